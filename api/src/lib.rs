@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The Weft agent's local API.
+//!
+//! The CNI plugin and the CLI talk to the node's agent over a unix stream socket, by default [`DEFAULT_SOCKET`]. One JSON
+//! object a line: a [`Request`] in, one [`Reply`] line out; after [`Request::Flows`] with `follow` the agent goes on
+//! writing one [`Reply`] line per event until the client hangs up. A connection carries any number of requests, one after
+//! the other.
+//!
+//! [`Client`] is the synchronous client that both use. Nothing in this crate knows how the agent works.
+
+#![forbid(unsafe_code)]
+
+mod attachment;
+mod client;
+mod mac;
+mod report;
+
+pub use attachment::{
+    Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, PodRef, PortKind, PortLink, Route,
+};
+pub use client::{Client, ClientError};
+pub use mac::{Mac, ParseMacError};
+pub use report::{
+    BackendReport, DropReport, EndpointReport, FlowEvent, FlowVerdict, MapReport, PolicyReport, ServicePortReport,
+    ServiceReport, SourceState, StatusReport,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this contract; agent and clients of different versions refuse each other with a clear error.
+pub const API_VERSION: u32 = 1;
+
+/// Where the agent listens unless its config says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/weft/agent.sock";
+
+/// One question to the agent.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// Is the agent able to serve ADD? Answered by [`Answer::Done`] or an [`ApiError`] with [`ErrorCode::NotReady`].
+    Ready,
+    /// The agent's state, for `weft status`.
+    Status,
+    /// CNI ADD, first half: reserve addresses and names. Idempotent for one [`AttachmentId`] until [`Request::Attach`].
+    Allocate(AttachmentSpec),
+    /// CNI ADD, second half: the link exists; attach programs, program maps and policy. Answered when traffic may flow.
+    Attach {
+        /// Which attachment.
+        id: AttachmentId,
+        /// The link that the plugin made.
+        link: PortLink,
+    },
+    /// CNI DEL, or undo of a half-done ADD: forget the attachment, free its addresses. Succeeds when it is unknown.
+    Release {
+        /// Which attachment.
+        id: AttachmentId,
+    },
+    /// CNI CHECK: the attachment is known, its programs are attached and its map entries are there.
+    Check {
+        /// Which attachment.
+        id: AttachmentId,
+        /// The addresses that the previous result told.
+        addresses: Vec<ipnet::IpNet>,
+    },
+    /// CNI GC: release every attachment of `network` that is not in `valid`.
+    Gc {
+        /// The CNI network's name.
+        network: String,
+        /// What the runtime still knows.
+        valid: Vec<AttachmentId>,
+    },
+    /// Ports of this node.
+    Endpoints,
+    /// Services as programmed.
+    Services,
+    /// Policies as compiled.
+    Policies,
+    /// Flow events.
+    Flows {
+        /// How many of the latest events to return first.
+        last: usize,
+        /// Go on with new events until the client hangs up.
+        follow: bool,
+    },
+    /// Drop counters by reason.
+    Drops,
+}
+
+/// One line of answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// The request was served.
+    Ok(Answer),
+    /// It was not.
+    Error(ApiError),
+}
+
+/// The payload of a served request.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "kind", content = "value", rename_all = "kebab-case")]
+pub enum Answer {
+    /// Nothing to tell.
+    Done,
+    /// To [`Request::Allocate`].
+    Allocation(Allocation),
+    /// To [`Request::Gc`]: what was released.
+    Released(Vec<AttachmentId>),
+    /// To [`Request::Status`].
+    Status(Box<StatusReport>),
+    /// To [`Request::Endpoints`].
+    Endpoints(Vec<EndpointReport>),
+    /// To [`Request::Services`].
+    Services(Vec<ServiceReport>),
+    /// To [`Request::Policies`].
+    Policies(Vec<PolicyReport>),
+    /// To [`Request::Flows`]: a batch of events, oldest first.
+    Flows(Vec<FlowEvent>),
+    /// To [`Request::Drops`].
+    Drops(Vec<DropReport>),
+}
+
+/// A refusal: what is wrong, with which object and field, and what to do.
+#[derive(Clone, Debug, Deserialize, Serialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// The class, from which the CNI plugin takes its error code.
+    pub code: ErrorCode,
+    /// One sentence for people; lower case, names the object, the field and the fix.
+    pub message: String,
+}
+
+/// Classes of refusals.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The request is malformed or contradicts itself (CNI code 7).
+    Invalid,
+    /// The attachment is not known (CNI code 3).
+    Unknown,
+    /// Something of that name or address is there already (CNI code 4 for names, 7 for addresses).
+    Exists,
+    /// No address is left in the pool (CNI code 11).
+    Exhausted,
+    /// Not now: the agent has not synced yet (CNI code 50).
+    NotReady,
+    /// A system call or the kernel refused (CNI code 5).
+    Io,
+    /// What CHECK found does not agree with what ADD made (CNI code 100).
+    Mismatch,
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the agent tells the operator.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{AttachmentId, Mac, PodRef, PortKind};
+
+/// `weft status`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct StatusReport {
+    /// Version of the agent.
+    pub version: String,
+    /// [`crate::API_VERSION`] of the agent.
+    pub api_version: u32,
+    /// The node's name.
+    pub node: String,
+    /// `vxlan` or `native`.
+    pub mode: String,
+    /// Where objects come from, and whether that source answers.
+    pub source: SourceState,
+    /// The node's pod CIDRs.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses given out and addresses in all, per pod CIDR in the same order.
+    pub addresses_used: Vec<(u64, u64)>,
+    /// The device that leads out.
+    pub uplink: String,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    /// Pinned maps with their sizes.
+    pub maps: Vec<MapReport>,
+    /// Errors that want the operator's eye: objects refused, and why.
+    pub problems: Vec<String>,
+    /// Flow events that the ring buffer could not take.
+    pub events_lost: u64,
+}
+
+/// State of the object source.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SourceState {
+    /// `kubernetes` or `dir:PATH`.
+    pub name: String,
+    /// All kinds were listed at least once.
+    pub synced: bool,
+    /// Why the source does not answer now, if so.
+    pub error: Option<String>,
+}
+
+/// One pinned map.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct MapReport {
+    /// Name.
+    pub name: String,
+    /// Entries it can hold.
+    pub max_entries: u64,
+    /// Bytes of kernel memory (`memlock` of its fdinfo).
+    pub bytes: u64,
+}
+
+/// `weft endpoints`: one port of this node.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct EndpointReport {
+    /// CNI's key.
+    pub id: AttachmentId,
+    /// Whose it is.
+    pub pod: Option<PodRef>,
+    /// How it is plugged in.
+    pub port: PortKind,
+    /// The host's end or the tap.
+    pub ifname: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// The workload's Ethernet address.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Policies that isolate it for ingress (`namespace/name`).
+    pub ingress_policies: Vec<String>,
+    /// Policies that isolate it for egress.
+    pub egress_policies: Vec<String>,
+    /// `ready`, or what is missing.
+    pub state: String,
+}
+
+/// `weft services`: one Service.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ServiceReport {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Cluster addresses.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePortReport>,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ServicePortReport {
+    /// Port name; empty for an unnamed port.
+    pub name: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// The Service's port.
+    pub port: u16,
+    /// Where it leads.
+    pub backends: Vec<BackendReport>,
+}
+
+/// One backend of a Service port.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct BackendReport {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// The node it is on, if told.
+    pub node: Option<String>,
+    /// `ready` or `terminating`.
+    pub state: String,
+}
+
+/// `weft policies`: one NetworkPolicy as it is enforced here.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct PolicyReport {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Directions it isolates: `ingress`, `egress`.
+    pub directions: Vec<String>,
+    /// Pods of this node that it selects (`namespace/name`).
+    pub selected: Vec<String>,
+    /// Rules that it compiled to.
+    pub rules: usize,
+    /// `enforced`, or why not.
+    pub state: String,
+}
+
+/// The outcome of a flow event.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowVerdict {
+    /// Let through.
+    Forwarded,
+    /// Dropped.
+    Dropped,
+}
+
+/// One event: a flow was decided, or a packet was dropped.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct FlowEvent {
+    /// Unix time in nanoseconds.
+    pub time_ns: u64,
+    /// The outcome.
+    pub verdict: FlowVerdict,
+    /// Why: a drop reason such as `policy-ingress`, or how it was delivered such as `local`, `tunnel`, `masquerade`.
+    pub reason: String,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
+    pub protocol: String,
+    /// Sender as the packet said.
+    pub source: IpAddr,
+    /// Its port; for ICMP echo the identifier.
+    pub source_port: u16,
+    /// Receiver as the packet said (a VIP where a Service was addressed).
+    pub destination: IpAddr,
+    /// Its port.
+    pub destination_port: u16,
+    /// Where load balancing sent it.
+    pub backend: Option<(IpAddr, u16)>,
+    /// Who sent it, if known here: `namespace/name`.
+    pub source_name: Option<String>,
+    /// Who received it, if known here.
+    pub destination_name: Option<String>,
+    /// The Service that was addressed: `namespace/name`.
+    pub service: Option<String>,
+    /// The interface it was seen on.
+    pub ifname: String,
+}
+
+/// `weft drops`: one counter.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct DropReport {
+    /// The reason's name.
+    pub reason: String,
+    /// What it means, and what to do.
+    pub help: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}

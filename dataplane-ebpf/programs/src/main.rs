@@ -1,0 +1,3 @@
+//! Skeleton.
+#![no_std]
+#![no_main]
