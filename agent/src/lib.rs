@@ -1,1 +1,25 @@
-//! Skeleton.
+// SPDX-License-Identifier: Apache-2.0
+//! Weft's node agent: watch, plan, apply.
+//!
+//! | Room | What it does |
+//! |---|---|
+//! | [`config`] | the agent's configuration file and flags |
+//! | [`watch`] | keeps a [`model::Snapshot`] of the cluster, from the API server or from a folder of manifests |
+//! | [`plan`] | pure: snapshot and node facts to [`model::Desired`] |
+//! | [`apply`] | observes the maps, diffs, and moves them closer |
+//! | [`device`] | the node's own devices, routes and sysctls |
+//! | [`attachment`] | CNI server, attachment store, IPAM |
+//! | [`guest`] | DHCPv4, DHCPv6 and RA for VMs |
+//! | [`serve`] | the local API, flow events, metrics and health |
+//! | [`run`] | wires them together |
+
+pub mod apply;
+pub mod attachment;
+pub mod config;
+pub mod device;
+pub mod guest;
+pub mod model;
+pub mod plan;
+pub mod run;
+pub mod serve;
+pub mod watch;

@@ -126,7 +126,9 @@ pub struct Allocation {
     pub addresses: Vec<AssignedAddress>,
     /// The workload's Ethernet address.
     pub mac: Mac,
-    /// The Ethernet address of every gateway, the same on all nodes.
+    /// The Ethernet address of every gateway, the same on all nodes. The host's end of a veth and a tap must have it as
+    /// their own address: frames that the workload sends to the gateway are then `PACKET_HOST` for the kernel, which
+    /// `bpf_redirect_peer` passes on unchanged.
     pub gateway_mac: Mac,
     /// The name that the plugin must give the host's end (veth) or the tap.
     pub host_ifname: String,

@@ -1,2 +1,116 @@
-//! Skeleton.
+// SPDX-License-Identifier: Apache-2.0
+//! What Weft's eBPF programs and user space share: map keys and values, verdicts, drop reasons, events.
+//!
+//! No logic lives here. Every type is `repr(C)` without implicit padding (zerocopy's `IntoBytes` refuses it), so a key's
+//! bytes are the same on both sides. Addresses and ports are in network byte order, everything else in the host's.
+//!
+//! Change a layout, and [`ABI_VERSION`] must change with it: it is part of the folder that the maps are pinned under, so
+//! programs and maps of different layouts never meet.
+
 #![no_std]
+#![deny(unsafe_code)]
+
+mod address;
+mod config;
+mod event;
+mod flow;
+mod policy;
+mod port;
+mod reason;
+mod service;
+
+pub use address::{Addr, CidrKey};
+pub use config::{Config, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED, OVERLAY_MAC};
+pub use event::{Event, EventKind, Hook};
+pub use flow::{Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey, FragmentPorts, GenerationRef, WIRE};
+pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
+pub use port::{Local, LocalKind, Port, PortKind, Remote, RemoteKind};
+pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
+pub use service::{Backend, Service, ServiceKey, SlotKey};
+
+/// Version of every layout in this crate.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the maps in the object file; pinned under the same names.
+pub mod map {
+    /// `Array<u32, Config>`, one entry.
+    pub const CONFIG: &str = "CONFIG";
+    /// `HashMap<u32 ifindex, Port>`.
+    pub const PORTS: &str = "PORTS";
+    /// `HashMap<Addr, Local>`: addresses of this node, its workloads' and its own.
+    pub const LOCALS: &str = "LOCALS";
+    /// `LpmTrie<CidrKey, Remote>`: pod CIDRs of all nodes, Service CIDRs.
+    pub const REMOTES: &str = "REMOTES";
+    /// `HashMap<ServiceKey, Service>`.
+    pub const SERVICES: &str = "SERVICES";
+    /// `HashMap<SlotKey, Backend>`, not preallocated.
+    pub const SLOTS: &str = "SLOTS";
+    /// `HashMap<Addr, u32 identity>`, not preallocated: addresses that policies know singly.
+    pub const IDENTITIES: &str = "IDENTITIES";
+    /// `LpmTrie<CidrKey, u32 identity>`: every other address that policies know.
+    pub const CIDRS: &str = "CIDRS";
+    /// `HashMap<RuleKey, Rules>`, not preallocated.
+    pub const RULES: &str = "RULES";
+    /// `Array<u32, u32>`: generations; see [`crate::GenerationRef`].
+    pub const GENERATIONS: &str = "GENERATIONS";
+    /// `LruHashMap<FlowKey4, Flow>`.
+    pub const FLOWS4: &str = "FLOWS4";
+    /// `LruHashMap<FlowKey6, Flow>`.
+    pub const FLOWS6: &str = "FLOWS6";
+    /// `LruHashMap<FragmentKey, FragmentPorts>`.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// `PerCpuArray<Tally>`, indexed by [`crate::DropReason`].
+    pub const DROPS: &str = "DROPS";
+    /// `PerCpuArray<u64>`, indexed by [`crate::Counter`].
+    pub const COUNTS: &str = "COUNTS";
+    /// `RingBuf` of [`crate::Event`].
+    pub const EVENTS: &str = "EVENTS";
+
+    /// Every map that is pinned.
+    pub const ALL: [&str; 16] = [
+        CONFIG, PORTS, LOCALS, REMOTES, SERVICES, SLOTS, IDENTITIES, CIDRS, RULES, GENERATIONS, FLOWS4, FLOWS6, FRAGMENTS,
+        DROPS, COUNTS, EVENTS,
+    ];
+}
+
+/// Names of the programs in the object file.
+pub mod program {
+    /// tcx ingress of a workload's veth or tap.
+    pub const FROM_WORKLOAD: &str = "from_workload";
+    /// tcx egress of a workload's veth or tap.
+    pub const TO_WORKLOAD: &str = "to_workload";
+    /// tcx egress of the host's own port `weft0`.
+    pub const FROM_HOST: &str = "from_host";
+    /// tcx ingress of the uplink.
+    pub const FROM_UPLINK: &str = "from_uplink";
+    /// tcx ingress of the VXLAN device.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+
+    /// All of them.
+    pub const ALL: [&str; 5] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_OVERLAY];
+}
+
+/// Generation slots: the first ones are fixed, the rest the agent gives to workloads and Services.
+pub mod generation {
+    /// Bumped after any other generation has moved: while it stands still, no flow looks at its own generations.
+    pub const EPOCH: u32 = 0;
+    /// Bumped when a route to a remote pod CIDR changes.
+    pub const ROUTES: u32 = 1;
+    /// First slot for workloads and Services.
+    pub const FIRST_FREE: u32 = 2;
+    /// How many slots there are.
+    pub const SLOTS: u32 = 65_536;
+}
+
+/// Implements `aya::Pod` for types whose every bit pattern user space may read.
+macro_rules! pod {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            #[cfg(feature = "user")]
+            #[expect(unsafe_code, reason = "aya's marker trait is unsafe")]
+            // SAFETY: repr(C), Copy, 'static, and without padding (zerocopy::IntoBytes is derived).
+            unsafe impl aya::Pod for $type {}
+        )+
+    };
+}
+pub(crate) use pod;

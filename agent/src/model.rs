@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the rooms of the agent hand to each other.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod, Service},
+    discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
+};
+use serde::{Deserialize, Serialize};
+use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
+use weft_api::{Allocation, AttachmentSpec, PolicyReport, PortLink, ServiceReport};
+
+/// `namespace/name`; cluster-scoped objects have an empty namespace.
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct ObjectKey {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// The cluster as the source knows it: always the last good form of every object.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Pods with what the plan needs: labels, phase, addresses, node, hostNetwork.
+    pub pods: BTreeMap<ObjectKey, Arc<Pod>>,
+    /// Namespaces, for their labels.
+    pub namespaces: BTreeMap<ObjectKey, Arc<Namespace>>,
+    /// Nodes, for pod CIDRs and addresses.
+    pub nodes: BTreeMap<ObjectKey, Arc<Node>>,
+    /// Services.
+    pub services: BTreeMap<ObjectKey, Arc<Service>>,
+    /// EndpointSlices.
+    pub slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
+    /// NetworkPolicies.
+    pub policies: BTreeMap<ObjectKey, Arc<NetworkPolicy>>,
+    /// Every kind was listed once: until then nothing is planned.
+    pub synced: bool,
+    /// Objects that were refused, each a sentence that names file or object, line or field, and the fix.
+    pub problems: Vec<String>,
+    /// Why the source does not answer now.
+    pub error: Option<String>,
+}
+
+/// How pods of different nodes reach each other.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Encapsulated (RFC 7348).
+    #[default]
+    Vxlan,
+    /// Routed; nodes share a layer 2 segment or the network knows the pod CIDRs.
+    Native,
+}
+
+/// What the node is, observed from the kernel and the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeFacts {
+    /// The node's name in the API.
+    pub name: String,
+    /// Encapsulated or routed.
+    pub mode: Mode,
+    /// The programs' view: devices, masquerade addresses and range, VNI.
+    pub config: Config,
+    /// This node's pod CIDRs, one per family.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Every address of the host itself, gateway addresses included.
+    pub host_addresses: Vec<IpAddr>,
+    /// Service CIDRs.
+    pub service_cidrs: Vec<IpNet>,
+    /// The next hop towards another node's address, where it is not that address itself (native mode).
+    pub next_hops: BTreeMap<IpAddr, IpAddr>,
+}
+
+/// One workload plugged into this node; the store's record, on disk as JSON.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Attachment {
+    /// What was asked.
+    pub spec: AttachmentSpec,
+    /// What was given.
+    pub allocation: Allocation,
+    /// The link, once attached.
+    pub link: Option<PortLink>,
+}
+
+/// The numbers that a plan gave out, kept from one plan to the next (and over a restart, as JSON under the run folder) so that
+/// an object keeps its number while it lives. Freed numbers are not given out again before all others of their kind were.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Numbers {
+    /// Generation slots of Service ports: key is `namespace/name:port-name/PROTOCOL`.
+    pub services: BTreeMap<String, u32>,
+    /// Generation slots of workloads: key is the attachment's id as text.
+    pub workloads: BTreeMap<String, u32>,
+    /// Numbers of policy sets: key is direction and the sorted policies, as text.
+    pub policies: BTreeMap<String, u32>,
+    /// Identities: key is the canonical text of the set of peers that an address matches.
+    pub identities: BTreeMap<String, u32>,
+    /// Next number to try, by kind.
+    pub next: BTreeMap<String, u32>,
+}
+
+/// The dataplane as it should be: exactly what the maps should hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// `CONFIG`.
+    pub config: Config,
+    /// `PORTS`, by ifindex.
+    pub ports: BTreeMap<u32, Port>,
+    /// `LOCALS`.
+    pub locals: BTreeMap<Addr, Local>,
+    /// `REMOTES`.
+    pub remotes: BTreeMap<CidrKey, Remote>,
+    /// `SERVICES` and `SLOTS`; the apply step gives the generations. Two frontends of one Service port (IPv4 and IPv6 VIP)
+    /// have different numbers.
+    pub services: BTreeMap<ServiceKey, DesiredService>,
+    /// `IDENTITIES`.
+    pub identities: BTreeMap<Addr, u32>,
+    /// `CIDRS`.
+    pub cidrs: BTreeMap<CidrKey, u32>,
+    /// `RULES`.
+    pub rules: BTreeMap<RuleKey, Rules>,
+    /// By generation slot of a workload: a digest of everything that judges its flows (its policy sets, what they allow to
+    /// whom by address, its place). When it changes, apply bumps the slot's generation; when it does not, no flow of the
+    /// workload decides again.
+    pub workload_digests: BTreeMap<u32, u64>,
+    /// Digest of `remotes`; when it changes the routes' generation moves.
+    pub routes_digest: u64,
+    /// Pod CIDRs of other nodes and the Service CIDRs: what the host must route into `weft0` or, in native mode, to the next hop.
+    pub host_routes: Vec<HostRoute>,
+    /// For `weft services`.
+    pub service_reports: Vec<ServiceReport>,
+    /// For `weft policies`.
+    pub policy_reports: Vec<PolicyReport>,
+    /// Policies that isolate each attachment (id as text): (ingress, egress), for `weft endpoints`.
+    pub isolation: BTreeMap<String, (Vec<String>, Vec<String>)>,
+    /// Names of addresses known here: `namespace/name` of pods, for flow events.
+    pub names: BTreeMap<Addr, String>,
+    /// Names of frontends: `namespace/name`, for flow events.
+    pub service_names: BTreeMap<ServiceKey, String>,
+    /// Objects that could not be planned, and why.
+    pub problems: Vec<String>,
+}
+
+/// One frontend.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DesiredService {
+    /// Number; also the generation slot.
+    pub id: u32,
+    /// Backends in a stable order.
+    pub backends: Vec<Backend>,
+}
+
+/// A route of the host's main table that Weft owns (route protocol 119).
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct HostRoute {
+    /// Destination.
+    pub dst: IpNet,
+    /// Next hop through the uplink; none: on-link through `weft0`.
+    pub via: Option<IpAddr>,
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The flow table: one entry per direction of a connection holds the whole decision.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::Addr;
+
+/// The `ifindex` of flow keys for packets that come from other nodes or from outside, whichever device they come in by.
+pub const WIRE: u32 = 0;
+
+/// Key of an IPv4 flow, as the packet was before any rewrite.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct FlowKey4 {
+    /// The port that sent it (its address is thereby checked), `weft0` for the host, or [`WIRE`].
+    pub ifindex: u32,
+    /// Source, network byte order.
+    pub src: u32,
+    /// Destination, network byte order.
+    pub dst: u32,
+    /// Source port, network byte order; the identifier of an ICMP echo request.
+    pub sport: u16,
+    /// Destination port, network byte order; the identifier of an ICMP echo reply.
+    pub dport: u16,
+    /// IP protocol number.
+    pub protocol: u32,
+}
+
+/// Key of an IPv6 flow; fields as in [`FlowKey4`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct FlowKey6 {
+    /// See [`FlowKey4::ifindex`].
+    pub ifindex: u32,
+    /// Source.
+    pub src: Addr,
+    /// Destination.
+    pub dst: Addr,
+    /// See [`FlowKey4::sport`].
+    pub sport: u16,
+    /// See [`FlowKey4::dport`].
+    pub dport: u16,
+    /// IP protocol number.
+    pub protocol: u32,
+}
+
+/// A number that some object had when a decision was made; the decision stands while `GENERATIONS[slot]` equals it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct GenerationRef {
+    /// Index in `GENERATIONS`; 0: nothing to compare.
+    pub slot: u32,
+    /// The value then.
+    pub generation: u32,
+}
+
+/// How a decided packet goes on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Deliver {
+    /// Into the namespace behind a local veth (`bpf_redirect_peer`).
+    Peer = 0,
+    /// Out of a local port's host end (`bpf_redirect`): taps, and veths where the hook is an egress hook.
+    Port = 1,
+    /// Up the host's stack, in through `weft0`.
+    Host = 2,
+    /// Through the VXLAN device to the node `remote`.
+    Tunnel = 3,
+    /// Through the uplink to the neighbour `remote`.
+    Neighbour = 4,
+    /// Through the uplink as the host's routes say.
+    Route = 5,
+}
+
+/// Bits of [`Flow::flags`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FlowFlags;
+
+impl FlowFlags {
+    /// Rewrite source address and port to `src`, `sport`.
+    pub const REWRITE_SRC: u16 = 1;
+    /// Rewrite destination address and port to `dst`, `dport`.
+    pub const REWRITE_DST: u16 = 2;
+    /// The entry answers another one: policy was judged on that direction.
+    pub const REPLY: u16 = 4;
+    /// The sender's Ethernet address must be `sender_mac`.
+    pub const CHECK_MAC: u16 = 8;
+    /// The sender is the node's own host: policy does not apply (probes).
+    pub const FROM_HOST: u16 = 16;
+    /// The packet came through the VXLAN device, from the node `remote` of the reply entry.
+    pub const OVER_TUNNEL: u16 = 32;
+}
+
+/// Where a connection stands, from the packets of one direction; decides the idle time after which an entry is void.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum FlowState {
+    /// Not TCP, or TCP not seen to be established.
+    New = 0,
+    /// TCP with data or acknowledgements under way.
+    Established = 1,
+    /// TCP after FIN or RST.
+    Closing = 2,
+}
+
+/// One direction of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct Flow {
+    /// Value of the epoch when the generations below were last found unmoved.
+    pub epoch: u32,
+    /// [`FlowFlags`].
+    pub flags: u16,
+    /// [`Deliver`].
+    pub deliver: u8,
+    /// [`FlowState`].
+    pub state: u8,
+    /// Where to: a port, the uplink or the VXLAN device.
+    pub ifindex: u32,
+    /// Seconds of the coarse monotonic clock.
+    pub last_seen: u32,
+    /// Ethernet destination to write.
+    pub dst_mac: [u8; 6],
+    /// Ethernet source that the sender must have.
+    pub sender_mac: [u8; 6],
+    /// New source port, network byte order.
+    pub sport: u16,
+    /// New destination port, network byte order.
+    pub dport: u16,
+    /// Packets so far.
+    pub packets: u64,
+    /// Bytes so far, Ethernet header included.
+    pub bytes: u64,
+    /// New source address.
+    pub src: Addr,
+    /// New destination address.
+    pub dst: Addr,
+    /// Node, or next hop, of [`Deliver::Tunnel`] and [`Deliver::Neighbour`].
+    pub remote: Addr,
+    /// The sending workload's generation, if it is here.
+    pub egress: GenerationRef,
+    /// The receiving workload's generation if it is here, else the routes'.
+    pub ingress: GenerationRef,
+    /// The Service's generation, if one was addressed.
+    pub service: GenerationRef,
+    /// Policy set that allowed it on egress; 0: not isolated.
+    pub egress_policy: u32,
+    /// Policy set that allowed it on ingress; 0: not isolated.
+    pub ingress_policy: u32,
+}
+
+/// Key of a datagram in pieces (RFC 791, RFC 8200 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct FragmentKey {
+    /// Source.
+    pub src: Addr,
+    /// Destination.
+    pub dst: Addr,
+    /// Identification, as in the packet.
+    pub id: u32,
+    /// Port it came from; see [`FlowKey4::ifindex`].
+    pub ifindex: u32,
+    /// IP protocol number.
+    pub protocol: u32,
+}
+
+/// The ports that the first fragment told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct FragmentPorts {
+    /// Source port, network byte order.
+    pub sport: u16,
+    /// Destination port, network byte order.
+    pub dport: u16,
+}
+
+crate::pod!(FlowKey4, FlowKey6, Flow, FragmentKey, FragmentPorts);
+
+const _: () = assert!(size_of::<FlowKey4>() == 20);
+const _: () = assert!(size_of::<FlowKey6>() == 44);
+const _: () = assert!(size_of::<Flow>() == 128);
+const _: () = assert!(size_of::<FragmentKey>() == 44);

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Ports and where addresses are.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::Addr;
+
+/// What is on the other side of a port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum PortKind {
+    /// A veth pair into a container's namespace: `bpf_redirect_peer` may enter it.
+    Veth = 0,
+    /// A tap that a VMM or `weft-vhost` reads.
+    Tap = 1,
+}
+
+/// A workload's port, keyed by the index of the host's end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct Port {
+    /// IPv4 address (mapped), or unspecified.
+    pub v4: Addr,
+    /// IPv6 address, or unspecified.
+    pub v6: Addr,
+    /// Generation slot of the workload's policy and place.
+    pub workload: u32,
+    /// Policy set that isolates it for ingress; 0: not isolated.
+    pub ingress_policy: u32,
+    /// Policy set that isolates it for egress; 0: not isolated.
+    pub egress_policy: u32,
+    /// The workload's Ethernet address.
+    pub mac: [u8; 6],
+    /// [`PortKind`].
+    pub kind: u8,
+    /// Reserved, zero.
+    pub pad: u8,
+}
+
+/// Whose a local address is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum LocalKind {
+    /// A workload's.
+    Workload = 0,
+    /// The host's own.
+    Host = 1,
+}
+
+/// Where an address of this node is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct Local {
+    /// Index of the port; of `weft0` for the host's own addresses.
+    pub ifindex: u32,
+    /// [`LocalKind`].
+    pub kind: u32,
+}
+
+/// What a prefix is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum RemoteKind {
+    /// This node's pod CIDR: an address in it that is not in `LOCALS` does not exist.
+    OwnPods = 0,
+    /// A remote node's pod CIDR, through the VXLAN device to `via`.
+    Tunnel = 1,
+    /// A remote node's pod CIDR, natively through the uplink to the next hop `via`.
+    Native = 2,
+    /// A Service CIDR: an address and port in it that is not in `SERVICES` leads nowhere.
+    Services = 3,
+}
+
+/// Where a prefix leads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct Remote {
+    /// Underlay address of the node (tunnel) or next hop (native); its family is the underlay's.
+    pub via: Addr,
+    /// [`RemoteKind`].
+    pub kind: u32,
+}
+
+crate::pod!(Port, Local, Remote);
+
+const _: () = assert!(size_of::<Port>() == 52);
+const _: () = assert!(size_of::<Remote>() == 20);

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why packets are dropped, and other counters.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+macro_rules! numbered {
+    ($(#[$meta:meta])* $name:ident, $(#[$table_meta:meta])* $table:ident: $($variant:ident = $text:literal, $help:literal;)+) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        #[repr(u8)]
+        pub enum $name {
+            $(#[doc = $help] $variant,)+
+        }
+
+        $(#[$table_meta])*
+        pub const $table: &[(&str, &str)] = &[$(($text, $help)),+];
+
+        impl $name {
+            /// Every value, in the order of its number.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The name shown to people.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// Why a packet was dropped; the index of its counter.
+    DropReason,
+    /// Name and meaning of each [`DropReason`], by number.
+    DROP_REASONS:
+    Truncated = "truncated", "a header reaches past the end of the packet";
+    BadHeader = "bad-header", "a length or version field contradicts itself";
+    ExtensionHeaders = "extension-headers", "more IPv6 extension headers than Weft follows, or an unknown one";
+    UnknownEtherType = "unknown-ethertype", "neither IPv4, IPv6 nor ARP";
+    UnknownPort = "unknown-port", "the interface has no port entry: the workload is not attached (yet)";
+    SourceMac = "source-mac", "the sender's Ethernet address is not the workload's";
+    SourceAddress = "source-address", "the sender's IP address is not the workload's";
+    ArpSpoofed = "arp-spoofed", "an ARP or neighbour message claims an address that is not the workload's";
+    Multicast = "multicast", "multicast, broadcast and link-local traffic is not forwarded";
+    PolicyEgress = "policy-egress", "no NetworkPolicy that selects the sender allows it";
+    PolicyIngress = "policy-ingress", "no NetworkPolicy that selects the receiver allows it";
+    NoBackend = "no-backend", "the Service has no ready backend";
+    NoService = "no-service", "no Service has this address and port";
+    NoEndpoint = "no-endpoint", "no workload of this node has this address";
+    NoRoute = "no-route", "nothing leads to this address in this address family";
+    FragmentUnknown = "fragment-unknown", "a later fragment came before its first one, or too late";
+    MasqueradeFull = "masquerade-full", "no free port towards this destination in the masquerade range";
+    FlowTable = "flow-table", "the flow table refused an entry";
+    IcmpUnrelated = "icmp-unrelated", "an ICMP error about a packet that no flow knows";
+    Unrewritable = "unrewritable", "the packet's protocol cannot be translated (SCTP with another port)";
+    TunnelPeer = "tunnel-peer", "encapsulated by a node that does not own the source address";
+    Unmarked = "unmarked", "reached a workload's interface past the dataplane";
+    Kernel = "kernel", "a kernel helper refused the packet";
+}
+
+numbered! {
+    /// Events that are counted, per CPU; the index of the counter.
+    Counter,
+    /// Name and meaning of each [`Counter`], by number.
+    COUNTERS:
+    EventsLost = "events-lost", "events that the ring buffer had no room for";
+    FlowHits = "flow-hits", "packets decided by their flow entry alone";
+    FlowMisses = "flow-misses", "packets without a flow entry";
+    FlowsRedecided = "flows-redecided", "packets whose flow entry was void or of an older generation";
+    ArpAnswered = "arp-answered", "ARP and neighbour solicitations answered";
+}
+
+/// A counter of packets and bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct Tally {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, Ethernet header included.
+    pub bytes: u64,
+}
+
+crate::pod!(Tally);
