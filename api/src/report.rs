@@ -38,7 +38,7 @@ pub struct StatusReport {
 }
 
 /// State of the object source.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct SourceState {
     /// `kubernetes` or `dir:PATH`.
     pub name: String,
@@ -49,7 +49,7 @@ pub struct SourceState {
 }
 
 /// One pinned map.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct MapReport {
     /// Name.
     pub name: String,
@@ -60,7 +60,7 @@ pub struct MapReport {
 }
 
 /// `weft endpoints`: one port of this node.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct EndpointReport {
     /// CNI's key.
     pub id: AttachmentId,
@@ -85,7 +85,7 @@ pub struct EndpointReport {
 }
 
 /// `weft services`: one Service.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ServiceReport {
     /// Namespace.
     pub namespace: String,
@@ -98,7 +98,7 @@ pub struct ServiceReport {
 }
 
 /// One port of a Service.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ServicePortReport {
     /// Port name; empty for an unnamed port.
     pub name: String,
@@ -111,7 +111,7 @@ pub struct ServicePortReport {
 }
 
 /// One backend of a Service port.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct BackendReport {
     /// Address.
     pub address: IpAddr,
@@ -124,7 +124,7 @@ pub struct BackendReport {
 }
 
 /// `weft policies`: one NetworkPolicy as it is enforced here.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct PolicyReport {
     /// Namespace.
     pub namespace: String,
@@ -151,7 +151,7 @@ pub enum FlowVerdict {
 }
 
 /// One event: a flow was decided, or a packet was dropped.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct FlowEvent {
     /// Unix time in nanoseconds.
     pub time_ns: u64,
@@ -182,7 +182,7 @@ pub struct FlowEvent {
 }
 
 /// `weft drops`: one counter.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct DropReport {
     /// The reason's name.
     pub reason: String,
