@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# The commands of a developer; everything else is `cargo xtask`.
+
+CARGO := scripts/cargo.sh
+XTASK := $(CARGO) run --quiet --package xtask --
+
+.PHONY: help setup build demo test check bench
+
+help: ## shows this
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## installs what is needed (idempotent, as root)
+	@scripts/setup.sh
+
+build: setup ## builds every program
+	@$(CARGO) build
+
+demo: setup ## two nodes, containers and a VM, a Service, a NetworkPolicy: shown to work
+	@$(XTASK) demo
+
+test: setup ## the whole suite, a real two-node Kubernetes included
+	@$(XTASK) test
+
+check: setup ## formatting, lints, layouts, docs
+	@$(XTASK) check
+
+bench: setup ## the measurements
+	@$(XTASK) bench
