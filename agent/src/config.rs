@@ -1,1 +1,440 @@
-//! Skeleton.
+// SPDX-License-Identifier: Apache-2.0
+//! The agent's configuration: a YAML file, and flags or environment variables above it.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use weft_api::DnsSettings;
+
+use crate::model::Mode;
+
+/// Where the configuration file is unless `--config` says otherwise. Only this one may be absent.
+pub const DEFAULT_PATH: &str = "/etc/weft/agent.yaml";
+
+/// Flags that go above the file.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Overrides {
+    /// Configuration file [default: /etc/weft/agent.yaml, which may be absent]
+    #[arg(long, global = true, env = "WEFT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of this node in the API [default: the host name]
+    #[arg(long, global = true, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Where objects come from: `kubernetes`, or `dir:PATH` for a folder of manifests
+    #[arg(long, global = true, env = "WEFT_SOURCE", value_name = "SOURCE")]
+    pub source: Option<Source>,
+    /// Address of the API server, such as https://10.0.0.1:6443 (no Service address: the agent is what makes those work)
+    #[arg(long, global = true, env = "WEFT_API_SERVER", value_name = "URL")]
+    pub api_server: Option<String>,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Source {
+    /// A Kubernetes API server.
+    #[default]
+    Kubernetes,
+    /// A folder of manifests.
+    Dir(PathBuf),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "kubernetes" => Ok(Self::Kubernetes),
+            Some(("dir", path)) if path.starts_with('/') => Ok(Self::Dir(path.into())),
+            _ => Err(format!("'{text}' is not a source; write 'kubernetes' or 'dir:/absolute/path'")),
+        }
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        // serde_yaml tells no path for these.
+        text.parse().map_err(|e| format!("source: {e}"))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kubernetes => f.write_str("kubernetes"),
+            Self::Dir(path) => write!(f, "dir:{}", path.display()),
+        }
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> Self {
+        source.to_string()
+    }
+}
+
+/// The configuration, complete and checked.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    /// Name of this node in the API; empty only before [`Config::load`] has filled in the host name.
+    pub node_name: String,
+    /// Where objects come from.
+    pub source: Source,
+    /// URL of the API server; none: from the kubeconfig or, in a pod, from the environment.
+    pub api_server: Option<String>,
+    /// Credentials for the API server; none: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Encapsulated or routed.
+    pub mode: Mode,
+    /// Pod CIDRs of this node, one per family at most; empty: those of its Node object.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// Service CIDRs of the cluster.
+    #[serde(rename = "serviceCIDRs")]
+    pub service_cidrs: Vec<IpNet>,
+    /// The device that leads out; none: that of the node's address, else that of the default route.
+    pub uplink: Option<String>,
+    /// Addresses of this node on the uplink, one per family at most; empty: read from the uplink.
+    pub node_addresses: Vec<IpAddr>,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// MTU of workloads; none: the uplink's, less 50 (70 with an IPv6 underlay) for encapsulation in mode vxlan.
+    pub mtu: Option<u32>,
+    /// Whether workloads reach the outside under the node's address.
+    pub masquerade: Masquerade,
+    /// Ports that masqueraded connections use; outside `net.ipv4.ip_local_port_range`.
+    pub masquerade_ports: PortRange,
+    /// The local API's socket.
+    pub socket: PathBuf,
+    /// Files that live until reboot.
+    pub run_dir: PathBuf,
+    /// Files that outlive a reboot: attachments.
+    pub state_dir: PathBuf,
+    /// Where maps and links are pinned, on a bpf file system.
+    pub pin_dir: PathBuf,
+    /// The CNI plugin's installation.
+    pub cni: Cni,
+    /// Where health and metrics are served over HTTP.
+    pub health_address: SocketAddr,
+    /// Name service settings for guests and CNI results.
+    pub dns: Dns,
+    /// Entries of maps by name, where the programs' own sizes do not fit.
+    pub map_sizes: BTreeMap<String, u32>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            source: Source::default(),
+            api_server: None,
+            kubeconfig: None,
+            mode: Mode::default(),
+            pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            uplink: None,
+            node_addresses: Vec::new(),
+            vni: 7765,
+            vxlan_port: 8472,
+            mtu: None,
+            masquerade: Masquerade::default(),
+            masquerade_ports: PortRange { first: 61_000, last: 65_535 },
+            socket: weft_api::DEFAULT_SOCKET.into(),
+            run_dir: "/run/weft".into(),
+            state_dir: "/var/lib/weft".into(),
+            pin_dir: "/sys/fs/bpf/weft".into(),
+            cni: Cni::default(),
+            health_address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 9911)),
+            dns: Dns::default(),
+            map_sizes: BTreeMap::new(),
+        }
+    }
+}
+
+/// Whether workloads reach the outside under the node's address, by family.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Masquerade {
+    /// IPv4.
+    pub ipv4: bool,
+    /// IPv6.
+    pub ipv6: bool,
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        Self { ipv4: true, ipv6: true }
+    }
+}
+
+/// An inclusive range of ports, written `61000-65535`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// How many ports there are.
+    #[must_use]
+    pub fn count(self) -> u16 {
+        (self.last - self.first).saturating_add(1)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = text
+            .split_once('-')
+            .and_then(|(first, last)| Some(Self { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? }))
+            .filter(|range| range.first >= 1024 && range.first <= range.last);
+        range.ok_or_else(|| format!("'{text}' is not a range of ports from 1024 up, such as 61000-65535"))
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map_err(|e| format!("masqueradePorts: {e}"))
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> Self {
+        format!("{}-{}", range.first, range.last)
+    }
+}
+
+/// The CNI plugin's installation.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cni {
+    /// Where the runtime looks for plugins.
+    pub bin_dir: PathBuf,
+    /// Where the runtime looks for network configurations.
+    pub conf_dir: PathBuf,
+    /// Whether the agent writes `05-weft.conflist` once it is able to serve.
+    pub install: bool,
+    /// The network's name in that file.
+    pub name: String,
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self { bin_dir: "/opt/cni/bin".into(), conf_dir: "/etc/cni/net.d".into(), install: true, name: "weft".into() }
+    }
+}
+
+/// Name service settings.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    /// Servers.
+    pub nameservers: Vec<IpAddr>,
+    /// Search list.
+    pub search: Vec<String>,
+}
+
+impl From<Dns> for DnsSettings {
+    fn from(Dns { nameservers, search }: Dns) -> Self {
+        Self { nameservers, search }
+    }
+}
+
+/// Why there is no configuration to run with.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there or not readable.
+    #[error("cannot read the configuration {}: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What `read` said.
+        source: io::Error,
+    },
+    /// Not YAML, an unknown field, or a value of the wrong type.
+    #[error("{}: {source}", file.display())]
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// What and where.
+        source: serde_yaml::Error,
+    },
+    /// A value that cannot be right.
+    #[error("{origin}: {field}: {problem}")]
+    Invalid {
+        /// The file, or `flags` where there is none.
+        origin: String,
+        /// The field's name in the file.
+        field: &'static str,
+        /// What is wrong, and the fix.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads the file that `flags` name, puts `flags` above it, fills in the host name, and checks everything.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; each names the file and the field.
+    pub fn load(flags: &Overrides) -> Result<Self, ConfigError> {
+        let file = flags.config.clone().unwrap_or_else(|| DEFAULT_PATH.into());
+        let (text, origin) = match fs::read_to_string(&file) {
+            Ok(text) => (text, file.display().to_string()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && flags.config.is_none() => {
+                (String::new(), "flags".to_owned())
+            }
+            Err(source) => return Err(ConfigError::Read { file, source }),
+        };
+        let mut config = Self::parse(&text).map_err(|source| ConfigError::Parse { file, source })?;
+        config.override_with(flags);
+        config.check().map_err(|(field, problem)| ConfigError::Invalid { origin, field, problem })?;
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self, serde_yaml::Error> {
+        // An empty file, or one of comments alone, is `null` to YAML.
+        Ok(serde_yaml::from_str::<Option<Self>>(text)?.unwrap_or_default())
+    }
+
+    fn override_with(&mut self, flags: &Overrides) {
+        if let Some(name) = &flags.node_name {
+            self.node_name.clone_from(name);
+        } else if self.node_name.is_empty() {
+            self.node_name = nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        }
+        if let Some(source) = &flags.source {
+            self.source.clone_from(source);
+        }
+        if flags.api_server.is_some() {
+            self.api_server.clone_from(&flags.api_server);
+        }
+    }
+
+    /// The first field that cannot be right, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        check_node_name(&self.node_name).map_err(|e| ("nodeName", e))?;
+        check_cidrs(&self.pod_cidrs, true).map_err(|e| ("podCIDRs", e))?;
+        check_cidrs(&self.service_cidrs, false).map_err(|e| ("serviceCIDRs", e))?;
+        check_overlap(&self.pod_cidrs, &self.service_cidrs).map_err(|e| ("serviceCIDRs", e))?;
+        one_per_family(self.node_addresses.iter().map(IpAddr::is_ipv4)).map_err(|e| ("nodeAddresses", e))?;
+        in_range(self.vni, 1..=0x00ff_ffff).map_err(|e| ("vni", e))?;
+        in_range(u32::from(self.vxlan_port), 1..=65_535).map_err(|e| ("vxlanPort", e))?;
+        // RFC 8200 section 5: IPv6 needs 1280.
+        self.mtu.map_or(Ok(()), |mtu| in_range(mtu, 1280..=65_535)).map_err(|e| ("mtu", e))?;
+        check_socket(&self.socket).map_err(|e| ("socket", e))?;
+        for (field, path) in [("runDir", &self.run_dir), ("stateDir", &self.state_dir), ("pinDir", &self.pin_dir)] {
+            check_absolute(path).map_err(|e| (field, e))?;
+        }
+        check_absolute(&self.cni.bin_dir).map_err(|e| ("cni.binDir", e))?;
+        check_absolute(&self.cni.conf_dir).map_err(|e| ("cni.confDir", e))?;
+        check_network_name(&self.cni.name).map_err(|e| ("cni.name", e))?;
+        check_map_sizes(&self.map_sizes).map_err(|e| ("mapSizes", e))
+    }
+}
+
+fn check_node_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    if name.is_empty() || name.len() > 253 || !name.chars().all(allowed) {
+        return Err(format!(
+            "'{name}' is not the name of a Node; set it to `metadata.name` of this node's Node object"
+        ));
+    }
+    Ok(())
+}
+
+fn check_cidrs(cidrs: &[IpNet], single: bool) -> Result<(), String> {
+    if let Some(cidr) = cidrs.iter().find(|cidr| cidr.trunc() != **cidr) {
+        return Err(format!("{cidr} has bits set behind its prefix; write {}", cidr.trunc()));
+    }
+    if !single {
+        return Ok(());
+    }
+    // The first address is the gateway's, so that two bits are the least.
+    if let Some(cidr) = cidrs.iter().find(|cidr| cidr.max_prefix_len() - cidr.prefix_len() < 2 || cidr.prefix_len() < 8)
+    {
+        return Err(format!("{cidr} has no fitting size; use a prefix from /8 to /{}", cidr.max_prefix_len() - 2));
+    }
+    one_per_family(cidrs.iter().map(|cidr| cidr.addr().is_ipv4()))
+}
+
+fn check_overlap(pods: &[IpNet], services: &[IpNet]) -> Result<(), String> {
+    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    for pod in pods {
+        if let Some(service) = services.iter().find(|service| overlap(pod, service)) {
+            return Err(format!("{service} overlaps the pod CIDR {pod}; use ranges apart from each other"));
+        }
+    }
+    Ok(())
+}
+
+fn one_per_family(ipv4: impl Iterator<Item = bool>) -> Result<(), String> {
+    let (v4, v6): (Vec<bool>, Vec<bool>) = ipv4.partition(|v4| *v4);
+    if v4.len() > 1 || v6.len() > 1 {
+        return Err("more than one of the same family; give one IPv4 and one IPv6 at most".to_owned());
+    }
+    Ok(())
+}
+
+fn in_range(value: u32, range: RangeInclusive<u32>) -> Result<(), String> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{value} is out of range; use {} to {}", range.start(), range.end()))
+}
+
+fn check_absolute(path: &Path) -> Result<(), String> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(format!("'{}' is not an absolute path; start it with '/'", path.display()))
+}
+
+fn check_socket(path: &Path) -> Result<(), String> {
+    check_absolute(path)?;
+    // sun_path of unix(7) takes 108 bytes with the closing zero.
+    if path.as_os_str().len() > 107 {
+        return Err(format!("'{}' is longer than 107 bytes; choose a shorter path", path.display()));
+    }
+    Ok(())
+}
+
+fn check_network_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(allowed) {
+        return Err(format!("'{name}' is not a CNI network name; use letters, digits, '-', '_' and '.'"));
+    }
+    Ok(())
+}
+
+fn check_map_sizes(sizes: &BTreeMap<String, u32>) -> Result<(), String> {
+    if let Some(name) = sizes.keys().find(|name| !weft_abi::map::ALL.contains(&name.as_str())) {
+        return Err(format!("there is no map '{name}'; use one of {}", weft_abi::map::ALL.join(", ")));
+    }
+    match sizes.iter().find(|(_, size)| **size == 0) {
+        Some((name, _)) => Err(format!("{name}: 0 entries; use 1 or more, or leave it out")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+use std::fs;
+
+use rstest::rstest;
+
+use super::{Config, ConfigError, Overrides, Source};
+use crate::model::Mode;
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.yaml");
+    fs::write(&file, text).unwrap();
+    Config::load(&Overrides { config: Some(file), ..Overrides::default() })
+}
+
+#[test]
+fn an_empty_file_gives_the_defaults() {
+    let config = load("# nothing\nnodeName: n1\n").unwrap();
+    assert_eq!(config.mode, Mode::Vxlan);
+    assert_eq!(config.masquerade_ports.count(), 4536);
+    assert_eq!(config.socket.to_str(), Some("/run/weft/agent.sock"));
+}
+
+#[test]
+fn every_field_is_read() {
+    let text = "
+nodeName: n1
+source: dir:/etc/weft/manifests
+apiServer: https://10.0.0.1:6443
+kubeconfig: /etc/kubernetes/weft.conf
+mode: native
+podCIDRs: [10.1.0.0/24, 'fd00:1::/64']
+serviceCIDRs: [10.96.0.0/16, 'fd00:96::/112']
+uplink: eth1
+nodeAddresses: [192.0.2.1, '2001:db8::1']
+vni: 12
+vxlanPort: 4789
+mtu: 1400
+masquerade: {ipv4: true, ipv6: false}
+masqueradePorts: 50000-50999
+socket: /run/a.sock
+runDir: /run/a
+stateDir: /var/lib/a
+pinDir: /sys/fs/bpf/a
+cni: {binDir: /b, confDir: /c, install: false, name: lab}
+healthAddress: '127.0.0.1:1'
+dns: {nameservers: [10.96.0.10], search: [cluster.local]}
+mapSizes: {FLOWS4: 1024}
+";
+    let config = load(text).unwrap();
+    let again: Config = serde_yaml::from_str(&serde_yaml::to_string(&config).unwrap()).unwrap();
+    assert_eq!(serde_yaml::to_string(&config).unwrap(), serde_yaml::to_string(&again).unwrap());
+    assert_eq!(config.source, Source::Dir("/etc/weft/manifests".into()));
+    assert_eq!(config.masquerade_ports.count(), 1000);
+    assert_eq!(config.map_sizes["FLOWS4"], 1024);
+}
+
+#[test]
+fn flags_go_above_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.yaml");
+    fs::write(&file, "nodeName: n1\nsource: kubernetes\n").unwrap();
+    let flags = Overrides {
+        config: Some(file),
+        node_name: Some("n2".to_owned()),
+        source: Some(Source::Dir("/m".into())),
+        api_server: None,
+    };
+    let config = Config::load(&flags).unwrap();
+    assert_eq!((config.node_name.as_str(), config.source), ("n2", Source::Dir("/m".into())));
+}
+
+#[rstest]
+#[case::unknown_field("nodeNam: a", &["unknown field `nodeNam`", "expected one of"])]
+#[case::unknown_in_section("cni: {binDirr: /a}", &["cni", "unknown field `binDirr`"])]
+#[case::wrong_type("vni: many", &["vni", "invalid type"])]
+#[case::mode("mode: geneve", &["mode", "unknown variant `geneve`"])]
+#[case::source("source: dir:relative", &["source", "'dir:relative' is not a source"])]
+#[case::cidr_text("podCIDRs: [10.0.0.0]", &["podCIDRs"])]
+#[case::host_bits("nodeName: n\npodCIDRs: [10.0.0.1/24]", &["podCIDRs", "write 10.0.0.0/24"])]
+#[case::two_of_a_family("nodeName: n\npodCIDRs: [10.0.0.0/24, 10.0.1.0/24]", &["podCIDRs", "one IPv4"])]
+#[case::tiny_pool("nodeName: n\npodCIDRs: [10.0.0.0/31]", &["podCIDRs", "/30"])]
+#[case::overlap("nodeName: n\npodCIDRs: [10.0.0.0/24]\nserviceCIDRs: [10.0.0.0/16]", &["serviceCIDRs", "overlaps"])]
+#[case::vni("nodeName: n\nvni: 16777216", &["vni", "16777215"])]
+#[case::mtu("nodeName: n\nmtu: 576", &["mtu", "1280"])]
+#[case::ports("masqueradePorts: 65535-61000", &["masqueradePorts", "65535-61000"])]
+#[case::node_name("nodeName: Not_A_Node", &["nodeName", "metadata.name"])]
+#[case::relative("nodeName: n\nrunDir: run", &["runDir", "absolute"])]
+#[case::socket(&format!("nodeName: n\nsocket: /{}", "s".repeat(107)), &["socket", "107 bytes"])]
+#[case::network("nodeName: n\ncni: {name: 'a/b'}", &["cni.name", "'a/b'"])]
+#[case::map("nodeName: n\nmapSizes: {FLOW: 1}", &["mapSizes", "'FLOW'", "FLOWS4"])]
+#[case::map_size("nodeName: n\nmapSizes: {FLOWS4: 0}", &["mapSizes", "FLOWS4"])]
+fn what_cannot_be_right_is_named_with_file_and_field(#[case] text: &str, #[case] parts: &[&str]) {
+    let error = load(text).unwrap_err().to_string();
+    assert!(error.contains("agent.yaml"), "{error}");
+    for part in parts {
+        assert!(error.contains(part), "{error:?} lacks {part:?}");
+    }
+}
+
+#[test]
+fn a_file_that_was_asked_for_must_exist() {
+    let flags = Overrides { config: Some("/nonexistent/agent.yaml".into()), ..Overrides::default() };
+    let error = Config::load(&flags).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/agent.yaml"), "{error}");
+}
