@@ -1,2 +1,27 @@
-//! Skeleton.
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0
+
+//! Weft's developer commands, run as `cargo xtask COMMAND`.
+
+mod cluster;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Weft's developer commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a real Kubernetes on this machine.
+    Cluster(cluster::Arguments),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Cluster(arguments) => cluster::run(arguments),
+    }
+}

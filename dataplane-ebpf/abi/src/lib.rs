@@ -91,8 +91,13 @@ pub mod program {
 }
 
 /// Generation slots: the first ones are fixed, the rest the agent gives to workloads and Services.
+///
+/// A change is published in this order: the maps; [`generation::EPOCH`] + 1; the generations of what changed, each + 1;
+/// [`generation::EPOCH`] + 1 again. A program reads the epoch, then decides, then reads it again: a decision that ran
+/// beside a change sees another epoch at its end and lets the next packet decide again. Without the first step it could
+/// pair what an old map said with the new generation and stand for ever.
 pub mod generation {
-    /// Bumped after any other generation has moved: while it stands still, no flow looks at its own generations.
+    /// While it stands still, no flow looks at its own generations.
     pub const EPOCH: u32 = 0;
     /// Bumped when a route to a remote pod CIDR changes.
     pub const ROUTES: u32 = 1;

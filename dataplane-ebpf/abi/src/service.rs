@@ -22,8 +22,8 @@ pub struct ServiceKey {
 /// A frontend's backends.
 ///
 /// The backends of one generation stand in `SLOTS` under (`id`, `generation`, 0..`count`). A change writes the slots of the
-/// next generation, then this value (one atomic update), then `GENERATIONS[id]` and the epoch, and only then removes the old
-/// slots: no reader ever meets a slot without a backend.
+/// next generation, then this value (one atomic update), then moves `GENERATIONS[id]` as [`crate::generation`] says, and only
+/// then removes the old slots: no reader ever meets a slot without a backend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
 pub struct Service {
