@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Puts Weft on a cluster the way a user does: its image on every node, then `kubectl apply` of the manifest.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+use super::binaries::Binaries;
+use super::images::{COREDNS_IMAGE, WEFT_IMAGE, build_weft_image};
+use super::kubectl::Kubectl;
+use super::network::NODES;
+use super::node::Node;
+use super::template::render;
+use super::{Cluster, DNS_ADDRESS, ENDPOINT};
+
+/// The workload that the manifest runs on every node.
+const AGENT: &str = "daemonset/weft-agent";
+/// The line of the manifest that every cluster must set for itself, as it stands there.
+const MANIFEST_API_SERVER: &str = "apiServer: https://192.0.2.1:6443";
+/// The manifest's choice of how packets travel between nodes.
+const MANIFEST_MODE: &str = "mode: vxlan";
+
+/// What `install` puts on a cluster.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    /// Where cargo left the programs: `target/debug` or `target/release`.
+    pub build_directory: PathBuf,
+    /// The manifest to apply.
+    pub manifest: PathBuf,
+    /// `vxlan` or `native`.
+    pub mode: String,
+}
+
+impl Cluster {
+    /// Imports Weft's image on every node, applies the manifest and waits until nodes, agent and DNS work.
+    ///
+    /// # Errors
+    /// The cluster is not up, a program is not built, or something does not come up in time.
+    pub fn install(&self, binaries: &Binaries, installation: &Installation) -> Result<()> {
+        self.ensure_up()?;
+        let manifest = installation.render()?;
+        let archive = self.path("weft-image.tar");
+        build_weft_image(&installation.build_directory, &archive)?;
+        for member in NODES {
+            Node::open(self, member)?.import_images(binaries, &archive, &[WEFT_IMAGE.to_owned()])?;
+        }
+        let kubectl = Kubectl::new(self, binaries)?;
+        // The image's tag never changes: pods of an earlier installation must be told that there is a new one.
+        let again = kubectl.exists(AGENT)?;
+        kubectl.apply(&manifest)?;
+        if again {
+            kubectl.restart(AGENT)?;
+        }
+        kubectl.wait_rolled_out(AGENT)?;
+        wait_working(self, binaries)
+    }
+}
+
+impl Installation {
+    /// The manifest with this cluster's own values.
+    fn render(&self) -> Result<String> {
+        let text = fs::read_to_string(&self.manifest).with_context(|| format!("read {}", self.manifest.display()))?;
+        for line in [MANIFEST_API_SERVER, MANIFEST_MODE] {
+            ensure!(text.contains(line), "{} has no line `{line}` to set", self.manifest.display());
+        }
+        let text = text.replace(MANIFEST_API_SERVER, &format!("apiServer: {ENDPOINT}"));
+        Ok(text.replace(MANIFEST_MODE, &format!("mode: {}", self.mode)))
+    }
+}
+
+/// Applies CoreDNS, which starts when there is a network.
+///
+/// # Errors
+/// The API server refuses an object.
+pub(crate) fn apply_dns(cluster: &Cluster, binaries: &Binaries) -> Result<()> {
+    let values = [("IMAGE", COREDNS_IMAGE.to_owned()), ("ADDRESS", DNS_ADDRESS.to_owned())];
+    Kubectl::new(cluster, binaries)?.apply(&render(include_str!("../../cluster/coredns.yaml"), &values)?)
+}
+
+/// Waits until the nodes are Ready and CoreDNS answers.
+///
+/// # Errors
+/// They are not in time.
+pub(crate) fn wait_working(cluster: &Cluster, binaries: &Binaries) -> Result<()> {
+    let kubectl = Kubectl::new(cluster, binaries)?;
+    kubectl.wait_nodes_ready()?;
+    kubectl.wait_rolled_out("deployment/coredns")
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! kubectl as the cluster's administrator, run in the control plane's network namespace.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::Cluster;
+use super::binaries::Binaries;
+use super::command::{output, output_with_input, run, wait_until};
+use super::network::Member;
+
+/// kubectl bound to one cluster.
+pub(crate) struct Kubectl<'a> {
+    cluster: &'a Cluster,
+    program: std::path::PathBuf,
+    place: super::place::Place,
+}
+
+impl<'a> Kubectl<'a> {
+    /// Binds kubectl to `cluster`.
+    ///
+    /// # Errors
+    /// kubectl is not built.
+    pub(crate) fn new(cluster: &'a Cluster, binaries: &Binaries) -> Result<Self> {
+        Ok(Self { cluster, program: binaries.path("kubectl")?, place: cluster.control_plane()? })
+    }
+
+    /// Returns a kubectl command that lacks its arguments.
+    pub(crate) fn command(&self) -> Command {
+        let mut kubectl = self.place.command(&self.program);
+        kubectl.arg("--kubeconfig").arg(self.cluster.path("admin.kubeconfig"));
+        kubectl
+    }
+
+    /// Applies a manifest.
+    ///
+    /// # Errors
+    /// The API server refuses an object.
+    pub(crate) fn apply(&self, manifest: &str) -> Result<()> {
+        output_with_input(self.command().args(["apply", "--filename", "-"]), manifest.as_bytes()).map(drop)
+    }
+
+    /// Whether a workload of `kube-system` exists.
+    ///
+    /// # Errors
+    /// The API server does not answer.
+    pub(crate) fn exists(&self, workload: &str) -> Result<bool> {
+        let mut command = self.command();
+        command.args(["--namespace", "kube-system", "get", workload, "--ignore-not-found", "-o", "name"]);
+        Ok(!output(&mut command)?.trim().is_empty())
+    }
+
+    /// Replaces the pods of a workload of `kube-system` by new ones.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub(crate) fn restart(&self, workload: &str) -> Result<()> {
+        run(self.command().args(["--namespace", "kube-system", "rollout", "restart", workload]))
+    }
+
+    /// Pod address ranges of a node once the controller manager has given it some.
+    ///
+    /// # Errors
+    /// The node does not register in time.
+    pub(crate) fn pod_cidrs(&self, node: &Member) -> Result<Vec<String>> {
+        wait_until(&format!("the pod addresses of {}", node.name), Duration::from_secs(60), || {
+            self.cluster.daemons.ensure_running(&format!("{}-kubelet", node.name))?;
+            self.cluster.daemons.ensure_running("kube-controller-manager")?;
+            let path = "jsonpath={.spec.podCIDRs[*]}";
+            let cidrs = output(self.command().args(["get", "node", node.name, "--ignore-not-found", "-o", path]))?;
+            let cidrs: Vec<_> = cidrs.split_whitespace().map(str::to_owned).collect();
+            Ok((cidrs.len() == 2).then_some(cidrs))
+        })
+    }
+
+    /// Waits until every node is Ready.
+    ///
+    /// # Errors
+    /// One is not in time: the error holds what kubectl knows about the nodes.
+    pub(crate) fn wait_nodes_ready(&self) -> Result<()> {
+        let waited = run(self.command().args(["wait", "node", "--all", "--for=condition=Ready", "--timeout=120s"]));
+        waited.with_context(|| self.listing(&["get", "nodes", "-o", "wide"]))
+    }
+
+    /// Waits until a workload of `kube-system` (`deployment/NAME`, `daemonset/NAME`) is rolled out.
+    ///
+    /// # Errors
+    /// It is not in time: the error holds the state of the pods.
+    pub(crate) fn wait_rolled_out(&self, workload: &str) -> Result<()> {
+        let mut command = self.command();
+        command.args(["--namespace", "kube-system", "rollout", "status", workload, "--timeout=120s"]);
+        run(&mut command).with_context(|| self.listing(&["get", "pods", "-A", "-o", "wide"]))
+    }
+
+    /// What kubectl prints, for an error message.
+    fn listing(&self, arguments: &[&str]) -> String {
+        output(self.command().args(arguments)).unwrap_or_else(|error| error.to_string())
+    }
+}

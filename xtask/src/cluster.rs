@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask cluster`: a real Kubernetes with two nodes on this machine, to install Weft on and run upstream's tests against.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use weft_testbed::cluster::{Binaries, Cluster, Cni, Installation, Selection, build_test_images};
+
+/// Arguments of `cargo xtask cluster`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Name of the cluster: several may exist at the same time.
+    #[arg(long, default_value = "dev", global = true)]
+    name: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build Kubernetes, containerd and the test images into the cache (seconds when they are there).
+    Build,
+    /// Make the cluster: control plane and two nodes, without kube-proxy.
+    Up {
+        /// Network of the pods.
+        #[arg(long, value_enum, default_value = "none")]
+        cni: CniArgument,
+    },
+    /// Put Weft on the cluster: import its image, apply its manifest, wait until everything works.
+    Install {
+        /// Use the programs of `target/release`, not of `target/debug`.
+        #[arg(long)]
+        release: bool,
+        /// How packets travel between nodes.
+        #[arg(long, default_value = "vxlan", value_parser = ["vxlan", "native"])]
+        mode: String,
+    },
+    /// Run kubectl as the cluster's administrator.
+    Kubectl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run a program inside of a node.
+    Exec {
+        /// `node1` or `node2`.
+        node: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<String>,
+    },
+    /// Run upstream's end-to-end network tests.
+    E2e {
+        /// Regular expression on the full names of the tests to run.
+        #[arg(long)]
+        focus: String,
+        /// Regular expression on the full names of tests to leave out.
+        #[arg(long)]
+        skip: Option<String>,
+        /// Tests that run at the same time.
+        #[arg(long, default_value_t = 6)]
+        procs: u16,
+        /// Directory of the reports (default: in the cluster's own directory).
+        #[arg(long)]
+        report_dir: Option<PathBuf>,
+    },
+    /// End the cluster and remove every trace of it.
+    Down,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CniArgument {
+    /// None: the nodes stay NotReady until Weft is installed.
+    None,
+    /// The bridge plugin with static routes, and kube-proxy: what Weft is compared with.
+    Bridge,
+}
+
+/// Runs one of the subcommands.
+///
+/// # Errors
+/// The subcommand fails; for `e2e` also when a test failed or none ran.
+pub(crate) fn run(arguments: Arguments) -> Result<()> {
+    let cluster = Cluster::named(&arguments.name)?;
+    let start = Instant::now();
+    match arguments.command {
+        Command::Build => drop(build_test_images(&Binaries::build()?)?),
+        Command::Up { cni } => cluster.up(&Binaries::build()?, cni.into())?,
+        Command::Install { release, mode } => cluster.install(&Binaries::cached()?, &installation(release, mode))?,
+        Command::Kubectl { arguments } => return cluster.kubectl(&Binaries::cached()?, &arguments),
+        Command::Exec { node, arguments } => return cluster.execute(&node, &arguments),
+        Command::E2e { focus, skip, procs, report_dir } => {
+            return e2e(&cluster, &Selection { focus, skip, processes: procs, report_directory: report_dir });
+        }
+        Command::Down => cluster.down()?,
+    }
+    eprintln!("done in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Runs the tests and prints what failed, then the closing line `N passed, N failed`.
+fn e2e(cluster: &Cluster, selection: &Selection) -> Result<()> {
+    let outcome = cluster.e2e(&Binaries::cached()?, selection)?;
+    for name in &outcome.failed {
+        println!("failed: {name}");
+    }
+    println!("{} passed, {} failed", outcome.passed, outcome.failed.len());
+    if !outcome.is_success() {
+        bail!("{}", if outcome.failed.is_empty() { "no test matches the focus" } else { "tests failed" });
+    }
+    Ok(())
+}
+
+fn installation(release: bool, mode: String) -> Installation {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let profile = if release { "release" } else { "debug" };
+    Installation { build_directory: root.join("target").join(profile), manifest: root.join("manifests/weft.yaml"), mode }
+}
+
+impl From<CniArgument> for Cni {
+    fn from(argument: CniArgument) -> Self {
+        match argument {
+            CniArgument::None => Self::None,
+            CniArgument::Bridge => Self::Bridge,
+        }
+    }
+}
