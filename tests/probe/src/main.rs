@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Servers, clients and packet senders for the tests.
+//!
+//! Linked statically and free of dependencies, so that the same program runs in a container's namespace, on a simulated
+//! host and in a guest that has nothing but busybox.
+
+mod arguments;
+mod client;
+mod dhcp6;
+mod packet;
+mod server;
+mod stream;
+
+use std::process::ExitCode;
+
+use arguments::Arguments;
+
+const USAGE: &str = "\
+usage:
+  weft-probe serve --name NAME [--bind ADDR] [--tcp PORT]... [--udp PORT]...
+      answers every TCP connection and every datagram with `NAME CLIENT-ADDRESS`, then echoes
+  weft-probe connect tcp|udp ADDR:PORT [--timeout MS] [--count N]
+      prints one answer a line; exit status 0 if all N came
+  weft-probe stream tcp|udp ADDR:PORT [--rate PER-SECOND] [--seconds S] [--timeout MS]
+      numbered records there and back; prints a tally; exit status 0 if none was lost
+  weft-probe send IFACE HEX [--count N]
+      sends a raw Ethernet frame
+  weft-probe dhcp6 IFACE [--timeout MS]
+      asks for an address by DHCPv6 and prints it";
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::new(std::env::args().skip(1));
+    let outcome = match arguments.word().as_deref() {
+        Some("serve") => server::run(&mut arguments),
+        Some("connect") => client::run(&mut arguments),
+        Some("stream") => stream::run(&mut arguments),
+        Some("send") => packet::run(&mut arguments),
+        Some("dhcp6") => dhcp6::run(&mut arguments),
+        _ => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
