@@ -1,1 +1,191 @@
-//! Skeleton.
+// SPDX-License-Identifier: Apache-2.0
+//! The node's own devices, addresses and routes: observe, and move closer.
+//!
+//! The host is a port too. `weft0` is its end of a veth pair (the other, `weft1`, only holds it up); what the host sends to
+//! workloads and Services is routed into `weft0`, whose tcx egress runs `from_host`; what workloads send to the host the
+//! programs redirect into the ingress of `weft0`. In VXLAN mode one device, `weft_vxlan`, carries packets to other nodes.
+//!
+//! | What | How it is set | Why |
+//! |---|---|---|
+//! | `weft0`, `weft1` | veth, NOARP, up, fixed addresses, pod MTU | nothing is to be resolved behind it; TCP of the host learns the right MSS |
+//! | `rp_filter` 0, `accept_local` 1 on both | by netlink | the host's own address is the source of what comes back from a hairpin |
+//! | `addrgenmode none` on all | by netlink | no link-local address, no router solicitations |
+//! | `disable_ipv6` 0 on `weft0` | sysctl, only where it differs | nodes that disable IPv6 by default |
+//! | gateway addresses on `weft0` | /32 and /128, no prefix route | the host answers for them; the programs answer ARP and ND |
+//! | `weft_vxlan` | external mode, no learning, gateway MAC, MTU of the uplink | remote and VNI come with each packet |
+//! | routes of protocol 119 | main table, `src` = the node's address | the host's own traffic, and reverse path checks at `weft0` |
+//!
+//! IP forwarding is not needed: the programs forward. Nothing outside of these objects is changed, and [`remove`] deletes
+//! exactly them. A pass that finds everything right sends no change to the kernel, so a restarted agent disturbs nothing.
+//!
+//! Order for a caller: [`apply`], load and attach the programs, then [`apply_routes`] whenever the plan changes, and
+//! [`next_hops`] whenever the set of nodes does (native mode).
+
+mod addresses;
+mod error;
+mod facts;
+mod host_port;
+pub mod links;
+mod netlink;
+mod overlay;
+mod routes;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+mod uplink;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
+
+use ipnet::IpNet;
+
+pub use self::{
+    error::{Error, Result},
+    facts::gateway,
+    routes::{ROUTE_PROTOCOL, RouteChanges},
+};
+use self::{links::Link, netlink::Netlink};
+use crate::model::{HostRoute, Mode, NodeFacts};
+
+/// The host's own port.
+pub const HOST_PORT: &str = "weft0";
+/// The other end of its pair.
+pub const HOST_PORT_PEER: &str = "weft1";
+/// The VXLAN device.
+pub const OVERLAY: &str = "weft_vxlan";
+
+/// What this room needs of the configuration.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// The node's name in the API.
+    pub node_name: String,
+    /// Encapsulated or routed.
+    pub mode: Mode,
+    /// Name of the device that leads out; found by address or default route where absent.
+    pub uplink: Option<String>,
+    /// The node's addresses as others know them (InternalIP), one per family at most; the uplink's own where absent.
+    pub node_addresses: Vec<IpAddr>,
+    /// This node's pod CIDRs, one per family at most.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Service CIDRs.
+    pub service_cidrs: Vec<IpNet>,
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// MTU of workloads; the uplink's less the encapsulation where absent.
+    pub mtu: Option<u32>,
+    /// Whether IPv4 to the outside takes the node's address.
+    pub masquerade_v4: bool,
+    /// Whether IPv6 to the outside takes the node's address.
+    pub masquerade_v6: bool,
+    /// Source ports of masqueraded flows; outside of `net.ipv4.ip_local_port_range`, or reserved there.
+    pub masquerade_ports: RangeInclusive<u16>,
+}
+
+/// The node as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// For the plan. `next_hops` is empty here: see [`next_hops`].
+    pub facts: NodeFacts,
+    /// The device that leads out of the node.
+    pub uplink: Link,
+    /// The node's IPv4 address.
+    pub node_v4: Option<Ipv4Addr>,
+    /// The node's IPv6 address.
+    pub node_v6: Option<Ipv6Addr>,
+    /// MTU of workloads and of `weft0`.
+    pub pod_mtu: u32,
+}
+
+/// Makes or repairs the node's devices and their addresses, and tells what the node is. Routes are for [`apply_routes`].
+///
+/// # Errors
+/// The configuration does not fit the node (nothing was changed then), a name is taken by a foreign device, or the kernel
+/// refuses; a later call goes on from there.
+pub async fn apply(config: &DeviceConfig) -> Result<Observation> {
+    let netlink = Netlink::open()?;
+    let (uplink, pod_mtu) = requirements(&netlink, config).await?;
+    let gateways: Vec<_> = config.pod_cidrs.iter().map(gateway).collect();
+    host_port::apply(&netlink, pod_mtu, &gateways).await?;
+    match config.mode {
+        Mode::Vxlan => overlay::apply(&netlink, config.vxlan_port, uplink.link.mtu).await.map(drop)?,
+        Mode::Native => overlay::remove(&netlink).await?,
+    }
+    observe_with(&netlink, config, uplink, pod_mtu).await
+}
+
+/// Tells what the node is, without changing anything; indexes of devices that are not there are 0.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn observe(config: &DeviceConfig) -> Result<Observation> {
+    let netlink = Netlink::open()?;
+    let (uplink, pod_mtu) = requirements(&netlink, config).await?;
+    observe_with(&netlink, config, uplink, pod_mtu).await
+}
+
+/// Moves the host's routes of protocol 119 to what follows from the node and the plan; others are never touched.
+///
+/// # Errors
+/// The first route that the kernel refused; all the others were applied.
+pub async fn apply_routes(observation: &Observation, planned: &[HostRoute]) -> Result<RouteChanges> {
+    routes::apply(&Netlink::open()?, &facts::host_routes(observation, planned)).await
+}
+
+/// The next hop towards each address where it is a router and not the address itself: [`NodeFacts::next_hops`] of native mode.
+/// Addresses without a route are left out (and logged): their packets have nowhere to go.
+///
+/// # Errors
+/// The kernel does not answer at all.
+pub async fn next_hops(nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, IpAddr>> {
+    let netlink = Netlink::open()?;
+    let mut hops = BTreeMap::new();
+    for node in nodes {
+        match routes::lookup(&netlink, *node).await {
+            Ok((_, Some(gateway))) => drop(hops.insert(*node, gateway)),
+            Ok((_, None)) => {}
+            Err(error) => tracing::warn!(%node, %error, "no route to a node"),
+        }
+    }
+    Ok(hops)
+}
+
+/// Deletes everything that [`apply`] and [`apply_routes`] made, and nothing else. Calling it twice is fine.
+///
+/// # Errors
+/// The first refusal of the kernel, or a foreign device under one of our names; the rest was removed.
+pub async fn remove() -> Result<()> {
+    let netlink = Netlink::open()?;
+    let routes = routes::apply(&netlink, &BTreeMap::new()).await.map(drop);
+    let overlay = overlay::remove(&netlink).await;
+    let host = host_port::remove(&netlink).await;
+    routes.and(overlay).and(host)
+}
+
+async fn requirements(netlink: &Netlink, config: &DeviceConfig) -> Result<(uplink::Uplink, u32)> {
+    facts::check(config)?;
+    if config.masquerade_v4 || config.masquerade_v6 {
+        facts::check_ports(&config.masquerade_ports, &sysctl::local_ports()?, &sysctl::reserved_ports()?)?;
+    }
+    let uplink = uplink::observe(netlink, config).await?;
+    let pod_mtu = facts::pod_mtu(config, &uplink.link, uplink.v4.is_some())?;
+    if config.mode == Mode::Native && sysctl::strict_rp_filter_everywhere()? {
+        tracing::warn!("net.ipv4.conf.all.rp_filter=1: packets of remote pods to this host may be dropped; set it to 0 or 2");
+    }
+    Ok((uplink, pod_mtu))
+}
+
+async fn observe_with(netlink: &Netlink, config: &DeviceConfig, uplink: uplink::Uplink, pod_mtu: u32) -> Result<Observation> {
+    let host = links::find_with(netlink, HOST_PORT).await?;
+    let overlay = match config.mode {
+        Mode::Vxlan => links::find_with(netlink, OVERLAY).await?,
+        Mode::Native => None,
+    };
+    let devices = facts::Devices { uplink: &uplink, host: host.as_ref(), overlay: overlay.as_ref() };
+    let facts = facts::facts(config, &devices);
+    Ok(Observation { facts, node_v4: uplink.v4, node_v6: uplink.v6, uplink: uplink.link, pod_mtu })
+}

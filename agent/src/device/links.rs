@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Links: find, list, change, delete. Also what attach and release of a port need.
+
+use futures::TryStreamExt;
+use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec,
+    packet_core::{DefaultNla, NLA_F_NESTED},
+    packet_route::link::{
+        AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
+};
+use weft_abi::GATEWAY_MAC;
+use weft_api::Mac;
+
+use super::{Error, Result, error::to_io, netlink::Netlink};
+
+/// Every device of Weft has a name with this prefix.
+pub const NAME_PREFIX: &str = "weft";
+
+const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+const IPV4_DEVCONF_ACCEPT_LOCAL: u16 = 23;
+
+/// A link as the kernel has it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// Ethernet address; none for devices without one.
+    pub mac: Option<Mac>,
+    /// MTU.
+    pub mtu: u32,
+    /// Kind of a virtual device (`veth`, `vxlan`, `tun`); empty for hardware.
+    pub kind: String,
+    /// Administratively up.
+    pub up: bool,
+    /// Without ARP and neighbour discovery.
+    pub noarp: bool,
+    /// Index of the other end of a veth pair.
+    pub peer: Option<u32>,
+    /// `net.ipv4.conf.*.rp_filter`.
+    pub rp_filter: i32,
+    /// `net.ipv4.conf.*.accept_local`.
+    pub accept_local: i32,
+    /// No IPv6 link-local address is made (`addrgenmode none`).
+    pub no_link_local: bool,
+    /// UDP port of a VXLAN device, host byte order.
+    pub vxlan_port: Option<u16>,
+    /// A VXLAN device in external (collect metadata) mode.
+    pub vxlan_external: bool,
+}
+
+/// The link of that name, in the caller's network namespace.
+pub async fn find(name: &str) -> Result<Option<Link>> {
+    find_with(&Netlink::open()?, name).await
+}
+
+/// Every link whose name begins with [`NAME_PREFIX`], by index.
+pub async fn list_weft() -> Result<Vec<Link>> {
+    let netlink = Netlink::open()?;
+    let mut links = list_with(&netlink).await?;
+    links.retain(|link| link.name.starts_with(NAME_PREFIX));
+    links.sort_by_key(|link| link.index);
+    Ok(links)
+}
+
+/// Makes the host's end of a veth, or a tap, ready: [`GATEWAY_MAC`], no IPv6 link-local address, up. Does nothing to a link
+/// that is so already.
+///
+/// # Errors
+/// The link is absent, or the kernel refuses.
+pub async fn prepare_port(name: &str) -> Result<Link> {
+    let netlink = Netlink::open()?;
+    let link = existing(&netlink, name).await?;
+    let mut change = Change::of(&link);
+    if !link.no_link_local {
+        change = change.no_link_local();
+    }
+    if link.mac != Some(Mac(GATEWAY_MAC)) {
+        change = change.mac(GATEWAY_MAC);
+    }
+    if !link.up {
+        change = change.up();
+    }
+    change.apply(&netlink, name).await?;
+    existing(&netlink, name).await
+}
+
+/// Deletes the link of that name; false where there was none.
+pub async fn delete(name: &str) -> Result<bool> {
+    delete_with(&Netlink::open()?, name).await
+}
+
+pub(super) async fn existing(netlink: &Netlink, name: &str) -> Result<Link> {
+    find_with(netlink, name).await?.ok_or_else(|| Error::Netlink {
+        action: "find",
+        object: format!("link '{name}'"),
+        source: std::io::Error::from_raw_os_error(libc::ENODEV),
+    })
+}
+
+pub(super) async fn find_with(netlink: &Netlink, name: &str) -> Result<Option<Link>> {
+    match netlink.link().get().match_name(name).execute().try_next().await {
+        Ok(message) => Ok(message.as_ref().map(Link::from)),
+        Err(error) => match to_io(error) {
+            absent if absent.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            source => Err(Error::Netlink { action: "look up", object: format!("link '{name}'"), source }),
+        },
+    }
+}
+
+pub(super) async fn list_with(netlink: &Netlink) -> Result<Vec<Link>> {
+    netlink
+        .link()
+        .get()
+        .execute()
+        .map_ok(|message| Link::from(&message))
+        .try_collect()
+        .await
+        .map_err(Error::netlink("list", "links"))
+}
+
+pub(super) async fn delete_with(netlink: &Netlink, name: &str) -> Result<bool> {
+    let Some(link) = find_with(netlink, name).await? else { return Ok(false) };
+    match netlink.link().del(link.index).execute().await.map_err(to_io) {
+        Ok(()) => Ok(true),
+        Err(gone) if gone.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(source) => Err(Error::Netlink { action: "delete", object: format!("link '{name}'"), source }),
+    }
+}
+
+pub(super) async fn create(netlink: &Netlink, name: &str, message: LinkMessage) -> Result<Link> {
+    netlink.link().add(message).execute().await.map_err(Error::netlink("create", format!("link '{name}'")))?;
+    existing(netlink, name).await
+}
+
+/// Changes to one link, applied in one request; without any, nothing is sent.
+pub(super) struct Change {
+    builder: LinkMessageBuilder<LinkUnspec>,
+    af_spec: Vec<AfSpecUnspec>,
+    any: bool,
+}
+
+impl Change {
+    pub(super) fn of(link: &Link) -> Self {
+        Self { builder: LinkUnspec::new_with_index(link.index), af_spec: Vec::new(), any: false }
+    }
+
+    pub(super) fn mac(self, mac: [u8; 6]) -> Self {
+        Self { builder: self.builder.address(mac.to_vec()), any: true, ..self }
+    }
+
+    pub(super) fn mtu(self, mtu: u32) -> Self {
+        Self { builder: self.builder.mtu(mtu), any: true, ..self }
+    }
+
+    pub(super) fn up(self) -> Self {
+        Self { builder: self.builder.up(), any: true, ..self }
+    }
+
+    pub(super) fn noarp(self) -> Self {
+        Self { builder: self.builder.arp(false), any: true, ..self }
+    }
+
+    /// `addrgenmode none`.
+    pub(super) fn no_link_local(mut self) -> Self {
+        self.af_spec.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
+        Self { any: true, ..self }
+    }
+
+    /// `rp_filter` = 0 and `accept_local` = 1 by netlink, since `/proc/sys` is read-only in an unprivileged container.
+    pub(super) fn accept_any_source(mut self) -> Self {
+        let conf = nested_u32(&[(IPV4_DEVCONF_RP_FILTER, 0), (IPV4_DEVCONF_ACCEPT_LOCAL, 1)]);
+        self.af_spec.push(AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, conf))]));
+        Self { any: true, ..self }
+    }
+
+    pub(super) async fn apply(self, netlink: &Netlink, name: &str) -> Result<()> {
+        let Self { builder, af_spec, any } = self;
+        if !any {
+            return Ok(());
+        }
+        let mut message = builder.build();
+        if !af_spec.is_empty() {
+            message.attributes.push(LinkAttribute::AfSpecUnspec(af_spec));
+        }
+        tracing::info!(link = name, "changing link");
+        netlink.link().change(message).execute().await.map_err(Error::netlink("change", format!("link '{name}'")))
+    }
+}
+
+/// Attributes of four bytes one after the other, as `IFLA_INET_CONF` wants them in a request. (The library's own form of the
+/// request leaves out attributes that are zero, and with them `rp_filter` = 0.)
+fn nested_u32(attributes: &[(u16, u32)]) -> Vec<u8> {
+    const LENGTH: u16 = 8;
+    attributes
+        .iter()
+        .flat_map(|(kind, value)| [LENGTH.to_ne_bytes().as_slice(), &kind.to_ne_bytes(), &value.to_ne_bytes()].concat())
+        .collect()
+}
+
+impl From<&LinkMessage> for Link {
+    fn from(message: &LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let mut link = Self {
+            index: message.header.index,
+            up: flags.contains(LinkFlags::Up),
+            noarp: flags.contains(LinkFlags::Noarp),
+            ..Self::default()
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Link(peer) => link.peer = Some(*peer),
+                LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link.read_info(info)),
+                LinkAttribute::AfSpecUnspec(specs) => specs.iter().for_each(|spec| link.read_af_spec(spec)),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+impl Link {
+    fn read_info(&mut self, info: &LinkInfo) {
+        match info {
+            LinkInfo::Kind(kind) => self.kind = kind.to_string(),
+            LinkInfo::Data(InfoData::Vxlan(data)) => {
+                for item in data {
+                    match item {
+                        InfoVxlan::Port(port) => self.vxlan_port = Some(*port),
+                        InfoVxlan::CollectMetadata(external) => self.vxlan_external = *external,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn read_af_spec(&mut self, spec: &AfSpecUnspec) {
+        match spec {
+            AfSpecUnspec::Inet(items) => {
+                for item in items {
+                    if let AfSpecInet::DevConf(conf) = item {
+                        self.rp_filter = conf.rp_filter;
+                        self.accept_local = conf.accept_local;
+                    }
+                }
+            }
+            AfSpecUnspec::Inet6(items) => {
+                self.no_link_local = items.contains(&AfSpecInet6::AddrGenMode(In6AddrGenMode::None));
+            }
+            _ => {}
+        }
+    }
+}

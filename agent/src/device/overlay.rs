@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `weft_vxlan`: one VXLAN device (RFC 7348) in external mode; the programs give each packet its remote and its VNI.
+
+use rtnetlink::{LinkVxlan, packet_route::link::LinkMessage};
+use weft_abi::GATEWAY_MAC;
+use weft_api::Mac;
+
+use super::{
+    Error, OVERLAY, Result,
+    host_port::kind_of,
+    links::{self, Change, Link},
+    netlink::Netlink,
+};
+
+/// Makes or repairs the device. UDP port and mode cannot be changed on a living device, so one that differs is made anew.
+pub(super) async fn apply(netlink: &Netlink, port: u16, mtu: u32) -> Result<Link> {
+    let found = find(netlink).await?;
+    let fits = |link: &Link| link.vxlan_external && link.vxlan_port == Some(port);
+    match found {
+        Some(link) if fits(&link) => {}
+        found => {
+            if let Some(old) = found {
+                tracing::warn!(link = OVERLAY, old_port = old.vxlan_port, new_port = port, "replacing the overlay device");
+                links::delete_with(netlink, OVERLAY).await?;
+            }
+            tracing::info!(link = OVERLAY, port, "creating the overlay device");
+            links::create(netlink, OVERLAY, device(port, mtu)).await.map_err(|error| port_taken(error, port))?;
+        }
+    }
+    repair(netlink, mtu).await?;
+    links::existing(netlink, OVERLAY).await
+}
+
+/// Deletes the device, where there is one and it is ours.
+pub(super) async fn remove(netlink: &Netlink) -> Result<()> {
+    if find(netlink).await?.is_some() {
+        links::delete_with(netlink, OVERLAY).await?;
+    }
+    Ok(())
+}
+
+async fn find(netlink: &Netlink) -> Result<Option<Link>> {
+    match links::find_with(netlink, OVERLAY).await? {
+        Some(link) if link.kind != "vxlan" => {
+            Err(Error::ForeignLink { name: OVERLAY, found: kind_of(&link), wanted: "VXLAN device" })
+        }
+        found => Ok(found),
+    }
+}
+
+fn device(port: u16, mtu: u32) -> LinkMessage {
+    LinkVxlan::new(OVERLAY, 0)
+        .collect_metadata(true)
+        .learning(false)
+        .port(port)
+        // Senders may leave out the outer checksum over IPv6 (RFC 6935); the inner ones protect the packet.
+        .udp_zero_csum6_rx(true)
+        .mtu(mtu)
+        .address(GATEWAY_MAC.to_vec())
+        .build()
+}
+
+/// The kernel has one external VXLAN device per UDP port and namespace.
+fn port_taken(error: Error, port: u16) -> Error {
+    match &error {
+        Error::Netlink { source, .. } if matches!(source.raw_os_error(), Some(libc::EEXIST | libc::EADDRINUSE)) => {
+            Error::config("vxlanPort", format!("UDP port {port} is used by another device or process: choose another port"))
+        }
+        _ => error,
+    }
+}
+
+async fn repair(netlink: &Netlink, mtu: u32) -> Result<()> {
+    let link = links::existing(netlink, OVERLAY).await?;
+    let mut change = Change::of(&link);
+    if link.mac != Some(Mac(GATEWAY_MAC)) {
+        change = change.mac(GATEWAY_MAC);
+    }
+    if link.mtu != mtu {
+        change = change.mtu(mtu);
+    }
+    if !link.no_link_local {
+        change = change.no_link_local();
+    }
+    change.apply(netlink, OVERLAY).await?;
+    if link.up { Ok(()) } else { Change::of(&link).up().apply(netlink, OVERLAY).await }
+}

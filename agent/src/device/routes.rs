@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Routes of the host's main table with protocol 119: what the host itself sends to workloads and Services.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+};
+
+use super::{Error, Result, netlink::Netlink};
+
+/// Marks routes as Weft's.
+pub const ROUTE_PROTOCOL: u8 = 119;
+
+/// One route of ours, in kernel terms.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Route {
+    pub(super) dst: IpNet,
+    pub(super) via: Option<IpAddr>,
+    pub(super) ifindex: u32,
+    /// Preferred source address.
+    pub(super) source: Option<IpAddr>,
+}
+
+/// What one pass changed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RouteChanges {
+    /// Routes added.
+    pub added: usize,
+    /// Routes that lead elsewhere now.
+    pub replaced: usize,
+    /// Routes removed.
+    pub removed: usize,
+}
+
+/// Moves the kernel's routes of protocol 119 to `wanted`. A route that fails keeps no other from being applied; the first
+/// error is returned.
+pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) -> Result<RouteChanges> {
+    let found = list(netlink).await?;
+    let mut changes = RouteChanges::default();
+    let mut failure = Ok(());
+    for route in wanted.values() {
+        let ours = found.iter().find(|(found, _)| found.dst == route.dst);
+        if ours.is_some_and(|(found, _)| found == route) {
+            continue;
+        }
+        match set(netlink, route, ours.is_some()).await {
+            Ok(()) if ours.is_some() => changes.replaced += 1,
+            Ok(()) => changes.added += 1,
+            Err(error) => failure = failure.and(Err(error)),
+        }
+    }
+    for (stale, message) in found.into_iter().filter(|(found, _)| !wanted.contains_key(&found.dst)) {
+        match delete(netlink, &stale, message).await {
+            Ok(()) => changes.removed += 1,
+            Err(error) => failure = failure.and(Err(error)),
+        }
+    }
+    failure.map(|()| changes)
+}
+
+/// Every route of protocol 119 in the main table, with the message that deletes it.
+async fn list(netlink: &Netlink) -> Result<Vec<(Route, RouteMessage)>> {
+    let mut routes = Vec::new();
+    for request in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
+        let mut answers = netlink.route().get(request).execute();
+        while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "routes"))? {
+            let ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+                && message.header.table == RouteHeader::RT_TABLE_MAIN;
+            if let Some(route) = ours.then(|| Route::read(&message)).flatten() {
+                routes.push((route, message));
+            }
+        }
+    }
+    Ok(routes)
+}
+
+async fn set(netlink: &Netlink, route: &Route, replace: bool) -> Result<()> {
+    tracing::info!(dst = %route.dst, via = ?route.via, ifindex = route.ifindex, replace, "setting route");
+    let message = route.message().map_err(|problem| Error::config("route", format!("{}: {problem}", route.dst)))?;
+    let request = netlink.route().add(message);
+    let request = if replace { request.replace() } else { request };
+    request.execute().await.map_err(Error::netlink("set", format!("route to {}", route.dst)))
+}
+
+async fn delete(netlink: &Netlink, route: &Route, message: RouteMessage) -> Result<()> {
+    tracing::info!(dst = %route.dst, via = ?route.via, "removing route");
+    match netlink.route().del(message).execute().await.map_err(super::error::to_io) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            Err(Error::Netlink { action: "delete", object: format!("route to {}", route.dst), source: error })
+        }
+        // Gone already, as the routes of a device that went down are.
+        _ => Ok(()),
+    }
+}
+
+/// How the kernel reaches an address: the device, and the gateway where there is one (`ip route get`).
+pub(super) async fn lookup(netlink: &Netlink, address: IpAddr) -> Result<(u32, Option<IpAddr>)> {
+    let object = format!("route to {address}");
+    let wrong = |problem: &str| Error::config("route", format!("{address}: {problem}"));
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    let request = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, length);
+    let request = request.map_err(|error| wrong(&error.to_string()))?.build();
+    let answer = netlink.route().get(request).execute().try_next().await.map_err(Error::netlink("look up", object))?;
+    let answer = answer.ok_or_else(|| wrong("the kernel gave no answer"))?;
+    let device = attribute(&answer, |attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    let gateway = attribute(&answer, |attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        _ => None,
+    });
+    Ok((device.ok_or_else(|| wrong("the kernel's route has no device"))?, gateway))
+}
+
+/// The devices of the default routes, IPv4 before IPv6, lower metrics first.
+pub(super) async fn default_devices(netlink: &Netlink) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    let requests = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+    for (family, request) in requests.into_iter().enumerate() {
+        let mut answers = netlink.route().get(request).execute();
+        while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "routes"))? {
+            let header = &message.header;
+            let is_default = header.destination_prefix_length == 0
+                && header.table == RouteHeader::RT_TABLE_MAIN
+                && header.kind == RouteType::Unicast;
+            let device = attribute(&message, |attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+            let metric = attribute(&message, |attribute| match attribute {
+                RouteAttribute::Priority(metric) => Some(*metric),
+                _ => None,
+            });
+            if let (true, Some(device)) = (is_default, device) {
+                found.push((family, metric.unwrap_or(0), device));
+            }
+        }
+    }
+    found.sort_unstable();
+    Ok(found.into_iter().map(|(_, _, device)| device).collect())
+}
+
+fn attribute<T>(message: &RouteMessage, pick: impl Fn(&RouteAttribute) -> Option<T>) -> Option<T> {
+    message.attributes.iter().find_map(pick)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+impl Route {
+    fn read(message: &RouteMessage) -> Option<Self> {
+        let mut dst = None;
+        let mut route = (None, 0, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => dst = ip(address),
+                RouteAttribute::Gateway(address) => route.0 = ip(address),
+                RouteAttribute::Oif(index) => route.1 = *index,
+                RouteAttribute::PrefSource(address) => route.2 = ip(address),
+                _ => {}
+            }
+        }
+        let unspecified = match message.header.address_family {
+            rtnetlink::packet_route::AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let dst = IpNet::new(dst.unwrap_or(unspecified), message.header.destination_prefix_length).ok()?;
+        let (via, ifindex, source) = route;
+        Some(Self { dst, via, ifindex, source })
+    }
+
+    fn message(&self) -> std::result::Result<RouteMessage, String> {
+        let mut builder = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(self.dst.network(), self.dst.prefix_len())
+            .map_err(|error| error.to_string())?
+            .output_interface(self.ifindex)
+            .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
+        if let Some(via) = self.via {
+            builder = builder.gateway(via).map_err(|error| error.to_string())?;
+        } else if self.dst.addr().is_ipv4() {
+            builder = builder.scope(RouteScope::Link);
+        }
+        if let Some(source) = self.source {
+            builder = builder.pref_source(source).map_err(|error| error.to_string())?;
+        }
+        Ok(builder.build())
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which device leads out of the node, and which of its addresses are the node's.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{
+    DeviceConfig, Error, Result,
+    addresses::{self, Assigned},
+    links::{self, Link, NAME_PREFIX},
+    netlink::Netlink,
+    routes,
+};
+
+/// The way out of the node.
+#[derive(Clone, Debug)]
+pub(super) struct Uplink {
+    pub(super) link: Link,
+    pub(super) v4: Option<Ipv4Addr>,
+    pub(super) v6: Option<Ipv6Addr>,
+    /// Every address of the node that others can reach it by, Weft's own devices left out.
+    pub(super) host_addresses: Vec<IpAddr>,
+}
+
+pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<Uplink> {
+    let links = links::list_with(netlink).await?;
+    let mut assigned = addresses::list(netlink).await?;
+    let is_own = |index: u32| links.iter().any(|link| link.index == index && link.name.starts_with(NAME_PREFIX));
+    assigned.retain(|address| address.global && !address.address.is_loopback() && !is_own(address.ifindex));
+    let link = find(netlink, config, &links, &assigned).await?;
+    let (v4, v6) = node_addresses(config, &link, &assigned)?;
+    Ok(Uplink { link, v4, v6, host_addresses: assigned.iter().map(|assigned| assigned.address).collect() })
+}
+
+/// The configured device; else the one that has the configured node address; else the one of the default route.
+async fn find(netlink: &Netlink, config: &DeviceConfig, links: &[Link], assigned: &[Assigned]) -> Result<Link> {
+    let by_index = |index: u32| links.iter().find(|link| link.index == index).cloned();
+    if let Some(name) = &config.uplink {
+        let found = links.iter().find(|link| link.name == *name).cloned();
+        return found.ok_or_else(|| {
+            Error::config("uplink", format!("this node has no link '{name}': give one of {}", names(links)))
+        });
+    }
+    if let Some(address) = config.node_addresses.first() {
+        let owner = assigned.iter().find(|assigned| assigned.address == *address);
+        return owner.and_then(|assigned| by_index(assigned.ifindex)).ok_or_else(|| absent_address(*address));
+    }
+    let default = routes::default_devices(netlink).await?.into_iter().find_map(by_index);
+    default.ok_or_else(|| {
+        Error::config("uplink", format!("the node has no default route to find it by: give one of {}", names(links)))
+    })
+}
+
+fn names(links: &[Link]) -> String {
+    let names: Vec<_> =
+        links.iter().map(|link| link.name.as_str()).filter(|name| *name != "lo" && !name.starts_with(NAME_PREFIX)).collect();
+    if names.is_empty() { "(the node has only 'lo')".to_owned() } else { names.join(", ") }
+}
+
+fn absent_address(address: IpAddr) -> Error {
+    Error::config("nodeAddresses", format!("no device of this node has the address {address}: give the node's own addresses"))
+}
+
+/// One address per family: the configured one, which must be there; else the uplink's first that is fit for use.
+fn node_addresses(config: &DeviceConfig, uplink: &Link, assigned: &[Assigned]) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+    for address in &config.node_addresses {
+        if !assigned.iter().any(|assigned| assigned.address == *address) {
+            return Err(absent_address(*address));
+        }
+    }
+    let of_uplink = assigned.iter().filter(|address| address.ifindex == uplink.index && address.preferred);
+    let candidates: Vec<_> = config.node_addresses.iter().copied().chain(of_uplink.map(|address| address.address)).collect();
+    let v4 = candidates.iter().find_map(|address| match address {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    });
+    let v6 = candidates.iter().find_map(|address| match address {
+        IpAddr::V6(v6) => Some(*v6),
+        IpAddr::V4(_) => None,
+    });
+    if v4.is_none() && v6.is_none() {
+        let problem = format!("the uplink '{}' has no global address and none is configured: give one", uplink.name);
+        return Err(Error::config("nodeAddresses", problem));
+    }
+    Ok((v4, v6))
+}
