@@ -1,1 +1,157 @@
-//! Skeleton.
+// SPDX-License-Identifier: Apache-2.0
+//! The user-space half of Weft's dataplane: loads the programs, pins and adopts their maps and links, attaches them to
+//! devices, and gives typed access to the maps. No type of the eBPF library shows in this crate's API.
+//!
+//! ```no_run
+//! use weft_dataplane::{Dataplane, Options, Program};
+//!
+//! let mut dataplane = Dataplane::open(&Options::default())?;
+//! dataplane.attach(Program::FromUplink, "eth0", 2)?;
+//! println!("{:?}", dataplane.maps().ports().get(&7)?);
+//! # Ok::<(), weft_dataplane::Error>(())
+//! ```
+//!
+//! Everything is pinned: after the process ends, packets go on being handled, and the next [`Dataplane::open`] adopts what
+//! it finds. Requires Linux 6.6 (tcx) and `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`.
+
+mod error;
+mod events;
+mod layout;
+mod link;
+mod maps;
+mod memory;
+mod options;
+mod pin;
+mod program;
+mod sys;
+mod table;
+mod test_run;
+
+use std::{path::PathBuf, sync::Arc};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+
+use crate::pin::{PinDir, UndoPins};
+pub use crate::{
+    error::{Error, Result, Source},
+    events::Events,
+    link::{Attachment, LinkReport},
+    maps::Maps,
+    memory::MapMemory,
+    options::{MapSizes, Options},
+    pin::{MapReport, Origin},
+    program::{Direction, Program},
+    table::{Array, Iter, PerCpuArray, Record, Table},
+    test_run::TestRunReport,
+};
+
+/// The object that the build script made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-dataplane.o"));
+
+/// The loaded programs of one node. Dropping it changes nothing in the kernel.
+#[derive(Debug)]
+pub struct Dataplane {
+    ebpf: Ebpf,
+    maps: Arc<Maps>,
+    pins: PinDir,
+    report: OpenReport,
+}
+
+/// What [`Dataplane::open`] found and made.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct OpenReport {
+    /// Each map, in the order of [`weft_abi::map::ALL`].
+    pub maps: Vec<MapReport>,
+    /// The links.
+    pub links: LinkReport,
+}
+
+impl Dataplane {
+    /// Loads the programs, on the maps that are pinned or on new ones, and swaps the pinned links to them.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the options, the pin folder, a pinned map's layout or a program. Until the links are swapped
+    /// nothing of what was there is changed, and what was made is removed again.
+    pub fn open(options: &Options) -> Result<Self> {
+        options.sizes.validate()?;
+        let pins = PinDir::prepare(&options.pin_dir)?;
+        let plan = pins.plan_maps(&options.sizes)?;
+        let undo = UndoPins::new(&pins, &plan);
+        let mut ebpf = create_maps(&pins, &plan)?;
+        let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
+        load_programs(&mut ebpf)?;
+        undo.disarm();
+        let mut dataplane = Self { ebpf, maps, pins, report: OpenReport { maps: plan, ..OpenReport::default() } };
+        dataplane.report.links = dataplane.adopt_links()?;
+        Ok(dataplane)
+    }
+
+    /// What [`Dataplane::open`] found and made.
+    #[must_use]
+    pub const fn report(&self) -> &OpenReport {
+        &self.report
+    }
+
+    /// The maps. A clone of the `Arc` may outlive the dataplane.
+    #[must_use]
+    pub const fn maps(&self) -> &Arc<Maps> {
+        &self.maps
+    }
+
+    /// A reader of the event ring; there should be one at a time, since the ring has one read position.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn events(&self) -> Result<Events> {
+        Events::open(self.maps.events())
+    }
+
+    fn classifier(&self, program: Program) -> Result<&SchedClassifier> {
+        let loaded = self.ebpf.program(program.name()).ok_or_else(|| missing(program))?;
+        loaded.try_into().map_err(wrong_type(program))
+    }
+
+    fn classifier_mut(&mut self, program: Program) -> Result<&mut SchedClassifier> {
+        classifier_mut(&mut self.ebpf, program)
+    }
+}
+
+/// Makes or opens every map at its pin, and points the programs at them.
+fn create_maps(pins: &PinDir, plan: &[MapReport]) -> Result<Ebpf> {
+    let paths: Vec<PathBuf> = plan.iter().map(|report| pins.maps.join(report.map)).collect();
+    let mut loader = EbpfLoader::new();
+    // The programs use no kernel types: no need to parse the kernel's BTF.
+    loader.btf(None);
+    for (report, path) in plan.iter().zip(&paths) {
+        loader.map_max_entries(report.map, report.max_entries).map_pin_path(report.map, path.as_path());
+    }
+    loader.load(OBJECT).map_err(Error::object)
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+    for program in Program::ALL {
+        classifier_mut(ebpf, program)?.load().map_err(|error| match error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                Error::Verifier { program, source: io_error, log: verifier_log.to_string() }
+            }
+            error => Error::Program { program, operation: "load", source: Box::new(error) },
+        })?;
+    }
+    Ok(())
+}
+
+fn classifier_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier> {
+    let loaded = ebpf.program_mut(program.name()).ok_or_else(|| missing(program))?;
+    loaded.try_into().map_err(wrong_type(program))
+}
+
+fn missing(program: Program) -> Error {
+    Error::Missing { kind: "program", name: program.name() }
+}
+
+fn wrong_type(program: Program) -> impl FnOnce(ProgramError) -> Error {
+    move |error| Error::Program { program, operation: "use", source: Box::new(error) }
+}

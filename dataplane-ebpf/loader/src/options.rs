@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the caller decides: where to pin, and how large the maps are.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use weft_abi::map;
+
+use crate::{Error, error::Result};
+
+/// How to open the dataplane.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder on a bpf filesystem; everything is pinned below `v<ABI_VERSION>/` in it. Its parent must exist.
+    pub pin_dir: PathBuf,
+    /// Sizes of maps that are not there yet.
+    pub sizes: MapSizes,
+}
+
+impl Options {
+    /// Where the agent of a node pins by default.
+    pub const PIN_DIR: &str = "/sys/fs/bpf/weft";
+
+    /// The given folder and [`MapSizes::default`].
+    #[must_use]
+    pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
+        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default() }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new(Self::PIN_DIR)
+    }
+}
+
+/// Most entries of each map whose size is a matter of demand. A map that is already pinned keeps the size it has.
+///
+/// "Whole" maps take their memory at once, the others as entries come (plus 16 bytes per possible entry for a hash).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct MapSizes {
+    /// Workload interfaces of this node. Whole.
+    pub ports: u32,
+    /// Addresses of this node, its workloads' and its own. Whole.
+    pub locals: u32,
+    /// Prefixes: pod CIDRs of all nodes and Service CIDRs.
+    pub remotes: u32,
+    /// Service addresses times ports, of the cluster. Whole.
+    pub services: u32,
+    /// Backends of all Services; twice those of a Service while it changes.
+    pub slots: u32,
+    /// Addresses that policies of this node know singly.
+    pub identities: u32,
+    /// Prefixes that policies of this node know.
+    pub cidrs: u32,
+    /// Chunks of policy rules.
+    pub rules: u32,
+    /// IPv4 flow entries, two per connection; about 200 bytes each. The least recently used one makes room. Whole.
+    pub flows4: u32,
+    /// IPv6 flow entries; about 225 bytes each. Whole.
+    pub flows6: u32,
+    /// Fragmented datagrams under way. Whole.
+    pub fragments: u32,
+    /// Bytes of the event ring: a power of two, at least 4096. Whole.
+    pub events_bytes: u32,
+}
+
+impl MapSizes {
+    /// Upstream Kubernetes' default for `maxPods`.
+    const DEFAULT_PODS: u32 = 110;
+
+    /// Sizes for a node of at most `pods` workloads, in a cluster up to upstream's limits (5,000 nodes, 150,000 pods, 10,000
+    /// Services).
+    ///
+    /// A workload is given 4 interfaces, 512 IPv4 connections and half as many IPv6 ones on average. With 110 workloads all
+    /// maps together take about 70 MiB, most of it flows.
+    #[must_use]
+    pub const fn for_node(pods: u32) -> Self {
+        let ports = power_of_two(pods.saturating_mul(4), 256, 1 << 16);
+        let flows4 = power_of_two(pods.saturating_mul(1024), 1 << 14, 1 << 20);
+        Self {
+            ports,
+            locals: ports * 2 + 1024,
+            remotes: 1 << 16,
+            services: 1 << 16,
+            slots: 1 << 18,
+            identities: 1 << 17,
+            cidrs: 1 << 16,
+            rules: 1 << 17,
+            flows4,
+            flows6: flows4 / 2,
+            fragments: 1 << 13,
+            events_bytes: 1 << 20,
+        }
+    }
+
+    /// Each field with its name and the map that it sizes.
+    fn fields(&self) -> [(&'static str, &'static str, u32); 12] {
+        let Self {
+            ports,
+            locals,
+            remotes,
+            services,
+            slots,
+            identities,
+            cidrs,
+            rules,
+            flows4,
+            flows6,
+            fragments,
+            events_bytes,
+        } = *self;
+        [
+            ("ports", map::PORTS, ports),
+            ("locals", map::LOCALS, locals),
+            ("remotes", map::REMOTES, remotes),
+            ("services", map::SERVICES, services),
+            ("slots", map::SLOTS, slots),
+            ("identities", map::IDENTITIES, identities),
+            ("cidrs", map::CIDRS, cidrs),
+            ("rules", map::RULES, rules),
+            ("flows4", map::FLOWS4, flows4),
+            ("flows6", map::FLOWS6, flows6),
+            ("fragments", map::FRAGMENTS, fragments),
+            ("eventsBytes", map::EVENTS, events_bytes),
+        ]
+    }
+
+    /// Whether the kernel can make maps of these sizes.
+    ///
+    /// # Errors
+    /// [`Error::Size`] names the first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        for (field, map, value) in self.fields() {
+            let (valid, requirement) = if map == map::EVENTS {
+                (
+                    value.is_power_of_two() && (1 << 12..=1 << 30).contains(&value),
+                    "a power of two from 4096 to 1073741824",
+                )
+            } else {
+                ((1..=1 << 26).contains(&value), "from 1 to 67108864")
+            };
+            if !valid {
+                return Err(Error::Size { field, value, requirement });
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries wanted for a map; `None` where the ABI fixes them.
+    pub(crate) fn entries(&self, map: &str) -> Option<u32> {
+        self.fields().into_iter().find_map(|(_, name, value)| (name == map).then_some(value))
+    }
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self::for_node(Self::DEFAULT_PODS)
+    }
+}
+
+const fn power_of_two(wanted: u32, least: u32, most: u32) -> u32 {
+    if wanted <= least {
+        least
+    } else if wanted >= most {
+        most
+    } else {
+        wanted.next_power_of_two()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, MapSizes};
+
+    #[test]
+    fn follows_the_number_of_workloads_within_bounds() {
+        let (small, default, large) = (MapSizes::for_node(0), MapSizes::default(), MapSizes::for_node(u32::MAX));
+        assert_eq!((small.ports, small.flows4), (256, 1 << 14));
+        assert_eq!((default.ports, default.flows4, default.flows6), (512, 1 << 17, 1 << 16));
+        assert_eq!((large.ports, large.flows4), (1 << 16, 1 << 20));
+        for sizes in [small, default, large] {
+            sizes.validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn refuses_what_the_kernel_would_and_names_the_field() {
+        let error = MapSizes { slots: 0, ..MapSizes::default() }.validate().unwrap_err();
+        assert!(matches!(error, Error::Size { field: "slots", value: 0, .. }), "{error}");
+        for events_bytes in [0, 1 << 11, 5000, 1 << 31] {
+            let error = MapSizes { events_bytes, ..MapSizes::default() }.validate().unwrap_err();
+            assert!(matches!(error, Error::Size { field: "eventsBytes", .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_may_name_some_fields_and_no_other() {
+        let sizes: MapSizes = serde_json::from_str(r#"{"flows4": 4096, "eventsBytes": 65536}"#).unwrap();
+        assert_eq!(sizes, MapSizes { flows4: 4096, events_bytes: 65536, ..MapSizes::default() });
+        let error = serde_json::from_str::<MapSizes>(r#"{"flow4": 4096}"#).unwrap_err();
+        assert!(error.to_string().contains("flow4"), "{error}");
+    }
+}

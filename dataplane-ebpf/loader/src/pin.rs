@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pin folder: `<pin_dir>/v<ABI_VERSION>/{maps,links}`.
+
+use std::{
+    fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use weft_abi::ABI_VERSION;
+
+use crate::{Error, error::Result, layout::Layout, options::MapSizes, sys};
+
+/// Where this version pins.
+#[derive(Clone, Debug)]
+pub(crate) struct PinDir {
+    pub(crate) maps: PathBuf,
+    pub(crate) links: PathBuf,
+}
+
+/// Whether a map was there already.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// Made now, empty.
+    Created,
+    /// Pinned by an earlier run, with what it held.
+    Adopted,
+}
+
+/// How a map came to be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MapReport {
+    /// Name of the map.
+    pub map: &'static str,
+    /// Whether it was there already.
+    pub origin: Origin,
+    /// Entries it has room for.
+    pub max_entries: u32,
+    /// Entries that were asked for; an adopted map keeps its size.
+    pub wanted: u32,
+}
+
+impl PinDir {
+    /// Makes the folders.
+    pub(crate) fn prepare(pin_dir: &Path) -> Result<Self> {
+        require_bpffs(pin_dir)?;
+        let version = pin_dir.join(format!("v{ABI_VERSION}"));
+        let dir = Self { maps: version.join("maps"), links: version.join("links") };
+        for path in [&dir.maps, &dir.links] {
+            fs::create_dir_all(path).map_err(Error::path("create folder", path))?;
+        }
+        Ok(dir)
+    }
+
+    /// Looks at what is pinned and decides the size of each map; changes nothing.
+    pub(crate) fn plan_maps(&self, sizes: &MapSizes) -> Result<Vec<MapReport>> {
+        Layout::ALL.iter().map(|layout| self.plan_map(layout, layout.entries(sizes))).collect()
+    }
+
+    fn plan_map(&self, layout: &Layout, wanted: u32) -> Result<MapReport> {
+        let (map, pin) = (layout.name, self.maps.join(layout.name));
+        let fd = match sys::object_get(&pin) {
+            Ok(fd) => fd,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(MapReport { map, origin: Origin::Created, max_entries: wanted, wanted });
+            }
+            Err(error) => return Err(Error::path("open pinned map", pin)(error)),
+        };
+        let max_entries = layout.check(fd.as_fd(), &pin)?.max_entries;
+        if max_entries != wanted {
+            tracing::warn!(map, max_entries, wanted, "adopted map keeps its size; remove its pin to have it made anew");
+        }
+        Ok(MapReport { map, origin: Origin::Adopted, max_entries, wanted })
+    }
+}
+
+/// Removes the pins of maps that were made by a run that then failed.
+#[derive(Debug)]
+pub(crate) struct UndoPins {
+    pins: Vec<PathBuf>,
+}
+
+impl UndoPins {
+    pub(crate) fn new(dir: &PinDir, plan: &[MapReport]) -> Self {
+        let created = plan.iter().filter(|report| report.origin == Origin::Created);
+        Self { pins: created.map(|report| dir.maps.join(report.map)).collect() }
+    }
+
+    /// All went well: keeps them.
+    pub(crate) fn disarm(mut self) {
+        self.pins.clear();
+    }
+}
+
+impl Drop for UndoPins {
+    fn drop(&mut self) {
+        for pin in &self.pins {
+            match fs::remove_file(pin) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(pin = %pin.display(), %error, "pin of a failed start stays"),
+            }
+        }
+    }
+}
+
+/// The folder itself need not exist yet; then its nearest ancestor counts.
+fn require_bpffs(path: &Path) -> Result<()> {
+    for ancestor in path.ancestors() {
+        match statfs(ancestor) {
+            Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => return Ok(()),
+            Ok(_) => return Err(Error::NotBpffs { path: path.to_owned() }),
+            Err(nix::Error::ENOENT) => {}
+            Err(error) => return Err(Error::path("look at folder", ancestor)(error.into())),
+        }
+    }
+    Err(Error::NotBpffs { path: path.to_owned() })
+}

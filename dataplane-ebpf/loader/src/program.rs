@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The programs and where each belongs.
+
+use std::fmt;
+
+use weft_abi::program;
+
+/// Direction of a tcx hook, seen from the host's side of the device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Direction {
+    /// Packets that the device hands to the host.
+    Ingress,
+    /// Packets that the host hands to the device.
+    Egress,
+}
+
+/// A program of the dataplane.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Program {
+    /// [`program::FROM_WORKLOAD`].
+    FromWorkload,
+    /// [`program::TO_WORKLOAD`].
+    ToWorkload,
+    /// [`program::FROM_HOST`].
+    FromHost,
+    /// [`program::FROM_UPLINK`].
+    FromUplink,
+    /// [`program::FROM_OVERLAY`].
+    FromOverlay,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::FromWorkload, Self::ToWorkload, Self::FromHost, Self::FromUplink, Self::FromOverlay];
+
+    /// Name in the object, and in the names of link pins.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromWorkload => program::FROM_WORKLOAD,
+            Self::ToWorkload => program::TO_WORKLOAD,
+            Self::FromHost => program::FROM_HOST,
+            Self::FromUplink => program::FROM_UPLINK,
+            Self::FromOverlay => program::FROM_OVERLAY,
+        }
+    }
+
+    /// The tcx hook that it is written for.
+    #[must_use]
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::FromWorkload | Self::FromUplink | Self::FromOverlay => Direction::Ingress,
+            Self::ToWorkload | Self::FromHost => Direction::Egress,
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|program| program.name() == name)
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Program;
+
+    #[test]
+    fn names_every_program_of_the_abi() {
+        assert_eq!(Program::ALL.map(Program::name), weft_abi::program::ALL);
+        for program in Program::ALL {
+            assert_eq!(Program::from_name(program.name()), Some(program));
+        }
+        assert_eq!(Program::from_name("from_nowhere"), None);
+    }
+}
