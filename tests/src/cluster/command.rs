@@ -91,9 +91,10 @@ fn finish(command: &Command, result: Output) -> Result<String> {
     String::from_utf8(result.stdout).with_context(|| format!("stdout of {} is not UTF-8", describe(command)))
 }
 
-/// The command as a person would type it.
+/// The command as a person would type it, without the entry into cgroups and namespaces that [`super::place`] puts before `--`.
 fn describe(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|argument| argument.to_string_lossy().into_owned()));
-    words.join(" ")
+    let entry = words.iter().rposition(|word| word == "--").filter(|_| words[0] == "sh");
+    words[entry.map_or(0, |position| position + 1)..].join(" ")
 }

@@ -15,8 +15,8 @@ use nix::unistd::Pid;
 
 use super::command::wait_until;
 
-/// How long a process may take to end after SIGTERM before it gets SIGKILL.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long the kernel may take to end a process.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// The recorded processes of one cluster.
 #[derive(Clone, Debug)]
@@ -70,18 +70,16 @@ impl Daemons {
         bail!("{name} has ended, see {}:\n{tail}", self.log(name).display())
     }
 
-    /// Ends `name` with SIGTERM, after a grace time with SIGKILL, and forgets it. Nothing happens when it does not run.
+    /// Ends `name` with SIGKILL (what it might save is removed anyway) and forgets it. Nothing happens when it does not run.
     ///
     /// # Errors
-    /// It outlives both signals.
+    /// It outlives the signal.
     pub(crate) fn stop(&self, name: &str) -> Result<()> {
-        for (number, limit) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
-            let Some(process) = self.running(name)? else { break };
-            signal(process, number);
-            let ended = wait_until(name, limit, || Ok(self.running(name)?.is_none().then_some(())));
-            if number == Signal::SIGKILL {
-                ended.with_context(|| format!("{name} (process {process}) outlives SIGKILL"))?;
-            }
+        if let Some(process) = self.running(name)? {
+            signal(process, Signal::SIGKILL);
+            wait_until(&format!("the end of {name} (process {process})"), LIMIT, || {
+                Ok(self.running(name)?.is_none().then_some(()))
+            })?;
         }
         let record = self.records.join(name);
         if record.exists() {

@@ -80,7 +80,7 @@ impl Cluster {
 
     fn ginkgo(&self, binaries: &Binaries, selection: &Selection, reports: &Path) -> Result<std::process::Command> {
         let mut ginkgo = self.control_plane()?.command(binaries.path("ginkgo")?);
-        ginkgo.args(["--no-color", "--timeout=4h", "--json-report=report.json"]);
+        ginkgo.args(["--no-color", "--silence-skips", "--timeout=4h", "--json-report=report.json"]);
         ginkgo.arg(format!("--procs={}", selection.processes)).arg(format!("--focus={}", selection.focus));
         ginkgo.args(selection.skip.iter().map(|skip| format!("--skip={skip}")));
         ginkgo.arg(format!("--output-dir={}", reports.display())).arg(binaries.path("e2e.test")?);

@@ -213,7 +213,8 @@ impl<'a> Node<'a> {
     }
 
     fn mount(&self, arguments: &[&str]) -> Result<()> {
-        self.run("mount", arguments)
+        // The moved /run has no mount table of util-linux's own to keep up.
+        self.run("mount", &[&["--no-mtab"], arguments].concat())
     }
 }
 
