@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the plugin leaves on disk.
+//!
+//! - `stateDir/<network>.<container>.<ifname>.json`, a [`Record`]: written before ADD makes a link and removed when DEL is
+//!   done, so that DEL, CHECK and GC know the host's link also while the agent is away.
+//! - `pendingDir/<network>.<container>.<ifname>.json`, a [`weft_api::AttachmentId`]: a release that the agent has not
+//!   heard of yet. The agent finishes and removes it.
+//!
+//! A `.` inside of a part is written as `%2E`, so that no two attachments share a file.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process,
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use weft_api::{AttachmentId, PortKind};
+
+/// One attachment as the plugin made it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Which attachment.
+    pub id: AttachmentId,
+    /// How it is plugged in.
+    pub port: PortKind,
+    /// `CNI_NETNS` of its ADD; may be empty.
+    pub netns: String,
+    /// The host's end of the veth, or the tap.
+    pub host_ifname: String,
+}
+
+/// A folder with one JSON file per attachment.
+#[derive(Clone, Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    /// Must a file survive a power cut? Links do not, addresses do.
+    durable: bool,
+}
+
+impl Folder {
+    /// The folder of [`Record`]s.
+    pub(crate) fn of_records(path: &Path) -> Self {
+        Self { path: path.to_owned(), durable: false }
+    }
+
+    /// The folder of releases that wait for the agent.
+    pub(crate) fn of_pending(path: &Path) -> Self {
+        Self { path: path.to_owned(), durable: true }
+    }
+
+    /// Writes the file of `id`: readers see the old one or the whole new one.
+    pub(crate) fn save<T: Serialize>(&self, id: &AttachmentId, content: &T) -> io::Result<()> {
+        let path = self.path_of(id);
+        let temporary = self.path.join(format!(".{}.{}", file_name(id), process::id()));
+        let written = fs::create_dir_all(&self.path)
+            .and_then(|()| self.write(&temporary, content))
+            .and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(|error| {
+            if let Err(kept) = remove(&temporary) {
+                tracing::debug!(%kept, "cannot remove a half-written file");
+            }
+            io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+        })
+    }
+
+    fn write<T: Serialize>(&self, path: &Path, content: &T) -> io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(&serde_json::to_vec(content)?)?;
+        if self.durable { file.sync_all() } else { Ok(()) }
+    }
+
+    /// Reads the file of `id`. One that is torn is like one that is not there: DEL must go on.
+    pub(crate) fn load<T: DeserializeOwned>(&self, id: &AttachmentId) -> Option<T> {
+        read(&self.path_of(id))
+    }
+
+    /// Is there a file of `id`?
+    pub(crate) fn contains(&self, id: &AttachmentId) -> bool {
+        self.path_of(id).exists()
+    }
+
+    /// Removes the file of `id`; one that is gone is no error.
+    pub(crate) fn remove(&self, id: &AttachmentId) -> io::Result<()> {
+        remove(&self.path_of(id))
+    }
+
+    /// All files that can be read.
+    pub(crate) fn list<T: DeserializeOwned>(&self) -> Vec<T> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let files = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json"));
+        files.filter_map(|path| read(&path)).collect()
+    }
+
+    fn path_of(&self, id: &AttachmentId) -> PathBuf {
+        self.path.join(file_name(id))
+    }
+}
+
+/// Name of the file of `id`.
+pub(crate) fn file_name(id: &AttachmentId) -> String {
+    let [network, container, ifname] = [&id.network, &id.container_id, &id.ifname].map(|part| part.replace('.', "%2E"));
+    format!("{network}.{container}.{ifname}.json")
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let bytes = fs::read(path).ok()?;
+    serde_json::from_slice(&bytes)
+        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "ignoring a file that does not parse"))
+        .ok()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io::Error::new(error.kind(), format!("cannot remove {}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_api::{AttachmentId, PortKind};
+
+    use super::{Folder, Record, file_name};
+
+    fn id(network: &str, container_id: &str) -> AttachmentId {
+        AttachmentId { network: network.into(), container_id: container_id.into(), ifname: "eth0".into() }
+    }
+
+    #[test]
+    fn no_two_attachments_share_a_file() {
+        assert_eq!(file_name(&id("weft", "c1")), "weft.c1.eth0.json");
+        assert_ne!(file_name(&id("a.b", "c")), file_name(&id("a", "b.c")));
+    }
+
+    #[test]
+    fn a_record_comes_back_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::of_records(&dir.path().join("new"));
+        let record =
+            Record { id: id("n", "c"), port: PortKind::Tap, netns: String::new(), host_ifname: "weft1".into() };
+        folder.save(&record.id, &record).unwrap();
+        assert_eq!(folder.load::<Record>(&record.id), Some(record.clone()));
+        assert_eq!(folder.list::<Record>(), [record.clone()]);
+        folder.remove(&record.id).unwrap();
+        folder.remove(&record.id).unwrap();
+        assert!(folder.list::<Record>().is_empty() && !folder.contains(&record.id));
+    }
+
+    #[test]
+    fn a_torn_file_is_like_none() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("n.c.eth0.json"), b"{").unwrap();
+        assert_eq!(Folder::of_records(dir.path()).load::<Record>(&id("n", "c")), None);
+    }
+}
