@@ -115,7 +115,11 @@ fn e2e(cluster: &Cluster, selection: &Selection) -> Result<()> {
 fn installation(release: bool, mode: String) -> Installation {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let profile = if release { "release" } else { "debug" };
-    Installation { build_directory: root.join("target").join(profile), manifest: root.join("manifests/weft.yaml"), mode }
+    Installation {
+        build_directory: root.join("target").join(profile),
+        manifest: root.join("manifests/weft.yaml"),
+        mode,
+    }
 }
 
 impl From<CniArgument> for Cni {

@@ -53,7 +53,8 @@ pub(crate) fn write(directory: &Path, images: &[Image<'_>], target: &Path) -> Re
 /// # Errors
 /// `tar` fails.
 pub(crate) fn write_layer(directory: &Path, name: &str, root: &Path) -> Result<()> {
-    let mut tar = command("tar", ["--create", "--owner=0", "--group=0", "--numeric-owner", "--sort=name", "--mtime=@0"]);
+    let mut tar =
+        command("tar", ["--create", "--owner=0", "--group=0", "--numeric-owner", "--sort=name", "--mtime=@0"]);
     run(tar.arg("--directory").arg(root).arg("--file").arg(directory.join(name)).arg("."))
 }
 

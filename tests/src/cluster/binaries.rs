@@ -233,7 +233,15 @@ impl Module {
     fn go(&self, verb: &[&str], package: &str) -> Result<()> {
         let linker_flags = format!("-s -w {}", self.linker_flags);
         let mut go = command("nice", ["go"]);
-        go.args(verb).args(["-trimpath", "-buildvcs=false", "-tags", self.build_tags, "-ldflags", &linker_flags, package]);
+        go.args(verb).args([
+            "-trimpath",
+            "-buildvcs=false",
+            "-tags",
+            self.build_tags,
+            "-ldflags",
+            &linker_flags,
+            package,
+        ]);
         go.env("CGO_ENABLED", if self.cgo { "1" } else { "0" }).current_dir(self.source_directory());
         run(&mut go).with_context(|| format!("build {package} of {} {}", self.name, self.version))
     }
@@ -301,7 +309,9 @@ pub(crate) fn lock(path: &Path) -> Result<Flock<File>> {
     let parent = path.parent().context("a lock file without a directory")?;
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).with_context(|| format!("flock {}", path.display()))
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("flock {}", path.display()))
 }
 
 /// First 16 hexadecimal digits of the SHA-256 of `bytes`.

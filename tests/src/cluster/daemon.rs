@@ -38,7 +38,8 @@ impl Daemons {
         command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
         let child = command.spawn().with_context(|| format!("start {name}"))?;
         let process = i32::try_from(child.id()).context("a process id beyond i32")?;
-        let started = start_time(process).with_context(|| format!("{name} ended at once, see {}", self.log(name).display()))?;
+        let started =
+            start_time(process).with_context(|| format!("{name} ended at once, see {}", self.log(name).display()))?;
         let record = self.records.join(name);
         fs::write(&record, format!("{process} {started}\n")).with_context(|| format!("write {}", record.display()))?;
         Ok(process)

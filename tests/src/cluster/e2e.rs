@@ -118,7 +118,11 @@ impl Outcome {
 impl Spec {
     fn name(&self) -> String {
         let mut words = self.container_hierarchy_texts.clone().unwrap_or_default();
-        words.push(if self.leaf_node_text.is_empty() { self.leaf_node_type.clone() } else { self.leaf_node_text.clone() });
+        words.push(if self.leaf_node_text.is_empty() {
+            self.leaf_node_type.clone()
+        } else {
+            self.leaf_node_text.clone()
+        });
         words.join(" ")
     }
 }

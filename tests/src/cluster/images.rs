@@ -98,7 +98,12 @@ fn test_images() -> Vec<Image<'static>> {
     vec![
         image(PAUSE_IMAGE, &["pause.tar"], &["/pause"], &[]),
         image(COREDNS_IMAGE, &["coredns.tar"], &["/coredns"], &[]),
-        image("registry.k8s.io/e2e-test-images/agnhost:2.63.0", &["debian.tar", "agnhost.tar"], &["/agnhost"], &["pause"]),
+        image(
+            "registry.k8s.io/e2e-test-images/agnhost:2.63.0",
+            &["debian.tar", "agnhost.tar"],
+            &["/agnhost"],
+            &["pause"],
+        ),
         image("registry.k8s.io/e2e-test-images/glibc-dns-testing:2.0.0", &["debian.tar", "coredns.tar"], &[], &["sh"]),
         image("registry.k8s.io/e2e-test-images/nginx:1.15-4", &["debian.tar"], &[], &serve),
         image("registry.k8s.io/e2e-test-images/nginx:1.27-0", &["debian.tar"], &[], &serve),
@@ -182,7 +187,8 @@ fn install(source: &Path, root: &Path, inside: &str) -> Result<PathBuf> {
     let parent = target.parent().context("a file without a directory")?;
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     fs::copy(source, &target).with_context(|| format!("copy {} to {}", source.display(), target.display()))?;
-    fs::set_permissions(&target, Permissions::from_mode(0o755)).with_context(|| format!("chmod {}", target.display()))?;
+    fs::set_permissions(&target, Permissions::from_mode(0o755))
+        .with_context(|| format!("chmod {}", target.display()))?;
     Ok(target)
 }
 

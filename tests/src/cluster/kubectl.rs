@@ -92,7 +92,19 @@ impl<'a> Kubectl<'a> {
     pub(crate) fn wait_rolled_out(&self, workload: &str) -> Result<()> {
         let mut command = self.command();
         command.args(["--namespace", "kube-system", "rollout", "status", workload, "--timeout=120s"]);
-        run(&mut command).with_context(|| self.listing(&["get", "pods", "-A", "-o", "wide"]))
+        run(&mut command).with_context(|| {
+            let logs = [
+                "--namespace",
+                "kube-system",
+                "logs",
+                workload,
+                "--all-pods",
+                "--all-containers",
+                "--prefix",
+                "--tail=20",
+            ];
+            format!("{}\n{}", self.listing(&["get", "pods", "-A", "-o", "wide"]), self.listing(&logs))
+        })
     }
 
     /// What kubectl prints, for an error message.

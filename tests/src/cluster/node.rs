@@ -120,7 +120,12 @@ impl<'a> Node<'a> {
         let present = output(self.ctr(binaries)?.args(["images", "list", "--quiet"]))?;
         for reference in expected {
             let found = present.lines().any(|line| line == reference);
-            ensure!(found, "image {reference} is not on {} after the import of {}", self.member.name, archive.display());
+            ensure!(
+                found,
+                "image {reference} is not on {} after the import of {}",
+                self.member.name,
+                archive.display()
+            );
         }
         Ok(())
     }

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::SERVICE_CIDRS_FIRST;
 use super::command::{command, output, run};
 use super::network::{CONTROL_PLANE, NODES};
-use super::SERVICE_CIDRS_FIRST;
 
 /// A user known to the API server by a token.
 pub(crate) struct User {
@@ -44,20 +44,36 @@ pub(crate) fn create(directory: &Path) -> Result<()> {
         CONTROL_PLANE.v4, CONTROL_PLANE.v6
     );
     create_certificate(directory, "apiserver", "/CN=kube-apiserver", &format!("subjectAltName={names}"))?;
-    create_certificate(directory, "kubelet-client", "/O=system:masters/CN=kube-apiserver", "extendedKeyUsage=clientAuth")?;
+    create_certificate(
+        directory,
+        "kubelet-client",
+        "/O=system:masters/CN=kube-apiserver",
+        "extendedKeyUsage=clientAuth",
+    )?;
     run(command("openssl", ["genrsa", "-out"]).arg(directory.join("service-account.key")).arg("2048"))?;
     create_tokens(directory)
 }
 
 fn create_authority(directory: &Path) -> Result<()> {
-    let mut openssl = command("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+    let mut openssl =
+        command("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
     openssl.args(["-days", "30", "-subj", "/CN=weft-testbed", "-keyout"]).arg(directory.join("ca.key"));
     run(openssl.arg("-out").arg(directory.join("ca.crt")))
 }
 
 fn create_certificate(directory: &Path, name: &str, subject: &str, extension: &str) -> Result<()> {
-    let mut openssl = command("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
-    openssl.args(["-days", "30", "-subj", subject, "-addext", extension, "-addext", "basicConstraints=critical,CA:FALSE"]);
+    let mut openssl =
+        command("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+    openssl.args([
+        "-days",
+        "30",
+        "-subj",
+        subject,
+        "-addext",
+        extension,
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ]);
     openssl.arg("-CA").arg(directory.join("ca.crt")).arg("-CAkey").arg(directory.join("ca.key"));
     openssl.arg("-keyout").arg(directory.join(format!("{name}.key")));
     run(openssl.arg("-out").arg(directory.join(format!("{name}.crt"))))
