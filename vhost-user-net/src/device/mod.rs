@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The device: what the front end set up, and the threads that carry it out.
+
+mod requests;
+pub mod rx;
+pub mod tx;
+pub mod vring;
+pub mod worker;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+use crate::dirty_log::{DirtyLog, LogError};
+use crate::memory::{GuestMemory, MemoryError};
+use crate::metrics::{Metrics, RingState};
+use crate::port::Port;
+use crate::protocol::features::{self, Abilities};
+use crate::protocol::message::VringAddr;
+use crate::ring::split::RingFeatures;
+use crate::ring::{Layout, RingError, SplitRing};
+use crate::trace::Tracer;
+use rx::RxQueue;
+use tx::TxQueue;
+use vring::{Enable, Vring};
+use worker::{NewRing, Side, Worker, WorkerError};
+
+/// What the operator chose for this device.
+#[derive(Debug, Clone)]
+pub struct DeviceConfig {
+    /// Name of the tap, for reports.
+    pub tap: String,
+    /// Greatest ring size; a power of two.
+    pub max_ring_size: u16,
+    /// MAC address in the configuration space.
+    pub mac: Option<[u8; 6]>,
+    /// MTU in the configuration space.
+    pub mtu: Option<u16>,
+    /// How long a thread looks for work before it sleeps.
+    pub poll_for: Duration,
+    /// Whether the port has UDP segmentation offload.
+    pub udp_segmentation: bool,
+}
+
+impl DeviceConfig {
+    /// What is offered with this many queue pairs.
+    pub fn abilities(&self, pairs: usize) -> Abilities {
+        Abilities {
+            multiqueue: pairs > 1,
+            udp_segmentation: self.udp_segmentation,
+            mac: self.mac.is_some(),
+            mtu: self.mtu.is_some(),
+        }
+    }
+}
+
+/// Why a request cannot be carried out. The device is as it was before the request.
+#[derive(Debug, Error)]
+pub enum RequestError {
+    /// Feature bits that were not offered.
+    #[error("the front end sets features {0:#x} that were not offered")]
+    FeaturesNotOffered(u64),
+    /// Features changed under running rings.
+    #[error("features change from {from:#x} to {to:#x} while rings run; only LOG_ALL may")]
+    FeaturesWhileRunning {
+        /// Features in force.
+        from: u64,
+        /// Features asked for.
+        to: u64,
+    },
+    /// A ring the device does not have.
+    #[error("ring {index} does not exist; the device has {rings} rings, start it with --queues {pairs} for more", pairs = index / 2 + 1)]
+    NoSuchRing {
+        /// Index asked for.
+        index: u32,
+        /// Rings of the device.
+        rings: usize,
+    },
+    /// A size, base or flag that makes no sense.
+    #[error("ring {index}: {field} {value} is not possible: {reason}")]
+    RingValue {
+        /// Index of the ring.
+        index: u32,
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        value: u32,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The ring's parts cannot be used.
+    #[error("ring {index}")]
+    Ring {
+        /// Index of the ring.
+        index: usize,
+        /// What is wrong.
+        source: RingError,
+    },
+    /// The kick descriptor cannot be waited for.
+    #[error("ring {index}: the kick descriptor cannot be waited for (is it an eventfd?)")]
+    Kick {
+        /// Index of the ring.
+        index: usize,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// A protocol feature is missing.
+    #[error("{request} needs protocol feature {feature}, which was not negotiated")]
+    ProtocolFeature {
+        /// Name of the request.
+        request: &'static str,
+        /// Name of the feature.
+        feature: &'static str,
+    },
+    /// The memory table is wrong.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The dirty log is wrong.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The port refused.
+    #[error("the port refuses {what}")]
+    Port {
+        /// What it was asked.
+        what: &'static str,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// An MTU outside 68..=65535.
+    #[error("mtu {0} is outside 68..=65535")]
+    Mtu(u64),
+    /// The configuration space cannot be written.
+    #[error("the configuration space is read-only")]
+    ReadOnlyConfig,
+    /// A thread is gone.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+/// What the front end told about one ring.
+#[derive(Debug, Default)]
+struct RingSetup {
+    size: u16,
+    addr: Option<VringAddr>,
+    base: u16,
+    /// Outer: a kick was set. Inner: its descriptor, or none for polling.
+    kick: Option<Option<Arc<OwnedFd>>>,
+    call: Option<Arc<OwnedFd>>,
+    err: Option<Arc<OwnedFd>>,
+    enabled: Option<bool>,
+    running: bool,
+}
+
+impl RingSetup {
+    fn layout(&self) -> Option<Layout> {
+        let addr = self.addr.filter(|_| self.size > 0)?;
+        Some(Layout { size: self.size, desc: addr.desc, avail: addr.avail, used: addr.used })
+    }
+
+    /// Guest address to log the used ring at (`VHOST_VRING_F_LOG`).
+    fn log_addr(&self) -> Option<u64> {
+        self.addr.filter(|addr| addr.flags & 1 != 0).map(|addr| addr.log)
+    }
+}
+
+/// A vhost-user-net device with its queue pairs.
+#[derive(Debug)]
+pub struct Device {
+    config: DeviceConfig,
+    offered: u64,
+    offered_protocol: u64,
+    features: u64,
+    protocol: u64,
+    memory: Arc<GuestMemory>,
+    log: Option<Arc<DirtyLog>>,
+    rings: Vec<RingSetup>,
+    mtu_told: Option<u16>,
+    ports: Vec<Arc<dyn Port>>,
+    workers: Vec<Worker>,
+    metrics: Arc<Metrics>,
+    tracer: Arc<Tracer>,
+}
+
+impl Device {
+    /// Starts a thread for every queue of the port.
+    ///
+    /// # Errors
+    /// When a thread cannot be made.
+    pub fn new(config: DeviceConfig, ports: Vec<Arc<dyn Port>>) -> Result<Self, WorkerError> {
+        let abilities = config.abilities(ports.len());
+        let spawn = |(index, port): (usize, &Arc<dyn Port>)| Worker::spawn(index, Arc::clone(port), config.poll_for);
+        let workers = ports.iter().enumerate().map(spawn).collect::<Result<_, _>>()?;
+        let rings = ports.len() * 2;
+        let device = Self {
+            offered: features::offered(abilities),
+            offered_protocol: features::offered_protocol(abilities),
+            features: 0,
+            protocol: 0,
+            memory: Arc::default(),
+            log: None,
+            rings: (0..rings).map(|_| RingSetup::default()).collect(),
+            mtu_told: None,
+            metrics: Arc::new(Metrics::new(&config.tap, rings)),
+            tracer: Arc::default(),
+            config,
+            ports,
+            workers,
+        };
+        device.report();
+        Ok(device)
+    }
+
+    /// The counters and the state that are reported.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The switch for following frames.
+    pub fn tracer(&self) -> &Arc<Tracer> {
+        &self.tracer
+    }
+
+    /// Forgets the front end: stops the rings and lets go of its memory.
+    pub fn disconnect(&mut self) {
+        self.stop_all();
+        self.rings.iter_mut().for_each(|ring| *ring = RingSetup::default());
+        (self.features, self.protocol, self.mtu_told) = (0, 0, None);
+        self.memory = Arc::default();
+        self.log = None;
+        self.report();
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    fn logging(&self) -> Option<Arc<DirtyLog>> {
+        self.log.clone().filter(|_| self.has(features::LOG_ALL))
+    }
+
+    fn worker(&self, index: usize) -> Result<&Worker, WorkerError> {
+        self.workers.get(index / 2).ok_or(WorkerError::Gone(index / 2))
+    }
+
+    fn enable_of(&self, ring: &RingSetup) -> Enable {
+        match ring.enabled {
+            Some(true) => Enable::On,
+            Some(false) => Enable::Off,
+            // Without protocol features there is no SET_VRING_ENABLE and rings start enabled.
+            None if self.has(features::PROTOCOL_FEATURES) => Enable::Unknown,
+            None => Enable::On,
+        }
+    }
+
+    /// Starts every ring that has all it needs and does not run yet.
+    fn start_ready(&mut self) -> Result<(), RequestError> {
+        for index in 0..self.rings.len() {
+            let ready = self.rings.get(index).is_some_and(|ring| {
+                !ring.running && ring.kick.is_some() && ring.layout().is_some() && !self.memory.is_empty()
+            });
+            if ready && let Err(error) = self.start(index) {
+                // The next try needs a new kick descriptor.
+                if let Some(ring) = self.rings.get_mut(index) {
+                    ring.kick = None;
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, index: usize) -> Result<(), RequestError> {
+        let Some(setup) = self.rings.get(index) else { return Ok(()) };
+        let Some(layout) = setup.layout() else { return Ok(()) };
+        let features = RingFeatures {
+            event_idx: self.has(features::EVENT_IDX),
+            indirect: self.has(features::INDIRECT_DESC),
+        };
+        let ring = SplitRing::new(Arc::clone(&self.memory), layout, setup.base, features)
+            .map_err(|source| RequestError::Ring { index, source })?;
+        if ring.next_used() != setup.base {
+            tracing::info!(index, base = setup.base, used = ring.next_used(), "the ring has buffers in flight");
+        }
+        let kick = setup.kick.clone().flatten();
+        let ring = self.queue(index, ring, setup);
+        self.worker(index)?
+            .run(move |pair| pair.start(ring, kick))?
+            .map_err(|source| RequestError::Kick { index, source })?;
+        if let Some(setup) = self.rings.get_mut(index) {
+            setup.running = true;
+        }
+        self.attach(index)?;
+        tracing::info!(index, size = layout.size, "ring started");
+        Ok(())
+    }
+
+    fn queue(&self, index: usize, ring: SplitRing, setup: &RingSetup) -> NewRing {
+        let counters = self.metrics.rings.get(index).map(Arc::clone).unwrap_or_default();
+        let mut vring = Vring::new(ring, self.enable_of(setup), counters, Arc::clone(&self.tracer));
+        vring.ring.set_log(self.logging(), setup.log_addr());
+        vring.call.clone_from(&setup.call);
+        vring.err.clone_from(&setup.err);
+        let header_len = features::net_header_len(self.features);
+        match Side::of(index) {
+            Side::Rx => NewRing::Rx(RxQueue::new(vring, header_len, self.has(features::MRG_RXBUF))),
+            Side::Tx => NewRing::Tx(TxQueue::new(vring, self.features, header_len)),
+        }
+    }
+
+    /// Stops a ring and remembers where it has to go on.
+    fn stop(&mut self, index: usize) -> Result<u16, RequestError> {
+        let side = Side::of(index);
+        let running = self.rings.get(index).is_some_and(|ring| ring.running);
+        if running {
+            let base = self.worker(index)?.run(move |pair| pair.stop(side))?;
+            if let Some(ring) = self.rings.get_mut(index) {
+                ring.base = base;
+                ring.running = false;
+            }
+            self.attach(index)?;
+            tracing::info!(index, base, "ring stopped");
+        }
+        let Some(ring) = self.rings.get_mut(index) else { return Ok(0) };
+        (ring.kick, ring.call, ring.err) = (None, None, None);
+        Ok(ring.base)
+    }
+
+    fn stop_all(&mut self) {
+        for index in 0..self.rings.len() {
+            if let Err(error) = self.stop(index) {
+                tracing::error!(index, error = %crate::chain(&error), "cannot stop a ring");
+            }
+        }
+    }
+
+    /// Joins a queue to the port while its receive ring works, so that flows are steered to queues that are read.
+    fn attach(&self, index: usize) -> Result<(), RequestError> {
+        if Side::of(index) == Side::Tx {
+            return Ok(());
+        }
+        let active = self.rings.get(index).is_some_and(|ring| ring.running && self.enable_of(ring) != Enable::Off);
+        let Some(port) = self.ports.get(index / 2) else { return Ok(()) };
+        // The port needs one queue in any case: it keeps its format and its frames across a reconnect.
+        port.set_active(active || index == 0).map_err(|source| RequestError::Port { what: "TUNSETQUEUE", source })
+    }
+
+    /// Hands a change to the ring, if it runs.
+    fn change(&self, index: usize, change: impl FnOnce(&mut Vring) + Send + 'static) -> Result<(), RequestError> {
+        if !self.rings.get(index).is_some_and(|ring| ring.running) {
+            return Ok(());
+        }
+        let side = Side::of(index);
+        self.worker(index)?.run(move |pair| pair.vring(side).map(change))?;
+        Ok(())
+    }
+
+    /// Puts a new memory table in force. A running ring that is not in it any more is stopped.
+    fn use_memory(&mut self, memory: GuestMemory) -> Result<(), RequestError> {
+        let memory = Arc::new(memory);
+        self.memory = Arc::clone(&memory);
+        for index in 0..self.rings.len() {
+            if self.rings.get(index).is_some_and(|ring| ring.running)
+                && let Err(error) = self.relocate(index)
+            {
+                tracing::warn!(index, error = %crate::chain(&error), "the ring is not in the new memory table and is stopped");
+                self.stop(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells a running ring its memory table and addresses anew.
+    fn relocate(&self, index: usize) -> Result<(), RequestError> {
+        let Some(layout) = self.rings.get(index).and_then(RingSetup::layout) else { return Ok(()) };
+        let (side, memory) = (Side::of(index), Arc::clone(&self.memory));
+        self.worker(index)?
+            .run(move |pair| pair.vring(side).map_or(Ok(()), |vring| vring.ring.relocate(memory, layout)))?
+            .map_err(|source| RequestError::Ring { index, source })
+    }
+
+    /// Tells every running ring whether and where to log its writes.
+    fn use_log(&self) -> Result<(), RequestError> {
+        for (index, ring) in self.rings.iter().enumerate() {
+            let (log, addr) = (self.logging(), ring.log_addr());
+            self.change(index, move |vring| vring.ring.set_log(log, addr))?;
+        }
+        Ok(())
+    }
+
+    /// Brings the reported state up to date.
+    fn report(&self) {
+        let state = |ring: &RingSetup| RingState { running: ring.running, enabled: ring.enabled, size: ring.size };
+        let rings = self.rings.iter().map(state).collect();
+        self.metrics.update(|state| {
+            state.features = features::names(self.features);
+            state.protocol_features = features::protocol::names(self.protocol);
+            state.memory_regions = self.memory.len();
+            state.memory_bytes = self.memory.bytes();
+            state.logging = self.logging().is_some();
+            state.log_missed = self.log.as_ref().map_or(0, |log| log.missed());
+            state.mtu = self.mtu_told;
+            state.rings = rings;
+        });
+    }
+}

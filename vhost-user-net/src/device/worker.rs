@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One thread per queue pair. It owns its two rings and its queue of the port; nothing on its path is shared or locked.
+//!
+//! The session changes a pair by sending it a closure, which runs between two batches, and waits for the answer.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use thiserror::Error;
+
+use super::rx::RxQueue;
+use super::tx::TxQueue;
+use super::vring::{Turn, Vring, count};
+use crate::memory::sigbus;
+use crate::port::Port;
+use crate::ring::Violation;
+
+/// Frames one ring may move before the other gets its turn.
+const BUDGET: u32 = 256;
+/// How long the thread sleeps while a front end wants its rings polled (no kick descriptor).
+const POLLED_SLEEP_MS: u16 = 1;
+/// How long a full port is left alone when its descriptor does not report room.
+const FULL_SLEEP_MS: u16 = 10;
+
+const WAKE: u64 = 0;
+const PORT: u64 = 1;
+const RX_KICK: u64 = 2;
+const TX_KICK: u64 = 3;
+
+/// Which ring of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Receive: even ring indices.
+    Rx,
+    /// Transmit: odd ring indices.
+    Tx,
+}
+
+impl Side {
+    /// The side of this ring index.
+    pub fn of(index: usize) -> Self {
+        if index.is_multiple_of(2) { Self::Rx } else { Self::Tx }
+    }
+
+    fn token(self) -> u64 {
+        match self {
+            Self::Rx => RX_KICK,
+            Self::Tx => TX_KICK,
+        }
+    }
+}
+
+/// Why a pair cannot be changed.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// The thread is gone.
+    #[error("the thread of queue pair {0} is gone")]
+    Gone(usize),
+    /// The thread cannot be made.
+    #[error("{call} for the thread of a queue pair")]
+    Setup {
+        /// What failed.
+        call: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// A ring on its way into service.
+#[derive(Debug)]
+pub enum NewRing {
+    /// A receive ring.
+    Rx(RxQueue),
+    /// A transmit ring.
+    Tx(TxQueue),
+}
+
+type Job = Box<dyn FnOnce(&mut Pair) + Send>;
+
+/// The session's handle of a pair's thread.
+#[derive(Debug)]
+pub struct Worker {
+    index: usize,
+    jobs: Option<Sender<Job>>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread of pair `index`. `poll_for` is how long it looks for work before it sleeps.
+    ///
+    /// # Errors
+    /// When a descriptor or the thread cannot be made.
+    pub fn spawn(index: usize, port: Arc<dyn Port>, poll_for: Duration) -> Result<Self, WorkerError> {
+        let setup = |call| move |error: Errno| WorkerError::Setup { call, source: error.into() };
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let wake = Arc::new(EventFd::from_value_and_flags(0, flags).map_err(setup("eventfd"))?);
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(setup("epoll_create"))?;
+        let watch = |fd: &dyn AsFd, token, flags| epoll.add(fd.as_fd(), EpollEvent::new(flags, token));
+        watch(&*wake, WAKE, EpollFlags::EPOLLIN).map_err(setup("epoll_ctl of the wake descriptor"))?;
+        let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        watch(&port.poll_fd(), PORT, both).map_err(setup("epoll_ctl of the port"))?;
+        let (jobs, inbox) = channel();
+        let pair = Pair::new(index, port, epoll, poll_for);
+        let seen = Arc::clone(&wake);
+        let thread = std::thread::Builder::new()
+            .name(format!("pair-{index}"))
+            .spawn(move || pair.serve(&inbox, &seen))
+            .map_err(|source| WorkerError::Setup { call: "clone", source })?;
+        Ok(Self { index, jobs: Some(jobs), wake, thread: Some(thread) })
+    }
+
+    /// Runs `job` on the pair's thread and returns its result.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub fn run<R: Send + 'static>(&self, job: impl FnOnce(&mut Pair) -> R + Send + 'static) -> Result<R, WorkerError> {
+        let (answer, result) = channel();
+        let job: Job = Box::new(move |pair| {
+            // Nobody waits for the answer any more when this fails.
+            answer.send(job(pair)).unwrap_or_default();
+        });
+        let gone = || WorkerError::Gone(self.index);
+        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
+        self.wake.write(1).map_err(|_| gone())?;
+        result.recv().map_err(|_| gone())
+    }
+}
+
+impl std::ops::Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        let woken = self.wake.write(1).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| woken)
+            && thread.join().is_err()
+        {
+            tracing::error!(pair = self.index, "the thread of a queue pair panicked");
+        }
+    }
+}
+
+/// One ring's place in its pair.
+#[derive(Debug)]
+struct Slot<Q> {
+    queue: Option<Q>,
+    kick: Option<Arc<OwnedFd>>,
+    /// Where the next start goes on: what `GET_VRING_BASE` answers.
+    base: u16,
+}
+
+impl<Q> Slot<Q> {
+    fn new() -> Self {
+        Self { queue: None, kick: None, base: 0 }
+    }
+}
+
+/// A queue pair, on its thread.
+#[derive(Debug)]
+pub struct Pair {
+    index: usize,
+    port: Arc<dyn Port>,
+    epoll: Epoll,
+    poll_for: Duration,
+    rx: Slot<RxQueue>,
+    tx: Slot<TxQueue>,
+    port_readable: bool,
+    port_writable: bool,
+    losses: u32,
+}
+
+impl Pair {
+    fn new(index: usize, port: Arc<dyn Port>, epoll: Epoll, poll_for: Duration) -> Self {
+        let (rx, tx) = (Slot::new(), Slot::new());
+        let losses = sigbus::losses();
+        Self { index, port, epoll, poll_for, rx, tx, port_readable: true, port_writable: true, losses }
+    }
+
+    /// Puts a ring into service.
+    ///
+    /// # Errors
+    /// When its kick descriptor cannot be waited for.
+    pub fn start(&mut self, ring: NewRing, kick: Option<Arc<OwnedFd>>) -> Result<(), Errno> {
+        let side = match ring {
+            NewRing::Rx(_) => Side::Rx,
+            NewRing::Tx(_) => Side::Tx,
+        };
+        self.stop(side);
+        if let Some(kick) = &kick {
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+            self.epoll.add(kick, EpollEvent::new(flags, side.token()))?;
+        }
+        match ring {
+            NewRing::Rx(queue) => self.rx = Slot { base: 0, queue: Some(queue), kick },
+            NewRing::Tx(queue) => self.tx = Slot { base: 0, queue: Some(queue), kick },
+        }
+        Ok(())
+    }
+
+    /// Takes a ring out of service and returns the index it has to go on at.
+    pub fn stop(&mut self, side: Side) -> u16 {
+        let (base, kick) = match side {
+            Side::Rx => {
+                if let Some(mut queue) = self.rx.queue.take() {
+                    queue.give_back();
+                    self.rx.base = queue.vring.ring.next_avail();
+                }
+                (self.rx.base, self.rx.kick.take())
+            }
+            Side::Tx => {
+                if let Some(queue) = self.tx.queue.take() {
+                    self.tx.base = queue.vring.ring.next_avail();
+                }
+                (self.tx.base, self.tx.kick.take())
+            }
+        };
+        if let Some(kick) = kick
+            && let Err(error) = self.epoll.delete(&kick)
+        {
+            tracing::debug!(%error, "epoll_ctl(DEL) of a kick descriptor");
+        }
+        base
+    }
+
+    /// The ring of this side, if it is in service. Chains taken in advance are given back first.
+    pub fn vring(&mut self, side: Side) -> Option<&mut Vring> {
+        match side {
+            Side::Rx => self.rx.queue.as_mut().map(|queue| {
+                queue.give_back();
+                &mut queue.vring
+            }),
+            Side::Tx => self.tx.queue.as_mut().map(|queue| &mut queue.vring),
+        }
+    }
+
+    fn serve(mut self, inbox: &Receiver<Job>, wake: &EventFd) {
+        let mut events = [EpollEvent::empty(); 8];
+        let mut busy = true;
+        loop {
+            let timeout = if busy { EpollTimeout::ZERO } else { self.sleep_time() };
+            let woken = match self.epoll.wait(&mut events, timeout) {
+                // A port that stays full tries again now and then, whatever its descriptor says.
+                Ok(0) if !busy => {
+                    self.port_writable = true;
+                    0
+                }
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => {
+                    tracing::error!(pair = self.index, %error, "epoll_wait");
+                    return;
+                }
+            };
+            let called = events.iter().take(woken).fold(false, |called, event| self.note(event) || called);
+            if called && !Self::run_jobs(&mut self, inbox, wake) {
+                return;
+            }
+            self.check_memory();
+            busy = self.step();
+            if !busy {
+                busy = self.poll() || self.arm();
+            }
+        }
+    }
+
+    /// Runs what the session sent; returns false when the session is gone.
+    fn run_jobs(pair: &mut Self, inbox: &Receiver<Job>, wake: &EventFd) -> bool {
+        if let Err(error) = wake.read() {
+            tracing::debug!(%error, "read of the wake descriptor");
+        }
+        loop {
+            match inbox.try_recv() {
+                Ok(job) => job(pair),
+                Err(std::sync::mpsc::TryRecvError::Empty) => return true,
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Notes one event; returns whether it is the session's.
+    fn note(&mut self, event: &EpollEvent) -> bool {
+        match event.data() {
+            PORT => {
+                self.port_readable |= event.events().contains(EpollFlags::EPOLLIN);
+                self.port_writable |= event.events().contains(EpollFlags::EPOLLOUT);
+            }
+            RX_KICK => self.rx.queue.iter().for_each(|queue| count(&queue.vring.counters.kicks)),
+            TX_KICK => self.tx.queue.iter().for_each(|queue| count(&queue.vring.counters.kicks)),
+            _ => return true,
+        }
+        false
+    }
+
+    fn sleep_time(&self) -> EpollTimeout {
+        let polled = |has_queue: bool, kick: &Option<Arc<OwnedFd>>| has_queue && kick.is_none();
+        if polled(self.rx.queue.is_some(), &self.rx.kick) || polled(self.tx.queue.is_some(), &self.tx.kick) {
+            EpollTimeout::from(POLLED_SLEEP_MS)
+        } else if !self.port_writable && self.tx.queue.is_some() {
+            EpollTimeout::from(FULL_SLEEP_MS)
+        } else {
+            EpollTimeout::NONE
+        }
+    }
+
+    /// Gives both rings a turn; returns whether there is more to do at once.
+    fn step(&mut self) -> bool {
+        let sent = self.step_tx();
+        let received = self.step_rx();
+        sent || received
+    }
+
+    fn step_tx(&mut self) -> bool {
+        if !self.port_writable {
+            return false;
+        }
+        let Some(queue) = &mut self.tx.queue else { return false };
+        match queue.run(&*self.port, BUDGET) {
+            Ok(Turn::More) => true,
+            Ok(Turn::RingEmpty) => false,
+            Ok(Turn::PortWait) => {
+                self.port_writable = false;
+                false
+            }
+            Err(violation) => self.fail(Side::Tx, violation),
+        }
+    }
+
+    fn step_rx(&mut self) -> bool {
+        if !self.port_readable {
+            return false;
+        }
+        let Some(queue) = &mut self.rx.queue else { return false };
+        match queue.run(&*self.port, BUDGET) {
+            Ok(Turn::More) => true,
+            Ok(Turn::RingEmpty) => false,
+            Ok(Turn::PortWait) => {
+                self.port_readable = false;
+                false
+            }
+            Err(violation) => self.fail(Side::Rx, violation),
+        }
+    }
+
+    /// Looks for work a while before the thread sleeps, when it was told to; returns whether some came.
+    fn poll(&mut self) -> bool {
+        if self.poll_for.is_zero() || (self.tx.queue.is_none() && self.rx.queue.is_none()) {
+            return false;
+        }
+        let deadline = Instant::now() + self.poll_for;
+        let mut events = [EpollEvent::empty(); 8];
+        while Instant::now() < deadline {
+            let looked = self.tx.queue.as_mut().map(|queue| queue.vring.ring.look(0));
+            if matches!(looked, Some(Ok(1..) | Err(_))) {
+                return true;
+            }
+            match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
+                Ok(0) | Err(_) => std::hint::spin_loop(),
+                Ok(count) => {
+                    // The session's event is level-triggered and comes again.
+                    let _called = events.iter().take(count).fold(false, |called, event| self.note(event) || called);
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Asks the guest for kicks before the thread sleeps; returns whether there is something to do instead.
+    fn arm(&mut self) -> bool {
+        let tx = self.tx.queue.as_mut().filter(|_| self.port_writable).map_or(Ok(false), TxQueue::arm);
+        let tx = tx.unwrap_or_else(|violation| self.fail(Side::Tx, violation));
+        // A receive ring with buffers waits for the port, not for the guest.
+        let rx = self.rx.queue.as_mut().filter(|_| self.port_readable).map_or(Ok(false), RxQueue::arm);
+        let rx = rx.unwrap_or_else(|violation| self.fail(Side::Rx, violation));
+        tx || rx
+    }
+
+    /// Stops both rings when guest memory went away under them.
+    fn check_memory(&mut self) {
+        let losses = sigbus::losses();
+        if losses == self.losses {
+            return;
+        }
+        self.losses = losses;
+        for side in [Side::Rx, Side::Tx] {
+            if self.vring(side).is_some_and(|vring| vring.ring.memory().is_lost()) {
+                self.fail(side, Violation::MemoryLost);
+            }
+        }
+    }
+
+    /// Takes a ring out of service for what its guest did.
+    fn fail(&mut self, side: Side, violation: Violation) -> bool {
+        tracing::warn!(pair = self.index, ?side, %violation, "the guest broke the rules of its ring; the ring is stopped");
+        if let Some(vring) = self.vring(side) {
+            vring.report_broken();
+        }
+        self.stop(side);
+        false
+    }
+}
