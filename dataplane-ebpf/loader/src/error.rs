@@ -164,7 +164,18 @@ impl Error {
         move |source| Self::Link { program, ifindex, operation, source: source.into() }
     }
 
-    pub(crate) fn object(source: impl Into<Source>) -> Self {
-        Self::Object { source: source.into() }
+    pub(crate) fn object(source: &dyn std::error::Error) -> Self {
+        Self::Object { source: chain(source).into() }
     }
+}
+
+/// An error with its causes: the eBPF library's own texts leave them out.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -81,8 +81,9 @@ impl Dataplane {
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
         let mut ebpf = create_maps(&pins, &plan)?;
-        let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         load_programs(&mut ebpf)?;
+        // Not before: the programs name the maps by the descriptors that this gives back.
+        let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
         let mut dataplane = Self { ebpf, maps, pins, report: OpenReport { maps: plan, ..OpenReport::default() } };
         dataplane.report.links = dataplane.adopt_links()?;
@@ -128,7 +129,7 @@ fn create_maps(pins: &PinDir, plan: &[MapReport]) -> Result<Ebpf> {
     for (report, path) in plan.iter().zip(&paths) {
         loader.map_max_entries(report.map, report.max_entries).map_pin_path(report.map, path.as_path());
     }
-    loader.load(OBJECT).map_err(Error::object)
+    loader.load(OBJECT).map_err(|error| Error::object(&error))
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<()> {

@@ -19,7 +19,7 @@ use aya::programs::{
 
 use crate::{
     Dataplane, Error, Program,
-    error::{Result, Source},
+    error::{Result, Source, chain},
     program::Direction,
     sys::{self, LinkInfo},
 };
@@ -226,17 +226,6 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<String>> {
             Ok(OsStr::to_string_lossy(&name).into_owned())
         })
         .collect()
-}
-
-/// An error with its causes: aya's own text leaves them out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tests of the loader on the running kernel, as root.
+
+mod support;
+
+#[path = "kernel/links.rs"]
+mod links;
+#[path = "kernel/maps.rs"]
+mod maps;
+#[path = "kernel/open.rs"]
+mod open;
+#[path = "kernel/run.rs"]
+mod run;

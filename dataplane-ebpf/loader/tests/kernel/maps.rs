@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The typed handles.
+
+use std::collections::BTreeMap;
+
+use weft_abi::{
+    Addr, Backend, CidrKey, Config, Counter, DropReason, Flow, FlowKey4, Port, Remote, SlotKey, Tally, map,
+};
+use weft_dataplane::Error;
+
+use crate::support::Sandbox;
+
+fn slot(index: u32) -> (SlotKey, Backend) {
+    let key = SlotKey { service: 1, generation: 1, index };
+    (key, Backend { addr: Addr::v4(index), port: 80, flags: 0 })
+}
+
+#[test]
+fn a_hash_holds_what_was_put_in() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    let slots = dataplane.maps().slots();
+    assert!(slots.is_empty().unwrap());
+    // More than one batch of a listing.
+    let wanted: BTreeMap<_, _> = (0..5000).map(slot).collect();
+    for (key, value) in &wanted {
+        slots.insert(key, value).unwrap();
+    }
+    let found: Vec<_> = slots.iter().collect::<Result<_, _>>().unwrap();
+    assert_eq!(found.len(), 5000, "each once");
+    assert_eq!(found.into_iter().collect::<BTreeMap<_, _>>(), wanted);
+    let (key, value) = slot(17);
+    assert_eq!(slots.get(&key).unwrap(), Some(value));
+    assert!(slots.remove(&key).unwrap());
+    assert!(!slots.remove(&key).unwrap(), "there is none to remove any more");
+    assert_eq!(slots.get(&key).unwrap(), None);
+    assert_eq!(slots.retain(|key, _| key.index < 10).unwrap(), 4989);
+    assert_eq!(slots.len().unwrap(), 10);
+}
+
+#[test]
+fn a_full_map_says_which_and_how_large() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    let ports = dataplane.maps().ports();
+    for ifindex in 0..256 {
+        ports.insert(&ifindex, &Port::default()).unwrap();
+    }
+    let error = ports.insert(&256, &Port::default()).unwrap_err();
+    assert!(matches!(error, Error::Full { map: map::PORTS, max_entries: 256 }), "{error}");
+    ports.insert(&255, &Port { workload: 3, ..Port::default() }).expect("replacing needs no room");
+}
+
+#[test]
+fn a_trie_answers_with_the_longest_prefix() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    let remotes = dataplane.maps().remotes();
+    let prefix =
+        |octets: [u8; 4], bits: u32| CidrKey { prefix_len: 96 + bits, addr: Addr::v4(u32::from_ne_bytes(octets)) };
+    let remote = |kind| Remote { via: Addr::UNSPECIFIED, kind };
+    let (wide, narrow) = (prefix([10, 0, 0, 0], 8), prefix([10, 1, 0, 0], 16));
+    remotes.insert(&wide, &remote(8)).unwrap();
+    remotes.insert(&narrow, &remote(16)).unwrap();
+    assert_eq!(remotes.get(&prefix([10, 1, 2, 3], 32)).unwrap(), Some(remote(16)));
+    assert_eq!(remotes.get(&prefix([10, 2, 2, 3], 32)).unwrap(), Some(remote(8)));
+    assert_eq!(remotes.get(&prefix([11, 0, 0, 0], 32)).unwrap(), None);
+    let all: BTreeMap<_, _> = remotes
+        .iter()
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap()
+        .into_iter()
+        .map(|(key, value)| (key, value.kind))
+        .collect();
+    assert_eq!(all, BTreeMap::from([(wide, 8), (narrow, 16)]));
+    assert!(!remotes.remove(&prefix([10, 1, 2, 3], 32)).unwrap(), "only that very prefix");
+    assert!(remotes.remove(&narrow).unwrap());
+    assert_eq!(remotes.get(&prefix([10, 1, 2, 3], 32)).unwrap(), Some(remote(8)));
+}
+
+#[test]
+fn a_trie_of_many_prefixes_is_listed_and_emptied_whole() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    let cidrs = dataplane.maps().cidrs();
+    for number in 0..1500_u32 {
+        let key = CidrKey { prefix_len: 128, addr: Addr::v4(number.to_be()) };
+        cidrs.insert(&key, &number).unwrap();
+    }
+    let mut identities: Vec<_> = cidrs.iter().map(|entry| entry.unwrap().1).collect();
+    identities.sort_unstable();
+    assert_eq!(identities, (0..1500).collect::<Vec<_>>());
+    assert_eq!(cidrs.retain(|_, _| false).unwrap(), 1500);
+    assert!(cidrs.is_empty().unwrap());
+}
+
+#[test]
+fn flows_are_listed_and_removed() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    let flows = dataplane.maps().flows4();
+    for ifindex in [3, 4] {
+        let key = FlowKey4 { ifindex, src: 1, dst: 2, sport: 3, dport: 4, protocol: 6 };
+        flows.insert(&key, &Flow { packets: u64::from(ifindex), ..Flow::default() }).unwrap();
+    }
+    assert_eq!(flows.retain(|key, _| key.ifindex != 3).unwrap(), 1);
+    let left: Vec<_> = flows.iter().map(|entry| entry.unwrap().1.packets).collect();
+    assert_eq!(left, [4]);
+    assert!(dataplane.maps().flows6().is_empty().unwrap());
+}
+
+#[test]
+fn arrays_have_every_index_and_no_other() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    let maps = dataplane.maps();
+    let config = Config { vni: 7, masquerade_count: 100, ..Config::default() };
+    maps.config().set(0, &config).unwrap();
+    assert_eq!(maps.config().get(0).unwrap(), config);
+    assert!(matches!(maps.config().get(1), Err(Error::Index { map: map::CONFIG, index: 1, max_entries: 1 })));
+    maps.generations().set(65_535, &9).unwrap();
+    assert_eq!(maps.generations().get(65_535).unwrap(), 9);
+    assert_eq!(maps.generations().get(65_534).unwrap(), 0);
+    assert!(matches!(maps.generations().set(65_536, &9), Err(Error::Index { index: 65_536, .. })));
+}
+
+#[test]
+fn counters_start_at_zero_for_every_reason() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    for reason in DropReason::ALL {
+        assert_eq!(dataplane.maps().dropped(*reason).unwrap(), Tally::default());
+    }
+    for counter in Counter::ALL {
+        assert_eq!(dataplane.maps().counted(*counter).unwrap(), 0);
+    }
+}
+
+#[test]
+fn memory_is_told_for_every_map() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    let memory = dataplane.maps().memory().unwrap();
+    assert_eq!(memory.iter().map(|entry| entry.map).collect::<Vec<_>>(), map::ALL);
+    let flows = memory.iter().find(|entry| entry.map == map::FLOWS4).unwrap();
+    let entry = size_of::<FlowKey4>() + size_of::<Flow>();
+    assert_eq!(flows.max_entries, 4096);
+    assert!(flows.bytes >= 4096 * entry as u64, "flows are allocated whole: {flows:?}");
+}
