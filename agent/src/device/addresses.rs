@@ -31,7 +31,8 @@ pub(super) async fn list(netlink: &Netlink) -> Result<Vec<Assigned>> {
 
 /// Gives `link` exactly the global addresses `wanted`, each for itself (/32, /128) and without a prefix route.
 pub(super) async fn apply(netlink: &Netlink, link: &Link, wanted: &[IpAddr]) -> Result<()> {
-    let found: Vec<_> = list(netlink).await?.into_iter().filter(|found| found.ifindex == link.index && found.global).collect();
+    let found: Vec<_> =
+        list(netlink).await?.into_iter().filter(|found| found.ifindex == link.index && found.global).collect();
     for address in wanted.iter().filter(|address| !found.iter().any(|found| found.is_host_address(**address))) {
         add(netlink, link, *address).await?;
     }

@@ -47,7 +47,10 @@ pub(super) fn check(config: &DeviceConfig) -> Result<()> {
         return Err(Error::config("vni", format!("{} does not fit 24 bits: give one below 16777216", config.vni)));
     }
     if config.masquerade_ports.is_empty() || *config.masquerade_ports.start() == 0 {
-        return Err(Error::config("masqueradePorts", "the range is empty or begins with port 0: give one such as 61000-65535"));
+        return Err(Error::config(
+            "masqueradePorts",
+            "the range is empty or begins with port 0: give one such as 61000-65535",
+        ));
     }
     Ok(())
 }
@@ -83,7 +86,8 @@ pub(super) fn pod_mtu(config: &DeviceConfig, uplink: &Link, has_v4_underlay: boo
     let mtu = config.mtu.unwrap_or(most);
     let least = if config.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6()) { MIN_MTU_V6 } else { MIN_MTU_V4 };
     if mtu > most || mtu < least {
-        let uplink = format!("the uplink '{}' has {} bytes, {overhead} of them for encapsulation", uplink.name, uplink.mtu);
+        let uplink =
+            format!("the uplink '{}' has {} bytes, {overhead} of them for encapsulation", uplink.name, uplink.mtu);
         return Err(Error::config("mtu", format!("{mtu} is not within {least} to {most}: {uplink}")));
     }
     Ok(mtu)
@@ -98,7 +102,8 @@ pub(super) struct Devices<'a> {
 
 pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
     let Devices { uplink, host, overlay } = devices;
-    let mut host_addresses: Vec<_> = config.pod_cidrs.iter().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
+    let mut host_addresses: Vec<_> =
+        config.pod_cidrs.iter().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
     host_addresses.sort_unstable();
     host_addresses.dedup();
     let ports = &config.masquerade_ports;

@@ -174,7 +174,8 @@ impl Change {
     /// `rp_filter` = 0 and `accept_local` = 1 by netlink, since `/proc/sys` is read-only in an unprivileged container.
     pub(super) fn accept_any_source(mut self) -> Self {
         let conf = nested_u32(&[(IPV4_DEVCONF_RP_FILTER, 0), (IPV4_DEVCONF_ACCEPT_LOCAL, 1)]);
-        self.af_spec.push(AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, conf))]));
+        self.af_spec
+            .push(AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, conf))]));
         Self { any: true, ..self }
     }
 

@@ -174,12 +174,19 @@ async fn requirements(netlink: &Netlink, config: &DeviceConfig) -> Result<(uplin
     let uplink = uplink::observe(netlink, config).await?;
     let pod_mtu = facts::pod_mtu(config, &uplink.link, uplink.v4.is_some())?;
     if config.mode == Mode::Native && sysctl::strict_rp_filter_everywhere()? {
-        tracing::warn!("net.ipv4.conf.all.rp_filter=1: packets of remote pods to this host may be dropped; set it to 0 or 2");
+        tracing::warn!(
+            "net.ipv4.conf.all.rp_filter=1: packets of remote pods to this host may be dropped; set it to 0 or 2"
+        );
     }
     Ok((uplink, pod_mtu))
 }
 
-async fn observe_with(netlink: &Netlink, config: &DeviceConfig, uplink: uplink::Uplink, pod_mtu: u32) -> Result<Observation> {
+async fn observe_with(
+    netlink: &Netlink,
+    config: &DeviceConfig,
+    uplink: uplink::Uplink,
+    pod_mtu: u32,
+) -> Result<Observation> {
     let host = links::find_with(netlink, HOST_PORT).await?;
     let overlay = match config.mode {
         Mode::Vxlan => links::find_with(netlink, OVERLAY).await?,

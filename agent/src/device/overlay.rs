@@ -20,7 +20,12 @@ pub(super) async fn apply(netlink: &Netlink, port: u16, mtu: u32) -> Result<Link
         Some(link) if fits(&link) => {}
         found => {
             if let Some(old) = found {
-                tracing::warn!(link = OVERLAY, old_port = old.vxlan_port, new_port = port, "replacing the overlay device");
+                tracing::warn!(
+                    link = OVERLAY,
+                    old_port = old.vxlan_port,
+                    new_port = port,
+                    "replacing the overlay device"
+                );
                 links::delete_with(netlink, OVERLAY).await?;
             }
             tracing::info!(link = OVERLAY, port, "creating the overlay device");
@@ -64,7 +69,10 @@ fn device(port: u16, mtu: u32) -> LinkMessage {
 fn port_taken(error: Error, port: u16) -> Error {
     match &error {
         Error::Netlink { source, .. } if matches!(source.raw_os_error(), Some(libc::EEXIST | libc::EADDRINUSE)) => {
-            Error::config("vxlanPort", format!("UDP port {port} is used by another device or process: choose another port"))
+            Error::config(
+                "vxlanPort",
+                format!("UDP port {port} is used by another device or process: choose another port"),
+            )
         }
         _ => error,
     }

@@ -10,7 +10,9 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
     RouteMessageBuilder,
-    packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    packet_route::route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    },
 };
 
 use super::{Error, Result, netlink::Netlink};

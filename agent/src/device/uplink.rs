@@ -51,24 +51,35 @@ async fn find(netlink: &Netlink, config: &DeviceConfig, links: &[Link], assigned
 }
 
 fn names(links: &[Link]) -> String {
-    let names: Vec<_> =
-        links.iter().map(|link| link.name.as_str()).filter(|name| *name != "lo" && !name.starts_with(NAME_PREFIX)).collect();
+    let names: Vec<_> = links
+        .iter()
+        .map(|link| link.name.as_str())
+        .filter(|name| *name != "lo" && !name.starts_with(NAME_PREFIX))
+        .collect();
     if names.is_empty() { "(the node has only 'lo')".to_owned() } else { names.join(", ") }
 }
 
 fn absent_address(address: IpAddr) -> Error {
-    Error::config("nodeAddresses", format!("no device of this node has the address {address}: give the node's own addresses"))
+    Error::config(
+        "nodeAddresses",
+        format!("no device of this node has the address {address}: give the node's own addresses"),
+    )
 }
 
 /// One address per family: the configured one, which must be there; else the uplink's first that is fit for use.
-fn node_addresses(config: &DeviceConfig, uplink: &Link, assigned: &[Assigned]) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+fn node_addresses(
+    config: &DeviceConfig,
+    uplink: &Link,
+    assigned: &[Assigned],
+) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
     for address in &config.node_addresses {
         if !assigned.iter().any(|assigned| assigned.address == *address) {
             return Err(absent_address(*address));
         }
     }
     let of_uplink = assigned.iter().filter(|address| address.ifindex == uplink.index && address.preferred);
-    let candidates: Vec<_> = config.node_addresses.iter().copied().chain(of_uplink.map(|address| address.address)).collect();
+    let candidates: Vec<_> =
+        config.node_addresses.iter().copied().chain(of_uplink.map(|address| address.address)).collect();
     let v4 = candidates.iter().find_map(|address| match address {
         IpAddr::V4(v4) => Some(*v4),
         IpAddr::V6(_) => None,

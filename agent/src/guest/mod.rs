@@ -1,1 +1,161 @@
-//! Skeleton.
+// SPDX-License-Identifier: Apache-2.0
+//! Tells the guest behind a tap its address: DHCPv4 (RFC 2131), DHCPv6 (RFC 8415) and router advertisements (RFC 4861).
+//!
+//! One task per port with one packet socket per family. There is one client and one lease per port, so nothing is stored:
+//! every answer follows from the [`GuestPort`] alone. What a guest is told:
+//!
+//! | | DHCPv4 | RA and DHCPv6 |
+//! |---|---|---|
+//! | address | `yiaddr` with the mask of [`GuestPort::addresses`] | IA_NA, /128 by nature |
+//! | default route | options 3 and, when asked, 121 | RA from `fe80::1` with the gateway's MAC |
+//! | MTU | option 26 | RA |
+//! | DNS | options 6, 15 and, when asked, 119 | RDNSS and DNSSL in the RA; options 23 and 24 |
+//! | host name | option 12 | - |
+//!
+//! The IPv4 mask should be that of the node's pod CIDR: its first address is the gateway, and Weft answers ARP for every
+//! address, so that any DHCP client finds its gateway on-link. With /32 only clients that understand option 121 do.
+//!
+//! A guest is hostile: frames are limited in length, answers in number, and nothing that a guest sends is kept.
+
+mod dhcp4;
+mod dhcp6;
+mod frame;
+mod lease;
+mod names;
+mod respond;
+mod router;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::{io, net::Ipv6Addr, time::Duration};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+use weft_api::{AssignedAddress, DnsSettings, Mac};
+
+use self::{
+    lease::Lease,
+    respond::{advertise, respond},
+    socket::{MAX_FRAME, PortSocket},
+};
+
+/// The IPv6 gateway of every port: Weft answers neighbour solicitations for it with the gateway's MAC.
+pub const LINK_LOCAL_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// RFC 4861, section 10: a few soon after the start, then slowly.
+const INITIAL_ADVERTISEMENTS: u32 = 3;
+const INITIAL_INTERVAL: Duration = Duration::from_secs(16);
+const INTERVAL: Duration = Duration::from_secs(600);
+
+/// A guest that asks more often waits; its packet socket's buffer then fills up and drops.
+const ANSWERS_PER_SECOND: u32 = 50;
+
+/// A tap port and what its guest is to be told.
+#[derive(Clone, Debug)]
+pub struct GuestPort {
+    /// Index of the tap in the agent's network namespace.
+    pub ifindex: u32,
+    /// The guest's Ethernet address: frames from another are ignored.
+    pub mac: Mac,
+    /// At most one address per family. The IPv4 prefix length is the mask that the guest is told.
+    pub addresses: Vec<AssignedAddress>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Name service.
+    pub dns: DnsSettings,
+    /// The guest's host name; left out where it is not one.
+    pub hostname: Option<String>,
+}
+
+/// Serves as long as it lives; dropping it ends the task and closes the sockets.
+#[derive(Debug)]
+#[must_use = "dropping the handle ends the service"]
+pub struct GuestHandle(JoinHandle<()>);
+
+impl Drop for GuestHandle {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts to serve the guest of a port; must run inside a tokio runtime, in the network namespace of the tap.
+///
+/// # Errors
+/// No packet socket on that interface: it is absent, or `CAP_NET_RAW` or (for the mark) `CAP_NET_ADMIN` is missing.
+pub fn serve(port: &GuestPort) -> io::Result<GuestHandle> {
+    let lease = Lease::new(port);
+    let v4 = PortSocket::open(port.ifindex, libc::ETH_P_IP)?;
+    let v6 = PortSocket::open(port.ifindex, libc::ETH_P_IPV6)?;
+    let server = Server { ifindex: port.ifindex, lease, v4, v6 };
+    Ok(GuestHandle(tokio::spawn(server.run())))
+}
+
+struct Server {
+    ifindex: u32,
+    lease: Lease,
+    v4: PortSocket,
+    v6: PortSocket,
+}
+
+impl Server {
+    async fn run(self) {
+        let (mut v4, mut v6) = ([0; MAX_FRAME], [0; MAX_FRAME]);
+        let mut pace = Pace::new();
+        let mut advertised = 0;
+        let mut next_advertisement = Instant::now();
+        loop {
+            tokio::select! {
+                received = self.v4.receive(&mut v4) => self.handle(received, &v4, &self.v4),
+                received = self.v6.receive(&mut v6) => self.handle(received, &v6, &self.v6),
+                () = sleep_until(next_advertisement) => {
+                    self.send(&self.v6, advertise(&self.lease));
+                    advertised += 1;
+                    next_advertisement += if advertised < INITIAL_ADVERTISEMENTS { INITIAL_INTERVAL } else { INTERVAL };
+                }
+            }
+            pace.wait().await;
+        }
+    }
+
+    fn handle(&self, received: io::Result<usize>, buffer: &[u8; MAX_FRAME], socket: &PortSocket) {
+        match received {
+            // Longer than the buffer: nothing of ours.
+            Ok(len) => self.send(socket, buffer.get(..len).and_then(|frame| respond(&self.lease, frame))),
+            // A tap that goes down says so once; it may come up again.
+            Err(error) => tracing::debug!(ifindex = self.ifindex, %error, "receiving from a guest"),
+        }
+    }
+
+    fn send(&self, socket: &PortSocket, frame: Option<Vec<u8>>) {
+        let Some(frame) = frame else { return };
+        if let Err(error) = socket.send(&frame) {
+            tracing::debug!(ifindex = self.ifindex, %error, "answering a guest");
+        }
+    }
+}
+
+/// Lets [`ANSWERS_PER_SECOND`] rounds pass per second and makes the rest wait for the next one.
+struct Pace {
+    since: Instant,
+    rounds: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { since: Instant::now(), rounds: 0 }
+    }
+
+    async fn wait(&mut self) {
+        self.rounds += 1;
+        let window = self.since + Duration::from_secs(1);
+        if Instant::now() >= window {
+            *self = Self::new();
+        } else if self.rounds >= ANSWERS_PER_SECOND {
+            sleep_until(window).await;
+            *self = Self::new();
+        }
+    }
+}
