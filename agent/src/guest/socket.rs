@@ -30,7 +30,9 @@ impl PortSocket {
         let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
         setsockopt(&fd, sockopt::Mark, &MARK_DELIVERED)?;
         bind(&fd, ifindex, ethertype)?;
-        Ok(Self { fd: AsyncFd::register(fd)? })
+        // SAFETY: the descriptor is owned, so it stays open and the same for as long as the AsyncFd has it.
+        let fd = unsafe { AsyncFd::register(fd) }?;
+        Ok(Self { fd })
     }
 
     /// Waits for a frame and reads it into `buffer`; the length of one that did not fit is more than the buffer's.
