@@ -2,7 +2,6 @@
 //! The agent's configuration: a YAML file, and flags or environment variables above it.
 
 use std::{
-    collections::BTreeMap,
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
@@ -13,6 +12,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_api::DnsSettings;
+use weft_dataplane::MapSizes;
 
 use crate::model::Mode;
 
@@ -131,8 +131,8 @@ pub struct Config {
     pub health_address: SocketAddr,
     /// Name service settings for guests and CNI results.
     pub dns: Dns,
-    /// Entries of maps by name, where the programs' own sizes do not fit.
-    pub map_sizes: BTreeMap<String, u32>,
+    /// Entries of maps, where the programs' own sizes do not fit.
+    pub map_sizes: MapSizes,
 }
 
 impl Default for Config {
@@ -159,7 +159,7 @@ impl Default for Config {
             cni: Cni::default(),
             health_address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 9911)),
             dns: Dns::default(),
-            map_sizes: BTreeMap::new(),
+            map_sizes: MapSizes::default(),
         }
     }
 }
@@ -348,7 +348,7 @@ impl Config {
         check_absolute(&self.cni.bin_dir).map_err(|e| ("cni.binDir", e))?;
         check_absolute(&self.cni.conf_dir).map_err(|e| ("cni.confDir", e))?;
         check_network_name(&self.cni.name).map_err(|e| ("cni.name", e))?;
-        check_map_sizes(&self.map_sizes).map_err(|e| ("mapSizes", e))
+        self.map_sizes.validate().map_err(|e| ("mapSizes", e.to_string()))
     }
 }
 
@@ -424,16 +424,6 @@ fn check_network_name(name: &str) -> Result<(), String> {
         return Err(format!("'{name}' is not a CNI network name; use letters, digits, '-', '_' and '.'"));
     }
     Ok(())
-}
-
-fn check_map_sizes(sizes: &BTreeMap<String, u32>) -> Result<(), String> {
-    if let Some(name) = sizes.keys().find(|name| !weft_abi::map::ALL.contains(&name.as_str())) {
-        return Err(format!("there is no map '{name}'; use one of {}", weft_abi::map::ALL.join(", ")));
-    }
-    match sizes.iter().find(|(_, size)| **size == 0) {
-        Some((name, _)) => Err(format!("{name}: 0 entries; use 1 or more, or leave it out")),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

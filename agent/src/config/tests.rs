@@ -45,14 +45,14 @@ pinDir: /sys/fs/bpf/a
 cni: {binDir: /b, confDir: /c, install: false, name: lab}
 healthAddress: '127.0.0.1:1'
 dns: {nameservers: [10.96.0.10], search: [cluster.local]}
-mapSizes: {FLOWS4: 1024}
+mapSizes: {flows4: 1024}
 ";
     let config = load(text).unwrap();
     let again: Config = serde_yaml::from_str(&serde_yaml::to_string(&config).unwrap()).unwrap();
     assert_eq!(serde_yaml::to_string(&config).unwrap(), serde_yaml::to_string(&again).unwrap());
     assert_eq!(config.source, Source::Dir("/etc/weft/manifests".into()));
     assert_eq!(config.masquerade_ports.count(), 1000);
-    assert_eq!(config.map_sizes["FLOWS4"], 1024);
+    assert_eq!(config.map_sizes.flows4, 1024);
 }
 
 #[test]
@@ -88,8 +88,8 @@ fn flags_go_above_the_file() {
 #[case::relative("nodeName: n\nrunDir: run", &["runDir", "absolute"])]
 #[case::socket(&format!("nodeName: n\nsocket: /{}", "s".repeat(107)), &["socket", "107 bytes"])]
 #[case::network("nodeName: n\ncni: {name: 'a/b'}", &["cni.name", "'a/b'"])]
-#[case::map("nodeName: n\nmapSizes: {FLOW: 1}", &["mapSizes", "'FLOW'", "FLOWS4"])]
-#[case::map_size("nodeName: n\nmapSizes: {FLOWS4: 0}", &["mapSizes", "FLOWS4"])]
+#[case::map("nodeName: n\nmapSizes: {flow: 1}", &["mapSizes", "`flow`", "flows4"])]
+#[case::map_size("nodeName: n\nmapSizes: {flows4: 0}", &["mapSizes", "flows4"])]
 fn what_cannot_be_right_is_named_with_file_and_field(#[case] text: &str, #[case] parts: &[&str]) {
     let error = load(text).unwrap_err().to_string();
     assert!(error.contains("agent.yaml"), "{error}");

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Policy: at no moment may a flow be allowed that neither the old nor the new state allows.
+//!
+//! What is allowed hangs on three things that cannot change in one write: the policy set of a port, the identity of a peer,
+//! and the rules of (policy set, identity). The order is: close ports that cannot go straight; rules, as far as no peer that
+//! leaves or joins their identity is let in by them; identities; the rest of the rules; ports; rules that nobody uses.
+//! A closed port refuses new flows for the moment of the pass; decided flows go on, as no generation has moved yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_abi::{Addr, CidrKey, Port, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
+use weft_dataplane::Error;
+
+use super::{Observed, Pass};
+use crate::model::Desired;
+
+/// A policy set without rules: everything is refused.
+pub(super) const CLOSED: u32 = u32::MAX;
+
+/// (policy set, identity).
+type Pair = (u32, u32);
+/// The rules of one pair, by chunk.
+type Chunks = BTreeMap<u32, Rules>;
+
+/// What a pass has to do, from old to new.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// Ports to close first.
+    closed: BTreeMap<u32, Port>,
+    /// Rules to write before identities change.
+    before: BTreeMap<Pair, Chunks>,
+    /// Rules to write after it.
+    after: BTreeMap<Pair, Chunks>,
+}
+
+impl Change {
+    pub(super) fn plan(observed: &Observed, desired: &Desired) -> Self {
+        let (leaving, joining) = moves(observed, desired);
+        let used: BTreeSet<u32> = policies(desired.ports.values());
+        let (old, new) = (by_pair(&observed.rules.0), by_pair(&desired.rules));
+        let pairs: BTreeSet<Pair> = old.keys().chain(new.keys()).copied().collect();
+        let mut change = Self::default();
+        let mut edited = BTreeSet::new();
+        for pair in pairs {
+            let (old, new) = (old.get(&pair), new.get(&pair));
+            // Rules of sets that nobody will use go last.
+            let unused = new.is_none() && !used.contains(&pair.0);
+            if old != new && !unused {
+                edited.insert(pair.0);
+                change.plan_pair(pair, old, new, leaving.contains(&pair.1), joining.contains(&pair.1));
+            }
+        }
+        let identities_move = !leaving.is_empty() || !joining.is_empty();
+        change.closed = ports_to_close(observed, desired, |policy| identities_move || edited.contains(&policy));
+        change
+    }
+
+    fn plan_pair(&mut self, pair: Pair, old: Option<&Chunks>, new: Option<&Chunks>, leaving: bool, joining: bool) {
+        let new = new.cloned().unwrap_or_default();
+        match (leaving, joining) {
+            (false, _) => drop(self.before.insert(pair, new)),
+            (true, false) => drop(self.after.insert(pair, new)),
+            (true, true) => {
+                self.before.insert(pair, common(old, &new));
+                self.after.insert(pair, new);
+            }
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Everything but the new ports themselves, which come after.
+    pub(super) fn put_policy(&mut self, change: &Change, desired: &Desired) -> Result<(), Error> {
+        for (ifindex, port) in &change.closed {
+            self.observed.ports.put(self.tables.ports(), *ifindex, *port, &mut self.summary)?;
+        }
+        change.before.iter().try_for_each(|(pair, chunks)| self.put_rules(*pair, chunks))?;
+        self.put_identities(desired)?;
+        change.after.iter().try_for_each(|(pair, chunks)| self.put_rules(*pair, chunks))
+    }
+
+    /// An exact address stands above every prefix, so it is written first and removed last.
+    fn put_identities(&mut self, desired: &Desired) -> Result<(), Error> {
+        let Observed { identities, cidrs, .. } = self.observed;
+        identities.put_all(self.tables.identities(), &desired.identities, &mut self.summary)?;
+        cidrs.put_all(self.tables.cidrs(), &desired.cidrs, &mut self.summary)?;
+        cidrs.take_others(self.tables.cidrs(), &desired.cidrs, &mut self.summary)?;
+        identities.take_others(self.tables.identities(), &desired.identities, &mut self.summary)
+    }
+
+    /// The last chunk first, so that none says that more comes where nothing is; removals after the chunk before says so.
+    fn put_rules(&mut self, (policy, identity): Pair, chunks: &Chunks) -> Result<(), Error> {
+        let (table, known) = (self.tables.rules(), &mut self.observed.rules);
+        let key = |chunk| RuleKey { policy, identity, chunk };
+        for (chunk, rules) in chunks.iter().rev() {
+            known.put(table, key(*chunk), *rules, &mut self.summary)?;
+        }
+        let all = known.0.range(key(0)..=key(u32::MAX)).map(|(key, _)| key.chunk);
+        let old: Vec<u32> = all.filter(|chunk| !chunks.contains_key(chunk)).collect();
+        old.into_iter().try_for_each(|chunk| known.take(table, key(chunk), &mut self.summary))
+    }
+
+    pub(super) fn remove_unused_rules(&mut self, desired: &Desired) -> Result<(), Error> {
+        self.observed.rules.take_others(self.tables.rules(), &desired.rules, &mut self.summary)
+    }
+}
+
+fn by_pair(rules: &BTreeMap<RuleKey, Rules>) -> BTreeMap<Pair, Chunks> {
+    let mut pairs: BTreeMap<Pair, Chunks> = BTreeMap::new();
+    for (key, value) in rules {
+        pairs.entry((key.policy, key.identity)).or_default().insert(key.chunk, *value);
+    }
+    pairs
+}
+
+fn policies<'a>(ports: impl Iterator<Item = &'a Port>) -> BTreeSet<u32> {
+    ports.flat_map(|port| [port.ingress_policy, port.egress_policy]).collect()
+}
+
+/// Ports that go from one policy set to another while `unsettled` says that what the old one allows changes as well.
+fn ports_to_close(observed: &Observed, desired: &Desired, unsettled: impl Fn(u32) -> bool) -> BTreeMap<u32, Port> {
+    let close = |old: u32, new: u32| if old != 0 && new != 0 && old != new && unsettled(old) { CLOSED } else { old };
+    let pairs = desired.ports.iter().filter_map(|(ifindex, new)| Some((*ifindex, observed.ports.0.get(ifindex)?, new)));
+    pairs
+        .map(|(ifindex, old, new)| {
+            let ingress_policy = close(old.ingress_policy, new.ingress_policy);
+            let egress_policy = close(old.egress_policy, new.egress_policy);
+            (ifindex, old, Port { ingress_policy, egress_policy, ..*old })
+        })
+        .filter(|(_, old, closed)| *old != closed)
+        .map(|(ifindex, _, closed)| (ifindex, closed))
+        .collect()
+}
+
+/// Rules that both have.
+fn common(old: Option<&Chunks>, new: &Chunks) -> Chunks {
+    let old: BTreeSet<PortRule> = old.into_iter().flat_map(all_rules).collect();
+    let both: BTreeSet<PortRule> = all_rules(new).filter(|rule| old.contains(rule)).collect();
+    let both: Vec<PortRule> = both.into_iter().collect();
+    let pieces: Vec<&[PortRule]> = both.chunks(RULES_PER_CHUNK).collect();
+    (0..).zip(&pieces).map(|(chunk, piece)| (chunk, chunk_of(piece, chunk as usize + 1 < pieces.len()))).collect()
+}
+
+fn all_rules(chunks: &Chunks) -> impl Iterator<Item = PortRule> + '_ {
+    chunks.values().flat_map(|chunk| chunk.rules.iter().take(usize::from(chunk.count)).copied())
+}
+
+fn chunk_of(rules: &[PortRule], more: bool) -> Rules {
+    let mut chunk = Rules { count: 0, more: u16::from(more), ..Rules::default() };
+    for (slot, rule) in chunk.rules.iter_mut().zip(rules) {
+        *slot = *rule;
+        chunk.count += 1;
+    }
+    chunk
+}
+
+/// Identities that some address leaves, and those that some address joins.
+fn moves(observed: &Observed, desired: &Desired) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    let old = Lookup::new(&observed.identities.0, &observed.cidrs.0);
+    let new = Lookup::new(&desired.identities, &desired.cidrs);
+    let addresses = changed(&observed.identities.0, &desired.identities);
+    let singly = addresses.map(|address| (old.identity(address), new.identity(address)));
+    let prefixes = changed(&observed.cidrs.0, &desired.cidrs);
+    let widely = prefixes.map(|prefix| (old.covering(prefix), new.covering(prefix)));
+    singly.chain(widely).filter(|(from, to)| from != to).unzip()
+}
+
+/// Keys whose value differs.
+fn changed<'a, K: Ord, V: PartialEq>(old: &'a BTreeMap<K, V>, new: &'a BTreeMap<K, V>) -> impl Iterator<Item = &'a K> {
+    let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(key)));
+    keys.filter(|key| old.get(key) != new.get(key))
+}
+
+/// What the programs would find.
+pub(super) struct Lookup<'a> {
+    identities: &'a BTreeMap<Addr, u32>,
+    cidrs: &'a BTreeMap<CidrKey, u32>,
+    /// The prefix lengths there are, longest first.
+    lengths: Vec<u32>,
+}
+
+impl<'a> Lookup<'a> {
+    pub(super) fn new(identities: &'a BTreeMap<Addr, u32>, cidrs: &'a BTreeMap<CidrKey, u32>) -> Self {
+        let lengths: BTreeSet<u32> = cidrs.keys().map(|key| key.prefix_len).collect();
+        Self { identities, cidrs, lengths: lengths.into_iter().rev().collect() }
+    }
+
+    pub(super) fn identity(&self, address: &Addr) -> u32 {
+        self.identities.get(address).copied().unwrap_or_else(|| self.longest(*address, 128))
+    }
+
+    /// The identity of addresses of `prefix` that no longer prefix covers.
+    fn covering(&self, prefix: &CidrKey) -> u32 {
+        self.longest(prefix.addr, prefix.prefix_len)
+    }
+
+    fn longest(&self, address: Addr, most: u32) -> u32 {
+        let lengths = self.lengths.iter().filter(|length| **length <= most);
+        let mut found = lengths.filter_map(|length| {
+            self.cidrs.get(&CidrKey { prefix_len: *length, addr: truncated(address, *length) })
+        });
+        found.next().copied().unwrap_or(WORLD_IDENTITY)
+    }
+}
+
+/// The first `length` bits.
+fn truncated(Addr(words): Addr, length: u32) -> Addr {
+    let mut left = length;
+    Addr(words.map(|word| {
+        let bits = left.min(32);
+        left -= bits;
+        let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+        word & mask.to_be()
+    }))
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The maps as the apply step sees them, so that it can be tested without a kernel; and what it knows they hold.
+
+use std::collections::BTreeMap;
+
+use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+use weft_dataplane::{Error, Maps, Record};
+
+/// A map with keys.
+pub trait Table<K, V> {
+    /// All entries.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn entries(&self) -> Result<BTreeMap<K, V>, Error>;
+    /// Adds or replaces one entry, atomically for readers.
+    ///
+    /// # Errors
+    /// The map is full, or the kernel refuses.
+    fn insert(&self, key: &K, value: &V) -> Result<(), Error>;
+    /// Removes one entry, if it is there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn remove(&self, key: &K) -> Result<(), Error>;
+}
+
+/// A map with an index.
+pub trait Array<V> {
+    /// The value at `index`.
+    ///
+    /// # Errors
+    /// The index is out of range, or the kernel refuses.
+    fn get(&self, index: u32) -> Result<V, Error>;
+    /// Replaces the value at `index`.
+    ///
+    /// # Errors
+    /// As [`Array::get`].
+    fn set(&self, index: u32, value: &V) -> Result<(), Error>;
+}
+
+/// The maps that the agent writes; see [`weft_abi::map`].
+#[expect(missing_docs, reason = "named as the maps are")]
+pub trait Tables {
+    fn config(&self) -> &dyn Array<Config>;
+    fn generations(&self) -> &dyn Array<u32>;
+    fn ports(&self) -> &dyn Table<u32, Port>;
+    fn locals(&self) -> &dyn Table<Addr, Local>;
+    fn remotes(&self) -> &dyn Table<CidrKey, Remote>;
+    fn services(&self) -> &dyn Table<ServiceKey, Service>;
+    fn slots(&self) -> &dyn Table<SlotKey, Backend>;
+    fn identities(&self) -> &dyn Table<Addr, u32>;
+    fn cidrs(&self) -> &dyn Table<CidrKey, u32>;
+    fn rules(&self) -> &dyn Table<RuleKey, Rules>;
+}
+
+impl<K: Record + Ord, V: Record> Table<K, V> for weft_dataplane::Table<K, V> {
+    fn entries(&self) -> Result<BTreeMap<K, V>, Error> {
+        self.iter().collect()
+    }
+
+    fn insert(&self, key: &K, value: &V) -> Result<(), Error> {
+        Self::insert(self, key, value)
+    }
+
+    fn remove(&self, key: &K) -> Result<(), Error> {
+        Self::remove(self, key).map(drop)
+    }
+}
+
+impl<V: Record> Array<V> for weft_dataplane::Array<V> {
+    fn get(&self, index: u32) -> Result<V, Error> {
+        Self::get(self, index)
+    }
+
+    fn set(&self, index: u32, value: &V) -> Result<(), Error> {
+        Self::set(self, index, value)
+    }
+}
+
+impl Tables for Maps {
+    fn config(&self) -> &dyn Array<Config> {
+        self.config()
+    }
+
+    fn generations(&self) -> &dyn Array<u32> {
+        self.generations()
+    }
+
+    fn ports(&self) -> &dyn Table<u32, Port> {
+        self.ports()
+    }
+
+    fn locals(&self) -> &dyn Table<Addr, Local> {
+        self.locals()
+    }
+
+    fn remotes(&self) -> &dyn Table<CidrKey, Remote> {
+        self.remotes()
+    }
+
+    fn services(&self) -> &dyn Table<ServiceKey, Service> {
+        self.services()
+    }
+
+    fn slots(&self) -> &dyn Table<SlotKey, Backend> {
+        self.slots()
+    }
+
+    fn identities(&self) -> &dyn Table<Addr, u32> {
+        self.identities()
+    }
+
+    fn cidrs(&self) -> &dyn Table<CidrKey, u32> {
+        self.cidrs()
+    }
+
+    fn rules(&self) -> &dyn Table<RuleKey, Rules> {
+        self.rules()
+    }
+}
+
+/// What one map is known to hold. Writes go through it, so that only differences reach the kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Known<K, V>(pub(super) BTreeMap<K, V>);
+
+/// How many entries a pass wrote and removed.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Summary {
+    /// Entries added or replaced.
+    pub written: usize,
+    /// Entries removed.
+    pub removed: usize,
+    /// Generations moved.
+    pub generations: usize,
+    /// What could not be programmed, and why; everything else was.
+    pub problems: Vec<String>,
+}
+
+impl Summary {
+    /// Whether everything was as it should be already.
+    #[must_use]
+    pub fn is_unchanged(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
+    pub(super) fn observe(table: &dyn Table<K, V>) -> Result<Self, Error> {
+        table.entries().map(Self)
+    }
+
+    /// Writes the entry unless it is there.
+    pub(super) fn put(&mut self, table: &dyn Table<K, V>, key: K, value: V, summary: &mut Summary) -> Result<(), Error> {
+        if self.0.get(&key) != Some(&value) {
+            table.insert(&key, &value)?;
+            self.0.insert(key, value);
+            summary.written += 1;
+        }
+        Ok(())
+    }
+
+    /// Removes the entry if it is there.
+    pub(super) fn take(&mut self, table: &dyn Table<K, V>, key: K, summary: &mut Summary) -> Result<(), Error> {
+        if self.0.contains_key(&key) {
+            table.remove(&key)?;
+            self.0.remove(&key);
+            summary.removed += 1;
+        }
+        Ok(())
+    }
+
+    /// Writes every entry of `wanted`, in the reverse order of keys: of tries, the longest prefix first.
+    pub(super) fn put_all(
+        &mut self,
+        table: &dyn Table<K, V>,
+        wanted: &BTreeMap<K, V>,
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
+        wanted.iter().rev().try_for_each(|(key, value)| self.put(table, *key, *value, summary))
+    }
+
+    /// Removes every entry that is not in `wanted`, in the order of keys: of tries, the shortest prefix first.
+    pub(super) fn take_others<W>(
+        &mut self,
+        table: &dyn Table<K, V>,
+        wanted: &BTreeMap<K, W>,
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
+        let others: Vec<K> = self.0.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        others.into_iter().try_for_each(|key| self.take(table, key, summary))
+    }
+}
