@@ -42,8 +42,8 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
-    let object = match env::var_os("WEFT_EBPF_OBJECT") {
-        Some(path) => prebuilt(Path::new(&path))?,
+    let object = match set("WEFT_EBPF_OBJECT") {
+        Some(path) => prebuilt(&path)?,
         None => build(&out_dir)?,
     };
     let embedded = out_dir.join("weft-dataplane.o");
@@ -53,6 +53,11 @@ fn main() -> Result<()> {
 
 fn variable(name: &str) -> Result<OsString> {
     env::var_os(name).with_context(|| format!("{name} is not set: this file runs as cargo's build script"))
+}
+
+/// A path from the environment; an empty variable counts as unset.
+fn set(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 fn prebuilt(path: &Path) -> Result<PathBuf> {
@@ -114,7 +119,7 @@ fn find_linker() -> Result<PathBuf> {
 }
 
 fn find_rustc() -> Result<PathBuf> {
-    if let Some(rustc) = env::var_os("WEFT_EBPF_RUSTC").map(PathBuf::from) {
+    if let Some(rustc) = set("WEFT_EBPF_RUSTC") {
         ensure!(
             has_rust_src(&rustc),
             "WEFT_EBPF_RUSTC={}: no such compiler, or no rust-src in its sysroot",

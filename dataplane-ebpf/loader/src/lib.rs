@@ -26,6 +26,7 @@ mod program;
 mod sys;
 mod table;
 mod test_run;
+mod upgrade;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -46,6 +47,7 @@ pub use crate::{
     program::{Direction, Program},
     table::{Array, Iter, PerCpuArray, Record, Table},
     test_run::TestRunReport,
+    upgrade::remove_everything,
 };
 
 /// The object that the build script made.

@@ -5,9 +5,8 @@
 //! else's program decides before Weft.
 
 use std::{
-    ffi::OsStr,
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +19,7 @@ use aya::programs::{
 use crate::{
     Dataplane, Error, Program,
     error::{Result, Source, chain},
+    pin::list,
     program::Direction,
     sys::{self, LinkInfo},
 };
@@ -47,7 +47,7 @@ impl Attachment {
         format!("{}-{}", self.ifindex, self.program)
     }
 
-    fn from_pin_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_pin_name(name: &str) -> Option<Self> {
         let (ifindex, program) = name.split_once('-')?;
         let attachment = Self { ifindex: ifindex.parse().ok()?, program: Program::from_name(program)? };
         (attachment.pin_name() == name).then_some(attachment)
@@ -121,10 +121,10 @@ impl Dataplane {
     pub(crate) fn adopt_links(&mut self) -> Result<LinkReport> {
         let mut report = LinkReport::default();
         for name in list(&self.pins.links)? {
+            let pin = self.pins.links.join(&name);
             match Attachment::from_pin_name(&name) {
-                Some(attachment) if self.adopt(attachment)? => report.adopted.push(attachment),
+                Some(attachment) if self.swap_if_live(attachment, &pin)? => report.adopted.push(attachment),
                 _ => {
-                    let pin = self.pins.links.join(&name);
                     let link = sys::object_get(&pin).map_err(Error::path("open pinned link", &pin))?;
                     remove_pin(&pin, link.as_fd())?;
                     tracing::info!(pin = name, "removed a link that no longer does anything");
@@ -137,18 +137,16 @@ impl Dataplane {
         Ok(report)
     }
 
-    /// `false`: the link is of no use any more.
-    fn adopt(&mut self, attachment: Attachment) -> Result<bool> {
+    /// Swaps the program of a pinned link; `false`: the link is of no use any more.
+    pub(crate) fn swap_if_live(&mut self, attachment: Attachment, pin: &Path) -> Result<bool> {
         let Attachment { ifindex, program } = attachment;
-        let pin = self.link_pin(attachment);
-        if !is_live(&pin, attachment)? {
+        if !is_live(pin, attachment)? {
             return Ok(false);
         }
-        let swapped = swap(self.classifier_mut(program)?, &pin);
-        match swapped {
+        match swap(self.classifier_mut(program)?, pin) {
             Ok(()) => Ok(true),
             // The device went between the look and the swap.
-            Err(_) if !is_live(&pin, attachment)? => Ok(false),
+            Err(_) if !is_live(pin, attachment)? => Ok(false),
             Err(error) => Err(Error::link(program, ifindex, "swap")(error)),
         }
     }
@@ -182,7 +180,7 @@ impl Dataplane {
         Err(Error::Interface { ifname: ifname.to_owned(), wanted, found: info.ifindex })
     }
 
-    fn link_pin(&self, attachment: Attachment) -> PathBuf {
+    pub(crate) fn link_pin(&self, attachment: Attachment) -> PathBuf {
         self.pins.links.join(attachment.pin_name())
     }
 }
@@ -212,20 +210,9 @@ fn open_pin(pin: &Path, attachment: Attachment) -> Result<Option<OwnedFd>> {
 }
 
 /// Detaches first: a pin that is left after a crash in between is defunct, and the next start removes it.
-pub(crate) fn remove_pin(pin: &Path, link: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn remove_pin(pin: &Path, link: BorrowedFd<'_>) -> Result<()> {
     sys::link_detach(link).map_err(Error::path("detach the link pinned at", pin))?;
     fs::remove_file(pin).map_err(Error::path("remove the pin", pin))
-}
-
-/// Names in a folder of pins.
-pub(crate) fn list(dir: &Path) -> Result<Vec<String>> {
-    let entries = fs::read_dir(dir).map_err(Error::path("list folder", dir))?;
-    entries
-        .map(|entry| {
-            let name = entry.map_err(Error::path("list folder", dir))?.file_name();
-            Ok(OsStr::to_string_lossy(&name).into_owned())
-        })
-        .collect()
 }
 
 #[cfg(test)]

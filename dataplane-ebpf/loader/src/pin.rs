@@ -12,9 +12,10 @@ use weft_abi::ABI_VERSION;
 
 use crate::{Error, error::Result, layout::Layout, options::MapSizes, sys};
 
-/// Where this version pins.
+/// Where a version pins.
 #[derive(Clone, Debug)]
 pub(crate) struct PinDir {
+    version: PathBuf,
     pub(crate) maps: PathBuf,
     pub(crate) links: PathBuf,
 }
@@ -42,11 +43,20 @@ pub struct MapReport {
 }
 
 impl PinDir {
-    /// Makes the folders.
+    /// The folders in that of one ABI version.
+    pub(crate) fn of_version(version: &Path) -> Self {
+        Self { version: version.to_owned(), maps: version.join("maps"), links: version.join("links") }
+    }
+
+    /// The folder that all versions share.
+    pub(crate) fn root(&self) -> &Path {
+        self.version.parent().unwrap_or(&self.version)
+    }
+
+    /// Makes this version's folders.
     pub(crate) fn prepare(pin_dir: &Path) -> Result<Self> {
         require_bpffs(pin_dir)?;
-        let version = pin_dir.join(format!("v{ABI_VERSION}"));
-        let dir = Self { maps: version.join("maps"), links: version.join("links") };
+        let dir = Self::of_version(&pin_dir.join(format!("v{ABI_VERSION}")));
         for path in [&dir.maps, &dir.links] {
             fs::create_dir_all(path).map_err(Error::path("create folder", path))?;
         }
@@ -72,6 +82,33 @@ impl PinDir {
             tracing::warn!(map, max_entries, wanted, "adopted map keeps its size; remove its pin to have it made anew");
         }
         Ok(MapReport { map, origin: Origin::Adopted, max_entries, wanted })
+    }
+}
+
+/// The folders of all ABI versions, this one's included.
+pub(crate) fn version_dirs(pin_dir: &Path) -> Result<Vec<PathBuf>> {
+    let is_version = |name: &str| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
+    let names = list(pin_dir)?.into_iter().filter(|name| is_version(name));
+    Ok(names.map(|name| pin_dir.join(name)).collect())
+}
+
+/// Names in a folder of pins.
+pub(crate) fn list(dir: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(dir).map_err(Error::path("list folder", dir))?;
+    entries
+        .map(|entry| {
+            let name = entry.map_err(Error::path("list folder", dir))?.file_name();
+            Ok(name.to_string_lossy().into_owned())
+        })
+        .collect()
+}
+
+/// `None` where something is not there.
+pub(crate) fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -11,3 +11,5 @@ mod maps;
 mod open;
 #[path = "kernel/run.rs"]
 mod run;
+#[path = "kernel/upgrade.rs"]
+mod upgrade;

@@ -20,7 +20,7 @@ fn send(workload: &Netns) {
 }
 
 /// A workload that can send without asking for a neighbour first.
-fn workload(name: &str) -> (Netns, Veth) {
+pub(crate) fn workload(name: &str) -> (Netns, Veth) {
     let netns = Netns::new();
     let veth = Veth::new(name, &netns);
     netns.run(|| {
@@ -34,7 +34,7 @@ fn dropped(dataplane: &Dataplane) -> u64 {
     dataplane.maps().dropped(DropReason::UnknownPort).expect("read the counter").packets
 }
 
-fn program_ids(ifname: &str) -> Vec<u32> {
+pub(crate) fn program_ids(ifname: &str) -> Vec<u32> {
     let (_, programs) = SchedClassifier::query_tcx(ifname, TcAttachType::Ingress).expect("query tcx");
     programs.iter().map(|program| program.id()).collect()
 }

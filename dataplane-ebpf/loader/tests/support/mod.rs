@@ -71,7 +71,8 @@ impl Sandbox {
     }
 
     pub(crate) fn open(&self) -> Dataplane {
-        Dataplane::open(&self.options()).expect("open the dataplane")
+        // Not expect: a verifier log is for reading.
+        Dataplane::open(&self.options()).unwrap_or_else(|error| panic!("open the dataplane: {error}"))
     }
 }
 

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Leaving nothing of another ABI version, or nothing at all.
+
+use std::{
+    fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    Dataplane, Error,
+    error::Result,
+    link::{Attachment, LinkReport, remove_pin},
+    pin::{PinDir, list, unless_gone, version_dirs},
+    sys,
+};
+
+impl Dataplane {
+    /// Takes over what other ABI versions of Weft pinned: swaps their links to this version's programs, then removes their
+    /// maps. Until then their programs go on with their own maps, so call it when this version's maps have been filled.
+    ///
+    /// # Errors
+    /// [`Error::Path`] or [`Error::Link`]; what is left can be tried again.
+    pub fn take_over_other_versions(&mut self) -> Result<LinkReport> {
+        let mut report = LinkReport::default();
+        for version in version_dirs(self.pins.root())? {
+            let other = PinDir::of_version(&version);
+            if other.links == self.pins.links {
+                continue;
+            }
+            for name in unless_gone(list(&other.links))?.unwrap_or_default() {
+                match Attachment::from_pin_name(&name) {
+                    Some(attachment) if self.take_over(attachment, &other.links.join(&name))? => {
+                        report.adopted.push(attachment);
+                    }
+                    _ => report.removed.push(name),
+                }
+            }
+            remove_version(&version)?;
+            tracing::info!(dir = %version.display(), "removed what another ABI version had pinned");
+        }
+        Ok(report)
+    }
+
+    /// `false`: the link is of no use, or this version is attached there already.
+    fn take_over(&mut self, attachment: Attachment, old: &Path) -> Result<bool> {
+        let new = self.link_pin(attachment);
+        let taken = !exists(&new)? && self.swap_if_live(attachment, old)?;
+        if taken {
+            fs::rename(old, &new).map_err(Error::path("move the pin", old))?;
+        }
+        Ok(taken)
+    }
+}
+
+/// Detaches all programs and removes all pins of every ABI version, and `pin_dir` itself. Flows end with it. A folder that is
+/// not there is fine.
+///
+/// # Errors
+/// [`Error::Path`]; what is left can be tried again.
+pub fn remove_everything(pin_dir: &Path) -> Result<()> {
+    for version in unless_gone(version_dirs(pin_dir))?.unwrap_or_default() {
+        remove_version(&version)?;
+    }
+    remove_dir(pin_dir)
+}
+
+/// Links first: a program never runs without its maps.
+fn remove_version(version: &Path) -> Result<()> {
+    let dir = PinDir::of_version(version);
+    for pin in pins(&dir.links)? {
+        let link = sys::object_get(&pin).map_err(Error::path("open pinned link", &pin))?;
+        remove_pin(&pin, link.as_fd())?;
+    }
+    for pin in pins(&dir.maps)? {
+        fs::remove_file(&pin).map_err(Error::path("remove the pin", &pin))?;
+    }
+    [dir.links.as_path(), dir.maps.as_path(), version].into_iter().try_for_each(remove_dir)
+}
+
+fn pins(dir: &Path) -> Result<Vec<PathBuf>> {
+    let names = unless_gone(list(dir))?.unwrap_or_default();
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    unless_gone(fs::remove_dir(dir).map_err(Error::path("remove folder", dir))).map(|_| ())
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::path("look at", path)(error)),
+    }
+}
