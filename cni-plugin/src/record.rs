@@ -145,7 +145,7 @@ mod tests {
             Record { id: id("n", "c"), port: PortKind::Tap, netns: String::new(), host_ifname: "weft1".into() };
         folder.save(&record.id, &record).unwrap();
         assert_eq!(folder.load::<Record>(&record.id), Some(record.clone()));
-        assert_eq!(folder.list::<Record>(), [record.clone()]);
+        assert_eq!(folder.list::<Record>(), std::slice::from_ref(&record));
         folder.remove(&record.id).unwrap();
         folder.remove(&record.id).unwrap();
         assert!(folder.list::<Record>().is_empty() && !folder.contains(&record.id));

@@ -10,7 +10,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
 };
 
-use super::{Netlink, NetlinkError};
+use super::{Link, Netlink, NetlinkError};
 
 /// The kernel's number of an address's family.
 pub(super) fn family(address: IpAddr) -> AddressFamily {
@@ -18,15 +18,15 @@ pub(super) fn family(address: IpAddr) -> AddressFamily {
 }
 
 impl Netlink {
-    /// Gives `address` to the link at `index`.
+    /// Gives `address` to `link`.
     ///
     /// Without duplicate address detection (RFC 4862, section 5.4): the agent gives no address twice, and a tentative
     /// IPv6 address would keep the workload silent for more than a second.
-    pub(crate) fn add_address(&mut self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+    pub(crate) fn add_address(&mut self, link: &Link, address: IpNet) -> Result<(), NetlinkError> {
         let mut message = AddressMessage::default();
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
-        message.header.index = index;
+        message.header.index = link.index;
         message.attributes.push(AddressAttribute::Local(address.addr()));
         message.attributes.push(AddressAttribute::Address(address.addr()));
         if address.addr().is_ipv6() {
@@ -34,7 +34,7 @@ impl Netlink {
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         self.execute(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
-            .map_err(|refusal| refusal.during(format!("add the address {address} to the interface with index {index}")))
+            .map_err(|refusal| refusal.during(format!("add the address {address} to the interface '{}'", link.name)))
     }
 
     /// The addresses of the link at `index`.

@@ -84,25 +84,25 @@ impl Netlink {
         })
     }
 
-    /// Gives the link at `index` an Ethernet address and an MTU; it must be down.
-    pub(crate) fn set_ether(&mut self, index: u32, mac: Mac, mtu: u32) -> Result<(), NetlinkError> {
+    /// Gives `link` an Ethernet address and an MTU; it must be down.
+    pub(crate) fn set_ether(&mut self, link: &Link, mac: Mac, mtu: u32) -> Result<(), NetlinkError> {
         let attributes = vec![LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Mtu(mtu)];
-        self.set(index, attributes, LinkFlags::empty(), "set address and mtu of")
+        self.set(link, attributes, LinkFlags::empty(), "set address and mtu of")
     }
 
-    /// Brings the link at `index` up, with `alias` for people and for DEL.
-    pub(crate) fn set_up(&mut self, index: u32, alias: Option<&str>) -> Result<(), NetlinkError> {
+    /// Brings `link` up, with `alias` for people and for DEL.
+    pub(crate) fn set_up(&mut self, link: &Link, alias: Option<&str>) -> Result<(), NetlinkError> {
         let attributes = alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())).into_iter().collect();
-        self.set(index, attributes, LinkFlags::Up, "bring up")
+        self.set(link, attributes, LinkFlags::Up, "bring up")
     }
 
-    /// Deletes the link at `index`; one that is gone is no error.
-    pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), NetlinkError> {
+    /// Deletes `link`; one that is gone is no error.
+    pub(crate) fn delete_link(&mut self, link: &Link) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
-        message.header.index = index;
+        message.header.index = link.index;
         match self.execute(RouteNetlinkMessage::DelLink(message), 0) {
             Err(refusal) if refusal.source.raw_os_error() != Some(libc::ENODEV) => {
-                Err(refusal.during(format!("delete the interface with index {index}")))
+                Err(refusal.during(format!("delete the interface '{}'", link.name)))
             }
             _ => Ok(()),
         }
@@ -110,18 +110,18 @@ impl Netlink {
 
     fn set(
         &mut self,
-        index: u32,
+        link: &Link,
         attributes: Vec<LinkAttribute>,
         flags: LinkFlags,
         verb: &str,
     ) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
-        message.header.index = index;
+        message.header.index = link.index;
         message.header.flags = flags;
         message.header.change_mask = flags;
         message.attributes = attributes;
         self.execute(RouteNetlinkMessage::SetLink(message), 0)
-            .map_err(|refusal| refusal.during(format!("{verb} the interface with index {index}")))
+            .map_err(|refusal| refusal.during(format!("{verb} the interface '{}'", link.name)))
     }
 }
 

@@ -129,9 +129,10 @@ impl Add<'_> {
             netns: self.spec.netns.clone(),
             host_ifname: allocation.host_ifname.clone(),
         };
-        self.journal.push(Step::Recorded);
         let saved = Folder::of_records(&self.config.state_dir).save(&record.id, &record);
-        saved.map_err(|error| CniError::new(Code::Io, error.to_string()))
+        saved.map_err(|error| CniError::new(Code::Io, error.to_string()))?;
+        self.journal.push(Step::Recorded);
+        Ok(())
     }
 
     fn make_link(&mut self, allocation: &Allocation) -> Result<Link, CniError> {
@@ -157,10 +158,10 @@ impl Add<'_> {
             CniError::new(Code::Io, format!("the interface '{name}' vanished right after it was made"))
         })?;
         if self.spec.port != PortKind::Veth {
-            self.host.set_ether(link.index, allocation.gateway_mac, allocation.mtu)?;
+            self.host.set_ether(&link, allocation.gateway_mac, allocation.mtu)?;
         }
         sysctl::set_host_end(name).map_err(|error| CniError::new(Code::Io, error.to_string()))?;
-        self.host.set_up(link.index, Some(&alias(&self.spec.id)))?;
+        self.host.set_up(&link, Some(&alias(&self.spec.id)))?;
         Ok(link)
     }
 
@@ -183,9 +184,9 @@ impl Add<'_> {
         })?;
         let plan = plan(allocation, link.index, &sandbox.netlink.routes()?);
         sandbox.run(|| sysctl::set_sandbox_end(ifname))?;
-        sandbox.netlink.set_up(link.index, None)?;
+        sandbox.netlink.set_up(&link, None)?;
         for address in &plan.addresses {
-            sandbox.netlink.add_address(link.index, *address)?;
+            sandbox.netlink.add_address(&link, *address)?;
         }
         for route in &plan.routes {
             sandbox.netlink.add_route(route)?;
@@ -231,14 +232,14 @@ impl Add<'_> {
 }
 
 fn routes(allocation: &Allocation, plan: Option<&SandboxPlan>) -> Vec<ResultRoute> {
-    let tables = plan.map(|plan| plan.routes.iter().map(|route| route.table).collect()).unwrap_or_else(Vec::new);
+    let planned = plan.map(|plan| plan.routes.as_slice()).unwrap_or_default();
     let routes = allocation.routes.iter().enumerate().map(|(position, route)| ResultRoute {
         dst: route.dst,
         gw: route.gateway,
         mtu: None,
         advmss: None,
         priority: None,
-        table: tables.get(position).copied().filter(|table| *table != MAIN_TABLE),
+        table: planned.get(position).map(|route| route.table).filter(|table| *table != MAIN_TABLE),
         scope: route.gateway.is_none().then_some(SCOPE_LINK),
     });
     routes.collect()

@@ -77,7 +77,7 @@ fn remove_links(id: &AttachmentId, record: Option<&Record>) -> Result<(), CniErr
     };
     for link in found {
         tracing::info!(%id, ifname = link.name, "deleting the link");
-        host.delete_link(link.index)?;
+        host.delete_link(&link)?;
     }
     Ok(())
 }

@@ -67,7 +67,7 @@ impl Journal {
 
 fn delete(host: &mut Netlink, name: &str) -> Result<(), CniError> {
     match host.link(name)? {
-        Some(link) => Ok(host.delete_link(link.index)?),
+        Some(link) => Ok(host.delete_link(&link)?),
         None => Ok(()),
     }
 }
