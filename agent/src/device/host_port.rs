@@ -10,11 +10,10 @@ use rtnetlink::{
     LinkVeth,
     packet_route::link::{InfoData, InfoVeth, LinkMessage},
 };
-use weft_api::Mac;
 
 use super::{
     Error, HOST_PORT, HOST_PORT_PEER, Result, addresses,
-    links::{self, Change, Link},
+    links::{self, Link, Settings},
     netlink::Netlink,
     sysctl,
 };
@@ -30,9 +29,9 @@ pub(super) async fn apply(netlink: &Netlink, mtu: u32, gateways: &[IpAddr]) -> R
         tracing::info!(link = HOST_PORT, "creating the host's port");
         links::create(netlink, HOST_PORT, pair(mtu)).await?;
     }
-    repair(netlink, HOST_PORT, HOST_MAC, mtu).await?;
-    repair(netlink, HOST_PORT_PEER, PEER_MAC, mtu).await?;
-    let link = links::existing(netlink, HOST_PORT).await?;
+    let settings = |mac| Settings { mac, mtu, noarp: true, any_source: true };
+    links::repair(netlink, HOST_PORT_PEER, settings(PEER_MAC)).await?;
+    let link = links::repair(netlink, HOST_PORT, settings(HOST_MAC)).await?;
     if gateways.iter().any(IpAddr::is_ipv6) {
         sysctl::enable_ipv6(HOST_PORT)?;
     }
@@ -70,32 +69,6 @@ fn pair(mtu: u32) -> LinkMessage {
     let peer = rtnetlink::LinkUnspec::new_with_name(HOST_PORT_PEER).mtu(mtu).address(PEER_MAC.to_vec()).arp(false);
     pair = pair.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
     pair.build()
-}
-
-async fn repair(netlink: &Netlink, name: &str, mac: [u8; 6], mtu: u32) -> Result<()> {
-    let link = links::existing(netlink, name).await?;
-    let mut change = Change::of(&link);
-    if link.mac != Some(Mac(mac)) {
-        change = change.mac(mac);
-    }
-    if link.mtu != mtu {
-        change = change.mtu(mtu);
-    }
-    if !link.noarp {
-        change = change.noarp();
-    }
-    if !link.no_link_local {
-        change = change.no_link_local();
-    }
-    if link.rp_filter != 0 || link.accept_local != 1 {
-        change = change.accept_any_source();
-    }
-    change.apply(netlink, name).await?;
-    if link.up {
-        return Ok(());
-    }
-    // A request of its own: the settings above must hold before the kernel makes addresses for a device that comes up.
-    Change::of(&link).up().apply(netlink, name).await
 }
 
 /// Deletes the pair, where it is there and ours.

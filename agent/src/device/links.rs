@@ -45,8 +45,8 @@ pub struct Link {
     pub rp_filter: i32,
     /// `net.ipv4.conf.*.accept_local`.
     pub accept_local: i32,
-    /// No IPv6 link-local address is made (`addrgenmode none`).
-    pub no_link_local: bool,
+    /// The kernel gives it an IPv6 link-local address when it comes up: it has IPv6, and its mode is not `addrgenmode none`.
+    pub link_local: bool,
     /// UDP port of a VXLAN device, host byte order.
     pub vxlan_port: Option<u16>,
     /// A VXLAN device in external (collect metadata) mode.
@@ -76,7 +76,7 @@ pub async fn prepare_port(name: &str) -> Result<Link> {
     let netlink = Netlink::open()?;
     let link = existing(&netlink, name).await?;
     let mut change = Change::of(&link);
-    if !link.no_link_local {
+    if link.link_local {
         change = change.no_link_local();
     }
     if link.mac != Some(Mac(GATEWAY_MAC)) {
@@ -134,6 +134,46 @@ pub(super) async fn delete_with(netlink: &Netlink, name: &str) -> Result<bool> {
 
 pub(super) async fn create(netlink: &Netlink, name: &str, message: LinkMessage) -> Result<Link> {
     netlink.link().add(message).execute().await.map_err(Error::netlink("create", format!("link '{name}'")))?;
+    existing(netlink, name).await
+}
+
+/// How one of the node's own devices should be; up in any case, and without a link-local address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) mac: [u8; 6],
+    pub(super) mtu: u32,
+    /// Without ARP and neighbour discovery.
+    pub(super) noarp: bool,
+    /// `rp_filter` 0 and `accept_local` 1.
+    pub(super) any_source: bool,
+}
+
+/// Moves a link to `wanted`; sends nothing where it is so already.
+pub(super) async fn repair(netlink: &Netlink, name: &str, wanted: Settings) -> Result<Link> {
+    let mut link = existing(netlink, name).await?;
+    if link.mtu != wanted.mtu {
+        // First and alone: below 1280 bytes a device has no IPv6 settings that could be changed.
+        Change::of(&link).mtu(wanted.mtu).apply(netlink, name).await?;
+        link = existing(netlink, name).await?;
+    }
+    let mut change = Change::of(&link);
+    if link.mac != Some(Mac(wanted.mac)) {
+        change = change.mac(wanted.mac);
+    }
+    if wanted.noarp && !link.noarp {
+        change = change.noarp();
+    }
+    if link.link_local {
+        change = change.no_link_local();
+    }
+    if wanted.any_source && (link.rp_filter != 0 || link.accept_local != 1) {
+        change = change.accept_any_source();
+    }
+    change.apply(netlink, name).await?;
+    if !link.up {
+        // Last and alone: the settings above must hold before the kernel makes addresses for a device that comes up.
+        Change::of(&link).up().apply(netlink, name).await?;
+    }
     existing(netlink, name).await
 }
 
@@ -255,7 +295,7 @@ impl Link {
                 }
             }
             AfSpecUnspec::Inet6(items) => {
-                self.no_link_local = items.contains(&AfSpecInet6::AddrGenMode(In6AddrGenMode::None));
+                self.link_local = !items.contains(&AfSpecInet6::AddrGenMode(In6AddrGenMode::None));
             }
             _ => {}
         }

@@ -3,37 +3,35 @@
 
 use rtnetlink::{LinkVxlan, packet_route::link::LinkMessage};
 use weft_abi::GATEWAY_MAC;
-use weft_api::Mac;
 
 use super::{
     Error, OVERLAY, Result,
     host_port::kind_of,
-    links::{self, Change, Link},
+    links::{self, Link, Settings},
     netlink::Netlink,
 };
 
 /// Makes or repairs the device. UDP port and mode cannot be changed on a living device, so one that differs is made anew.
 pub(super) async fn apply(netlink: &Netlink, port: u16, mtu: u32) -> Result<Link> {
-    let found = find(netlink).await?;
-    let fits = |link: &Link| link.vxlan_external && link.vxlan_port == Some(port);
-    match found {
-        Some(link) if fits(&link) => {}
-        found => {
-            if let Some(old) = found {
-                tracing::warn!(
-                    link = OVERLAY,
-                    old_port = old.vxlan_port,
-                    new_port = port,
-                    "replacing the overlay device"
-                );
-                links::delete_with(netlink, OVERLAY).await?;
-            }
-            tracing::info!(link = OVERLAY, port, "creating the overlay device");
-            links::create(netlink, OVERLAY, device(port, mtu)).await.map_err(|error| port_taken(error, port))?;
+    let settings = Settings { mac: GATEWAY_MAC, mtu, noarp: false, any_source: false };
+    match find(netlink).await? {
+        Some(link) if link.vxlan_external && link.vxlan_port == Some(port) => {}
+        None => create(netlink, port, mtu).await?,
+        Some(old) => {
+            tracing::warn!(link = OVERLAY, old_port = old.vxlan_port, new_port = port, "replacing the overlay device");
+            links::delete_with(netlink, OVERLAY).await?;
+            create(netlink, port, mtu).await?;
         }
     }
-    repair(netlink, mtu).await?;
-    links::existing(netlink, OVERLAY).await
+    let repaired = links::repair(netlink, OVERLAY, settings).await;
+    // The kernel takes the UDP port when the device comes up.
+    repaired.map_err(|error| port_taken(error, port))
+}
+
+async fn create(netlink: &Netlink, port: u16, mtu: u32) -> Result<()> {
+    tracing::info!(link = OVERLAY, port, "creating the overlay device");
+    let created = links::create(netlink, OVERLAY, device(port, mtu)).await;
+    created.map(drop).map_err(|error| port_taken(error, port))
 }
 
 /// Deletes the device, where there is one and it is ours.
@@ -76,20 +74,4 @@ fn port_taken(error: Error, port: u16) -> Error {
         }
         _ => error,
     }
-}
-
-async fn repair(netlink: &Netlink, mtu: u32) -> Result<()> {
-    let link = links::existing(netlink, OVERLAY).await?;
-    let mut change = Change::of(&link);
-    if link.mac != Some(Mac(GATEWAY_MAC)) {
-        change = change.mac(GATEWAY_MAC);
-    }
-    if link.mtu != mtu {
-        change = change.mtu(mtu);
-    }
-    if !link.no_link_local {
-        change = change.no_link_local();
-    }
-    change.apply(netlink, OVERLAY).await?;
-    if link.up { Ok(()) } else { Change::of(&link).up().apply(netlink, OVERLAY).await }
 }

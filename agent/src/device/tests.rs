@@ -1,1 +1,403 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Against a real kernel, each test in a network namespace of its own (needs root).
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    net::IpAddr,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, unshare};
+use weft_abi::GATEWAY_MAC;
+use weft_api::Mac;
+
+use super::{DeviceConfig, HOST_PORT, HOST_PORT_PEER, OVERLAY, RouteChanges, links};
+use crate::model::{HostRoute, Mode};
+
+/// Runs a test in a new namespace with an uplink `up0` (its wire ends in `wire0`) of 192.0.2.10/24 and 2001:db8::10/64 behind routers .1 and ::1.
+fn on_a_node<T: Send + 'static, F: Future<Output = T>>(test: impl FnOnce() -> F + Send + 'static) -> T {
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("unshare needs root");
+        for command in [
+            "link set lo up",
+            "link add up0 mtu 1500 type veth peer name wire0",
+            "link set up0 up",
+            "link set wire0 up",
+            "addr add 192.0.2.10/24 dev up0",
+            "addr add 2001:db8::10/64 dev up0 nodad",
+            "route add default via 192.0.2.1",
+            "route add default via 2001:db8::1",
+        ] {
+            ip(command);
+        }
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test())
+    };
+    match std::thread::spawn(run).join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Runs `ip` in the namespace of this thread.
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip (iproute2) must be installed");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Links, addresses and routes of the namespace as text.
+fn everything() -> String {
+    ["-d link", "addr", "route show table all", "-6 route show table all"].map(ip).concat()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn config(mode: Mode) -> DeviceConfig {
+    DeviceConfig {
+        node_name: "node-a".to_owned(),
+        mode,
+        uplink: None,
+        node_addresses: Vec::new(),
+        pod_cidrs: vec![net("10.1.1.0/24"), net("fd00:1:1::/64")],
+        service_cidrs: vec![net("10.96.0.0/16"), net("fd00:96::/112")],
+        vni: 7765,
+        vxlan_port: 8472,
+        mtu: None,
+        masquerade_v4: true,
+        masquerade_v6: false,
+        masquerade_ports: 61000..=65535,
+    }
+}
+
+fn to_host(dst: &str) -> HostRoute {
+    HostRoute { dst: net(dst), via: None }
+}
+
+fn via(dst: &str, hop: &str) -> HostRoute {
+    HostRoute { dst: net(dst), via: Some(hop.parse().unwrap()) }
+}
+
+#[test]
+fn a_fresh_node_gets_its_devices_and_facts() {
+    on_a_node(|| async {
+        let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        assert_eq!(observation.uplink.name, "up0");
+        assert_eq!(observation.pod_mtu, 1450);
+        assert_eq!(observation.node_v4, Some("192.0.2.10".parse().unwrap()));
+        assert_eq!(observation.node_v6, Some("2001:db8::10".parse().unwrap()));
+        let facts = &observation.facts;
+        let expected: Vec<IpAddr> =
+            ["10.1.1.1", "192.0.2.10", "2001:db8::10", "fd00:1:1::1"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(facts.host_addresses, expected);
+        let config = facts.config;
+        assert_eq!(config.masquerade_v4, weft_abi::Addr::v4(u32::from_ne_bytes([192, 0, 2, 10])));
+        assert!(config.masquerade_v6.is_unspecified());
+        assert_eq!((config.vni, config.masquerade_first, config.masquerade_count), (7765, 61000, 4536));
+
+        let host = links::find(HOST_PORT).await.unwrap().unwrap();
+        let peer = links::find(HOST_PORT_PEER).await.unwrap().unwrap();
+        let overlay = links::find(OVERLAY).await.unwrap().unwrap();
+        assert_eq!((config.host_ifindex, config.overlay_ifindex), (host.index, overlay.index));
+        assert_eq!(config.host_mac, host.mac.unwrap().0);
+        for link in [&host, &peer] {
+            assert!(link.up && link.noarp && !link.link_local && link.mtu == 1450, "{link:?}");
+            assert_eq!((link.rp_filter, link.accept_local), (0, 1), "{link:?}");
+        }
+        assert!(overlay.up && overlay.vxlan_external && !overlay.link_local, "{overlay:?}");
+        assert_eq!((overlay.mac, overlay.mtu, overlay.vxlan_port), (Some(Mac(GATEWAY_MAC)), 1500, Some(8472)));
+        assert!(ip("-d link show weft_vxlan").contains("nolearning"));
+        let addresses = ip("-o addr show dev weft0");
+        assert!(addresses.contains("inet 10.1.1.1/32") && addresses.contains("inet6 fd00:1:1::1/128"), "{addresses}");
+        assert_eq!(addresses.lines().count(), 2, "{addresses}");
+        assert!(!addresses.contains("tentative"), "{addresses}");
+    });
+}
+
+#[test]
+fn routes_are_diffed_and_foreign_ones_left_alone() {
+    on_a_node(|| async {
+        ip("route add 10.9.0.0/24 via 192.0.2.9 proto static");
+        let observation = super::apply(&config(Mode::Native)).await.unwrap();
+        let planned = [via("10.1.2.0/24", "192.0.2.2"), via("fd00:1:2::/64", "2001:db8::2"), to_host("10.1.3.0/24")];
+        let first = super::apply_routes(&observation, &planned).await.unwrap();
+        // Two pod CIDRs, two Service CIDRs and two hairpin addresses go with the three planned ones.
+        assert_eq!(first, RouteChanges { added: 9, replaced: 0, removed: 0 });
+        assert_eq!(super::apply_routes(&observation, &planned).await.unwrap(), RouteChanges::default());
+
+        let routes = ip("route show proto 119");
+        for line in [
+            "10.1.1.0/24 dev weft0 scope link src 192.0.2.10",
+            "10.96.0.0/16 dev weft0 scope link src 192.0.2.10",
+            "169.254.119.101 dev weft0 scope link src 192.0.2.10",
+            "10.1.2.0/24 via 192.0.2.2 dev up0 src 192.0.2.10",
+        ] {
+            assert!(routes.contains(line), "{line} is not in\n{routes}");
+        }
+        let routes = ip("-6 route show proto 119");
+        for line in
+            ["fd00:96::/112 dev weft0 src 2001:db8::10", "fd00:1:2::/64 via 2001:db8::2 dev up0 src 2001:db8::10"]
+        {
+            assert!(routes.contains(line), "{line} is not in\n{routes}");
+        }
+
+        let moved = [via("10.1.2.0/24", "192.0.2.3"), via("fd00:1:2::/64", "2001:db8::3")];
+        let second = super::apply_routes(&observation, &moved).await.unwrap();
+        assert_eq!(second, RouteChanges { added: 0, replaced: 2, removed: 1 });
+        assert!(ip("route show 10.1.2.0/24").contains("via 192.0.2.3"));
+        assert_eq!(ip("-6 route show fd00:1:2::/64").lines().count(), 1, "replaced, not doubled");
+        assert!(ip("route show 10.9.0.0/24").contains("192.0.2.9"));
+
+        let taken = super::apply_routes(&observation, &[via("10.9.0.0/24", "192.0.2.3"), to_host("10.1.4.0/24")]).await;
+        let text = taken.unwrap_err().to_string();
+        assert!(text.contains("10.9.0.0/24") && text.contains("exists"), "{text}");
+        assert!(ip("route show 10.9.0.0/24").contains("192.0.2.9"), "a foreign route is not taken over");
+        assert!(ip("route show 10.1.4.0/24").contains("weft0"), "the others are applied");
+    });
+}
+
+#[test]
+fn the_host_reaches_services_and_pods_through_its_port() {
+    on_a_node(|| async {
+        let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        super::apply_routes(&observation, &[to_host("10.1.2.0/24")]).await.unwrap();
+        for address in ["10.96.0.1", "10.1.1.7", "10.1.2.7", "fd00:96::1", "fd00:1:1::7", "169.254.119.101"] {
+            assert!(ip(&format!("route get {address}")).contains("dev weft0"), "{address}");
+        }
+        let frames = |text: &str| -> u64 {
+            let line = text.lines().skip_while(|line| !line.contains("TX:")).nth(1).unwrap_or_default();
+            line.split_whitespace().nth(1).unwrap_or_default().parse().unwrap()
+        };
+        let before = frames(&ip("-s link show weft0"));
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"hello", "10.96.0.1:53").unwrap();
+        assert_eq!(frames(&ip("-s link show weft0")), before + 1, "nothing had to be resolved first");
+    });
+}
+
+#[test]
+fn a_second_pass_and_a_restart_change_nothing() {
+    on_a_node(|| async {
+        let planned = [to_host("10.1.2.0/24"), to_host("fd00:1:2::/64")];
+        let first = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        super::apply_routes(&first, &planned).await.unwrap();
+        let before = everything();
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let output = Stdio::from(file.reopen().unwrap());
+        let mut monitor = Command::new("ip").args(["monitor", "all"]).stdout(output).spawn().unwrap();
+        let told = |marker: &str| wait_for(|| std::fs::read_to_string(file.path()).unwrap().contains(marker));
+        wait_for(|| {
+            ip("link add begin type veth peer name begin1");
+            ip("link del begin");
+            std::fs::read_to_string(file.path()).unwrap().contains("begin")
+        });
+        let begin = std::fs::read_to_string(file.path()).unwrap().len();
+        let second = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        assert_eq!(super::apply_routes(&second, &planned).await.unwrap(), RouteChanges::default());
+        ip("link add marker type veth peer name marker1");
+        told("marker");
+        ip("link del marker");
+        monitor.kill().unwrap();
+        monitor.wait().unwrap();
+
+        assert_eq!(first, second);
+        assert_eq!(everything(), before);
+        let events = std::fs::read_to_string(file.path()).unwrap();
+        let events: Vec<_> = events[begin..].lines().filter(|line| line.contains("weft")).collect();
+        assert!(events.is_empty(), "the kernel told of changes: {events:#?}");
+    });
+}
+
+fn wait_for(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "the condition did not come true");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_others_changed_is_repaired_in_place() {
+    on_a_node(|| async {
+        let first = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        super::apply_routes(&first, &[]).await.unwrap();
+        let before = everything();
+        for command in [
+            "link set weft0 down",
+            "link set weft0 mtu 1300 address 02:00:00:00:00:99 arp on addrgenmode eui64",
+            "link set weft1 down",
+            "addr add 10.1.1.9/32 dev weft0",
+            "addr del 10.1.1.1/32 dev weft0",
+            "link set weft_vxlan down mtu 1200",
+        ] {
+            ip(command);
+        }
+        let second = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        super::apply_routes(&second, &[]).await.unwrap();
+        assert_eq!(first, second);
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn removal_is_exact() {
+    on_a_node(|| async {
+        ip("link add weftpod0 type veth peer name inside");
+        let before = everything();
+        let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        super::apply_routes(&observation, &[via("10.1.2.0/24", "192.0.2.2")]).await.unwrap();
+        assert_ne!(everything(), before);
+        super::remove().await.unwrap();
+        assert_eq!(everything(), before);
+        super::remove().await.unwrap();
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn the_overlay_follows_mode_and_port() {
+    on_a_node(|| async {
+        let vxlan = config(Mode::Vxlan);
+        super::apply(&vxlan).await.unwrap();
+        let other = DeviceConfig { vxlan_port: 4789, ..vxlan };
+        super::apply(&other).await.unwrap();
+        assert_eq!(links::find(OVERLAY).await.unwrap().unwrap().vxlan_port, Some(4789));
+        let native = super::apply(&config(Mode::Native)).await.unwrap();
+        assert!(links::find(OVERLAY).await.unwrap().is_none());
+        assert_eq!((native.facts.config.overlay_ifindex, native.facts.config.vni, native.pod_mtu), (0, 0, 1500));
+
+        ip("link add other type vxlan external dstport 4789");
+        ip("link set other up");
+        let text = super::apply(&other).await.unwrap_err().to_string();
+        assert!(text.starts_with("vxlanPort: UDP port 4789 is used"), "{text}");
+    });
+}
+
+#[test]
+fn observing_changes_nothing() {
+    on_a_node(|| async {
+        let before = everything();
+        let observation = super::observe(&config(Mode::Vxlan)).await.unwrap();
+        assert_eq!((observation.facts.config.host_ifindex, observation.facts.config.overlay_ifindex), (0, 0));
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn a_foreign_device_under_our_name_is_an_error_and_stays() {
+    for foreign in
+        ["weft0 type bridge", "weft0 type veth peer name other", "weft1 type bridge", "weft_vxlan type bridge"]
+    {
+        on_a_node(move || async move {
+            ip(&format!("link add {foreign}"));
+            let name = foreign.split(' ').next().unwrap();
+            let text = super::apply(&config(Mode::Vxlan)).await.unwrap_err().to_string();
+            assert!(text.contains(&format!("'{name}'")) && text.ends_with("delete or rename it"), "{text}");
+            super::remove().await.unwrap_err();
+            assert!(links::find(name).await.unwrap().is_some());
+        });
+    }
+}
+
+/// How the error begins, and what is wrong.
+type Case = (&'static str, fn(&mut DeviceConfig));
+
+#[test]
+fn configuration_errors_name_field_and_fix() {
+    let cases: [Case; 9] = [
+        ("uplink: this node has no link 'eth7': give one of wire0, up0", |c| c.uplink = Some("eth7".to_owned())),
+        ("nodeAddresses: no device of this node has the address 192.0.2.77", |c| {
+            c.node_addresses = vec!["192.0.2.77".parse().unwrap()];
+        }),
+        ("masqueradePorts: 60000-65535 overlaps net.ipv4.ip_local_port_range", |c| c.masquerade_ports = 60000..=65535),
+        ("masqueradePorts: the range is empty", |c| c.masquerade_ports = 0..=100),
+        ("podCIDRs: 10.1.1.0/24 and 10.1.2.0/24 are of one family", |c| {
+            c.pod_cidrs = vec![net("10.1.1.0/24"), net("10.1.2.0/24")];
+        }),
+        ("podCIDRs: 10.1.1.0/31 has no room", |c| c.pod_cidrs = vec![net("10.1.1.0/31")]),
+        ("vni: 16777216 does not fit", |c| c.vni = 1 << 24),
+        ("mtu: 1451 is not within 1280 to 1450", |c| c.mtu = Some(1451)),
+        ("mtu: 1279 is not within 1280 to 1450", |c| c.mtu = Some(1279)),
+    ];
+    for (expected, change) in cases {
+        on_a_node(move || async move {
+            let mut config = config(Mode::Vxlan);
+            change(&mut config);
+            let before = everything();
+            let text = super::apply(&config).await.unwrap_err().to_string();
+            assert!(text.starts_with(expected), "'{text}' does not begin with '{expected}'");
+            assert_eq!(everything(), before, "{expected}");
+        });
+    }
+}
+
+#[test]
+fn the_uplink_is_found_by_name_by_address_or_by_default_route() {
+    on_a_node(|| async {
+        ip("link add up1 mtu 9000 type veth peer name wire1");
+        ip("link set up1 up");
+        ip("link set wire1 up");
+        ip("addr add 198.51.100.10/24 dev up1");
+        let by_route = super::observe(&config(Mode::Native)).await.unwrap();
+        assert_eq!(by_route.uplink.name, "up0");
+        let named = DeviceConfig { uplink: Some("up1".to_owned()), ..config(Mode::Native) };
+        let named = super::observe(&named).await.unwrap();
+        assert_eq!((named.uplink.name.as_str(), named.pod_mtu), ("up1", 9000));
+        assert_eq!((named.node_v4, named.node_v6), (Some("198.51.100.10".parse().unwrap()), None));
+        let addressed = DeviceConfig { node_addresses: vec!["198.51.100.10".parse().unwrap()], ..config(Mode::Native) };
+        assert_eq!(super::observe(&addressed).await.unwrap().uplink.name, "up1");
+        ip("route del default");
+        ip("-6 route del default");
+        let text = super::observe(&config(Mode::Native)).await.unwrap_err().to_string();
+        assert_eq!(text, "uplink: the node has no default route to find it by: give one of wire0, up0, wire1, up1");
+    });
+}
+
+#[test]
+fn next_hops_are_routers_only() {
+    on_a_node(|| async {
+        let nodes: Vec<IpAddr> =
+            ["192.0.2.20", "203.0.113.5", "2001:db8::20", "2001:db8:5::1"].map(|a| a.parse().unwrap()).into();
+        let expected: BTreeMap<IpAddr, IpAddr> = [
+            ("203.0.113.5".parse().unwrap(), "192.0.2.1".parse().unwrap()),
+            ("2001:db8:5::1".parse().unwrap(), "2001:db8::1".parse().unwrap()),
+        ]
+        .into();
+        assert_eq!(super::next_hops(&nodes).await.unwrap(), expected);
+        ip("route del default");
+        assert_eq!(super::next_hops(&nodes[..2]).await.unwrap(), BTreeMap::new());
+    });
+}
+
+#[test]
+fn ports_are_prepared_found_listed_and_deleted() {
+    on_a_node(|| async {
+        ip("tuntap add wefttap1 mode tap");
+        ip("link add weftveth1 type veth peer name inside");
+        for name in ["wefttap1", "weftveth1"] {
+            let link = links::prepare_port(name).await.unwrap();
+            assert!(link.up && !link.link_local, "{link:?}");
+            assert_eq!(link.mac, Some(Mac(GATEWAY_MAC)));
+            assert_eq!(links::prepare_port(name).await.unwrap(), link);
+        }
+        let names: Vec<_> = links::list_weft().await.unwrap().into_iter().map(|link| link.name).collect();
+        assert_eq!(names, ["wefttap1", "weftveth1"]);
+        assert!(links::delete("weftveth1").await.unwrap());
+        assert!(!links::delete("weftveth1").await.unwrap());
+        assert_eq!(links::find("inside").await.unwrap(), None);
+        let text = links::prepare_port("weftveth1").await.unwrap_err().to_string();
+        assert!(text.starts_with("cannot find link 'weftveth1'"), "{text}");
+    });
+}
+
+#[test]
+fn the_gateway_is_the_first_address() {
+    assert_eq!(super::gateway(&net("10.1.1.77/24")), "10.1.1.1".parse::<IpAddr>().unwrap());
+    assert_eq!(super::gateway(&net("fd00::/64")), "fd00::1".parse::<IpAddr>().unwrap());
+}
