@@ -134,6 +134,8 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, SandboxError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         add(&mut rules, call, bits(2, libc::PROT_EXEC as u64, 0)?)?;
     }
+    // How glibc spells fstat.
+    add(&mut rules, libc::SYS_newfstatat, bits(3, libc::AT_EMPTY_PATH as u64, libc::AT_EMPTY_PATH as u64)?)?;
     add(&mut rules, libc::SYS_prctl, is(0, libc::PR_SET_NAME as u64)?)?;
     // glibc names the anonymous memory it maps.
     add(&mut rules, libc::SYS_prctl, is(0, libc::PR_SET_VMA as u64)?)?;
@@ -183,7 +185,8 @@ const UNCONDITIONAL: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_fstat,
     libc::SYS_fstatfs,
-    // Threads, time, the end.
+    // Threads, time, the end. `clone3` is here for the first filter to answer.
+    libc::SYS_clone3,
     libc::SYS_futex,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,

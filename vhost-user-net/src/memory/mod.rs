@@ -268,7 +268,7 @@ mod tests {
     }
 
     fn spec(guest_addr: u64, size: u64) -> RegionSpec {
-        RegionSpec { guest_addr, size, user_addr: guest_addr + (1 << 40), mmap_offset: 0 }
+        RegionSpec { guest_addr, size, user_addr: guest_addr.wrapping_add(1 << 40), mmap_offset: 0 }
     }
 
     fn map(specs: &[RegionSpec]) -> Result<GuestMemory, MemoryError> {
