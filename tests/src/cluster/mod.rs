@@ -93,12 +93,7 @@ impl Cluster {
         self.create_state()?;
         network::create(&self.name)?;
         control_plane::start(self, binaries)?;
-        for member in NODES {
-            let node = Node::create(self, member)?;
-            node.start_containerd(binaries)?;
-            node.import_images(binaries, &images, &images::test_image_references())?;
-            node.start_kubelet(binaries)?;
-        }
+        self.start_nodes(binaries, &images)?;
         self.route_control_plane(binaries)?;
         install::apply_dns(self, binaries)?;
         match cni {
@@ -184,6 +179,23 @@ impl Cluster {
             fs::remove_dir_all(&self.state).with_context(|| format!("remove {}", self.state.display()))?;
         }
         Ok(())
+    }
+
+    /// Starts all nodes at the same time: most of a node's start is the import of its images.
+    fn start_nodes(&self, binaries: &Binaries, images: &Path) -> Result<()> {
+        let start = |member| {
+            let node = Node::create(self, member)?;
+            node.start_containerd(binaries)?;
+            node.import_images(binaries, images, &images::test_image_references())?;
+            node.start_kubelet(binaries)
+        };
+        std::thread::scope(|scope| {
+            let nodes = NODES.map(|member| (member, scope.spawn(move || start(member))));
+            nodes.into_iter().try_for_each(|(member, node)| {
+                let started = node.join().map_err(|_| anyhow::anyhow!("the thread that starts it panicked"))?;
+                started.with_context(|| format!("start {}", member.name))
+            })
+        })
     }
 
     /// Gives the control plane its way to the pods: each node's addresses through the node itself.
