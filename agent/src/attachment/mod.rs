@@ -1,1 +1,322 @@
-//! Skeleton.
+// SPDX-License-Identifier: Apache-2.0
+//! Attachments of this node: who is plugged in, with which addresses.
+//!
+//! An attachment goes through these states; each step is on disk before it is answered:
+//!
+//! | State | On disk | In the plan |
+//! |---|---|---|
+//! | reserved: [`Attachments::allocate`] | record without a link | no |
+//! | attached: [`Attachments::link`] | record with the link | yes |
+//! | releasing: [`Attachments::begin_release`] | as before | no |
+//! | gone: [`Attachments::finish_release`] | no record | no |
+//!
+//! An address is free for others only when its record is gone, and the record goes after everything else: a crash at any
+//! point leaves an address reserved, never given twice. At start, [`Attachments::reconcile`] looks at what the kernel still
+//! has: an attachment without its link stays reserved while its network namespace exists (the runtime will ask for DEL), and
+//! is released when that is gone too, as after a reboot; one that never had a namespace (a tap) waits for DEL or GC.
+
+mod naming;
+pub mod pending;
+mod pool;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use weft_abi::GATEWAY_MAC;
+use weft_api::{
+    Allocation, ApiError, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, ErrorCode, Mac, PortKind, PortLink,
+    Route,
+};
+
+use self::store::Store;
+pub use self::{pool::Pool, store::StoreError};
+use crate::{guest::LINK_LOCAL_GATEWAY, model::Attachment};
+
+/// What every attachment of the node is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Largest packet of workloads.
+    pub mtu: u32,
+    /// Name service settings.
+    pub dns: DnsSettings,
+    /// Folder of the sockets of vhost-user ports, for `weft-vhost` to listen on.
+    pub socket_dir: PathBuf,
+}
+
+/// The attachments of this node.
+#[derive(Debug)]
+pub struct Attachments {
+    store: Store,
+    pools: Vec<Pool>,
+    records: BTreeMap<AttachmentId, Attachment>,
+    releasing: BTreeSet<AttachmentId>,
+    settings: Settings,
+}
+
+impl Attachments {
+    /// Reads the records under `state_dir`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(state_dir: &Path, pod_cidrs: &[IpNet], settings: Settings) -> Result<Self, StoreError> {
+        let (store, records) = Store::open(state_dir)?;
+        let mut pools: Vec<Pool> = pod_cidrs.iter().copied().map(Pool::new).collect();
+        for address in records.values().flat_map(addresses) {
+            pools.iter_mut().for_each(|pool| pool.adopt(address));
+        }
+        Ok(Self { store, pools, records, releasing: BTreeSet::new(), settings })
+    }
+
+    /// The record of `id`.
+    #[must_use]
+    pub fn get(&self, id: &AttachmentId) -> Option<&Attachment> {
+        self.records.get(id)
+    }
+
+    /// All records.
+    pub fn all(&self) -> impl Iterator<Item = &Attachment> {
+        self.records.values()
+    }
+
+    /// What belongs into the plan, by id.
+    #[must_use]
+    pub fn attached(&self) -> Vec<Attachment> {
+        let attached = self.records.values().filter(|record| record.link.is_some());
+        attached.filter(|record| !self.releasing.contains(&record.spec.id)).cloned().collect()
+    }
+
+    /// The pools, in the order of the pod CIDRs.
+    #[must_use]
+    pub fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
+    /// Reserves addresses and names. The same request again gives the same answer; another one for the same id replaces the
+    /// reservation.
+    ///
+    /// # Errors
+    /// Names the field that cannot be served; nothing is reserved then.
+    pub fn allocate(&mut self, spec: AttachmentSpec) -> Result<Allocation, ApiError> {
+        naming::check_id(&spec.id)?;
+        if let Some(record) = self.records.get(&spec.id) {
+            refuse_in_use(record, self.releasing.contains(&spec.id))?;
+            if same(&record.spec, &spec) {
+                return Ok(record.allocation.clone());
+            }
+            self.finish_release(&spec.id)?;
+        }
+        self.check(&spec)?;
+        let addresses = self.take_addresses(&spec)?;
+        let allocation = self.allocation(&spec, &addresses);
+        let record = Attachment { spec, allocation, link: None };
+        if let Err(error) = self.store.save(&record) {
+            // Only what is surely not on disk is free again.
+            if self.store.remove(&record.spec.id).is_ok() {
+                self.free(&addresses);
+            }
+            return Err(io_error(&error));
+        }
+        let allocation = record.allocation.clone();
+        self.records.insert(record.spec.id.clone(), record);
+        Ok(allocation)
+    }
+
+    /// Notes the link of a reserved attachment; none takes the note back.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unknown`], or the record cannot be written; nothing is changed then.
+    pub fn link(&mut self, id: &AttachmentId, link: Option<PortLink>) -> Result<&Attachment, ApiError> {
+        let record = self.records.get_mut(id).filter(|_| !self.releasing.contains(id)).ok_or_else(|| unknown(id))?;
+        let changed = Attachment { link, ..record.clone() };
+        self.store.save(&changed).map_err(|error| io_error(&error))?;
+        *record = changed;
+        Ok(record)
+    }
+
+    /// Takes the attachment out of the plan, and tells what it was.
+    pub fn begin_release(&mut self, id: &AttachmentId) -> Option<&Attachment> {
+        let record = self.records.get(id)?;
+        self.releasing.insert(id.clone());
+        Some(record)
+    }
+
+    /// Frees its addresses. What is unknown is fine.
+    ///
+    /// # Errors
+    /// The record cannot be removed; the addresses stay reserved.
+    pub fn finish_release(&mut self, id: &AttachmentId) -> Result<(), ApiError> {
+        self.store.remove(id).map_err(|error| io_error(&error))?;
+        self.releasing.remove(id);
+        if let Some(record) = self.records.remove(id) {
+            self.free(&addresses(&record));
+        }
+        Ok(())
+    }
+
+    /// Attachments of `network` that are not in `valid`.
+    #[must_use]
+    pub fn garbage(&self, network: &str, valid: &[AttachmentId]) -> Vec<AttachmentId> {
+        let of_network = self.records.keys().filter(|id| id.network == network);
+        of_network.filter(|id| !valid.contains(id)).cloned().collect()
+    }
+
+    /// Brings the records in line with the links and namespaces that are there; returns those that were released.
+    ///
+    /// # Errors
+    /// A record cannot be written.
+    pub fn reconcile(
+        &mut self,
+        has_link: impl Fn(&PortLink) -> bool,
+        has_netns: impl Fn(&str) -> bool,
+    ) -> Result<Vec<AttachmentId>, ApiError> {
+        let unlinked = self.records.values().filter(|record| !record.link.as_ref().is_some_and(&has_link));
+        let unlinked: Vec<_> = unlinked.map(|r| (r.spec.id.clone(), r.spec.netns.clone(), r.link.is_some())).collect();
+        let mut released = Vec::new();
+        for (id, netns, had_link) in unlinked {
+            if !netns.is_empty() && !has_netns(&netns) {
+                self.finish_release(&id)?;
+                released.push(id);
+            } else if had_link {
+                self.link(&id, None)?;
+            }
+        }
+        Ok(released)
+    }
+
+    /// Everything about `spec` that can be judged before anything is taken.
+    fn check(&self, spec: &AttachmentSpec) -> Result<(), ApiError> {
+        let invalid = |message: String| Err(ApiError { code: ErrorCode::Invalid, message });
+        if let Some(mac) = spec.mac {
+            naming::check_mac(mac)?;
+        }
+        let dual_stack = self.pools.iter().any(|pool| pool.cidr().addr().is_ipv6());
+        let least = if dual_stack { 1280 } else { 576 };
+        if let Some(mtu) = spec.mtu.filter(|mtu| !(least..=self.settings.mtu).contains(mtu)) {
+            return invalid(format!("mtu {mtu} does not fit this node; use {least} to {}", self.settings.mtu));
+        }
+        if spec.port == PortKind::Veth && spec.queues != 1 {
+            return invalid(format!("queues {} for a veth; leave it out or use port tap", spec.queues));
+        }
+        for (position, address) in spec.addresses.iter().enumerate() {
+            if spec.addresses.iter().skip(position + 1).any(|other| other.is_ipv4() == address.is_ipv4()) {
+                return invalid(format!("ips {address} and another of the same family; ask for one per family at most"));
+            }
+            if !self.pools.iter().any(|pool| pool.contains(*address)) {
+                let pools: Vec<_> = self.pools.iter().map(|pool| pool.cidr().to_string()).collect();
+                return invalid(format!("address {address} is in no pod CIDR of this node; ask for one in {}", pools.join(" or ")));
+            }
+        }
+        Ok(())
+    }
+
+    /// One address of each pool, as asked where it was asked; all or none.
+    fn take_addresses(&mut self, spec: &AttachmentSpec) -> Result<Vec<IpAddr>, ApiError> {
+        let mut taken = Vec::new();
+        for pool in &mut self.pools {
+            let asked = spec.addresses.iter().find(|address| pool.contains(**address)).copied();
+            let given = match asked {
+                Some(address) => pool.reserve(address).map(|()| address),
+                None => pool.allocate(),
+            };
+            match given {
+                Ok(address) => taken.push(address),
+                Err(error) => {
+                    self.free(&taken);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    fn free(&mut self, addresses: &[IpAddr]) {
+        for address in addresses {
+            self.pools.iter_mut().for_each(|pool| pool.free(*address));
+        }
+    }
+
+    fn allocation(&self, spec: &AttachmentSpec, taken: &[IpAddr]) -> Allocation {
+        let is_taken = |name: &str| self.records.values().any(|record| record.allocation.host_ifname == name);
+        let host_ifname = naming::host_ifname(&spec.id, is_taken);
+        let addresses: Vec<_> = self.pools.iter().zip(taken).map(|(pool, taken)| assigned(pool, *taken, spec.port)).collect();
+        let socket_path = (spec.port == PortKind::VhostUser)
+            .then(|| self.settings.socket_dir.join(format!("{host_ifname}.sock")).display().to_string());
+        Allocation {
+            routes: addresses.iter().flat_map(routes).collect(),
+            addresses,
+            mac: spec.mac.unwrap_or_else(|| naming::mac(&spec.id)),
+            gateway_mac: Mac(GATEWAY_MAC),
+            host_ifname,
+            mtu: spec.mtu.unwrap_or(self.settings.mtu),
+            dns: self.settings.dns.clone(),
+            socket_path,
+        }
+    }
+}
+
+/// An attached or half-released attachment cannot be allocated anew.
+fn refuse_in_use(record: &Attachment, releasing: bool) -> Result<(), ApiError> {
+    let id = &record.spec.id;
+    let (code, message) = match &record.link {
+        _ if releasing => (ErrorCode::NotReady, format!("the attachment {id} is being released; try again")),
+        Some(link) => (
+            ErrorCode::Exists,
+            format!("the attachment {id} is there already on {}; delete it first (cni DEL)", link.ifname),
+        ),
+        None => return Ok(()),
+    };
+    Err(ApiError { code, message })
+}
+
+/// The address as the workload is told. On a veth everything is behind the gateway. A guest is told the node's own prefix by
+/// DHCP, so that also a client without option 121 finds its gateway on-link; IPv6 has no such need.
+fn assigned(pool: &Pool, address: IpAddr, port: PortKind) -> AssignedAddress {
+    let host = IpNet::from(address);
+    match address {
+        IpAddr::V4(_) if port == PortKind::Veth => AssignedAddress { address: host, gateway: pool.gateway() },
+        IpAddr::V4(_) => AssignedAddress {
+            address: IpNet::new_assert(address, pool.cidr().prefix_len()),
+            gateway: pool.gateway(),
+        },
+        IpAddr::V6(_) => AssignedAddress { address: host, gateway: LINK_LOCAL_GATEWAY.into() },
+    }
+}
+
+/// On-link to the gateway, then everything through it.
+fn routes(assigned: &AssignedAddress) -> [Route; 2] {
+    let everything = match assigned.gateway {
+        IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
+    };
+    [
+        Route { dst: assigned.gateway.into(), gateway: None },
+        Route { dst: everything, gateway: Some(assigned.gateway) },
+    ]
+}
+
+/// The addresses of a record.
+fn addresses(record: &Attachment) -> Vec<IpAddr> {
+    record.allocation.addresses.iter().map(|assigned| assigned.address.addr()).collect()
+}
+
+/// `AttachmentSpec` cannot be compared; its JSON can.
+fn same(a: &AttachmentSpec, b: &AttachmentSpec) -> bool {
+    matches!((serde_json::to_value(a), serde_json::to_value(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Nobody knows `id`.
+#[must_use]
+pub fn unknown(id: &AttachmentId) -> ApiError {
+    ApiError { code: ErrorCode::Unknown, message: format!("the attachment {id} is not known here; run cni ADD first") }
+}
+
+fn io_error(error: &StoreError) -> ApiError {
+    ApiError { code: ErrorCode::Io, message: error.to_string() }
+}
