@@ -15,7 +15,7 @@ use std::{
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -37,8 +37,19 @@ const SOURCES: [&str; 7] = [
     "../../Cargo.lock",
 ];
 
-fn main() -> Result<()> {
-    for variable in ["WEFT_EBPF_OBJECT", "WEFT_EBPF_RUSTC", "PATH"] {
+fn main() -> ExitCode {
+    match embed() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not `main`'s own result: anyhow would bury the sentence under a backtrace.
+            println!("cargo::error={error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn embed() -> Result<()> {
+    for variable in ["WEFT_EBPF_OBJECT", "WEFT_EBPF_RUSTC"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let out_dir = PathBuf::from(variable("OUT_DIR")?);

@@ -19,7 +19,8 @@ use crate::{
     Error,
     error::Result,
     layout::{Kind, Layout},
-    sys::RawMap,
+    pin::PinDir,
+    sys::{self, RawMap},
     table::{Array, PerCpuArray, Record, Table},
 };
 
@@ -45,8 +46,29 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// Takes the maps out of a loaded object; checks that each is what the ABI says. `dir`: where they are pinned.
+    /// Opens the maps that a [`crate::Dataplane`] has pinned, here or in another process; loads and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Path`] for a map that is not there, [`Error::Layout`] for one of another build.
+    pub fn open(pin_dir: &Path) -> Result<Self> {
+        let dir = PinDir::of_this_version(pin_dir).maps;
+        Self::assemble(&dir, |layout| {
+            let pin = dir.join(layout.name);
+            sys::object_get(&pin).map_err(Error::path("open pinned map", pin))
+        })
+    }
+
+    /// Takes the maps out of a loaded object. `dir`: where they are pinned.
     pub(crate) fn take(ebpf: &mut Ebpf, dir: &Path) -> Result<Self> {
+        Self::assemble(dir, |&Layout { name, .. }| {
+            let map = ebpf.take_map(name).ok_or(Error::Missing { kind: "map", name })?;
+            let fd = descriptor(&map).transpose().map_err(Error::map(name, "duplicate the descriptor of"))?;
+            fd.ok_or(Error::Missing { kind: "map", name })
+        })
+    }
+
+    /// Checks that each map is what the ABI says.
+    fn assemble(dir: &Path, mut fd: impl FnMut(&Layout) -> Result<OwnedFd>) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, source)| Error::Path {
             operation: "read the possible CPUs from",
             path: path.into(),
@@ -69,7 +91,7 @@ impl Maps {
             drops,
             counts,
             events,
-        ] = Layout::ALL.map(|layout| take(ebpf, dir, &layout, cpus));
+        ] = Layout::ALL.map(|layout| raw(&layout, fd(&layout)?, dir, cpus));
         Ok(Self {
             config: array(config)?,
             ports: table(ports)?,
@@ -216,13 +238,10 @@ impl Maps {
     }
 }
 
-type Taken = Result<(&'static str, RawMap)>;
+type Named = Result<(&'static str, RawMap)>;
 
-fn take(ebpf: &mut Ebpf, dir: &Path, layout: &Layout, cpus: usize) -> Taken {
+fn raw(layout: &Layout, fd: OwnedFd, dir: &Path, cpus: usize) -> Named {
     let name = layout.name;
-    let map = ebpf.take_map(name).ok_or(Error::Missing { kind: "map", name })?;
-    let fd = descriptor(&map).transpose().map_err(Error::map(name, "duplicate the descriptor of"))?;
-    let fd = fd.ok_or(Error::Missing { kind: "map", name })?;
     layout.check(fd.as_fd(), &dir.join(name))?;
     let cpus = (layout.kind == Kind::PerCpuArray).then_some(cpus);
     Ok((name, RawMap::new(fd, cpus).map_err(Error::map(name, "ask the kernel about"))?))
@@ -242,14 +261,14 @@ fn descriptor(map: &Map) -> Option<std::io::Result<OwnedFd>> {
     Some(MapData::fd(data).as_fd().try_clone_to_owned())
 }
 
-fn table<K: Record, V: Record>(taken: Taken) -> Result<Table<K, V>> {
-    taken.map(|(name, map)| Table::new(name, map))
+fn table<K: Record, V: Record>(map: Named) -> Result<Table<K, V>> {
+    map.map(|(name, map)| Table::new(name, map))
 }
 
-fn array<V: Record>(taken: Taken) -> Result<Array<V>> {
-    taken.map(|(name, map)| Array::new(name, map))
+fn array<V: Record>(map: Named) -> Result<Array<V>> {
+    map.map(|(name, map)| Array::new(name, map))
 }
 
-fn per_cpu_array<V: Record>(taken: Taken, cpus: usize) -> Result<PerCpuArray<V>> {
-    taken.map(|(name, map)| PerCpuArray::new(name, map, cpus))
+fn per_cpu_array<V: Record>(map: Named, cpus: usize) -> Result<PerCpuArray<V>> {
+    map.map(|(name, map)| PerCpuArray::new(name, map, cpus))
 }

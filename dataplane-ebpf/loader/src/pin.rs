@@ -48,6 +48,11 @@ impl PinDir {
         Self { version: version.to_owned(), maps: version.join("maps"), links: version.join("links") }
     }
 
+    /// The folders of this build's ABI version.
+    pub(crate) fn of_this_version(pin_dir: &Path) -> Self {
+        Self::of_version(&pin_dir.join(format!("v{ABI_VERSION}")))
+    }
+
     /// The folder that all versions share.
     pub(crate) fn root(&self) -> &Path {
         self.version.parent().unwrap_or(&self.version)
@@ -56,7 +61,7 @@ impl PinDir {
     /// Makes this version's folders.
     pub(crate) fn prepare(pin_dir: &Path) -> Result<Self> {
         require_bpffs(pin_dir)?;
-        let dir = Self::of_version(&pin_dir.join(format!("v{ABI_VERSION}")));
+        let dir = Self::of_this_version(pin_dir);
         for path in [&dir.maps, &dir.links] {
             fs::create_dir_all(path).map_err(Error::path("create folder", path))?;
         }

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The typed handles.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use weft_abi::{
     Addr, Backend, CidrKey, Config, Counter, DropReason, Flow, FlowKey4, Port, Remote, SlotKey, Tally, map,
@@ -36,6 +40,33 @@ fn a_hash_holds_what_was_put_in() {
     assert_eq!(slots.get(&key).unwrap(), None);
     assert_eq!(slots.retain(|key, _| key.index < 10).unwrap(), 4989);
     assert_eq!(slots.len().unwrap(), 10);
+}
+
+#[test]
+fn a_listing_ends_while_entries_come_and_go() {
+    let sandbox = Sandbox::enter();
+    let dataplane = sandbox.open();
+    let maps = dataplane.maps().clone();
+    let stays: Vec<_> = (0..1000).map(slot).collect();
+    for (key, value) in &stays {
+        maps.slots().insert(key, value).unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for (key, value) in (1000..4000).map(slot).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                maps.slots().insert(&key, &value).unwrap();
+                maps.slots().remove(&key).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            let found: Vec<_> =
+                maps.slots().iter().map(|entry| entry.unwrap().0).filter(|key| key.index < 1000).collect();
+            assert_eq!(found.len(), 1000, "what stays is seen once");
+            assert_eq!(found.into_iter().collect::<BTreeSet<_>>().len(), 1000);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use weft_abi::{Port, map};
-use weft_dataplane::{Dataplane, Error, Options, Origin};
+use weft_dataplane::{Dataplane, Error, Maps, Options, Origin};
 
 use crate::support::Sandbox;
 
@@ -50,6 +50,18 @@ fn handles_outlive_the_dataplane() {
     let maps = sandbox.open().maps().clone();
     maps.ports().insert(&1, &Port::default()).unwrap();
     assert_eq!(sandbox.open().maps().ports().len().unwrap(), 1);
+}
+
+#[test]
+fn another_process_can_look_without_loading() {
+    let sandbox = Sandbox::enter();
+    let pin_dir = sandbox.options().pin_dir;
+    let error = Maps::open(&pin_dir).unwrap_err();
+    assert!(matches!(&error, Error::Path { path, .. } if path.ends_with(map::CONFIG)), "{error}");
+    let dataplane = sandbox.open();
+    let maps = Maps::open(&pin_dir).unwrap();
+    maps.generations().set(5, &6).unwrap();
+    assert_eq!(dataplane.maps().generations().get(5).unwrap(), 6);
 }
 
 #[test]
