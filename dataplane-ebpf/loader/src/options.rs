@@ -56,9 +56,9 @@ pub struct MapSizes {
     pub cidrs: u32,
     /// Chunks of policy rules.
     pub rules: u32,
-    /// IPv4 flow entries, two per connection; about 200 bytes each. The least recently used one makes room. Whole.
+    /// IPv4 flow entries, two per connection; about 216 bytes each. The least recently used one makes room. Whole.
     pub flows4: u32,
-    /// IPv6 flow entries; about 225 bytes each. Whole.
+    /// IPv6 flow entries; about 240 bytes each. Whole.
     pub flows6: u32,
     /// Fragmented datagrams under way. Whole.
     pub fragments: u32,
@@ -74,7 +74,7 @@ impl MapSizes {
     /// Services).
     ///
     /// A workload is given 4 interfaces, 512 IPv4 connections and half as many IPv6 ones on average. With 110 workloads all
-    /// maps together take about 70 MiB, most of it flows.
+    /// maps together take about 60 MiB, most of it flows.
     #[must_use]
     pub const fn for_node(pods: u32) -> Self {
         let ports = power_of_two(pods.saturating_mul(4), 256, 1 << 16);

@@ -10,7 +10,7 @@ use std::{
 use weft_abi::{
     Addr, Backend, CidrKey, Config, Counter, DropReason, Flow, FlowKey4, Port, Remote, SlotKey, Tally, map,
 };
-use weft_dataplane::Error;
+use weft_dataplane::{Dataplane, Error, MapSizes, Options};
 
 use crate::support::Sandbox;
 
@@ -177,4 +177,13 @@ fn memory_is_told_for_every_map() {
     let entry = size_of::<FlowKey4>() + size_of::<Flow>();
     assert_eq!(flows.max_entries, 4096);
     assert!(flows.bytes >= 4096 * entry as u64, "flows are allocated whole: {flows:?}");
+}
+
+#[test]
+fn the_default_sizes_take_what_their_documentation_says() {
+    let sandbox = Sandbox::enter();
+    let options = Options { sizes: MapSizes::default(), ..sandbox.options() };
+    let memory = Dataplane::open(&options).unwrap().maps().memory().unwrap();
+    let total: u64 = memory.iter().map(|entry| entry.bytes).sum();
+    assert!((50 << 20..70 << 20).contains(&total), "{total} bytes: {memory:#?}");
 }
