@@ -20,8 +20,9 @@ use crate::{
     version::SpecVersion,
 };
 
-/// MTUs that both families and both kinds of link can have: IPv6 asks for 1280 (RFC 8200, section 5), a tap takes 65521.
-pub(crate) const MTU_RANGE: RangeInclusive<u32> = 1280..=65521;
+/// MTUs that both kinds of link can have: every IPv4 host takes 576 (RFC 1122, section 3.3.3), a tap takes 65521 at most.
+/// The agent asks for 1280 where it gives IPv6 addresses (RFC 8200, section 5).
+pub(crate) const MTU_RANGE: RangeInclusive<u32> = 576..=65521;
 /// Queue pairs of a tap (`MAX_TAP_QUEUES` of the kernel).
 pub(crate) const QUEUE_RANGE: RangeInclusive<u16> = 1..=256;
 
@@ -314,7 +315,7 @@ mod tests {
             (json!({"ipMasq": true}), "unknown field 'ipMasq'"),
             (json!({"port": "bridge"}), "field 'port'"),
             (json!({"mtu": "1500"}), "field 'mtu'"),
-            (json!({"mtu": 1000}), "1280 to 65521"),
+            (json!({"mtu": 500}), "576 to 65521"),
             (json!({"port": "tap", "queues": 0}), "field 'queues'"),
             (json!({"port": "tap", "queues": 257}), "field 'queues'"),
             (json!({"queues": 2}), "'queues' is for a tap and contradicts port 'veth'"),

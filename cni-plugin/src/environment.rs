@@ -85,7 +85,8 @@ impl Environment {
         let container_id = required("CNI_CONTAINERID")?;
         if !is_identifier(&container_id) {
             return Err(CniError::environment(format!(
-                "CNI_CONTAINERID '{container_id}' must begin with a letter or digit and hold only letters, digits, '_', '.' and '-'"
+                "CNI_CONTAINERID '{container_id}' must begin with a letter or digit and hold only letters, digits, \
+                 '_', '.' and '-'"
             )));
         }
         let ifname = required("CNI_IFNAME")?;

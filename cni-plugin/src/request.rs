@@ -23,7 +23,8 @@ pub(crate) fn attachment_id(environment: &Environment, config: &NetworkConfig) -
     let length = file_name(&id).len();
     if length > FILE_NAME_MAX {
         return Err(CniError::environment(format!(
-            "CNI_CONTAINERID and field 'name' are too long together ({length} bytes, at most {FILE_NAME_MAX}); shorten the network's name"
+            "CNI_CONTAINERID and field 'name' are too long together ({length} bytes, at most {FILE_NAME_MAX}); \
+             shorten the network's name"
         )));
     }
     Ok(id)

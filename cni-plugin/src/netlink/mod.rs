@@ -169,3 +169,24 @@ fn words(payload: &[u8]) -> Option<String> {
     let message = attributes.into_iter().find(|attribute: &NlaBuffer<&[u8]>| attribute.kind() == ATTR_MSG)?;
     netlink_packet_core::parse_string(message.value()).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Datagrams;
+
+    #[test]
+    fn a_datagram_is_cut_at_its_messages_and_lengths_that_lie_end_it() {
+        let message = |length: u32, bytes: usize| {
+            let mut message = length.to_ne_bytes().to_vec();
+            message.resize(bytes, 0);
+            message
+        };
+        let lengths = |bytes: &[u8]| Datagrams(bytes).map(<[u8]>::len).collect::<Vec<_>>();
+        assert_eq!(lengths(&[message(17, 20), message(16, 16)].concat()), [17, 16]);
+        assert_eq!(lengths(&[message(16, 16), message(99, 20)].concat()), [16]);
+        for lie in [0, 15, u32::MAX] {
+            assert_eq!(lengths(&message(lie, 16)), [0; 0]);
+        }
+        assert_eq!(lengths(&[1, 2]), [0; 0]);
+    }
+}

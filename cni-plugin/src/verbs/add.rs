@@ -71,7 +71,8 @@ fn refuse_taken(
         && sandbox.netlink.link(ifname)?.is_some()
     {
         return Err(CniError::environment(format!(
-            "CNI_IFNAME '{ifname}': an interface of that name is in the sandbox {} already; choose another name, or run DEL first",
+            "CNI_IFNAME '{ifname}': an interface of that name is in the sandbox {} already; \
+             choose another name, or run DEL first",
             spec.netns
         )));
     }

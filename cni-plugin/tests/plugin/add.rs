@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! ADD of a veth.
 
+use std::thread;
+
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -117,4 +119,25 @@ fn the_networks_dns_settings_win() {
     let call = Call::new(sandbox.path(), json!({"dns": {"nameservers": ["192.0.2.53"], "domain": "lab"}}));
     let dns = node.call("ADD", &call).result()["dns"].clone();
     assert_eq!(dns, json!({"nameservers": ["192.0.2.53"], "domain": "lab"}));
+}
+
+#[test]
+fn many_adds_at_once_do_not_disturb_each_other() {
+    const CONTAINERS: [&str; 8] = ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7"];
+    let node = Node::new();
+    let sandboxes: Vec<_> = CONTAINERS.iter().map(|_| Netns::new()).collect();
+    thread::scope(|scope| {
+        for (sandbox, container) in sandboxes.iter().zip(CONTAINERS) {
+            let (node, call) = (&node, Call::new(sandbox.path(), json!({})).named(container, "eth0"));
+            scope.spawn(move || node.call("ADD", &call).result());
+        }
+    });
+    assert_eq!(node.netns.link_names().len(), CONTAINERS.len());
+    thread::scope(|scope| {
+        for (sandbox, container) in sandboxes.iter().zip(CONTAINERS) {
+            let (node, call) = (&node, Call::new(sandbox.path(), json!({})).named(container, "eth0"));
+            scope.spawn(move || node.call("DEL", &call).result());
+        }
+    });
+    assert_eq!((node.netns.link_names().len(), node.files("attachments").len()), (0, 0));
 }

@@ -79,6 +79,7 @@ fn del_while_the_agent_is_away_leaves_it_a_note(#[values("veth", "tap")] port: &
 #[case(Fault::Refuse("release", ErrorCode::Io))]
 #[case(Fault::HangUp("release"))]
 #[case(Fault::Garbage("release"))]
+#[case(Fault::Stall("release"))]
 fn del_with_an_agent_that_fails_leaves_it_a_note(#[case] fault: Fault) {
     let (node, sandbox) = (Node::new(), Netns::new());
     let call = Call::new(sandbox.path(), json!({}));
@@ -151,4 +152,21 @@ fn del_needs_to_know_which_attachment() {
     let (code, text) = node.call("DEL", &call.clone().named("", "eth0")).error();
     assert!(code == 4 && text.contains("CNI_CONTAINERID"), "{code} {text}");
     assert_eq!(node.call_raw("DEL", &call, "{", std::process::Stdio::piped()).error().0, 6);
+}
+
+#[rstest]
+fn del_cleans_up_after_an_add_that_was_killed(
+    #[values("allocate", "attach")] op: &'static str,
+    #[values("veth", "tap")] port: &str,
+) {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    let before = (node.netns.snapshot(), sandbox.snapshot());
+    let call = Call::new(sandbox.path(), json!({"port": port}));
+    node.agent.fail(Fault::Stall(op));
+    node.add_killed_at(&call, op);
+    node.agent.recover();
+    node.call("DEL", &call).result();
+    assert_eq!((node.netns.snapshot(), sandbox.snapshot()), before);
+    assert_nothing_left(&node);
+    assert!(node.agent.held().is_empty());
 }

@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     HangUp(&'static str),
     /// Go away for good, instead of serving it.
     Die(&'static str),
+    /// Serve it and never answer.
+    Stall(&'static str),
     /// Answer a line that is no reply.
     Garbage(&'static str),
 }
@@ -147,6 +149,10 @@ fn converse(state: &Mutex<State>, socket: &Path, mut stream: UnixStream) {
                 serve(&mut state, request);
                 return;
             }
+            Some(Fault::Stall(_)) => {
+                serve(&mut state, request);
+                continue;
+            }
             Some(Fault::Die(_)) => return die(&mut state, socket),
             Some(Fault::Garbage(_)) => {
                 writeln!(stream, "tuesday").unwrap();
@@ -163,7 +169,7 @@ fn converse(state: &Mutex<State>, socket: &Path, mut stream: UnixStream) {
 }
 
 fn concerns(fault: &Fault, name: &str) -> bool {
-    let (Fault::Refuse(op, _) | Fault::HangUp(op) | Fault::Die(op) | Fault::Garbage(op)) = fault;
+    let (Fault::Refuse(op, _) | Fault::HangUp(op) | Fault::Die(op) | Fault::Stall(op) | Fault::Garbage(op)) = fault;
     *op == name
 }
 

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::Write as _,
     path::PathBuf,
-    process::{self, Command, Stdio},
+    process::{self, Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -208,6 +208,23 @@ impl Node {
     }
 
     pub(crate) fn call_raw(&self, verb: &str, call: &Call, stdin: &str, stdout: Stdio) -> Outcome {
+        let output = self.start(verb, call, stdin, stdout).wait_with_output().unwrap();
+        Outcome { succeeded: output.status.success(), stdout: String::from_utf8(output.stdout).unwrap() }
+    }
+
+    /// Starts an ADD and kills it once the agent has heard `op`.
+    pub(crate) fn add_killed_at(&self, call: &Call, op: &str) {
+        let mut plugin = self.start("ADD", call, &self.config(call), Stdio::null());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.agent.heard().iter().any(|heard| heard == op) {
+            assert!(Instant::now() < deadline, "the agent heard {:?}", self.agent.heard());
+            thread::sleep(Duration::from_millis(2));
+        }
+        plugin.kill().unwrap();
+        assert!(!plugin.wait().unwrap().success());
+    }
+
+    fn start(&self, verb: &str, call: &Call, stdin: &str, stdout: Stdio) -> Child {
         let mut plugin = Command::new("nsenter")
             .arg(format!("--net={}", self.netns.path()))
             .arg(env!("CARGO_BIN_EXE_weft-cni"))
@@ -222,7 +239,6 @@ impl Node {
             .spawn()
             .unwrap();
         plugin.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-        let output = plugin.wait_with_output().unwrap();
-        Outcome { succeeded: output.status.success(), stdout: String::from_utf8(output.stdout).unwrap() }
+        plugin
     }
 }

@@ -157,3 +157,14 @@ fn a_result_that_nobody_reads() {
     assert_eq!(node.files("attachments"), Vec::<String>::new());
     assert!(node.agent.held().is_empty());
 }
+
+#[test]
+fn an_undo_that_fails_stands_in_the_details() {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    node.agent.fail(Fault::Die("attach"));
+    fs::write(node.path("file"), "").unwrap();
+    let call = Call::new(sandbox.path(), json!({"pendingDir": node.path("file/below")}));
+    let (code, text) = node.call("ADD", &call).error();
+    assert!(code == 11 && text.contains("undo:") && text.contains("file/below"), "{code} {text}");
+    assert_eq!(node.netns.link_names(), Vec::<String>::new());
+}
