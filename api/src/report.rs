@@ -27,6 +27,9 @@ pub struct StatusReport {
     pub addresses_used: Vec<(u64, u64)>,
     /// The device that leads out.
     pub uplink: String,
+    /// Why the agent cannot serve ADD now; none: it can.
+    #[serde(default)]
+    pub not_ready: Option<String>,
     /// Seconds since the agent started.
     pub uptime_seconds: u64,
     /// Pinned maps with their sizes.

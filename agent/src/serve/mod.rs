@@ -1,1 +1,125 @@
-//! Skeleton.
+// SPDX-License-Identifier: Apache-2.0
+//! What the agent shows: the local API, flow events, health and metrics.
+//!
+//! Requests that change something go to the engine ([`crate::run`]) one after the other; everything else is answered from
+//! the [`View`] that the engine publishes, so that a slow reader never holds it up.
+
+pub mod api;
+pub mod flows;
+pub mod health;
+pub mod metrics;
+pub mod report;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot, watch};
+use weft_api::{Answer, ApiError, Request, SourceState};
+use weft_dataplane::Maps;
+
+use crate::model::{Attachment, Desired};
+
+/// A request for the engine, and where its answer goes.
+pub type Command = (Request, oneshot::Sender<Result<Answer, ApiError>>);
+
+/// How many requests may wait for the engine.
+pub const COMMANDS: usize = 1024;
+
+/// The agent's state, as the engine last published it.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The node's name.
+    pub node: String,
+    /// `vxlan` or `native`.
+    pub mode: String,
+    /// Name of the uplink; empty until it is known.
+    pub uplink: String,
+    /// The node's pod CIDRs.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses given out and in all, per pod CIDR.
+    pub addresses_used: Vec<(u64, u64)>,
+    /// The object source.
+    pub source: Option<SourceState>,
+    /// Why CNI requests cannot be served now; none: they can.
+    pub not_ready: Option<String>,
+    /// Objects refused by the source, what the plan left out, what could not be applied.
+    pub problems: Vec<String>,
+    /// Every attachment.
+    pub attachments: Vec<Attachment>,
+    /// The plan that was applied last.
+    pub desired: Arc<Desired>,
+}
+
+/// What all servers share.
+#[derive(Debug)]
+pub struct Shared {
+    view: watch::Sender<Arc<View>>,
+    commands: mpsc::Sender<Command>,
+    /// Flow events.
+    pub flows: flows::Flows,
+    /// Numbers of the engine's work.
+    pub work: metrics::Work,
+    maps: OnceLock<Arc<Maps>>,
+    started: Instant,
+}
+
+impl Shared {
+    /// With a first view; also gives the end from which the engine takes its requests.
+    #[must_use]
+    pub fn new(view: View) -> (Arc<Self>, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let shared = Self {
+            view: watch::Sender::new(Arc::new(view)),
+            commands,
+            flows: flows::Flows::default(),
+            work: metrics::Work::default(),
+            maps: OnceLock::new(),
+            started: Instant::now(),
+        };
+        (Arc::new(shared), receiver)
+    }
+
+    /// The view as it is now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Changes the view.
+    pub fn publish(&self, change: impl FnOnce(&mut View)) {
+        self.view.send_modify(|view| change(Arc::make_mut(view)));
+    }
+
+    /// The maps, once the dataplane is open.
+    #[must_use]
+    pub fn maps(&self) -> Option<&Arc<Maps>> {
+        self.maps.get()
+    }
+
+    /// Tells the maps, once.
+    pub fn set_maps(&self, maps: Arc<Maps>) {
+        // A second call could only bring the same maps.
+        drop(self.maps.set(maps));
+    }
+
+    /// Asks the engine.
+    ///
+    /// # Errors
+    /// What the engine refused, or that the agent is not ready or ends.
+    pub async fn ask(&self, request: Request) -> Result<Answer, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send((request, reply)).await.is_err() {
+            return Err(ending());
+        }
+        answer.await.unwrap_or_else(|_| Err(ending()))
+    }
+}
+
+fn ending() -> ApiError {
+    ApiError { code: weft_api::ErrorCode::NotReady, message: "the agent is about to end; try again".to_owned() }
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The local API: one JSON object a line over a unix socket; see [`weft_api`].
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::Arc,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Semaphore, broadcast::error::RecvError},
+};
+use weft_api::{Answer, ApiError, ErrorCode, FlowEvent, Reply, Request};
+
+use super::{Shared, report};
+
+/// A request is a line of at most this many bytes; GC of a full node stays below.
+const MAX_REQUEST: u64 = 4 << 20;
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 256;
+
+/// Listens on `path`, in place of a socket that an earlier run has left. Only root may connect.
+///
+/// # Errors
+/// What `bind` and its like say, with the path.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {}: {error}", path.display()));
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(named)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(named)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(named)?;
+    Ok(listener)
+}
+
+/// Serves connections, each in a task of its own, for ever.
+pub async fn serve(listener: UnixListener, shared: Arc<Shared>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = serve_connection(stream, &shared).await {
+                        tracing::debug!(%error, "a client of the local api went away");
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client of the local api");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: UnixStream, shared: &Shared) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        (&mut reader).take(MAX_REQUEST).read_until(b'\n', &mut line).await?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        if line.last() != Some(&b'\n') {
+            let error = invalid(format!("the request is cut off, or longer than {MAX_REQUEST} bytes"));
+            return write(&mut writer, &Reply::Error(error)).await;
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Request::Flows { last, follow }) => serve_flows(&mut reader, &mut writer, shared, last, follow).await?,
+            Ok(request) => write(&mut writer, &reply(answer(request, shared).await)).await?,
+            Err(error) => {
+                let error = invalid(format!("the request does not parse: {error}; use a client of api version {}", weft_api::API_VERSION));
+                write(&mut writer, &Reply::Error(error)).await?;
+            }
+        }
+    }
+}
+
+async fn answer(request: Request, shared: &Shared) -> Result<Answer, ApiError> {
+    match request {
+        Request::Status => report::status(shared).map(|status| Answer::Status(Box::new(status))),
+        Request::Endpoints => Ok(Answer::Endpoints(report::endpoints(&shared.view()))),
+        Request::Services => Ok(Answer::Services(shared.view().desired.service_reports.clone())),
+        Request::Policies => Ok(Answer::Policies(shared.view().desired.policy_reports.clone())),
+        Request::Drops => report::drops(shared).map(Answer::Drops),
+        Request::Ready => ready(shared).map(|()| Answer::Done),
+        Request::Allocate(_) => {
+            ready(shared)?;
+            shared.ask(request).await
+        }
+        request => {
+            started(shared)?;
+            shared.ask(request).await
+        }
+    }
+}
+
+fn ready(shared: &Shared) -> Result<(), ApiError> {
+    match &shared.view().not_ready {
+        None => Ok(()),
+        Some(why) => Err(ApiError { code: ErrorCode::NotReady, message: format!("the agent is not ready: {why}") }),
+    }
+}
+
+/// The engine takes requests once the dataplane is open: until then they would only wait.
+fn started(shared: &Shared) -> Result<(), ApiError> {
+    if shared.maps().is_some() { Ok(()) } else { ready(shared) }
+}
+
+async fn serve_flows(
+    reader: &mut BufReader<OwnedReadHalf>,
+    writer: &mut OwnedWriteHalf,
+    shared: &Shared,
+    last: usize,
+    follow: bool,
+) -> io::Result<()> {
+    let (latest, mut news) = shared.flows.subscribe(last);
+    write(writer, &Reply::Ok(Answer::Flows(latest))).await?;
+    while follow {
+        let batch = tokio::select! {
+            batch = next_batch(&mut news) => batch,
+            // Whatever the client says now, it has had enough.
+            _ = reader.fill_buf() => return Ok(()),
+        };
+        let Some(batch) = batch else { return Ok(()) };
+        write(writer, &Reply::Ok(Answer::Flows(batch))).await?;
+    }
+    Ok(())
+}
+
+/// What has come since the last call; waits for one event.
+async fn next_batch(news: &mut tokio::sync::broadcast::Receiver<FlowEvent>) -> Option<Vec<FlowEvent>> {
+    let mut batch = Vec::new();
+    loop {
+        match news.recv().await {
+            Ok(event) => batch.push(event),
+            // A reader that is too slow misses events; it goes on with the oldest that is still there.
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return None,
+        }
+        while batch.len() < 256
+            && let Ok(event) = news.try_recv()
+        {
+            batch.push(event);
+        }
+        if !batch.is_empty() {
+            return Some(batch);
+        }
+    }
+}
+
+async fn write(writer: &mut OwnedWriteHalf, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    writer.write_all(&line).await
+}
+
+fn reply(result: Result<Answer, ApiError>) -> Reply {
+    match result {
+        Ok(answer) => Reply::Ok(answer),
+        Err(error) => Reply::Error(error),
+    }
+}
+
+fn invalid(message: String) -> ApiError {
+    ApiError { code: ErrorCode::Invalid, message }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Flow events: from the ring buffer, named, to a bounded memory and to followers.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::broadcast,
+};
+use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, ServiceKey};
+use weft_api::{FlowEvent, FlowVerdict};
+use weft_dataplane::Events;
+
+use super::{Shared, View};
+
+/// Events that are remembered.
+pub const REMEMBERED: usize = 4096;
+
+/// The latest events, and who follows them.
+#[derive(Debug)]
+pub struct Flows {
+    latest: Mutex<VecDeque<FlowEvent>>,
+    followers: broadcast::Sender<FlowEvent>,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Self { latest: Mutex::default(), followers: broadcast::Sender::new(REMEMBERED) }
+    }
+}
+
+impl Flows {
+    /// Remembers an event and tells followers; the oldest makes room.
+    pub fn push(&self, event: FlowEvent) {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.len() == REMEMBERED {
+            latest.pop_front();
+        }
+        latest.push_back(event.clone());
+        // Without followers there is nobody to tell. Within the lock, so that a new follower misses and repeats nothing.
+        drop(self.followers.send(event));
+    }
+
+    /// The `last` latest events, oldest first, and those that come after them.
+    #[must_use]
+    pub fn subscribe(&self, last: usize) -> (Vec<FlowEvent>, broadcast::Receiver<FlowEvent>) {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let skip = latest.len().saturating_sub(last);
+        (latest.iter().skip(skip).cloned().collect(), self.followers.subscribe())
+    }
+}
+
+/// Reads the ring buffer for ever.
+///
+/// # Errors
+/// The descriptor cannot be waited for.
+pub async fn read(events: Events, shared: Arc<Shared>) -> io::Result<()> {
+    let mut events = AsyncFd::register_with_interest(events, Interest::READABLE)?;
+    let mut ifnames = Ifnames::default();
+    loop {
+        let mut ready = events.readable_mut().await?;
+        let view = shared.view();
+        let boot = boot_time_ns();
+        let mut count = 0_usize;
+        while let Some(event) = ready.get_inner_mut().next() {
+            shared.flows.push(describe(&event, &view, boot, &mut ifnames));
+            count += 1;
+            if count.is_multiple_of(256) {
+                // A flood of events must not starve the rest of the agent.
+                tokio::task::yield_now().await;
+            }
+        }
+        ready.clear_ready();
+        ifnames.0.clear();
+    }
+}
+
+/// Names of interfaces by index, looked up once per batch.
+#[derive(Debug, Default)]
+pub struct Ifnames(BTreeMap<u32, String>);
+
+impl Ifnames {
+    fn of(&mut self, ifindex: u32) -> String {
+        let name = self.0.entry(ifindex).or_insert_with(|| {
+            let name = nix::net::if_::if_indextoname(ifindex);
+            name.map_or_else(|_| format!("#{ifindex}"), |name| name.to_string_lossy().into_owned())
+        });
+        name.clone()
+    }
+}
+
+/// Makes an event readable. `boot_ns`: Unix time of the monotonic clock's zero.
+pub fn describe(event: &Event, view: &View, boot_ns: u64, ifnames: &mut Ifnames) -> FlowEvent {
+    let dropped = event.kind == EventKind::Drop as u8;
+    let name = |addr: &Addr| view.desired.names.get(addr).cloned();
+    let key = ServiceKey { addr: event.dst, port: event.dport, protocol: event.protocol, pad: 0 };
+    let has_backend = !event.backend.is_unspecified();
+    FlowEvent {
+        time_ns: boot_ns.saturating_add(event.time_ns),
+        verdict: if dropped { FlowVerdict::Dropped } else { FlowVerdict::Forwarded },
+        reason: if dropped { drop_reason(event.reason) } else { delivery(event.reason) },
+        protocol: protocol(event.protocol),
+        source: ip(event.src),
+        source_port: u16::from_be(event.sport),
+        destination: ip(event.dst),
+        destination_port: u16::from_be(event.dport),
+        backend: has_backend.then(|| (ip(event.backend), u16::from_be(event.backend_port))),
+        source_name: name(&event.src),
+        destination_name: if has_backend { name(&event.backend) } else { name(&event.dst) },
+        service: view.desired.service_names.get(&key).cloned(),
+        ifname: ifnames.of(event.ifindex),
+    }
+}
+
+fn drop_reason(number: u8) -> String {
+    DROP_REASONS.get(usize::from(number)).map_or_else(|| format!("reason-{number}"), |(name, _)| (*name).to_owned())
+}
+
+fn delivery(number: u8) -> String {
+    let known = [
+        (Deliver::Peer, "local"),
+        (Deliver::Port, "local"),
+        (Deliver::Host, "host"),
+        (Deliver::Tunnel, "tunnel"),
+        (Deliver::Neighbour, "routed"),
+        (Deliver::Route, "outside"),
+    ];
+    let found = known.into_iter().find(|(deliver, _)| *deliver as u8 == number);
+    found.map_or_else(|| format!("delivery-{number}"), |(_, name)| name.to_owned())
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        6 => "TCP".to_owned(),
+        17 => "UDP".to_owned(),
+        132 => "SCTP".to_owned(),
+        1 => "ICMP".to_owned(),
+        58 => "ICMPv6".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// An address in its own family.
+#[must_use]
+pub fn ip(addr: Addr) -> IpAddr {
+    if addr.is_v4() {
+        return Ipv4Addr::from(addr.v4_word().to_ne_bytes()).into();
+    }
+    let mut octets = [0; 16];
+    for (bytes, word) in octets.chunks_exact_mut(4).zip(addr.0) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(octets).into()
+}
+
+/// Unix time at which the monotonic clock began, in nanoseconds.
+fn boot_time_ns() -> u64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since_boot = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
+    u64::try_from(unix.saturating_sub(since_boot).as_nanos()).unwrap_or(u64::MAX)
+}

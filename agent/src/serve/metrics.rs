@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Metrics in the OpenMetrics text format, read from where the numbers live when they are asked for.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text::encode},
+    metrics::{counter::ConstCounter, family::Family, gauge::{ConstGauge, Gauge}, histogram::{Histogram, exponential_buckets}},
+    registry::{Registry, Unit},
+};
+use weft_abi::{COUNTERS, Counter, DROP_REASONS, DropReason};
+
+use super::Shared;
+
+/// Numbers of the engine's work.
+#[derive(Debug)]
+pub struct Work {
+    plan: Histogram,
+    apply: Histogram,
+    failures: AtomicU64,
+    writes: AtomicU64,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        let buckets = || exponential_buckets(0.000_1, 4.0, 9);
+        let (plan, apply) = (Histogram::new(buckets()), Histogram::new(buckets()));
+        Self { plan, apply, failures: AtomicU64::new(0), writes: AtomicU64::new(0) }
+    }
+}
+
+impl Work {
+    /// A plan took this long.
+    pub fn planned(&self, took: Duration) {
+        self.plan.observe(took.as_secs_f64());
+    }
+
+    /// An apply that made so many changes took this long.
+    pub fn applied(&self, took: Duration, writes: usize) {
+        self.apply.observe(took.as_secs_f64());
+        self.writes.fetch_add(writes as u64, Ordering::Relaxed);
+    }
+
+    /// An apply failed.
+    pub fn failed(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// All metrics as text.
+///
+/// # Errors
+/// Never for a string; the library's signature says so.
+pub fn text(shared: std::sync::Arc<Shared>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("weft");
+    registry.register("plan", "Time to plan the dataplane", shared.work.plan.clone());
+    registry.register("apply", "Time to apply a plan to the maps", shared.work.apply.clone());
+    registry.register_collector(Box::new(Live(shared)));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// Numbers that are read when they are asked for.
+#[derive(Debug)]
+struct Live(std::sync::Arc<Shared>);
+
+type Label = Vec<(&'static str, String)>;
+
+impl Collector for Live {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.encode_state(&mut encoder)?;
+        self.encode_dataplane(&mut encoder)
+    }
+}
+
+impl Live {
+    fn encode_state(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let view = self.0.view();
+        let synced = view.source.as_ref().is_some_and(|source| source.synced);
+        let answers = view.source.as_ref().is_some_and(|source| source.error.is_none());
+        gauge(encoder, "ready", "Whether CNI requests are served", i64::from(view.not_ready.is_none()))?;
+        gauge(encoder, "source_synced", "Whether every kind of object was listed once", i64::from(synced))?;
+        gauge(encoder, "source_answers", "Whether the object source answers now", i64::from(answers))?;
+        gauge(encoder, "endpoints", "Attachments of this node", count(view.attachments.len()))?;
+        gauge(encoder, "services", "Service frontends programmed", count(view.desired.services.len()))?;
+        gauge(encoder, "policies", "NetworkPolicies compiled", count(view.desired.policy_reports.len()))?;
+        gauge(encoder, "problems", "Problems that `weft status` shows", count(view.problems.len()))?;
+        let pools = view.pod_cidrs.iter().zip(&view.addresses_used);
+        let (used, all): (Vec<_>, Vec<_>) = pools
+            .map(|(cidr, (used, all))| (("pool", cidr.to_string(), *used), ("pool", cidr.to_string(), *all)))
+            .unzip();
+        gauges(encoder, "addresses_used", "Addresses given out", None, used)?;
+        gauges(encoder, "addresses", "Addresses in all", None, all)?;
+        counter(encoder, "apply_failures", "Passes that broke off", self.0.work.failures.load(Ordering::Relaxed))?;
+        counter(encoder, "map_writes", "Map entries written and removed", self.0.work.writes.load(Ordering::Relaxed))
+    }
+
+    /// Maps that cannot be read are left out: the rest is still worth something.
+    fn encode_dataplane(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(maps) = self.0.maps() else { return Ok(()) };
+        let memory = maps.memory().unwrap_or_default();
+        let bytes = memory.iter().map(|map| ("map", map.map.to_owned(), map.bytes)).collect();
+        let sizes = memory.iter().map(|map| ("map", map.map.to_owned(), u64::from(map.max_entries))).collect();
+        gauges(encoder, "map_memory", "Kernel memory of a map", Some(Unit::Bytes), bytes)?;
+        gauges(encoder, "map_max_entries", "Entries a map can hold", None, sizes)?;
+        let tallies = DropReason::ALL.iter().zip(DROP_REASONS);
+        let tallies = tallies.filter_map(|(reason, (name, _))| Some(("reason", *name, maps.dropped(*reason).ok()?)));
+        let (packets, bytes): (Vec<_>, Vec<_>) = tallies
+            .map(|(label, name, tally)| ((label, name.to_owned(), tally.packets), (label, name.to_owned(), tally.bytes)))
+            .unzip();
+        counters(encoder, "drops", "Packets dropped", packets)?;
+        counters(encoder, "drop_bytes", "Bytes dropped", bytes)?;
+        let counts = Counter::ALL.iter().zip(COUNTERS);
+        let counts = counts.filter_map(|(counter, (name, _))| Some(("name", (*name).to_owned(), maps.counted(*counter).ok()?)));
+        counters(encoder, "datapath_events", "What the programs counted", counts.collect())
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> Result<(), fmt::Error> {
+    let metric = ConstGauge::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Result<(), fmt::Error> {
+    let metric = ConstCounter::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+}
+
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    values: Vec<(&'static str, String, u64)>,
+) -> Result<(), fmt::Error> {
+    let family = Family::<Label, Gauge>::default();
+    for (label, name, value) in values {
+        family.get_or_create(&vec![(label, name)]).set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+    family.encode(encoder.encode_descriptor(name, help, unit.as_ref(), family.metric_type())?)
+}
+
+fn counters(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: Vec<(&'static str, String, u64)>,
+) -> Result<(), fmt::Error> {
+    let family = Family::<Label, prometheus_client::metrics::counter::Counter>::default();
+    for (label, name, value) in values {
+        family.get_or_create(&vec![(label, name)]).inc_by(value);
+    }
+    family.encode(encoder.encode_descriptor(name, help, None, family.metric_type())?)
+}
