@@ -12,7 +12,6 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    process,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -54,7 +53,7 @@ impl Folder {
     /// Writes the file of `id`: readers see the old one or the whole new one.
     pub(crate) fn save<T: Serialize>(&self, id: &AttachmentId, content: &T) -> io::Result<()> {
         let path = self.path_of(id);
-        let temporary = self.path.join(format!(".{}.{}", file_name(id), process::id()));
+        let temporary = self.temporary_of(id);
         let written = fs::create_dir_all(&self.path)
             .and_then(|()| self.write(&temporary, content))
             .and_then(|()| fs::rename(&temporary, &path));
@@ -82,9 +81,9 @@ impl Folder {
         self.path_of(id).exists()
     }
 
-    /// Removes the file of `id`; one that is gone is no error.
+    /// Removes the file of `id`, also what a killed plugin has half written; one that is gone is no error.
     pub(crate) fn remove(&self, id: &AttachmentId) -> io::Result<()> {
-        remove(&self.path_of(id))
+        remove(&self.temporary_of(id)).and_then(|()| remove(&self.path_of(id)))
     }
 
     /// All files that can be read.
@@ -96,6 +95,11 @@ impl Folder {
 
     fn path_of(&self, id: &AttachmentId) -> PathBuf {
         self.path.join(file_name(id))
+    }
+
+    /// One per attachment is enough: a runtime runs one verb at a time on it.
+    fn temporary_of(&self, id: &AttachmentId) -> PathBuf {
+        self.path.join(format!(".{}.tmp", file_name(id)))
     }
 }
 
@@ -149,6 +153,10 @@ mod tests {
         folder.remove(&record.id).unwrap();
         folder.remove(&record.id).unwrap();
         assert!(folder.list::<Record>().is_empty() && !folder.contains(&record.id));
+
+        std::fs::write(dir.path().join("new/.n.c.eth0.json.tmp"), b"{").unwrap();
+        folder.remove(&record.id).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path().join("new")).unwrap().count(), 0);
     }
 
     #[test]
