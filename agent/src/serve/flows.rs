@@ -62,7 +62,8 @@ impl Flows {
 /// # Errors
 /// The descriptor cannot be waited for.
 pub async fn read(events: Events, shared: Arc<Shared>) -> io::Result<()> {
-    let mut events = AsyncFd::register_with_interest(events, Interest::READABLE)?;
+    // SAFETY: the descriptor is the ring's own, `Events` gives the same one at each call, and closes it only when dropped.
+    let mut events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }?;
     let mut ifnames = Ifnames::default();
     loop {
         let mut ready = events.readable_mut().await?;
