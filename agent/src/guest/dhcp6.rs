@@ -97,11 +97,14 @@ fn addresses_of(association: &IANA) -> impl Iterator<Item = Ipv6Addr> {
     })
 }
 
-/// The first association gets the port's address; others, and prefixes, get their refusal.
+/// The association with the lowest number gets the port's address (their order in the message is not kept by the
+/// decoder); others, and prefixes, get their refusal.
 fn add_bindings(v6: &Lease6, request: &Message, options: &mut DhcpOptions) {
-    for (index, association) in associations(request).enumerate() {
+    let first = associations(request).map(|association| association.id).min();
+    for association in associations(request) {
+        let is_first = Some(association.id) == first;
         let mut opts = DhcpOptions::new();
-        if index == 0 {
+        if is_first {
             opts.insert(binding(v6.address, LEASE_SECONDS));
             // RFC 8415, section 18.3.4: what is not the client's is taken back with lifetime zero.
             for stale in addresses_of(association).filter(|address| *address != v6.address) {
@@ -110,7 +113,7 @@ fn add_bindings(v6: &Lease6, request: &Message, options: &mut DhcpOptions) {
         } else {
             opts.insert(status(Status::NoAddrsAvail, "a port has one address"));
         }
-        let (t1, t2) = if index == 0 { (LEASE_SECONDS / 2, LEASE_SECONDS / 5 * 4) } else { (0, 0) };
+        let (t1, t2) = if is_first { (LEASE_SECONDS / 2, LEASE_SECONDS / 5 * 4) } else { (0, 0) };
         options.insert(DhcpOption::IANA(IANA { id: association.id, t1, t2, opts }));
     }
     let prefixes: Vec<_> = request
