@@ -77,7 +77,7 @@ pub enum Error {
         program: Program,
         /// Answer of `BPF_PROG_LOAD`.
         source: io::Error,
-        /// The verifier's log; empty when it never ran.
+        /// The end of the verifier's log; empty when it never ran.
         log: String,
     },
     /// Another failure around a program.

@@ -14,6 +14,8 @@
 //! Everything is pinned: after the process ends, packets go on being handled, and the next [`Dataplane::open`] adopts what
 //! it finds. Requires Linux 6.6 (tcx) and `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`.
 
+#![deny(unsafe_code)]
+
 mod error;
 mod events;
 mod layout;
@@ -23,6 +25,7 @@ mod memory;
 mod options;
 mod pin;
 mod program;
+#[expect(unsafe_code, reason = "bpf(2) takes addresses as numbers")]
 mod sys;
 mod table;
 mod test_run;
@@ -138,12 +141,23 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     for program in Program::ALL {
         classifier_mut(ebpf, program)?.load().map_err(|error| match error {
             ProgramError::LoadError { io_error, verifier_log } => {
-                Error::Verifier { program, source: io_error, log: verifier_log.to_string() }
+                Error::Verifier { program, source: io_error, log: tail(&verifier_log.to_string()).to_owned() }
             }
             error => Error::Program { program, operation: "load", source: Box::new(error) },
         })?;
     }
     Ok(())
+}
+
+/// The end of a verifier log, where it says what is wrong: the whole can be megabytes.
+fn tail(log: &str) -> &str {
+    const LIMIT: usize = 16 << 10;
+    let start = log.len().saturating_sub(LIMIT);
+    let lines = log.as_bytes().get(start..).unwrap_or_default();
+    match lines.iter().position(|byte| *byte == b'\n') {
+        Some(newline) if start > 0 => log.get(start + newline + 1..).unwrap_or(log),
+        _ => log,
+    }
 }
 
 fn classifier_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier> {
@@ -157,4 +171,18 @@ fn missing(program: Program) -> Error {
 
 fn wrong_type(program: Program) -> impl FnOnce(ProgramError) -> Error {
     move |error| Error::Program { program, operation: "use", source: Box::new(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tail;
+
+    #[test]
+    fn a_verifier_log_is_cut_at_a_line() {
+        assert_eq!(tail("short\nlog"), "short\nlog");
+        let long: String = (0..10_000).map(|line| format!("{line}: r1 = 0\n")).collect();
+        let end = tail(&long);
+        assert!(end.len() <= 16 << 10 && long.ends_with(end));
+        assert!(long.contains(&format!("\n{end}")), "whole lines");
+    }
 }
