@@ -28,7 +28,7 @@ pub struct FlowKey4 {
 
 /// Key of an IPv6 flow; fields as in [`FlowKey4`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
 pub struct FlowKey6 {
     /// See [`FlowKey4::ifindex`].
     pub ifindex: u32,
@@ -117,7 +117,7 @@ pub struct Flow {
     pub state: u8,
     /// Where to: a port, the uplink or the VXLAN device.
     pub ifindex: u32,
-    /// Seconds of the coarse monotonic clock.
+    /// When the last packet passed, in ticks of [`crate::TICK_SHIFT`].
     pub last_seen: u32,
     /// Ethernet destination to write.
     pub dst_mac: [u8; 6],

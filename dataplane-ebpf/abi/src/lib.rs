@@ -22,7 +22,9 @@ mod service;
 pub use address::{Addr, CidrKey};
 pub use config::{Config, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED, OVERLAY_MAC};
 pub use event::{Event, EventKind, Hook};
-pub use flow::{Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey, FragmentPorts, GenerationRef, WIRE};
+pub use flow::{
+    Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey, FragmentPorts, GenerationRef, WIRE,
+};
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
 pub use port::{Local, LocalKind, Port, PortKind, Remote, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
@@ -30,6 +32,9 @@ pub use service::{Backend, Service, ServiceKey, SlotKey};
 
 /// Version of every layout in this crate.
 pub const ABI_VERSION: u32 = 1;
+
+/// [`Flow::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
+pub const TICK_SHIFT: u32 = 30;
 
 /// Names of the maps in the object file; pinned under the same names.
 pub mod map {
@@ -68,8 +73,22 @@ pub mod map {
 
     /// Every map that is pinned.
     pub const ALL: [&str; 16] = [
-        CONFIG, PORTS, LOCALS, REMOTES, SERVICES, SLOTS, IDENTITIES, CIDRS, RULES, GENERATIONS, FLOWS4, FLOWS6, FRAGMENTS,
-        DROPS, COUNTS, EVENTS,
+        CONFIG,
+        PORTS,
+        LOCALS,
+        REMOTES,
+        SERVICES,
+        SLOTS,
+        IDENTITIES,
+        CIDRS,
+        RULES,
+        GENERATIONS,
+        FLOWS4,
+        FLOWS6,
+        FRAGMENTS,
+        DROPS,
+        COUNTS,
+        EVENTS,
     ];
 }
 

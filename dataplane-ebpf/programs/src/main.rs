@@ -1,3 +1,68 @@
-//! Skeleton.
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! Weft's eBPF programs, one per hook. Each is a thin list of steps over `weft-logic`.
+//!
+//! Kernel minimum 6.6 (tcx links, kernel commit e420bed02507).
+
 #![no_std]
 #![no_main]
+
+mod arp;
+mod decide;
+mod deliver;
+mod family;
+mod far;
+mod helpers;
+mod hook;
+mod icmp_error;
+mod maps;
+mod neighbour;
+mod report;
+mod rewrite;
+mod skb;
+mod walk;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use weft_abi::Hook;
+
+use crate::skb::Skb;
+
+/// tcx ingress of a workload's veth or tap: everything a workload sends.
+#[classifier]
+pub fn from_workload(ctx: TcContext) -> i32 {
+    walk::run::<{ Hook::FromWorkload as u8 }>(Skb::new(&ctx))
+}
+
+/// tcx egress of `weft0`: everything the host sends to workloads and Services.
+#[classifier]
+pub fn from_host(ctx: TcContext) -> i32 {
+    walk::run::<{ Hook::FromHost as u8 }>(Skb::new(&ctx))
+}
+
+/// tcx ingress of the uplink: other nodes in native mode, replies from the outside, and the host's own traffic.
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    walk::run::<{ Hook::FromUplink as u8 }>(Skb::new(&ctx))
+}
+
+/// tcx ingress of the VXLAN device: workloads and hosts of other nodes.
+#[classifier]
+pub fn from_overlay(ctx: TcContext) -> i32 {
+    walk::run::<{ Hook::FromOverlay as u8 }>(Skb::new(&ctx))
+}
+
+/// tcx egress of a workload's veth or tap: lets through what the programs decided, and the agent's DHCP and RA.
+#[classifier]
+pub fn to_workload(ctx: TcContext) -> i32 {
+    hook::to_workload(Skb::new(&ctx))
+}
+
+/// Nothing panics; the verifier would refuse a program that could.
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The decision on the first packet of a flow: admit, translate, locate, judge.
+
+use weft_abi::{
+    Addr, Config, Deliver, DropReason, Flow, FlowFlags, FlowKey6, GenerationRef, LocalKind, Port, PortKind, RemoteKind,
+    ServiceKey, SlotKey, generation,
+};
+
+use crate::{Tables, address, policy, protocol, select};
+
+/// Who sent a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum Sender {
+    /// A workload, through its own port.
+    Workload = 0,
+    /// The node's host, through `weft0`.
+    Host = 1,
+    /// Another node, through the VXLAN device.
+    Overlay = 2,
+    /// Anybody, through the uplink.
+    Uplink = 3,
+}
+
+/// One packet under way: what is known of it, and the decision as it grows. Lives in a per-CPU map value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Walk {
+    /// The packet before any rewrite; IPv4 addresses are mapped.
+    pub key: FlowKey6,
+    /// Key of the replies.
+    pub reverse_key: FlowKey6,
+    /// The entry for `key`. On entry to [`decide`] with `old`: the entry as it was.
+    pub forward: Flow,
+    /// The entry for `reverse_key`.
+    pub reverse: Flow,
+    /// Where it goes after load balancing.
+    pub target: Addr,
+    /// The node that encapsulated it.
+    pub tunnel_peer: Addr,
+    /// The sending workload.
+    pub from: Party,
+    /// The receiving workload; its generation is the routes' where it is not here.
+    pub to: Party,
+    /// The Service's generation.
+    pub service: GenerationRef,
+    /// Node or next hop of a remote target.
+    pub remote: Addr,
+    /// Device to the target.
+    pub ifindex: u32,
+    /// [`Sender`].
+    pub sender: u32,
+    /// Value of the epoch at the start.
+    pub epoch: u32,
+    /// Now, in ticks of [`weft_abi::TICK_SHIFT`].
+    pub now: u32,
+    /// A random word.
+    pub random: u32,
+    /// Policy set that denied it, or 0.
+    pub denied_by: u32,
+    /// The target's port, network byte order.
+    pub target_port: u16,
+    /// Ethernet source of the frame.
+    pub sender_mac: [u8; 6],
+    /// `forward` holds an older decision on this flow.
+    pub old: u8,
+    /// A Service was addressed.
+    pub translated: u8,
+    /// The source must be masqueraded: the caller finds a port for it, see [`crate::plan::masquerade`].
+    pub masquerade: u8,
+    /// The packet is IPv6.
+    pub is_v6: u8,
+    /// Flags of the TCP header, else 0.
+    pub tcp_flags: u8,
+    /// [`Deliver`].
+    pub deliver: u8,
+    /// The sender is the host itself: ingress policy does not apply (kubelet's probes).
+    pub own_host: u8,
+    /// Reserved.
+    pub pad: u8,
+    /// What a slow parse found.
+    pub far: Far,
+}
+
+/// A workload of this node on one end of a flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Party {
+    /// Its generation.
+    pub generation: GenerationRef,
+    /// Policy set of the direction that counts: egress of a sender, ingress of a receiver.
+    pub policy: u32,
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// There is one.
+    pub here: u8,
+    /// [`PortKind`].
+    pub kind: u8,
+}
+
+/// A [`crate::header::Transport`] in a map value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Far {
+    /// See [`crate::header::Transport::offset`].
+    pub offset: u32,
+    /// See [`crate::header::Transport::sport`].
+    pub sport: u16,
+    /// See [`crate::header::Transport::dport`].
+    pub dport: u16,
+    /// See [`crate::header::Transport::protocol`].
+    pub protocol: u8,
+    /// See [`crate::header::Transport::flags`].
+    pub flags: u8,
+    /// A later fragment: there is no transport header.
+    pub later: u8,
+    /// 0: flow, 1: ICMP error, else the link-local ICMPv6 type.
+    pub kind: u8,
+}
+
+/// Decides on `walk.key`: admit, translate, locate, judge. On success [`crate::plan::plan`] makes both entries of it.
+///
+/// # Errors
+/// The reason to drop the packet; nothing may be inserted then.
+#[inline(always)]
+pub fn decide<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+    walk.epoch = tables.generation(generation::EPOCH);
+    if address::is_unroutable(&walk.key.dst) {
+        return Err(DropReason::Multicast);
+    }
+    let config = tables.config().ok_or(DropReason::UnknownPort)?;
+    admit(tables, walk)?;
+    translate(tables, walk)?;
+    locate(tables, walk, config)?;
+    judge(tables, walk)
+}
+
+/// Judges again a flow that answers another one (`walk.forward` with [`FlowFlags::REPLY`]): policy speaks of the direction
+/// that was opened, so client and server change places.
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub fn decide_reply<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+    walk.epoch = tables.generation(generation::EPOCH);
+    admit(tables, walk)?;
+    let rewritten = walk.forward.flags & FlowFlags::REWRITE_DST != 0;
+    walk.target = if rewritten { walk.forward.dst } else { walk.key.dst };
+    let protocol = walk.key.protocol as u8;
+    let port = u16::from_be(walk.key.sport);
+    if let Some(client) = workload_at(tables, &walk.target) {
+        walk.forward.ingress = workload_generation(tables, client);
+        if !policy::allows(tables, client.egress_policy, &walk.key.src, protocol, port) {
+            walk.denied_by = client.egress_policy;
+            return Err(DropReason::PolicyEgress);
+        }
+    }
+    if walk.from.here != 0 {
+        walk.forward.egress = walk.from.generation;
+        let server = tables.port(walk.key.ifindex).ok_or(DropReason::UnknownPort)?;
+        let exempt = walk.forward.flags & FlowFlags::FROM_HOST != 0;
+        if !exempt && !policy::allows(tables, server.ingress_policy, &walk.target, protocol, port) {
+            walk.denied_by = server.ingress_policy;
+            return Err(DropReason::PolicyIngress);
+        }
+    }
+    walk.forward.epoch = walk.epoch;
+    walk.forward.last_seen = walk.now;
+    if moved(tables, walk) {
+        walk.forward.service = NEVER;
+    }
+    Ok(())
+}
+
+/// A generation that never is: a decision that ran beside a change must not stand.
+pub const NEVER: GenerationRef = GenerationRef { slot: generation::ROUTES, generation: u32::MAX };
+
+/// Whether something changed since the decision began.
+#[inline(always)]
+pub fn moved<T: Tables>(tables: &T, walk: &Walk) -> bool {
+    tables.generation(generation::EPOCH) != walk.epoch
+}
+
+/// The source check.
+#[inline(always)]
+fn admit<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+    walk.from.here = 0;
+    walk.own_host = 0;
+    match walk.sender {
+        sender if sender == Sender::Workload as u32 => {
+            let port = tables.port(walk.key.ifindex).ok_or(DropReason::UnknownPort)?;
+            if walk.sender_mac != port.mac {
+                return Err(DropReason::SourceMac);
+            }
+            let own = if walk.is_v6 == 0 { &port.v4 } else { &port.v6 };
+            if *own != walk.key.src {
+                return Err(DropReason::SourceAddress);
+            }
+            set_party(&mut walk.from, port, port.egress_policy, workload_generation(tables, port));
+        }
+        sender if sender == Sender::Host as u32 => {
+            let own = tables.local(&walk.key.src).is_some_and(|local| local.kind == LocalKind::Host as u32);
+            walk.own_host = own.into();
+        }
+        sender if sender == Sender::Overlay as u32 => {
+            if let Some(remote) = tables.remote(&walk.key.src)
+                && (remote.kind != RemoteKind::Tunnel as u32 || remote.via != walk.tunnel_peer)
+            {
+                return Err(DropReason::TunnelPeer);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn set_party(party: &mut Party, port: &Port, policy: u32, generation: GenerationRef) {
+    party.generation = generation;
+    party.policy = policy;
+    party.mac = port.mac;
+    party.kind = port.kind;
+    party.here = 1;
+}
+
+/// Load balancing: sets `target`, `target_port` and the Service's generation.
+#[inline(always)]
+fn translate<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+    walk.target = walk.key.dst;
+    walk.target_port = walk.key.dport;
+    walk.translated = 0;
+    walk.service = GenerationRef::default();
+    let protocol = walk.key.protocol as u8;
+    let key = ServiceKey { addr: walk.key.dst, port: walk.key.dport, protocol, pad: 0 };
+    let Some(service) = tables.service(&key) else { return Ok(()) };
+    walk.service = GenerationRef { slot: service.id, generation: tables.generation(service.id) };
+    walk.translated = 1;
+    if keeps_backend(walk) {
+        walk.target = walk.forward.dst;
+        walk.target_port = walk.forward.dport;
+        return Ok(());
+    }
+    let index = select::index(walk.random, service.count);
+    let slot = SlotKey { service: service.id, generation: service.generation, index };
+    let backend = tables.slot(&slot).ok_or(DropReason::NoBackend)?;
+    walk.target = backend.addr;
+    walk.target_port = backend.port;
+    if protocol == protocol::SCTP && backend.port != walk.key.dport {
+        // SCTP's CRC32c covers the ports and cannot be updated from a difference in bounded time.
+        return Err(DropReason::Unrewritable);
+    }
+    Ok(())
+}
+
+/// Established TCP stays with its backend while other backends come and go (Kubernetes' contract); UDP chooses again.
+#[inline(always)]
+fn keeps_backend(walk: &Walk) -> bool {
+    walk.old != 0 && walk.key.protocol == u32::from(protocol::TCP) && walk.forward.flags & FlowFlags::REWRITE_DST != 0
+}
+
+/// Where the target is: sets `deliver`, `ifindex`, `remote` and the receiving party.
+#[inline(always)]
+fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(), DropReason> {
+    walk.to.here = 0;
+    walk.to.policy = 0;
+    walk.masquerade = 0;
+    walk.remote = Addr::UNSPECIFIED;
+    walk.to.generation = GenerationRef { slot: generation::ROUTES, generation: tables.generation(generation::ROUTES) };
+    if let Some(local) = tables.local(&walk.target) {
+        if local.kind == LocalKind::Host as u32 {
+            return set_place(walk, Deliver::Host, config.host_ifindex);
+        }
+        let port = tables.port(local.ifindex).ok_or(DropReason::NoEndpoint)?;
+        set_party(&mut walk.to, port, port.ingress_policy, workload_generation(tables, port));
+        return set_place(walk, deliver_to(port.kind, walk.sender == Sender::Host as u32), local.ifindex);
+    }
+    let Some(remote) = tables.remote(&walk.target) else {
+        masqueraded(walk, config)?;
+        return set_place(walk, Deliver::Route, config.uplink_ifindex);
+    };
+    walk.remote = remote.via;
+    match remote.kind {
+        kind if kind == RemoteKind::Tunnel as u32 => set_place(walk, Deliver::Tunnel, config.overlay_ifindex),
+        kind if kind == RemoteKind::Native as u32 => set_place(walk, Deliver::Neighbour, config.uplink_ifindex),
+        kind if kind == RemoteKind::Services as u32 => Err(DropReason::NoService),
+        _ => Err(DropReason::NoEndpoint),
+    }
+}
+
+#[inline(always)]
+fn set_place(walk: &mut Walk, deliver: Deliver, ifindex: u32) -> Result<(), DropReason> {
+    walk.deliver = deliver as u8;
+    walk.ifindex = ifindex;
+    Ok(())
+}
+
+/// `bpf_redirect_peer` works from ingress hooks only, and the host's hook is an egress one.
+#[inline(always)]
+pub(crate) fn deliver_to(kind: u8, from_egress_hook: bool) -> Deliver {
+    if kind == PortKind::Veth as u8 && !from_egress_hook { Deliver::Peer } else { Deliver::Port }
+}
+
+/// What a workload sends to the outside leaves with the node's address.
+#[inline(always)]
+fn masqueraded(walk: &mut Walk, config: &Config) -> Result<(), DropReason> {
+    if walk.sender != Sender::Workload as u32 {
+        return Ok(());
+    }
+    let source = if walk.is_v6 == 0 { &config.masquerade_v4 } else { &config.masquerade_v6 };
+    if source.is_unspecified() {
+        return Err(DropReason::NoRoute);
+    }
+    let protocol = walk.key.protocol as u8;
+    let has_port = matches!(protocol, protocol::TCP | protocol::UDP)
+        || (matches!(protocol, protocol::ICMP | protocol::ICMPV6) && walk.key.sport != 0);
+    if !has_port {
+        return Err(DropReason::Unrewritable);
+    }
+    walk.masquerade = 1;
+    Ok(())
+}
+
+/// Egress after DNAT, ingress by the original source; a workload reaches itself, the host reaches its own workloads.
+#[inline(always)]
+fn judge<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+    let protocol = walk.key.protocol as u8;
+    let port = u16::from_be(walk.target_port);
+    if walk.target == walk.key.src {
+        return Ok(());
+    }
+    if walk.from.here != 0 && !policy::allows(tables, walk.from.policy, &walk.target, protocol, port) {
+        walk.denied_by = walk.from.policy;
+        return Err(DropReason::PolicyEgress);
+    }
+    let judged = walk.to.here != 0 && walk.own_host == 0;
+    if judged && !policy::allows(tables, walk.to.policy, &walk.key.src, protocol, port) {
+        walk.denied_by = walk.to.policy;
+        return Err(DropReason::PolicyIngress);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn workload_generation<T: Tables>(tables: &T, port: &Port) -> GenerationRef {
+    GenerationRef { slot: port.workload, generation: tables.generation(port.workload) }
+}
+
+#[inline(always)]
+fn workload_at<'t, T: Tables>(tables: &'t T, addr: &Addr) -> Option<&'t Port> {
+    let local = tables.local(addr)?;
+    if local.kind == LocalKind::Host as u32 { None } else { tables.port(local.ifindex) }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From a decision to the entries of both directions. No look-ups: everything is in the walk.
+
+use weft_abi::{
+    Addr, Config, Deliver, Flow, FlowFlags, FlowState, GATEWAY_MAC, GenerationRef, HAIRPIN_V4, HAIRPIN_V6, WIRE,
+};
+
+use crate::{
+    decide::{self, Sender, Walk},
+    select,
+};
+
+/// Makes `forward`, `reverse` and `reverse_key`, complete but for the masquerade port of a new flow (0).
+#[inline(always)]
+pub fn plan(walk: &mut Walk, config: &Config) {
+    let kept_port = kept_masquerade_port(walk);
+    plan_sources(walk, config, kept_port);
+    plan_forward(walk, config);
+    plan_reverse_key(walk);
+    plan_reverse(walk, config);
+}
+
+/// Lets both entries be void from the next packet on, see [`decide::moved`].
+#[inline(always)]
+pub fn poison(walk: &mut Walk) {
+    walk.forward.service = decide::NEVER;
+    walk.reverse.service = decide::NEVER;
+}
+
+/// Writes the `attempt`-th port of the masquerade range to both entries.
+#[inline(always)]
+pub fn masquerade(walk: &mut Walk, config: &Config, attempt: u32) {
+    let port = select::masquerade_port(config.masquerade_first, config.masquerade_count, walk.random, attempt).to_be();
+    walk.forward.sport = port;
+    walk.reverse_key.dport = port;
+}
+
+/// A masqueraded flow that decides again keeps its port; 0: it has none.
+#[inline(always)]
+fn kept_masquerade_port(walk: &Walk) -> u16 {
+    let had = walk.old != 0 && walk.forward.flags & FlowFlags::REWRITE_SRC != 0 && walk.forward.dst == walk.target;
+    if had { walk.forward.sport } else { 0 }
+}
+
+/// Whether client and server are the same workload, or both the host: replies must come back through the dataplane.
+#[inline(always)]
+fn is_hairpin(walk: &Walk) -> bool {
+    let host_to_host = walk.sender == Sender::Host as u32 && walk.deliver == Deliver::Host as u8;
+    walk.translated != 0 && (walk.target == walk.key.src || host_to_host)
+}
+
+/// Addresses, ports and flags of the forward entry.
+#[inline(always)]
+fn plan_sources(walk: &mut Walk, config: &Config, kept_port: u16) {
+    let hairpin = is_hairpin(walk);
+    let flow = &mut walk.forward;
+    flow.flags = if walk.translated == 0 { 0 } else { FlowFlags::REWRITE_DST };
+    if walk.from.here != 0 {
+        flow.flags |= FlowFlags::CHECK_MAC;
+    }
+    if walk.own_host != 0 {
+        flow.flags |= FlowFlags::FROM_HOST;
+    }
+    (flow.src, flow.sport) = (walk.key.src, walk.key.sport);
+    (flow.dst, flow.dport) = (walk.target, walk.target_port);
+    if hairpin {
+        flow.flags |= FlowFlags::REWRITE_SRC;
+        flow.src = if walk.is_v6 == 0 { HAIRPIN_V4 } else { HAIRPIN_V6 };
+    }
+    if walk.masquerade != 0 {
+        flow.flags |= FlowFlags::REWRITE_SRC;
+        flow.src = if walk.is_v6 == 0 { config.masquerade_v4 } else { config.masquerade_v6 };
+        flow.sport = kept_port;
+    }
+}
+
+#[inline(always)]
+fn plan_forward(walk: &mut Walk, config: &Config) {
+    let flow = &mut walk.forward;
+    if walk.old == 0 {
+        (flow.packets, flow.bytes, flow.state) = (0, 0, FlowState::New as u8);
+    }
+    flow.epoch = walk.epoch;
+    flow.last_seen = walk.now;
+    flow.deliver = walk.deliver;
+    flow.ifindex = walk.ifindex;
+    flow.remote = walk.remote;
+    flow.dst_mac = if walk.to.here != 0 {
+        walk.to.mac
+    } else if walk.deliver == Deliver::Host as u8 {
+        config.host_mac
+    } else {
+        GATEWAY_MAC
+    };
+    flow.sender_mac = walk.sender_mac;
+    (flow.egress, flow.egress_policy) = (GenerationRef::default(), 0);
+    if walk.from.here != 0 {
+        (flow.egress, flow.egress_policy) = (walk.from.generation, walk.from.policy);
+    }
+    (flow.ingress, flow.ingress_policy) = (walk.to.generation, walk.to.policy);
+    flow.service = walk.service;
+}
+
+/// The packet that answers: from the target, to the source as the target saw it.
+#[inline(always)]
+fn plan_reverse_key(walk: &mut Walk) {
+    let key = &mut walk.reverse_key;
+    let sent_from_here = walk.to.here != 0 || walk.deliver == Deliver::Host as u8;
+    key.ifindex = if sent_from_here { walk.ifindex } else { WIRE };
+    (key.src, key.sport) = (walk.target, walk.target_port);
+    (key.dst, key.dport) = (walk.forward.src, walk.forward.sport);
+    key.protocol = walk.key.protocol;
+}
+
+#[inline(always)]
+fn plan_reverse(walk: &mut Walk, config: &Config) {
+    let forward_flags = walk.forward.flags;
+    let flow = &mut walk.reverse;
+    flow.epoch = walk.epoch;
+    flow.flags = FlowFlags::REPLY | (forward_flags & FlowFlags::FROM_HOST);
+    if forward_flags & FlowFlags::REWRITE_DST != 0 {
+        flow.flags |= FlowFlags::REWRITE_SRC;
+    }
+    if forward_flags & FlowFlags::REWRITE_SRC != 0 {
+        flow.flags |= FlowFlags::REWRITE_DST;
+    }
+    flow.state = FlowState::New as u8;
+    flow.last_seen = walk.now;
+    (flow.packets, flow.bytes) = (0, 0);
+    (flow.src, flow.sport) = (walk.key.dst, walk.key.dport);
+    (flow.dst, flow.dport) = (walk.key.src, walk.key.sport);
+    flow.remote = walk.tunnel_peer;
+    (flow.ingress, flow.ingress_policy) = (walk.forward.egress, walk.forward.egress_policy);
+    flow.service = GenerationRef::default();
+    (flow.egress, flow.egress_policy, flow.sender_mac) = (GenerationRef::default(), 0, [0; 6]);
+    if walk.to.here != 0 {
+        flow.flags |= FlowFlags::CHECK_MAC;
+        (flow.egress, flow.egress_policy, flow.sender_mac) = (walk.to.generation, walk.to.policy, walk.to.mac);
+    }
+    way_back(walk, config);
+}
+
+/// How replies reach whoever sent the packet.
+#[inline(always)]
+fn way_back(walk: &mut Walk, config: &Config) {
+    let answered_by_host = walk.deliver == Deliver::Host as u8;
+    let flow: &mut Flow = &mut walk.reverse;
+    flow.dst_mac = GATEWAY_MAC;
+    if walk.from.here != 0 {
+        flow.deliver = decide::deliver_to(walk.from.kind, answered_by_host) as u8;
+        flow.ifindex = walk.key.ifindex;
+        flow.dst_mac = walk.from.mac;
+    } else if walk.sender == Sender::Host as u32 {
+        flow.deliver = Deliver::Host as u8;
+        flow.ifindex = config.host_ifindex;
+        flow.dst_mac = config.host_mac;
+    } else if walk.sender == Sender::Overlay as u32 {
+        flow.deliver = Deliver::Tunnel as u8;
+        flow.ifindex = config.overlay_ifindex;
+    } else {
+        flow.deliver = Deliver::Route as u8;
+        flow.ifindex = config.uplink_ifindex;
+    }
+}
+
+/// A walk has no [`Addr`] of its own for the hairpin: both constants are of their family.
+const _: () = assert!(HAIRPIN_V4.is_v4() && !HAIRPIN_V6.is_v4() && !Addr::UNSPECIFIED.is_v4());

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The maps as the logic sees them.
+
+use weft_abi::{Addr, Backend, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+
+use crate::policy;
+
+/// Look-ups that a decision needs; see `weft_abi::map` for what each table holds.
+pub trait Tables {
+    /// `CONFIG`.
+    fn config(&self) -> Option<&Config>;
+    /// `PORTS`.
+    fn port(&self, ifindex: u32) -> Option<&Port>;
+    /// `LOCALS`.
+    fn local(&self, addr: &Addr) -> Option<&Local>;
+    /// `REMOTES`, longest prefix.
+    fn remote(&self, addr: &Addr) -> Option<&Remote>;
+    /// `SERVICES`.
+    fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    /// `SLOTS`.
+    fn slot(&self, key: &SlotKey) -> Option<&Backend>;
+    /// `IDENTITIES`, else `CIDRS` by longest prefix, else [`weft_abi::WORLD_IDENTITY`].
+    fn identity(&self, addr: &Addr) -> u32;
+    /// `RULES`.
+    fn rules(&self, key: &RuleKey) -> Option<&Rules>;
+    /// [`policy::look_up`]; the kernel's implementation is a function of its own.
+    #[inline(always)]
+    fn allows(&self, policy: u32, peer: &Addr, protocol: u8, port: u16) -> bool
+    where
+        Self: Sized,
+    {
+        policy::look_up(self, policy, peer, protocol, port)
+    }
+    /// Whether a policy set's rules for one identity allow; the kernel's implementation loops in another way.
+    #[inline(always)]
+    fn identity_allows(&self, policy: u32, identity: u32, protocol: u8, port: u16) -> bool
+    where
+        Self: Sized,
+    {
+        (0..RuleKey::MAX_CHUNKS)
+            .map_while(|chunk| policy::chunk(self, &RuleKey { policy, identity, chunk }, protocol, port))
+            .any(|allowed| allowed)
+    }
+    /// `GENERATIONS`.
+    fn generation(&self, slot: u32) -> u32;
+}

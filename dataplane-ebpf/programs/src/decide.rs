@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! The slow path: fill in the walk, let the logic decide, insert both entries.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use weft_abi::{Addr, DropReason, FlowFlags, Hook, LocalKind, PortKind};
+use weft_logic::{
+    Frame as _, Tables as _,
+    decide::{self, Sender, Walk},
+    flow as life,
+    header::{Ethernet, TcpFlags},
+    plan, protocol,
+};
+
+use crate::{
+    family::{Family, V4, V6},
+    helpers, hook,
+    maps::{self, Kernel},
+    report,
+    skb::Skb,
+    walk::Stop,
+};
+
+/// Ports of the masquerade range that are tried for one flow.
+const MASQUERADE_ATTEMPTS: u32 = 8;
+
+/// DHCP (RFC 2131) and DHCPv6 (RFC 8415) ports, network byte order.
+const DHCP_SERVER: u16 = 67_u16.to_be();
+const DHCP_CLIENT: u16 = 68_u16.to_be();
+const DHCPV6_CLIENT: u16 = 546_u16.to_be();
+const DHCPV6_SERVER: u16 = 547_u16.to_be();
+
+/// [`weft_decide`]: the packet is for the host's stack.
+pub const PASS: u32 = 0x100;
+
+/// Decides on the packet in the walk's `key`, which has no usable flow entry, and inserts what it decided: 0, and the entry
+/// to act on is the walk's `forward`; [`PASS`]; or the number of the reason + 1.
+///
+/// Exported, and thereby a global function to the verifier: it walks it once for the object, not once for every way that
+/// leads here (kernel 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_decide(skb: *mut __sk_buff, hook: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return report::code(Err(DropReason::Kernel)) };
+    let skb = Skb::of(skb);
+    let decided = if walk.is_v6 == 0 { slow::<V4>(&skb, walk, hook as u8) } else { slow::<V6>(&skb, walk, hook as u8) };
+    match decided {
+        Ok(()) => 0,
+        Err(Stop::Return(_)) => PASS,
+        Err(Stop::Drop(reason)) => report::code(Err(reason)),
+    }
+}
+
+#[inline(always)]
+fn slow<F: Family>(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
+    begin(skb, walk, hook)?;
+    if is_guest_configuration(walk) {
+        return Err(guest_configuration(walk));
+    }
+    if hook::is_shared(hook) && !is_local_workload(&walk.key.dst) {
+        return Err(Stop::Return(hook::NEXT));
+    }
+    let key = F::narrow(&walk.key);
+    if recall::<F>(walk, &key) {
+        report::check(weft_judge_reply())?;
+        update::<F>(walk, &key)?;
+    } else {
+        report::check(weft_judge())?;
+        report::check(weft_plan())?;
+        insert::<F>(walk, &key)?;
+        report::decided(skb, hook, walk);
+    }
+    walk.forward.state = life::next_state(walk.forward.state, TcpFlags(walk.tcp_flags));
+    Ok(())
+}
+
+/// [`decide::decide`] on the walk; 0, or the number of the reason + 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_judge() -> u32 {
+    let Some(walk) = maps::walk() else { return report::code(Err(DropReason::Kernel)) };
+    report::code(decide::decide(&Kernel, walk))
+}
+
+/// [`plan::plan`] on the walk; 0, or the number of the reason + 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_plan() -> u32 {
+    let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else {
+        return report::code(Err(DropReason::Kernel));
+    };
+    plan::plan(walk, config);
+    if decide::moved(&Kernel, walk) {
+        plan::poison(walk);
+    }
+    0
+}
+
+/// [`decide::decide_reply`] on the walk; 0, or the number of the reason + 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_judge_reply() -> u32 {
+    let Some(walk) = maps::walk() else { return report::code(Err(DropReason::Kernel)) };
+    report::code(decide::decide_reply(&Kernel, walk))
+}
+
+#[inline(always)]
+fn begin(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
+    // A mapped IPv4 address in an IPv6 header would be taken for IPv4 by the tables (RFC 4038, 4.2: never on the wire).
+    if walk.is_v6 != 0 && (walk.key.src.is_v4() || walk.key.dst.is_v4()) {
+        return Err(DropReason::BadHeader.into());
+    }
+    walk.sender = sender(hook) as u32;
+    walk.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
+    walk.now = helpers::coarse_ticks();
+    walk.random = helpers::random();
+    (walk.old, walk.translated, walk.masquerade, walk.denied_by) = (0, 0, 0, 0);
+    walk.tunnel_peer = Addr::UNSPECIFIED;
+    if hook == Hook::FromOverlay as u8 {
+        let (peer, vni) = helpers::tunnel_peer(skb.raw()).ok_or(DropReason::TunnelPeer)?;
+        if Kernel.config().is_none_or(|config| config.vni != vni) {
+            return Err(DropReason::TunnelPeer.into());
+        }
+        walk.tunnel_peer = peer;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+const fn sender(hook: u8) -> Sender {
+    if hook == Hook::FromWorkload as u8 {
+        Sender::Workload
+    } else if hook == Hook::FromHost as u8 {
+        Sender::Host
+    } else if hook == Hook::FromOverlay as u8 {
+        Sender::Overlay
+    } else {
+        Sender::Uplink
+    }
+}
+
+/// Takes the older decision on this flow along; whether it is an answer to another flow. Void entries are not recalled.
+#[inline(always)]
+fn recall<F: Family>(walk: &mut Walk, key: &F::Key) -> bool {
+    let Some(found) = F::flow(key) else { return false };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let flow = unsafe { &*found };
+    if life::is_void(flow, walk.key.protocol as u8, TcpFlags(walk.tcp_flags), walk.now) {
+        return false;
+    }
+    walk.forward = *flow;
+    walk.old = 1;
+    flow.flags & FlowFlags::REPLY != 0
+}
+
+/// Writes what a second look at an answer changed.
+#[inline(always)]
+fn update<F: Family>(walk: &Walk, key: &F::Key) -> Result<(), DropReason> {
+    if F::insert(key, &walk.forward, u64::from(BPF_ANY)) { Ok(()) } else { Err(DropReason::FlowTable) }
+}
+
+/// Inserts the reverse entry, then the forward one: no answer can come before its entry is there. A masqueraded flow's
+/// reverse entry is also what reserves its port.
+#[inline(always)]
+fn insert<F: Family>(walk: &mut Walk, key: &F::Key) -> Result<(), DropReason> {
+    if walk.masquerade != 0 && walk.forward.sport == 0 {
+        reserve_port::<F>(walk)?;
+    } else if !F::insert(&F::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_ANY)) {
+        return Err(DropReason::FlowTable);
+    }
+    if F::insert(key, &walk.forward, u64::from(BPF_ANY)) { Ok(()) } else { Err(DropReason::FlowTable) }
+}
+
+#[inline(always)]
+fn reserve_port<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
+    let config = Kernel.config().ok_or(DropReason::Kernel)?;
+    for attempt in 0..MASQUERADE_ATTEMPTS {
+        plan::masquerade(walk, config, attempt);
+        if F::insert(&F::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_NOEXIST)) {
+            return Ok(());
+        }
+    }
+    Err(DropReason::MasqueradeFull)
+}
+
+#[inline(always)]
+fn is_local_workload(addr: &Addr) -> bool {
+    Kernel.local(addr).is_some_and(|local| local.kind == LocalKind::Workload as u32)
+}
+
+#[inline(always)]
+fn is_guest_configuration(walk: &Walk) -> bool {
+    let ports = (walk.key.sport, walk.key.dport);
+    walk.sender == Sender::Workload as u32
+        && walk.key.protocol == u32::from(protocol::UDP)
+        && (ports == (DHCP_CLIENT, DHCP_SERVER) || ports == (DHCPV6_CLIENT, DHCPV6_SERVER))
+}
+
+/// DHCP of a VM goes up to the agent's packet socket on this tap; containers are configured by the CNI plugin.
+#[inline(always)]
+pub fn guest_configuration(walk: &Walk) -> Stop {
+    let Some(port) = Kernel.port(walk.key.ifindex) else { return Stop::Drop(DropReason::UnknownPort) };
+    if port.mac != walk.sender_mac {
+        return Stop::Drop(DropReason::SourceMac);
+    }
+    if port.kind == PortKind::Tap as u8 { Stop::Return(hook::NEXT) } else { Stop::Drop(DropReason::Multicast) }
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! What differs between IPv4 and IPv6: header, flow key, flow table, rewrite.
+
+use weft_abi::{Addr, DropReason, Flow, FlowKey4, FlowKey6};
+use weft_logic::{
+    decide::Walk,
+    header::{self, Ipv4, Ipv6, Transport},
+};
+
+use crate::{
+    far, icmp_error,
+    maps::{FLOWS4, FLOWS6},
+    rewrite,
+    skb::Skb,
+};
+
+/// An address family.
+pub trait Family {
+    /// The IP header.
+    type Header: Copy;
+    /// The flow table's key.
+    type Key: Copy;
+
+    /// Bytes of Ethernet, IP and TCP headers.
+    const HEADERS: usize;
+
+    /// Whether it is IPv6.
+    const IS_V6: bool;
+
+    /// Parses the packet; without a transport header where it is not right behind the IP header.
+    fn parse(skb: &Skb) -> Result<(Self::Header, Option<Transport>), DropReason>;
+    /// Finds the transport header behind options or extension headers, or of a datagram in pieces.
+    fn parse_far(skb: &Skb) -> Result<Transport, DropReason>;
+    /// [`Family::parse_far`] and the look-up of a fragment's ports, by a function of its own: what it found is in the
+    /// walk's `far`. 0, or the reason + 1.
+    fn far(skb: &Skb, ifindex: u32) -> u32;
+    /// Finds the flow of an ICMP error, by a function of its own; see `icmp_error`.
+    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32;
+    /// Translates the packet inside an ICMP error, by a function of its own; see `icmp_error`.
+    fn rewrite_inner(skb: &Skb, offset: u32) -> u32;
+    /// Reads the packet inside an ICMP error at `at` to the walk's `key`, the place of its transport header to `far`.
+    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()>;
+    /// Writes the addresses of the IP header at `ip`, which differ by `diff`; the difference to a checksum over the header.
+    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64>;
+    /// The flow key of a packet.
+    fn key(ifindex: u32, ip: &Self::Header, transport: &Transport) -> Self::Key;
+    /// The family's own form of a key.
+    fn narrow(key: &FlowKey6) -> Self::Key;
+    /// The common form of a key.
+    fn widen(key: &Self::Key) -> FlowKey6;
+    /// Source and destination of a key; IPv4 addresses mapped.
+    fn addresses(key: &Self::Key) -> (Addr, Addr);
+    /// The entry of a flow.
+    fn flow(key: &Self::Key) -> Option<*mut Flow>;
+    /// Inserts or replaces an entry; see `bpf_map_update_elem` for `flags`.
+    fn insert(key: &Self::Key, flow: &Flow, flags: u64) -> bool;
+    /// Rewrites addresses and ports as the flow says.
+    fn rewrite(skb: &Skb, ip: &Self::Header, transport: &Transport, flow: &Flow) -> Result<(), DropReason>;
+}
+
+/// IPv4.
+pub struct V4;
+/// IPv6.
+pub struct V6;
+
+impl Family for V4 {
+    type Header = Ipv4;
+    type Key = FlowKey4;
+    const IS_V6: bool = false;
+    const HEADERS: usize = header::ETHERNET + header::IPV4 + 20;
+
+    #[inline(always)]
+    fn parse(skb: &Skb) -> Result<(Ipv4, Option<Transport>), DropReason> {
+        header::ipv4(skb)
+    }
+
+    #[inline(always)]
+    fn parse_far(skb: &Skb) -> Result<Transport, DropReason> {
+        header::ipv4_far(skb)
+    }
+
+    #[inline(always)]
+    fn far(skb: &Skb, ifindex: u32) -> u32 {
+        far::weft_parse_far_v4(skb.raw(), ifindex)
+    }
+
+    #[inline(always)]
+    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32 {
+        icmp_error::weft_find_inner_v4(skb.raw(), ifindex, offset, hook)
+    }
+
+    #[inline(always)]
+    fn rewrite_inner(skb: &Skb, offset: u32) -> u32 {
+        icmp_error::weft_rewrite_inner_v4(skb.raw(), offset)
+    }
+
+    #[inline(always)]
+    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
+        icmp_error::inner_v4(skb, at, walk)
+    }
+
+    #[inline(always)]
+    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
+        icmp_error::write_inner_v4(skb, ip, src, dst, diff)
+    }
+
+    #[inline(always)]
+    fn key(ifindex: u32, ip: &Ipv4, transport: &Transport) -> FlowKey4 {
+        let protocol = u32::from(transport.protocol);
+        FlowKey4 { ifindex, src: ip.src, dst: ip.dst, sport: transport.sport, dport: transport.dport, protocol }
+    }
+
+    #[inline(always)]
+    fn narrow(key: &FlowKey6) -> FlowKey4 {
+        let FlowKey6 { ifindex, src, dst, sport, dport, protocol } = *key;
+        FlowKey4 { ifindex, src: src.v4_word(), dst: dst.v4_word(), sport, dport, protocol }
+    }
+
+    #[inline(always)]
+    fn widen(key: &FlowKey4) -> FlowKey6 {
+        let FlowKey4 { ifindex, src, dst, sport, dport, protocol } = *key;
+        FlowKey6 { ifindex, src: Addr::v4(src), dst: Addr::v4(dst), sport, dport, protocol }
+    }
+
+    #[inline(always)]
+    fn addresses(key: &FlowKey4) -> (Addr, Addr) {
+        (Addr::v4(key.src), Addr::v4(key.dst))
+    }
+
+    #[inline(always)]
+    fn flow(key: &FlowKey4) -> Option<*mut Flow> {
+        FLOWS4.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn insert(key: &FlowKey4, flow: &Flow, flags: u64) -> bool {
+        FLOWS4.insert(key, flow, flags).is_ok()
+    }
+
+    #[inline(always)]
+    fn rewrite(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow) -> Result<(), DropReason> {
+        rewrite::ipv4(skb, ip, transport, flow)
+    }
+}
+
+impl Family for V6 {
+    type Header = Ipv6;
+    type Key = FlowKey6;
+    const IS_V6: bool = true;
+    const HEADERS: usize = header::ETHERNET + header::IPV6 + 20;
+
+    #[inline(always)]
+    fn parse(skb: &Skb) -> Result<(Ipv6, Option<Transport>), DropReason> {
+        header::ipv6(skb)
+    }
+
+    #[inline(always)]
+    fn parse_far(skb: &Skb) -> Result<Transport, DropReason> {
+        header::ipv6_far(skb)
+    }
+
+    #[inline(always)]
+    fn far(skb: &Skb, ifindex: u32) -> u32 {
+        far::weft_parse_far_v6(skb.raw(), ifindex)
+    }
+
+    #[inline(always)]
+    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32 {
+        icmp_error::weft_find_inner_v6(skb.raw(), ifindex, offset, hook)
+    }
+
+    #[inline(always)]
+    fn rewrite_inner(skb: &Skb, offset: u32) -> u32 {
+        icmp_error::weft_rewrite_inner_v6(skb.raw(), offset)
+    }
+
+    #[inline(always)]
+    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
+        icmp_error::inner_v6(skb, at, walk)
+    }
+
+    #[inline(always)]
+    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
+        icmp_error::write_inner_v6(skb, ip, src, dst, diff)
+    }
+
+    #[inline(always)]
+    fn key(ifindex: u32, ip: &Ipv6, transport: &Transport) -> FlowKey6 {
+        let protocol = u32::from(transport.protocol);
+        FlowKey6 { ifindex, src: ip.src, dst: ip.dst, sport: transport.sport, dport: transport.dport, protocol }
+    }
+
+    #[inline(always)]
+    fn narrow(key: &FlowKey6) -> FlowKey6 {
+        *key
+    }
+
+    #[inline(always)]
+    fn widen(key: &FlowKey6) -> FlowKey6 {
+        *key
+    }
+
+    #[inline(always)]
+    fn addresses(key: &FlowKey6) -> (Addr, Addr) {
+        (key.src, key.dst)
+    }
+
+    #[inline(always)]
+    fn flow(key: &FlowKey6) -> Option<*mut Flow> {
+        FLOWS6.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn insert(key: &FlowKey6, flow: &Flow, flags: u64) -> bool {
+        FLOWS6.insert(key, flow, flags).is_ok()
+    }
+
+    #[inline(always)]
+    fn rewrite(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow) -> Result<(), DropReason> {
+        rewrite::ipv6(skb, ip, transport, flow)
+    }
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! ICMP errors (RFC 792, RFC 4443): they belong to the flow of the packet inside, and go back translated both outside and
+//! inside (RFC 5508, REQ-4), so that the receiver finds its own packet in it.
+
+use aya_ebpf::bindings::__sk_buff;
+use weft_abi::{Addr, DropReason, Flow, FlowFlags, FlowKey6, Hook};
+use weft_logic::{
+    Frame as _, checksum,
+    decide::Walk,
+    flow as life,
+    header::{ETHERNET, Ipv4, Ipv6, Transport},
+    protocol,
+};
+
+use crate::{
+    family::{Family, V4, V6},
+    helpers, hook,
+    maps::{self, Kernel},
+    report,
+    skb::Skb,
+    walk::Stop,
+};
+
+/// Bytes of an ICMP or ICMPv6 error before the packet inside.
+const ERROR_HEADER: usize = 8;
+
+/// Finds the flow of an error's sender and translates the packet inside. The walk's `forward` is then what the error itself
+/// goes on by: as that flow says, but for a router's own source address and for ports, of which it has none.
+#[inline(always)]
+pub fn translate<F: Family, const HOOK: u8>(
+    skb: &Skb,
+    ifindex: u32,
+    transport: &Transport,
+) -> Result<&'static Flow, Stop> {
+    report::forget();
+    let offset = transport.offset as u32;
+    let found = report::check(F::find_inner(skb, ifindex, offset, u32::from(HOOK)))
+        .and_then(|()| report::check(F::rewrite_inner(skb, offset)));
+    match found {
+        Ok(()) => Ok(&maps::walk().ok_or(DropReason::Kernel)?.forward),
+        Err(_) if hook::is_shared(HOOK) => Err(Stop::Return(hook::NEXT)),
+        Err(reason) => Err(reason.into()),
+    }
+}
+
+/// Finds the flow: the walk's `key` is the packet inside, `reverse_key` what it becomes, `forward` how the error goes on. Of
+/// IPv4; 0, or the reason + 1. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_find_inner_v4(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
+    report::code(find::<V4>(&Skb::of(skb), ifindex, offset as usize & 0x3ff, hook))
+}
+
+/// [`weft_find_inner_v4`] of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_find_inner_v6(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
+    report::code(find::<V6>(&Skb::of(skb), ifindex, offset as usize & 0x3ff, hook))
+}
+
+/// Rewrites the packet inside from the walk's `key` to its `reverse_key`; keeps the inner IPv4 header checksum, the inner
+/// transport checksum where it is there, and the error's own checksum right. Of IPv4; 0, or the reason + 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_rewrite_inner_v4(skb: *mut __sk_buff, offset: u32) -> u32 {
+    report::code(rewrite::<V4>(&Skb::of(skb), offset as usize & 0x3ff))
+}
+
+/// [`weft_rewrite_inner_v4`] of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_rewrite_inner_v6(skb: *mut __sk_buff, offset: u32) -> u32 {
+    report::code(rewrite::<V6>(&Skb::of(skb), offset as usize & 0x3ff))
+}
+
+#[inline(always)]
+fn find<F: Family>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(), DropReason> {
+    let ip: F::Header = skb.read(ETHERNET).ok_or(DropReason::Truncated)?;
+    let (outer_src, outer_dst) = F::addresses(&F::key(0, &ip, &Transport::default()));
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    F::parse_inner(skb, offset + ERROR_HEADER, walk).ok_or(DropReason::Truncated)?;
+    if hook == Hook::FromWorkload as u32 && outer_src != walk.key.dst {
+        return Err(DropReason::SourceAddress);
+    }
+    answer_key(walk, ifindex);
+    let found = F::flow(&F::narrow(&walk.reverse_key)).ok_or(DropReason::IcmpUnrelated)?;
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let flow = unsafe { &*found };
+    if !life::stands(&Kernel, flow) || outer_dst != walk.key.src {
+        return Err(DropReason::IcmpUnrelated);
+    }
+    walk.forward = *flow;
+    plan(walk, outer_src == walk.key.dst);
+    Ok(())
+}
+
+/// `from_end`: the sender is the packet's receiver, not a router on its way.
+#[inline(always)]
+fn plan(walk: &mut Walk, from_end: bool) {
+    let flow = &mut walk.forward;
+    let (packet, change) = (&walk.key, &mut walk.reverse_key);
+    let (new_src, new_dst) = (flow.flags & FlowFlags::REWRITE_SRC != 0, flow.flags & FlowFlags::REWRITE_DST != 0);
+    (change.src, change.sport) = if new_dst { (flow.dst, flow.dport) } else { (packet.src, packet.sport) };
+    (change.dst, change.dport) = if new_src { (flow.src, flow.sport) } else { (packet.dst, packet.dport) };
+    if !from_end {
+        flow.flags &= !FlowFlags::REWRITE_SRC;
+    }
+    (flow.sport, flow.dport) = (0, 0);
+}
+
+/// The flow that the error's sender answers the packet inside with.
+#[inline(always)]
+fn answer_key(walk: &mut Walk, ifindex: u32) {
+    let (key, inner) = (&mut walk.reverse_key, &walk.key);
+    key.ifindex = ifindex;
+    (key.src, key.sport) = (inner.dst, inner.dport);
+    (key.dst, key.dport) = (inner.src, inner.sport);
+    key.protocol = inner.protocol;
+}
+
+/// [`Family::parse_inner`] of IPv4.
+#[inline(always)]
+pub fn inner_v4(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
+    let ip: Ipv4 = skb.load(at)?;
+    let l4 = at + usize::from(ip.version_ihl & 0xf) * 4;
+    (walk.key.src, walk.key.dst) = (Addr::v4(ip.src), Addr::v4(ip.dst));
+    walk.key.protocol = u32::from(ip.protocol);
+    walk.far.offset = l4 as u32;
+    (walk.key.sport, walk.key.dport) = inner_ports(skb, ip.protocol, l4)?;
+    Some(())
+}
+
+/// [`Family::parse_inner`] of IPv6.
+#[inline(always)]
+pub fn inner_v6(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
+    let [_, next_header]: [u16; 2] = skb.load(at + 4)?;
+    let [protocol, _] = next_header.to_ne_bytes();
+    let l4 = at + size_of::<Ipv6>();
+    walk.key.src = skb.load(at + 8)?;
+    walk.key.dst = skb.load(at + 24)?;
+    walk.key.protocol = u32::from(protocol);
+    walk.far.offset = l4 as u32;
+    (walk.key.sport, walk.key.dport) = inner_ports(skb, protocol, l4)?;
+    Some(())
+}
+
+/// Ports of the packet inside; of an echo its identifier, as in flow keys.
+#[inline(always)]
+fn inner_ports(skb: &Skb, protocol_number: u8, l4: usize) -> Option<(u16, u16)> {
+    let [first, second, third, _]: [u16; 4] = skb.load(l4)?;
+    let [kind, _] = first.to_ne_bytes();
+    match (protocol_number, kind) {
+        (protocol::TCP | protocol::UDP | protocol::SCTP, _) => Some((first, second)),
+        (protocol::ICMP, 8) | (protocol::ICMPV6, 128) => Some((third, 0)),
+        (protocol::ICMP, 0) | (protocol::ICMPV6, 129) => Some((0, third)),
+        _ => Some((0, 0)),
+    }
+}
+
+#[inline(always)]
+fn rewrite<F: Family>(skb: &Skb, offset: usize) -> Result<(), DropReason> {
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    let (packet, change) = (&walk.key, &walk.reverse_key);
+    let (ip, l4) = (offset + ERROR_HEADER, walk.far.offset as usize & 0x7ff);
+    let addresses = checksum::addr_diff(&packet.src, &change.src) + checksum::addr_diff(&packet.dst, &change.dst);
+    let ports = checksum::half_diff(packet.sport, change.sport) + checksum::half_diff(packet.dport, change.dport);
+    let protocol_number = packet.protocol as u8;
+    let header = F::write_inner(skb, ip, &change.src, &change.dst, addresses).ok_or(DropReason::Kernel)?;
+    write_inner_ports(skb, l4, packet, change).ok_or(DropReason::Kernel)?;
+    let inner = update_inner_checksum(skb, l4, protocol_number, addresses, ports).ok_or(DropReason::Kernel)?;
+    let diff = checksum::fold32(header + ports + inner);
+    if helpers::replace_l4_checksum(skb.raw(), offset + 2, diff, false, false) {
+        Ok(())
+    } else {
+        Err(DropReason::Kernel)
+    }
+}
+
+/// [`Family::write_inner`] of IPv4: addresses and header checksum, whose differences cancel each other but for folding.
+#[inline(always)]
+pub fn write_inner_v4(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
+    let old: u16 = skb.load(ip + 10)?;
+    let new = checksum::update(old, diff);
+    let words = [src.v4_word(), dst.v4_word()];
+    (helpers::store(skb.raw(), ip + 10, &new) && helpers::store(skb.raw(), ip + 12, &words))
+        .then(|| diff + checksum::half_diff(old, new))
+}
+
+/// [`Family::write_inner`] of IPv6, which has no header checksum.
+#[inline(always)]
+pub fn write_inner_v6(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
+    let (src, dst) = (*src, *dst);
+    (helpers::store(skb.raw(), ip + 8, &src) && helpers::store(skb.raw(), ip + 24, &dst)).then_some(diff)
+}
+
+#[inline(always)]
+fn write_inner_ports(skb: &Skb, l4: usize, packet: &FlowKey6, change: &FlowKey6) -> Option<()> {
+    let stored = match packet.protocol as u8 {
+        protocol::TCP | protocol::UDP => helpers::store(skb.raw(), l4, &[change.sport, change.dport]),
+        protocol::ICMP | protocol::ICMPV6 => {
+            let id = if packet.sport != 0 { change.sport } else { change.dport };
+            helpers::store(skb.raw(), l4 + 4, &id)
+        }
+        _ => true,
+    };
+    stored.then_some(())
+}
+
+/// Keeps the inner transport checksum right, where it is there: RFC 792 asks for 8 bytes of the packet's data, so TCP's may
+/// be cut off; UDP's may be 0, that is none. The difference that this makes to the error's checksum.
+#[inline(always)]
+fn update_inner_checksum(skb: &Skb, l4: usize, protocol_number: u8, addresses: u64, ports: u64) -> Option<u64> {
+    let (field, has_pseudo_header) = match protocol_number {
+        protocol::TCP => (16, true),
+        protocol::UDP => (6, true),
+        protocol::ICMP => (2, false),
+        protocol::ICMPV6 => (2, true),
+        _ => return Some(0),
+    };
+    let old = skb.load::<u16>(l4 + field).unwrap_or(0);
+    if old == 0 {
+        return Some(0);
+    }
+    let new = checksum::update(old, ports + if has_pseudo_header { addresses } else { 0 });
+    helpers::store(skb.raw(), l4 + field, &new).then(|| checksum::half_diff(old, new))
+}

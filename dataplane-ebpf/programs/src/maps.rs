@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! The maps, and small safe accessors. Sizes here are placeholders: the loader sets them from demand.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+    macros::btf_map,
+};
+use weft_abi::{
+    Addr, Backend, COUNTERS, Config, DROP_REASONS, Event, Flow, FlowKey4, FlowKey6, FragmentKey, FragmentPorts, Local,
+    Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey, Tally, WORLD_IDENTITY, generation,
+};
+use weft_logic::{Tables, decide::Walk, policy};
+
+use crate::helpers;
+
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+static PORTS: HashMap<u32, Port, 1024> = HashMap::new();
+#[btf_map]
+static LOCALS: HashMap<Addr, Local, 4096> = HashMap::new();
+#[btf_map]
+static REMOTES: LpmTrie<Addr, Remote, 4096> = LpmTrie::new();
+#[btf_map]
+static SERVICES: HashMap<ServiceKey, Service, 16384, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static SLOTS: HashMap<SlotKey, Backend, 65536, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static IDENTITIES: HashMap<Addr, u32, 65536, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static CIDRS: LpmTrie<Addr, u32, 16384> = LpmTrie::new();
+#[btf_map]
+static RULES: HashMap<RuleKey, Rules, 65536, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static GENERATIONS: Array<u32, { generation::SLOTS as usize }> = Array::new();
+/// Flow table of IPv4.
+#[btf_map]
+pub static FLOWS4: LruHashMap<FlowKey4, Flow, 65536> = LruHashMap::new();
+/// Flow table of IPv6.
+#[btf_map]
+pub static FLOWS6: LruHashMap<FlowKey6, Flow, 65536> = LruHashMap::new();
+/// Ports of datagrams in pieces.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 1024> = LruHashMap::new();
+#[btf_map]
+static DROPS: PerCpuArray<Tally, { DROP_REASONS.len() }> = PerCpuArray::new();
+#[btf_map]
+static COUNTS: PerCpuArray<u64, { COUNTERS.len() }> = PerCpuArray::new();
+/// Flow and drop events.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 1048576> = RingBuf::new();
+/// The packet under way, too large for the 512 byte stack. Not pinned.
+#[btf_map]
+static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
+
+/// The peer that is looked up in a policy. Not pinned.
+#[btf_map]
+static PEER: PerCpuArray<Addr, 1> = PerCpuArray::new();
+
+/// The counter at `index`.
+#[inline(always)]
+pub fn drop_tally(index: u32) -> Option<*mut Tally> {
+    DROPS.get_ptr_mut(index)
+}
+
+/// The counter at `index`.
+#[inline(always)]
+pub fn count(index: u32) -> Option<*mut u64> {
+    COUNTS.get_ptr_mut(index)
+}
+
+/// This CPU's scratch space. Programs run with migration and, on these hooks, softirqs off: nobody else uses it meanwhile.
+#[inline(always)]
+pub fn walk() -> Option<&'static mut Walk> {
+    // SAFETY: the value lives as long as the program runs, and only one program runs on this CPU at a time.
+    WALK.get_ptr_mut(0).map(|walk| unsafe { &mut *walk })
+}
+
+/// The kernel's maps.
+pub struct Kernel;
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn port(&self, ifindex: u32) -> Option<&Port> {
+        // SAFETY: user space replaces whole values; a reader under RCU sees one or the other element.
+        unsafe { PORTS.get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn local(&self, addr: &Addr) -> Option<&Local> {
+        // SAFETY: as for `port`.
+        unsafe { LOCALS.get(addr) }
+    }
+
+    #[inline(always)]
+    fn remote(&self, addr: &Addr) -> Option<&Remote> {
+        REMOTES.get(&Key::new(128, *addr))
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        // SAFETY: as for `port`.
+        unsafe { SERVICES.get(key) }
+    }
+
+    #[inline(always)]
+    fn slot(&self, key: &SlotKey) -> Option<&Backend> {
+        // SAFETY: as for `port`.
+        unsafe { SLOTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn identity(&self, addr: &Addr) -> u32 {
+        // SAFETY: as for `port`.
+        if let Some(identity) = unsafe { IDENTITIES.get(addr) } {
+            return *identity;
+        }
+        CIDRS.get(&Key::new(128, *addr)).copied().unwrap_or(WORLD_IDENTITY)
+    }
+
+    #[inline(always)]
+    fn rules(&self, key: &RuleKey) -> Option<&Rules> {
+        // SAFETY: as for `port`.
+        unsafe { RULES.get(key) }
+    }
+
+    #[inline(always)]
+    fn allows(&self, policy: u32, peer: &Addr, protocol: u8, port: u16) -> bool {
+        let Some(slot) = PEER.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own, see `walk`.
+        unsafe { *slot = *peer };
+        weft_allows(policy, u32::from(protocol), u32::from(port)) != 0
+    }
+
+    /// The first chunk at once; the few sets that have more of them loop by `bpf_loop`, whose body the verifier walks once.
+    #[inline(always)]
+    fn identity_allows(&self, policy: u32, identity: u32, protocol: u8, port: u16) -> bool {
+        match policy::chunk(self, &RuleKey { policy, identity, chunk: 0 }, protocol, port) {
+            Some(false) => {}
+            decided => return decided == Some(true),
+        }
+        let mut search = Search { key: RuleKey { policy, identity, chunk: 1 }, protocol, allowed: 0, port };
+        helpers::repeat(RuleKey::MAX_CHUNKS - 1, next_chunk, &mut search);
+        search.allowed != 0
+    }
+
+    #[inline(always)]
+    fn generation(&self, slot: u32) -> u32 {
+        // SAFETY: an aligned word that user space writes whole; volatile, since a decision reads it twice to see a change.
+        GENERATIONS.get_ptr(slot).map_or(0, |value| unsafe { value.read_volatile() })
+    }
+}
+
+/// [`policy::look_up`] of the address in `PEER`. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_allows(policy: u32, protocol: u32, port: u32) -> u32 {
+    let Some(peer) = PEER.get_ptr(0) else { return 0 };
+    // SAFETY: this CPU's own, see `walk`.
+    let peer = unsafe { *peer };
+    u32::from(policy::look_up(&Kernel, policy, &peer, protocol as u8, port as u16))
+}
+
+/// State of the loop over chunks.
+struct Search {
+    key: RuleKey,
+    protocol: u8,
+    allowed: u8,
+    port: u16,
+}
+
+/// `bpf_loop` body: 0 goes on, 1 ends.
+unsafe extern "C" fn next_chunk(_: u32, search: *mut Search) -> i64 {
+    // SAFETY: `repeat` hands over the state it was given.
+    let search = unsafe { &mut *search };
+    let found = policy::chunk(&Kernel, &search.key, search.protocol, search.port);
+    search.allowed = u8::from(found == Some(true));
+    search.key.chunk += 1;
+    i64::from(found != Some(false))
+}

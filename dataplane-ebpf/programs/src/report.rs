@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! Counters and events.
+
+use aya_ebpf::bindings::__sk_buff;
+use weft_abi::{Addr, Counter, DropReason, EventKind};
+use weft_logic::{Frame as _, decide::Walk};
+
+use crate::{
+    helpers, hook,
+    maps::{self, EVENTS},
+    skb::Skb,
+};
+
+/// Adds one to a counter.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = maps::count(counter as u32) {
+        // SAFETY: the value is this CPU's own.
+        unsafe { *value += 1 };
+    }
+}
+
+/// Counts and reports a dropped packet; the program's return value.
+#[inline(always)]
+pub fn dropped(skb: &Skb, hook: u8, reason: DropReason) -> i32 {
+    if let Some(tally) = maps::drop_tally(reason as u32) {
+        // SAFETY: the value is this CPU's own.
+        unsafe {
+            (*tally).packets += 1;
+            (*tally).bytes += u64::from(skb.len());
+        }
+    }
+    // Link chatter of every guest (router solicitations, MLD) would drown the events that matter.
+    if !matches!(reason, DropReason::Multicast) {
+        weft_emit(skb.raw(), u32::from(hook), EventKind::Drop as u32, reason as u32);
+    }
+    hook::DROP
+}
+
+/// Reports a flow that was decided and let through.
+#[inline(always)]
+pub fn decided(skb: &Skb, hook: u8, walk: &Walk) {
+    weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(walk.forward.deliver));
+}
+
+/// Sends an event about the packet in the walk, or counts it as lost. Exported, and thereby global to the verifier, as in
+/// `far`; always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_emit(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return 0 };
+    let Some(mut slot) = EVENTS.reserve(0) else {
+        count(Counter::EventsLost);
+        return 0;
+    };
+    let skb = Skb::of(skb);
+    let event = slot.as_mut_ptr();
+    // SAFETY: the reserved record has room for an Event; every field is written.
+    unsafe {
+        (*event).time_ns = helpers::monotonic_ns();
+        (*event).ifindex = skb.ifindex();
+        (*event).len = skb.len();
+        (*event).src = walk.key.src;
+        (*event).dst = walk.key.dst;
+        (*event).backend = if walk.translated == 0 { Addr::UNSPECIFIED } else { walk.target };
+        (*event).sport = walk.key.sport;
+        (*event).dport = walk.key.dport;
+        (*event).backend_port = walk.target_port;
+        (*event).protocol = walk.key.protocol as u8;
+        (*event).kind = kind as u8;
+        (*event).reason = reason as u8;
+        (*event).hook = hook as u8;
+        (*event).pad = 0;
+        (*event).policy = walk.denied_by;
+    }
+    slot.submit(0);
+    0
+}
+
+/// Forgets the packet before, so that a report does not name it.
+#[inline(always)]
+pub fn forget() {
+    if let Some(walk) = maps::walk() {
+        walk.key.src = Addr::UNSPECIFIED;
+        walk.key.dst = Addr::UNSPECIFIED;
+        (walk.key.sport, walk.key.dport, walk.key.protocol) = (0, 0, 0);
+        (walk.translated, walk.denied_by) = (0, 0);
+    }
+}
+
+/// How functions of their own return: 0, or the number of the reason + 1.
+#[inline(always)]
+pub fn code(result: Result<(), DropReason>) -> u32 {
+    match result {
+        Ok(()) => 0,
+        Err(reason) => reason as u32 + 1,
+    }
+}
+
+/// The result behind a [`code`].
+#[inline(always)]
+pub fn check(code: u32) -> Result<(), DropReason> {
+    if code == 0 {
+        return Ok(());
+    }
+    let index = code - 1;
+    if index < DropReason::ALL.len() as u32 {
+        // SAFETY: the enum is `repr(u8)` with the values 0..ALL.len(), checked just above.
+        return Err(unsafe { core::mem::transmute::<u8, DropReason>(index as u8) });
+    }
+    Err(DropReason::Kernel)
+}

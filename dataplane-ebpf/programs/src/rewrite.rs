@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! Rewriting addresses and ports. Direct writes come first: the checksum helper makes packet pointers void.
+
+use weft_abi::{Addr, DropReason, Flow, FlowFlags};
+use weft_logic::{
+    checksum,
+    header::{ETHERNET, IPV4, IPV6, Ipv4, Ipv6, Piece, Transport},
+    protocol,
+};
+
+use crate::{helpers, skb::Skb};
+
+const REWRITE: u16 = FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
+
+/// Rewrites an IPv4 packet; keeps the IPv4 header checksum and the transport's checksum right.
+#[inline(always)]
+pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow) -> Result<(), DropReason> {
+    if flow.flags & REWRITE == 0 {
+        return Ok(());
+    }
+    let src = if flow.flags & FlowFlags::REWRITE_SRC != 0 { flow.src.v4_word() } else { ip.src };
+    let dst = if flow.flags & FlowFlags::REWRITE_DST != 0 { flow.dst.v4_word() } else { ip.dst };
+    let diff = checksum::word_diff(ip.src, src) + checksum::word_diff(ip.dst, dst);
+    let tail = skb.at::<[u8; 10]>(ETHERNET + 10).ok_or(DropReason::Truncated)?.cast::<u8>();
+    // SAFETY: `at` checked 10 bytes from the checksum on: checksum, source, destination.
+    unsafe {
+        *tail.cast::<u16>() = checksum::update(ip.checksum, diff);
+        *tail.add(2).cast::<u32>() = src;
+        *tail.add(6).cast::<u32>() = dst;
+    }
+    l4(skb, transport, flow, diff, ETHERNET + IPV4)
+}
+
+/// Rewrites an IPv6 packet; keeps the transport's checksum right (IPv6 has none of its own).
+#[inline(always)]
+pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow) -> Result<(), DropReason> {
+    if flow.flags & REWRITE == 0 {
+        return Ok(());
+    }
+    let mut diff = 0;
+    let addresses = skb.at::<[Addr; 2]>(ETHERNET + 8).ok_or(DropReason::Truncated)?;
+    // SAFETY: `at` checked 32 bytes from the source on.
+    unsafe {
+        if flow.flags & FlowFlags::REWRITE_SRC != 0 {
+            diff += checksum::addr_diff(&ip.src, &flow.src);
+            (*addresses)[0] = flow.src;
+        }
+        if flow.flags & FlowFlags::REWRITE_DST != 0 {
+            diff += checksum::addr_diff(&ip.dst, &flow.dst);
+            (*addresses)[1] = flow.dst;
+        }
+    }
+    l4(skb, transport, flow, diff, ETHERNET + IPV6)
+}
+
+/// Ports (or echo identifier) and checksum of the transport header. `near`: where it is without options.
+#[inline(always)]
+fn l4(skb: &Skb, transport: &Transport, flow: &Flow, address_diff: u64, near: usize) -> Result<(), DropReason> {
+    if transport.piece == Piece::Later {
+        return Ok(());
+    }
+    let sport = if flow.flags & FlowFlags::REWRITE_SRC != 0 { flow.sport } else { transport.sport };
+    let dport = if flow.flags & FlowFlags::REWRITE_DST != 0 { flow.dport } else { transport.dport };
+    let ports_move = sport != transport.sport || dport != transport.dport;
+    let port_diff = checksum::half_diff(transport.sport, sport) + checksum::half_diff(transport.dport, dport);
+    let ports_at = match transport.protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => transport.offset,
+        protocol::ICMP | protocol::ICMPV6 => transport.offset + 4,
+        _ => return Ok(()),
+    };
+    if ports_move && transport.protocol != protocol::SCTP {
+        write_ports(skb, transport, sport, dport, ports_at, near)?;
+    }
+    let (field, has_pseudo_header) = match transport.protocol {
+        protocol::TCP => (transport.offset + 16, true),
+        protocol::UDP => (transport.offset + 6, true),
+        protocol::ICMP => (transport.offset + 2, false),
+        protocol::ICMPV6 => (transport.offset + 2, true),
+        _ => return Ok(()),
+    };
+    let optional = transport.protocol == protocol::UDP;
+    let addresses_kept = !has_pseudo_header
+        || helpers::replace_l4_checksum(skb.raw(), field, checksum::fold32(address_diff), true, optional);
+    let ports_kept =
+        !ports_move || helpers::replace_l4_checksum(skb.raw(), field, checksum::fold32(port_diff), false, optional);
+    if addresses_kept && ports_kept { Ok(()) } else { Err(DropReason::Kernel) }
+}
+
+/// Writes both ports, or the identifier of an echo (its request keeps it as source port, its reply as destination port).
+#[inline(always)]
+fn write_ports(
+    skb: &Skb,
+    transport: &Transport,
+    sport: u16,
+    dport: u16,
+    ports_at: usize,
+    near: usize,
+) -> Result<(), DropReason> {
+    if matches!(transport.protocol, protocol::ICMP | protocol::ICMPV6) {
+        let id = if transport.sport != 0 { sport } else { dport };
+        return if helpers::store(skb.raw(), ports_at, &id) { Ok(()) } else { Err(DropReason::Kernel) };
+    }
+    if transport.offset == near {
+        let ports = skb.at::<[u16; 2]>(near).ok_or(DropReason::Truncated)?;
+        // SAFETY: `at` checked four bytes.
+        unsafe { *ports = [sport, dport] };
+        return Ok(());
+    }
+    if helpers::store(skb.raw(), ports_at, &[sport, dport]) { Ok(()) } else { Err(DropReason::Kernel) }
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! One packet's walk: parse, look the flow up, on a miss decide, rewrite, deliver.
+
+use weft_abi::{Counter, DropReason, Flow, FlowFlags, Hook, WIRE, generation};
+use weft_logic::{
+    Frame as _, Tables as _, flow as life,
+    header::{Ethernet, Kind, Transport, ethertype},
+};
+
+use crate::{
+    arp, decide, deliver,
+    family::{Family, V4, V6},
+    far, helpers, hook, icmp_error,
+    maps::{self, Kernel},
+    neighbour, report,
+    skb::Skb,
+};
+
+/// Why a packet does not go on through the walk.
+pub enum Stop {
+    /// Drop it.
+    Drop(DropReason),
+    /// It is not the dataplane's: return this to the kernel.
+    Return(i32),
+}
+
+impl From<DropReason> for Stop {
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
+/// From here on a number is a reason + 1; the kernel's actions are all below.
+const REFUSED: u32 = 0x100;
+
+/// How a function of its own returns what may be an action or the end of the walk.
+#[inline(always)]
+pub fn suspend(result: Result<i32, Stop>) -> u32 {
+    match result {
+        Ok(action) | Err(Stop::Return(action)) => action as u32 & 0xff,
+        Err(Stop::Drop(reason)) => REFUSED + report::code(Err(reason)),
+    }
+}
+
+/// The result behind [`suspend`]; `TCX_NEXT` is the byte 0xff.
+#[inline(always)]
+pub fn resume(code: u32) -> Result<i32, Stop> {
+    if code < REFUSED {
+        return Ok(code as u8 as i8 as i32);
+    }
+    report::check(code - REFUSED)?;
+    Err(DropReason::Kernel.into())
+}
+
+/// The whole of a hook's program.
+#[inline(always)]
+pub fn run<const HOOK: u8>(skb: Skb) -> i32 {
+    match process::<HOOK>(&skb) {
+        Ok(action) | Err(Stop::Return(action)) => action,
+        Err(Stop::Drop(reason)) => report::dropped(&skb, HOOK, reason),
+    }
+}
+
+#[inline(always)]
+fn process<const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
+    const IPV4: u16 = ethertype::IPV4.to_be();
+    const IPV6: u16 = ethertype::IPV6.to_be();
+    const ARP: u16 = ethertype::ARP.to_be();
+    match skb.protocol() {
+        IPV4 => ip::<V4, HOOK>(skb),
+        IPV6 => ip::<V6, HOOK>(skb),
+        _ if HOOK != Hook::FromWorkload as u8 => Err(Stop::Return(hook::NEXT)),
+        ARP => arp::answer(skb),
+        _ => {
+            report::forget();
+            Err(DropReason::UnknownEtherType.into())
+        }
+    }
+}
+
+#[inline(always)]
+fn ip<F: Family, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
+    if F::IS_V6 {
+        skb.pull_headers::<{ V6::HEADERS }>();
+    } else {
+        skb.pull_headers::<{ V4::HEADERS }>();
+    }
+    let ifindex = key_ifindex::<HOOK>(skb);
+    let (ip, transport) = match parse::<F>(skb, ifindex) {
+        Ok(parsed) => parsed,
+        Err(_) if hook::is_shared(HOOK) => return Err(Stop::Return(hook::NEXT)),
+        Err(reason) => {
+            report::forget();
+            return Err(reason.into());
+        }
+    };
+    let flow = match transport.kind {
+        Kind::Flow => flow::<F, HOOK>(skb, ifindex, &ip, &transport)?,
+        Kind::IcmpError => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport)?,
+        Kind::Link(kind) => return neighbour::handle::<HOOK>(skb, kind),
+    };
+    F::rewrite(skb, &ip, &transport, flow)?;
+    Ok(deliver::deliver(skb, flow)?)
+}
+
+#[inline(always)]
+fn parse<F: Family>(skb: &Skb, ifindex: u32) -> Result<(F::Header, Transport), DropReason> {
+    let (ip, near) = F::parse(skb)?;
+    if let Some(transport) = near {
+        return Ok((ip, transport));
+    }
+    report::check(F::far(skb, ifindex))?;
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    Ok((ip, far::found(&walk.far)))
+}
+
+/// The slow path, by a function of its own: what it decided is in the walk's `forward`.
+#[inline(always)]
+fn slow<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &Transport) -> Result<&'static Flow, Stop> {
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    walk.key = F::widen(key);
+    walk.is_v6 = u8::from(F::IS_V6);
+    walk.tcp_flags = transport.flags.0;
+    match decide::weft_decide(skb.raw(), u32::from(HOOK)) {
+        decide::PASS => Err(Stop::Return(hook::NEXT)),
+        code => {
+            report::check(code)?;
+            Ok(&walk.forward)
+        }
+    }
+}
+
+/// The decision on a packet: the one that stands, else a new one.
+#[inline(always)]
+fn flow<F: Family, const HOOK: u8>(
+    skb: &Skb,
+    ifindex: u32,
+    ip: &F::Header,
+    transport: &Transport,
+) -> Result<&'static Flow, Stop> {
+    let key = F::key(ifindex, ip, transport);
+    match established::<F, HOOK>(skb, &key, transport) {
+        Some(flow) => Ok(flow),
+        None => slow::<F, HOOK>(skb, &key, transport),
+    }
+}
+
+/// The port that flow keys name: what comes from other nodes and outside has none.
+#[inline(always)]
+pub fn key_ifindex<const HOOK: u8>(skb: &Skb) -> u32 {
+    if HOOK == Hook::FromWorkload as u8 || HOOK == Hook::FromHost as u8 { skb.ifindex() } else { WIRE }
+}
+
+/// The established path: one look-up, the epoch, the idle time. `None`: decide (again).
+#[inline(always)]
+fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &Transport) -> Option<&'static Flow> {
+    let Some(found) = F::flow(key) else {
+        report::count(Counter::FlowMisses);
+        return None;
+    };
+    // SAFETY: the entry lives under RCU for as long as the program runs. Other CPUs may write to it; every field is
+    // written whole, and two packets of one flow at once lose a count at most.
+    let flow = unsafe { &mut *found };
+    let now = helpers::coarse_ticks();
+    if !usable::<HOOK>(skb, flow, transport, now) {
+        report::count(Counter::FlowsRedecided);
+        return None;
+    }
+    if flow.last_seen != now {
+        flow.last_seen = now;
+    }
+    flow.packets += 1;
+    flow.bytes += u64::from(skb.len());
+    let state = life::next_state(flow.state, transport.flags);
+    if flow.state != state {
+        flow.state = state;
+    }
+    report::count(Counter::FlowHits);
+    Some(flow)
+}
+
+#[inline(always)]
+fn usable<const HOOK: u8>(skb: &Skb, flow: &mut Flow, transport: &Transport, now: u32) -> bool {
+    let epoch = Kernel.generation(generation::EPOCH);
+    if flow.epoch != epoch {
+        if !life::stands(&Kernel, flow) {
+            return false;
+        }
+        flow.epoch = epoch;
+    }
+    if life::is_void(flow, transport.protocol, transport.flags, now) {
+        return false;
+    }
+    HOOK != Hook::FromWorkload as u8
+        || flow.flags & FlowFlags::CHECK_MAC == 0
+        || skb.read::<Ethernet>(0).is_some_and(|ethernet| ethernet.src == flow.sender_mac)
+}
