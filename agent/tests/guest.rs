@@ -2,6 +2,8 @@
 //! The guest room against real clients: busybox's `udhcpc`, the kernel's IPv6 stack and a DHCPv6 client on a real UDP socket,
 //! in a network namespace that stands for the guest (needs root, busybox and util-linux).
 
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 use std::{
     fs,
     future::Future,

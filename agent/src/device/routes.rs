@@ -15,7 +15,7 @@ use rtnetlink::{
     },
 };
 
-use super::{Error, Result, netlink::Netlink};
+use super::{Error, Result, error::to_io, netlink::Netlink};
 
 /// Marks routes as Weft's.
 pub const ROUTE_PROTOCOL: u8 = 119;
@@ -88,12 +88,18 @@ async fn set(netlink: &Netlink, route: &Route, replace: bool) -> Result<()> {
     let message = route.message().map_err(|problem| Error::config("route", format!("{}: {problem}", route.dst)))?;
     let request = netlink.route().add(message);
     let request = if replace { request.replace() } else { request };
-    request.execute().await.map_err(Error::netlink("set", format!("route to {}", route.dst)))
+    request.execute().await.map_err(to_io).map_err(|source| match source.raw_os_error() {
+        Some(libc::EEXIST) => Error::config(
+            "route",
+            format!("a route to {0} that is not Weft's exists: delete it (ip route show {0})", route.dst),
+        ),
+        _ => Error::Netlink { action: "set", object: format!("route to {}", route.dst), source },
+    })
 }
 
 async fn delete(netlink: &Netlink, route: &Route, message: RouteMessage) -> Result<()> {
     tracing::info!(dst = %route.dst, via = ?route.via, "removing route");
-    match netlink.route().del(message).execute().await.map_err(super::error::to_io) {
+    match netlink.route().del(message).execute().await.map_err(to_io) {
         Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
             Err(Error::Netlink { action: "delete", object: format!("route to {}", route.dst), source: error })
         }

@@ -176,7 +176,9 @@ fn the_host_reaches_services_and_pods_through_its_port() {
         let before = frames(&ip("-s link show weft0"));
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.send_to(b"hello", "10.96.0.1:53").unwrap();
-        assert_eq!(frames(&ip("-s link show weft0")), before + 1, "nothing had to be resolved first");
+        let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
+        socket.send_to(b"hello", "[fd00:96::1]:53").unwrap();
+        assert_eq!(frames(&ip("-s link show weft0")), before + 2, "nothing had to be resolved first");
     });
 }
 
