@@ -1,5 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Weft's testbed: simulated nodes, containers, virtual machines, and a real Kubernetes to test it on.
+//!
+//! [`Bed`] is the small one: nodes that are namespaces of this machine, agents in standalone mode, containers plugged in by
+//! the real CNI plugin, guests of QEMU on a tap. Nothing of it has a name on the machine, and all of it ends with the
+//! process that made it, however that ends.
 
 pub mod cluster;
+
+mod bed;
+mod binaries;
+mod cni;
+mod container;
+mod initramfs;
+mod manifest;
+mod namespace;
+mod node;
+mod process;
+mod serial;
+mod shell;
+mod vm;
+mod wait;
+
+pub use bed::{Bed, Options, OUTSIDE_V4, OUTSIDE_V6, Outside};
+pub use binaries::Binaries;
+pub use cni::{Attachment, CniFailure, Plug};
+pub use container::Container;
+pub use manifest::{ingress_policy, namespace, pod, service};
+pub use namespace::Namespace;
+pub use node::{Mode, Node};
+pub use process::{Outcome, Process};
+pub use shell::{Answer, Job, Protocol, Shell};
+pub use vm::{Guest, Vm};
+pub use wait::{until, until_ok};

@@ -95,6 +95,8 @@ fn finish(command: &Command, result: Output) -> Result<String> {
 fn describe(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|argument| argument.to_string_lossy().into_owned()));
-    let entry = words.iter().rposition(|word| word == "--").filter(|_| words[0] == "sh");
+    // One mark ends the cgroups to join, the next one the namespaces to enter.
+    let entry = words.iter().enumerate().filter(|(_, word)| *word == "--").nth(1).filter(|_| words[0] == "sh");
+    let entry = entry.map(|(position, _)| position);
     words[entry.map_or(0, |position| position + 1)..].join(" ")
 }
