@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the rooms of the agent hand to each other.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::api::{
@@ -24,6 +20,23 @@ pub struct ObjectKey {
     pub namespace: String,
     /// Name.
     pub name: String,
+}
+
+impl ObjectKey {
+    /// The key of an object with this namespace (empty: cluster-scoped) and name.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
 }
 
 /// The cluster as the source knows it: always the last good form of every object.
@@ -94,13 +107,16 @@ pub struct Attachment {
 /// an object keeps its number while it lives. Freed numbers are not given out again before all others of their kind were.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Numbers {
-    /// Generation slots of Service ports: key is `namespace/name:port-name/PROTOCOL`.
+    /// Generation slots of Service frontends: key is `namespace/name:port-name/PROTOCOL ADDRESS`.
     pub services: BTreeMap<String, u32>,
     /// Generation slots of workloads: key is the attachment's id as text.
     pub workloads: BTreeMap<String, u32>,
     /// Numbers of policy sets: key is direction and the sorted policies, as text.
     pub policies: BTreeMap<String, u32>,
-    /// Identities: key is the canonical text of the set of peers that an address matches.
+    /// Peers of policies: key is the peer's canonical text.
+    #[serde(default)]
+    pub peers: BTreeMap<String, u32>,
+    /// Identities: key is the canonical text of the set of peers (by number) that an address matches.
     pub identities: BTreeMap<String, u32>,
     /// Next number to try, by kind.
     pub next: BTreeMap<String, u32>,

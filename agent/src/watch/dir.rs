@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Objects from a folder of manifests that the agents of all nodes share.
 
-use std::{io, path::{Path, PathBuf}};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::{model::Attachment, watch::NodeRecord};
 

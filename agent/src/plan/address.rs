@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Addresses and prefixes of the API in the shape of the maps.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv6Net};
+use weft_abi::{Addr, CidrKey};
+
+/// Prefix length of the mapped IPv4 space in the 128-bit form.
+pub(crate) const MAPPED_PREFIX: u8 = 96;
+
+/// The map form of an address.
+pub(crate) fn addr_of(ip: IpAddr) -> Addr {
+    match ip {
+        IpAddr::V4(v4) => Addr::v4(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
+    }
+}
+
+/// The map form of a prefix, host bits cleared.
+pub(crate) fn cidr_key(net: IpNet) -> CidrKey {
+    let net = net.trunc();
+    let prefix_len = match net {
+        IpNet::V4(v4) => u32::from(v4.prefix_len()) + u32::from(MAPPED_PREFIX),
+        IpNet::V6(v6) => u32::from(v6.prefix_len()),
+    };
+    CidrKey { prefix_len, addr: addr_of(net.addr()) }
+}
+
+/// The prefix under which every IPv4 address stands in the maps.
+pub(crate) fn mapped_root() -> Ipv6Net {
+    let addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
+    Ipv6Net::new_assert(addr, MAPPED_PREFIX)
+}
+
+/// Whether an IPv6 prefix lies within the mapped IPv4 space, where it would mean IPv4 addresses (refused).
+pub(crate) fn is_mapped(net: IpNet) -> bool {
+    matches!(net, IpNet::V6(v6) if mapped_root().contains(&v6))
+}
+
+/// Whether an IPv6 prefix is so wide that it covers the mapped IPv4 space, so that an LPM over [`Addr`] alone would give it
+/// to IPv4 addresses too.
+pub(crate) fn covers_mapped(net: IpNet) -> bool {
+    matches!(net, IpNet::V6(v6) if v6.prefix_len() < MAPPED_PREFIX && v6.contains(&mapped_root()))
+}
+
+/// Parses an address; IPv4 in its IPv6 form is no address of the API.
+pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
+    text.parse().ok().filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()))
+}

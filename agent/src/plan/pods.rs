@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which pod has which address.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::IpAddr,
+};
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use weft_api::PodRef;
+
+use crate::{
+    model::{Attachment, Desired, ObjectKey, Snapshot},
+    plan::{
+        address::{addr_of, parse_ip},
+        policy::selector::Labels,
+        protocol,
+    },
+};
+
+/// On the API's copy of a static pod: the uid that the kubelet and the container runtime know it by.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// A pod with its key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PodEntry<'a> {
+    pub(crate) key: &'a ObjectKey,
+    pub(crate) pod: &'a Pod,
+}
+
+/// A port that a pod gives a name: (name, IP protocol number, port).
+pub(crate) type PodPort<'a> = (&'a str, u8, u16);
+
+/// Addresses and whose they are; none: a local workload without a (known) pod, which no selector matches.
+pub(crate) type Owners<'a> = BTreeMap<IpAddr, Option<PodEntry<'a>>>;
+
+impl<'a> PodEntry<'a> {
+    /// The pod's labels.
+    pub(crate) fn labels(self) -> &'a Labels {
+        static NONE: Labels = Labels::new();
+        self.pod.metadata.labels.as_ref().unwrap_or(&NONE)
+    }
+
+    /// Every named port of its containers, those init containers included that keep running (sidecars, KEP-753).
+    pub(crate) fn named_ports(self) -> BTreeSet<PodPort<'a>> {
+        let Some(spec) = self.pod.spec.as_ref() else { return BTreeSet::new() };
+        let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        spec.containers.iter().chain(sidecars).flat_map(container_ports).collect()
+    }
+
+    /// Whether pod selectors of policies may mean its addresses: not on the host's network, and not over.
+    fn is_peer(self) -> bool {
+        let on_host = self.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+        let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        !on_host && !matches!(phase, Some("Succeeded" | "Failed"))
+    }
+
+    /// Which of two claims to an address is the later one: the kubelet gives an address away only after its last owner has
+    /// stopped, but the API may still show that one.
+    fn precedence(self) -> impl Ord + use<'a> {
+        let metadata = &self.pod.metadata;
+        (metadata.deletion_timestamp.is_none(), metadata.creation_timestamp.as_ref(), self.key)
+    }
+}
+
+fn container_ports(container: &Container) -> impl Iterator<Item = PodPort<'_>> {
+    container.ports.iter().flatten().filter_map(|port| {
+        let protocol = protocol::number(port.protocol.as_deref().unwrap_or("TCP"))?;
+        Some((port.name.as_deref()?, protocol, u16::try_from(port.container_port).ok()?))
+    })
+}
+
+/// Addresses of a pod as its status tells.
+pub(crate) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> + '_ {
+    let status = pod.status.as_ref();
+    let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+    let first = status.and_then(|status| status.pod_ip.as_deref());
+    all.chain(first).filter_map(parse_ip)
+}
+
+/// The pod that an attachment names, if the snapshot has exactly this one; a pod of the same name with another uid is its
+/// predecessor or successor.
+pub(crate) fn find<'a>(snapshot: &'a Snapshot, wanted: &PodRef) -> Option<PodEntry<'a>> {
+    let key = ObjectKey::new(&wanted.namespace, &wanted.name);
+    let (key, pod) = snapshot.pods.get_key_value(&key)?;
+    let metadata = &pod.metadata;
+    let mirrored = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR_ANNOTATION));
+    let same = match (&wanted.uid, &metadata.uid) {
+        (Some(wanted), Some(uid)) => wanted == uid || mirrored == Some(wanted),
+        _ => true,
+    };
+    same.then_some(PodEntry { key, pod })
+}
+
+/// Every address that pods and local workloads have. What this node attached itself is certain, whatever the API says (yet).
+pub(crate) fn owners<'a>(snapshot: &'a Snapshot, attachments: &[Attachment]) -> Owners<'a> {
+    let mut owners = Owners::new();
+    for (key, pod) in &snapshot.pods {
+        let entry = PodEntry { key, pod };
+        if !entry.is_peer() {
+            continue;
+        }
+        for address in addresses(pod) {
+            match owners.entry(address) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Some(entry));
+                }
+                Entry::Occupied(mut known) => {
+                    if known.get().is_some_and(|known| known.precedence() < entry.precedence()) {
+                        known.insert(Some(entry));
+                    }
+                }
+            }
+        }
+    }
+    for attachment in attachments {
+        let pod = attachment.spec.pod.as_ref().and_then(|pod| find(snapshot, pod));
+        for assigned in &attachment.allocation.addresses {
+            owners.insert(assigned.address.addr(), pod);
+        }
+    }
+    owners
+}
+
+/// Names every address whose pod is known.
+pub(crate) fn describe(owners: &Owners<'_>, desired: &mut Desired) {
+    let named = owners.iter().filter_map(|(address, owner)| Some((addr_of(*address), owner.as_ref()?.key.to_string())));
+    desired.names = named.collect();
+}

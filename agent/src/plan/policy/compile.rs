@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Policy sets and identities to rules.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hasher,
+};
+
+use ipnet::IpNet;
+use weft_abi::{ANY_IDENTITY, Addr, CidrKey, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
+
+use crate::plan::{
+    address::cidr_key,
+    digest::Digest,
+    identity::{Identities, Meaning, SetId},
+    policy::{
+        isolation::{Forms, PolicySet},
+        peers::{NamedPort, Peer, PeerTerm},
+        ports,
+        rules::{Direction, Rule},
+    },
+};
+
+/// Rules of one (policy set, identity) at most.
+pub(crate) const MAX_RULES: usize = RuleKey::MAX_CHUNKS as usize * RULES_PER_CHUNK;
+
+/// What one policy set allows.
+#[derive(Debug, Default)]
+pub(crate) struct Allowed {
+    /// To any peer.
+    pub(crate) any: Vec<PortRule>,
+    /// By peer. For a peer at a named port the list is empty: the port is part of the match.
+    pub(crate) peers: BTreeMap<PeerTerm, Vec<PortRule>>,
+}
+
+impl Allowed {
+    /// Unites the rules of all policies of a set.
+    pub(crate) fn by(set: &PolicySet<'_>, direction: Direction, forms: &Forms<'_>) -> Self {
+        let mut allowed = Self::default();
+        for rule in set.policies.iter().filter_map(|key| forms.get(key)?.rules_of(direction)).flatten() {
+            match direction {
+                Direction::Ingress => allowed.add(rule, ingress_ports(rule, set)),
+                Direction::Egress => {
+                    allowed.add(rule, rule.numeric.clone());
+                    allowed.add_egress_names(rule);
+                }
+            }
+        }
+        allowed.any = ports::merge(allowed.any);
+        allowed
+    }
+
+    fn add(&mut self, rule: &Rule, ports: Vec<PortRule>) {
+        if ports.is_empty() {
+            return;
+        }
+        match &rule.peers {
+            None => self.any.extend(ports),
+            Some(peers) => {
+                for peer in peers {
+                    let term = PeerTerm { peer: peer.clone(), named: None };
+                    self.peers.entry(term).or_default().extend(&ports);
+                }
+            }
+        }
+    }
+
+    /// The port is each peer pod's own: the name becomes part of whom the rule means. An address block has no pod that
+    /// could tell, so that a name allows nothing there.
+    fn add_egress_names(&mut self, rule: &Rule) {
+        let any = [Peer::all_pods()];
+        let peers = rule.peers.as_deref().unwrap_or(&any);
+        for peer in peers.iter().filter(|peer| matches!(peer, Peer::Pods { .. })) {
+            for named in &rule.named {
+                let term = PeerTerm { peer: peer.clone(), named: Some(named.clone()) };
+                self.peers.entry(term).or_default();
+            }
+        }
+    }
+}
+
+fn ingress_ports(rule: &Rule, set: &PolicySet<'_>) -> Vec<PortRule> {
+    let resolved = rule.named.iter().flat_map(|name| {
+        let numbers = set.named.get(name).into_iter().flatten();
+        numbers.map(|number| single(name, *number))
+    });
+    rule.numeric.iter().copied().chain(resolved).collect()
+}
+
+fn single(name: &NamedPort, number: u16) -> PortRule {
+    PortRule { first: number, last: number, protocol: name.protocol, pad: 0 }
+}
+
+/// What one policy set says of each set of matches; absent: nothing beyond what it allows to any peer.
+#[derive(Debug, Default)]
+pub(crate) struct Compiled {
+    pub(crate) any: Vec<PortRule>,
+    pub(crate) by_set: BTreeMap<SetId, Vec<PortRule>>,
+    /// The longest list that did not fit.
+    pub(crate) overflow: Option<usize>,
+}
+
+/// Which sets of matches contain a peer, and with which port.
+pub(crate) type Containing = BTreeMap<u32, Vec<(SetId, u16)>>;
+
+/// Turns the identities around.
+pub(crate) fn containing(identities: &Identities) -> Containing {
+    let mut containing = Containing::new();
+    for set in identities.numbers.keys() {
+        for (peer, port) in identities.sets.get(*set) {
+            containing.entry(*peer).or_default().push((*set, *port));
+        }
+    }
+    containing
+}
+
+/// Compiles one policy set.
+pub(crate) fn compile(allowed: &Allowed, terms: &BTreeMap<PeerTerm, u32>, containing: &Containing) -> Compiled {
+    let mut lists: BTreeMap<SetId, Vec<PortRule>> = BTreeMap::new();
+    for (term, ports) in &allowed.peers {
+        let sets = terms.get(term).and_then(|number| containing.get(number));
+        for (set, port) in sets.into_iter().flatten() {
+            let list = lists.entry(*set).or_default();
+            match &term.named {
+                None => list.extend(ports),
+                Some(name) => list.push(single(name, *port)),
+            }
+        }
+    }
+    let mut compiled = Compiled::default();
+    compiled.any = compiled.fit(allowed.any.clone());
+    for (set, list) in lists {
+        let list = ports::beyond(ports::merge(list), &allowed.any);
+        let list = compiled.fit(list);
+        if !list.is_empty() {
+            compiled.by_set.insert(set, list);
+        }
+    }
+    compiled
+}
+
+impl Compiled {
+    /// What is too much for the programs is left out: closed, not open.
+    fn fit(&mut self, mut list: Vec<PortRule>) -> Vec<PortRule> {
+        if list.len() > MAX_RULES {
+            self.overflow = self.overflow.max(Some(list.len()));
+            list.truncate(MAX_RULES);
+        }
+        list
+    }
+
+    /// Writes the rules down under the set's number.
+    pub(crate) fn describe(&self, policy: u32, identities: &Identities, rules: &mut BTreeMap<RuleKey, Rules>) {
+        write_chunks(policy, ANY_IDENTITY, &self.any, rules);
+        for (set, list) in &self.by_set {
+            match identities.numbers.get(set) {
+                // Whatever had no number left must not open the world.
+                Some(&identity) if identity != WORLD_IDENTITY => write_chunks(policy, identity, list, rules),
+                _ => {}
+            }
+        }
+    }
+
+    fn of(&self, set: SetId) -> &[PortRule] {
+        self.by_set.get(&set).map_or(&[], Vec::as_slice)
+    }
+
+    /// A digest of what is allowed to whom by address, whatever the numbers: addresses and prefixes are added up by the
+    /// list of ports that holds for them, where it differs from what holds around them.
+    pub(crate) fn digest(&self, places: &Places) -> u64 {
+        let mut sums: BTreeMap<&[PortRule], u64> = BTreeMap::new();
+        for (meaning, sum) in &places.0 {
+            let (inside, outside) = (self.of(meaning.set), self.of(meaning.otherwise));
+            if inside != outside {
+                let total = sums.entry(inside).or_default();
+                *total = total.wrapping_add(*sum);
+            }
+        }
+        let mut digest = Digest::default();
+        write_list(&mut digest, &self.any);
+        for (list, sum) in sums {
+            write_list(&mut digest, list);
+            digest.write_u64(sum.to_le());
+        }
+        digest.finish()
+    }
+}
+
+/// Digests of all addresses and prefixes of one meaning, added up.
+#[derive(Debug, Default)]
+pub(crate) struct Places(BTreeMap<Meaning, u64>);
+
+impl Places {
+    pub(crate) fn of(identities: &Identities) -> Self {
+        let mut places = Self::default();
+        for (address, meaning) in &identities.exact {
+            places.add(*meaning, IpNet::from(*address));
+        }
+        for (net, meaning) in &identities.prefixes {
+            places.add(*meaning, *net);
+        }
+        places
+    }
+
+    fn add(&mut self, meaning: Meaning, net: IpNet) {
+        let CidrKey { prefix_len, addr: Addr([a, b, c, d]) } = cidr_key(net);
+        let words = [prefix_len.to_le(), a, b, c, d].map(u32::to_ne_bytes);
+        let sum = self.0.entry(meaning).or_default();
+        *sum = sum.wrapping_add(Digest::spread(words.as_flattened()));
+    }
+}
+
+fn write_list(digest: &mut Digest, list: &[PortRule]) {
+    digest.write_u64((list.len() as u64).to_le());
+    for PortRule { first, last, protocol, pad: _ } in list {
+        digest.write_u16(first.to_le());
+        digest.write_u16(last.to_le());
+        digest.write_u8(*protocol);
+    }
+}
+
+fn write_chunks(policy: u32, identity: u32, list: &[PortRule], rules: &mut BTreeMap<RuleKey, Rules>) {
+    let mut chunks = list.chunks(RULES_PER_CHUNK).zip(0..).peekable();
+    while let Some((part, chunk)) = chunks.next() {
+        let mut value = Rules { more: u16::from(chunks.peek().is_some()), ..Rules::default() };
+        for (slot, rule) in value.rules.iter_mut().zip(part) {
+            *slot = *rule;
+            value.count += 1;
+        }
+        rules.insert(RuleKey { policy, identity, chunk }, value);
+    }
+}
+
+/// All peers that the sets name.
+pub(crate) fn terms_of<'s>(sets: impl Iterator<Item = &'s Allowed>) -> BTreeSet<&'s PeerTerm> {
+    sets.flat_map(|allowed| allowed.peers.keys()).collect()
+}

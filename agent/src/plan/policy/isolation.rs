@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which policies select which workload of this node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    model::{Attachment, ObjectKey, Snapshot},
+    plan::{
+        pods::{self, PodEntry, PodPort},
+        policy::{
+            peers::NamedPort,
+            rules::{Direction, PolicyForm},
+        },
+    },
+};
+
+/// Every policy by its key.
+pub(crate) type Forms<'a> = BTreeMap<&'a ObjectKey, PolicyForm>;
+
+/// One direction of one combination of selecting policies; shared by all workloads that have it.
+#[derive(Debug, Default)]
+pub(crate) struct PolicySet<'a> {
+    /// The policies, by key. None at all: everything is denied (the workload's pod is not known).
+    pub(crate) policies: Vec<&'a ObjectKey>,
+    /// How the selected pod numbers the ports that ingress rules name.
+    pub(crate) named: BTreeMap<NamedPort, BTreeSet<u16>>,
+}
+
+/// The sets that isolate one workload; none: not isolated that way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Isolated {
+    pub(crate) ingress: Option<SetKey>,
+    pub(crate) egress: Option<SetKey>,
+}
+
+/// Canonical text of a set, under which it is numbered.
+pub(crate) type SetKey = (Direction, String);
+
+/// Who is isolated by what.
+#[derive(Debug, Default)]
+pub(crate) struct Isolation<'a> {
+    /// Every set that some workload needs.
+    pub(crate) sets: BTreeMap<SetKey, PolicySet<'a>>,
+    /// By the attachment's id as text.
+    pub(crate) workloads: BTreeMap<String, Isolated>,
+    /// Pods of this node that each policy selects.
+    pub(crate) selected: BTreeMap<&'a ObjectKey, BTreeSet<String>>,
+}
+
+/// The set of a workload whose pod is not known.
+const UNKNOWN_POD: &str = "unknown pod";
+
+/// Finds the sets of every workload.
+pub(crate) fn isolate<'a>(snapshot: &'a Snapshot, attachments: &[Attachment], forms: &Forms<'a>) -> Isolation<'a> {
+    let mut by_namespace: BTreeMap<&str, Vec<(&'a ObjectKey, &PolicyForm)>> = BTreeMap::new();
+    for (&key, form) in forms {
+        by_namespace.entry(&key.namespace).or_default().push((key, form));
+    }
+    let mut isolation = Isolation::default();
+    for attachment in attachments {
+        let Some(pod) = &attachment.spec.pod else { continue };
+        let policies = by_namespace.get(&*pod.namespace).map_or(&[][..], Vec::as_slice);
+        let isolated = match pods::find(snapshot, pod) {
+            Some(entry) => isolation.known(entry, policies),
+            None if snapshot.synced && policies.is_empty() => Isolated::default(),
+            None => isolation.unknown(),
+        };
+        isolation.workloads.insert(attachment.spec.id.to_string(), isolated);
+    }
+    isolation
+}
+
+impl<'a> Isolation<'a> {
+    fn known(&mut self, pod: PodEntry<'a>, policies: &[(&'a ObjectKey, &PolicyForm)]) -> Isolated {
+        let labels = pod.labels();
+        let selecting: Vec<_> = policies.iter().filter(|(_, form)| form.selector.matches(labels)).collect();
+        for (key, _) in &selecting {
+            self.selected.entry(key).or_default().insert(pod.key.to_string());
+        }
+        let mut set = |direction| {
+            let isolating: Vec<_> =
+                selecting.iter().filter(|(_, form)| form.rules_of(direction).is_some()).map(|entry| **entry).collect();
+            (!isolating.is_empty()).then(|| self.set_of(direction, &isolating, pod))
+        };
+        Isolated { ingress: set(Direction::Ingress), egress: set(Direction::Egress) }
+    }
+
+    fn set_of(
+        &mut self,
+        direction: Direction,
+        isolating: &[(&'a ObjectKey, &PolicyForm)],
+        pod: PodEntry<'a>,
+    ) -> SetKey {
+        let mut set = PolicySet { policies: isolating.iter().map(|(key, _)| *key).collect(), named: BTreeMap::new() };
+        if direction == Direction::Ingress {
+            let names: BTreeSet<_> = isolating.iter().flat_map(|(_, form)| ingress_names(form)).collect();
+            if !names.is_empty() {
+                let ports = pod.named_ports();
+                set.named = names.into_iter().map(|name| (name.clone(), resolve(name, &ports))).collect();
+            }
+        }
+        let key = (direction, set.text());
+        self.sets.entry(key.clone()).or_insert(set);
+        key
+    }
+
+    fn unknown(&mut self) -> Isolated {
+        let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|direction| {
+            let key = (direction, UNKNOWN_POD.to_owned());
+            self.sets.entry(key.clone()).or_default();
+            Some(key)
+        });
+        Isolated { ingress, egress }
+    }
+
+    /// The names of a set's policies, for people.
+    pub(crate) fn policy_names(&self, key: Option<&SetKey>) -> Vec<String> {
+        let Some(key) = key else { return Vec::new() };
+        let policies = self.sets.get(key).map_or(&[][..], |set| set.policies.as_slice());
+        if policies.is_empty() {
+            return vec!["(closed until the pod is known)".to_owned()];
+        }
+        policies.iter().map(ToString::to_string).collect()
+    }
+}
+
+fn ingress_names(form: &PolicyForm) -> impl Iterator<Item = &NamedPort> {
+    form.ingress.iter().flatten().flat_map(|rule| &rule.named)
+}
+
+/// The numbers that a pod gives to a port's name.
+pub(crate) fn resolve(wanted: &NamedPort, ports: &BTreeSet<PodPort<'_>>) -> BTreeSet<u16> {
+    let matching = ports.iter().filter(|(name, protocol, _)| *name == wanted.name && *protocol == wanted.protocol);
+    matching.map(|(_, _, number)| *number).collect()
+}
+
+impl PolicySet<'_> {
+    fn text(&self) -> String {
+        let mut text: Vec<String> = self.policies.iter().map(ToString::to_string).collect();
+        text.extend(self.named.iter().map(|(name, numbers)| format!("{name}={numbers:?}")));
+        text.join(" ")
+    }
+}

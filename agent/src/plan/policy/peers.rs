@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Peers of policy rules: what an address must be to match.
+
+use std::{collections::BTreeSet, fmt};
+
+use ipnet::IpNet;
+use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer};
+
+use crate::plan::{
+    address::{is_mapped, parse_ip},
+    policy::selector::{Labels, Selector},
+    protocol,
+};
+
+/// Whom a rule lets in or out to.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Peer {
+    /// Pods, wherever they are.
+    Pods {
+        /// Of these namespaces.
+        namespaces: Namespaces,
+        /// With these labels.
+        pods: Selector,
+    },
+    /// Addresses.
+    Block(Block),
+}
+
+/// Which namespaces a peer means.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Namespaces {
+    /// The policy's own.
+    Named(String),
+    /// By their labels.
+    Matching(Selector),
+}
+
+/// An `ipBlock`, host bits cleared.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Block {
+    pub(crate) cidr: IpNet,
+    pub(crate) except: BTreeSet<IpNet>,
+}
+
+/// A port that each pod numbers for itself.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct NamedPort {
+    pub(crate) name: String,
+    /// IP protocol number.
+    pub(crate) protocol: u8,
+}
+
+/// What the identities tell apart: a peer, and for egress by a named port also how the peer numbers that port.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct PeerTerm {
+    pub(crate) peer: Peer,
+    pub(crate) named: Option<NamedPort>,
+}
+
+impl Peer {
+    /// Reads a peer of a policy in `namespace`.
+    ///
+    /// # Errors
+    /// What the API server would refuse, with the field's name.
+    pub(crate) fn parse(peer: &NetworkPolicyPeer, namespace: &str) -> Result<Self, String> {
+        let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = peer;
+        let namespaces = match (ip_block, namespace_selector) {
+            (Some(_), _) if namespace_selector.is_some() || pod_selector.is_some() => {
+                return Err("ipBlock may not stand beside podSelector or namespaceSelector".into());
+            }
+            (Some(block), _) => return Block::parse(block).map(Self::Block),
+            (None, Some(selector)) => {
+                Namespaces::Matching(Selector::parse(selector).map_err(|why| format!("namespaceSelector.{why}"))?)
+            }
+            (None, None) if pod_selector.is_none() => {
+                return Err("names no peer: set podSelector, namespaceSelector or ipBlock".into());
+            }
+            (None, None) => Namespaces::Named(namespace.to_owned()),
+        };
+        let pods = pod_selector.as_ref().map_or(Ok(Selector::everything()), Selector::parse);
+        Ok(Self::Pods { namespaces, pods: pods.map_err(|why| format!("podSelector.{why}"))? })
+    }
+
+    /// Every pod of every namespace.
+    pub(crate) fn all_pods() -> Self {
+        Self::Pods { namespaces: Namespaces::Matching(Selector::everything()), pods: Selector::everything() }
+    }
+}
+
+impl Namespaces {
+    /// Whether pods of the namespace are meant; labels that are not known match no selector.
+    pub(crate) fn matches(&self, namespace: &str, labels: Option<&Labels>) -> bool {
+        match self {
+            Self::Named(name) => name == namespace,
+            Self::Matching(selector) => labels.is_some_and(|labels| selector.matches(labels)),
+        }
+    }
+}
+
+impl Block {
+    fn parse(block: &IPBlock) -> Result<Self, String> {
+        let cidr = parse_cidr(&block.cidr).map_err(|why| format!("ipBlock.cidr: {why}"))?;
+        let mut except = BTreeSet::new();
+        for text in block.except.iter().flatten() {
+            let hole = parse_cidr(text).map_err(|why| format!("ipBlock.except: {why}"))?;
+            if hole == cidr || !cidr.contains(&hole) {
+                return Err(format!("ipBlock.except: {text} is not strictly inside {}", block.cidr));
+            }
+            except.insert(hole);
+        }
+        Ok(Self { cidr, except })
+    }
+}
+
+/// Reads a prefix; host bits are cleared, as the API server's older validation and all implementations do.
+///
+/// # Errors
+/// No prefix, or one of IPv4-mapped IPv6 addresses.
+pub(crate) fn parse_cidr(text: &str) -> Result<IpNet, String> {
+    let net: IpNet = text.parse().map_err(|_| format!("'{text}' is not a prefix such as 10.0.0.0/8 or fd00::/8"))?;
+    if is_mapped(net) || parse_ip(&net.addr().to_string()).is_none() {
+        return Err(format!("'{text}' is an IPv4 prefix in IPv6 form; write it as IPv4"));
+    }
+    Ok(net.trunc())
+}
+
+impl fmt::Display for NamedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}/{}", self.name, protocol::name(self.protocol))
+    }
+}
+
+/// One text for one meaning; the key of the peer's number.
+impl fmt::Display for PeerTerm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.peer {
+            Peer::Pods { namespaces: Namespaces::Named(name), pods } => write!(f, "pods {pods} of {name}")?,
+            Peer::Pods { namespaces: Namespaces::Matching(selector), pods } => write!(f, "pods {pods} of {selector}")?,
+            Peer::Block(Block { cidr, except }) => {
+                write!(f, "block {cidr}")?;
+                except.iter().try_for_each(|hole| write!(f, " but {hole}"))?;
+            }
+        }
+        self.named.iter().try_for_each(|named| write!(f, " at {named}"))
+    }
+}

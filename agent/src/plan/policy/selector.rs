@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Label selectors (meta/v1 `LabelSelector`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+
+/// Labels of an object.
+pub(crate) type Labels = BTreeMap<String, String>;
+
+/// A selector whose requirements must all hold; without any it selects everything. Equal selectors compare equal, however
+/// they were written down.
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Selector(BTreeSet<Requirement>);
+
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Requirement {
+    key: String,
+    test: Test,
+}
+
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Test {
+    In(BTreeSet<String>),
+    NotIn(BTreeSet<String>),
+    Exists,
+    DoesNotExist,
+}
+
+impl Selector {
+    /// The empty selector.
+    pub(crate) fn everything() -> Self {
+        Self::default()
+    }
+
+    /// Reads a selector of the API.
+    ///
+    /// # Errors
+    /// What the API server would refuse: an unknown operator, or values that the operator does not take.
+    pub(crate) fn parse(selector: &LabelSelector) -> Result<Self, String> {
+        let labels =
+            selector.match_labels.iter().flatten().map(|(key, value)| {
+                Ok(Requirement { key: key.clone(), test: Test::In(BTreeSet::from([value.clone()])) })
+            });
+        let expressions = selector.match_expressions.iter().flatten().map(Requirement::parse);
+        labels.chain(expressions).collect::<Result<_, String>>().map(Self)
+    }
+
+    /// Whether an object with these labels is selected.
+    pub(crate) fn matches(&self, labels: &Labels) -> bool {
+        self.0.iter().all(|requirement| requirement.holds(labels.get(&requirement.key)))
+    }
+}
+
+impl Requirement {
+    fn parse(expression: &LabelSelectorRequirement) -> Result<Self, String> {
+        let LabelSelectorRequirement { key, operator, values } = expression;
+        let values: BTreeSet<String> = values.iter().flatten().cloned().collect();
+        let test = match (operator.as_str(), values.is_empty()) {
+            ("In", false) => Test::In(values),
+            ("NotIn", false) => Test::NotIn(values),
+            ("In" | "NotIn", true) => return Err(format!("matchExpressions '{key}': {operator} needs values")),
+            ("Exists", true) => Test::Exists,
+            ("DoesNotExist", true) => Test::DoesNotExist,
+            ("Exists" | "DoesNotExist", false) => {
+                return Err(format!("matchExpressions '{key}': {operator} takes no values"));
+            }
+            _ => {
+                return Err(format!(
+                    "matchExpressions '{key}': operator '{operator}' is not In, NotIn, Exists or DoesNotExist"
+                ));
+            }
+        };
+        Ok(Self { key: key.clone(), test })
+    }
+
+    fn holds(&self, value: Option<&String>) -> bool {
+        match &self.test {
+            Test::In(values) => value.is_some_and(|value| values.contains(value)),
+            Test::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+            Test::Exists => value.is_some(),
+            Test::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+/// One text for one meaning: keys and values are quoted, requirements sorted.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{")?;
+        for Requirement { key, test } in &self.0 {
+            match test {
+                Test::In(values) => write!(f, "{key:?} in {values:?};")?,
+                Test::NotIn(values) => write!(f, "{key:?} notin {values:?};")?,
+                Test::Exists => write!(f, "{key:?};")?,
+                Test::DoesNotExist => write!(f, "!{key:?};")?,
+            }
+        }
+        f.write_str("}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn expression(key: &str, operator: &str, values: &[&str]) -> LabelSelector {
+        let values = Some(values.iter().map(|value| (*value).to_owned()).collect());
+        LabelSelector {
+            match_expressions: Some(vec![LabelSelectorRequirement {
+                key: key.into(),
+                operator: operator.into(),
+                values,
+            }]),
+            match_labels: None,
+        }
+    }
+
+    #[rstest]
+    #[case::in_same("In", &["web", "db"], Some("web"), true)]
+    #[case::in_other("In", &["web"], Some("db"), false)]
+    #[case::in_missing("In", &["web"], None, false)]
+    #[case::not_in_same("NotIn", &["web"], Some("web"), false)]
+    #[case::not_in_other("NotIn", &["web"], Some("db"), true)]
+    #[case::not_in_missing_key("NotIn", &["web"], None, true)]
+    #[case::exists("Exists", &[], Some(""), true)]
+    #[case::exists_missing("Exists", &[], None, false)]
+    #[case::does_not_exist("DoesNotExist", &[], Some("x"), false)]
+    #[case::does_not_exist_missing("DoesNotExist", &[], None, true)]
+    fn operators(#[case] operator: &str, #[case] values: &[&str], #[case] value: Option<&str>, #[case] expected: bool) {
+        let selector = Selector::parse(&expression("app", operator, values)).unwrap();
+        let labels = value.map(|value| ("app".to_owned(), value.to_owned())).into_iter().collect();
+        assert_eq!(selector.matches(&labels), expected);
+    }
+
+    #[rstest]
+    #[case::unknown("Gt", &["1"], "operator 'Gt'")]
+    #[case::in_nothing("In", &[], "needs values")]
+    #[case::exists_with("Exists", &["x"], "takes no values")]
+    fn refused(#[case] operator: &str, #[case] values: &[&str], #[case] expected: &str) {
+        let error = Selector::parse(&expression("app", operator, values)).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn labels_and_an_in_of_one_are_the_same_selector() {
+        let labels = LabelSelector {
+            match_labels: Some(BTreeMap::from([("app".into(), "web".into())])),
+            match_expressions: None,
+        };
+        let labels = Selector::parse(&labels).unwrap();
+        assert_eq!(labels, Selector::parse(&expression("app", "In", &["web"])).unwrap());
+        assert_eq!(labels.to_string(), r#"{"app" in {"web"};}"#);
+        assert!(Selector::everything().matches(&Labels::new()));
+    }
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Ports of this node's workloads, and whose each local address is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hasher,
+};
+
+use weft_abi::{Addr, Local, LocalKind, Port, PortKind};
+use weft_api::PodRef;
+
+use crate::{
+    model::{Attachment, Desired, NodeFacts, Numbers},
+    plan::{
+        address::addr_of,
+        digest::Digest,
+        policy::{Judged, JudgedWorkloads},
+    },
+};
+
+/// The texts of the workloads that need a generation slot.
+pub(crate) fn number_keys(attachments: &[Attachment]) -> BTreeSet<String> {
+    attachments.iter().filter(|attachment| attachment.link.is_some()).map(|a| a.spec.id.to_string()).collect()
+}
+
+/// Plans `PORTS` and `LOCALS`.
+pub(crate) fn describe(
+    facts: &NodeFacts,
+    attachments: &[Attachment],
+    judged: &JudgedWorkloads,
+    numbers: &Numbers,
+    desired: &mut Desired,
+) {
+    for address in &facts.host_addresses {
+        let local = Local { ifindex: facts.config.host_ifindex, kind: LocalKind::Host as u32 };
+        desired.locals.insert(addr_of(*address), local);
+    }
+    let by_id: BTreeMap<String, &Attachment> = attachments.iter().map(|a| (a.spec.id.to_string(), a)).collect();
+    for (id, attachment) in by_id {
+        name_addresses(attachment, desired);
+        let Some(link) = &attachment.link else { continue };
+        let Some(&slot) = numbers.workloads.get(&id) else {
+            let why = "no number left: this node has more Services and workloads than it can hold";
+            desired.problems.push(format!("workload {id}: {why}"));
+            continue;
+        };
+        let judged = judged.get(&id).copied().unwrap_or_default();
+        let port = port_of(attachment, slot, judged);
+        desired.workload_digests.insert(slot, digest(&id, link.ifindex, &port, judged));
+        if desired.ports.insert(link.ifindex, port).is_some() {
+            desired
+                .problems
+                .push(format!("workload {id}: interface index {} belongs to another one too", link.ifindex));
+        }
+        add_locals(&id, link.ifindex, &port, desired);
+    }
+}
+
+fn port_of(attachment: &Attachment, slot: u32, judged: Judged) -> Port {
+    let mut port = Port {
+        workload: slot,
+        ingress_policy: judged.ingress.0,
+        egress_policy: judged.egress.0,
+        mac: attachment.allocation.mac.0,
+        kind: match attachment.spec.port {
+            weft_api::PortKind::Veth => PortKind::Veth,
+            weft_api::PortKind::Tap | weft_api::PortKind::VhostUser => PortKind::Tap,
+        } as u8,
+        ..Port::default()
+    };
+    for assigned in &attachment.allocation.addresses {
+        let addr = addr_of(assigned.address.addr());
+        *(if addr.is_v4() { &mut port.v4 } else { &mut port.v6 }) = addr;
+    }
+    port
+}
+
+fn add_locals(id: &str, ifindex: u32, port: &Port, desired: &mut Desired) {
+    for addr in [port.v4, port.v6] {
+        if addr == Addr::UNSPECIFIED {
+            continue;
+        }
+        if desired.locals.contains_key(&addr) {
+            desired
+                .problems
+                .push(format!("workload {id}: its address is the host's or another workload's; it gets no traffic"));
+            continue;
+        }
+        desired.locals.insert(addr, Local { ifindex, kind: LocalKind::Workload as u32 });
+    }
+}
+
+/// The API may not know yet what was attached here a moment ago.
+fn name_addresses(attachment: &Attachment, desired: &mut Desired) {
+    for assigned in &attachment.allocation.addresses {
+        let addr = addr_of(assigned.address.addr());
+        match &attachment.spec.pod {
+            Some(PodRef { namespace, name, uid: _ }) => desired.names.insert(addr, format!("{namespace}/{name}")),
+            None => desired.names.remove(&addr),
+        };
+    }
+}
+
+fn digest(id: &str, ifindex: u32, port: &Port, judged: Judged) -> u64 {
+    let mut digest = Digest::default();
+    digest.write(id.as_bytes());
+    digest.write_u32(ifindex.to_le());
+    for word in port.v4.0.iter().chain(&port.v6.0) {
+        digest.write(&word.to_ne_bytes());
+    }
+    digest.write(&port.mac);
+    digest.write_u8(port.kind);
+    for (policy, allowed) in [judged.ingress, judged.egress] {
+        digest.write_u32(policy.to_le());
+        digest.write_u64(allowed.to_le());
+    }
+    digest.finish()
+}

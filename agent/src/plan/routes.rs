@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where prefixes lead: this node's pods, other nodes' pods, Services.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    hash::Hasher,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use weft_abi::{Addr, CidrKey, Remote, RemoteKind};
+
+use crate::{
+    model::{Desired, HostRoute, Mode, NodeFacts, Snapshot},
+    plan::{
+        address::{addr_of, cidr_key, covers_mapped, parse_ip},
+        digest::Digest,
+        policy::peers::parse_cidr,
+    },
+};
+
+/// Prefixes and who claimed them first.
+struct Table<'a> {
+    desired: &'a mut Desired,
+    claims: BTreeMap<CidrKey, String>,
+}
+
+/// Plans `REMOTES` and the host's routes.
+pub(crate) fn describe(snapshot: &Snapshot, facts: &NodeFacts, desired: &mut Desired) {
+    let mut table = Table { desired, claims: BTreeMap::new() };
+    for net in &facts.pod_cidrs {
+        table.add(*net, Addr::UNSPECIFIED, RemoteKind::OwnPods, "this node");
+    }
+    for net in &facts.service_cidrs {
+        if table.add(*net, Addr::UNSPECIFIED, RemoteKind::Services, "the Service CIDRs") {
+            table.desired.host_routes.push(HostRoute { dst: net.trunc(), via: None });
+        }
+    }
+    for (key, node) in &snapshot.nodes {
+        if key.name != facts.name {
+            table.add_node(&key.name, node, facts);
+        }
+    }
+    desired.host_routes.sort();
+    desired.routes_digest = digest(&desired.remotes);
+}
+
+impl Table<'_> {
+    fn add_node(&mut self, name: &str, node: &Node, facts: &NodeFacts) {
+        let addresses = internal_addresses(node);
+        for text in pod_cidrs(node) {
+            let net = match parse_cidr(text) {
+                Ok(net) => net,
+                Err(why) => {
+                    self.desired.problems.push(format!("Node {name}: spec.podCIDRs: {why}"));
+                    continue;
+                }
+            };
+            let Some(via) = next_hop(net, &addresses, facts) else {
+                self.desired.problems.push(format!(
+                    "Node {name}: status.addresses has no InternalIP that leads to its pod CIDR {net}; its pods are unreachable"
+                ));
+                continue;
+            };
+            let (kind, route) = match facts.mode {
+                Mode::Vxlan => (RemoteKind::Tunnel, None),
+                Mode::Native => (RemoteKind::Native, Some(via)),
+            };
+            if self.add(net, addr_of(via), kind, &format!("Node {name}")) {
+                self.desired.host_routes.push(HostRoute { dst: net, via: route });
+            }
+        }
+    }
+
+    /// Adds a prefix unless somebody has it already.
+    fn add(&mut self, net: IpNet, via: Addr, kind: RemoteKind, owner: &str) -> bool {
+        let key = cidr_key(net);
+        if covers_mapped(net) {
+            self.desired.problems.push(format!("{owner}: prefix {net} would cover all of IPv4; use a narrower one"));
+            return false;
+        }
+        match self.claims.entry(key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(owner.to_owned());
+                self.desired.remotes.insert(key, Remote { via, kind: kind as u32 });
+                true
+            }
+            Entry::Occupied(first) => {
+                self.desired.problems.push(format!("{owner}: prefix {net} already belongs to {}", first.get()));
+                false
+            }
+        }
+    }
+}
+
+fn pod_cidrs(node: &Node) -> Vec<&str> {
+    let Some(spec) = &node.spec else { return Vec::new() };
+    match spec.pod_cidrs.as_deref() {
+        Some(all) if !all.is_empty() => all.iter().map(String::as_str).collect(),
+        _ => spec.pod_cidr.iter().map(String::as_str).collect(),
+    }
+}
+
+fn internal_addresses(node: &Node) -> Vec<IpAddr> {
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    let internal = addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
+    internal.filter_map(|address| parse_ip(&address.address)).collect()
+}
+
+/// A tunnel may carry both families over either, IPv4 by preference; a routed next hop is of the prefix's own family.
+fn next_hop(net: IpNet, addresses: &[IpAddr], facts: &NodeFacts) -> Option<IpAddr> {
+    match facts.mode {
+        Mode::Vxlan => addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied(),
+        Mode::Native => {
+            let address = addresses.iter().find(|address| address.is_ipv4() == net.addr().is_ipv4())?;
+            Some(facts.next_hops.get(address).copied().unwrap_or(*address))
+        }
+    }
+}
+
+fn digest(remotes: &BTreeMap<CidrKey, Remote>) -> u64 {
+    let mut digest = Digest::default();
+    for (CidrKey { prefix_len, addr }, Remote { via, kind }) in remotes {
+        digest.write_u32(prefix_len.to_le());
+        digest.write_u32(kind.to_le());
+        for word in addr.0.iter().chain(&via.0) {
+            digest.write(&word.to_ne_bytes());
+        }
+    }
+    digest.finish()
+}

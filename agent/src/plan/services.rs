@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services to frontends.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use k8s_openapi::api::{
+    core::v1::{Service, ServicePort, ServiceSpec},
+    discovery::v1::EndpointSlice,
+};
+use weft_abi::{Backend, ServiceKey};
+use weft_api::{BackendReport, ServicePortReport, ServiceReport};
+
+use crate::{
+    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Snapshot},
+    plan::{
+        address::{addr_of, parse_ip},
+        backends::{self, Endpoint, SliceIndex, Wanted},
+        protocol,
+    },
+};
+
+/// Labels of Services and slices that are another proxy's business, whatever their value.
+const FOREIGN_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+
+/// One address, port and protocol that clients may name.
+#[derive(Debug)]
+pub(crate) struct Frontend<'a> {
+    key: ServiceKey,
+    service: &'a ObjectKey,
+    number_key: String,
+    endpoints: Vec<Endpoint<'a>>,
+}
+
+/// All frontends, in the order of their Services.
+#[derive(Debug, Default)]
+pub(crate) struct Frontends<'a> {
+    all: Vec<Frontend<'a>>,
+    keys: BTreeMap<ServiceKey, &'a ObjectKey>,
+    numbers: BTreeSet<String>,
+    reports: Vec<ServiceReport>,
+    problems: Vec<String>,
+}
+
+/// Whether the labels give the object to another proxy.
+pub(crate) fn is_foreign(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels.is_some_and(|labels| FOREIGN_LABELS.iter().any(|label| labels.contains_key(*label)))
+}
+
+/// Finds every frontend and its endpoints.
+pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Frontends<'a> {
+    let slices = SliceIndex::new(&snapshot.slices);
+    let mut frontends = Frontends::default();
+    for (key, service) in &snapshot.services {
+        if let Some(spec) = programmed_spec(service) {
+            frontends.add_service(key, spec, slices.of(key), &facts.name);
+        }
+    }
+    frontends
+}
+
+/// The spec of a Service that has frontends (`ShouldSkipService` of kube-proxy).
+fn programmed_spec(service: &Service) -> Option<&ServiceSpec> {
+    let spec = service.spec.as_ref()?;
+    let skipped = is_foreign(service.metadata.labels.as_ref())
+        || spec.type_.as_deref() == Some("ExternalName")
+        || matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"));
+    (!skipped).then_some(spec)
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> Vec<&str> {
+    match spec.cluster_ips.as_deref() {
+        Some(all) if !all.is_empty() => all.iter().map(String::as_str).collect(),
+        _ => spec.cluster_ip.iter().map(String::as_str).collect(),
+    }
+}
+
+impl<'a> Frontends<'a> {
+    fn add_service(&mut self, key: &'a ObjectKey, spec: &'a ServiceSpec, slices: &[&'a EndpointSlice], node: &str) {
+        let mut vips = Vec::new();
+        for text in cluster_ips(spec) {
+            match parse_ip(text) {
+                Some(vip) => vips.push(vip),
+                None => self.problems.push(format!("Service {key}: spec.clusterIPs: '{text}' is not an IP address")),
+            }
+        }
+        let local = spec.internal_traffic_policy.as_deref() == Some("Local");
+        let mut reports = Vec::new();
+        for port in spec.ports.iter().flatten() {
+            match NamedPort::of(port) {
+                Ok(named) => {
+                    let wanted = |vip: IpAddr| Wanted {
+                        port: named.name,
+                        protocol: named.protocol,
+                        ipv4: vip.is_ipv4(),
+                        node: local.then_some(node),
+                    };
+                    let chosen: Vec<_> =
+                        vips.iter().map(|vip| (*vip, backends::choose(slices, wanted(*vip)))).collect();
+                    reports.push(named.report(chosen.iter().flat_map(|(_, endpoints)| endpoints)));
+                    for (vip, endpoints) in chosen {
+                        self.add_frontend(key, &named, vip, endpoints);
+                    }
+                }
+                Err(why) => self.problems.push(format!("Service {key}: spec.ports '{}': {why}", name_of(port))),
+            }
+        }
+        let (namespace, name) = (key.namespace.clone(), key.name.clone());
+        self.reports.push(ServiceReport { namespace, name, cluster_ips: vips, ports: reports });
+    }
+
+    fn add_frontend(
+        &mut self,
+        service: &'a ObjectKey,
+        port: &NamedPort<'_>,
+        vip: IpAddr,
+        endpoints: Vec<Endpoint<'a>>,
+    ) {
+        let key = ServiceKey { addr: addr_of(vip), port: port.port.to_be(), protocol: port.number, pad: 0 };
+        let number_key = format!("{service}:{}/{} {vip}", port.name, port.protocol);
+        if let Some(first) = self.keys.get(&key) {
+            self.problems.push(format!(
+                "Service {service}: {vip} port {}/{} is taken by Service {first}; give one of them another clusterIP or port",
+                port.port, port.protocol
+            ));
+        } else if !self.numbers.insert(number_key.clone()) {
+            self.problems.push(format!("Service {service}: spec.ports has two ports named '{}'", port.name));
+        } else {
+            self.keys.insert(key, service);
+            self.all.push(Frontend { key, service, number_key, endpoints });
+        }
+    }
+
+    /// The texts that need a number each.
+    pub(crate) fn number_keys(&self) -> &BTreeSet<String> {
+        &self.numbers
+    }
+
+    /// Writes the frontends down, with the numbers they were given.
+    pub(crate) fn describe(self, numbers: &Numbers, desired: &mut Desired) {
+        desired.problems.extend(self.problems);
+        desired.service_reports = self.reports;
+        for frontend in self.all {
+            let Some(&id) = numbers.services.get(&frontend.number_key) else {
+                desired.problems.push(format!(
+                    "Service {}: no number left for {}: this node has more Services and workloads than it can hold",
+                    frontend.service, frontend.number_key
+                ));
+                continue;
+            };
+            let backends = frontend.endpoints.iter().map(backend_of).collect();
+            desired.services.insert(frontend.key, DesiredService { id, backends });
+            desired.service_names.insert(frontend.key, frontend.service.to_string());
+        }
+    }
+}
+
+fn backend_of(endpoint: &Endpoint<'_>) -> Backend {
+    Backend { addr: addr_of(endpoint.addr), port: endpoint.port.to_be(), flags: 0 }
+}
+
+/// A Service port with its defaults filled in.
+struct NamedPort<'a> {
+    name: &'a str,
+    protocol: &'a str,
+    number: u8,
+    port: u16,
+}
+
+fn name_of(port: &ServicePort) -> &str {
+    port.name.as_deref().unwrap_or_default()
+}
+
+impl<'a> NamedPort<'a> {
+    fn of(port: &'a ServicePort) -> Result<Self, String> {
+        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        let number =
+            protocol::number(protocol).ok_or_else(|| format!("protocol: '{protocol}' is not TCP, UDP or SCTP"))?;
+        let port_number = u16::try_from(port.port)
+            .ok()
+            .filter(|number| *number != 0)
+            .ok_or_else(|| format!("port: {} is not between 1 and 65535", port.port))?;
+        Ok(Self { name: name_of(port), protocol, number, port: port_number })
+    }
+
+    fn report<'e>(&self, endpoints: impl Iterator<Item = &'e Endpoint<'e>>) -> ServicePortReport {
+        ServicePortReport {
+            name: self.name.to_owned(),
+            protocol: self.protocol.to_owned(),
+            port: self.port,
+            backends: endpoints
+                .map(|endpoint| BackendReport {
+                    address: endpoint.addr,
+                    port: endpoint.port,
+                    node: endpoint.node.map(str::to_owned),
+                    state: endpoint.readiness.name().to_owned(),
+                })
+                .collect(),
+        }
+    }
+}
