@@ -172,7 +172,7 @@ pub fn tunnel_peer(skb: *mut __sk_buff) -> Option<(Addr, u32)> {
     // SAFETY: as above.
     let got = unsafe { raw::bpf_skb_get_tunnel_key(skb, &mut key, size, u64::from(BPF_F_TUNINFO_IPV6)) };
     // SAFETY: with the flag the kernel filled the IPv6 member.
-    (got == 0).then(|| (Addr(unsafe { key.__bindgen_anon_1.remote_ipv6 }), key.tunnel_id))
+    (got == 0).then_some((Addr(unsafe { key.__bindgen_anon_1.remote_ipv6 }), key.tunnel_id))
 }
 
 /// Calls `body` up to `times` times with `state`, until it returns 1 (`bpf_loop`, kernel 5.17).

@@ -5,6 +5,8 @@
 
 #![no_std]
 #![no_main]
+#![expect(unreachable_pub, reason = "a binary: pub means for the other modules")]
+#![expect(missing_docs, reason = "the entry points that the macro makes have none")]
 
 mod arp;
 mod decide;

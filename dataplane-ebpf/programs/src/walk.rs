@@ -47,7 +47,7 @@ pub fn suspend(result: Result<i32, Stop>) -> u32 {
 #[inline(always)]
 pub fn resume(code: u32) -> Result<i32, Stop> {
     if code < REFUSED {
-        return Ok(code as u8 as i8 as i32);
+        return Ok(i32::from(code as u8 as i8));
     }
     report::check(code - REFUSED)?;
     Err(DropReason::Kernel.into())
