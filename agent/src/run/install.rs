@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The CNI plugin's binary and network configuration, each put in place by rename: a runtime never sees half of one.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use crate::{attachment::pending, config::Config};
+
+/// Name of the plugin's binary; also the `type` in the network configuration.
+pub const PLUGIN: &str = "weft-cni";
+/// Name of the network configuration: runtimes take the first in alphabetical order.
+pub const CONFLIST: &str = "05-weft.conflist";
+
+/// Copies the plugin into the runtime's folder: `binary`, or the one beside this executable. Returns where it is now.
+///
+/// # Errors
+/// It is not there, or the folder cannot be written.
+pub fn install_plugin(config: &Config, binary: Option<&Path>) -> Result<PathBuf> {
+    let source = match binary {
+        Some(path) => path.to_owned(),
+        None => std::env::current_exe().context("cannot tell the path of this executable")?.with_file_name(PLUGIN),
+    };
+    let content = fs::read(&source)
+        .with_context(|| format!("cannot read the CNI plugin {}; name it with --binary", source.display()))?;
+    let target = config.cni.bin_dir.join(PLUGIN);
+    replace(&target, &content, 0o755).with_context(|| format!("cni.binDir: cannot install {}", target.display()))?;
+    Ok(target)
+}
+
+/// Writes the network configuration, from which on the runtime takes the node as ready.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn install_conflist(config: &Config) -> Result<PathBuf> {
+    let target = conflist(config);
+    let mut content = serde_json::to_vec_pretty(&network(config)).context("cannot write the network configuration")?;
+    content.push(b'\n');
+    if fs::read(&target).is_ok_and(|old| old == content) {
+        return Ok(target);
+    }
+    replace(&target, &content, 0o644).with_context(|| format!("cni.confDir: cannot write {}", target.display()))?;
+    Ok(target)
+}
+
+/// Removes what [`install_conflist`] and [`install_plugin`] made; what is gone is fine.
+///
+/// # Errors
+/// A file is there and cannot be removed.
+pub fn remove(config: &Config) -> Result<()> {
+    for path in [conflist(config), config.cni.bin_dir.join(PLUGIN)] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn conflist(config: &Config) -> PathBuf {
+    config.cni.conf_dir.join(CONFLIST)
+}
+
+/// The list for runtimes: version 1.0.0 is what every supported one reads.
+fn network(config: &Config) -> serde_json::Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": config.cni.name,
+        "plugins": [{
+            "type": PLUGIN,
+            "agentSocket": config.socket,
+            "pendingDir": pending::folder(&config.state_dir),
+            "stateDir": config.state_dir.join("attachments"),
+            "capabilities": {"ips": true, "mac": true},
+        }],
+    })
+}
+
+fn replace(target: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let folder = target.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder)?;
+    // Runtimes read no file that begins with a dot or ends otherwise.
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    let written = write(&temporary, content, mode).and_then(|()| fs::rename(&temporary, target));
+    if written.is_err() {
+        // The first error counts.
+        drop(fs::remove_file(&temporary));
+    }
+    written
+}
+
+fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::{install_conflist, install_plugin, remove};
+    use crate::config::Config;
+
+    #[test]
+    fn files_are_replaced_whole_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.cni.bin_dir = dir.path().join("bin");
+        config.cni.conf_dir = dir.path().join("net.d");
+        let binary = dir.path().join("plugin");
+        fs::write(&binary, b"#!/bin/false\n").unwrap();
+        let installed = install_plugin(&config, Some(&binary)).unwrap();
+        assert_eq!(installed.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+        let conflist = install_conflist(&config).unwrap();
+        let list: serde_json::Value = serde_json::from_slice(&fs::read(&conflist).unwrap()).unwrap();
+        assert_eq!(list["plugins"][0]["agentSocket"], "/run/weft/agent.sock");
+        assert_eq!(fs::read_dir(&config.cni.conf_dir).unwrap().count(), 1);
+        remove(&config).unwrap();
+        remove(&config).unwrap();
+        assert!(!conflist.exists() && !installed.exists());
+    }
+
+    #[test]
+    fn a_plugin_that_is_not_there_is_named() {
+        let error = install_plugin(&Config::default(), Some("/nonexistent/weft-cni".as_ref())).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/weft-cni"), "{error}");
+    }
+}

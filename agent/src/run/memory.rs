@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a restarted agent goes on with.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{apply::Digests, model::Numbers};
+
+/// `runDir/numbers.json`: it lives as long as the maps do.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct Memory {
+    /// Numbers that the plan gave out.
+    pub numbers: Numbers,
+    /// What the generations in the maps stand for.
+    pub digests: Digests,
+}
+
+/// `stateDir/node.json`: lets pods start on a node that boots while the API server is away.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct NodeMemory {
+    /// The Node's pod CIDRs.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// Path of [`Memory`].
+#[must_use]
+pub(super) fn numbers_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("numbers.json")
+}
+
+/// Path of [`NodeMemory`].
+#[must_use]
+pub(super) fn node_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("node.json")
+}
+
+/// Reads a file; one that is absent or torn is as none: everything in it can be found anew, with more work.
+pub(super) fn load<T: Default + DeserializeOwned>(path: &Path) -> T {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return T::default(),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read what an earlier run has left");
+            return T::default();
+        }
+    };
+    serde_json::from_slice(&text).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "what an earlier run has left does not parse");
+        T::default()
+    })
+}
+
+/// Replaces a file whole.
+///
+/// # Errors
+/// What the file system says, with the path.
+pub(super) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let text = serde_json::to_vec(value)?;
+    let written = File::create(&temporary).and_then(|mut file| file.write_all(&text)).and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display())))
+}
