@@ -47,7 +47,8 @@ pub const fn next_state(state: u8, flags: TcpFlags) -> u8 {
 #[must_use]
 pub const fn is_void(flow: &Flow, protocol_number: u8, flags: TcpFlags, now: u32) -> bool {
     let reopened = flags.syn() && !flags.ack() && flow.state != FlowState::New as u8;
-    reopened || now.wrapping_sub(flow.last_seen) > idle_timeout(flow.state, protocol_number)
+    // Another CPU may have seen the next tick already.
+    reopened || now.saturating_sub(flow.last_seen) > idle_timeout(flow.state, protocol_number)
 }
 
 /// Whether every generation that the entry was decided under still stands.
@@ -84,6 +85,12 @@ mod tests {
         flow.state = FlowState::Established as u8;
         assert!(is_void(&flow, protocol::TCP, SYN, 1));
         assert!(!is_void(&flow, protocol::TCP, ACK, 1));
+    }
+
+    #[test]
+    fn an_entry_that_another_cpu_just_touched_is_not_void() {
+        let flow = Flow { last_seen: 11, ..Flow::default() };
+        assert!(!is_void(&flow, protocol::UDP, TcpFlags(0), 10));
     }
 
     #[test]
