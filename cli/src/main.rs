@@ -1,2 +1,171 @@
-//! Skeleton.
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0
+//! `weft`: the operator's command. Asks the node's agent over its unix socket.
+
+#![forbid(unsafe_code)]
+
+mod print;
+mod show;
+mod table;
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use weft_api::{API_VERSION, Answer, Client, ClientError, DEFAULT_SOCKET, Request};
+
+use crate::print::Output;
+
+/// How long the agent may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Shows what Weft does on this node.
+///
+/// Talks to the agent of this node over its unix socket, so it runs on the node as root, or in the agent's pod:
+/// `kubectl -n kube-system exec ds/weft-agent -- weft status`.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, after_help = "Exit status: 0 done, 1 the agent cannot be asked or refuses, 3 `weft status`: the agent is not ready.")]
+struct Arguments {
+    /// The agent's socket
+    #[arg(long, global = true, env = "WEFT_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Tables for people, or the agent's answer as JSON for programs
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Format {
+    /// Aligned columns
+    #[default]
+    Table,
+    /// JSON; `flows --follow` prints one event a line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The agent: source, addresses, maps and their memory, problems
+    Status,
+    /// Workloads plugged into this node: addresses, interface, policies that isolate them
+    Endpoints,
+    /// Services and where they lead
+    Services,
+    /// NetworkPolicies and the pods of this node that they select
+    Policies,
+    /// Latest flows with verdict and reason
+    Flows {
+        /// How many of the latest events to show first
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        last: usize,
+        /// Go on with new events until interrupted
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Packets dropped, by reason
+    Drops {
+        /// Also reasons that have dropped nothing
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without stderr there is nobody to tell.
+            drop(writeln!(io::stderr(), "weft: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
+    let mut client = connect(socket)?;
+    let mut output = Output::new(matches!(output, Format::Json), io::stdout().lock());
+    let mut ask = |request| client.call(&request).context("the agent did not answer the question");
+    match command {
+        Command::Status => match ask(Request::Status)? {
+            Answer::Status(status) => {
+                output.print(&*status, show::status)?;
+                return Ok(if status.not_ready.is_some() { ExitCode::from(3) } else { ExitCode::SUCCESS });
+            }
+            other => return unexpected(&other),
+        },
+        Command::Endpoints => match ask(Request::Endpoints)? {
+            Answer::Endpoints(endpoints) => output.print(&endpoints, |endpoints| show::endpoints(endpoints))?,
+            other => return unexpected(&other),
+        },
+        Command::Services => match ask(Request::Services)? {
+            Answer::Services(services) => output.print(&services, |services| show::services(services))?,
+            other => return unexpected(&other),
+        },
+        Command::Policies => match ask(Request::Policies)? {
+            Answer::Policies(policies) => output.print(&policies, |policies| show::policies(policies))?,
+            other => return unexpected(&other),
+        },
+        Command::Drops { all } => match ask(Request::Drops)? {
+            Answer::Drops(mut drops) => {
+                drops.retain(|drop| *all || drop.packets > 0);
+                output.print(&drops, |drops| show::drops(drops))?;
+            }
+            other => return unexpected(&other),
+        },
+        Command::Flows { last, follow } => flows(&mut client, &mut output, *last, *follow)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Only `flows --follow` waits for longer than an answer takes.
+fn flows(client: &mut Client, output: &mut Output<impl io::Write>, last: usize, follow: bool) -> Result<()> {
+    let mut answer = client.call(&Request::Flows { last, follow })?;
+    let local = io::stdout().is_terminal();
+    loop {
+        match answer {
+            Answer::Flows(events) if follow => output.print_lines(&events, |event| show::flow(event, local))?,
+            Answer::Flows(events) => return output.print(&events, |events| show::flows(events)),
+            other => return unexpected(&other).map(drop),
+        }
+        answer = client.next_answer()?;
+    }
+}
+
+fn connect(socket: &PathBuf) -> Result<Client> {
+    Client::connect(socket, Some(PATIENCE)).map_err(|error| match &error {
+        ClientError::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            anyhow::Error::from(error).context("only root may ask the agent; use sudo")
+        }
+        ClientError::Unreachable { .. } => anyhow::Error::from(error)
+            .context("no agent to ask; start it (systemctl start weft-agent, or look at its pod), or name its socket with --socket"),
+        _ => error.into(),
+    })
+}
+
+fn unexpected(answer: &Answer) -> Result<ExitCode> {
+    bail!("the agent answered {answer:?}; use the `weft` of the agent's version (this one speaks api version {API_VERSION})")
+}
+
+/// The reader of our output (`head`) has had enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn arguments_contradict_themselves_nowhere() {
+        Arguments::command().debug_assert();
+    }
+}
