@@ -1,15 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Keeps a [`Snapshot`] of the cluster up to date, from the API server or from a folder of manifests.
+//! Keeps a [`Snapshot`] of the cluster up to date, from the API server or from a folder of manifests. After this room
+//! nobody knows which of the two it was.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::model::Snapshot;
+use crate::model::{ObjectKey, Snapshot};
 
 pub mod dir;
+pub mod kubernetes;
+
+/// Changes that come within this time of the first one are told as one.
+const COALESCE: Duration = Duration::from_millis(10);
 
 /// Where objects come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -18,6 +29,16 @@ pub enum Source {
     Kubernetes(ApiServer),
     /// A folder of manifests that all agents share.
     Dir(PathBuf),
+}
+
+/// `kubernetes` or `dir:PATH`, as in the configuration.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kubernetes(_) => f.write_str("kubernetes"),
+            Self::Dir(path) => write!(f, "dir:{}", path.display()),
+        }
+    }
 }
 
 /// How to reach the API server.
@@ -40,11 +61,23 @@ pub struct NodeRecord {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Starts to watch; must be called within a tokio runtime. The first value is an empty, unsynced snapshot. It ends when every
-/// receiver is gone.
+/// Starts to watch; must be called within a tokio runtime. The first value is an empty, unsynced snapshot; afterwards every
+/// value is whole and consistent in itself. It ends when every receiver is gone.
+///
+/// What goes wrong never ends it: [`Snapshot::error`] says why the source does not answer, [`Snapshot::problems`] which
+/// objects were refused, and the last good state stays.
 #[must_use]
 pub fn start(source: Source, node: &str) -> watch::Receiver<Arc<Snapshot>> {
     let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
-    let _ = (source, node, sender);
+    tracing::info!(%source, node, "watching");
+    match source {
+        Source::Kubernetes(server) => drop(tokio::spawn(kubernetes::run(server, sender))),
+        Source::Dir(path) => drop(tokio::spawn(dir::run(path, sender))),
+    }
     receiver
+}
+
+/// The key of an object with this metadata.
+fn key_of(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ObjectKey {
+    ObjectKey::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
 }

@@ -28,3 +28,7 @@ pub fn publish(dir: &Path, node: &NodeRecord, attachments: &[Attachment]) -> Res
     let _ = (dir, node, attachments);
     Ok(())
 }
+
+pub(crate) async fn run(_: PathBuf, sender: tokio::sync::watch::Sender<std::sync::Arc<crate::model::Snapshot>>) {
+    sender.closed().await;
+}
