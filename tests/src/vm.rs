@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A virtual machine: QEMU by software emulation on a tap of the CNI plugin.
+
+use std::{
+    cell::RefCell,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    bed::SHARED,
+    cni::{Attachment, Plug},
+    initramfs::{Kernel, build},
+    namespace::Namespace,
+    node::Node,
+    process::{Outcome, Process},
+    serial::Serial,
+    shell::Shell,
+};
+
+/// How long a boot may take: 2 s on a quiet machine. On a busy one the kernel's calibration of its timers sometimes never
+/// ends, since emulated time goes on while the emulator waits for a processor; with `-icount` it does not, but everything
+/// in the guest is slower.
+const BOOTS: [(Duration, &[&str]); 4] = [
+    (Duration::from_secs(12), &[]),
+    (Duration::from_secs(30), &[]),
+    (Duration::from_secs(60), &["-icount", "shift=auto"]),
+    (Duration::from_secs(90), &["-icount", "shift=auto"]),
+];
+
+/// A guest that runs.
+pub struct Guest {
+    serial: RefCell<Serial>,
+    _qemu: Process,
+}
+
+impl Guest {
+    /// Boots a guest on the tap `tap` of `machine`, with `mac` as its Ethernet address; again if a boot hangs.
+    ///
+    /// # Errors
+    /// No kernel or QEMU on this machine, or the guest does not come up.
+    pub fn boot(machine: &Namespace, name: &str, tap: &str, mac: &str, probe: &Path) -> Result<Self> {
+        let kernel = Kernel::find()?;
+        let initrd = format!("{SHARED}/guest.cpio");
+        let outer = machine.path(&initrd);
+        if !outer.exists() {
+            fs::write(&outer, build(&kernel, probe)?).context("write the initramfs")?;
+        }
+        let network = [
+            "-netdev".to_owned(),
+            format!("tap,id=n0,ifname={tap},script=no,downscript=no,vhost=off"),
+            "-device".to_owned(),
+            format!("virtio-net-device,netdev=n0,mac={mac}"),
+        ];
+        let mut failures = Vec::new();
+        for (patience, timing) in BOOTS {
+            let qemu = Qemu { machine, name, kernel: &kernel, initrd: &initrd, network: &network, timing };
+            match qemu.boot(patience) {
+                Ok(guest) => return Ok(guest),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        }
+        bail!("guest {name} did not boot: {}", failures.join("; "))
+    }
+
+    /// Runs a shell script in the guest.
+    ///
+    /// # Errors
+    /// The guest does not answer within `patience`.
+    pub fn run(&self, script: &str, patience: Duration) -> Result<Outcome> {
+        self.serial.borrow_mut().run(script, patience)
+    }
+}
+
+/// One try to boot.
+struct Qemu<'a> {
+    machine: &'a Namespace,
+    name: &'a str,
+    kernel: &'a Kernel,
+    initrd: &'a str,
+    network: &'a [String],
+    timing: &'a [&'a str],
+}
+
+impl Qemu<'_> {
+    fn boot(&self, patience: Duration) -> Result<Guest> {
+        let socket = format!("/run/{}.serial", self.name);
+        let log = self.machine.path(format!("/run/{}.qemu.log", self.name));
+        drop(fs::remove_file(self.machine.path(&socket)));
+        let (output, errors) = (fs::File::create(&log)?, fs::File::options().append(true).open(&log)?);
+        let qemu = self.machine.start("qemu", |command| {
+            // The guest's timers suffer when the emulator has to wait.
+            command.args(["nice", "-n", "-10", "qemu-system-x86_64"]);
+            command.args(["-M", "microvm,acpi=on,rtc=on", "-accel", "tcg,tb-size=32", "-m", "128"]);
+            command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]).args(self.timing);
+            command.arg("-kernel").arg(&self.kernel.image).args(["-initrd", self.initrd, "-append", COMMAND_LINE]);
+            command.args(self.network).args(["-serial", "chardev:s0", "-chardev"]);
+            command.arg(format!("socket,id=s0,path={socket},server=on,wait=off"));
+            command.stdout(output).stderr(errors);
+        })?;
+        let serial = Serial::connect(&self.machine.path(&socket), patience)
+            .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+        Ok(Guest { serial: RefCell::new(serial), _qemu: qemu })
+    }
+}
+
+const COMMAND_LINE: &str =
+    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check random.trust_cpu=on";
+
+/// A pod's workload that is a guest.
+pub struct Vm {
+    pod: String,
+    // Before the attachment: QEMU lets go of the tap before the tap goes.
+    guest: Guest,
+    attachment: Attachment,
+    addresses: Vec<IpAddr>,
+}
+
+impl Vm {
+    /// Plugs in a tap for `pod` (`namespace/name`) on `node`, boots a guest on it, and lets it configure itself by DHCP
+    /// and router advertisements.
+    ///
+    /// # Errors
+    /// The CNI plugin refused, or the guest does not boot or get its addresses.
+    pub fn new(node: &Rc<Node>, pod: &str) -> Result<Self> {
+        let mut attachment = Attachment::new(node, pod, Plug::Tap)?;
+        attachment.add()?;
+        let addresses = attachment.addresses()?;
+        let tap = attachment.interface(false)?;
+        let name = tap["name"].as_str().context("the tap has no name in the result")?.to_owned();
+        let guest_side = attachment.interface(true).unwrap_or(tap);
+        let mac = guest_side["mac"].as_str().context("the guest has no mac in the result")?.to_owned();
+        let probe = node.machine().path(format!("{SHARED}/bin/weft-probe"));
+        let guest = Guest::boot(node.machine(), &attachment.container_id, &name, &mac, &probe)?;
+        let vm = Self { pod: pod.to_owned(), guest, attachment, addresses };
+        let outcome = vm.guest.run("network", Duration::from_secs(90))?;
+        outcome.ok().with_context(|| format!("{pod}: the guest's network; agent log:\n{}", node.agent_log()))?;
+        Ok(vm)
+    }
+
+    /// What the runtime knows of it.
+    #[must_use]
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    /// Its addresses.
+    #[must_use]
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Its addresses with `port`.
+    #[must_use]
+    pub fn sockets(&self, port: u16) -> Vec<SocketAddr> {
+        self.addresses.iter().map(|address| SocketAddr::new(*address, port)).collect()
+    }
+}
+
+impl Shell for Vm {
+    fn label(&self) -> String {
+        format!("{} (vm)", self.pod)
+    }
+
+    fn folder(&self) -> String {
+        "/tmp".to_owned()
+    }
+
+    fn sh(&self, script: &str) -> Result<Outcome> {
+        self.guest.run(script, Duration::from_secs(90))
+    }
+}
