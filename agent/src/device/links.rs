@@ -39,6 +39,8 @@ pub struct Link {
     pub up: bool,
     /// Without ARP and neighbour discovery.
     pub noarp: bool,
+    /// Takes part in multicast: the kernel reports its groups (MLD) when it comes up.
+    pub multicast: bool,
     /// Index of the other end of a veth pair.
     pub peer: Option<u32>,
     /// `net.ipv4.conf.*.rp_filter`.
@@ -67,18 +69,15 @@ pub async fn list_weft() -> Result<Vec<Link>> {
     Ok(links)
 }
 
-/// Makes the host's end of a veth, or a tap, ready: [`GATEWAY_MAC`], no IPv6 link-local address, up. Does nothing to a link
-/// that is so already.
+/// Makes the host's end of a veth, or a tap, ready: [`GATEWAY_MAC`], no IPv6 link-local address, no multicast of its own, up.
+/// Does nothing to a link that is so already.
 ///
 /// # Errors
 /// The link is absent, or the kernel refuses.
 pub async fn prepare_port(name: &str) -> Result<Link> {
     let netlink = Netlink::open()?;
     let link = existing(&netlink, name).await?;
-    let mut change = Change::of(&link);
-    if link.link_local {
-        change = change.no_link_local();
-    }
+    let mut change = Change::of(&link).quiet(&link);
     if link.mac != Some(Mac(GATEWAY_MAC)) {
         change = change.mac(GATEWAY_MAC);
     }
@@ -137,7 +136,7 @@ pub(super) async fn create(netlink: &Netlink, name: &str, message: LinkMessage) 
     existing(netlink, name).await
 }
 
-/// How one of the node's own devices should be; up in any case, and without a link-local address.
+/// How one of the node's own devices should be; quiet and up in any case.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
     pub(super) mac: [u8; 6],
@@ -156,15 +155,12 @@ pub(super) async fn repair(netlink: &Netlink, name: &str, wanted: Settings) -> R
         Change::of(&link).mtu(wanted.mtu).apply(netlink, name).await?;
         link = existing(netlink, name).await?;
     }
-    let mut change = Change::of(&link);
+    let mut change = Change::of(&link).quiet(&link);
     if link.mac != Some(Mac(wanted.mac)) {
         change = change.mac(wanted.mac);
     }
     if wanted.noarp && !link.noarp {
         change = change.noarp();
-    }
-    if link.link_local {
-        change = change.no_link_local();
     }
     if wanted.any_source && (link.rp_filter != 0 || link.accept_local != 1) {
         change = change.accept_any_source();
@@ -205,8 +201,18 @@ impl Change {
         Self { builder: self.builder.arp(false), any: true, ..self }
     }
 
-    /// `addrgenmode none`.
-    pub(super) fn no_link_local(mut self) -> Self {
+    /// Keeps the kernel from sending anything of its own accord: no multicast (MLD reports), `addrgenmode none` (DAD, router
+    /// solicitations).
+    pub(super) fn quiet(self, link: &Link) -> Self {
+        let change = if link.multicast { self.no_multicast() } else { self };
+        if link.link_local { change.no_link_local() } else { change }
+    }
+
+    fn no_multicast(self) -> Self {
+        Self { builder: self.builder.multicast(false), any: true, ..self }
+    }
+
+    fn no_link_local(mut self) -> Self {
         self.af_spec.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
         Self { any: true, ..self }
     }
@@ -250,6 +256,7 @@ impl From<&LinkMessage> for Link {
             index: message.header.index,
             up: flags.contains(LinkFlags::Up),
             noarp: flags.contains(LinkFlags::Noarp),
+            multicast: flags.contains(LinkFlags::Multicast),
             ..Self::default()
         };
         for attribute in &message.attributes {

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `weft0`, `weft1` | veth, NOARP, up, fixed addresses, pod MTU | nothing is to be resolved behind it; TCP of the host learns the right MSS |
 //! | `rp_filter` 0, `accept_local` 1 on both | by netlink | the host's own address is the source of what comes back from a hairpin |
-//! | `addrgenmode none` on all | by netlink | no link-local address, no router solicitations |
+//! | `addrgenmode none`, multicast off on all | by netlink | no link-local address, no DAD, router solicitations or MLD reports of the host's own |
 //! | `disable_ipv6` 0 on `weft0` | sysctl, only where it differs | nodes that disable IPv6 by default |
 //! | gateway addresses on `weft0` | /32 and /128, no prefix route | the host answers for them; the programs answer ARP and ND |
 //! | `weft_vxlan` | external mode, no learning, gateway MAC, MTU of the uplink | remote and VNI come with each packet |
