@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use weft_testbed::cluster::{Binaries, Cluster, Cni, Installation, Selection, build_test_images};
+use weft_testbed::cluster::{Binaries, Cluster, Cni, Installation, REQUIRED, Selection, build_test_images};
 
 /// Arguments of `cargo xtask cluster`.
 #[derive(Args)]
@@ -53,8 +53,8 @@ enum Command {
     },
     /// Run upstream's end-to-end network tests.
     E2e {
-        /// Regular expression on the full names of the tests to run.
-        #[arg(long)]
+        /// Regular expression on the full names of the tests to run (default: the conformance tests that must pass).
+        #[arg(long, default_value = REQUIRED, hide_default_value = true)]
         focus: String,
         /// Regular expression on the full names of tests to leave out.
         #[arg(long)]

@@ -213,6 +213,7 @@ impl Module {
         if target.is_dir() {
             return Ok(target);
         }
+        ensure_go()?;
         eprintln!("building {} {} into {}", self.name, self.version, target.display());
         let partial = beside(&target, ".partial");
         if partial.exists() {
@@ -285,6 +286,23 @@ impl Module {
     }
 }
 
+/// The oldest Go that fetches by itself the one which the modules ask for.
+const GO_MINIMUM: (u32, u32) = (1, 21);
+
+fn ensure_go() -> Result<()> {
+    let wanted = format!("building Kubernetes needs Go {}.{} or newer in PATH", GO_MINIMUM.0, GO_MINIMUM.1);
+    let found = output(&mut command("go", ["env", "GOVERSION"])).with_context(|| wanted.clone())?;
+    let found = found.trim();
+    ensure!(go_version(found).is_some_and(|version| version >= GO_MINIMUM), "{wanted}, found {found:?}");
+    Ok(())
+}
+
+/// Major and minor number of a version as `go env GOVERSION` prints it, such as `go1.26.8`.
+fn go_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.strip_prefix("go")?.split(|digit: char| !digit.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// The cache of everything the testbed builds: `WEFT_CACHE`, or `weft` in the user's cache directory.
 ///
 /// # Errors
@@ -318,4 +336,30 @@ pub(crate) fn lock(path: &Path) -> Result<Flock<File>> {
 pub(crate) fn hash(bytes: &[u8]) -> Result<String> {
     let digest = output_with_input(&mut command("sha256sum", [] as [&str; 0]), bytes)?;
     digest.get(..16).map(str::to_owned).context("sha256sum wrote no digest")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_versions_are_compared_by_number() {
+        assert_eq!(go_version("go1.26.8"), Some((1, 26)));
+        assert_eq!(go_version("go1.27rc1"), Some((1, 27)));
+        assert!(go_version("go1.9").unwrap() < GO_MINIMUM);
+        assert_eq!(go_version("devel"), None);
+    }
+
+    #[test]
+    fn a_suffix_keeps_the_version_in_the_name() {
+        assert_eq!(beside(Path::new("/c/etcd-3.7.3-ab"), ".lock"), Path::new("/c/etcd-3.7.3-ab.lock"));
+    }
+
+    #[test]
+    fn every_wrapper_module_pins_the_version_that_it_is_named_after() {
+        for module in MODULES {
+            let text = fs::read_to_string(module.source_directory().join("go.mod")).unwrap();
+            assert!(text.contains(&format!("v{}", module.version)), "{module:?}");
+        }
+    }
 }

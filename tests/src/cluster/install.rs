@@ -88,3 +88,35 @@ pub(crate) fn wait_working(cluster: &Cluster, binaries: &Binaries) -> Result<()>
     kubectl.wait_nodes_ready()?;
     kubectl.wait_rolled_out("deployment/coredns")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::SERVICE_CIDRS;
+
+    fn manifest(mode: &str) -> String {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/weft.yaml");
+        let installation = Installation { build_directory: PathBuf::new(), manifest: path, mode: mode.to_owned() };
+        installation.render().unwrap()
+    }
+
+    #[test]
+    fn the_manifest_gets_the_clusters_own_values() {
+        let text = manifest("native");
+        assert!(text.contains(&format!("    apiServer: {ENDPOINT}\n")) && text.contains("    mode: native\n"));
+    }
+
+    #[test]
+    fn the_manifest_names_the_clusters_services_and_the_image() {
+        let text = manifest("vxlan");
+        for cidr in SERVICE_CIDRS.split(',') {
+            assert!(text.contains(cidr), "{cidr}");
+        }
+        assert!(text.contains(&format!("image: {WEFT_IMAGE}\n")));
+    }
+
+    #[test]
+    fn no_container_is_privileged() {
+        assert!(!manifest("vxlan").contains("privileged:"));
+    }
+}
