@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Maps in memory, with a reader that looks after every single write.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    io,
+    rc::{Rc, Weak},
+};
+
+use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+use weft_dataplane::Error;
+
+use crate::apply::{Array, Table, Tables};
+
+type Reader = Box<dyn Fn(&Fake)>;
+
+pub(super) struct Fake {
+    pub(super) config: FakeArray<Config>,
+    pub(super) generations: FakeArray<u32>,
+    pub(super) ports: FakeTable<u32, Port>,
+    pub(super) locals: FakeTable<Addr, Local>,
+    pub(super) remotes: FakeTable<CidrKey, Remote>,
+    pub(super) services: FakeTable<ServiceKey, Service>,
+    pub(super) slots: FakeTable<SlotKey, Backend>,
+    pub(super) identities: FakeTable<Addr, u32>,
+    pub(super) cidrs: FakeTable<CidrKey, u32>,
+    pub(super) rules: FakeTable<RuleKey, Rules>,
+    reader: RefCell<Option<Reader>>,
+    /// Writes that still work; none: all do.
+    left: Cell<Option<usize>>,
+}
+
+pub(super) struct FakeTable<K, V> {
+    entries: RefCell<BTreeMap<K, V>>,
+    most: Cell<usize>,
+    owner: Weak<Fake>,
+}
+
+pub(super) struct FakeArray<V> {
+    values: RefCell<BTreeMap<u32, V>>,
+    owner: Weak<Fake>,
+}
+
+impl Fake {
+    pub(super) fn new() -> Rc<Self> {
+        Rc::new_cyclic(|owner| Self {
+            config: FakeArray::new(owner),
+            generations: FakeArray::new(owner),
+            ports: FakeTable::new(owner),
+            locals: FakeTable::new(owner),
+            remotes: FakeTable::new(owner),
+            services: FakeTable::new(owner),
+            slots: FakeTable::new(owner),
+            identities: FakeTable::new(owner),
+            cidrs: FakeTable::new(owner),
+            rules: FakeTable::new(owner),
+            reader: RefCell::new(None),
+            left: Cell::new(None),
+        })
+    }
+
+    /// `reader` looks after every write from now on.
+    pub(super) fn watch(&self, reader: impl Fn(&Fake) + 'static) {
+        *self.reader.borrow_mut() = Some(Box::new(reader));
+    }
+
+    /// After `writes` more writes every one fails; none: all work.
+    pub(super) fn fail_after(&self, writes: Option<usize>) {
+        self.left.set(writes);
+    }
+
+    fn write(&self, change: impl FnOnce()) -> Result<(), Error> {
+        match self.left.get() {
+            Some(0) => {
+                return Err(Error::Map { map: "FAKE", operation: "write to", source: io::Error::other("broken off") });
+            }
+            Some(left) => self.left.set(Some(left - 1)),
+            None => {}
+        }
+        change();
+        if let Some(reader) = &*self.reader.borrow() {
+            reader(self);
+        }
+        Ok(())
+    }
+}
+
+impl<K, V> FakeTable<K, V> {
+    fn new(owner: &Weak<Fake>) -> Self {
+        Self { entries: RefCell::default(), most: Cell::new(usize::MAX), owner: owner.clone() }
+    }
+
+    /// It holds no more than this.
+    pub(super) fn limit(&self, most: usize) {
+        self.most.set(most);
+    }
+}
+
+impl<K: Clone + Ord, V: Clone> FakeTable<K, V> {
+    pub(super) fn all(&self) -> BTreeMap<K, V> {
+        self.entries.borrow().clone()
+    }
+
+    pub(super) fn find(&self, key: &K) -> Option<V> {
+        self.entries.borrow().get(key).cloned()
+    }
+}
+
+impl<V> FakeArray<V> {
+    fn new(owner: &Weak<Fake>) -> Self {
+        Self { values: RefCell::default(), owner: owner.clone() }
+    }
+}
+
+impl<V: Clone> FakeArray<V> {
+    pub(super) fn all(&self) -> BTreeMap<u32, V> {
+        self.values.borrow().clone()
+    }
+}
+
+impl<K: Copy + Ord, V: Copy> Table<K, V> for FakeTable<K, V> {
+    fn entries(&self) -> Result<BTreeMap<K, V>, Error> {
+        Ok(self.all())
+    }
+
+    fn insert(&self, key: &K, value: &V) -> Result<(), Error> {
+        if self.entries.borrow().len() >= self.most.get() && !self.entries.borrow().contains_key(key) {
+            return Err(Error::Full { map: "FAKE", max_entries: 0 });
+        }
+        self.owner.upgrade().unwrap().write(|| self.entries.borrow_mut().extend([(*key, *value)]))
+    }
+
+    fn remove(&self, key: &K) -> Result<(), Error> {
+        self.owner.upgrade().unwrap().write(|| self.entries.borrow_mut().retain(|known, _| known != key))
+    }
+}
+
+impl<V: Copy + Default> Array<V> for FakeArray<V> {
+    fn get(&self, index: u32) -> Result<V, Error> {
+        Ok(self.values.borrow().get(&index).copied().unwrap_or_default())
+    }
+
+    fn set(&self, index: u32, value: &V) -> Result<(), Error> {
+        self.owner.upgrade().unwrap().write(|| self.values.borrow_mut().extend([(index, *value)]))
+    }
+}
+
+impl Tables for Fake {
+    fn config(&self) -> &dyn Array<Config> {
+        &self.config
+    }
+
+    fn generations(&self) -> &dyn Array<u32> {
+        &self.generations
+    }
+
+    fn ports(&self) -> &dyn Table<u32, Port> {
+        &self.ports
+    }
+
+    fn locals(&self) -> &dyn Table<Addr, Local> {
+        &self.locals
+    }
+
+    fn remotes(&self) -> &dyn Table<CidrKey, Remote> {
+        &self.remotes
+    }
+
+    fn services(&self) -> &dyn Table<ServiceKey, Service> {
+        &self.services
+    }
+
+    fn slots(&self) -> &dyn Table<SlotKey, Backend> {
+        &self.slots
+    }
+
+    fn identities(&self) -> &dyn Table<Addr, u32> {
+        &self.identities
+    }
+
+    fn cidrs(&self) -> &dyn Table<CidrKey, u32> {
+        &self.cidrs
+    }
+
+    fn rules(&self) -> &dyn Table<RuleKey, Rules> {
+        &self.rules
+    }
+}
