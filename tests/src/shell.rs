@@ -58,7 +58,7 @@ pub trait Shell {
     /// # Errors
     /// The place does not answer.
     fn start(&self, name: &str, script: &str) -> Result<Job> {
-        let log = format!("{}/{name}", self.folder());
+        let log = format!("{}/{}", self.folder(), name.replace(['/', ' '], "-"));
         let wrapped = format!(
             "rm -f {log}.*\n( ( {script}\n) >{log}.out 2>&1; echo $? >{log}.tmp; mv {log}.tmp {log}.status ) \
              </dev/null >/dev/null 2>&1 &"
