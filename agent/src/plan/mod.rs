@@ -30,7 +30,8 @@ mod services;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use policy::peers::parse_cidr;
+pub(crate) use address::parse_ip;
+pub(crate) use policy::check as check_policy;
 
 /// Plans the whole dataplane of this node.
 ///

@@ -2,13 +2,7 @@
 //! Keeps a [`Snapshot`] of the cluster up to date, from the API server or from a folder of manifests. After this room
 //! nobody knows which of the two it was.
 
-use std::{
-    fmt,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use weft_api::PolicyReport;
 
 use crate::{
@@ -43,6 +44,11 @@ pub(crate) struct Policies<'a> {
     isolation: Isolation<'a>,
     identities: Identities,
     compiled: BTreeMap<SetKey, (u32, Compiled)>,
+}
+
+/// What is wrong with a policy of this namespace, each `field: why`; nothing: it is valid.
+pub(crate) fn check(policy: &NetworkPolicy, namespace: &str) -> Vec<String> {
+    PolicyForm::read(policy, namespace).problems
 }
 
 /// What judges one workload: number of its set per direction (0: not isolated) and a digest of what it allows to whom.

@@ -66,14 +66,14 @@ impl Peer {
         let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = peer;
         let namespaces = match (ip_block, namespace_selector) {
             (Some(_), _) if namespace_selector.is_some() || pod_selector.is_some() => {
-                return Err("ipBlock may not stand beside podSelector or namespaceSelector".into());
+                return Err("ipBlock: may not stand beside podSelector or namespaceSelector".into());
             }
             (Some(block), _) => return Block::parse(block).map(Self::Block),
             (None, Some(selector)) => {
                 Namespaces::Matching(Selector::parse(selector).map_err(|why| format!("namespaceSelector.{why}"))?)
             }
             (None, None) if pod_selector.is_none() => {
-                return Err("names no peer: set podSelector, namespaceSelector or ipBlock".into());
+                return Err("podSelector: missing; a peer needs podSelector, namespaceSelector or ipBlock".into());
             }
             (None, None) => Namespaces::Named(namespace.to_owned()),
         };

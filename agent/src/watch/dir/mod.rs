@@ -1,34 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Objects from a folder of manifests that the agents of all nodes share.
+//! Objects from a folder of manifests that the agents of all nodes share (standalone mode).
+//!
+//! | File | What it does |
+//! |---|---|
+//! | [`folder`] | finds the files that changed, and keeps the last good form of each object |
+//! | [`manifest`] | YAML to objects, with lines for errors |
+//! | [`validate`] | what the API server would fill in and refuse |
+//! | [`merge`] | all files to one snapshot |
+//! | [`derive`] | EndpointSlices from Service selectors |
+//! | [`mod@publish`] | what this node tells the others: `DIR/.weft/NODE/` |
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{model::Attachment, watch::NodeRecord};
+use tokio::{sync::watch::Sender, time::MissedTickBehavior};
 
-/// The shared folder cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {call} {path}: {source}")]
-pub struct PublishError {
-    /// What was tried.
-    pub call: &'static str,
-    /// On what.
-    pub path: PathBuf,
-    /// Why it failed.
-    pub source: io::Error,
+use crate::model::Snapshot;
+
+mod derive;
+mod folder;
+mod manifest;
+mod merge;
+mod publish;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+pub use publish::{PublishError, publish};
+
+use folder::Folder;
+
+/// How often the folder is looked through. Polling sees every change on every file system, bind mounts and network mounts
+/// among them, where inotify is silent.
+const POLL: Duration = Duration::from_millis(300);
+
+/// Watches until every receiver is gone.
+pub(crate) async fn run(path: PathBuf, sender: Sender<Arc<Snapshot>>) {
+    let mut folder = Folder::new(path);
+    let mut ticks = tokio::time::interval(POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = sender.closed() => return,
+            _ = ticks.tick() => {}
+        }
+        let scan = tokio::task::spawn_blocking(move || {
+            let scanned = folder.scan();
+            (folder, scanned)
+        });
+        let scanned;
+        (folder, scanned) = match scan.await {
+            Ok(done) => done,
+            // Only where the runtime shuts down.
+            Err(_) => return,
+        };
+        tell(&folder, scanned.map_err(|error| error.to_string()), &sender);
+    }
 }
 
-/// Tells the other agents of this node and its workloads: writes `DIR/.weft/NODE/`, each file atomically.
-///
-/// # Errors
-/// [`PublishError`] where the folder cannot be written; the next call does the rest.
-pub fn publish(dir: &Path, node: &NodeRecord, attachments: &[Attachment]) -> Result<(), PublishError> {
-    let _ = (dir, node, attachments);
-    Ok(())
-}
-
-pub(crate) async fn run(_: PathBuf, sender: tokio::sync::watch::Sender<std::sync::Arc<crate::model::Snapshot>>) {
-    sender.closed().await;
+/// Sends what is new: another state of the folder, or that it cannot be read (any more, or again).
+fn tell(folder: &Folder, scanned: Result<bool, String>, sender: &Sender<Arc<Snapshot>>) {
+    let last = sender.borrow().clone();
+    let next = match scanned {
+        Ok(true) => merge::snapshot(folder.files()),
+        Ok(false) if last.error.is_some() => Snapshot { error: None, ..(*last).clone() },
+        Err(error) if last.error.as_ref() != Some(&error) => {
+            tracing::warn!(error);
+            Snapshot { error: Some(error), ..(*last).clone() }
+        }
+        _ => return,
+    };
+    for problem in next.problems.iter().filter(|problem| !last.problems.contains(problem)) {
+        tracing::warn!(problem);
+    }
+    sender.send_replace(Arc::new(next));
 }

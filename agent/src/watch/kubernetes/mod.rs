@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Objects from the API server: list and watch of six kinds, merged into one snapshot.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Debug,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
 use futures::{
     StreamExt as _,
@@ -312,7 +307,9 @@ where
 fn is_unreachable(error: &watcher::Error) -> bool {
     use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
     match error {
-        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => !matches!(error, kube::Error::Api(_)),
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+            !matches!(error, kube::Error::Api(_))
+        }
         WatchError(_) | NoResourceVersion => false,
     }
 }
