@@ -210,7 +210,11 @@ fn is_blank(line: &str) -> bool {
 /// The line of the `index`th item of the sequence under the key at line `at`.
 fn item_line(lines: &[&str], at: usize, index: usize) -> Option<usize> {
     let indent = |line: &str| line.len() - line.trim_start().len();
-    let first = (at + 1..lines.len()).find(|next| lines[*next].trim_start().starts_with('-'))?;
+    // A sequence in brackets stands on the key's own line.
+    let first = (at + 1..lines.len()).find(|next| !is_blank(lines[*next]))?;
+    if !lines[first].trim_start().starts_with('-') {
+        return None;
+    }
     let depth = indent(lines[first]);
     let items =
         (first..lines.len()).filter(|next| indent(lines[*next]) == depth && lines[*next].trim_start().starts_with('-'));
