@@ -2,8 +2,10 @@
 
 //! Weft's developer commands, run as `cargo xtask COMMAND`.
 
+mod build;
 mod check;
 mod cluster;
+mod demo;
 
 use std::process::ExitCode;
 
@@ -18,16 +20,22 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build the programs that the testbed runs.
+    Build,
     /// Check formatting, lints for host and eBPF, layouts and docs.
     Check,
     /// Run a real Kubernetes on this machine.
     Cluster(cluster::Arguments),
+    /// Show Weft on two simulated nodes with containers and a virtual machine.
+    Demo,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Build => build::programs().map(|()| ExitCode::SUCCESS),
         Command::Check => check::run(),
         Command::Cluster(arguments) => cluster::run(arguments),
+        Command::Demo => demo::run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

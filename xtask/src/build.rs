@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask build`: the programs under test, where the testbed looks for them.
+
+use std::{env, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The probe runs in guests that have no libraries.
+const STATIC: &str = "-Ctarget-feature=+crt-static -Cstrip=symbols";
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The workspace's folder.
+pub(crate) fn root() -> PathBuf {
+    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    package.parent().map_or_else(|| package.clone(), PathBuf::from)
+}
+
+/// The cargo that runs this.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs `command` with its output shown.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("start {command:?}"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+/// Builds agent, plugin and CLI, and the static probe.
+pub(crate) fn programs() -> Result<()> {
+    run(cargo().args(["build", "--quiet", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft"]))?;
+    run(cargo()
+        .args(["build", "--quiet", "-p", "weft-probe", "--target", STATIC_TARGET, "--target-dir"])
+        .arg(root().join("target/static"))
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", STATIC))
+}
