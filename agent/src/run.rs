@@ -8,7 +8,7 @@
 //! | devices and addresses | [`crate::device`] |
 //! | maps and programs, adopted where they are there already | [`weft_dataplane`] |
 //! | attachments of an earlier run | [`crate::attachment`] |
-//! | turns: requests and changes, one pass for all that wait | `engine`, `node` |
+//! | turns: requests and changes, one pass for all that wait | `engine`, `node`, `port` |
 //!
 //! SIGTERM and SIGINT end the process and nothing else: maps, links and devices stay, and packets go on.
 //! [`cleanup`] is what removes them.
@@ -19,6 +19,7 @@ mod engine;
 pub mod install;
 mod memory;
 mod node;
+mod port;
 
 use std::{fs, sync::Arc};
 
@@ -147,6 +148,8 @@ async fn start(
     let observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
     let attachments = open_attachments(&config, &device_config, &observation)?;
+    let sockets = config.run_dir.join("vhost");
+    fs::create_dir_all(&sockets).with_context(|| format!("runDir: cannot create {}", sockets.display()))?;
     let memory: Memory = memory::load(&memory::numbers_path(&config.run_dir));
     let applier = Applier::new(memory.digests.clone());
     let mut node =

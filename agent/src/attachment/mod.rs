@@ -102,28 +102,39 @@ impl Attachments {
     /// reservation.
     ///
     /// # Errors
-    /// Names the field that cannot be served; nothing is reserved then.
+    /// Names the field that cannot be served; nothing is changed then.
     pub fn allocate(&mut self, spec: AttachmentSpec) -> Result<Allocation, ApiError> {
         naming::check_id(&spec.id)?;
-        if let Some(record) = self.records.get(&spec.id) {
-            refuse_in_use(record, self.releasing.contains(&spec.id))?;
-            if same(&record.spec, &spec) {
-                return Ok(record.allocation.clone());
+        let old = self.records.get(&spec.id).cloned();
+        if let Some(old) = &old {
+            refuse_in_use(old, self.releasing.contains(&spec.id))?;
+            if same(&old.spec, &spec) {
+                return Ok(old.allocation.clone());
             }
-            self.finish_release(&spec.id)?;
         }
         self.check(&spec)?;
-        let addresses = self.take_addresses(&spec)?;
-        let allocation = self.allocation(&spec, &addresses);
-        let record = Attachment { spec, allocation, link: None };
+        // The new reservation may want what the old one has.
+        let before = old.as_ref().map(addresses).unwrap_or_default();
+        self.free(&before);
+        let result = self.reserve(spec, old.as_ref());
+        if result.is_err() {
+            self.retake(&before);
+        }
+        result
+    }
+
+    fn reserve(&mut self, spec: AttachmentSpec, old: Option<&Attachment>) -> Result<Allocation, ApiError> {
+        let taken = self.take_addresses(&spec)?;
+        let allocation = self.allocation(&spec, &taken);
+        let record = Attachment { spec, allocation: allocation.clone(), link: None };
         if let Err(error) = self.store.save(&record) {
+            let undone = old.map_or_else(|| self.store.remove(&record.spec.id), |old| self.store.save(old));
             // Only what is surely not on disk is free again.
-            if self.store.remove(&record.spec.id).is_ok() {
-                self.free(&addresses);
+            if undone.is_ok() {
+                self.free(&taken);
             }
             return Err(io_error(&error));
         }
-        let allocation = record.allocation.clone();
         self.records.insert(record.spec.id.clone(), record);
         Ok(allocation)
     }
@@ -242,8 +253,18 @@ impl Attachments {
         }
     }
 
+    fn retake(&mut self, addresses: &[IpAddr]) {
+        for address in addresses {
+            for pool in self.pools.iter_mut().filter(|pool| pool.contains(*address)) {
+                // What lies outside of the workloads' part, from an earlier configuration, was never counted as free.
+                drop(pool.reserve(*address));
+            }
+        }
+    }
+
     fn allocation(&self, spec: &AttachmentSpec, taken: &[IpAddr]) -> Allocation {
-        let is_taken = |name: &str| self.records.values().any(|record| record.allocation.host_ifname == name);
+        let others = || self.records.values().filter(|record| record.spec.id != spec.id);
+        let is_taken = |name: &str| others().any(|record| record.allocation.host_ifname == name);
         let host_ifname = naming::host_ifname(&spec.id, is_taken);
         let addresses: Vec<_> = self.pools.iter().zip(taken).map(|(pool, taken)| assigned(pool, *taken, spec.port)).collect();
         let socket_path = (spec.port == PortKind::VhostUser)

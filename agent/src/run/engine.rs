@@ -2,7 +2,7 @@
 //! The engine: the one place that changes anything. It takes requests and changes of the cluster in turns; in each turn all
 //! that wait share one plan and one pass over the maps, and are answered after it.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -93,6 +93,7 @@ impl Engine {
         let mut next_plan = Instant::now();
         self.snapshots.mark_changed();
         loop {
+            self.shared.beat();
             let mut batch = Vec::new();
             let deadline = self.waiting.iter().map(|(_, _, _, until)| *until).min();
             let wake = tokio::select! {
@@ -265,9 +266,4 @@ async fn changed(snapshots: &mut watch::Receiver<Arc<Snapshot>>, not_before: Ins
 /// A client that went away needs no answer.
 fn send(reply: Reply, answer: Result<Answer, ApiError>) {
     drop(reply.send(answer));
-}
-
-/// Interface indexes of links.
-pub(super) fn indexes<'a>(links: impl Iterator<Item = &'a PortLink>) -> BTreeSet<u32> {
-    links.map(|link| link.ifindex).collect()
 }

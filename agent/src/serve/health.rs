@@ -20,6 +20,8 @@ use super::{Shared, metrics};
 const MAX_CONNECTIONS: usize = 64;
 /// A client that takes longer for its request is cut off.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The engine works at least once a second; a full pass over a large cluster takes a few.
+const HUNG: Duration = Duration::from_secs(60);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Listens on `address`.
@@ -59,8 +61,13 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 
 async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (status, kind, text) = match request.uri().path() {
-        // The engine publishes; a process that answers here is alive.
-        "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        "/healthz" => match shared.since_beat().filter(|since| *since > HUNG) {
+            None => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            Some(since) => {
+                let text = format!("the engine has not worked for {} s\n", since.as_secs());
+                (StatusCode::SERVICE_UNAVAILABLE, "text/plain", text)
+            }
+        },
         "/readyz" => match &shared.view().not_ready {
             None => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
             Some(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),

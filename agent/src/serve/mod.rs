@@ -13,8 +13,11 @@ pub mod report;
 mod tests;
 
 use std::{
-    sync::{Arc, OnceLock},
-    time::Instant,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -66,6 +69,8 @@ pub struct Shared {
     pub work: metrics::Work,
     maps: OnceLock<Arc<Maps>>,
     started: Instant,
+    /// Milliseconds after `started` at which the engine was last seen to work; 0: it has not begun yet.
+    beat: AtomicU64,
 }
 
 impl Shared {
@@ -80,6 +85,7 @@ impl Shared {
             work: metrics::Work::default(),
             maps: OnceLock::new(),
             started: Instant::now(),
+            beat: AtomicU64::new(0),
         };
         (Arc::new(shared), receiver)
     }
@@ -93,6 +99,21 @@ impl Shared {
     /// Changes the view.
     pub fn publish(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| change(Arc::make_mut(view)));
+    }
+
+    /// The engine works.
+    pub fn beat(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.beat.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// How long ago the engine was seen to work; none: it has not begun yet.
+    #[must_use]
+    pub fn since_beat(&self) -> Option<Duration> {
+        match self.beat.load(Ordering::Relaxed) {
+            0 => None,
+            beat => Some(self.started.elapsed().saturating_sub(Duration::from_millis(beat))),
+        }
     }
 
     /// The maps, once the dataplane is open.

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The ports of workloads: attach, release, check, adopt.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use tokio::task::block_in_place;
+use weft_abi::Addr;
+use weft_api::{Allocation, ApiError, AttachmentId, AttachmentSpec, ErrorCode, PortKind, PortLink};
+use weft_dataplane::Program;
+
+use super::node::Node;
+use crate::{
+    apply::flows,
+    attachment::unknown,
+    device::links,
+    guest::{self, GuestPort},
+    model::{Attachment, ObjectKey, Snapshot},
+};
+
+/// What is attached to every workload's port.
+const WORKLOAD_PROGRAMS: [Program; 2] = [Program::FromWorkload, Program::ToWorkload];
+
+impl Node {
+    /// Whether the cluster knows the pod of an attachment; true where it has none.
+    pub(super) fn knows_pod(&self, id: &AttachmentId, snapshot: &Snapshot) -> bool {
+        let pod = self.attachments.get(id).and_then(|record| record.spec.pod.as_ref());
+        pod.is_none_or(|pod| {
+            let key = ObjectKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
+            let known = snapshot.pods.get(&key);
+            known.is_some_and(|known| pod.uid.is_none() || known.metadata.uid.is_none() || pod.uid == known.metadata.uid)
+        })
+    }
+
+    /// Reserves addresses. An attachment whose link has gone may be asked for again.
+    pub(super) async fn allocate(&mut self, spec: AttachmentSpec) -> Result<Allocation, ApiError> {
+        let linked = self.attachments.get(&spec.id).and_then(|record| record.link.clone());
+        if let Some(link) = linked
+            && !is_there(&link).await?
+        {
+            self.state.guests.remove(&spec.id);
+            self.attachments.link(&spec.id, None)?;
+        }
+        self.attachments.allocate(spec)
+    }
+
+    /// Attaches the programs to a link; the entries come with the next pass, and until then everything is dropped.
+    pub(super) async fn attach(&mut self, id: &AttachmentId, link: PortLink) -> Result<(), ApiError> {
+        let expected = &self.attachments.get(id).ok_or_else(|| unknown(id))?.allocation.host_ifname;
+        if link.ifname != *expected || !is_there(&link).await? {
+            let PortLink { ifindex, ifname } = &link;
+            let message = format!("link {ifname} with index {ifindex} of {id} is not there; make '{expected}' in the agent's network namespace");
+            return Err(ApiError { code: ErrorCode::Invalid, message });
+        }
+        links::prepare_port(&link.ifname).await.map_err(refused)?;
+        self.attach_programs(&link).map_err(refused)?;
+        self.attachments.link(id, Some(link)).map(drop)
+    }
+
+    /// Starts to answer the guest's DHCP and router solicitations, where there is a guest.
+    pub(super) fn serve_guest(&mut self, id: &AttachmentId) -> Result<(), ApiError> {
+        let Attachment { spec, allocation, link } = self.attachments.get(id).ok_or_else(|| unknown(id))?;
+        let Some(link) = link.as_ref().filter(|_| spec.port != PortKind::Veth) else { return Ok(()) };
+        let port = GuestPort {
+            ifindex: link.ifindex,
+            mac: allocation.mac,
+            addresses: allocation.addresses.clone(),
+            mtu: allocation.mtu,
+            dns: allocation.dns.clone(),
+            hostname: spec.pod.as_ref().map(|pod| pod.name.clone()),
+        };
+        let handle = guest::serve(&port).map_err(|error| ApiError {
+            code: ErrorCode::Io,
+            message: format!("cannot serve DHCP on {}: {error}", link.ifname),
+        })?;
+        self.state.guests.insert(id.clone(), handle);
+        Ok(())
+    }
+
+    /// Takes an attachment out of the plan; whether it was in it.
+    pub(super) fn begin_release(&mut self, id: &AttachmentId) -> bool {
+        self.state.guests.remove(id);
+        self.attachments.begin_release(id).is_some_and(|record| record.link.is_some())
+    }
+
+    /// After the pass: links, programs, flows, and at the very last the addresses. `directly`: there was no pass.
+    pub(super) async fn finish_release(&mut self, ids: &[AttachmentId], directly: bool) -> Result<(), ApiError> {
+        let records: Vec<Attachment> = ids.iter().filter_map(|id| self.attachments.get(id)).cloned().collect();
+        for record in &records {
+            if directly {
+                self.remove_entries(record).map_err(refused)?;
+            }
+            self.remove_link(record).await?;
+        }
+        let ports = records.iter().filter_map(|record| Some(record.link.as_ref()?.ifindex)).collect();
+        block_in_place(|| flows::forget_ports(self.maps(), &ports)).map_err(refused)?;
+        ids.iter().try_for_each(|id| self.attachments.finish_release(id))
+    }
+
+    /// A link that the plugin has left goes as well: without programs it would lead past the dataplane.
+    async fn remove_link(&mut self, record: &Attachment) -> Result<(), ApiError> {
+        let Some(link) = &record.link else { return Ok(()) };
+        if is_there(link).await? {
+            links::delete(&link.ifname).await.map_err(refused)?;
+        }
+        self.dataplane.detach(link.ifindex).map_err(refused)
+    }
+
+    /// Takes a port's entries out without a plan: before the first one, when the applier has not read the maps.
+    fn remove_entries(&self, record: &Attachment) -> Result<(), weft_dataplane::Error> {
+        let Some(link) = &record.link else { return Ok(()) };
+        for address in addresses(record) {
+            if self.maps().locals().get(&addr(address))?.is_some_and(|local| local.ifindex == link.ifindex) {
+                self.maps().locals().remove(&addr(address))?;
+            }
+        }
+        self.maps().ports().remove(&link.ifindex).map(drop)
+    }
+
+    /// CNI CHECK: addresses as told, programs attached, entries there.
+    pub(super) fn check(&self, id: &AttachmentId, told: &[IpNet]) -> Result<(), ApiError> {
+        let mismatch = |what: String| {
+            Err(ApiError { code: ErrorCode::Mismatch, message: format!("{what} of {id}; delete it and add it again") })
+        };
+        let record = self.attachments.get(id).ok_or_else(|| unknown(id))?;
+        let given: BTreeSet<IpAddr> = addresses(record).collect();
+        let told: BTreeSet<IpAddr> = told.iter().map(IpNet::addr).collect();
+        if given != told {
+            return mismatch(format!("the agent gave the addresses {given:?}, not {told:?}, to the attachment"));
+        }
+        let Some(link) = &record.link else { return mismatch("the agent was told no link".to_owned()) };
+        let attached = self.dataplane.attachments().map_err(refused)?;
+        let missing = WORKLOAD_PROGRAMS
+            .iter()
+            .find(|program| !attached.iter().any(|found| found.ifindex == link.ifindex && found.program == **program));
+        if let Some(program) = missing {
+            return mismatch(format!("program {program} is not attached to {}", link.ifname));
+        }
+        if self.maps().ports().get(&link.ifindex).map_err(refused)?.is_none() {
+            return mismatch(format!("the map PORTS has no entry for {}", link.ifname));
+        }
+        for address in given {
+            let local = self.maps().locals().get(&addr(address)).map_err(refused)?;
+            if local.is_none_or(|local| local.ifindex != link.ifindex) {
+                return mismatch(format!("the map LOCALS does not lead {address} to {}", link.ifname));
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_programs(&mut self, link: &PortLink) -> Result<(), weft_dataplane::Error> {
+        WORKLOAD_PROGRAMS.iter().try_for_each(|program| self.dataplane.attach(*program, &link.ifname, link.ifindex))
+    }
+
+    /// Adopts the attachments of an earlier run: programs and guests.
+    pub(super) async fn adopt(&mut self) -> Result<()> {
+        let present = links::list_weft().await.context("cannot list links")?;
+        let has_link = |link: &PortLink| present.iter().any(|found| found.index == link.ifindex && found.name == link.ifname);
+        let has_netns = |path: &str| std::path::Path::new(path).exists();
+        for id in self.attachments.reconcile(has_link, has_netns)? {
+            tracing::info!(%id, "released an attachment whose link and network namespace are gone");
+        }
+        for record in self.attachments.attached() {
+            if let Some(link) = &record.link {
+                self.attach_programs(link).with_context(|| format!("cannot attach programs to {}", link.ifname))?;
+            }
+            self.serve_guest(&record.spec.id)?;
+        }
+        Ok(())
+    }
+}
+
+async fn is_there(link: &PortLink) -> Result<bool, ApiError> {
+    let found = links::find(&link.ifname).await.map_err(refused)?;
+    Ok(found.is_some_and(|found| found.index == link.ifindex))
+}
+
+fn addresses(record: &Attachment) -> impl Iterator<Item = IpAddr> + '_ {
+    record.allocation.addresses.iter().map(|assigned| assigned.address.addr())
+}
+
+/// The programs' form of an address.
+fn addr(address: IpAddr) -> Addr {
+    match address {
+        IpAddr::V4(v4) => Addr::v4(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn refused(error: impl std::fmt::Display) -> ApiError {
+    ApiError { code: ErrorCode::Io, message: error.to_string() }
+}
