@@ -54,7 +54,22 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Program`].
     pub fn test_run(&self, program: Program, packet: &[u8], ifindex: u32, repeat: u32) -> Result<TestRunReport> {
-        let context = SkBuff { ingress_ifindex: ifindex, ifindex, ..SkBuff::default() };
+        self.test_run_marked(program, packet, ifindex, 0, repeat)
+    }
+
+    /// [`Dataplane::test_run`] of a packet that comes with this `skb->mark`.
+    ///
+    /// # Errors
+    /// [`Error::Program`].
+    pub fn test_run_marked(
+        &self,
+        program: Program,
+        packet: &[u8],
+        ifindex: u32,
+        mark: u32,
+        repeat: u32,
+    ) -> Result<TestRunReport> {
+        let context = SkBuff { mark, ingress_ifindex: ifindex, ifindex, ..SkBuff::default() };
         let mut packet_out = vec![0; packet.len() + GROWTH];
         let mut context_out = [0; CONTEXT_ROOM];
         let options = TestRunOptions {

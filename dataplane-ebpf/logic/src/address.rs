@@ -19,6 +19,14 @@ pub fn is_unroutable(addr: &Addr) -> bool {
     }
 }
 
+/// Whether `addr` is IPv4 link-local (RFC 3927).
+#[inline(always)]
+#[must_use]
+pub fn is_link_local_v4(addr: &Addr) -> bool {
+    let [first, second, ..] = addr.v4_word().to_ne_bytes();
+    addr.is_v4() && first == 169 && second == 254
+}
+
 /// Whether `addr` is IPv6 link-local (RFC 4291, 2.5.6).
 #[inline(always)]
 #[must_use]

@@ -148,7 +148,20 @@ pub fn decide_reply<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropRe
     walk.target = if rewritten { walk.forward.dst } else { walk.key.dst };
     let protocol = walk.key.protocol as u8;
     let port = u16::from_be(walk.key.sport);
-    if let Some(client) = workload_at(tables, &walk.target) {
+    walk.forward.service = GenerationRef::default();
+    walk.forward.epoch = walk.epoch;
+    walk.forward.last_seen = walk.now;
+    let client = workload_at(tables, &walk.target);
+    if client.is_none() && goes_to_workload(&walk.forward) {
+        return Err(DropReason::NoEndpoint);
+    }
+    // Its own answer, by way of a Service.
+    let hairpin = walk.from.here != 0 && walk.target == walk.key.src;
+    if hairpin {
+        (walk.forward.egress, walk.forward.ingress) = (walk.from.generation, walk.from.generation);
+        return settle(tables, walk);
+    }
+    if let Some(client) = client {
         walk.forward.ingress = workload_generation(tables, client);
         if !policy::allows(tables, client.egress_policy, &walk.key.src, protocol, port) {
             walk.denied_by = client.egress_policy;
@@ -164,12 +177,21 @@ pub fn decide_reply<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropRe
             return Err(DropReason::PolicyIngress);
         }
     }
-    walk.forward.epoch = walk.epoch;
-    walk.forward.last_seen = walk.now;
+    settle(tables, walk)
+}
+
+/// A decision on an answer that ran beside a change must not stand.
+#[inline(always)]
+fn settle<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
     if moved(tables, walk) {
         walk.forward.service = NEVER;
     }
     Ok(())
+}
+
+#[inline(always)]
+const fn goes_to_workload(flow: &Flow) -> bool {
+    flow.deliver == Deliver::Peer as u8 || flow.deliver == Deliver::Port as u8
 }
 
 /// A generation that never is: a decision that ran beside a change must not stand.
@@ -274,6 +296,10 @@ fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(),
         set_party(&mut walk.to, port, port.ingress_policy, workload_generation(tables, port));
         return set_place(walk, deliver_to(port.kind, walk.sender == Sender::Host as u32), local.ifindex);
     }
+    // What came through a tunnel ends here: with routes of two times, nodes would send it to each other for ever.
+    if walk.sender == Sender::Overlay as u32 {
+        return Err(DropReason::NoEndpoint);
+    }
     let Some(remote) = tables.remote(&walk.target) else {
         masqueraded(walk, config)?;
         return set_place(walk, Deliver::Route, config.uplink_ifindex);
@@ -325,7 +351,7 @@ fn masqueraded(walk: &mut Walk, config: &Config) -> Result<(), DropReason> {
 fn judge<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
     let protocol = walk.key.protocol as u8;
     let port = u16::from_be(walk.target_port);
-    if walk.target == walk.key.src {
+    if walk.from.here != 0 && walk.target == walk.key.src {
         return Ok(());
     }
     if walk.from.here != 0 && !policy::allows(tables, walk.from.policy, &walk.target, protocol, port) {
@@ -338,6 +364,19 @@ fn judge<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
         return Err(DropReason::PolicyIngress);
     }
     Ok(())
+}
+
+/// Whether `dst` is where a guest's DHCP client sends to: everybody on its link, its server, which is a gateway or the host.
+/// Workloads, Services and whatever lies beyond the node are not: towards them the ports are like any other.
+#[inline(always)]
+pub fn is_configuration_server<T: Tables>(tables: &T, dst: &Addr) -> bool {
+    if address::is_unroutable(dst) || address::is_link_local_v4(dst) {
+        return true;
+    }
+    if let Some(local) = tables.local(dst) {
+        return local.kind == LocalKind::Host as u32;
+    }
+    tables.remote(dst).is_some_and(|remote| remote.kind == RemoteKind::OwnPods as u32)
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a flow entry.
 
-use weft_abi::{Flow, FlowState};
+use weft_abi::{Deliver, Flow, FlowKey6, FlowState, WIRE};
 
 use crate::{Tables, header::TcpFlags, protocol};
 
@@ -46,9 +46,45 @@ pub const fn next_state(state: u8, flags: TcpFlags) -> u8 {
 #[inline(always)]
 #[must_use]
 pub const fn is_void(flow: &Flow, protocol_number: u8, flags: TcpFlags, now: u32) -> bool {
-    let reopened = flags.syn() && !flags.ack() && flow.state != FlowState::New as u8;
+    is_reopened(flow, flags) || is_idle(flow, protocol_number, now)
+}
+
+/// Whether a packet with these TCP flags opens a new connection on a five-tuple that had an established one.
+#[inline(always)]
+#[must_use]
+pub const fn is_reopened(flow: &Flow, flags: TcpFlags) -> bool {
+    flags.syn() && !flags.ack() && flow.state != FlowState::New as u8
+}
+
+/// Whether no packet of this direction came for too long. The connection lives on as long as the other direction does, see
+/// [`answer_key`].
+#[inline(always)]
+#[must_use]
+pub const fn is_idle(flow: &Flow, protocol_number: u8, now: u32) -> bool {
     // Another CPU may have seen the next tick already.
-    reopened || now.saturating_sub(flow.last_seen) > idle_timeout(flow.state, protocol_number)
+    now.saturating_sub(flow.last_seen) > idle_timeout(flow.state, protocol_number)
+}
+
+/// Key of the packets that answer those of `flow`: from whom it sends them to, to whom they seem to come from. The entries of
+/// both directions name each other by it.
+#[inline(always)]
+#[must_use]
+pub fn answer_key(flow: &Flow, protocol_number: u32) -> FlowKey6 {
+    let leaves = [Deliver::Tunnel, Deliver::Neighbour, Deliver::Route];
+    let ifindex = if leaves.iter().any(|kind| flow.deliver == *kind as u8) { WIRE } else { flow.ifindex };
+    let Flow { src, dst, sport, dport, .. } = *flow;
+    FlowKey6 { ifindex, src: dst, dst: src, sport: dport, dport: sport, protocol: protocol_number }
+}
+
+/// Counts a packet of `len` bytes with these TCP flags.
+#[inline(always)]
+pub const fn record(flow: &mut Flow, len: u32, flags: TcpFlags) {
+    flow.packets += 1;
+    flow.bytes += len as u64;
+    let state = next_state(flow.state, flags);
+    if flow.state != state {
+        flow.state = state;
+    }
 }
 
 /// Whether every generation that the entry was decided under still stands.

@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a decision to the entries of both directions. No look-ups: everything is in the walk.
 
-use weft_abi::{
-    Addr, Config, Deliver, Flow, FlowFlags, FlowState, GATEWAY_MAC, GenerationRef, HAIRPIN_V4, HAIRPIN_V6, WIRE,
-};
+use weft_abi::{Addr, Config, Deliver, Flow, FlowFlags, FlowState, GATEWAY_MAC, GenerationRef, HAIRPIN_V4, HAIRPIN_V6};
 
 use crate::{
     decide::{self, Sender, Walk},
-    select,
+    flow, select,
 };
 
 /// Makes `forward`, `reverse` and `reverse_key`, complete but for the masquerade port of a new flow (0).
 #[inline(always)]
 pub fn plan(walk: &mut Walk, config: &Config) {
-    let kept_port = kept_masquerade_port(walk);
+    let kept_port = kept_masquerade_port(walk, config);
     plan_sources(walk, config, kept_port);
     plan_forward(walk, config);
-    plan_reverse_key(walk);
+    walk.reverse_key = flow::answer_key(&walk.forward, walk.key.protocol);
     plan_reverse(walk, config);
 }
 
@@ -37,8 +35,13 @@ pub fn masquerade(walk: &mut Walk, config: &Config, attempt: u32) {
 
 /// A masqueraded flow that decides again keeps its port; 0: it has none.
 #[inline(always)]
-fn kept_masquerade_port(walk: &Walk) -> u16 {
-    let had = walk.old != 0 && walk.forward.flags & FlowFlags::REWRITE_SRC != 0 && walk.forward.dst == walk.target;
+fn kept_masquerade_port(walk: &Walk, config: &Config) -> u16 {
+    let source = if walk.is_v6 == 0 { config.masquerade_v4 } else { config.masquerade_v6 };
+    let had = walk.old != 0
+        && walk.forward.flags & FlowFlags::REWRITE_SRC != 0
+        && walk.forward.src == source
+        && walk.forward.dst == walk.target
+        && walk.forward.dport == walk.target_port;
     if had { walk.forward.sport } else { 0 }
 }
 
@@ -99,17 +102,6 @@ fn plan_forward(walk: &mut Walk, config: &Config) {
     }
     (flow.ingress, flow.ingress_policy) = (walk.to.generation, walk.to.policy);
     flow.service = walk.service;
-}
-
-/// The packet that answers: from the target, to the source as the target saw it.
-#[inline(always)]
-fn plan_reverse_key(walk: &mut Walk) {
-    let key = &mut walk.reverse_key;
-    let sent_from_here = walk.to.here != 0 || walk.deliver == Deliver::Host as u8;
-    key.ifindex = if sent_from_here { walk.ifindex } else { WIRE };
-    (key.src, key.sport) = (walk.target, walk.target_port);
-    (key.dst, key.dport) = (walk.forward.src, walk.forward.sport);
-    key.protocol = walk.key.protocol;
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 //! The slow path: fill in the walk, let the logic decide, insert both entries.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
-use weft_abi::{Addr, DropReason, FlowFlags, Hook, LocalKind, PortKind};
+use weft_abi::{Addr, DropReason, Flow, FlowFlags, Hook, LocalKind, PortKind};
 use weft_logic::{
     Frame as _, Tables as _,
     decide::{self, Sender, Walk},
@@ -40,10 +40,7 @@ pub const PASS: u32 = 0x100;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weft_decide(skb: *mut __sk_buff, hook: u32) -> u32 {
-    let Some(walk) = maps::walk() else { return report::code(Err(DropReason::Kernel)) };
-    let skb = Skb::of(skb);
-    let decided = if walk.is_v6 == 0 { slow::<V4>(&skb, walk, hook as u8) } else { slow::<V6>(&skb, walk, hook as u8) };
-    match decided {
+    match slow(&Skb::of(skb), hook as u8) {
         Ok(()) => 0,
         Err(Stop::Return(_)) => PASS,
         Err(Stop::Drop(reason)) => report::code(Err(reason)),
@@ -51,26 +48,51 @@ pub extern "C" fn weft_decide(skb: *mut __sk_buff, hook: u32) -> u32 {
 }
 
 #[inline(always)]
-fn slow<F: Family>(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
+fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
     begin(skb, walk, hook)?;
     if is_guest_configuration(walk) {
         return Err(guest_configuration(walk));
     }
-    if hook::is_shared(hook) && !is_local_workload(&walk.key.dst) {
+    let answers = weft_recall() != 0;
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if hook::is_shared(hook) && !answers && !is_local_workload(&walk.key.dst) {
         return Err(Stop::Return(hook::NEXT));
     }
-    let key = F::narrow(&walk.key);
-    if recall::<F>(walk, &key) {
+    if answers {
         report::check(weft_judge_reply())?;
-        update::<F>(walk, &key)?;
     } else {
         report::check(weft_judge())?;
         report::check(weft_plan())?;
-        insert::<F>(walk, &key)?;
-        report::decided(skb, hook, walk);
     }
-    walk.forward.state = life::next_state(walk.forward.state, TcpFlags(walk.tcp_flags));
+    report::check(weft_insert(skb.len(), u32::from(answers)))?;
+    if !answers {
+        report::decided(skb, hook);
+    }
     Ok(())
+}
+
+/// [`recall`]: 1 where the flow answers another one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_recall() -> u32 {
+    let Some(walk) = maps::walk() else { return 0 };
+    u32::from(if walk.is_v6 == 0 { recall::<V4>(walk) } else { recall::<V6>(walk) })
+}
+
+/// Counts the packet in and inserts the decision; `answers`: into the one entry that was looked at. 0, or the number of the
+/// reason + 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_insert(len: u32, answers: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return report::code(Err(DropReason::Kernel)) };
+    life::record(&mut walk.forward, len, TcpFlags(walk.tcp_flags));
+    report::code(match (walk.is_v6 == 0, answers != 0) {
+        (true, true) => update::<V4>(walk),
+        (true, false) => insert::<V4>(walk),
+        (false, true) => update::<V6>(walk),
+        (false, false) => insert::<V6>(walk),
+    })
 }
 
 /// [`decide::decide`] on the walk; 0, or the number of the reason + 1.
@@ -140,11 +162,11 @@ const fn sender(hook: u8) -> Sender {
 
 /// Takes the older decision on this flow along; whether it is an answer to another flow. Void entries are not recalled.
 #[inline(always)]
-fn recall<F: Family>(walk: &mut Walk, key: &F::Key) -> bool {
-    let Some(found) = F::flow(key) else { return false };
+fn recall<F: Family>(walk: &mut Walk) -> bool {
+    let Some(found) = F::flow(&F::narrow(&walk.key)) else { return false };
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let flow = unsafe { &*found };
-    if life::is_void(flow, walk.key.protocol as u8, TcpFlags(walk.tcp_flags), walk.now) {
+    if life::is_reopened(flow, TcpFlags(walk.tcp_flags)) || is_over::<F>(flow, walk) {
         return false;
     }
     walk.forward = *flow;
@@ -152,30 +174,70 @@ fn recall<F: Family>(walk: &mut Walk, key: &F::Key) -> bool {
     flow.flags & FlowFlags::REPLY != 0
 }
 
-/// Writes what a second look at an answer changed.
+/// Whether neither direction of the connection of `flow` had a packet lately.
 #[inline(always)]
-fn update<F: Family>(walk: &Walk, key: &F::Key) -> Result<(), DropReason> {
-    if F::insert(key, &walk.forward, u64::from(BPF_ANY)) { Ok(()) } else { Err(DropReason::FlowTable) }
+fn is_over<F: Family>(flow: &Flow, walk: &Walk) -> bool {
+    let protocol = walk.key.protocol as u8;
+    if !life::is_idle(flow, protocol, walk.now) {
+        return false;
+    }
+    let Some(other) = F::flow(&F::narrow(&life::answer_key(flow, walk.key.protocol))) else { return true };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    life::is_idle(unsafe { &*other }, protocol, walk.now)
+}
+
+/// Writes the entry of the packet's own direction.
+#[inline(always)]
+fn update<F: Family>(walk: &Walk) -> Result<(), DropReason> {
+    if F::insert(&F::narrow(&walk.key), &walk.forward, u64::from(BPF_ANY)) {
+        Ok(())
+    } else {
+        Err(DropReason::FlowTable)
+    }
 }
 
 /// Inserts the reverse entry, then the forward one: no answer can come before its entry is there. A masqueraded flow's
 /// reverse entry is also what reserves its port.
 #[inline(always)]
-fn insert<F: Family>(walk: &mut Walk, key: &F::Key) -> Result<(), DropReason> {
+fn insert<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
     if walk.masquerade != 0 && walk.forward.sport == 0 {
         reserve_port::<F>(walk)?;
-    } else if !F::insert(&F::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_ANY)) {
-        return Err(DropReason::FlowTable);
+    } else {
+        let answer = F::narrow(&walk.reverse_key);
+        if walk.old != 0 {
+            remember::<F>(walk, &answer);
+        }
+        if !F::insert(&answer, &walk.reverse, u64::from(BPF_ANY)) {
+            return Err(DropReason::FlowTable);
+        }
     }
-    if F::insert(key, &walk.forward, u64::from(BPF_ANY)) { Ok(()) } else { Err(DropReason::FlowTable) }
+    update::<F>(walk)
 }
 
+/// Of an entry that is only decided again, the counters and the TCP state go on.
+#[inline(always)]
+fn remember<F: Family>(walk: &mut Walk, answer: &F::Key) {
+    let Some(found) = F::flow(answer) else { return };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let flow = unsafe { &*found };
+    (walk.reverse.packets, walk.reverse.bytes) = (flow.packets, flow.bytes);
+    (walk.reverse.state, walk.reverse.last_seen) = (flow.state, flow.last_seen);
+}
+
+/// Reserves a port of the masquerade range for the flow; one whose connection is over is free.
 #[inline(always)]
 fn reserve_port<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
     let config = Kernel.config().ok_or(DropReason::Kernel)?;
     for attempt in 0..MASQUERADE_ATTEMPTS {
         plan::masquerade(walk, config, attempt);
-        if F::insert(&F::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_NOEXIST)) {
+        let answer = F::narrow(&walk.reverse_key);
+        let flags = match F::flow(&answer) {
+            // SAFETY: the entry lives under RCU for as long as the program runs.
+            Some(taken) if !is_over::<F>(unsafe { &*taken }, walk) => continue,
+            Some(_) => BPF_ANY,
+            None => BPF_NOEXIST,
+        };
+        if F::insert(&answer, &walk.reverse, u64::from(flags)) {
             return Ok(());
         }
     }
@@ -193,6 +255,7 @@ fn is_guest_configuration(walk: &Walk) -> bool {
     walk.sender == Sender::Workload as u32
         && walk.key.protocol == u32::from(protocol::UDP)
         && (ports == (DHCP_CLIENT, DHCP_SERVER) || ports == (DHCPV6_CLIENT, DHCPV6_SERVER))
+        && decide::is_configuration_server(&Kernel, &walk.key.dst)
 }
 
 /// DHCP of a VM goes up to the agent's packet socket on this tap; containers are configured by the CNI plugin.

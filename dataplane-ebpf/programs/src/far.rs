@@ -22,6 +22,9 @@ use crate::{
 /// [`Far::kind`] of an ICMP error; every other number but 0 is a link-local ICMPv6 type, and these start at 130.
 const ICMP_ERROR: u8 = 1;
 
+/// The largest offset of a transport header; a mask, for the verifier.
+pub const OFFSETS: usize = 0x3ff;
+
 /// [`Family::far`] of IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -42,6 +45,10 @@ fn parse<F: Family>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
     if transport.piece != Piece::Whole {
         let ip: F::Header = skb.read(ETHERNET).ok_or(DropReason::Truncated)?;
         ports::<F>(ifindex, &ip, &mut transport)?;
+    }
+    // Beyond, `found` and the functions that rewrite would be somewhere else.
+    if transport.offset > OFFSETS {
+        return Err(DropReason::ExtensionHeaders);
     }
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     walk.far = Far {
@@ -68,7 +75,7 @@ pub fn found(far: &Far) -> Transport {
         flags: TcpFlags(far.flags),
         sport: far.sport,
         dport: far.dport,
-        offset: far.offset as usize & 0x3ff,
+        offset: far.offset as usize & OFFSETS,
         piece: if far.later == 0 { Piece::Whole } else { Piece::Later },
         fragment_id: 0,
         kind: match far.kind {

@@ -8,12 +8,13 @@ use weft_logic::{
     Frame as _, checksum,
     decide::Walk,
     flow as life,
-    header::{ETHERNET, Ipv4, Ipv6, Transport},
+    header::{ETHERNET, Ethernet, Ipv4, Ipv6, Transport},
     protocol,
 };
 
 use crate::{
     family::{Family, V4, V6},
+    far::OFFSETS,
     helpers, hook,
     maps::{self, Kernel},
     report,
@@ -48,14 +49,14 @@ pub fn translate<F: Family, const HOOK: u8>(
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weft_find_inner_v4(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
-    report::code(find::<V4>(&Skb::of(skb), ifindex, offset as usize & 0x3ff, hook))
+    report::code(find::<V4>(&Skb::of(skb), ifindex, offset as usize & OFFSETS, hook))
 }
 
 /// [`weft_find_inner_v4`] of IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weft_find_inner_v6(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
-    report::code(find::<V6>(&Skb::of(skb), ifindex, offset as usize & 0x3ff, hook))
+    report::code(find::<V6>(&Skb::of(skb), ifindex, offset as usize & OFFSETS, hook))
 }
 
 /// Rewrites the packet inside from the walk's `key` to its `reverse_key`; keeps the inner IPv4 header checksum, the inner
@@ -63,14 +64,14 @@ pub extern "C" fn weft_find_inner_v6(skb: *mut __sk_buff, ifindex: u32, offset: 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weft_rewrite_inner_v4(skb: *mut __sk_buff, offset: u32) -> u32 {
-    report::code(rewrite::<V4>(&Skb::of(skb), offset as usize & 0x3ff))
+    report::code(rewrite::<V4>(&Skb::of(skb), offset as usize & OFFSETS))
 }
 
 /// [`weft_rewrite_inner_v4`] of IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weft_rewrite_inner_v6(skb: *mut __sk_buff, offset: u32) -> u32 {
-    report::code(rewrite::<V6>(&Skb::of(skb), offset as usize & 0x3ff))
+    report::code(rewrite::<V6>(&Skb::of(skb), offset as usize & OFFSETS))
 }
 
 #[inline(always)]
@@ -88,6 +89,12 @@ fn find<F: Family>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<
     let flow = unsafe { &*found };
     if !life::stands(&Kernel, flow) || outer_dst != walk.key.src {
         return Err(DropReason::IcmpUnrelated);
+    }
+    if hook == Hook::FromWorkload as u32
+        && flow.flags & FlowFlags::CHECK_MAC != 0
+        && skb.read::<Ethernet>(0).is_none_or(|ethernet| ethernet.src != flow.sender_mac)
+    {
+        return Err(DropReason::SourceMac);
     }
     walk.forward = *flow;
     plan(walk, outer_src == walk.key.dst);
@@ -221,6 +228,10 @@ fn update_inner_checksum(skb: &Skb, l4: usize, protocol_number: u8, addresses: u
     if old == 0 {
         return Some(0);
     }
-    let new = checksum::update(old, ports + if has_pseudo_header { addresses } else { 0 });
+    let new = match checksum::update(old, ports + if has_pseudo_header { addresses } else { 0 }) {
+        // 0 says that there is none (RFC 768); the same number in ones' complement.
+        0 if protocol_number == protocol::UDP => 0xffff,
+        sum => sum,
+    };
     helpers::store(skb.raw(), l4 + field, &new).then(|| checksum::half_diff(old, new))
 }

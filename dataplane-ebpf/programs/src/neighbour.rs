@@ -8,6 +8,7 @@ use weft_logic::{
     Frame as _, Tables as _, address, checksum,
     decide::{Sender, Walk},
     header::{ETHERNET, Ethernet, IPV6, Ipv6, icmp},
+    protocol,
 };
 
 use crate::{
@@ -88,6 +89,11 @@ fn answer(skb: &Skb) -> Result<i32, Stop> {
         return Err(Stop::Return(hook::DROP));
     }
     let asked: Neighbour = skb.read(OFFSET).ok_or(DropReason::Truncated)?;
+    // RFC 4861 7.1.1; and behind an extension header this would be something else.
+    let header = (ip.next_header, ip.hop_limit, asked.kind, asked.code);
+    if header != (protocol::ICMPV6, 255, icmp::NEIGHBOUR_SOLICITATION, 0) {
+        return Err(DropReason::BadHeader.into());
+    }
     if asked.option != SOURCE_LINK_ADDRESS || asked.option_len != 1 || asked.mac != port.mac {
         return Err(DropReason::ArpSpoofed.into());
     }

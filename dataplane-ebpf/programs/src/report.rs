@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, Counter, DropReason, EventKind};
-use weft_logic::{Frame as _, decide::Walk};
+use weft_logic::Frame as _;
 
 use crate::{
     helpers, hook,
@@ -39,8 +39,9 @@ pub fn dropped(skb: &Skb, hook: u8, reason: DropReason) -> i32 {
 
 /// Reports a flow that was decided and let through.
 #[inline(always)]
-pub fn decided(skb: &Skb, hook: u8, walk: &Walk) {
-    weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(walk.forward.deliver));
+pub fn decided(skb: &Skb, hook: u8) {
+    let deliver = maps::walk().map_or(0, |walk| walk.forward.deliver);
+    weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(deliver));
 }
 
 /// Sends an event about the packet in the walk, or counts it as lost. Exported, and thereby global to the verifier, as in

@@ -170,12 +170,7 @@ fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &T
     if flow.last_seen != now {
         flow.last_seen = now;
     }
-    flow.packets += 1;
-    flow.bytes += u64::from(skb.len());
-    let state = life::next_state(flow.state, transport.flags);
-    if flow.state != state {
-        flow.state = state;
-    }
+    life::record(flow, skb.len(), transport.flags);
     report::count(Counter::FlowHits);
     Some(flow)
 }

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A node's maps with a few workloads and Services, and packets through its hooks.
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use weft_abi::{
+    Addr, Backend, CidrKey, Config, Counter, Deliver, DropReason, Flow, FlowKey4, FlowKey6, GenerationRef, Local,
+    LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey,
+    generation,
+};
+use weft_dataplane::{Dataplane, Maps, Program};
+
+use crate::{
+    packet::{self, Seen, addr, ip},
+    support::{Sandbox, ip as run_ip},
+};
+
+/// `TC_ACT_REDIRECT`.
+pub(crate) const REDIRECT: u32 = 7;
+/// `TC_ACT_SHOT`.
+pub(crate) const SHOT: u32 = 2;
+/// `TCX_NEXT`.
+pub(crate) const NEXT: u32 = u32::MAX;
+
+/// Devices; the index is the port's.
+pub(crate) const CLIENT: u32 = 101;
+pub(crate) const SERVER: u32 = 102;
+/// A tap's port.
+pub(crate) const VM: u32 = 103;
+pub(crate) const HOST: u32 = 104;
+pub(crate) const UPLINK: u32 = 105;
+pub(crate) const OVERLAY: u32 = 106;
+/// A device that has no port.
+pub(crate) const STRANGER: u32 = 107;
+
+pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 4];
+pub(crate) const VNI: u32 = 7;
+/// First port of the masquerade range, and how many.
+pub(crate) const MASQUERADE: (u16, u16) = (61_000, 16);
+
+/// Addresses of both families.
+pub(crate) const CLIENT_IP: [&str; 2] = ["10.1.0.10", "fd01::10"];
+pub(crate) const SERVER_IP: [&str; 2] = ["10.1.0.20", "fd01::20"];
+pub(crate) const VM_IP: [&str; 2] = ["10.1.0.30", "fd01::30"];
+pub(crate) const HOST_IP: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+/// A workload on a node that is reached through the tunnel.
+pub(crate) const FAR_IP: [&str; 2] = ["10.2.0.5", "fd02::5"];
+/// A workload on a node that is reached natively.
+pub(crate) const NATIVE_IP: [&str; 2] = ["10.3.0.5", "fd03::5"];
+pub(crate) const OUTSIDE_IP: [&str; 2] = ["198.51.100.7", "2001:db8:ffff::7"];
+/// Frontends: (address, port 80) leads to (server, port 8080).
+pub(crate) const VIP: [&str; 2] = ["10.96.0.10", "fd96::10"];
+
+/// Ethernet address of a port.
+pub(crate) fn mac(ifindex: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 0, u8::try_from(ifindex).expect("a small index")]
+}
+
+/// Generation slot of a port's workload.
+pub(crate) fn workload(ifindex: u32) -> u32 {
+    ifindex + 1000
+}
+
+pub(crate) struct Node {
+    dataplane: Dataplane,
+    /// Last: the programs go before their namespace.
+    _sandbox: Sandbox,
+}
+
+/// What became of a packet.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) action: u32,
+    pub(crate) mark: u32,
+    pub(crate) bytes: Vec<u8>,
+    /// Counters that moved, by how much.
+    pub(crate) drops: Vec<(DropReason, u64)>,
+    pub(crate) counts: Vec<(Counter, u64)>,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        let sandbox = Sandbox::enter();
+        for ifindex in CLIENT..=STRANGER {
+            run_ip(&[
+                "link",
+                "add",
+                "name",
+                &format!("port{ifindex}"),
+                "index",
+                &ifindex.to_string(),
+                "type",
+                "bridge",
+            ]);
+        }
+        let node = Self { dataplane: sandbox.open(), _sandbox: sandbox };
+        node.configure();
+        for (ifindex, kind, addresses) in
+            [(CLIENT, PortKind::Veth, CLIENT_IP), (SERVER, PortKind::Veth, SERVER_IP), (VM, PortKind::Tap, VM_IP)]
+        {
+            node.add_port(ifindex, kind, addresses);
+        }
+        node.add_routes();
+        for family in 0..2 {
+            for protocol in [6, 17] {
+                node.set_service(VIP[family], 80, protocol, 500, 1, &[(SERVER_IP[family], 8080)]);
+            }
+        }
+        node
+    }
+
+    pub(crate) fn maps(&self) -> &Maps {
+        self.dataplane.maps()
+    }
+
+    fn configure(&self) {
+        let config = Config {
+            masquerade_v4: addr(ip(HOST_IP[0])),
+            masquerade_v6: addr(ip(HOST_IP[1])),
+            uplink_ifindex: UPLINK,
+            host_ifindex: HOST,
+            overlay_ifindex: OVERLAY,
+            vni: VNI,
+            masquerade_first: MASQUERADE.0,
+            masquerade_count: MASQUERADE.1,
+            host_mac: HOST_MAC,
+            pad: 0,
+        };
+        self.maps().config().set(0, &config).unwrap();
+        for address in HOST_IP {
+            let local = Local { ifindex: HOST, kind: LocalKind::Host as u32 };
+            self.maps().locals().insert(&addr(ip(address)), &local).unwrap();
+        }
+    }
+
+    pub(crate) fn add_port(&self, ifindex: u32, kind: PortKind, [v4, v6]: [&str; 2]) {
+        let port = Port {
+            v4: addr(ip(v4)),
+            v6: addr(ip(v6)),
+            workload: workload(ifindex),
+            mac: mac(ifindex),
+            kind: kind as u8,
+            ..Port::default()
+        };
+        self.maps().ports().insert(&ifindex, &port).unwrap();
+        for address in [v4, v6] {
+            let local = Local { ifindex, kind: LocalKind::Workload as u32 };
+            self.maps().locals().insert(&addr(ip(address)), &local).unwrap();
+        }
+    }
+
+    fn add_routes(&self) {
+        for (prefix, kind, via) in [
+            ("10.1.0.0/24", RemoteKind::OwnPods, "0.0.0.0"),
+            ("fd01::/64", RemoteKind::OwnPods, "0.0.0.0"),
+            ("10.2.0.0/24", RemoteKind::Tunnel, "192.0.2.2"),
+            ("fd02::/64", RemoteKind::Tunnel, "192.0.2.2"),
+            ("10.3.0.0/24", RemoteKind::Native, "192.0.2.3"),
+            ("fd03::/64", RemoteKind::Native, "2001:db8::3"),
+            ("10.96.0.0/16", RemoteKind::Services, "0.0.0.0"),
+            ("fd96::/112", RemoteKind::Services, "0.0.0.0"),
+        ] {
+            let remote = Remote { via: addr(ip(via)), kind: kind as u32 };
+            self.maps().remotes().insert(&cidr(prefix), &remote).unwrap();
+        }
+    }
+
+    /// Writes a Service of `protocol` with backends of this `generation`, without publishing it.
+    pub(crate) fn set_service(
+        &self,
+        vip: &str,
+        port: u16,
+        protocol: u8,
+        id: u32,
+        generation: u32,
+        backends: &[(&str, u16)],
+    ) {
+        // Families and protocols share the slots' numbers in the tests only where they share the backends.
+        let id = id + u32::from(protocol) + if ip(vip).is_ipv6() { 100 } else { 0 };
+        for (index, (backend, port)) in (0..).zip(backends) {
+            let backend = Backend { addr: addr(ip(backend)), port: port.to_be(), flags: 0 };
+            self.maps().slots().insert(&SlotKey { service: id, generation, index }, &backend).unwrap();
+        }
+        let count = u32::try_from(backends.len()).expect("few");
+        let key = ServiceKey { addr: addr(ip(vip)), port: port.to_be(), protocol, pad: 0 };
+        self.maps().services().insert(&key, &Service { id, generation, count, flags: 0 }).unwrap();
+    }
+
+    /// Publishes a change of these generations, as [`weft_abi::generation`] says.
+    pub(crate) fn publish(&self, slots: &[u32]) {
+        self.bump(generation::EPOCH);
+        for slot in slots {
+            self.bump(*slot);
+        }
+        self.bump(generation::EPOCH);
+    }
+
+    fn bump(&self, slot: u32) {
+        let generations = self.maps().generations();
+        generations.set(slot, &(generations.get(slot).unwrap() + 1)).unwrap();
+    }
+
+    /// Isolates a workload by policy sets (0: not), without publishing it.
+    pub(crate) fn isolate(&self, ifindex: u32, ingress: u32, egress: u32) {
+        let mut port = self.maps().ports().get(&ifindex).unwrap().expect("a port");
+        (port.ingress_policy, port.egress_policy) = (ingress, egress);
+        self.maps().ports().insert(&ifindex, &port).unwrap();
+    }
+
+    /// Writes a chunk of rules: (protocol, first port, last port).
+    pub(crate) fn set_rules(&self, policy: u32, identity: u32, chunk: u32, more: bool, rules: &[(u8, u16, u16)]) {
+        let mut value =
+            Rules { count: u16::try_from(rules.len()).expect("few"), more: more.into(), ..Rules::default() };
+        for (slot, (protocol, first, last)) in value.rules.iter_mut().zip(rules) {
+            (slot.protocol, slot.first, slot.last) = (*protocol, *first, *last);
+        }
+        self.maps().rules().insert(&RuleKey { policy, identity, chunk }, &value).unwrap();
+    }
+
+    /// Lets an address have an identity.
+    pub(crate) fn identify(&self, address: &str, identity: u32) {
+        self.maps().identities().insert(&addr(ip(address)), &identity).unwrap();
+    }
+
+    /// Runs a hook's program on a packet and tells all that changed.
+    pub(crate) fn send(&self, program: Program, ifindex: u32, packet: &[u8]) -> Outcome {
+        self.send_marked(program, ifindex, packet, 0)
+    }
+
+    /// [`Node::send`] of a packet with this `skb->mark`.
+    pub(crate) fn send_marked(&self, program: Program, ifindex: u32, packet: &[u8], mark: u32) -> Outcome {
+        let (drops, counts) = (self.drops(), self.counts());
+        let run = self.dataplane.test_run_marked(program, packet, ifindex, mark, 1);
+        let report = run.unwrap_or_else(|error| panic!("{error} on {packet:02x?}"));
+        let moved = |before: Vec<u64>, after: Vec<u64>| -> Vec<u64> {
+            after.iter().zip(before).map(|(after, before)| after - before).collect()
+        };
+        let drops = DropReason::ALL.iter().copied().zip(moved(drops, self.drops()));
+        let counts = Counter::ALL.iter().copied().zip(moved(counts, self.counts()));
+        Outcome {
+            action: report.action,
+            mark: report.mark,
+            bytes: report.packet,
+            drops: drops.filter(|(_, count)| *count != 0).collect(),
+            counts: counts.filter(|(_, count)| *count != 0).collect(),
+        }
+    }
+
+    pub(crate) fn from_workload(&self, ifindex: u32, packet: &[u8]) -> Outcome {
+        self.send(Program::FromWorkload, ifindex, packet)
+    }
+
+    pub(crate) fn from_host(&self, packet: &[u8]) -> Outcome {
+        self.send(Program::FromHost, HOST, packet)
+    }
+
+    pub(crate) fn from_uplink(&self, packet: &[u8]) -> Outcome {
+        self.send(Program::FromUplink, UPLINK, packet)
+    }
+
+    fn drops(&self) -> Vec<u64> {
+        DropReason::ALL.iter().map(|reason| self.maps().dropped(*reason).unwrap().packets).collect()
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        Counter::ALL.iter().map(|counter| self.maps().counted(*counter).unwrap()).collect()
+    }
+
+    /// The entry of packets like this one.
+    pub(crate) fn flow(&self, key: &FlowKey6) -> Option<Flow> {
+        if key.src.is_v4() {
+            let &FlowKey6 { ifindex, src, dst, sport, dport, protocol } = key;
+            let (src, dst) = (src.v4_word(), dst.v4_word());
+            return self.maps().flows4().get(&FlowKey4 { ifindex, src, dst, sport, dport, protocol }).unwrap();
+        }
+        self.maps().flows6().get(key).unwrap()
+    }
+
+    /// Replaces an entry.
+    pub(crate) fn set_flow(&self, key: &FlowKey6, flow: &Flow) {
+        if key.src.is_v4() {
+            let &FlowKey6 { ifindex, src, dst, sport, dport, protocol } = key;
+            let (src, dst) = (src.v4_word(), dst.v4_word());
+            let key = FlowKey4 { ifindex, src, dst, sport, dport, protocol };
+            return self.maps().flows4().insert(&key, flow).unwrap();
+        }
+        self.maps().flows6().insert(key, flow).unwrap();
+    }
+
+    /// How many flow entries there are.
+    pub(crate) fn flows(&self) -> usize {
+        self.maps().flows4().len().unwrap() + self.maps().flows6().len().unwrap()
+    }
+
+    /// Removes all flow entries.
+    pub(crate) fn flush(&self) {
+        self.maps().flows4().retain(|_, _| false).unwrap();
+        self.maps().flows6().retain(|_, _| false).unwrap();
+    }
+}
+
+/// The flow key of packets from a port, or [`weft_abi::WIRE`].
+pub(crate) fn key(ifindex: u32, protocol: u8, tuple: packet::Tuple) -> FlowKey6 {
+    FlowKey6 {
+        ifindex,
+        src: addr(tuple.src),
+        dst: addr(tuple.dst),
+        sport: tuple.sport.to_be(),
+        dport: tuple.dport.to_be(),
+        protocol: protocol.into(),
+    }
+}
+
+/// A prefix as maps have it.
+pub(crate) fn cidr(text: &str) -> CidrKey {
+    let (address, len) = text.split_once('/').expect("a prefix");
+    let address: IpAddr = ip(address);
+    let offset = if address.is_ipv4() { 96 } else { 0 };
+    CidrKey { prefix_len: offset + len.parse::<u32>().expect("a length"), addr: addr(address) }
+}
+
+/// No generation.
+pub(crate) const NONE: GenerationRef = GenerationRef { slot: 0, generation: 0 };
+
+/// The address of the node that tunnels lead to.
+pub(crate) fn tunnel_end() -> Addr {
+    addr(ip("192.0.2.2"))
+}
+
+impl Outcome {
+    fn describe(&self) -> String {
+        let mut text = format!("action {}, drops {:?}, counts {:?}", self.action as i32, self.drops, self.counts);
+        write!(text, ", packet {:02x?}", self.bytes).expect("into memory");
+        text
+    }
+
+    /// Asserts that the packet was dropped and counted once, under `reason`.
+    #[track_caller]
+    pub(crate) fn dropped(&self, reason: DropReason) -> &Self {
+        assert_eq!((self.action, self.drops.as_slice()), (SHOT, [(reason, 1)].as_slice()), "{}", self.describe());
+        self
+    }
+
+    /// Asserts that the packet was dropped without being counted: it did its work.
+    #[track_caller]
+    pub(crate) fn consumed(&self) -> &Self {
+        assert_eq!((self.action, self.drops.as_slice()), (SHOT, [].as_slice()), "{}", self.describe());
+        self
+    }
+
+    /// Asserts that the packet goes up the host's stack as it came.
+    #[track_caller]
+    pub(crate) fn passed(&self, packet: &[u8]) -> &Self {
+        assert_eq!((self.action, self.drops.as_slice()), (NEXT, [].as_slice()), "{}", self.describe());
+        assert_eq!(self.bytes, packet, "changed on its way");
+        self
+    }
+
+    /// Asserts that the packet was redirected, and parses what it became.
+    #[track_caller]
+    pub(crate) fn redirected(&self) -> Seen {
+        assert_eq!((self.action, self.drops.as_slice()), (REDIRECT, [].as_slice()), "{}", self.describe());
+        packet::parse(&self.bytes)
+    }
+
+    /// Asserts that the packet was redirected with nothing but its Ethernet addresses changed.
+    #[track_caller]
+    pub(crate) fn redirected_unchanged(&self, packet: &[u8]) {
+        self.redirected();
+        assert_eq!(self.bytes[12..], packet[12..], "changed on its way");
+    }
+
+    /// Asserts that a flow entry alone decided.
+    #[track_caller]
+    pub(crate) fn hit(&self) -> &Self {
+        assert_eq!(self.counts, [(Counter::FlowHits, 1)], "{}", self.describe());
+        self
+    }
+
+    /// Asserts that there was no entry.
+    #[track_caller]
+    pub(crate) fn missed(&self) -> &Self {
+        assert_eq!(self.counts, [(Counter::FlowMisses, 1)], "{}", self.describe());
+        self
+    }
+
+    /// Asserts that there was an entry, which did not count any more.
+    #[track_caller]
+    pub(crate) fn redecided(&self) -> &Self {
+        assert_eq!(self.counts, [(Counter::FlowsRedecided, 1)], "{}", self.describe());
+        self
+    }
+
+    /// Asserts that the mark is the one that `to_workload` lets through, or none.
+    #[track_caller]
+    pub(crate) fn marked(&self, marked: bool) -> &Self {
+        assert_eq!(self.mark, if marked { MARK_DELIVERED } else { 0 }, "{}", self.describe());
+        self
+    }
+}
+
+/// Asserts how an entry delivers.
+#[track_caller]
+pub(crate) fn delivers(flow: &Flow, deliver: Deliver, ifindex: u32) {
+    assert_eq!((flow.deliver, flow.ifindex), (deliver as u8, ifindex), "{flow:?}");
+}
