@@ -9,13 +9,13 @@ mod table;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use anyhow::{Result, anyhow, bail};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use weft_api::{API_VERSION, Answer, Client, ClientError, DEFAULT_SOCKET, Request};
 
 use crate::print::Output;
@@ -28,7 +28,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Talks to the agent of this node over its unix socket, so it runs on the node as root, or in the agent's pod:
 /// `kubectl -n kube-system exec ds/weft-agent -- weft status`.
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, after_help = "Exit status: 0 done, 1 the agent cannot be asked or refuses, 3 `weft status`: the agent is not ready.")]
+#[command(
+    name = "weft",
+    version,
+    after_help = "Exit status: 0 done, 1 the agent cannot be asked or refuses, 3 `weft status`: the agent is not ready."
+)]
 struct Arguments {
     /// The agent's socket
     #[arg(long, global = true, env = "WEFT_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
@@ -74,6 +78,8 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Print the manual page of `weft` in roff: `weft man | man -l -`
+    Man,
 }
 
 fn main() -> ExitCode {
@@ -89,9 +95,13 @@ fn main() -> ExitCode {
 }
 
 fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
-    let mut client = connect(socket)?;
+    if matches!(command, Command::Man) {
+        return manual(&mut io::stdout().lock());
+    }
+    let mut client = connect(socket, command)?;
     let mut output = Output::new(matches!(output, Format::Json), io::stdout().lock());
-    let mut ask = |request| client.call(&request).context("the agent did not answer the question");
+    // The text of a client's error has its cause in it.
+    let mut ask = |request| client.call(&request).map_err(|error| anyhow!("{error}"));
     match command {
         Command::Status => match ask(Request::Status)? {
             Answer::Status(status) => {
@@ -120,13 +130,14 @@ fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
             other => return unexpected(&other),
         },
         Command::Flows { last, follow } => flows(&mut client, &mut output, *last, *follow)?,
+        Command::Man => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Only `flows --follow` waits for longer than an answer takes.
 fn flows(client: &mut Client, output: &mut Output<impl io::Write>, last: usize, follow: bool) -> Result<()> {
-    let mut answer = client.call(&Request::Flows { last, follow })?;
+    let mut answer = client.call(&Request::Flows { last, follow }).map_err(|error| anyhow!("{error}"))?;
     let local = io::stdout().is_terminal();
     loop {
         match answer {
@@ -134,23 +145,41 @@ fn flows(client: &mut Client, output: &mut Output<impl io::Write>, last: usize, 
             Answer::Flows(events) => return output.print(&events, |events| show::flows(events)),
             other => return unexpected(&other).map(drop),
         }
-        answer = client.next_answer()?;
+        answer = client.next_answer().map_err(|error| anyhow!("{error}"))?;
     }
 }
 
-fn connect(socket: &PathBuf) -> Result<Client> {
-    Client::connect(socket, Some(PATIENCE)).map_err(|error| match &error {
+/// One page: the command, then each of its subcommands.
+fn manual(writer: &mut impl io::Write) -> Result<ExitCode> {
+    let command = Arguments::command();
+    clap_mangen::Man::new(command.clone()).render(writer)?;
+    for subcommand in command.get_subcommands() {
+        let page = clap_mangen::Man::new(subcommand.clone());
+        writeln!(writer, ".SH \"{} {}\"", command.get_name(), subcommand.get_name())?;
+        page.render_description_section(writer)?;
+        page.render_options_section(writer)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn connect(socket: &Path, command: &Command) -> Result<Client> {
+    // Between two flows any time may pass.
+    let patience = (!matches!(command, Command::Flows { follow: true, .. })).then_some(PATIENCE);
+    Client::connect(socket, patience).map_err(|error| match &error {
         ClientError::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-            anyhow::Error::from(error).context("only root may ask the agent; use sudo")
+            anyhow!("{error}; only root may ask it: use sudo")
         }
-        ClientError::Unreachable { .. } => anyhow::Error::from(error)
-            .context("no agent to ask; start it (systemctl start weft-agent, or look at its pod), or name its socket with --socket"),
-        _ => error.into(),
+        ClientError::Unreachable { .. } => {
+            anyhow!("{error} Look at its pod (kubectl -n kube-system get pods -l app.kubernetes.io/name=weft), or name its socket with --socket")
+        }
+        _ => anyhow!("{error}"),
     })
 }
 
 fn unexpected(answer: &Answer) -> Result<ExitCode> {
-    bail!("the agent answered {answer:?}; use the `weft` of the agent's version (this one speaks api version {API_VERSION})")
+    bail!(
+        "the agent answered {answer:?}; use the `weft` of the agent's version (this one speaks api version {API_VERSION})"
+    )
 }
 
 /// The reader of our output (`head`) has had enough.
@@ -167,5 +196,15 @@ mod tests {
     #[test]
     fn arguments_contradict_themselves_nowhere() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_manual_names_every_subcommand() {
+        let mut page = Vec::new();
+        super::manual(&mut page).unwrap();
+        let page = String::from_utf8(page).unwrap();
+        for name in ["status", "endpoints", "services", "policies", "flows", "drops"] {
+            assert!(page.contains(&format!(".SH \"weft {name}\"")), "{name} is missing");
+        }
     }
 }

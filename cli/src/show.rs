@@ -20,7 +20,10 @@ pub(crate) fn status(status: &StatusReport) -> String {
     table.row(["mode".into(), status.mode.clone()]);
     table.row(["uplink".into(), status.uplink.clone()]);
     let pools = status.pod_cidrs.iter().zip(&status.addresses_used);
-    table.row(["addresses".into(), joined(pools.map(|(cidr, (used, all))| format!("{cidr}: {used} of {} used", amount(*all))), "\n")]);
+    table.row([
+        "addresses".into(),
+        joined(pools.map(|(cidr, (used, all))| format!("{cidr}: {used} of {} used", amount(*all))), "\n"),
+    ]);
     table.row(["events lost".into(), status.events_lost.to_string()]);
     let mut text = table.render();
     if !status.maps.is_empty() {
@@ -39,7 +42,8 @@ pub(crate) fn status(status: &StatusReport) -> String {
 }
 
 pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> String {
-    let mut table = Table::new(&["POD", "ADDRESSES", "PORT", "INTERFACE", "MAC", "INGRESS POLICIES", "EGRESS POLICIES", "STATE"]);
+    let mut table =
+        Table::new(&["POD", "ADDRESSES", "PORT", "INTERFACE", "MAC", "INGRESS POLICIES", "EGRESS POLICIES", "STATE"]);
     for endpoint in endpoints {
         let pod = endpoint.pod.as_ref();
         table.row([
@@ -63,7 +67,8 @@ pub(crate) fn services(services: &[ServiceReport]) -> String {
         let addresses = joined(&service.cluster_ips, "\n");
         for (position, port) in service.ports.iter().enumerate() {
             // The name stands once per Service.
-            let (name, addresses) = if position == 0 { (name.clone(), addresses.clone()) } else { (" ".into(), " ".into()) };
+            let (name, addresses) =
+                if position == 0 { (name.clone(), addresses.clone()) } else { (" ".into(), " ".into()) };
             table.row([name, addresses, port_name(port), backends(port)]);
         }
     }
@@ -95,7 +100,8 @@ pub(crate) fn drops(drops: &[DropReport]) -> String {
 }
 
 pub(crate) fn flows(flows: &[FlowEvent]) -> String {
-    let mut table = Table::new(&["TIME (UTC)", "VERDICT", "REASON", "PROTOCOL", "FROM", "TO", "SERVICE", "BACKEND", "INTERFACE"]);
+    let mut table =
+        Table::new(&["TIME (UTC)", "VERDICT", "REASON", "PROTOCOL", "FROM", "TO", "SERVICE", "BACKEND", "INTERFACE"]);
     for flow in flows {
         let (from, to) = ends(flow);
         table.row([
@@ -179,7 +185,7 @@ fn bytes(number: u64) -> String {
     match number {
         0..1024 => format!("{number} B"),
         1024..1_048_576 => format!("{} KiB", number.div_ceil(1024)),
-        _ => format!("{}.{} MiB", number >> 20, (number % (1 << 20)) * 10 >> 20),
+        _ => format!("{}.{} MiB", number >> 20, ((number % (1 << 20)) * 10) >> 20),
     }
 }
 

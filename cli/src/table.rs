@@ -23,7 +23,8 @@ impl Table {
     /// Columns two blanks apart; no blanks at the end of a line. An empty cell shows as `-`.
     pub(crate) fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let cells: Vec<Vec<Vec<&str>>> = self.rows.iter().map(|row| row.iter().map(|cell| lines(cell)).collect()).collect();
+        let cells: Vec<Vec<Vec<&str>>> =
+            self.rows.iter().map(|row| row.iter().map(|cell| lines(cell)).collect()).collect();
         let width = |column: usize| {
             let column = cells.iter().filter_map(|row| row.get(column)).flatten();
             column.map(|line| line.chars().count()).max().unwrap_or(0)
@@ -33,7 +34,8 @@ impl Table {
         for row in &cells {
             let height = row.iter().map(Vec::len).max().unwrap_or(0);
             for line in 0..height {
-                let padded = row.iter().zip(&widths).map(|(cell, width)| format!("{:width$}", cell.get(line).unwrap_or(&"")));
+                let padded =
+                    row.iter().zip(&widths).map(|(cell, width)| format!("{:width$}", cell.get(line).unwrap_or(&"")));
                 text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
                 text.push('\n');
             }

@@ -67,7 +67,12 @@ fn status_tells_why_the_agent_is_not_ready_and_every_problem() {
         events_lost: 0,
     };
     let text = status(&report);
-    for part in ["not ready: not synced yet", "does not answer: refused", "10.1.0.0/24: 3 of 253 used", "problem: svc.yaml:3: no\n"] {
+    for part in [
+        "not ready: not synced yet",
+        "does not answer: refused",
+        "10.1.0.0/24: 3 of 253 used",
+        "problem: svc.yaml:3: no\n",
+    ] {
         assert!(text.contains(part), "{text} lacks {part}");
     }
 }
