@@ -48,7 +48,7 @@ pub fn plan(snapshot: &Snapshot, facts: &NodeFacts, attachments: &[Attachment], 
     numbers.assign_slots(&ports::number_keys(attachments), frontends.number_keys());
     frontends.describe(numbers, &mut desired);
     let owners = pods::owners(snapshot, attachments);
-    pods::describe(&owners, &mut desired);
+    pods::describe(&owners, attachments, &mut desired);
     let policies = policy::compile(snapshot, attachments, &owners, numbers);
     let judged = policies.describe(&mut desired);
     ports::describe(facts, attachments, &judged, numbers, &mut desired);

@@ -92,6 +92,13 @@ pub(crate) fn find<'a>(snapshot: &'a Snapshot, wanted: &PodRef) -> Option<PodEnt
     same.then_some(PodEntry { key, pod })
 }
 
+/// Attachments by id: where two claim the same, the first counts.
+pub(crate) fn in_order(attachments: &[Attachment]) -> Vec<&Attachment> {
+    let mut ordered: Vec<&Attachment> = attachments.iter().collect();
+    ordered.sort_by(|a, b| a.spec.id.cmp(&b.spec.id));
+    ordered
+}
+
 /// Every address that pods and local workloads have. What this node attached itself is certain, whatever the API says (yet).
 pub(crate) fn owners<'a>(snapshot: &'a Snapshot, attachments: &[Attachment]) -> Owners<'a> {
     let mut owners = Owners::new();
@@ -113,17 +120,26 @@ pub(crate) fn owners<'a>(snapshot: &'a Snapshot, attachments: &[Attachment]) -> 
             }
         }
     }
-    for attachment in attachments {
+    let mut certain = BTreeSet::new();
+    for attachment in in_order(attachments) {
         let pod = attachment.spec.pod.as_ref().and_then(|pod| find(snapshot, pod));
-        for assigned in &attachment.allocation.addresses {
-            owners.insert(assigned.address.addr(), pod);
+        for address in attachment.allocation.addresses.iter().map(|assigned| assigned.address.addr()) {
+            if certain.insert(address) {
+                owners.insert(address, pod);
+            }
         }
     }
     owners
 }
 
-/// Names every address whose pod is known.
-pub(crate) fn describe(owners: &Owners<'_>, desired: &mut Desired) {
+/// Names every address of pods, and of workloads here whose pod the API does not know yet.
+pub(crate) fn describe(owners: &Owners<'_>, attachments: &[Attachment], desired: &mut Desired) {
+    for attachment in in_order(attachments).into_iter().rev() {
+        if let Some(PodRef { namespace, name, uid: _ }) = &attachment.spec.pod {
+            let addresses = attachment.allocation.addresses.iter().map(|assigned| addr_of(assigned.address.addr()));
+            desired.names.extend(addresses.map(|addr| (addr, format!("{namespace}/{name}"))));
+        }
+    }
     let named = owners.iter().filter_map(|(address, owner)| Some((addr_of(*address), owner.as_ref()?.key.to_string())));
-    desired.names = named.collect();
+    desired.names.extend(named);
 }

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Ports of this node's workloads, and whose each local address is.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    hash::Hasher,
-};
+use std::{collections::BTreeSet, hash::Hasher};
 
 use weft_abi::{Addr, Local, LocalKind, Port, PortKind};
-use weft_api::PodRef;
 
 use crate::{
     model::{Attachment, Desired, NodeFacts, Numbers},
     plan::{
         address::addr_of,
         digest::Digest,
+        pods,
         policy::{Judged, JudgedWorkloads},
     },
 };
@@ -35,9 +32,8 @@ pub(crate) fn describe(
         let local = Local { ifindex: facts.config.host_ifindex, kind: LocalKind::Host as u32 };
         desired.locals.insert(addr_of(*address), local);
     }
-    let by_id: BTreeMap<String, &Attachment> = attachments.iter().map(|a| (a.spec.id.to_string(), a)).collect();
-    for (id, attachment) in by_id {
-        name_addresses(attachment, desired);
+    for attachment in pods::in_order(attachments) {
+        let id = attachment.spec.id.to_string();
         let Some(link) = &attachment.link else { continue };
         let Some(&slot) = numbers.workloads.get(&id) else {
             let why = "no number left: this node has more Services and workloads than it can hold";
@@ -87,17 +83,6 @@ fn add_locals(id: &str, ifindex: u32, port: &Port, desired: &mut Desired) {
             continue;
         }
         desired.locals.insert(addr, Local { ifindex, kind: LocalKind::Workload as u32 });
-    }
-}
-
-/// The API may not know yet what was attached here a moment ago.
-fn name_addresses(attachment: &Attachment, desired: &mut Desired) {
-    for assigned in &attachment.allocation.addresses {
-        let addr = addr_of(assigned.address.addr());
-        match &attachment.spec.pod {
-            Some(PodRef { namespace, name, uid: _ }) => desired.names.insert(addr, format!("{namespace}/{name}")),
-            None => desired.names.remove(&addr),
-        };
     }
 }
 

@@ -1,1 +1,203 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Tests of the plan as a whole.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use serde_json::{Value, from_value, json};
+use weft_abi::{ANY_IDENTITY, Addr, Config, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY};
+use weft_api::{
+    Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, Mac, PodRef, PortKind, PortLink,
+};
+
+use super::address::{addr_of, cidr_key};
+use crate::{
+    model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Snapshot},
+    plan::plan,
+};
+
+mod oracle;
+mod policy;
+mod properties;
+mod routes;
+mod services;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
+const ICMP: u8 = 1;
+
+/// A cluster, this node, and the numbers so far.
+#[derive(Clone, Debug)]
+struct World {
+    snapshot: Snapshot,
+    facts: NodeFacts,
+    attachments: Vec<Attachment>,
+    numbers: Numbers,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        let config = Config { host_ifindex: 2, ..Config::default() };
+        let facts = NodeFacts {
+            name: "here".into(),
+            mode: Mode::Vxlan,
+            config,
+            pod_cidrs: vec![],
+            host_addresses: vec![],
+            service_cidrs: vec![],
+            next_hops: BTreeMap::new(),
+        };
+        let snapshot = Snapshot { synced: true, ..Snapshot::default() };
+        Self { snapshot, facts, attachments: vec![], numbers: Numbers::default() }
+    }
+}
+
+impl World {
+    fn plan(&mut self) -> Desired {
+        plan(&self.snapshot, &self.facts, &self.attachments, &mut self.numbers)
+    }
+
+    fn namespace(&mut self, name: &str, labels: Value) {
+        let namespace: Namespace = from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap();
+        self.snapshot.namespaces.insert(ObjectKey::new("", name), Arc::new(namespace));
+    }
+
+    /// A pod somewhere in the cluster; `more` is merged into its top level.
+    fn pod(&mut self, key: (&str, &str), labels: Value, ips: &[&str], more: Value) -> &mut Self {
+        let ips: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+        let mut pod = json!({
+            "metadata": {"namespace": key.0, "name": key.1, "labels": labels},
+            "spec": {"containers": []},
+            "status": {"podIPs": ips},
+        });
+        merge(&mut pod, more);
+        let pod: Pod = from_value(pod).unwrap();
+        if !self.snapshot.namespaces.contains_key(&ObjectKey::new("", key.0)) {
+            self.namespace(key.0, json!({}));
+        }
+        self.snapshot.pods.insert(ObjectKey::new(key.0, key.1), Arc::new(pod));
+        self
+    }
+
+    /// A pod of this node; its port has the next free interface index.
+    fn local(&mut self, key: (&str, &str), labels: Value, ips: &[&str], more: Value) -> u32 {
+        self.pod(key, labels, ips, more);
+        self.attach(Some(key), ips)
+    }
+
+    fn attach(&mut self, pod: Option<(&str, &str)>, ips: &[&str]) -> u32 {
+        let number = u32::try_from(self.attachments.len()).unwrap() + 10;
+        self.attachments.push(attachment(number, pod, ips));
+        number
+    }
+
+    fn policy(&mut self, key: (&str, &str), spec: Value) -> &mut Self {
+        let policy = from_value(json!({"metadata": {"namespace": key.0, "name": key.1}, "spec": spec})).unwrap();
+        self.snapshot.policies.insert(ObjectKey::new(key.0, key.1), Arc::new(policy));
+        self
+    }
+
+    fn service(&mut self, name: &str, spec: Value) -> &mut Self {
+        let service = from_value(json!({"metadata": {"namespace": "x", "name": name}, "spec": spec})).unwrap();
+        self.snapshot.services.insert(ObjectKey::new("x", name), Arc::new(service));
+        self
+    }
+
+    fn slice(&mut self, name: &str, service: &str, slice: Value) -> &mut Self {
+        let labels = json!({"kubernetes.io/service-name": service});
+        let mut value = json!({"metadata": {"namespace": "x", "name": name, "labels": labels}, "addressType": "IPv4"});
+        merge(&mut value, slice);
+        self.snapshot.slices.insert(ObjectKey::new("x", name), Arc::new(from_value(value).unwrap()));
+        self
+    }
+}
+
+fn attachment(number: u32, pod: Option<(&str, &str)>, ips: &[&str]) -> Attachment {
+    let gateway: IpAddr = "10.0.0.1".parse().unwrap();
+    let assigned = |ip: &&str| AssignedAddress { address: ip.parse::<IpAddr>().unwrap().into(), gateway };
+    Attachment {
+        spec: AttachmentSpec {
+            id: AttachmentId { network: "weft".into(), container_id: format!("c{number}"), ifname: "eth0".into() },
+            netns: String::new(),
+            port: PortKind::Veth,
+            pod: pod.map(|(namespace, name)| PodRef { namespace: namespace.into(), name: name.into(), uid: None }),
+            addresses: vec![],
+            mac: None,
+            mtu: None,
+            queues: 1,
+        },
+        allocation: Allocation {
+            addresses: ips.iter().map(assigned).collect(),
+            mac: Mac([2, 0, 0, 0, 0, u8::try_from(number).unwrap()]),
+            gateway_mac: Mac::default(),
+            host_ifname: format!("weft{number}"),
+            mtu: 1500,
+            routes: vec![],
+            dns: DnsSettings::default(),
+            socket_path: None,
+        },
+        link: Some(PortLink { ifindex: number, ifname: format!("weft{number}") }),
+    }
+}
+
+fn merge(into: &mut Value, more: Value) {
+    match (into, more) {
+        (Value::Object(into), Value::Object(more)) => {
+            for (key, value) in more {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, more) if !more.is_null() => *into = more,
+        _ => {}
+    }
+}
+
+/// What passes on the wire: a protocol, and the destination port where the protocol has any.
+type Packet = (u8, Option<u16>);
+
+/// The identity of an address, as the programs find it.
+fn identity(desired: &Desired, ip: &str) -> u32 {
+    let addr = addr_of(ip.parse().unwrap());
+    if let Some(identity) = desired.identities.get(&addr) {
+        return *identity;
+    }
+    let covers = |prefix_len: u32, net: Addr| {
+        let word = |at: usize| u32::from_be(addr.0[at]) ^ u32::from_be(net.0[at]);
+        let bits = [word(0), word(1), word(2), word(3)].iter().fold(0u128, |all, word| all << 32 | u128::from(*word));
+        bits.leading_zeros() >= prefix_len
+    };
+    let covering = desired.cidrs.iter().filter(|(key, _)| covers(key.prefix_len, key.addr));
+    covering.max_by_key(|(key, _)| key.prefix_len).map_or(WORLD_IDENTITY, |(_, identity)| *identity)
+}
+
+/// The programs' verdict of one policy set.
+fn judged(desired: &Desired, policy: u32, peer: &str, packet: Packet) -> bool {
+    policy == 0
+        || [identity(desired, peer), ANY_IDENTITY].iter().any(|identity| allows(desired, policy, *identity, packet))
+}
+
+fn allows(desired: &Desired, policy: u32, identity: u32, (protocol, port): Packet) -> bool {
+    for chunk in 0..RuleKey::MAX_CHUNKS {
+        let Some(rules) = desired.rules.get(&RuleKey { policy, identity, chunk }) else { return false };
+        let matches = rules.rules[..usize::from(rules.count)].iter().any(|rule| {
+            let of_port =
+                port.map_or((rule.first, rule.last) == (0, u16::MAX), |port| (rule.first..=rule.last).contains(&port));
+            (rule.protocol == PROTOCOL_ANY || rule.protocol == protocol) && of_port
+        });
+        if matches || rules.more == 0 {
+            return matches;
+        }
+    }
+    false
+}
+
+/// Whether the port lets a packet of `peer` in.
+fn lets_in(desired: &Desired, ifindex: u32, peer: &str, packet: Packet) -> bool {
+    judged(desired, desired.ports[&ifindex].ingress_policy, peer, packet)
+}
+
+/// Whether the port lets a packet to `peer` out.
+fn lets_out(desired: &Desired, ifindex: u32, peer: &str, packet: Packet) -> bool {
+    judged(desired, desired.ports[&ifindex].egress_policy, peer, packet)
+}

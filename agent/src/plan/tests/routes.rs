@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Routes, ports and local addresses.
+
+use weft_abi::{CidrKey, LocalKind, RemoteKind};
+
+use super::*;
+use crate::model::HostRoute;
+
+fn cidr(text: &str) -> CidrKey {
+    cidr_key(text.parse().unwrap())
+}
+
+fn node(world: &mut World, name: &str, cidrs: &[&str], addresses: &[&str]) {
+    let addresses: Vec<Value> =
+        addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
+    let node = json!({"metadata": {"name": name}, "spec": {"podCIDRs": cidrs}, "status": {"addresses": addresses}});
+    world.snapshot.nodes.insert(ObjectKey::new("", name), Arc::new(from_value(node).unwrap()));
+}
+
+fn two_nodes(mode: Mode) -> World {
+    let mut world = World::default();
+    world.facts.mode = mode;
+    world.facts.pod_cidrs = vec!["10.1.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()];
+    world.facts.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    node(&mut world, "here", &["10.1.0.0/24", "fd00:1::/64"], &["192.0.2.1"]);
+    node(&mut world, "there", &["10.2.0.0/24", "fd00:2::/64"], &["2001:db8::2", "192.0.2.2"]);
+    world
+}
+
+fn remote(desired: &Desired, text: &str) -> (u32, Addr) {
+    let remote = desired.remotes[&cidr(text)];
+    (remote.kind, remote.via)
+}
+
+fn host_routes(routes: &[(&str, Option<&str>)]) -> Vec<HostRoute> {
+    let route = |(dst, via): &(&str, Option<&str>)| HostRoute {
+        dst: dst.parse().unwrap(),
+        via: via.map(|via| via.parse().unwrap()),
+    };
+    routes.iter().map(route).collect()
+}
+
+#[test]
+fn tunnels_prefer_an_ipv4_underlay() {
+    let desired = two_nodes(Mode::Vxlan).plan();
+    let via = addr_of("192.0.2.2".parse().unwrap());
+    assert_eq!(remote(&desired, "10.1.0.0/24"), (RemoteKind::OwnPods as u32, Addr::UNSPECIFIED));
+    assert_eq!(remote(&desired, "fd00:1::/64"), (RemoteKind::OwnPods as u32, Addr::UNSPECIFIED));
+    assert_eq!(remote(&desired, "10.2.0.0/24"), (RemoteKind::Tunnel as u32, via));
+    assert_eq!(remote(&desired, "fd00:2::/64"), (RemoteKind::Tunnel as u32, via));
+    assert_eq!(remote(&desired, "10.96.0.0/16"), (RemoteKind::Services as u32, Addr::UNSPECIFIED));
+    assert_eq!(desired.remotes.len(), 5);
+    assert_eq!(
+        desired.host_routes,
+        host_routes(&[("10.2.0.0/24", None), ("10.96.0.0/16", None), ("fd00:2::/64", None)])
+    );
+}
+
+#[test]
+fn native_routes_are_of_one_family_and_by_the_next_hop() {
+    let mut world = two_nodes(Mode::Native);
+    world.facts.next_hops.insert("192.0.2.2".parse().unwrap(), "192.0.2.254".parse().unwrap());
+    node(&mut world, "v4only", &["10.3.0.0/24", "fd00:3::/64"], &["192.0.2.3"]);
+    let desired = world.plan();
+    assert_eq!(remote(&desired, "10.2.0.0/24"), (RemoteKind::Native as u32, addr_of("192.0.2.254".parse().unwrap())));
+    assert_eq!(remote(&desired, "fd00:2::/64"), (RemoteKind::Native as u32, addr_of("2001:db8::2".parse().unwrap())));
+    assert_eq!(
+        desired.host_routes,
+        host_routes(&[
+            ("10.2.0.0/24", Some("192.0.2.254")),
+            ("10.3.0.0/24", Some("192.0.2.3")),
+            ("10.96.0.0/16", None),
+            ("fd00:2::/64", Some("2001:db8::2")),
+        ])
+    );
+    assert_eq!(desired.problems.len(), 1, "{:?}", desired.problems);
+    assert!(
+        desired.problems[0].starts_with("Node v4only: status.addresses has no InternalIP"),
+        "{:?}",
+        desired.problems
+    );
+}
+
+#[test]
+fn prefixes_have_one_owner() {
+    let mut world = two_nodes(Mode::Vxlan);
+    node(&mut world, "thief", &["10.1.0.0/24", "10.2.0.0/24", "0.0.0.0/33", "::/0"], &["192.0.2.66"]);
+    let before = two_nodes(Mode::Vxlan).plan();
+    let desired = world.plan();
+    assert_eq!(desired.remotes[&cidr("10.1.0.0/24")], before.remotes[&cidr("10.1.0.0/24")]);
+    assert_eq!(desired.problems.len(), 4, "{:?}", desired.problems);
+    let refused = "Node thief: prefix 10.2.0.0/24 already belongs to Node there".to_owned();
+    assert!(desired.problems.contains(&refused), "{:?}", desired.problems);
+}
+
+#[test]
+fn the_digest_moves_with_the_routes_only() {
+    let mut world = two_nodes(Mode::Vxlan);
+    let before = world.plan().routes_digest;
+    world.local(("x", "p"), json!({}), &["10.1.0.5"], json!({}));
+    assert_eq!(world.plan().routes_digest, before);
+    node(&mut world, "there", &["10.2.0.0/24", "fd00:2::/64"], &["192.0.2.7"]);
+    assert_ne!(world.plan().routes_digest, before);
+}
+
+#[test]
+fn ports_and_locals() {
+    let mut world = World::default();
+    world.facts.host_addresses = vec!["192.0.2.1".parse().unwrap(), "fd00:1::1".parse().unwrap()];
+    let ifindex = world.local(("x", "p"), json!({}), &["10.1.0.5", "fd00:1::5"], json!({}));
+    let nameless = world.attach(None, &["10.1.0.6"]);
+    world.attachments[1].spec.port = PortKind::VhostUser;
+    let waiting = world.attach(None, &["10.1.0.7"]);
+    world.attachments[2].link = None;
+    let thief = world.attach(None, &["10.1.0.5"]);
+    let desired = world.plan();
+
+    let port = desired.ports[&ifindex];
+    assert_eq!((port.v4, port.v6), (addr_of("10.1.0.5".parse().unwrap()), addr_of("fd00:1::5".parse().unwrap())));
+    assert_eq!((port.mac, port.kind), ([2, 0, 0, 0, 0, 10], weft_abi::PortKind::Veth as u8));
+    assert_eq!(desired.ports[&nameless].kind, weft_abi::PortKind::Tap as u8);
+    assert_eq!(desired.ports[&nameless].v6, Addr::UNSPECIFIED);
+    assert!(!desired.ports.contains_key(&waiting), "no link yet");
+    let local =
+        |text: &str| desired.locals.get(&addr_of(text.parse().unwrap())).map(|local| (local.ifindex, local.kind));
+    assert_eq!(local("10.1.0.5"), Some((ifindex, LocalKind::Workload as u32)), "the first has it, not {thief}");
+    assert_eq!(local("fd00:1::1"), Some((2, LocalKind::Host as u32)));
+    assert_eq!(local("10.1.0.7"), None);
+    assert_eq!(desired.names[&port.v4], "x/p");
+    assert_eq!(desired.problems.len(), 1, "{:?}", desired.problems);
+    assert_eq!(desired.workload_digests.len(), 3);
+}
