@@ -27,28 +27,32 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A network namespace with one device, `eth0`, whose other end is `tap0` on this side.
 struct Guest {
-    holder: Child,
+    holder: Process,
 }
 
 impl Guest {
     fn boot() -> Self {
         let holder = Command::new("unshare").args(["--net", "sleep", "300"]).stdin(Stdio::null()).spawn().unwrap();
-        let guest = Self { holder };
+        let guest = Self { holder: Process(holder) };
         let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
         wait_for("the guest's namespace", || fs::read_link(guest.namespace()).is_ok_and(|theirs| theirs != own));
         ip("link add tap0 type veth peer name eth0");
         ip("link set tap0 up");
-        ip(&format!("link set eth0 address {GUEST_MAC} netns {}", guest.holder.id()));
+        ip(&format!("link set eth0 address {GUEST_MAC} netns {}", guest.pid()));
         guest
     }
 
+    fn pid(&self) -> u32 {
+        self.holder.0.id()
+    }
+
     fn namespace(&self) -> String {
-        format!("/proc/{}/ns/net", self.holder.id())
+        format!("/proc/{}/ns/net", self.pid())
     }
 
     /// Runs a command of the guest and gives its output.
     fn run(&self, command: &str) -> String {
-        let pid = self.holder.id().to_string();
+        let pid = self.pid().to_string();
         let output = Command::new("nsenter").args(["-t", &pid, "-n"]).args(command.split(' ')).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -57,11 +61,14 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+/// A process that does not outlive the test.
+struct Process(Child);
+
+impl Drop for Process {
     fn drop(&mut self) {
         // Already gone is as good.
-        self.holder.kill().ok();
-        self.holder.wait().ok();
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }
 
@@ -113,11 +120,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
+/// A counter of ICMP messages that the node has sent.
+fn icmp_sent(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Icmp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let index = names.split_whitespace().position(|found| found == name).unwrap();
+    values.split_whitespace().nth(index).unwrap().parse().unwrap()
+}
+
 /// A script for `udhcpc` that appends its event and environment to a file.
 fn write_script(folder: &Path) -> String {
     use std::os::unix::fs::PermissionsExt;
     let (script, log) = (folder.join("script"), folder.join("log"));
-    fs::write(&script, format!("#!/bin/sh\n(echo event=$1; env) >> {}\n", log.display())).unwrap();
+    fs::write(&script, format!("#!/bin/sh\n(env; echo event=$1) >> {}\n", log.display())).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     script.display().to_string()
 }
@@ -163,6 +179,12 @@ fn udhcpc_renews_and_asks_for_what_it_may_not_have() {
     on_a_node(|| async {
         let guest = Guest::boot();
         let server = serve().await;
+        // The host as it is under Weft: it has the gateway's address, and routes to workloads lead elsewhere.
+        ip("link add host0 type veth peer name host1");
+        ip("link set host0 up");
+        ip("link set host1 up");
+        ip("addr add 10.1.1.1/32 dev host0");
+        ip("route add 10.1.1.0/24 dev host0");
         blocking(move || {
             let folder = tempfile::tempdir().unwrap();
             let script = write_script(folder.path());
@@ -172,23 +194,23 @@ fn udhcpc_renews_and_asks_for_what_it_may_not_have() {
             // What the client will have; and the gateway, for which the programs would answer.
             guest.run("ip addr add 10.1.1.5/24 dev eth0");
             guest.run(&format!("ip neigh add 10.1.1.1 lladdr {GATEWAY_MAC} dev eth0 nud permanent"));
-            let pid = guest.holder.id().to_string();
+            let pid = guest.pid().to_string();
             let arguments =
                 ["-t", &pid, "-n", "busybox", "udhcpc", "-i", "eth0", "-f", "-t", "10", "-T", "1", "-s", &script];
             // It asks for another address: what it is offered is its own all the same.
-            let mut client = Command::new("nsenter").args(arguments).args(["-r", "10.1.1.99"]).spawn().unwrap();
+            let client = Command::new("nsenter").args(arguments).args(["-r", "10.1.1.99"]).spawn();
+            let client = Process(client.unwrap());
             wait_for("the lease", || events().contains("event=bound"));
             assert!(events().contains("ip=10.1.1.5"));
             // nsenter has become the client: a renewal, by unicast to the server.
             nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(client.id().try_into().unwrap()),
+                nix::unistd::Pid::from_raw(client.0.id().try_into().unwrap()),
                 nix::sys::signal::Signal::SIGUSR1,
             )
             .unwrap();
             wait_for("the renewal", || events().contains("event=renew"));
             assert!(!events().contains("event=nak"));
-            client.kill().unwrap();
-            client.wait().unwrap();
+            assert_eq!(icmp_sent("OutDestUnreachs"), 0, "the host's own stack answers the renewal, too");
         })
         .await;
         drop(server);
@@ -281,7 +303,7 @@ fn a_dropped_handle_ends_the_service_and_an_absent_port_is_an_error() {
         let tap = links::find("tap0").await.unwrap().unwrap();
         blocking(move || {
             guest.run("ip link set eth0 up");
-            let pid = guest.holder.id().to_string();
+            let pid = guest.pid().to_string();
             let arguments =
                 ["-t", &pid, "-n", "busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-t", "2", "-T", "1", "-s"];
             let output = Command::new("nsenter").args(arguments).arg("/bin/true").output().unwrap();

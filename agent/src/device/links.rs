@@ -69,8 +69,11 @@ pub async fn list_weft() -> Result<Vec<Link>> {
     Ok(links)
 }
 
-/// Makes the host's end of a veth, or a tap, ready: [`GATEWAY_MAC`], no IPv6 link-local address, no multicast of its own, up.
-/// Does nothing to a link that is so already.
+/// Makes the host's end of a veth, or a tap, ready: [`GATEWAY_MAC`], no IPv6 link-local address, no multicast of its own,
+/// strict `rp_filter`, up. Does nothing to a link that is so already.
+///
+/// The filter is for what the programs let pass to the agent's packet socket, a guest's DHCP: routes to workloads lead into
+/// `weft0`, so the host's own stack drops it instead of answering "port unreachable".
 ///
 /// # Errors
 /// The link is absent, or the kernel refuses.
@@ -80,6 +83,9 @@ pub async fn prepare_port(name: &str) -> Result<Link> {
     let mut change = Change::of(&link).quiet(&link);
     if link.mac != Some(Mac(GATEWAY_MAC)) {
         change = change.mac(GATEWAY_MAC);
+    }
+    if link.rp_filter != 1 {
+        change = change.ipv4(&[(IPV4_DEVCONF_RP_FILTER, 1)]);
     }
     if !link.up {
         change = change.up();
@@ -163,7 +169,7 @@ pub(super) async fn repair(netlink: &Netlink, name: &str, wanted: Settings) -> R
         change = change.noarp();
     }
     if wanted.any_source && (link.rp_filter != 0 || link.accept_local != 1) {
-        change = change.accept_any_source();
+        change = change.ipv4(&[(IPV4_DEVCONF_RP_FILTER, 0), (IPV4_DEVCONF_ACCEPT_LOCAL, 1)]);
     }
     change.apply(netlink, name).await?;
     if !link.up {
@@ -217,11 +223,10 @@ impl Change {
         Self { any: true, ..self }
     }
 
-    /// `rp_filter` = 0 and `accept_local` = 1 by netlink, since `/proc/sys` is read-only in an unprivileged container.
-    pub(super) fn accept_any_source(mut self) -> Self {
-        let conf = nested_u32(&[(IPV4_DEVCONF_RP_FILTER, 0), (IPV4_DEVCONF_ACCEPT_LOCAL, 1)]);
-        self.af_spec
-            .push(AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, conf))]));
+    /// Settings of `net.ipv4.conf`, by netlink: `/proc/sys` is read-only in an unprivileged container.
+    fn ipv4(mut self, settings: &[(u16, u32)]) -> Self {
+        let conf = DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, nested_u32(settings));
+        self.af_spec.push(AfSpecUnspec::Inet(vec![AfSpecInet::Other(conf)]));
         Self { any: true, ..self }
     }
 

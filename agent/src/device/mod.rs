@@ -38,6 +38,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
+    sync::Once,
 };
 
 use ipnet::IpNet;
@@ -174,9 +175,12 @@ async fn requirements(netlink: &Netlink, config: &DeviceConfig) -> Result<(uplin
     let uplink = uplink::observe(netlink, config).await?;
     let pod_mtu = facts::pod_mtu(config, &uplink.link, uplink.v4.is_some())?;
     if config.mode == Mode::Native && sysctl::strict_rp_filter_everywhere()? {
-        tracing::warn!(
-            "net.ipv4.conf.all.rp_filter=1: packets of remote pods to this host may be dropped; set it to 0 or 2"
-        );
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            tracing::warn!(
+                "net.ipv4.conf.all.rp_filter=1 may drop what remote pods send to this host; set it to 0 or 2"
+            );
+        });
     }
     Ok((uplink, pod_mtu))
 }

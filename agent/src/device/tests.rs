@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     net::IpAddr,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -196,6 +196,17 @@ fn the_host_reaches_services_and_pods_through_its_port() {
     });
 }
 
+/// A process that does not outlive the test.
+struct Monitor(Child);
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 #[test]
 fn a_second_pass_and_a_restart_change_nothing() {
     on_a_node(|| async {
@@ -206,7 +217,7 @@ fn a_second_pass_and_a_restart_change_nothing() {
 
         let file = tempfile::NamedTempFile::new().unwrap();
         let output = Stdio::from(file.reopen().unwrap());
-        let mut monitor = Command::new("ip").args(["monitor", "all"]).stdout(output).spawn().unwrap();
+        let monitor = Monitor(Command::new("ip").args(["monitor", "all"]).stdout(output).spawn().unwrap());
         let told = |marker: &str| wait_for(|| std::fs::read_to_string(file.path()).unwrap().contains(marker));
         wait_for(|| {
             ip("link add begin type veth peer name begin1");
@@ -219,8 +230,7 @@ fn a_second_pass_and_a_restart_change_nothing() {
         ip("link add marker type veth peer name marker1");
         told("marker");
         ip("link del marker");
-        monitor.kill().unwrap();
-        monitor.wait().unwrap();
+        drop(monitor);
 
         assert_eq!(first, second);
         assert_eq!(everything(), before);
@@ -399,7 +409,7 @@ fn ports_are_prepared_found_listed_and_deleted() {
         for name in ["wefttap1", "weftveth1"] {
             let link = links::prepare_port(name).await.unwrap();
             assert!(link.up && !link.multicast && !link.link_local, "{link:?}");
-            assert_eq!(link.mac, Some(Mac(GATEWAY_MAC)));
+            assert_eq!((link.mac, link.rp_filter), (Some(Mac(GATEWAY_MAC)), 1));
             assert_eq!(links::prepare_port(name).await.unwrap(), link);
         }
         let names: Vec<_> = links::list_weft().await.unwrap().into_iter().map(|link| link.name).collect();
