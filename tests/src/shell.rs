@@ -101,6 +101,26 @@ pub trait Shell {
         self.ask_within(protocol, to, Duration::from_secs(5))
     }
 
+    /// That the server called `name` answers at `to`.
+    ///
+    /// # Errors
+    /// Nobody or somebody else does.
+    fn reaches(&self, protocol: Protocol, to: SocketAddr, name: &str) -> Result<Answer> {
+        let answer = self.ask(protocol, to)?;
+        let who = &answer.server;
+        ensure!(who == name, "{} -> {protocol} {to}: answered by {who} instead of {name}", self.label());
+        Ok(answer)
+    }
+
+    /// That echo requests with `bytes` of payload come back from `to`; more than the MTU go in fragments.
+    ///
+    /// # Errors
+    /// They do not.
+    fn pings(&self, to: IpAddr, bytes: usize) -> Result<()> {
+        let outcome = self.sh(&format!("ping -c 1 -W 5 -s {bytes} {to}"))?;
+        outcome.ok().map(drop).with_context(|| format!("{} pings {to} with {bytes} bytes", self.label()))
+    }
+
     /// That nothing answers at `to`.
     ///
     /// # Errors

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The dataplane goes on without its agent.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use weft_testbed::{Bed, Protocol, Shell, service};
+
+const PORT: u16 = 8080;
+
+/// A stream of 1,000 records a second by TCP and by UDP over agents that are killed and come back: nothing is lost.
+#[test]
+fn killing_the_agents_loses_nothing() -> Result<()> {
+    let bed = Bed::new()?;
+    let server = bed.container(2, "default/server", &[("app", "server")])?;
+    server.serve("server", PORT)?;
+    bed.apply(&service("default/server", ["10.96.0.10", "fd00:96::10"], 80, PORT, &[("app", "server")]))?;
+    let client = bed.container(1, "default/client", &[])?;
+    let direct = server.sockets(PORT)[0];
+    weft_testbed::until_ok("the Service", Duration::from_secs(10), || client.ask(Protocol::Tcp, "10.96.0.10:80".parse()?))?;
+    let streams = [
+        ("tcp-direct", format!("weft-probe stream tcp {direct} --rate 1000 --seconds 12")),
+        ("tcp-service", "weft-probe stream tcp 10.96.0.10:80 --rate 1000 --seconds 12".to_owned()),
+        ("udp-service", "weft-probe stream udp [fd00:96::10]:80 --rate 1000 --seconds 12".to_owned()),
+    ];
+    let mut jobs = Vec::new();
+    for (name, script) in &streams {
+        let job = client.start(name, script)?;
+        job.prints(&client, "STREAMING", Duration::from_secs(10))?;
+        jobs.push(job);
+    }
+    for node in bed.nodes() {
+        node.stop_agent(Signal::SIGKILL)?;
+        node.start_agent()?;
+        node.agent_ready()?;
+    }
+    for job in jobs {
+        let output = job.finish(&client, Duration::from_secs(60))?.ok()?;
+        assert!(output.contains("sent 12000 received 12000 lost 0"), "{output}");
+    }
+    Ok(())
+}
+
+/// What is plugged in while an agent was away, and after it came back, works.
+#[test]
+fn an_agent_that_comes_back_serves_as_before() -> Result<()> {
+    let bed = Bed::new()?;
+    let server = bed.container(1, "default/server", &[])?;
+    server.serve("server", PORT)?;
+    let node = bed.node(1);
+    let before = node.weft_json::<Vec<weft_api::EndpointReport>>("endpoints")?;
+    node.stop_agent(Signal::SIGTERM)?;
+    let far = bed.container(2, "default/far", &[])?;
+    for to in server.sockets(PORT) {
+        far.reaches(Protocol::Tcp, to, "server")?;
+    }
+    node.start_agent()?;
+    node.agent_ready()?;
+    let after = node.weft_json::<Vec<weft_api::EndpointReport>>("endpoints")?;
+    assert_eq!(before, after);
+    let late = bed.container(1, "default/late", &[])?;
+    assert!(!late.addresses().iter().any(|address| server.addresses().contains(address)));
+    for to in server.sockets(PORT) {
+        late.reaches(Protocol::Udp, to, "server")?;
+    }
+    Ok(())
+}
