@@ -72,8 +72,15 @@ impl Bed {
     /// # Errors
     /// Not root, a program is missing, or an agent does not become ready: the message has its log.
     pub fn with(options: &Options) -> Result<Self> {
-        let binaries = Binaries::locate()?;
-        let switch = Namespace::new("switch", None, &switch_script(&binaries))?;
+        Self::of(options, &Binaries::locate()?)
+    }
+
+    /// Makes the site of the programs given and starts its agents; they are ready when this returns.
+    ///
+    /// # Errors
+    /// As [`Bed::with`].
+    pub fn of(options: &Options, binaries: &Binaries) -> Result<Self> {
+        let switch = Namespace::new("switch", None, &switch_script(binaries))?;
         let outside = Outside { machine: Namespace::new("outside", Some(&switch), "")? };
         connect(&switch, &outside.machine, "outside")?;
         outside.sh(&outside_script())?.ok().context("set up the outside")?;
@@ -182,6 +189,7 @@ fn connect(switch: &Namespace, machine: &Namespace, port: &str) -> Result<()> {
     Outcome { status, output: String::from_utf8_lossy(&errors).into_owned() }.ok().map(drop).context("connect the switch")
 }
 
+// The routes name the source: a server that is bound to every address answers from the one it was asked at.
 fn outside_script() -> String {
     format!(
         "set -e
@@ -189,7 +197,9 @@ fn outside_script() -> String {
          ip address add {OUTSIDE_V6}/128 dev lo nodad
          ip address add {}/24 dev eth0
          ip address add {}/64 dev eth0 nodad
-         ip link set eth0 up",
+         ip link set eth0 up
+         ip route replace 192.168.119.0/24 dev eth0 src {OUTSIDE_V4}
+         ip route replace fd00:119::/64 dev eth0 src {OUTSIDE_V6}",
         Outside::GATEWAY_V4,
         Outside::GATEWAY_V6,
     )
