@@ -83,6 +83,12 @@ pub struct AttachmentSpec {
     /// Queue pairs of a tap; 1 for a veth.
     #[serde(default = "one")]
     pub queues: u16,
+    /// The user that may open the tap or connect to the vhost-user socket; root only where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
+    /// The group that may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
 }
 
 fn one() -> u16 {

@@ -22,7 +22,7 @@ pub use client::{Client, ClientError};
 pub use mac::{Mac, ParseMacError};
 pub use report::{
     BackendReport, DropReport, EndpointReport, FlowEvent, FlowVerdict, MapReport, PolicyReport, ServicePortReport,
-    ServiceReport, SourceState, StatusReport,
+    ServiceReport, SourceState, StatusReport, VmReport,
 };
 
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,8 @@ pub enum Request {
     },
     /// Drop counters by reason.
     Drops,
+    /// vhost-user ports of this node, and what their devices tell of themselves.
+    Vms,
 }
 
 /// One line of answer.
@@ -118,6 +120,8 @@ pub enum Answer {
     Flows(Vec<FlowEvent>),
     /// To [`Request::Drops`].
     Drops(Vec<DropReport>),
+    /// To [`Request::Vms`].
+    Vms(Vec<VmReport>),
 }
 
 /// A refusal: what is wrong, with which object and field, and what to do.

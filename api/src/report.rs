@@ -196,3 +196,28 @@ pub struct DropReport {
     /// Bytes.
     pub bytes: u64,
 }
+
+/// `weft vm`: one vhost-user port and its device.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct VmReport {
+    /// CNI's key.
+    pub id: AttachmentId,
+    /// Whose it is.
+    pub pod: Option<PodRef>,
+    /// The tap.
+    pub ifname: String,
+    /// The socket for the VMM.
+    pub socket_path: String,
+    /// The device's control socket.
+    pub control_path: String,
+    /// The file that the device logs to.
+    pub log_path: String,
+    /// `ready`, or what is missing.
+    pub state: String,
+    /// The device's process.
+    pub pid: Option<u32>,
+    /// How often this agent has started the device anew.
+    pub restarts: u64,
+    /// What the device says of itself (`metrics` of its control socket); none: it does not answer.
+    pub metrics: Option<serde_json::Value>,
+}

@@ -50,6 +50,8 @@ pub(crate) fn spec(environment: &Environment, config: &NetworkConfig) -> Result<
         mac: mac(environment, config)?,
         mtu: config.mtu,
         queues: config.queues.unwrap_or(1),
+        owner: config.owner,
+        group: config.group,
     })
 }
 

@@ -34,6 +34,8 @@ fn spec(number: u8) -> AttachmentSpec {
         mac: None,
         mtu: None,
         queues: 1,
+        owner: None,
+        group: None,
     }
 }
 

@@ -53,8 +53,10 @@ fn a_tap_needs_no_namespace() {
 #[test]
 fn a_vhost_user_port_tells_its_socket() {
     let node = Node::new();
-    let call = Call::new("", json!({"port": "vhost-user", "queues": 2}));
+    let call = Call::new("", json!({"port": "vhost-user", "queues": 2, "owner": 107, "group": 36}));
     let result = node.call("ADD", &call).result();
+    let asked = node.agent.asked();
+    assert_eq!((asked.owner, asked.group), (Some(107), Some(36)), "the socket belongs to the VMM's user");
     assert_eq!(result["interfaces"][1]["socketPath"], "/run/weft/vhost/1.sock");
     let old = call.clone().named("c2", "eth0").with("cniVersion", json!("1.0.0"));
     assert!(node.call("ADD", &old).result()["interfaces"][1].get("socketPath").is_none());

@@ -126,6 +126,8 @@ fn attachment(number: u32, pod: Option<(&str, &str)>, ips: &[&str]) -> Attachmen
             mac: None,
             mtu: None,
             queues: 1,
+            owner: None,
+            group: None,
         },
         allocation: Allocation {
             addresses: ips.iter().map(assigned).collect(),

@@ -79,6 +79,8 @@ fn attachment(node: u8, pod: Option<(&str, &str)>, ifname: &str, addresses: &[&s
             mac: None,
             mtu: None,
             queues: 1,
+            owner: None,
+            group: None,
         },
         allocation: Allocation {
             addresses: addresses.iter().map(address).collect(),
