@@ -14,6 +14,9 @@ use super::command::wait_until;
 /// Where the machine mounts its cgroup hierarchies.
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The child of a node's cgroup that takes its processes where version 2 is all there is.
+const LEAF: &str = "system";
+
 /// One mounted cgroup hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hierarchy {
@@ -59,7 +62,7 @@ fn parse_mount(line: &str) -> Option<Hierarchy> {
 /// # Errors
 /// A directory cannot be made, or a cpuset cannot be filled.
 pub(crate) fn create(name: &str) -> Result<Vec<PathBuf>> {
-    let directories = directories(name)?;
+    let directories: Vec<_> = hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount_point.join(name)).collect();
     for directory in &directories {
         fs::create_dir_all(directory).with_context(|| format!("create cgroup {}", directory.display()))?;
         inherit_cpuset(directory)?;
@@ -67,12 +70,49 @@ pub(crate) fn create(name: &str) -> Result<Vec<PathBuf>> {
     Ok(directories)
 }
 
-/// The directories of the cgroup `name`, whether or not they exist.
+/// The directories of the cgroup `name` in which its own processes live, whether or not they exist.
 ///
 /// # Errors
 /// As [`hierarchies`].
 pub(crate) fn directories(name: &str) -> Result<Vec<PathBuf>> {
-    Ok(hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount_point.join(name)).collect())
+    let directories = hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount_point.join(name));
+    Ok(directories
+        .map(|directory| Some(directory.join(LEAF)).filter(|leaf| leaf.exists()).unwrap_or(directory))
+        .collect())
+}
+
+/// Makes the cgroup `name` fit to hold the cgroups of pods, once `process` has made it the root of its cgroup namespace.
+/// Where version 2 is all there is, processes and children with controllers exclude each other (no internal processes, see
+/// cgroups(7)): the process moves into a leaf, and the controllers are handed on.
+///
+/// # Errors
+/// The kernel refuses the move or a controller.
+pub(crate) fn divide(name: &str, process: i32) -> Result<()> {
+    match hierarchies()?.as_slice() {
+        [only] if only.file_system == "cgroup2" => divide_directory(&only.mount_point, name, process),
+        _ => Ok(()),
+    }
+}
+
+fn divide_directory(mount_point: &Path, name: &str, process: i32) -> Result<()> {
+    let directory = mount_point.join(name);
+    let leaf = directory.join(LEAF);
+    fs::create_dir(&leaf).with_context(|| format!("create cgroup {}", leaf.display()))?;
+    let members = leaf.join("cgroup.procs");
+    fs::write(&members, process.to_string()).with_context(|| format!("write {process} to {}", members.display()))?;
+    hand_on_controllers(mount_point)?;
+    hand_on_controllers(&directory)
+}
+
+/// Enables all controllers of a version 2 cgroup for its children.
+fn hand_on_controllers(directory: &Path) -> Result<()> {
+    let (available, enabled) = (directory.join("cgroup.controllers"), directory.join("cgroup.subtree_control"));
+    let controllers = fs::read_to_string(&available).with_context(|| format!("read {}", available.display()))?;
+    for controller in controllers.split_whitespace() {
+        fs::write(&enabled, format!("+{controller}"))
+            .with_context(|| format!("enable {controller} in {}", enabled.display()))?;
+    }
+    Ok(())
 }
 
 /// A version 1 cpuset starts empty and takes no process before it has processors and memory nodes.
@@ -93,7 +133,8 @@ fn inherit_cpuset(directory: &Path) -> Result<()> {
 /// # Errors
 /// A process outlives the signal, or a directory stays.
 pub(crate) fn remove(name: &str) -> Result<()> {
-    for directory in directories(name)? {
+    for hierarchy in hierarchies()? {
+        let directory = hierarchy.mount_point.join(name);
         if directory.exists() {
             wait_until(&format!("cgroup {} without processes", directory.display()), Duration::from_secs(20), || {
                 kill_all(&directory)
@@ -157,6 +198,31 @@ mod tests {
         let line = "36 30 0:30 / /sys/fs/cgroup/unified rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate";
         let hierarchy = parse_mount(line).unwrap();
         assert_eq!((hierarchy.file_system.as_str(), hierarchy.options.as_str()), ("cgroup2", ""));
+    }
+
+    #[test]
+    fn a_divided_cgroup_takes_processes_and_children_with_controllers() {
+        let hierarchies = hierarchies().unwrap();
+        let version_2 = hierarchies.iter().find(|hierarchy| hierarchy.file_system == "cgroup2").unwrap();
+        let enabled = version_2.mount_point.join("cgroup.subtree_control");
+        let before = fs::read_to_string(&enabled).unwrap();
+        let name = format!("weft-test-{}", std::process::id());
+        create(&name).unwrap();
+        let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        divide_directory(&version_2.mount_point, &name, i32::try_from(sleeper.id()).unwrap()).unwrap();
+        let members = fs::read_to_string(version_2.mount_point.join(&name).join("system/cgroup.procs")).unwrap();
+        assert_eq!(members.trim(), sleeper.id().to_string());
+        let child = version_2.mount_point.join(&name).join("kubepods");
+        fs::create_dir(&child).unwrap();
+        let controllers = |directory: &Path| fs::read_to_string(directory.join("cgroup.controllers")).unwrap();
+        assert_eq!(controllers(&child), controllers(&version_2.mount_point));
+        remove(&name).unwrap();
+        assert!(!sleeper.wait().unwrap().success());
+        assert!(!version_2.mount_point.join(&name).exists());
+        let after = fs::read_to_string(&enabled).unwrap();
+        for controller in after.split_whitespace().filter(|controller| !before.contains(controller)) {
+            fs::write(&enabled, format!("-{controller}")).unwrap();
+        }
     }
 
     #[test]

@@ -42,8 +42,9 @@ impl<'a> Node<'a> {
     /// The kernel refuses one of them.
     pub(crate) fn create(cluster: &'a Cluster, member: Member) -> Result<Self> {
         let cgroups = cgroups::create(&cluster.cgroup(&member))?;
-        let anchor = start_anchor(cluster, &member, cgroups.clone())?;
-        let node = Self { cluster, member, place: Place::node(anchor, cgroups) };
+        let anchor = start_anchor(cluster, &member, cgroups)?;
+        cgroups::divide(&cluster.cgroup(&member), anchor)?;
+        let node = Self::open(cluster, member)?;
         node.mount_all().with_context(|| format!("mount the file systems of {}", member.name))?;
         node.run("hostname", &[member.name])?;
         Ok(node)
