@@ -49,8 +49,8 @@ fn service_account(url: &str) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn parse_url(url: &str) -> anyhow::Result<http::Uri> {
-    let uri: http::Uri = url.parse().with_context(|| format!("api server address '{url}'"))?;
+fn parse_url(url: &str) -> anyhow::Result<hyper::http::Uri> {
+    let uri: hyper::http::Uri = url.parse().with_context(|| format!("api server address '{url}'"))?;
     let complete = uri.authority().is_some() && matches!(uri.scheme_str(), Some("https" | "http"));
     anyhow::ensure!(complete, "api server address '{url}' is not of the form https://ADDRESS:PORT");
     Ok(uri)

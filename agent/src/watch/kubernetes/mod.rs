@@ -170,11 +170,20 @@ impl State {
         }
     }
 
-    fn synced(&self) -> bool {
+    fn synced(&mut self) -> bool {
+        self.kinds_listed().iter().all(|listed| **listed)
+    }
+
+    fn kinds_listed(&mut self) -> [&mut bool; 6] {
         let Self { snapshot: _, pods, namespaces, nodes, services, slices, policies } = self;
-        [pods.listed, namespaces.listed, nodes.listed, services.listed, slices.listed, policies.listed]
-            .iter()
-            .all(|listed| *listed)
+        [
+            &mut pods.listed,
+            &mut namespaces.listed,
+            &mut nodes.listed,
+            &mut services.listed,
+            &mut slices.listed,
+            &mut policies.listed,
+        ]
     }
 
     fn faults(&mut self) -> [&mut Option<Fault>; 6] {

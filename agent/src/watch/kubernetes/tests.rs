@@ -1,1 +1,302 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The source against an API server of a hundred lines, over loopback.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::http::{Request, Response, StatusCode};
+use hyper::{
+    body::{Bytes, Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::{broadcast, watch::Receiver},
+    task::JoinSet,
+};
+
+use crate::{
+    model::{ObjectKey, Snapshot},
+    watch::{ApiServer, Source, start},
+};
+
+/// What the server keeps, by plural.
+struct Store {
+    objects: Mutex<BTreeMap<String, Vec<Value>>>,
+    forbidden: Mutex<BTreeSet<String>>,
+    queries: Mutex<Vec<String>>,
+    events: broadcast::Sender<(String, Value)>,
+}
+
+/// A running server; it and all its connections end when it is dropped.
+struct Server {
+    address: SocketAddr,
+    _accept: JoinSet<()>,
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+fn full(status: StatusCode, value: &Value) -> Response<Body> {
+    let body = Full::new(Bytes::from(value.to_string())).boxed();
+    Response::builder().status(status).header("content-type", "application/json").body(body).unwrap()
+}
+
+impl Store {
+    fn new() -> Arc<Self> {
+        let events = broadcast::channel(100).0;
+        Arc::new(Self { objects: Mutex::default(), forbidden: Mutex::default(), queries: Mutex::default(), events })
+    }
+
+    fn put(&self, plural: &str, object: Value) {
+        self.objects.lock().unwrap().entry(plural.to_owned()).or_default().push(object.clone());
+        self.send(plural, "ADDED", object);
+    }
+
+    fn send(&self, plural: &str, kind: &str, mut object: Value) {
+        if object["kind"] != "Status" {
+            object["metadata"]["resourceVersion"] = json!("9");
+        }
+        // Nobody may be watching yet.
+        drop(self.events.send((plural.to_owned(), json!({"type": kind, "object": object}))));
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+        let plural = request.uri().path().rsplit('/').next().unwrap().to_owned();
+        if plural == "version" {
+            return full(
+                StatusCode::OK,
+                &json!({"major": "1", "minor": "36", "gitVersion": "v1.36.4", "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}),
+            );
+        }
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        self.queries.lock().unwrap().push(format!("{plural}?{query}"));
+        if self.forbidden.lock().unwrap().contains(&plural) {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "message": format!("{plural} is forbidden"), "code": 403});
+            return full(StatusCode::FORBIDDEN, &status);
+        }
+        if !query.contains("watch=true") {
+            let items = self.objects.lock().unwrap().get(&plural).cloned().unwrap_or_default();
+            let list =
+                json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
+            return full(StatusCode::OK, &list);
+        }
+        let events = futures::stream::unfold(self.events.subscribe(), |mut events| async move {
+            events.recv().await.ok().map(|event| (event, events))
+        });
+        let lines = events.filter_map(move |(of, event)| {
+            let line = (of == plural).then(|| Ok(Frame::data(Bytes::from(format!("{event}\n")))));
+            std::future::ready(line)
+        });
+        Response::new(BodyExt::boxed(StreamBody::new(lines)))
+    }
+}
+
+impl Server {
+    async fn start(store: &Arc<Store>, address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let store = store.clone();
+        let mut accept = JoinSet::new();
+        accept.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let store = store.clone();
+                let service = service_fn(move |request| {
+                    let answer = store.answer(&request);
+                    async move { Ok::<_, Infallible>(answer) }
+                });
+                connections.spawn(async move {
+                    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await)
+                });
+            }
+        });
+        Self { address, _accept: accept }
+    }
+}
+
+/// A kubeconfig whose own address leads nowhere: the configured one must be used.
+fn kubeconfig(dir: &tempfile::TempDir) -> PathBuf {
+    let path = dir.path().join("kubeconfig");
+    let text = "{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}], \
+                users: [{name: u, user: {token: t}}], contexts: [{name: c, context: {cluster: c, user: u}}]}";
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+struct Bench {
+    store: Arc<Store>,
+    server: Option<Server>,
+    address: SocketAddr,
+    receiver: Receiver<Arc<Snapshot>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new(store: Arc<Store>) -> Self {
+        let server = Server::start(&store, "127.0.0.1:0".parse().unwrap()).await;
+        let address = server.address;
+        let dir = tempfile::tempdir().unwrap();
+        let source = ApiServer { server: Some(format!("http://{address}")), kubeconfig: Some(kubeconfig(&dir)) };
+        let receiver = start(Source::Kubernetes(source), "here");
+        Self { store, server: Some(server), address, receiver, _dir: dir }
+    }
+
+    async fn wait(&mut self, what: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let found = tokio::time::timeout(Duration::from_secs(30), self.receiver.wait_for(|snapshot| what(snapshot)));
+        found.await.unwrap().unwrap().clone()
+    }
+}
+
+fn pod(name: &str, labels: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "x", "name": name, "uid": name, "labels": labels, "resourceVersion": "7",
+            "managedFields": [{"manager": "m", "operation": "Update"}], "annotations": {"note": "long"}},
+        "spec": {"nodeName": "n", "volumes": [{"name": "v", "emptyDir": {}}],
+            "containers": [{"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 80}, {"containerPort": 81}]}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}], "hostIP": "192.0.2.1"}})
+}
+
+fn key(namespace: &str, name: &str) -> ObjectKey {
+    ObjectKey::new(namespace, name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_then_follows() {
+    let store = Store::new();
+    store.put("pods", pod("a", json!({"app": "a"})));
+    store.put("namespaces", json!({"metadata": {"name": "x", "labels": {"team": "red"}}}));
+    let mut bench = Bench::new(store).await;
+    let snapshot = bench.wait(|snapshot| snapshot.synced).await;
+    assert_eq!((snapshot.pods.len(), snapshot.namespaces.len(), &snapshot.error), (1, 1, &None));
+
+    let pod_a = &snapshot.pods[&key("x", "a")];
+    assert_eq!(pod_a.metadata.labels.as_ref().unwrap()["app"], "a");
+    assert_eq!(pod_a.spec.as_ref().unwrap().containers[0].ports.as_ref().unwrap().len(), 1, "named ports only");
+    assert!(pod_a.spec.as_ref().unwrap().volumes.is_none() && pod_a.metadata.managed_fields.is_none());
+    assert!(pod_a.metadata.resource_version.is_none() && pod_a.status.as_ref().unwrap().host_ip.is_none());
+
+    let selected = |queries: &[String], plural: &str| {
+        let of_kind: Vec<&String> = queries.iter().filter(|query| query.starts_with(plural)).collect();
+        !of_kind.is_empty()
+            && of_kind.iter().all(|query| {
+                query.contains(
+                    "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name%2C%21service.kubernetes.io%2Fheadless",
+                )
+            })
+    };
+    {
+        let queries = bench.store.queries.lock().unwrap();
+        assert!(selected(&queries, "services?") && selected(&queries, "endpointslices?"), "{queries:?}");
+        assert!(!selected(&queries, "pods?"));
+    }
+
+    // The watches may not have begun when the lists were done: an event until it is seen.
+    let service = json!({"metadata": {"namespace": "x", "name": "s"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+    bench.send_until("services", "ADDED", service.clone(), |snapshot| snapshot.services.len() == 1).await;
+    bench.send_until("services", "DELETED", service, |snapshot| snapshot.services.is_empty()).await;
+    bench
+        .send_until("pods", "MODIFIED", pod("a", json!({"app": "b"})), |snapshot| {
+            snapshot.pods[&key("x", "a")].metadata.labels.as_ref().is_some_and(|labels| labels["app"] == "b")
+        })
+        .await;
+}
+
+#[test]
+fn a_change_of_what_is_stripped_is_no_change() {
+    let stripped = |mut object: Value, version: &str| {
+        object["metadata"]["resourceVersion"] = json!(version);
+        let mut pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(object).unwrap();
+        super::Strip::strip(&mut pod);
+        super::Change::Pods(Ok(super::Event::Apply(pod)))
+    };
+    let mut state = super::State::default();
+    for kind in state.kinds_listed() {
+        *kind = true;
+    }
+    assert!(state.apply(stripped(pod("a", json!({})), "1")));
+    let mut heartbeat = pod("a", json!({}));
+    heartbeat["status"]["hostIP"] = json!("192.0.2.2");
+    assert!(!state.apply(stripped(heartbeat, "2")));
+    assert!(state.apply(stripped(pod("a", json!({"app": "a"})), "3")));
+}
+
+impl Bench {
+    async fn send_until(&mut self, plural: &str, kind: &str, object: Value, what: impl Fn(&Snapshot) -> bool) {
+        for _ in 0..100 {
+            self.store.send(plural, kind, object.clone());
+            let seen =
+                tokio::time::timeout(Duration::from_millis(200), self.receiver.wait_for(|snapshot| what(snapshot)))
+                    .await;
+            if matches!(seen, Ok(Ok(_))) {
+                return;
+            }
+        }
+        panic!("{kind} of {plural} never came through: {:?}", self.receiver.borrow().error);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_server_the_last_good_state_stays() {
+    let store = Store::new();
+    store.put("pods", pod("a", json!({})));
+    let mut bench = Bench::new(store).await;
+    bench.wait(|snapshot| snapshot.synced).await;
+
+    bench.server = None;
+    let snapshot = bench.wait(|snapshot| snapshot.error.is_some()).await;
+    assert_eq!((snapshot.synced, snapshot.pods.len()), (true, 1));
+
+    bench.server = Some(Server::start(&bench.store, bench.address).await);
+    bench.wait(|snapshot| snapshot.error.is_none()).await;
+    bench.send_until("pods", "ADDED", pod("b", json!({})), |snapshot| snapshot.pods.len() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_is_too_old_is_listed_anew() {
+    let store = Store::new();
+    store.put("pods", pod("a", json!({})));
+    store.put("pods", pod("b", json!({})));
+    let mut bench = Bench::new(store).await;
+    bench.wait(|snapshot| snapshot.pods.len() == 2).await;
+    bench.store.objects.lock().unwrap().get_mut("pods").unwrap().remove(0);
+    let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "message": "too old", "code": 410});
+    bench.send_until("pods", "ERROR", gone, |snapshot| !snapshot.pods.contains_key(&key("x", "a"))).await;
+    let snapshot = bench.wait(|snapshot| snapshot.error.is_none()).await;
+    assert_eq!(snapshot.pods.keys().collect::<Vec<_>>(), [&key("x", "b")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_said_and_nothing_is_told_before_all_is_there() {
+    let store = Store::new();
+    store.put("pods", pod("a", json!({})));
+    store.forbidden.lock().unwrap().insert("networkpolicies".into());
+    let mut bench = Bench::new(store).await;
+    let snapshot = bench.wait(|snapshot| snapshot.error.is_some()).await;
+    assert!(snapshot.error.as_ref().unwrap().contains("networkpolicies is forbidden"), "{:?}", snapshot.error);
+    assert!(!snapshot.synced && snapshot.pods.is_empty());
+    bench.store.forbidden.lock().unwrap().clear();
+    let snapshot = bench.wait(|snapshot| snapshot.synced && snapshot.error.is_none()).await;
+    assert_eq!(snapshot.pods.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_credentials_are_named() {
+    let source =
+        ApiServer { server: Some("http://127.0.0.1:1".into()), kubeconfig: Some("/nonexistent/kubeconfig".into()) };
+    let mut receiver = start(Source::Kubernetes(source), "here");
+    let found = tokio::time::timeout(Duration::from_secs(30), receiver.wait_for(|snapshot| snapshot.error.is_some()));
+    let error = found.await.unwrap().unwrap().error.clone().unwrap();
+    assert!(error.contains("/nonexistent/kubeconfig"), "{error}");
+}
