@@ -264,6 +264,8 @@ impl Pair {
             busy = self.step();
             if !busy {
                 busy = self.poll() || self.arm();
+                // What was read just now may have been the first access to lost memory.
+                self.check_memory();
             }
         }
     }
