@@ -98,7 +98,8 @@ pub async fn cleanup(config: &Config) -> Result<()> {
 /// One agent at a time.
 fn lock(config: &Config) -> Result<Flock<fs::File>> {
     let path = config.run_dir.join("agent.lock");
-    fs::create_dir_all(&config.run_dir).with_context(|| format!("runDir: cannot create {}", config.run_dir.display()))?;
+    fs::create_dir_all(&config.run_dir)
+        .with_context(|| format!("runDir: cannot create {}", config.run_dir.display()))?;
     let file = fs::File::create(&path).with_context(|| format!("runDir: cannot create {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, error)| anyhow::Error::from(error))
@@ -131,9 +132,10 @@ async fn serve(config: &Config, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -
 fn source(config: &Config) -> cluster::Source {
     match &config.source {
         Source::Dir(path) => cluster::Source::Dir(path.clone()),
-        Source::Kubernetes => {
-            cluster::Source::Kubernetes(ApiServer { server: config.api_server.clone(), kubeconfig: config.kubeconfig.clone() })
-        }
+        Source::Kubernetes => cluster::Source::Kubernetes(ApiServer {
+            server: config.api_server.clone(),
+            kubeconfig: config.kubeconfig.clone(),
+        }),
     }
 }
 
@@ -243,11 +245,8 @@ fn open(config: &Config) -> Result<Dataplane> {
 }
 
 fn open_attachments(config: &Config, device_config: &DeviceConfig, observation: &Observation) -> Result<Attachments> {
-    let settings = Settings {
-        mtu: observation.pod_mtu,
-        dns: config.dns.clone().into(),
-        socket_dir: config.run_dir.join("vhost"),
-    };
+    let settings =
+        Settings { mtu: observation.pod_mtu, dns: config.dns.clone().into(), socket_dir: config.run_dir.join("vhost") };
     Ok(Attachments::open(&config.state_dir, &device_config.pod_cidrs, settings)?)
 }
 

@@ -28,8 +28,8 @@ use weft_abi::{
 };
 use weft_dataplane::Error;
 
-pub use self::tables::{Array, Summary, Table, Tables};
 use self::tables::Known;
+pub use self::tables::{Array, Summary, Table, Tables};
 use crate::model::Desired;
 
 /// The digests that generations stand for now; kept over a restart, so that a restart moves no generation without need.
@@ -163,7 +163,8 @@ impl Pass<'_> {
     /// Workloads that are new, changed or gone, and routes.
     fn move_workloads(&mut self, desired: &Desired, old: &Digests) -> Result<(), Error> {
         let new = &desired.workload_digests;
-        let changed = new.iter().filter(|(slot, digest)| old.workloads.get(slot) != Some(digest)).map(|(slot, _)| *slot);
+        let changed =
+            new.iter().filter(|(slot, digest)| old.workloads.get(slot) != Some(digest)).map(|(slot, _)| *slot);
         let gone = old.workloads.keys().filter(|slot| !new.contains_key(slot)).copied();
         let routes = (old.routes != desired.routes_digest).then_some(generation::ROUTES);
         let slots: Vec<u32> = changed.chain(gone).chain(routes).collect();

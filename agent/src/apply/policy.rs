@@ -196,9 +196,8 @@ impl<'a> Lookup<'a> {
 
     fn longest(&self, address: Addr, most: u32) -> u32 {
         let lengths = self.lengths.iter().filter(|length| **length <= most);
-        let mut found = lengths.filter_map(|length| {
-            self.cidrs.get(&CidrKey { prefix_len: *length, addr: truncated(address, *length) })
-        });
+        let mut found = lengths
+            .filter_map(|length| self.cidrs.get(&CidrKey { prefix_len: *length, addr: truncated(address, *length) }));
         found.next().copied().unwrap_or(WORLD_IDENTITY)
     }
 }

@@ -73,7 +73,9 @@ impl Pass<'_> {
         let slot = |index| SlotKey { service: old.id, generation: old.generation, index };
         old.id == wanted.id
             && old.count as usize == wanted.backends.len()
-            && (0..).zip(&wanted.backends).all(|(index, backend)| self.observed.slots.0.get(&slot(index)) == Some(backend))
+            && (0..)
+                .zip(&wanted.backends)
+                .all(|(index, backend)| self.observed.slots.0.get(&slot(index)) == Some(backend))
     }
 
     /// The next generation that no live slot has.

@@ -151,7 +151,13 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
     }
 
     /// Writes the entry unless it is there.
-    pub(super) fn put(&mut self, table: &dyn Table<K, V>, key: K, value: V, summary: &mut Summary) -> Result<(), Error> {
+    pub(super) fn put(
+        &mut self,
+        table: &dyn Table<K, V>,
+        key: K,
+        value: V,
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
         if self.0.get(&key) != Some(&value) {
             table.insert(&key, &value)?;
             self.0.insert(key, value);

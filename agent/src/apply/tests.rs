@@ -6,7 +6,9 @@ mod fake;
 use std::{collections::BTreeMap, rc::Rc};
 
 use proptest::prelude::*;
-use weft_abi::{ANY_IDENTITY, Addr, Backend, CidrKey, Local, Port, Remote, RuleKey, Rules, ServiceKey, SlotKey, generation};
+use weft_abi::{
+    ANY_IDENTITY, Addr, Backend, CidrKey, Local, Port, Remote, RuleKey, Rules, ServiceKey, SlotKey, generation,
+};
 
 use self::{
     cases::{ADDRESSES, address, desired},
@@ -124,7 +126,8 @@ fn check(now: &State, old: &State, new: &State) {
 }
 
 fn check_policy(ifindex: u32, now: &State, old: &State, new: &State) {
-    let (Some(is), Some(was), Some(will)) = (now.policies(ifindex), old.policies(ifindex), new.policies(ifindex)) else {
+    let (Some(is), Some(was), Some(will)) = (now.policies(ifindex), old.policies(ifindex), new.policies(ifindex))
+    else {
         return;
     };
     for direction in [0, 1] {
@@ -168,7 +171,8 @@ fn check_generations(before: &BTreeMap<u32, u32>, after: &BTreeMap<u32, u32>, ol
         assert_eq!(moved(slot), changed, "generation of {slot}");
         any |= changed;
     }
-    let with_id = |desired: &Desired, id| desired.services.iter().find(|(_, s)| s.id == id).map(|(k, s)| (*k, s.clone()));
+    let with_id =
+        |desired: &Desired, id| desired.services.iter().find(|(_, s)| s.id == id).map(|(k, s)| (*k, s.clone()));
     for id in 20..28 {
         let changed = with_id(old, id) != with_id(new, id);
         assert_eq!(moved(id), changed, "generation of service {id}");
@@ -252,7 +256,10 @@ fn a_service_that_does_not_fit_keeps_its_old_backends_and_is_told() {
     assert!(applier.apply(&*fake, &plan(2)).unwrap().problems.is_empty());
     fake.slots.limit(4);
     let summary = applier.apply(&*fake, &plan(3)).unwrap();
-    assert!(summary.problems[0].contains("service number 20") && summary.problems[0].contains("mapSizes"), "{summary:?}");
+    assert!(
+        summary.problems[0].contains("service number 20") && summary.problems[0].contains("mapSizes"),
+        "{summary:?}"
+    );
     assert_eq!((fake.services.all()[&key].count, fake.slots.all().len()), (2, 2));
     assert_eq!(fake.generations.all()[&generation::ROUTES], 2, "the rest of the plan was applied");
     fake.slots.limit(5);

@@ -31,8 +31,8 @@ use std::{
 use ipnet::IpNet;
 use weft_abi::GATEWAY_MAC;
 use weft_api::{
-    Allocation, ApiError, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, ErrorCode, Mac, PortKind, PortLink,
-    Route,
+    Allocation, ApiError, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, ErrorCode, Mac, PortKind,
+    PortLink, Route,
 };
 
 use self::store::Store;
@@ -217,11 +217,16 @@ impl Attachments {
         }
         for (position, address) in spec.addresses.iter().enumerate() {
             if spec.addresses.iter().skip(position + 1).any(|other| other.is_ipv4() == address.is_ipv4()) {
-                return invalid(format!("ips {address} and another of the same family; ask for one per family at most"));
+                return invalid(format!(
+                    "ips {address} and another of the same family; ask for one per family at most"
+                ));
             }
             if !self.pools.iter().any(|pool| pool.contains(*address)) {
                 let pools: Vec<_> = self.pools.iter().map(|pool| pool.cidr().to_string()).collect();
-                return invalid(format!("address {address} is in no pod CIDR of this node; ask for one in {}", pools.join(" or ")));
+                return invalid(format!(
+                    "address {address} is in no pod CIDR of this node; ask for one in {}",
+                    pools.join(" or ")
+                ));
             }
         }
         Ok(())
@@ -266,7 +271,8 @@ impl Attachments {
         let others = || self.records.values().filter(|record| record.spec.id != spec.id);
         let is_taken = |name: &str| others().any(|record| record.allocation.host_ifname == name);
         let host_ifname = naming::host_ifname(&spec.id, is_taken);
-        let addresses: Vec<_> = self.pools.iter().zip(taken).map(|(pool, taken)| assigned(pool, *taken, spec.port)).collect();
+        let addresses: Vec<_> =
+            self.pools.iter().zip(taken).map(|(pool, taken)| assigned(pool, *taken, spec.port)).collect();
         let socket_path = (spec.port == PortKind::VhostUser)
             .then(|| self.settings.socket_dir.join(format!("{host_ifname}.sock")).display().to_string());
         Allocation {
@@ -302,10 +308,9 @@ fn assigned(pool: &Pool, address: IpAddr, port: PortKind) -> AssignedAddress {
     let host = IpNet::from(address);
     match address {
         IpAddr::V4(_) if port == PortKind::Veth => AssignedAddress { address: host, gateway: pool.gateway() },
-        IpAddr::V4(_) => AssignedAddress {
-            address: IpNet::new_assert(address, pool.cidr().prefix_len()),
-            gateway: pool.gateway(),
-        },
+        IpAddr::V4(_) => {
+            AssignedAddress { address: IpNet::new_assert(address, pool.cidr().prefix_len()), gateway: pool.gateway() }
+        }
         IpAddr::V6(_) => AssignedAddress { address: host, gateway: LINK_LOCAL_GATEWAY.into() },
     }
 }
@@ -316,10 +321,7 @@ fn routes(assigned: &AssignedAddress) -> [Route; 2] {
         IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
         IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
     };
-    [
-        Route { dst: assigned.gateway.into(), gateway: None },
-        Route { dst: everything, gateway: Some(assigned.gateway) },
-    ]
+    [Route { dst: assigned.gateway.into(), gateway: None }, Route { dst: everything, gateway: Some(assigned.gateway) }]
 }
 
 /// The addresses of a record.

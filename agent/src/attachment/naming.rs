@@ -7,9 +7,9 @@ use weft_api::{ApiError, AttachmentId, ErrorCode, Mac};
 /// FNV-1a with a final mix: spreads well, and is the same in every version.
 fn hash(id: &AttachmentId, round: u32) -> u64 {
     let text = format!("{id}#{round}");
-    let fnv = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let fnv = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let mixed = (fnv ^ (fnv >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ (mixed >> 29)
 }
@@ -51,7 +51,11 @@ pub(super) fn check_id(id: &AttachmentId) -> Result<(), ApiError> {
             && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
     };
     let ifname = |text: &str| {
-        (1..=15).contains(&text.len()) && text != "." && text != ".." && !text.contains(['/', ':', '%']) && text.chars().all(|c| c.is_ascii_graphic())
+        (1..=15).contains(&text.len())
+            && text != "."
+            && text != ".."
+            && !text.contains(['/', ':', '%'])
+            && text.chars().all(|c| c.is_ascii_graphic())
     };
     let parts = [
         ("network", &id.network, word(&id.network)),
@@ -62,7 +66,9 @@ pub(super) fn check_id(id: &AttachmentId) -> Result<(), ApiError> {
         None => Ok(()),
         Some((field, text, _)) => Err(ApiError {
             code: ErrorCode::Invalid,
-            message: format!("{field} '{text}' of the attachment is not valid; see the parameters of the cni specification"),
+            message: format!(
+                "{field} '{text}' of the attachment is not valid; see the parameters of the cni specification"
+            ),
         }),
     }
 }

@@ -64,7 +64,9 @@ pub fn list(folder: &Path) -> io::Result<Vec<Pending>> {
         match fs::read(&file).and_then(|text| Ok(serde_json::from_slice(&text)?)) {
             Ok(id) => pending.push(Pending { id, file }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(file = %file.display(), %error, "a recorded release does not parse; remove the file"),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "a recorded release does not parse; remove the file")
+            }
         }
     }
     Ok(pending)

@@ -83,7 +83,10 @@ impl Pool {
             return refuse(ErrorCode::Invalid, &format!("is not for workloads; ask for one from {first} to {last}"));
         };
         if !self.taken.insert(offset) {
-            return refuse(ErrorCode::Exists, "is given to another attachment already; ask for another, or delete that one first");
+            return refuse(
+                ErrorCode::Exists,
+                "is given to another attachment already; ask for another, or delete that one first",
+            );
         }
         Ok(())
     }

@@ -8,9 +8,7 @@ use std::{
 
 use proptest::prelude::*;
 use rstest::rstest;
-use weft_api::{
-    Allocation, ApiError, AttachmentId, AttachmentSpec, DnsSettings, ErrorCode, PortKind, PortLink,
-};
+use weft_api::{Allocation, ApiError, AttachmentId, AttachmentSpec, DnsSettings, ErrorCode, PortKind, PortLink};
 
 use super::{Attachments, Settings, pending};
 
@@ -55,12 +53,8 @@ fn a_veth_gets_host_prefixes_and_a_tap_the_nodes_own() {
     let text = |allocation: &Allocation| allocation.addresses.iter().map(|a| a.address.to_string()).collect::<Vec<_>>();
     assert_eq!(text(&veth), ["10.1.0.2/32", "fd00:1::2/128"]);
     let routes: Vec<_> = veth.routes.iter().map(|r| (r.dst.to_string(), r.gateway.map(|g| g.to_string()))).collect();
-    let expected = [
-        ("10.1.0.1/32", None),
-        ("0.0.0.0/0", Some("10.1.0.1")),
-        ("fe80::1/128", None),
-        ("::/0", Some("fe80::1")),
-    ];
+    let expected =
+        [("10.1.0.1/32", None), ("0.0.0.0/0", Some("10.1.0.1")), ("fe80::1/128", None), ("::/0", Some("fe80::1"))];
     assert_eq!(routes, expected.map(|(dst, gateway)| (dst.to_owned(), gateway.map(str::to_owned))));
     let tap = attachments.allocate(AttachmentSpec { port: PortKind::Tap, queues: 2, ..spec(2) }).unwrap();
     assert_eq!(text(&tap), ["10.1.0.3/28", "fd00:1::3/128"]);

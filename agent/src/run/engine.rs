@@ -244,7 +244,9 @@ impl Engine {
                     tracing::warn!(id = %pending.id, %error, "cannot remove the record of a finished release");
                 }
             }
-            (Asker::Record(pending), Err(error)) => tracing::warn!(id = %pending.id, %error, "cannot finish a recorded release"),
+            (Asker::Record(pending), Err(error)) => {
+                tracing::warn!(id = %pending.id, %error, "cannot finish a recorded release")
+            }
         }
     }
 

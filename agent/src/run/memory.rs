@@ -63,6 +63,7 @@ pub(super) fn load<T: Default + DeserializeOwned>(path: &Path) -> T {
 pub(super) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let text = serde_json::to_vec(value)?;
-    let written = File::create(&temporary).and_then(|mut file| file.write_all(&text)).and_then(|()| fs::rename(&temporary, path));
+    let written =
+        File::create(&temporary).and_then(|mut file| file.write_all(&text)).and_then(|()| fs::rename(&temporary, path));
     written.map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display())))
 }

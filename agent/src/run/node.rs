@@ -172,7 +172,9 @@ impl Node {
             (Program::FromOverlay, device::OVERLAY, config.overlay_ifindex),
         ];
         for (program, ifname, ifindex) in devices.into_iter().filter(|(_, _, ifindex)| *ifindex != 0) {
-            self.dataplane.attach(program, ifname, ifindex).with_context(|| format!("cannot attach {program} to {ifname}"))?;
+            self.dataplane
+                .attach(program, ifname, ifindex)
+                .with_context(|| format!("cannot attach {program} to {ifname}"))?;
         }
         Ok(())
     }
@@ -236,7 +238,8 @@ impl Node {
         if let Some(error) = &snapshot.error {
             return Some(format!("{} does not answer: {error}", self.config.source));
         }
-        let why = if snapshot.synced { "the first pass over the dataplane has not succeeded" } else { "not synced yet" };
+        let why =
+            if snapshot.synced { "the first pass over the dataplane has not succeeded" } else { "not synced yet" };
         Some(format!("{}: {why}", self.config.source))
     }
 }
@@ -250,5 +253,8 @@ pub(super) fn source_state(config: &Config, snapshot: &Snapshot) -> SourceState 
 fn node_addresses(snapshot: &Snapshot) -> Vec<IpAddr> {
     let statuses = snapshot.nodes.values().filter_map(|node| node.status.as_ref());
     let addresses = statuses.flat_map(|status| status.addresses.iter().flatten());
-    addresses.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok()).collect()
+    addresses
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
+        .collect()
 }

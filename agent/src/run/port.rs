@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The ports of workloads: attach, release, check, adopt.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
@@ -32,7 +29,8 @@ impl Node {
         pod.is_none_or(|pod| {
             let key = ObjectKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
             let known = snapshot.pods.get(&key);
-            known.is_some_and(|known| pod.uid.is_none() || known.metadata.uid.is_none() || pod.uid == known.metadata.uid)
+            known
+                .is_some_and(|known| pod.uid.is_none() || known.metadata.uid.is_none() || pod.uid == known.metadata.uid)
         })
     }
 
@@ -53,7 +51,9 @@ impl Node {
         let expected = &self.attachments.get(id).ok_or_else(|| unknown(id))?.allocation.host_ifname;
         if link.ifname != *expected || !is_there(&link).await? {
             let PortLink { ifindex, ifname } = &link;
-            let message = format!("link {ifname} with index {ifindex} of {id} is not there; make '{expected}' in the agent's network namespace");
+            let message = format!(
+                "link {ifname} with index {ifindex} of {id} is not there; make '{expected}' in the agent's network namespace"
+            );
             return Err(ApiError { code: ErrorCode::Invalid, message });
         }
         links::prepare_port(&link.ifname).await.map_err(refused)?;
@@ -159,7 +159,8 @@ impl Node {
     /// Adopts the attachments of an earlier run: programs and guests.
     pub(super) async fn adopt(&mut self) -> Result<()> {
         let present = links::list_weft().await.context("cannot list links")?;
-        let has_link = |link: &PortLink| present.iter().any(|found| found.index == link.ifindex && found.name == link.ifname);
+        let has_link =
+            |link: &PortLink| present.iter().any(|found| found.index == link.ifindex && found.name == link.ifname);
         let has_netns = |path: &str| std::path::Path::new(path).exists();
         for id in self.attachments.reconcile(has_link, has_netns)? {
             tracing::info!(%id, "released an attachment whose link and network namespace are gone");
@@ -191,7 +192,6 @@ fn addr(address: IpAddr) -> Addr {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn refused(error: impl std::fmt::Display) -> ApiError {
     ApiError { code: ErrorCode::Io, message: error.to_string() }
 }

@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The local API: one JSON object a line over a unix socket; see [`weft_api`].
 
-use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -31,7 +26,8 @@ const MAX_CONNECTIONS: usize = 256;
 /// # Errors
 /// What `bind` and its like say, with the path.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {}: {error}", path.display()));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {}: {error}", path.display()));
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(named)?;
     }
@@ -85,7 +81,10 @@ async fn serve_connection(stream: UnixStream, shared: &Shared) -> io::Result<()>
             Ok(Request::Flows { last, follow }) => serve_flows(&mut reader, &mut writer, shared, last, follow).await?,
             Ok(request) => write(&mut writer, &reply(answer(request, shared).await)).await?,
             Err(error) => {
-                let error = invalid(format!("the request does not parse: {error}; use a client of api version {}", weft_api::API_VERSION));
+                let error = invalid(format!(
+                    "the request does not parse: {error}; use a client of api version {}",
+                    weft_api::API_VERSION
+                ));
                 write(&mut writer, &Reply::Error(error)).await?;
             }
         }
@@ -132,7 +131,10 @@ async fn serve_flows(
 ) -> io::Result<()> {
     let (latest, mut news) = shared.flows.subscribe(last);
     write(writer, &Reply::Ok(Answer::Flows(latest))).await?;
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         let batch = tokio::select! {
             batch = next_batch(&mut news) => batch,
             // Whatever the client says now, it has had enough.
@@ -141,7 +143,6 @@ async fn serve_flows(
         let Some(batch) = batch else { return Ok(()) };
         write(writer, &Reply::Ok(Answer::Flows(batch))).await?;
     }
-    Ok(())
 }
 
 /// What has come since the last call; waits for one event.

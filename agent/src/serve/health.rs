@@ -29,7 +29,8 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// # Errors
 /// What `bind` says, with the address and the field of the configuration.
 pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("healthAddress: cannot listen on {address}: {error}"));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("healthAddress: cannot listen on {address}: {error}"));
     TcpListener::bind(address).await.map_err(named)
 }
 

@@ -10,7 +10,12 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text::encode},
-    metrics::{counter::ConstCounter, family::Family, gauge::{ConstGauge, Gauge}, histogram::{Histogram, exponential_buckets}},
+    metrics::{
+        counter::ConstCounter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::{Registry, Unit},
 };
 use weft_abi::{COUNTERS, Counter, DROP_REASONS, DropReason};
@@ -112,12 +117,15 @@ impl Live {
         let tallies = DropReason::ALL.iter().zip(DROP_REASONS);
         let tallies = tallies.filter_map(|(reason, (name, _))| Some(("reason", *name, maps.dropped(*reason).ok()?)));
         let (packets, bytes): (Vec<_>, Vec<_>) = tallies
-            .map(|(label, name, tally)| ((label, name.to_owned(), tally.packets), (label, name.to_owned(), tally.bytes)))
+            .map(|(label, name, tally)| {
+                ((label, name.to_owned(), tally.packets), (label, name.to_owned(), tally.bytes))
+            })
             .unzip();
         counters(encoder, "drops", "Packets dropped", packets)?;
         counters(encoder, "drop_bytes", "Bytes dropped", bytes)?;
         let counts = Counter::ALL.iter().zip(COUNTERS);
-        let counts = counts.filter_map(|(counter, (name, _))| Some(("name", (*name).to_owned(), maps.counted(*counter).ok()?)));
+        let counts =
+            counts.filter_map(|(counter, (name, _))| Some(("name", (*name).to_owned(), maps.counted(*counter).ok()?)));
         counters(encoder, "datapath_events", "What the programs counted", counts.collect())
     }
 }

@@ -49,7 +49,8 @@ pub fn endpoints(view: &View) -> Vec<EndpointReport> {
 
 fn endpoint(attachment: &Attachment, view: &View) -> EndpointReport {
     let Attachment { spec, allocation, link } = attachment;
-    let (ingress_policies, egress_policies) = view.desired.isolation.get(&spec.id.to_string()).cloned().unwrap_or_default();
+    let (ingress_policies, egress_policies) =
+        view.desired.isolation.get(&spec.id.to_string()).cloned().unwrap_or_default();
     let ifindex = link.as_ref().map_or(0, |link| link.ifindex);
     let state = match link {
         None => "reserved: no link yet",
@@ -92,7 +93,6 @@ pub fn drops(shared: &Shared) -> Result<Vec<DropReport>, ApiError> {
     reports.collect::<Result<_, _>>().map_err(unreadable)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unreadable(error: Error) -> ApiError {
     ApiError { code: ErrorCode::Io, message: error.to_string() }
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use proptest::{collection::btree_map, collection::vec, prelude::*};
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, CidrKey, Local, LocalKind, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules, ServiceKey,
+    ANY_IDENTITY, Addr, Backend, CidrKey, Local, LocalKind, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules,
+    ServiceKey,
 };
 
 use crate::model::{Desired, DesiredService};
@@ -62,7 +63,8 @@ fn rules() -> impl Strategy<Value = BTreeMap<RuleKey, Rules>> {
 fn ports() -> impl Strategy<Value = BTreeMap<u32, Port>> {
     btree_map(10_u32..14, (POLICIES, POLICIES, ADDRESSES), 0..4).prop_map(|ports| {
         let port = |(ifindex, (ingress_policy, egress_policy, last))| {
-            let port = Port { v4: address(last), workload: 100 + ifindex, ingress_policy, egress_policy, ..Port::default() };
+            let port =
+                Port { v4: address(last), workload: 100 + ifindex, ingress_policy, egress_policy, ..Port::default() };
             (ifindex, port)
         };
         ports.into_iter().map(port).collect()
@@ -90,7 +92,9 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
     let digests = btree_map(110_u32..114, 0_u64..3, 0..4);
     (ports(), services(), identities, cidrs, rules(), remotes, digests, 0_u64..3).prop_map(
         |(ports, services, identities, cidrs, rules, remotes, workload_digests, routes_digest)| {
-            let local = |(ifindex, port): (&u32, &Port)| (port.v4, Local { ifindex: *ifindex, kind: LocalKind::Workload as u32 });
+            let local = |(ifindex, port): (&u32, &Port)| {
+                (port.v4, Local { ifindex: *ifindex, kind: LocalKind::Workload as u32 })
+            };
             let remote = |(key, kind)| (key, Remote { via: address(250), kind });
             Desired {
                 locals: ports.iter().map(local).collect(),
