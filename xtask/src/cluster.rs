@@ -104,6 +104,29 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A cluster of its own, Weft on it, the conformance tests that must pass; the cluster goes whatever happens.
+///
+/// # Errors
+/// The cluster does not come up, or Weft does not make it ready.
+pub(crate) fn conformance(name: &str) -> Result<ExitCode> {
+    let cluster = Cluster::named(name)?;
+    cluster.down()?;
+    let outcome = raise(&cluster);
+    if outcome.is_err() {
+        eprintln!("the logs of what failed are in /run/weft-testbed/{name}/logs until the cluster goes");
+    }
+    let down = cluster.down();
+    let code = outcome?;
+    down.map(|()| code)
+}
+
+fn raise(cluster: &Cluster) -> Result<ExitCode> {
+    cluster.up(&Binaries::build()?, CniArgument::None.into())?;
+    cluster.install(&Binaries::cached()?, &installation(false, "vxlan".to_owned()))?;
+    let selection = Selection { focus: REQUIRED.to_owned(), skip: None, processes: 6, report_directory: None };
+    e2e(cluster, &selection)
+}
+
 /// Runs the tests and prints what failed, then the closing line `N passed, N failed`.
 fn e2e(cluster: &Cluster, selection: &Selection) -> Result<ExitCode> {
     let outcome = cluster.e2e(&Binaries::cached()?, selection)?;

@@ -2,10 +2,12 @@
 
 //! Weft's developer commands, run as `cargo xtask COMMAND`.
 
+mod bench;
 mod build;
 mod check;
 mod cluster;
 mod demo;
+mod test;
 
 use std::process::ExitCode;
 
@@ -20,6 +22,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure, print a table and write `target/bench/NAME.json`.
+    Bench(bench::Arguments),
     /// Build the programs that the testbed runs.
     Build,
     /// Check formatting, lints for host and eBPF, layouts and docs.
@@ -28,14 +32,18 @@ enum Command {
     Cluster(cluster::Arguments),
     /// Show Weft on two simulated nodes with containers and a virtual machine.
     Demo,
+    /// Run the whole suite that CI runs, or one part of it.
+    Test(test::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Build => build::programs().map(|()| ExitCode::SUCCESS),
         Command::Check => check::run(),
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Demo => demo::run(),
+        Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

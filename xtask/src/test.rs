@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask test`: the whole suite that CI runs, or one part of it.
+
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use weft_testbed::cluster::{Binaries, build_test_images};
+
+use crate::{build, check, cluster, demo};
+
+/// Arguments of `cargo xtask test`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Without one: all of them.
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// A part of the suite.
+#[derive(Clone, Copy, Subcommand)]
+enum Part {
+    /// Unit and integration tests of every crate, on simulated nodes and in QEMU guests.
+    Crates,
+    /// A real Kubernetes with Weft on it must pass the upstream conformance tests that are Weft's.
+    Cluster,
+}
+
+/// Runs what `arguments` ask for.
+///
+/// # Errors
+/// A part that failed; the others after it do not run.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match arguments.part {
+        None => suite(),
+        Some(Part::Crates) => crates().map(|()| ExitCode::SUCCESS),
+        Some(Part::Cluster) => on_cluster(),
+    }
+}
+
+/// Everything, the cheap parts first. Kubernetes is built beside them: on a fresh machine that takes minutes.
+fn suite() -> Result<ExitCode> {
+    let kubernetes = thread::spawn(|| build_test_images(&Binaries::build()?).map(drop));
+    step("check", || check::run().map(drop))?;
+    step("tests of the crates", crates)?;
+    step("Kubernetes for the cluster", || {
+        kubernetes.join().map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?
+    })?;
+    step("cluster", || succeeded(on_cluster()?))?;
+    step("demo", || succeeded(demo::run()?))?;
+    println!("test: all parts passed");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("test: {name}");
+    let start = Instant::now();
+    work().with_context(|| name.to_owned())?;
+    println!("test: {name}: passed after {}", minutes(start.elapsed()));
+    Ok(())
+}
+
+fn minutes(time: Duration) -> String {
+    format!("{} min {:02} s", time.as_secs() / 60, time.as_secs() % 60)
+}
+
+fn succeeded(code: ExitCode) -> Result<()> {
+    if code != ExitCode::SUCCESS {
+        bail!("its own output says what failed");
+    }
+    Ok(())
+}
+
+/// Programs first: the tests run them.
+fn crates() -> Result<()> {
+    build::programs()?;
+    build::run(build::cargo().args(["test", "--workspace", "--exclude", "weft-ebpf", "--no-fail-fast"]))
+}
+
+fn on_cluster() -> Result<ExitCode> {
+    build::programs()?;
+    cluster::conformance("test")
+}
