@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Where the static build of `weft-probe` is, below the target folder.
-const PROBE: &str = "static/x86_64-unknown-linux-gnu/debug/weft-probe";
+/// Where the static builds of `weft-probe` are, below the target folder.
+const STATIC: &str = "static/x86_64-unknown-linux-gnu";
 
 /// Paths of the programs.
 #[derive(Clone, Debug)]
@@ -31,19 +31,37 @@ impl Binaries {
     /// # Errors
     /// One is missing: they are built by `cargo xtask build`.
     pub fn locate() -> Result<Self> {
-        let running = env::current_exe().context("find the running program")?;
-        let profile = running
-            .ancestors()
-            .find(|folder| folder.parent().is_some_and(|target| target.join("CACHEDIR.TAG").exists()))
-            .with_context(|| format!("{} is not in cargo's target folder", running.display()))?;
-        let target = profile.parent().context("the profile folder has no parent")?;
+        let (target, profile) = running()?;
+        Self::built(&target, &profile, "debug")
+    }
+
+    /// Finds the programs in `target/release/`, whatever profile the running one has.
+    ///
+    /// # Errors
+    /// One is missing: they are built by `cargo xtask bench`.
+    pub fn released() -> Result<Self> {
+        Self::built(&running()?.0, "release", "release")
+    }
+
+    fn built(target: &Path, profile: &str, probe_profile: &str) -> Result<Self> {
+        let folder = target.join(profile);
         Ok(Self {
-            agent: existing(&profile.join("weft-agent"))?,
-            cni: existing(&profile.join("weft-cni"))?,
-            cli: existing(&profile.join("weft"))?,
-            probe: existing(&target.join(PROBE))?,
+            agent: existing(&folder.join("weft-agent"))?,
+            cni: existing(&folder.join("weft-cni"))?,
+            cli: existing(&folder.join("weft"))?,
+            probe: existing(&target.join(STATIC).join(probe_profile).join("weft-probe"))?,
         })
     }
+}
+
+/// Cargo's target folder, and the profile in it that the running program was built in.
+fn running() -> Result<(PathBuf, String)> {
+    let running = env::current_exe().context("find the running program")?;
+    let is_target = |folder: &&Path| folder.parent().is_some_and(|target| target.join("CACHEDIR.TAG").exists());
+    let not_there = || format!("{} is not in cargo's target folder", running.display());
+    let folder = running.ancestors().find(is_target).with_context(not_there)?;
+    let profile = folder.file_name().with_context(not_there)?.to_string_lossy().into_owned();
+    Ok((folder.parent().with_context(not_there)?.to_owned(), profile))
 }
 
 fn existing(path: &Path) -> Result<PathBuf> {

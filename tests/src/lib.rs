@@ -7,6 +7,7 @@
 //! process that made it, however that ends.
 
 pub mod cluster;
+pub mod load;
 
 mod bed;
 mod binaries;

@@ -32,9 +32,19 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Builds agent, plugin and CLI, and the static probe.
 pub(crate) fn programs() -> Result<()> {
-    run(cargo().args(["build", "--quiet", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft"]))?;
+    programs_with(&[])
+}
+
+/// Builds the same as a release.
+pub(crate) fn released_programs() -> Result<()> {
+    programs_with(&["--release"])
+}
+
+fn programs_with(options: &[&str]) -> Result<()> {
+    run(cargo().args(["build", "--quiet", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft"]).args(options))?;
     run(cargo()
         .args(["build", "--quiet", "-p", "weft-probe", "--target", STATIC_TARGET, "--target-dir"])
         .arg(root().join("target/static"))
+        .args(options)
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", STATIC))
 }

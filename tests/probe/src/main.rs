@@ -7,6 +7,7 @@
 mod arguments;
 mod client;
 mod dhcp6;
+mod load;
 mod packet;
 mod server;
 mod stream;
@@ -26,7 +27,11 @@ usage:
   weft-probe send IFACE HEX [--count N]
       sends a raw Ethernet frame
   weft-probe dhcp6 IFACE [--timeout MS]
-      asks for an address by DHCPv6 and prints it";
+      asks for an address by DHCPv6 and prints it
+  weft-probe load-serve PORT [--cpu N]
+      the server of `load`, one connection after the other
+  weft-probe load rr|crr|stream ADDR:PORT [--millis MS] [--cpu N]
+      one byte there and back on one connection, or on a connection each, or as many bytes as fit; prints nanoseconds";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::new(std::env::args().skip(1));
@@ -36,6 +41,8 @@ fn main() -> ExitCode {
         Some("stream") => stream::run(&mut arguments),
         Some("send") => packet::run(&mut arguments),
         Some("dhcp6") => dhcp6::run(&mut arguments),
+        Some("load-serve") => load::serve(&mut arguments),
+        Some("load") => load::run(&mut arguments),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask bench NAME`: measurements, never assertions.
+//!
+//! Every value is the median of runs that take turns with those of its baseline in the same invocation; on a machine that
+//! others use too, ratios are what holds. Agent, plugin, CLI and load are built as a release is.
+
+mod cni;
+mod net;
+mod table;
+mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::build;
+use table::Report;
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// What to measure.
+    #[arg(value_enum)]
+    name: Name,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Name {
+    /// TCP between pods, beside a bare veth pair.
+    Net,
+    /// TCP between a pod and a guest, beside the same guest on a bare tap.
+    Vm,
+    /// ADD and DEL at 1 and 20 per second, beside the bridge plugin with host-local.
+    Cni,
+}
+
+/// Runs one benchmark.
+///
+/// # Errors
+/// It could not be set up, or a run failed.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    build::released_programs()?;
+    let (name, rows) = match arguments.name {
+        Name::Net => ("net", net::rows()?),
+        Name::Vm => ("vm", vm::rows()?),
+        Name::Cni => ("cni", cni::rows()?),
+    };
+    Report::new(name, rows)?.publish()?;
+    Ok(ExitCode::SUCCESS)
+}
