@@ -128,8 +128,8 @@ mod tests {
 
     #[test]
     fn a_damaged_table_is_mended() {
-        let mut numbers = Numbers::default();
-        numbers.policies = BTreeMap::from([("a".into(), 7), ("b".into(), 7), ("c".into(), 0)]);
+        let policies = BTreeMap::from([("a".into(), 7), ("b".into(), 7), ("c".into(), 0)]);
+        let mut numbers = Numbers { policies, ..Numbers::default() };
         numbers.assign_policies(&keys(&["a", "b", "c"]));
         let distinct: BTreeSet<u32> = numbers.policies.values().copied().collect();
         assert_eq!((distinct.len(), numbers.policies["a"], distinct.contains(&0)), (3, 7, false));

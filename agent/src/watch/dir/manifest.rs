@@ -19,6 +19,7 @@ use crate::{
 
 /// An object of a kind that Weft reads.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a folder has few objects, most of them pods")]
 pub(crate) enum Object {
     Pod(Pod),
     Namespace(Namespace),

@@ -105,6 +105,7 @@ async fn answers_again(client: &Client) {
 }
 
 /// An event, or an error, of one kind.
+#[expect(clippy::large_enum_variant, reason = "one at a time, never stored")]
 enum Change {
     Pods(watcher::Result<Event<Pod>>),
     Namespaces(watcher::Result<Event<Namespace>>),
