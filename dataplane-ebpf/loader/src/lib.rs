@@ -139,7 +139,7 @@ fn create_maps(pins: &PinDir, plan: &[MapReport]) -> Result<Ebpf> {
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     for program in Program::ALL {
-        classifier_mut(ebpf, program)?.load().map_err(|error| match error {
+        load_program(classifier_mut(ebpf, program)?).map_err(|error| match error {
             ProgramError::LoadError { io_error, verifier_log } => {
                 Error::Verifier { program, source: io_error, log: tail(&verifier_log.to_string()).to_owned() }
             }
@@ -147,6 +147,19 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The verifier gives up with `EAGAIN` when a signal is pending for the thread (libbpf tries as often).
+fn load_program(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 5;
+    let interrupted = |error: &ProgramError| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN));
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(error) if interrupted(&error) => {}
+            done => return done,
+        }
+    }
+    program.load()
 }
 
 /// The end of a verifier log, where it says what is wrong: the whole can be megabytes.

@@ -5,11 +5,25 @@
 #[expect(dead_code, reason = "shared with the tests of the loader")]
 mod support;
 
+#[path = "golden/fragments.rs"]
+mod fragments;
+#[path = "golden/hostile.rs"]
+mod hostile;
+#[path = "golden/icmp_error.rs"]
+mod icmp_error;
+#[path = "golden/life.rs"]
+mod life;
 #[path = "golden/link.rs"]
 mod link;
 #[path = "golden/node.rs"]
 mod node;
+#[path = "golden/outside.rs"]
+mod outside;
 #[path = "golden/packet.rs"]
 mod packet;
+#[path = "golden/policy.rs"]
+mod policy;
+#[path = "golden/service.rs"]
+mod service;
 #[path = "golden/workload.rs"]
 mod workload;

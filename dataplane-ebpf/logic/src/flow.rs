@@ -61,8 +61,8 @@ pub const fn is_reopened(flow: &Flow, flags: TcpFlags) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn is_idle(flow: &Flow, protocol_number: u8, now: u32) -> bool {
-    // Another CPU may have seen the next tick already.
-    now.saturating_sub(flow.last_seen) > idle_timeout(flow.state, protocol_number)
+    // Signed: another CPU may have seen the next tick already.
+    now.wrapping_sub(flow.last_seen) as i32 > idle_timeout(flow.state, protocol_number) as i32
 }
 
 /// Key of the packets that answer those of `flow`: from whom it sends them to, to whom they seem to come from. The entries of

@@ -176,7 +176,7 @@ impl Node {
         backends: &[(&str, u16)],
     ) {
         // Families and protocols share the slots' numbers in the tests only where they share the backends.
-        let id = id + u32::from(protocol) + if ip(vip).is_ipv6() { 100 } else { 0 };
+        let id = service_slot(id, protocol, usize::from(ip(vip).is_ipv6()));
         for (index, (backend, port)) in (0..).zip(backends) {
             let backend = Backend { addr: addr(ip(backend)), port: port.to_be(), flags: 0 };
             self.maps().slots().insert(&SlotKey { service: id, generation, index }, &backend).unwrap();
@@ -292,6 +292,16 @@ impl Node {
         self.maps().flows4().len().unwrap() + self.maps().flows6().len().unwrap()
     }
 
+    /// Lets all flows be idle for too long.
+    pub(crate) fn age(&self) {
+        for (key, flow) in self.maps().flows4().iter().map(Result::unwrap) {
+            self.maps().flows4().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(LONG), ..flow }).unwrap();
+        }
+        for (key, flow) in self.maps().flows6().iter().map(Result::unwrap) {
+            self.maps().flows6().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(LONG), ..flow }).unwrap();
+        }
+    }
+
     /// Removes all flow entries.
     pub(crate) fn flush(&self) {
         self.maps().flows4().retain(|_, _| false).unwrap();
@@ -318,6 +328,14 @@ pub(crate) fn cidr(text: &str) -> CidrKey {
     let offset = if address.is_ipv4() { 96 } else { 0 };
     CidrKey { prefix_len: offset + len.parse::<u32>().expect("a length"), addr: addr(address) }
 }
+
+/// Generation slot of a Service of [`Node::set_service`].
+pub(crate) fn service_slot(id: u32, protocol: u8, family: usize) -> u32 {
+    id + u32::from(protocol) + if family == 1 { 10_000 } else { 0 }
+}
+
+/// More ticks than any timeout has; on a machine that is not up for so long they wrap.
+pub(crate) const LONG: u32 = 10_000;
 
 /// No generation.
 pub(crate) const NONE: GenerationRef = GenerationRef { slot: 0, generation: 0 };

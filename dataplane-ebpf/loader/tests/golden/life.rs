@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The life of a decision: changes of policy and Services, idle time, new connections on old five-tuples.
+
+use weft_abi::{DropReason, FlowState, generation};
+
+use crate::{
+    node::{
+        CLIENT, CLIENT_IP, LONG, NATIVE_IP, Node, SERVER, SERVER_IP, SHOT, VIP, VM, VM_IP, key, mac, service_slot,
+        workload,
+    },
+    packet::{ACK, FIN_ACK, L4, SYN, SYN_ACK, Seen, frame, ip, ip_headers, tuple},
+};
+
+const INGRESS: u32 = 21;
+const EGRESS: u32 = 22;
+
+fn there(family: usize, l4: L4) -> Vec<u8> {
+    frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(SERVER_IP[family])), l4, b"x")
+}
+
+fn back(family: usize, l4: L4) -> Vec<u8> {
+    frame(mac(SERVER), ip_headers(ip(SERVER_IP[family]), ip(CLIENT_IP[family])), l4, b"x")
+}
+
+#[test]
+fn a_policy_that_forbids_ends_an_established_flow_in_both_directions() {
+    for family in 0..2 {
+        // Who is isolated how, and what each direction is then dropped for.
+        for (ifindex, ingress, egress, reason) in
+            [(SERVER, INGRESS, 0, DropReason::PolicyIngress), (CLIENT, 0, EGRESS, DropReason::PolicyEgress)]
+        {
+            let node = Node::new();
+            node.from_workload(CLIENT, &there(family, L4::Tcp(4000, 80, SYN))).redirected();
+            node.from_workload(SERVER, &back(family, L4::Tcp(80, 4000, SYN_ACK))).redirected();
+            node.from_workload(CLIENT, &there(family, L4::Tcp(4000, 80, ACK))).hit();
+            node.isolate(ifindex, ingress, egress);
+            node.publish(&[workload(ifindex)]);
+            node.from_workload(CLIENT, &there(family, L4::Tcp(4000, 80, ACK))).redecided().dropped(reason);
+            node.from_workload(SERVER, &back(family, L4::Tcp(80, 4000, ACK))).redecided().dropped(reason);
+            // And one that allows lets it go on.
+            for policy in [INGRESS, EGRESS] {
+                node.set_rules(policy, weft_abi::ANY_IDENTITY, 0, false, &[(6, 80, 80)]);
+            }
+            node.publish(&[workload(ifindex)]);
+            node.from_workload(SERVER, &back(family, L4::Tcp(80, 4000, ACK))).redecided().redirected();
+            node.from_workload(CLIENT, &there(family, L4::Tcp(4000, 80, ACK))).redecided().redirected();
+            node.from_workload(CLIENT, &there(family, L4::Tcp(4000, 80, ACK))).hit().redirected();
+            node.from_workload(SERVER, &back(family, L4::Tcp(80, 4000, ACK))).hit().redirected();
+        }
+    }
+}
+
+#[test]
+fn a_change_elsewhere_makes_no_flow_decide_again() {
+    let node = Node::new();
+    let packet = there(0, L4::Udp(1, 2));
+    node.from_workload(CLIENT, &packet).missed();
+    node.publish(&[workload(VM), 5000, generation::ROUTES]);
+    node.from_workload(CLIENT, &packet).hit();
+    node.publish(&[workload(SERVER)]);
+    node.from_workload(CLIENT, &packet).redecided();
+    node.from_workload(CLIENT, &packet).hit();
+    // Counters go on.
+    assert_eq!(node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[0], 1, SERVER_IP[0], 2))).expect("an entry").packets, 4);
+}
+
+#[test]
+fn a_route_that_moves_makes_flows_to_other_nodes_decide_again() {
+    let node = Node::new();
+    let packet = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[0]), ip(NATIVE_IP[0])), L4::Udp(1, 2), b"x");
+    node.from_workload(CLIENT, &packet).missed();
+    node.publish(&[generation::ROUTES]);
+    node.from_workload(CLIENT, &packet).redecided();
+}
+
+/// Changes the backends of the Service to the VM and publishes that.
+fn move_backends(node: &Node, family: usize) {
+    for protocol in [6, 17] {
+        node.set_service(VIP[family], 80, protocol, 500, 2, &[(VM_IP[family], 8080)]);
+        node.publish(&[service_slot(500, protocol, family)]);
+    }
+}
+
+fn to_service(node: &Node, family: usize, l4: L4) -> Seen {
+    node.from_workload(CLIENT, &frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(VIP[family])), l4, b"x"))
+        .redirected()
+}
+
+#[test]
+fn tcp_keeps_its_backend_and_udp_chooses_again_when_backends_change() {
+    for family in 0..2 {
+        let node = Node::new();
+        for l4 in [L4::Tcp(4000, 80, SYN), L4::Tcp(4000, 80, ACK), L4::Udp(4000, 80)] {
+            assert_eq!(to_service(&node, family, l4).tuple.dst, ip(SERVER_IP[family]));
+        }
+        move_backends(&node, family);
+        assert_eq!(to_service(&node, family, L4::Tcp(4000, 80, ACK)).tuple.dst, ip(SERVER_IP[family]));
+        assert_eq!(to_service(&node, family, L4::Udp(4000, 80)).tuple.dst, ip(VM_IP[family]));
+        // A new connection takes the new one, also on a five-tuple that had an established one.
+        assert_eq!(to_service(&node, family, L4::Tcp(4001, 80, SYN)).tuple.dst, ip(VM_IP[family]));
+        let seen = to_service(&node, family, L4::Tcp(4000, 80, SYN));
+        assert_eq!((seen.tuple.dst, seen.dst_mac), (ip(VM_IP[family]), mac(VM)));
+    }
+}
+
+#[test]
+fn a_retransmitted_syn_keeps_its_backend() {
+    let node = Node::new();
+    to_service(&node, 0, L4::Tcp(4000, 80, SYN));
+    move_backends(&node, 0);
+    assert_eq!(to_service(&node, 0, L4::Tcp(4000, 80, SYN)).tuple.dst, ip(SERVER_IP[0]));
+}
+
+#[test]
+fn a_service_that_is_gone_ends_its_flows() {
+    let node = Node::new();
+    to_service(&node, 0, L4::Tcp(4000, 80, ACK));
+    let key = weft_abi::ServiceKey { addr: crate::packet::addr(ip(VIP[0])), port: 80_u16.to_be(), protocol: 6, pad: 0 };
+    assert!(node.maps().services().remove(&key).unwrap());
+    node.publish(&[service_slot(500, 6, 0)]);
+    let packet = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[0]), ip(VIP[0])), L4::Tcp(4000, 80, ACK), b"x");
+    node.from_workload(CLIENT, &packet).dropped(DropReason::NoService);
+}
+
+#[test]
+fn tcp_states_follow_the_packets() {
+    let node = Node::new();
+    let key = key(CLIENT, 6, tuple(CLIENT_IP[0], 4000, SERVER_IP[0], 80));
+    for (flags, state) in
+        [(SYN, FlowState::New), (ACK, FlowState::Established), (FIN_ACK, FlowState::Closing), (ACK, FlowState::Closing)]
+    {
+        node.from_workload(CLIENT, &there(0, L4::Tcp(4000, 80, flags))).redirected();
+        assert_eq!(node.flow(&key).expect("an entry").state, state as u8);
+    }
+    // Also of a connection that was there before the entry.
+    node.flush();
+    node.from_workload(CLIENT, &there(0, L4::Tcp(4000, 80, ACK))).redirected();
+    assert_eq!(node.flow(&key).expect("an entry").state, FlowState::Established as u8);
+}
+
+#[test]
+fn an_idle_entry_counts_as_long_as_the_other_direction_lives() {
+    let node = Node::new();
+    let reverse = key(SERVER, 6, tuple(SERVER_IP[0], 8080, CLIENT_IP[0], 4000));
+    to_service(&node, 0, L4::Tcp(4000, 80, SYN));
+    to_service(&node, 0, L4::Tcp(4000, 80, ACK));
+    // The server was silent since its SYN-ACK; the client was not.
+    let mut flow = node.flow(&reverse).expect("an entry");
+    flow.last_seen = flow.last_seen.wrapping_sub(LONG);
+    flow.state = FlowState::New as u8;
+    node.set_flow(&reverse, &flow);
+    let answer = back(0, L4::Tcp(8080, 4000, ACK));
+    let outcome = node.from_workload(SERVER, &answer);
+    assert_eq!(outcome.redecided().redirected().tuple, tuple(VIP[0], 80, CLIENT_IP[0], 4000));
+    assert_eq!(node.from_workload(SERVER, &answer).hit().redirected().tuple.src, ip(VIP[0]));
+    // Both silent: over. What the server sends now is a packet of its own.
+    node.age();
+    let outcome = node.from_workload(SERVER, &answer);
+    assert_eq!(outcome.redecided().redirected().tuple, tuple(SERVER_IP[0], 8080, CLIENT_IP[0], 4000));
+}
+
+#[test]
+fn an_idle_flow_decides_anew() {
+    let node = Node::new();
+    let packet = there(0, L4::Udp(1, 2));
+    node.from_workload(CLIENT, &packet).redirected();
+    node.age();
+    node.isolate(SERVER, INGRESS, 0);
+    // No generation was published: idle alone makes it decide.
+    assert_eq!(node.from_workload(CLIENT, &packet).redecided().action, SHOT);
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services: DNAT, reverse NAT, hairpin, no backend, the host as client and as backend.
+
+use weft_abi::{Deliver, DropReason, FlowFlags, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, WIRE};
+
+use crate::{
+    node::{
+        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, Node, OVERLAY, SERVER, SERVER_IP, VIP, VM, VM_IP, delivers,
+        key, mac,
+    },
+    packet::{ACK, L4, SYN, SYN_ACK, Tuple, addr, frame, ip, ip_headers, tuple, word},
+};
+
+/// What stands for the client where client and backend are one.
+const HAIRPIN_IP: [&str; 2] = ["169.254.119.101", "fd77:6566:7400::1"];
+
+/// Protocol, a client's packet to a port, the answer.
+type Exchange = (u8, fn(u16, u16) -> L4, fn(u16, u16) -> L4);
+
+const EXCHANGES: [Exchange; 2] =
+    [(6, |s, d| L4::Tcp(s, d, SYN), |s, d| L4::Tcp(s, d, SYN_ACK)), (17, L4::Udp, L4::Udp)];
+
+fn packet(ifindex: u32, src: &str, dst: &str, l4: L4) -> Vec<u8> {
+    let mac = if ifindex == HOST { HOST_MAC } else { mac(ifindex) };
+    frame(mac, ip_headers(ip(src), ip(dst)), l4, b"payload of odd length")
+}
+
+#[test]
+fn the_hairpin_addresses_are_what_the_abi_says() {
+    assert_eq!(HAIRPIN_IP.map(|text| addr(ip(text))), [HAIRPIN_V4, HAIRPIN_V6]);
+}
+
+#[test]
+fn a_service_is_translated_there_and_back() {
+    let node = Node::new();
+    for family in 0..2 {
+        for (protocol, request, answer) in EXCHANGES {
+            let there = packet(CLIENT, CLIENT_IP[family], VIP[family], request(4000, 80));
+            for first in [true, false] {
+                let outcome = node.from_workload(CLIENT, &there);
+                if first {
+                    outcome.missed()
+                } else {
+                    outcome.hit()
+                };
+                let seen = outcome.redirected();
+                assert_eq!((seen.dst_mac, seen.src_mac), (mac(SERVER), GATEWAY_MAC));
+                assert_eq!(seen.tuple, tuple(CLIENT_IP[family], 4000, SERVER_IP[family], 8080));
+            }
+            let entry = node.flow(&key(CLIENT, protocol, tuple(CLIENT_IP[family], 4000, VIP[family], 80)));
+            let entry = entry.expect("an entry");
+            delivers(&entry, Deliver::Peer, SERVER);
+            assert_eq!(entry.flags, FlowFlags::CHECK_MAC | FlowFlags::REWRITE_DST);
+            assert_ne!(entry.service.slot, 0);
+            let back = packet(SERVER, SERVER_IP[family], CLIENT_IP[family], answer(8080, 4000));
+            let outcome = node.from_workload(SERVER, &back);
+            let seen = outcome.hit().redirected();
+            assert_eq!(seen.dst_mac, mac(CLIENT));
+            assert_eq!(seen.tuple, tuple(VIP[family], 80, CLIENT_IP[family], 4000));
+            let entry = node.flow(&key(SERVER, protocol, tuple(SERVER_IP[family], 8080, CLIENT_IP[family], 4000)));
+            let flags = FlowFlags::CHECK_MAC | FlowFlags::REWRITE_SRC | FlowFlags::REPLY;
+            assert_eq!(entry.expect("an entry").flags, flags);
+        }
+    }
+}
+
+#[test]
+fn a_udp_checksum_of_zero_stays_none() {
+    let node = Node::new();
+    let mut there = packet(CLIENT, CLIENT_IP[0], VIP[0], L4::Udp(4000, 80));
+    there[40..42].fill(0);
+    for _ in 0..2 {
+        let seen = node.from_workload(CLIENT, &there).redirected();
+        assert_eq!((seen.tuple.dst, word(&seen.transport, 6)), (ip(SERVER_IP[0]), 0));
+    }
+}
+
+/// The sum of the rewritten packet is 0xffff in ones' complement: a field of 0 would say that there is no checksum.
+#[test]
+fn a_udp_checksum_that_becomes_zero_is_written_as_ones() {
+    let node = Node::new();
+    let found = (0..=u16::MAX).find(|filler| {
+        let rewritten = frame(
+            mac(CLIENT),
+            ip_headers(ip(CLIENT_IP[0]), ip(SERVER_IP[0])),
+            L4::Udp(4000, 8080),
+            &filler.to_be_bytes(),
+        );
+        word(&rewritten, 40) == 0xffff
+    });
+    let filler = found.expect("one of all words makes the sum").to_be_bytes();
+    let there = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[0]), ip(VIP[0])), L4::Udp(4000, 80), &filler);
+    let seen = node.from_workload(CLIENT, &there).redirected();
+    assert_eq!(word(&seen.transport, 6), 0xffff);
+}
+
+#[test]
+fn a_vm_is_client_and_backend_like_any_other() {
+    let node = Node::new();
+    for family in 0..2 {
+        for protocol in [6, 17] {
+            node.set_service(["10.96.0.11", "fd96::11"][family], 80, protocol, 600, 1, &[(VM_IP[family], 81)]);
+        }
+        for (_, request, answer) in EXCHANGES {
+            let there = packet(VM, VM_IP[family], VIP[family], request(5000, 80));
+            let seen = node.from_workload(VM, &there).redirected();
+            assert_eq!(seen.tuple, tuple(VM_IP[family], 5000, SERVER_IP[family], 8080));
+            let back = packet(SERVER, SERVER_IP[family], VM_IP[family], answer(8080, 5000));
+            let outcome = node.from_workload(SERVER, &back);
+            assert_eq!(outcome.hit().marked(true).redirected().tuple, tuple(VIP[family], 80, VM_IP[family], 5000));
+            let vip = ["10.96.0.11", "fd96::11"][family];
+            let there = packet(CLIENT, CLIENT_IP[family], vip, request(5001, 80));
+            let outcome = node.from_workload(CLIENT, &there);
+            let seen = outcome.marked(true).redirected();
+            assert_eq!((seen.dst_mac, seen.tuple), (mac(VM), tuple(CLIENT_IP[family], 5001, VM_IP[family], 81)));
+        }
+    }
+}
+
+#[test]
+fn services_without_backend_or_without_such_a_port_are_refused() {
+    let node = Node::new();
+    for family in 0..2 {
+        node.set_service(VIP[family], 81, 6, 700, 1, &[]);
+        for (port, reason) in [(81, DropReason::NoBackend), (82, DropReason::NoService)] {
+            let there = packet(CLIENT, CLIENT_IP[family], VIP[family], L4::Tcp(4000, port, SYN));
+            node.from_workload(CLIENT, &there).dropped(reason);
+            let there = packet(HOST, HOST_IP[family], VIP[family], L4::Tcp(4000, port, SYN));
+            node.from_host(&there).dropped(reason);
+        }
+        let echo = packet(CLIENT, CLIENT_IP[family], VIP[family], L4::Echo(1));
+        node.from_workload(CLIENT, &echo).dropped(DropReason::NoService);
+    }
+    assert_eq!(node.flows(), 0);
+}
+
+#[test]
+fn a_workload_reaches_itself_through_its_service_even_where_policy_isolates_it() {
+    let node = Node::new();
+    node.isolate(SERVER, 1, 2);
+    for family in 0..2 {
+        for (_, request, answer) in EXCHANGES {
+            for round in 0..2 {
+                let there = packet(SERVER, SERVER_IP[family], VIP[family], request(6000, 80));
+                let seen = node.from_workload(SERVER, &there).redirected();
+                assert_eq!(seen.dst_mac, mac(SERVER));
+                assert_eq!(seen.tuple, tuple(HAIRPIN_IP[family], 6000, SERVER_IP[family], 8080));
+                let back = packet(SERVER, SERVER_IP[family], HAIRPIN_IP[family], answer(8080, 6000));
+                let outcome = node.from_workload(SERVER, &back);
+                assert_eq!(outcome.redirected().tuple, tuple(VIP[family], 80, SERVER_IP[family], 6000));
+                // A change elsewhere in the policy of the workload: both directions decide again.
+                if round == 0 {
+                    node.publish(&[crate::node::workload(SERVER)]);
+                    let outcome = node.from_workload(SERVER, &back);
+                    outcome.redecided().redirected();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_host_reaches_services() {
+    let node = Node::new();
+    for family in 0..2 {
+        for (protocol, request, answer) in EXCHANGES {
+            let there = packet(HOST, HOST_IP[family], VIP[family], request(7000, 80));
+            let outcome = node.from_host(&there);
+            let seen = outcome.marked(true).redirected();
+            assert_eq!(seen.tuple, tuple(HOST_IP[family], 7000, SERVER_IP[family], 8080));
+            let entry = node.flow(&key(HOST, protocol, tuple(HOST_IP[family], 7000, VIP[family], 80)));
+            delivers(&entry.expect("an entry"), Deliver::Port, SERVER);
+            let back = packet(SERVER, SERVER_IP[family], HOST_IP[family], answer(8080, 7000));
+            let seen = node.from_workload(SERVER, &back).hit().redirected();
+            assert_eq!((seen.dst_mac, seen.tuple), (HOST_MAC, tuple(VIP[family], 80, HOST_IP[family], 7000)));
+        }
+    }
+}
+
+/// The API server on this node, by its Service, from this node.
+#[test]
+fn the_host_reaches_its_own_backend_through_the_hairpin_address() {
+    let node = Node::new();
+    for family in 0..2 {
+        let vip = ["10.96.0.1", "fd96::1"][family];
+        node.set_service(vip, 443, 6, 800, 1, &[(HOST_IP[family], 6443)]);
+        let there = packet(HOST, HOST_IP[family], vip, L4::Tcp(7001, 443, SYN));
+        let seen = node.from_host(&there).redirected();
+        assert_eq!(seen.dst_mac, HOST_MAC);
+        assert_eq!(seen.tuple, tuple(HAIRPIN_IP[family], 7001, HOST_IP[family], 6443));
+        let back = packet(HOST, HOST_IP[family], HAIRPIN_IP[family], L4::Tcp(6443, 7001, SYN_ACK));
+        let seen = node.from_host(&back).hit().redirected();
+        assert_eq!((seen.dst_mac, seen.tuple), (HOST_MAC, tuple(vip, 443, HOST_IP[family], 7001)));
+        // A workload reaches it by the same Service without the hairpin.
+        let there = packet(CLIENT, CLIENT_IP[family], vip, L4::Tcp(7002, 443, SYN));
+        let seen = node.from_workload(CLIENT, &there).redirected();
+        assert_eq!((seen.dst_mac, seen.tuple), (HOST_MAC, tuple(CLIENT_IP[family], 7002, HOST_IP[family], 6443)));
+    }
+}
+
+#[test]
+fn a_remote_backend_is_reached_through_the_tunnel_and_its_answer_translated() {
+    let node = Node::new();
+    for family in 0..2 {
+        let vip = ["10.96.0.12", "fd96::12"][family];
+        node.set_service(vip, 80, 17, 900, 1, &[(FAR_IP[family], 9090)]);
+        let there = packet(CLIENT, CLIENT_IP[family], vip, L4::Udp(4000, 80));
+        let seen = node.from_workload(CLIENT, &there).redirected();
+        assert_eq!(seen.tuple, tuple(CLIENT_IP[family], 4000, FAR_IP[family], 9090));
+        let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, vip, 80))).expect("an entry");
+        delivers(&entry, Deliver::Tunnel, OVERLAY);
+        // Test runs carry no tunnel metadata, but an answer is known by its entry, whichever device it comes by.
+        let back = packet(HOST, FAR_IP[family], CLIENT_IP[family], L4::Udp(9090, 4000));
+        let seen = node.from_uplink(&back).hit().redirected();
+        assert_eq!((seen.dst_mac, seen.tuple), (mac(CLIENT), tuple(vip, 80, CLIENT_IP[family], 4000)));
+        let Tuple { src, dst, .. } = seen.tuple;
+        assert!(
+            node.flow(&key(WIRE, 17, Tuple { src, sport: 9090, dst, dport: 4000 })).is_none(),
+            "keyed by the backend"
+        );
+    }
+}
+
+#[test]
+fn sctp_passes_where_its_ports_stay_and_is_refused_where_they_would_move() {
+    let node = Node::new();
+    for family in 0..2 {
+        for (port, backend_port) in [(3868, 3868), (3869, 3868)] {
+            node.set_service(VIP[family], port, 132, 950 + u32::from(port), 1, &[(SERVER_IP[family], backend_port)]);
+            let mut there = packet(CLIENT, CLIENT_IP[family], VIP[family], L4::Udp(4000, port));
+            let at = if family == 0 { 23 } else { 20 };
+            there[at] = 132;
+            if family == 0 {
+                // Protocol 17 became 132: by the IPv4 header's checksum 115 less.
+                let checksum = word(&there, 24).wrapping_sub(115);
+                there[24..26].copy_from_slice(&checksum.to_be_bytes());
+            }
+            let outcome = node.from_workload(CLIENT, &there);
+            if port == backend_port {
+                let seen = outcome.redirected();
+                assert_eq!((seen.protocol, seen.tuple.dst), (132, ip(SERVER_IP[family])));
+                let l4 = there.len() - seen.transport.len();
+                assert_eq!(seen.transport, there[l4..], "the CRC covers all of it");
+            } else {
+                outcome.dropped(DropReason::Unrewritable);
+            }
+        }
+    }
+}
+
+#[test]
+fn backends_are_chosen_over_all_of_them() {
+    let node = Node::new();
+    let vip = "10.96.0.13";
+    node.set_service(vip, 80, 6, 1200, 1, &[(SERVER_IP[0], 1), (VM_IP[0], 2), (FAR_IP[0], 3)]);
+    let mut chosen = [0_u32; 4];
+    for port in 1000..1200 {
+        let there = packet(CLIENT, CLIENT_IP[0], vip, L4::Tcp(port, 80, ACK));
+        chosen[usize::from(node.from_workload(CLIENT, &there).redirected().tuple.dport)] += 1;
+    }
+    // Each has a third; less than a tenth of them has a chance below 1e-12.
+    assert!(chosen[1..].iter().all(|count| *count > 20), "{chosen:?}");
+}
