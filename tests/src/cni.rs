@@ -78,7 +78,7 @@ impl Attachment {
         Ok(Self {
             config: json!({
                 "cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "port": port,
-                "stateDir": node.file("cni/attachments"), "pendingDir": node.file("cni/pending"),
+                "stateDir": node.file("state/attachments"), "pendingDir": node.file("state/pending-del"),
             }),
             netns: format!("/run/netns/{container_id}"),
             ifname: "eth0".to_owned(),
