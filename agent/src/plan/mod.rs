@@ -14,6 +14,8 @@
 
 use std::collections::BTreeSet;
 
+use weft_api::PodRef;
+
 use crate::model::{Attachment, Desired, NodeFacts, Numbers, Snapshot};
 
 mod address;
@@ -55,4 +57,11 @@ pub fn plan(snapshot: &Snapshot, facts: &NodeFacts, attachments: &[Attachment], 
     routes::describe(snapshot, facts, &mut desired);
     desired.problems = desired.problems.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     desired
+}
+
+/// Whether the snapshot has exactly this pod (the uid counts where it is told): its policy then holds from the first packet
+/// on, and until then it is closed if its namespace has any.
+#[must_use]
+pub fn knows_pod(snapshot: &Snapshot, pod: &PodRef) -> bool {
+    pods::find(snapshot, pod).is_some()
 }

@@ -14,24 +14,22 @@ use super::node::Node;
 use crate::{
     apply::flows,
     attachment::unknown,
+    config::Source,
     device::links,
     guest::{self, GuestPort},
-    model::{Attachment, ObjectKey, Snapshot},
+    model::{Attachment, Snapshot},
+    plan,
 };
 
 /// What is attached to every workload's port.
 const WORKLOAD_PROGRAMS: [Program; 2] = [Program::FromWorkload, Program::ToWorkload];
 
 impl Node {
-    /// Whether the cluster knows the pod of an attachment; true where it has none.
+    /// Whether there is nothing to wait for: the cluster knows the attachment's pod, or it has none, or nobody else will
+    /// tell of it (in a folder, a pod without a manifest is known by its attachment alone).
     pub(super) fn knows_pod(&self, id: &AttachmentId, snapshot: &Snapshot) -> bool {
         let pod = self.attachments.get(id).and_then(|record| record.spec.pod.as_ref());
-        pod.is_none_or(|pod| {
-            let key = ObjectKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
-            let known = snapshot.pods.get(&key);
-            known
-                .is_some_and(|known| pod.uid.is_none() || known.metadata.uid.is_none() || pod.uid == known.metadata.uid)
-        })
+        pod.is_none_or(|pod| matches!(self.config.source, Source::Dir(_)) || plan::knows_pod(snapshot, pod))
     }
 
     /// Reserves addresses. An attachment whose link has gone may be asked for again.
@@ -41,6 +39,7 @@ impl Node {
             && !is_there(&link).await?
         {
             self.state.guests.remove(&spec.id);
+            self.devices.stopped(&spec.id).await;
             self.attachments.link(&spec.id, None)?;
         }
         self.attachments.allocate(spec)
@@ -58,7 +57,8 @@ impl Node {
         }
         links::prepare_port(&link.ifname).await.map_err(refused)?;
         self.attach_programs(&link).map_err(refused)?;
-        self.attachments.link(id, Some(link)).map(drop)
+        let attachment = self.attachments.link(id, Some(link))?;
+        self.devices.start(attachment)
     }
 
     /// Starts to answer the guest's DHCP and router solicitations, where there is a guest.
@@ -84,6 +84,7 @@ impl Node {
     /// Takes an attachment out of the plan; whether it was in it.
     pub(super) fn begin_release(&mut self, id: &AttachmentId) -> bool {
         self.state.guests.remove(id);
+        self.devices.stop(id);
         self.attachments.begin_release(id).is_some_and(|record| record.link.is_some())
     }
 
@@ -91,6 +92,7 @@ impl Node {
     pub(super) async fn finish_release(&mut self, ids: &[AttachmentId], directly: bool) -> Result<(), ApiError> {
         let records: Vec<Attachment> = ids.iter().filter_map(|id| self.attachments.get(id)).cloned().collect();
         for record in &records {
+            self.devices.stopped(&record.spec.id).await;
             if directly {
                 self.remove_entries(record).map_err(refused)?;
             }
@@ -170,8 +172,9 @@ impl Node {
                 self.attach_programs(link).with_context(|| format!("cannot attach programs to {}", link.ifname))?;
             }
             self.serve_guest(&record.spec.id)?;
+            self.devices.start(&record)?;
         }
-        Ok(())
+        self.devices.sweep().await.context("cannot look for devices of an earlier run")
     }
 }
 

@@ -23,7 +23,8 @@ const BLOCKS: [&str; 12] = [
 ];
 const OUTSIDE: [&str; 8] =
     ["8.8.8.8", "10.200.0.1", "10.1.0.3", "10.2.9.9", "203.0.113.9", "2001:db8::1", "fd00::7", "::2"];
-const PACKETS: [Packet; 9] = [
+const PACKETS: [Packet; 10] = [
+    (TCP, Some(82)),
     (TCP, Some(80)),
     (TCP, Some(81)),
     (TCP, Some(90)),
@@ -85,7 +86,7 @@ fn peer() -> impl Strategy<Value = Value> {
 }
 
 fn port() -> impl Strategy<Value = Value> {
-    let number = select(&[53, 80, 81, 90, 8080, 65535][..]);
+    let number = select(&[53, 80, 81, 83, 90, 8080, 65535][..]);
     let protocol = prop_oneof![Just(json!(null)), Just(json!("TCP")), Just(json!("UDP")), Just(json!("SCTP"))];
     (protocol, number, select(&["http", "dns"][..]), 0..6usize, 0..2000i32).prop_map(
         |(protocol, number, name, form, more)| match form {
