@@ -103,6 +103,8 @@ pub struct SplitRing {
     published: u16,
     /// The guest has not been interrupted since the ring started, so its event index says nothing yet.
     fresh: bool,
+    /// The available index at which the guest was last asked to kick, while that stands.
+    armed: Option<u16>,
     translator: Translator,
     log: Option<UsedLog>,
     /// Keeps `parts` mapped.
@@ -134,6 +136,7 @@ impl SplitRing {
             next_used: 0,
             published: 0,
             fresh: true,
+            armed: None,
             translator: Translator::default(),
             log: None,
             memory,
@@ -150,6 +153,7 @@ impl SplitRing {
     pub fn relocate(&mut self, memory: Arc<GuestMemory>, layout: Layout) -> Result<(), RingError> {
         self.parts = locate(&memory, layout, self.features)?;
         self.size = layout.size;
+        self.armed = None;
         self.translator = Translator::default();
         self.memory = memory;
         Ok(())
@@ -291,6 +295,7 @@ impl SplitRing {
     /// Tells the guest not to kick. With `EVENT_IDX` nothing needs to be written: the event index stays behind.
     pub fn disable_kicks(&mut self) {
         if !self.features.event_idx {
+            self.armed = None;
             self.used_cell(0).store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
             self.log_write(0, 2);
         }
@@ -303,19 +308,25 @@ impl SplitRing {
     /// # Errors
     /// As [`SplitRing::available`].
     pub fn enable_kicks(&mut self, ahead: u16) -> Result<bool, Violation> {
-        if self.features.event_idx {
-            let at = USED_RING + USED_ELEMENT * usize::from(self.size);
-            self.used_cell(at).store(self.avail_idx.to_le(), Ordering::Relaxed);
-            self.log_write(at as u64, 2);
-        } else {
-            self.used_cell(0).store(0, Ordering::Relaxed);
-            self.log_write(0, 2);
+        if self.armed != Some(self.avail_idx) {
+            self.ask_for_kick();
         }
-        // The wish must be visible before the index is read again, or both sides may go to sleep.
-        fence(Ordering::SeqCst);
         let seen = self.avail_idx;
         self.look(ahead)?;
         Ok(self.avail_idx != seen)
+    }
+
+    fn ask_for_kick(&mut self) {
+        self.armed = Some(self.avail_idx);
+        let (at, value) = if self.features.event_idx {
+            (USED_RING + USED_ELEMENT * usize::from(self.size), self.avail_idx)
+        } else {
+            (0, 0)
+        };
+        self.used_cell(at).store(value.to_le(), Ordering::Relaxed);
+        self.log_write(at as u64, 2);
+        // The wish must be visible before the index is read again, or both sides may go to sleep.
+        fence(Ordering::SeqCst);
     }
 
     fn log_used(&self, old: u16, new: u16) {
