@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent's configuration: a YAML file, and flags or environment variables above it.
 
+mod check;
+
 use std::{
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    ops::RangeInclusive,
-    path::{Path, PathBuf},
+    path::PathBuf,
     str::FromStr,
 };
 
@@ -307,7 +308,7 @@ impl Config {
         };
         let mut config = Self::parse(&text).map_err(|source| ConfigError::Parse { file, source })?;
         config.override_with(flags);
-        config.check().map_err(|(field, problem)| ConfigError::Invalid { origin, field, problem })?;
+        check::check(&config).map_err(|(field, problem)| ConfigError::Invalid { origin, field, problem })?;
         Ok(config)
     }
 
@@ -329,101 +330,6 @@ impl Config {
             self.api_server.clone_from(&flags.api_server);
         }
     }
-
-    /// The first field that cannot be right, and why.
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        check_node_name(&self.node_name).map_err(|e| ("nodeName", e))?;
-        check_cidrs(&self.pod_cidrs, true).map_err(|e| ("podCIDRs", e))?;
-        check_cidrs(&self.service_cidrs, false).map_err(|e| ("serviceCIDRs", e))?;
-        check_overlap(&self.pod_cidrs, &self.service_cidrs).map_err(|e| ("serviceCIDRs", e))?;
-        one_per_family(self.node_addresses.iter().map(IpAddr::is_ipv4)).map_err(|e| ("nodeAddresses", e))?;
-        in_range(self.vni, 1..=0x00ff_ffff).map_err(|e| ("vni", e))?;
-        in_range(u32::from(self.vxlan_port), 1..=65_535).map_err(|e| ("vxlanPort", e))?;
-        // RFC 8200 section 5: IPv6 needs 1280.
-        self.mtu.map_or(Ok(()), |mtu| in_range(mtu, 1280..=65_535)).map_err(|e| ("mtu", e))?;
-        check_socket(&self.socket).map_err(|e| ("socket", e))?;
-        for (field, path) in [("runDir", &self.run_dir), ("stateDir", &self.state_dir), ("pinDir", &self.pin_dir)] {
-            check_absolute(path).map_err(|e| (field, e))?;
-        }
-        check_absolute(&self.cni.bin_dir).map_err(|e| ("cni.binDir", e))?;
-        check_absolute(&self.cni.conf_dir).map_err(|e| ("cni.confDir", e))?;
-        check_network_name(&self.cni.name).map_err(|e| ("cni.name", e))?;
-        self.map_sizes.validate().map_err(|e| ("mapSizes", e.to_string()))
-    }
-}
-
-fn check_node_name(name: &str) -> Result<(), String> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-    if name.is_empty() || name.len() > 253 || !name.chars().all(allowed) {
-        return Err(format!(
-            "'{name}' is not the name of a Node; set it to `metadata.name` of this node's Node object"
-        ));
-    }
-    Ok(())
-}
-
-fn check_cidrs(cidrs: &[IpNet], single: bool) -> Result<(), String> {
-    if let Some(cidr) = cidrs.iter().find(|cidr| cidr.trunc() != **cidr) {
-        return Err(format!("{cidr} has bits set behind its prefix; write {}", cidr.trunc()));
-    }
-    if !single {
-        return Ok(());
-    }
-    // The first address is the gateway's, so that two bits are the least.
-    if let Some(cidr) = cidrs.iter().find(|cidr| cidr.max_prefix_len() - cidr.prefix_len() < 2 || cidr.prefix_len() < 8)
-    {
-        return Err(format!("{cidr} has no fitting size; use a prefix from /8 to /{}", cidr.max_prefix_len() - 2));
-    }
-    one_per_family(cidrs.iter().map(|cidr| cidr.addr().is_ipv4()))
-}
-
-fn check_overlap(pods: &[IpNet], services: &[IpNet]) -> Result<(), String> {
-    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-    for pod in pods {
-        if let Some(service) = services.iter().find(|service| overlap(pod, service)) {
-            return Err(format!("{service} overlaps the pod CIDR {pod}; use ranges apart from each other"));
-        }
-    }
-    Ok(())
-}
-
-fn one_per_family(ipv4: impl Iterator<Item = bool>) -> Result<(), String> {
-    let (v4, v6): (Vec<bool>, Vec<bool>) = ipv4.partition(|v4| *v4);
-    if v4.len() > 1 || v6.len() > 1 {
-        return Err("more than one of the same family; give one IPv4 and one IPv6 at most".to_owned());
-    }
-    Ok(())
-}
-
-fn in_range(value: u32, range: RangeInclusive<u32>) -> Result<(), String> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    Err(format!("{value} is out of range; use {} to {}", range.start(), range.end()))
-}
-
-fn check_absolute(path: &Path) -> Result<(), String> {
-    if path.is_absolute() {
-        return Ok(());
-    }
-    Err(format!("'{}' is not an absolute path; start it with '/'", path.display()))
-}
-
-fn check_socket(path: &Path) -> Result<(), String> {
-    check_absolute(path)?;
-    // sun_path of unix(7) takes 108 bytes with the closing zero.
-    if path.as_os_str().len() > 107 {
-        return Err(format!("'{}' is longer than 107 bytes; choose a shorter path", path.display()));
-    }
-    Ok(())
-}
-
-fn check_network_name(name: &str) -> Result<(), String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(allowed) {
-        return Err(format!("'{name}' is not a CNI network name; use letters, digits, '-', '_' and '.'"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ enum Command {
     },
     /// Check the configuration and print it in full
     CheckConfig,
-    /// Remove programs, maps, devices, routes and the network configuration
+    /// Remove everything the agent made; workloads of this node lose their network
     Cleanup,
 }
 
@@ -61,7 +61,7 @@ fn execute(arguments: Arguments) -> Result<()> {
     let config = Config::load(&arguments.overrides)?;
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => runtime()?.block_on(run::run(config)),
-        Command::Cleanup => runtime()?.block_on(run::cleanup(&config)),
+        Command::Cleanup => runtime()?.block_on(run::cleanup::run(&config)),
         Command::InstallCni { binary } => {
             let path = run::install::install_plugin(&config, binary.as_deref())?;
             tracing::info!(path = %path.display(), "installed the CNI plugin");

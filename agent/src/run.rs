@@ -11,10 +11,11 @@
 //! | turns: requests and changes, one pass for all that wait | `engine`, `node`, `port` |
 //!
 //! SIGTERM and SIGINT end the process and nothing else: maps, links and devices stay, and packets go on.
-//! [`cleanup`] is what removes them.
+//! [`cleanup::run`] is what removes them.
 //!
 //! All threads stay in the network namespace that the process was started in.
 
+pub mod cleanup;
 mod engine;
 pub mod install;
 mod memory;
@@ -66,32 +67,6 @@ pub async fn run(config: Config) -> Result<()> {
     }
     // A socket without a listener would only puzzle clients.
     drop(fs::remove_file(&config.socket));
-    Ok(())
-}
-
-/// Removes everything that the agent made: programs, maps, devices, routes, network configuration.
-///
-/// # Errors
-/// The agent runs, or something cannot be removed; a second call goes on from there.
-pub async fn cleanup(config: &Config) -> Result<()> {
-    let _lock = lock(config)?;
-    install::remove(config)?;
-    match fs::remove_dir_all(&config.pin_dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove the pins in {}", config.pin_dir.display()));
-        }
-        _ => {}
-    }
-    device::remove().await.context("cannot remove devices and routes")?;
-    for path in [&config.socket, &memory::numbers_path(&config.run_dir)] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-            }
-            _ => {}
-        }
-    }
-    tracing::info!("removed programs, maps, devices, routes and the network configuration");
     Ok(())
 }
 
@@ -150,12 +125,20 @@ async fn start(
     let observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
     let attachments = open_attachments(&config, &device_config, &observation)?;
-    let sockets = config.run_dir.join("vhost");
-    fs::create_dir_all(&sockets).with_context(|| format!("runDir: cannot create {}", sockets.display()))?;
+    let devices = Devices::new(vhost_binary(&config)?, devices_folder(&config), shared.devices.clone());
     let memory: Memory = memory::load(&memory::numbers_path(&config.run_dir));
     let applier = Applier::new(memory.digests.clone());
-    let mut node =
-        Node { config, device_config, observation, dataplane, attachments, memory, applier, state: State::default() };
+    let mut node = Node {
+        config,
+        device_config,
+        observation,
+        dataplane,
+        attachments,
+        devices,
+        memory,
+        applier,
+        state: State::default(),
+    };
     node.adopt().await?;
     shared.set_maps(node.maps().clone());
     let events = node.dataplane.events().context("cannot read flow events")?;

@@ -36,8 +36,11 @@ use weft_api::{
 };
 
 use self::store::Store;
-pub use self::{pool::Pool, store::StoreError};
-use crate::{guest::LINK_LOCAL_GATEWAY, model::Attachment};
+pub use self::{
+    pool::Pool,
+    store::{FOLDER, StoreError},
+};
+use crate::{guest::LINK_LOCAL_GATEWAY, model::Attachment, vhost};
 
 /// What every attachment of the node is told.
 #[derive(Clone, Debug)]
@@ -215,6 +218,13 @@ impl Attachments {
         if spec.port == PortKind::Veth && spec.queues != 1 {
             return invalid(format!("queues {} for a veth; leave it out or use port tap", spec.queues));
         }
+        if spec.port == PortKind::VhostUser {
+            if !(1..=vhost::MAX_QUEUES).contains(&spec.queues) {
+                return invalid(format!("queues {} for vhost-user; use 1 to {}", spec.queues, vhost::MAX_QUEUES));
+            }
+            vhost::check_folder(&self.settings.socket_dir, &naming::host_ifname(&spec.id, |_| false))
+                .or_else(invalid)?;
+        }
         for (position, address) in spec.addresses.iter().enumerate() {
             if spec.addresses.iter().skip(position + 1).any(|other| other.is_ipv4() == address.is_ipv4()) {
                 return invalid(format!(
@@ -274,7 +284,7 @@ impl Attachments {
         let addresses: Vec<_> =
             self.pools.iter().zip(taken).map(|(pool, taken)| assigned(pool, *taken, spec.port)).collect();
         let socket_path = (spec.port == PortKind::VhostUser)
-            .then(|| self.settings.socket_dir.join(format!("{host_ifname}.sock")).display().to_string());
+            .then(|| vhost::socket_path(&self.settings.socket_dir, &host_ifname).display().to_string());
         Allocation {
             routes: addresses.iter().flat_map(routes).collect(),
             addresses,

@@ -16,7 +16,7 @@ use weft_api::AttachmentId;
 use crate::model::Attachment;
 
 /// The folder below the state folder.
-const FOLDER: &str = "allocations";
+pub const FOLDER: &str = "allocations";
 
 /// The store cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -59,7 +59,7 @@ fn a_veth_gets_host_prefixes_and_a_tap_the_nodes_own() {
     let tap = attachments.allocate(AttachmentSpec { port: PortKind::Tap, queues: 2, ..spec(2) }).unwrap();
     assert_eq!(text(&tap), ["10.1.0.3/28", "fd00:1::3/128"]);
     let vhost = attachments.allocate(AttachmentSpec { port: PortKind::VhostUser, ..spec(3) }).unwrap();
-    assert_eq!(vhost.socket_path, Some(format!("/run/weft/vhost/{}.sock", vhost.host_ifname)));
+    assert_eq!(vhost.socket_path, Some(format!("/run/weft/vhost/{}/vhost.sock", vhost.host_ifname)));
 }
 
 #[test]
@@ -84,6 +84,7 @@ fn the_same_request_again_gives_the_same_answer_until_it_is_attached() {
     ErrorCode::Invalid, "10.1.0.5")]
 #[case::mtu(AttachmentSpec { mtu: Some(1500), ..spec(2) }, ErrorCode::Invalid, "1280 to 1450")]
 #[case::queues(AttachmentSpec { queues: 2, ..spec(2) }, ErrorCode::Invalid, "queues 2")]
+#[case::vhost_queues(AttachmentSpec { port: PortKind::VhostUser, queues: 17, ..spec(2) }, ErrorCode::Invalid, "1 to 16")]
 #[case::mac(AttachmentSpec { mac: Some("01:00:00:00:00:01".parse().unwrap()), ..spec(2) }, ErrorCode::Invalid, "group")]
 #[case::id(AttachmentSpec { id: AttachmentId { ifname: "a/b".into(), ..id(2) }, ..spec(2) }, ErrorCode::Invalid, "ifname 'a/b'")]
 fn what_cannot_be_served_is_named_and_takes_nothing(

@@ -82,7 +82,7 @@ fn flags_go_above_the_file() {
 #[case::tiny_pool("nodeName: n\npodCIDRs: [10.0.0.0/31]", &["podCIDRs", "/30"])]
 #[case::overlap("nodeName: n\npodCIDRs: [10.0.0.0/24]\nserviceCIDRs: [10.0.0.0/16]", &["serviceCIDRs", "overlaps"])]
 #[case::vni("nodeName: n\nvni: 16777216", &["vni", "16777215"])]
-#[case::mtu("nodeName: n\nmtu: 576", &["mtu", "1280"])]
+#[case::mtu("nodeName: n\nmtu: 500", &["mtu", "576"])]
 #[case::ports("masqueradePorts: 65535-61000", &["masqueradePorts", "65535-61000"])]
 #[case::node_name("nodeName: Not_A_Node", &["nodeName", "metadata.name"])]
 #[case::relative("nodeName: n\nrunDir: run", &["runDir", "absolute"])]

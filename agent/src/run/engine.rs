@@ -139,8 +139,8 @@ impl Engine {
         let Turn { replan, attached, releases } = turn;
         let outcome = if replan { self.pass().await } else { Ok(()) };
         for (id, reply) in attached {
-            let answer = outcome.clone().and_then(|()| self.node.serve_guest(&id)).map(|()| Answer::Done);
-            send(reply, answer);
+            let served = outcome.clone().and_then(|()| self.node.serve_guest(&id));
+            answer_attach(served, self.node.devices.ready(&id), reply);
         }
         for release in releases {
             self.finish_release(release, &outcome).await;
@@ -263,6 +263,18 @@ impl Engine {
 async fn changed(snapshots: &mut watch::Receiver<Arc<Snapshot>>, not_before: Instant) -> bool {
     sleep_until(not_before).await;
     snapshots.changed().await.is_ok()
+}
+
+/// Once the port's device serves, where it has one; nobody else waits for that.
+fn answer_attach(
+    served: Result<(), ApiError>,
+    device: Option<impl Future<Output = Result<(), ApiError>> + Send + 'static>,
+    reply: Reply,
+) {
+    match (served, device) {
+        (Ok(()), Some(device)) => drop(tokio::spawn(async move { send(reply, device.await.map(|()| Answer::Done)) })),
+        (served, _) => send(reply, served.map(|()| Answer::Done)),
+    }
 }
 
 /// A client that went away needs no answer.

@@ -24,6 +24,7 @@ use crate::{
     model::{Desired, HostRoute, Mode, Snapshot},
     plan::plan,
     serve::{Shared, metrics::Work},
+    vhost::Devices,
     watch::{NodeRecord, dir},
 };
 
@@ -34,6 +35,7 @@ pub(super) struct Node {
     pub(super) observation: Observation,
     pub(super) dataplane: Dataplane,
     pub(super) attachments: Attachments,
+    pub(super) devices: Devices,
     pub(super) memory: Memory,
     pub(super) applier: Applier,
     pub(super) state: State,
@@ -76,8 +78,12 @@ impl Node {
             work.failed();
         }
         applied?;
-        self.put_routes().await?;
-        self.publish_to_folder()?;
+        // What follows is no part of what workloads here need: it is told, and tried again at the next repair.
+        let routes = self.put_routes().await;
+        let told = self.publish_to_folder();
+        self.state
+            .problems
+            .extend([routes, told].into_iter().filter_map(|result| Some(format!("{:#}", result.err()?))));
         self.announce()?;
         self.state.failed = false;
         Ok(())
@@ -126,9 +132,11 @@ impl Node {
     }
 
     async fn put_routes(&mut self) -> Result<()> {
-        let wanted = &self.state.desired.host_routes;
+        let desired = self.state.desired.clone();
+        let wanted = &desired.host_routes;
         if self.state.routes.as_ref() != Some(wanted) {
-            device::apply_routes(&self.observation, wanted).await?;
+            self.state.routes = None;
+            device::apply_routes(&self.observation, wanted).await.context("cannot set the host's routes")?;
             self.state.routes = Some(wanted.clone());
         }
         Ok(())

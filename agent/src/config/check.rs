@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What can be judged before anything is touched.
+
+use std::{net::IpAddr, ops::RangeInclusive, path::Path};
+
+use ipnet::IpNet;
+
+use super::Config;
+
+/// The first field that cannot be right, and why.
+pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
+    check_node_name(&config.node_name).map_err(|e| ("nodeName", e))?;
+    check_cidrs(&config.pod_cidrs, true).map_err(|e| ("podCIDRs", e))?;
+    check_cidrs(&config.service_cidrs, false).map_err(|e| ("serviceCIDRs", e))?;
+    check_overlap(&config.pod_cidrs, &config.service_cidrs).map_err(|e| ("serviceCIDRs", e))?;
+    one_per_family(config.node_addresses.iter().map(IpAddr::is_ipv4)).map_err(|e| ("nodeAddresses", e))?;
+    in_range(config.vni, 1..=0x00ff_ffff).map_err(|e| ("vni", e))?;
+    in_range(u32::from(config.vxlan_port), 1..=65_535).map_err(|e| ("vxlanPort", e))?;
+    // RFC 1122, section 3.3.3; with IPv6 the devices ask for 1280.
+    config.mtu.map_or(Ok(()), |mtu| in_range(mtu, 576..=65_535)).map_err(|e| ("mtu", e))?;
+    check_socket(&config.socket).map_err(|e| ("socket", e))?;
+    for (field, path) in [("runDir", &config.run_dir), ("stateDir", &config.state_dir), ("pinDir", &config.pin_dir)] {
+        check_absolute(path).map_err(|e| (field, e))?;
+    }
+    check_absolute(&config.cni.bin_dir).map_err(|e| ("cni.binDir", e))?;
+    check_absolute(&config.cni.conf_dir).map_err(|e| ("cni.confDir", e))?;
+    check_network_name(&config.cni.name).map_err(|e| ("cni.name", e))?;
+    config.map_sizes.validate().map_err(|e| ("mapSizes", e.to_string()))
+}
+
+fn check_node_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    if name.is_empty() || name.len() > 253 || !name.chars().all(allowed) {
+        return Err(format!(
+            "'{name}' is not the name of a Node; set it to `metadata.name` of this node's Node object"
+        ));
+    }
+    Ok(())
+}
+
+fn check_cidrs(cidrs: &[IpNet], single: bool) -> Result<(), String> {
+    if let Some(cidr) = cidrs.iter().find(|cidr| cidr.trunc() != **cidr) {
+        return Err(format!("{cidr} has bits set behind its prefix; write {}", cidr.trunc()));
+    }
+    if !single {
+        return Ok(());
+    }
+    // The first address is the gateway's, so that two bits are the least.
+    if let Some(cidr) = cidrs.iter().find(|cidr| cidr.max_prefix_len() - cidr.prefix_len() < 2 || cidr.prefix_len() < 8)
+    {
+        return Err(format!("{cidr} has no fitting size; use a prefix from /8 to /{}", cidr.max_prefix_len() - 2));
+    }
+    one_per_family(cidrs.iter().map(|cidr| cidr.addr().is_ipv4()))
+}
+
+fn check_overlap(pods: &[IpNet], services: &[IpNet]) -> Result<(), String> {
+    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    for pod in pods {
+        if let Some(service) = services.iter().find(|service| overlap(pod, service)) {
+            return Err(format!("{service} overlaps the pod CIDR {pod}; use ranges apart from each other"));
+        }
+    }
+    Ok(())
+}
+
+fn one_per_family(ipv4: impl Iterator<Item = bool>) -> Result<(), String> {
+    let (v4, v6): (Vec<bool>, Vec<bool>) = ipv4.partition(|v4| *v4);
+    if v4.len() > 1 || v6.len() > 1 {
+        return Err("more than one of the same family; give one IPv4 and one IPv6 at most".to_owned());
+    }
+    Ok(())
+}
+
+fn in_range(value: u32, range: RangeInclusive<u32>) -> Result<(), String> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{value} is out of range; use {} to {}", range.start(), range.end()))
+}
+
+fn check_absolute(path: &Path) -> Result<(), String> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(format!("'{}' is not an absolute path; start it with '/'", path.display()))
+}
+
+fn check_socket(path: &Path) -> Result<(), String> {
+    check_absolute(path)?;
+    // sun_path of unix(7) takes 108 bytes with the closing zero.
+    if path.as_os_str().len() > 107 {
+        return Err(format!("'{}' is longer than 107 bytes; choose a shorter path", path.display()));
+    }
+    Ok(())
+}
+
+fn check_network_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(allowed) {
+        return Err(format!("'{name}' is not a CNI network name; use letters, digits, '-', '_' and '.'"));
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Removes everything that the agent made.
+
+use std::{fs, io, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use super::{install, lock, memory};
+use crate::{
+    attachment::{Attachments, Settings, pending},
+    config::Config,
+    device::{self, links},
+};
+
+/// Removes the network configuration and the plugin, the links of workloads, programs, maps, devices, routes and state.
+///
+/// Workloads lose their network: without programs their links would lead past the dataplane.
+///
+/// # Errors
+/// The agent runs, or something cannot be removed; a second call goes on from there.
+pub async fn run(config: &Config) -> Result<()> {
+    let _lock = lock(config)?;
+    install::remove(config)?;
+    remove_links(config).await?;
+    remove_all(&config.pin_dir)?;
+    device::remove().await.context("cannot remove devices and routes")?;
+    remove_all(&config.state_dir.join(crate::attachment::FOLDER))?;
+    remove_all(&pending::folder(&config.state_dir))?;
+    for file in [&config.socket, &memory::numbers_path(&config.run_dir), &memory::node_path(&config.state_dir)] {
+        absent(file, fs::remove_file(file))?;
+    }
+    tracing::info!("removed links, programs, maps, devices, routes and the network configuration");
+    Ok(())
+}
+
+async fn remove_links(config: &Config) -> Result<()> {
+    let settings = Settings { mtu: 0, dns: config.dns.clone().into(), socket_dir: config.run_dir.clone() };
+    let attachments = Attachments::open(&config.state_dir, &[], settings)?;
+    for link in attachments.all().filter_map(|record| record.link.as_ref()) {
+        let found = links::find(&link.ifname).await?;
+        if found.is_some_and(|found| found.index == link.ifindex) {
+            tracing::info!(ifname = link.ifname, "removing the link of a workload");
+            links::delete(&link.ifname).await?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_all(folder: &Path) -> Result<()> {
+    absent(folder, fs::remove_dir_all(folder))
+}
+
+/// What is gone already is fine.
+fn absent(path: &Path, result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
