@@ -6,6 +6,7 @@ use std::{
     fmt,
     net::IpAddr,
     rc::Rc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -100,12 +101,34 @@ impl Attachment {
     /// # Errors
     /// [`CniFailure`] where the plugin refused; anything else is a broken plugin.
     pub fn call(&self, verb: &str) -> Result<Value> {
+        let (status, said, noise) = self.execute(verb, &["-k", "5", "60"])?;
+        if status == 0 {
+            let text = if said.trim().is_empty() { "null" } else { &said };
+            return serde_json::from_str(text).with_context(|| format!("{verb} answered: {said}"));
+        }
+        let failure: CniFailure =
+            serde_json::from_str(&said).with_context(|| format!("{verb} ended with {status}: {said}{noise}"))?;
+        Err(failure.into())
+    }
+
+    /// Runs the plugin with `verb` and kills it after `limit`, as a runtime that goes down would; whether it ended by
+    /// itself before, and well.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn call_and_kill(&self, verb: &str, limit: Duration) -> Result<bool> {
+        let seconds = format!("{:.4}", limit.as_secs_f64());
+        Ok(self.execute(verb, &["-s", "KILL", &seconds])?.0 == 0)
+    }
+
+    /// Runs the plugin under timeout(1) with `bounds`: its status and what it said on both outputs.
+    fn execute(&self, verb: &str, bounds: &[&str]) -> Result<(i32, String, String)> {
         let mut config = self.config.clone();
-        if let Some(result) = self.result.as_ref().filter(|_| verb != "ADD") {
+        if let Some(result) = self.result.as_ref().filter(|_| ["CHECK", "DEL"].contains(&verb)) {
             config["prevResult"] = result.clone();
         }
         let mut command = self.node.machine().enter(None);
-        command.args(["timeout", "-k", "5", "60"]).arg(format!("{SHARED}/bin/weft-cni")).env_clear().envs([
+        command.arg("timeout").args(bounds).arg(format!("{SHARED}/bin/weft-cni")).env_clear().envs([
             ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", &self.container_id),
@@ -115,15 +138,7 @@ impl Attachment {
             ("CNI_PATH", &format!("{SHARED}/bin")),
         ]);
         let (status, output, errors) = run(command, config.to_string().as_bytes())?;
-        let said = String::from_utf8_lossy(&output);
-        let noise = String::from_utf8_lossy(&errors);
-        if status == 0 {
-            let text = if said.trim().is_empty() { "null" } else { &said };
-            return serde_json::from_str(text).with_context(|| format!("{verb} answered: {said}"));
-        }
-        let failure: CniFailure =
-            serde_json::from_str(&said).with_context(|| format!("{verb} ended with {status}: {said}{noise}"))?;
-        Err(failure.into())
+        Ok((status, String::from_utf8_lossy(&output).into_owned(), String::from_utf8_lossy(&errors).into_owned()))
     }
 
     /// ADD.

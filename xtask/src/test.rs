@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use weft_testbed::cluster::{Binaries, build_test_images};
+use weft_testbed::{
+    churn,
+    cluster::{Binaries, build_test_images},
+};
 
 use crate::{build, check, cluster, demo};
 
@@ -27,6 +30,19 @@ pub(crate) struct Arguments {
 enum Part {
     /// Unit and integration tests of every crate, on simulated nodes and in QEMU guests.
     Crates,
+    /// Simulated nodes with containers and guests: the testbed's own tests.
+    Bed,
+    /// Agents killed under running TCP and UDP streams: nothing may be lost.
+    Restart,
+    /// Random ADD, DEL, CHECK and GC, with killed plugins and agents in between: nothing may be left.
+    Churn {
+        /// How many operations.
+        #[arg(long, default_value_t = 1000)]
+        ops: usize,
+        /// Which sequence.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// A real Kubernetes with Weft on it must pass the upstream conformance tests that are Weft's.
     Cluster,
 }
@@ -39,6 +55,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match arguments.part {
         None => suite(),
         Some(Part::Crates) => crates().map(|()| ExitCode::SUCCESS),
+        Some(Part::Bed) => bed("*").map(|()| ExitCode::SUCCESS),
+        Some(Part::Restart) => bed("restart").map(|()| ExitCode::SUCCESS),
+        Some(Part::Churn { ops, seed }) => churning(ops, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Cluster) => on_cluster(),
     }
 }
@@ -48,6 +67,7 @@ fn suite() -> Result<ExitCode> {
     let kubernetes = thread::spawn(|| build_test_images(&Binaries::build()?).map(drop));
     step("check", || check::run().map(drop))?;
     step("tests of the crates", crates)?;
+    step("churn", || churning(300, 1))?;
     step("Kubernetes for the cluster", || {
         kubernetes.join().map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?
     })?;
@@ -80,6 +100,19 @@ fn succeeded(code: ExitCode) -> Result<()> {
 fn crates() -> Result<()> {
     build::programs()?;
     build::run(build::cargo().args(["test", "--workspace", "--exclude", "weft-ebpf", "--no-fail-fast"]))
+}
+
+fn bed(tests: &str) -> Result<()> {
+    build::programs()?;
+    let testbed = ["test", "-p", "weft-testbed", "--no-fail-fast", "--test", tests];
+    build::run(build::cargo().args(testbed).args(["--", "--test-threads=2"]))
+}
+
+fn churning(ops: usize, seed: u64) -> Result<()> {
+    build::programs()?;
+    let counts = churn(ops, seed)?;
+    println!("churn: {ops} operations of seed {seed}, nothing is left: {counts:?}");
+    Ok(())
 }
 
 fn on_cluster() -> Result<ExitCode> {
