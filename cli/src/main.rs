@@ -78,6 +78,8 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Devices of vhost-user ports: sockets for VMMs, processes, logs
+    Vms,
     /// Print the manual page of `weft` in roff: `weft man | man -l -`
     Man,
 }
@@ -120,6 +122,10 @@ fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
         },
         Command::Policies => match ask(Request::Policies)? {
             Answer::Policies(policies) => output.print(&policies, |policies| show::policies(policies))?,
+            other => return unexpected(&other),
+        },
+        Command::Vms => match ask(Request::Vms)? {
+            Answer::Vms(vms) => output.print(&vms, |vms| show::vms(vms))?,
             other => return unexpected(&other),
         },
         Command::Drops { all } => match ask(Request::Drops)? {
@@ -203,7 +209,7 @@ mod tests {
         let mut page = Vec::new();
         super::manual(&mut page).unwrap();
         let page = String::from_utf8(page).unwrap();
-        for name in ["status", "endpoints", "services", "policies", "flows", "drops"] {
+        for name in ["status", "endpoints", "services", "policies", "flows", "drops", "vms"] {
             assert!(page.contains(&format!(".SH \"weft {name}\"")), "{name} is missing");
         }
     }

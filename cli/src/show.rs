@@ -8,6 +8,7 @@ use std::{
 
 use weft_api::{
     DropReport, EndpointReport, FlowEvent, FlowVerdict, PolicyReport, ServicePortReport, ServiceReport, StatusReport,
+    VmReport,
 };
 
 use crate::table::Table;
@@ -87,6 +88,23 @@ pub(crate) fn policies(policies: &[PolicyReport]) -> String {
         ]);
     }
     or(&table, "there is no NetworkPolicy")
+}
+
+pub(crate) fn vms(vms: &[VmReport]) -> String {
+    let mut table = Table::new(&["POD", "TAP", "SOCKET", "STATE", "PID", "RESTARTS", "LOG"]);
+    for vm in vms {
+        let pod = vm.pod.as_ref();
+        table.row([
+            pod.map_or_else(|| vm.id.to_string(), |pod| format!("{}/{}", pod.namespace, pod.name)),
+            vm.ifname.clone(),
+            vm.socket_path.clone(),
+            vm.state.clone(),
+            vm.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+            vm.restarts.to_string(),
+            vm.log_path.clone(),
+        ]);
+    }
+    or(&table, "no vhost-user port is on this node")
 }
 
 pub(crate) fn drops(drops: &[DropReport]) -> String {
