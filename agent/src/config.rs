@@ -126,6 +126,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where maps and links are pinned, on a bpf file system.
     pub pin_dir: PathBuf,
+    /// The binary of devices of vhost-user ports; none: `weft-vhost` beside the agent's executable.
+    pub vhost_binary: Option<PathBuf>,
     /// The CNI plugin's installation.
     pub cni: Cni,
     /// Where health and metrics are served over HTTP.
@@ -157,6 +159,7 @@ impl Default for Config {
             run_dir: "/run/weft".into(),
             state_dir: "/var/lib/weft".into(),
             pin_dir: "/sys/fs/bpf/weft".into(),
+            vhost_binary: None,
             cni: Cni::default(),
             health_address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 9911)),
             dns: Dns::default(),

@@ -10,6 +10,7 @@
 //! | [`device`] | the node's own devices, routes and sysctls |
 //! | [`attachment`] | CNI server, attachment store, IPAM |
 //! | [`guest`] | DHCPv4, DHCPv6 and RA for VMs |
+//! | [`vhost`] | the devices of vhost-user ports |
 //! | [`serve`] | the local API, flow events, metrics and health |
 //! | [`run`] | wires them together |
 
@@ -22,4 +23,5 @@ pub mod model;
 pub mod plan;
 pub mod run;
 pub mod serve;
+pub mod vhost;
 pub mod watch;

@@ -22,7 +22,7 @@ mod memory;
 mod node;
 mod port;
 
-use std::{fs, sync::Arc};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
@@ -46,6 +46,7 @@ use crate::{
     device::{self, DeviceConfig, Observation},
     model::{Mode, ObjectKey, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
+    vhost::{self, Devices},
     watch::{self as cluster, ApiServer},
 };
 
@@ -125,7 +126,7 @@ async fn start(
     let observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
     let attachments = open_attachments(&config, &device_config, &observation)?;
-    let devices = Devices::new(vhost_binary(&config)?, devices_folder(&config), shared.devices.clone());
+    let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), shared.devices.clone());
     let memory: Memory = memory::load(&memory::numbers_path(&config.run_dir));
     let applier = Applier::new(memory.digests.clone());
     let mut node = Node {
@@ -229,8 +230,23 @@ fn open(config: &Config) -> Result<Dataplane> {
 
 fn open_attachments(config: &Config, device_config: &DeviceConfig, observation: &Observation) -> Result<Attachments> {
     let settings =
-        Settings { mtu: observation.pod_mtu, dns: config.dns.clone().into(), socket_dir: config.run_dir.join("vhost") };
+        Settings { mtu: observation.pod_mtu, dns: config.dns.clone().into(), socket_dir: vhost_folder(config) };
     Ok(Attachments::open(&config.state_dir, &device_config.pod_cidrs, settings)?)
+}
+
+/// Where the files of the devices of vhost-user ports are.
+fn vhost_folder(config: &Config) -> PathBuf {
+    config.run_dir.join("vhost")
+}
+
+/// The binary of those devices: configured, else the one beside this executable.
+fn vhost_binary(config: &Config) -> Result<PathBuf> {
+    match &config.vhost_binary {
+        Some(path) => Ok(path.clone()),
+        None => {
+            Ok(std::env::current_exe().context("cannot tell the path of this executable")?.with_file_name(vhost::BINARY))
+        }
+    }
 }
 
 /// Waits for the signal to end.

@@ -22,6 +22,7 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
     for (field, path) in [("runDir", &config.run_dir), ("stateDir", &config.state_dir), ("pinDir", &config.pin_dir)] {
         check_absolute(path).map_err(|e| (field, e))?;
     }
+    config.vhost_binary.as_deref().map_or(Ok(()), check_absolute).map_err(|e| ("vhostBinary", e))?;
     check_absolute(&config.cni.bin_dir).map_err(|e| ("cni.binDir", e))?;
     check_absolute(&config.cni.conf_dir).map_err(|e| ("cni.confDir", e))?;
     check_network_name(&config.cni.name).map_err(|e| ("cni.name", e))?;

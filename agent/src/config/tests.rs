@@ -42,6 +42,7 @@ socket: /run/a.sock
 runDir: /run/a
 stateDir: /var/lib/a
 pinDir: /sys/fs/bpf/a
+vhostBinary: /opt/weft-vhost
 cni: {binDir: /b, confDir: /c, install: false, name: lab}
 healthAddress: '127.0.0.1:1'
 dns: {nameservers: [10.96.0.10], search: [cluster.local]}

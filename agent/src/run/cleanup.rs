@@ -5,11 +5,12 @@ use std::{fs, io, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::{install, lock, memory};
+use super::{install, lock, memory, vhost_folder};
 use crate::{
     attachment::{Attachments, Settings, pending},
     config::Config,
     device::{self, links},
+    vhost,
 };
 
 /// Removes the network configuration and the plugin, the links of workloads, programs, maps, devices, routes and state.
@@ -21,6 +22,8 @@ use crate::{
 pub async fn run(config: &Config) -> Result<()> {
     let _lock = lock(config)?;
     install::remove(config)?;
+    let devices = vhost_folder(config);
+    vhost::remove_all(&devices).await.with_context(|| format!("cannot end the devices in {}", devices.display()))?;
     remove_links(config).await?;
     remove_all(&config.pin_dir)?;
     device::remove().await.context("cannot remove devices and routes")?;

@@ -25,7 +25,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use weft_api::{Answer, ApiError, Request, SourceState};
 use weft_dataplane::Maps;
 
-use crate::model::{Attachment, Desired};
+use crate::{
+    model::{Attachment, Desired},
+    vhost::Board,
+};
 
 /// A request for the engine, and where its answer goes.
 pub type Command = (Request, oneshot::Sender<Result<Answer, ApiError>>);
@@ -65,6 +68,8 @@ pub struct Shared {
     commands: mpsc::Sender<Command>,
     /// Flow events.
     pub flows: flows::Flows,
+    /// Devices of vhost-user ports.
+    pub devices: Board,
     /// Numbers of the engine's work.
     pub work: metrics::Work,
     maps: OnceLock<Arc<Maps>>,
@@ -82,6 +87,7 @@ impl Shared {
             view: watch::Sender::new(Arc::new(view)),
             commands,
             flows: flows::Flows::default(),
+            devices: Board::default(),
             work: metrics::Work::default(),
             maps: OnceLock::new(),
             started: Instant::now(),

@@ -6,7 +6,7 @@ use weft_api::{ApiError, DropReport, EndpointReport, ErrorCode, MapReport, Sourc
 use weft_dataplane::Error;
 
 use super::{Shared, View};
-use crate::model::Attachment;
+use crate::{model::Attachment, vhost::Board};
 
 /// `weft status`.
 ///
@@ -43,19 +43,19 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
 
 /// `weft endpoints`.
 #[must_use]
-pub fn endpoints(view: &View) -> Vec<EndpointReport> {
-    view.attachments.iter().map(|attachment| endpoint(attachment, view)).collect()
+pub fn endpoints(view: &View, devices: &Board) -> Vec<EndpointReport> {
+    view.attachments.iter().map(|attachment| endpoint(attachment, view, devices)).collect()
 }
 
-fn endpoint(attachment: &Attachment, view: &View) -> EndpointReport {
+fn endpoint(attachment: &Attachment, view: &View, devices: &Board) -> EndpointReport {
     let Attachment { spec, allocation, link } = attachment;
     let (ingress_policies, egress_policies) =
         view.desired.isolation.get(&spec.id.to_string()).cloned().unwrap_or_default();
     let ifindex = link.as_ref().map_or(0, |link| link.ifindex);
     let state = match link {
-        None => "reserved: no link yet",
-        Some(_) if !view.desired.ports.contains_key(&ifindex) => "not programmed: see problems in `weft status`",
-        Some(_) => "ready",
+        None => "reserved: no link yet".to_owned(),
+        Some(_) if !view.desired.ports.contains_key(&ifindex) => "not programmed: see problems in `weft status`".to_owned(),
+        Some(_) => devices.get(&spec.id).map_or_else(|| "ready".to_owned(), |device| device.state.to_string()),
     };
     EndpointReport {
         id: spec.id.clone(),
@@ -67,7 +67,7 @@ fn endpoint(attachment: &Attachment, view: &View) -> EndpointReport {
         addresses: allocation.addresses.iter().map(|assigned| assigned.address.addr()).collect(),
         ingress_policies,
         egress_policies,
-        state: state.to_owned(),
+        state,
     }
 }
 

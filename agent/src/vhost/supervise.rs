@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Keeps one device running until it is told to stop.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::watch,
+    time::{interval, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    board::{DeviceState, DeviceStatus},
+    control,
+    process::{DeviceProcess, last_line},
+    spec::{DeviceSpec, remove_files},
+};
+
+/// How long a device may take to answer for the first time.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// A log is emptied when it is longer than this: the folder is usually in memory.
+const MAX_LOG: u64 = 1 << 20;
+/// Between two looks at the log's length.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// One device to look after.
+#[derive(Debug)]
+pub(super) struct Supervision {
+    pub(super) binary: PathBuf,
+    pub(super) spec: DeviceSpec,
+    pub(super) status: watch::Sender<DeviceStatus>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Supervision {
+    /// Returns once it was told to stop and the device is gone.
+    pub(super) async fn run(self) {
+        let mut pauses = Pauses::default();
+        let mut next = self.adopt().await;
+        while !self.stop.is_cancelled() {
+            let since = Instant::now();
+            let process = match next.take() {
+                Some(process) => Ok(process),
+                None => DeviceProcess::spawn(&self.binary, &self.spec).await,
+            };
+            let why = match process {
+                Ok(process) => self.serve(process).await,
+                Err(error) => Some(format!("cannot be started: {error}")),
+            };
+            let Some(why) = why else { break };
+            self.note(why);
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = sleep(pauses.after(since.elapsed())) => {}
+            }
+        }
+        remove_files(self.spec.folder());
+    }
+
+    /// The device of an earlier agent; one with another command line is ended.
+    async fn adopt(&self) -> Option<DeviceProcess> {
+        let found = DeviceProcess::recorded(self.spec.folder()).unwrap_or_else(|error| {
+            tracing::warn!(tap = self.spec.tap, %error, "cannot look for a device of an earlier agent");
+            None
+        })?;
+        if found.runs(&self.spec) {
+            tracing::info!(tap = self.spec.tap, pid = found.pid(), "adopted a device");
+            return Some(found);
+        }
+        tracing::info!(tap = self.spec.tap, pid = found.pid(), "replacing a device whose command line has changed");
+        found.end().await;
+        None
+    }
+
+    /// Looks after a process until it ends, and tells why; none: it was told to stop, and the process is gone.
+    async fn serve(&self, mut process: DeviceProcess) -> Option<String> {
+        self.status.send_modify(|status| status.pid = Some(process.pid()));
+        let why = tokio::select! {
+            () = self.stop.cancelled() => None,
+            why = self.attend(&mut process) => Some(why),
+        };
+        // Also one that did not answer has to let go of the tap.
+        process.end().await;
+        why
+    }
+
+    async fn attend(&self, process: &mut DeviceProcess) -> String {
+        let (control, pid) = (self.spec.control_path(), process.pid());
+        let answered = timeout(ANSWER_PATIENCE, control::until_answered(&control, pid));
+        tokio::select! {
+            why = process.ended() => return self.explain(&why),
+            answered = answered => if answered.is_err() {
+                return self.explain("no answer on its control socket");
+            },
+        }
+        tracing::info!(tap = self.spec.tap, pid, socket = %self.spec.socket.display(), "a device is ready");
+        self.status.send_modify(|status| status.state = DeviceState::Ready);
+        let mut looks = interval(LOG_INTERVAL);
+        loop {
+            tokio::select! {
+                why = process.ended() => return self.explain(&why),
+                _ = looks.tick() => self.bound_log(),
+            }
+        }
+    }
+
+    fn explain(&self, why: &str) -> String {
+        last_line(&self.spec.log_path()).map_or_else(|| why.to_owned(), |line| format!("{why}: {line}"))
+    }
+
+    fn note(&self, why: String) {
+        tracing::warn!(tap = self.spec.tap, why, "a device ended; starting it anew");
+        self.status.send_modify(|status| {
+            status.state = DeviceState::Restarting(why);
+            status.pid = None;
+            status.restarts += 1;
+        });
+    }
+
+    /// The device appends, so that an emptied file goes on from its beginning.
+    fn bound_log(&self) {
+        let path = self.spec.log_path();
+        let Ok(file) = File::options().write(true).open(&path) else { return };
+        if file.metadata().is_ok_and(|log| log.len() > MAX_LOG)
+            && let Err(error) = file.set_len(0)
+        {
+            tracing::warn!(log = %path.display(), %error, "cannot empty the log of a device");
+        }
+    }
+}
+
+/// How long to wait before a device is started anew: not at all the first time, because a guest waits for its network;
+/// then longer and longer.
+#[derive(Debug, Default)]
+pub(super) struct Pauses {
+    failures: u32,
+}
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(30);
+    /// A device that ran for this long had no trouble with starting.
+    const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+    /// The pause after a process that ran for so long.
+    pub(super) fn after(&mut self, uptime: Duration) -> Duration {
+        if uptime >= Self::FORGET_AFTER {
+            self.failures = 0;
+        }
+        let pause = match self.failures {
+            0 => Duration::ZERO,
+            failures => Self::FIRST.saturating_mul(1 << (failures - 1).min(16)).min(Self::LONGEST),
+        };
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+}
