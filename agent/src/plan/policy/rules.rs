@@ -64,8 +64,9 @@ impl PolicyForm {
     /// Reads a policy of `namespace`; never fails.
     pub(crate) fn read(policy: &NetworkPolicy, namespace: &str) -> Self {
         let mut form = Self::default();
-        let spec = policy.spec.clone().unwrap_or_default();
-        let (ingress, egress) = form.directions(&spec);
+        let missing = NetworkPolicySpec::default();
+        let spec = policy.spec.as_ref().unwrap_or(&missing);
+        let (ingress, egress) = form.directions(spec);
         form.ingress = ingress.then(|| {
             let rules = spec.ingress.iter().flatten().map(|rule| (rule.from.as_deref(), rule.ports.as_deref()));
             form.rules(rules, "ingress", "from", namespace)
