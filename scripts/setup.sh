@@ -8,11 +8,11 @@ set -eu
 build='rustc-web rust-web-src cargo-web llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev libxml2-dev gcc libc6-dev pkg-config
 libseccomp-dev make git ca-certificates'
 # Test: simulated nodes, traffic, what an operator would look with.
-test='iproute2 iputils-ping ethtool nftables conntrack bpftool iperf3 util-linux mount procps kmod tcpdump jq curl'
+test='iproute2 iputils-ping bpftool iperf3 util-linux mount procps kmod'
 # Guests: QEMU by software emulation, Debian's cloud kernel, an initramfs of busybox.
-guest='qemu-system-x86 busybox-static cpio linux-image-cloud-amd64'
+guest='qemu-system-x86 busybox-static cpio gzip linux-image-cloud-amd64'
 # Images and the Kubernetes testbed.
-cluster='mmdebstrap umoci skopeo socat e2fsprogs'
+cluster='mmdebstrap openssl binutils nftables conntrack'
 
 linker_version=0.13.0
 rust_minimum=1.95
@@ -71,9 +71,16 @@ check_kernel() {
     done
 }
 
+# Only the Kubernetes of `make test` is built with Go; the demo is not.
+note_go() {
+    command -v go >/dev/null ||
+        say "no go in PATH: 'make demo' works, 'make test' needs Go 1.26 or newer (https://go.dev/dl) for its Kubernetes"
+}
+
 require_debian_root
 install_packages
 check_rust
 install_linker
 check_kernel
+note_go
 say 'everything is there'
