@@ -74,7 +74,7 @@ check_kernel() {
 # Only the Kubernetes of `make test` is built with Go; the demo is not.
 note_go() {
     command -v go >/dev/null ||
-        say "no go in PATH: 'make demo' works, 'make test' needs Go 1.26 or newer (https://go.dev/dl) for its Kubernetes"
+        say "no go in PATH: 'make demo' works, 'make test' needs Go 1.26 or newer for its Kubernetes"
 }
 
 require_debian_root
