@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Devices of vhost-user ports with the real `weft-vhost` on a real tap, in a network namespace of the test's own (needs root
+//! and iproute2; `cargo build -p weft-vhost` first).
+
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
+use std::{
+    fs,
+    future::Future,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use nix::{
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::{Pid, getsid},
+};
+use weft_agent::{
+    model::Attachment,
+    vhost::{Board, DeviceState, DeviceStatus, Devices, remove_all, socket_path},
+};
+use weft_api::{Allocation, AttachmentId, AttachmentSpec, DnsSettings, Mac, PortKind, PortLink};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node: a thread in a network namespace of its own, and a folder for devices.
+struct Node {
+    folder: tempfile::TempDir,
+    board: Board,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), board: Board::default() }
+    }
+
+    /// The supervisor of one life of the agent.
+    fn agent(&mut self) -> Devices {
+        self.board = Board::default();
+        Devices::new(binary(), self.folder.path().into(), self.board.clone())
+    }
+
+    async fn wait(&self, id: &AttachmentId, what: impl Fn(&DeviceStatus) -> bool) -> DeviceStatus {
+        let found = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match self.board.get(id) {
+                    Some(status) if what(&status) => return status,
+                    _ => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("{:?}", self.board.get(id)))
+    }
+
+    fn files(&self) -> usize {
+        fs::read_dir(self.folder.path()).unwrap().count()
+    }
+}
+
+/// Beside the test: target/PROFILE/deps/../weft-vhost.
+fn binary() -> PathBuf {
+    let path = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("weft-vhost");
+    assert!(path.exists(), "{} is missing; run cargo build -p weft-vhost", path.display());
+    path
+}
+
+fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("unshare needs root");
+        // One thread: processes are made in its namespace.
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+    };
+    if let Err(panic) = std::thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// An attachment with its tap, as the CNI plugin makes it.
+fn plug(node: &Node, tap: &str, queues: u16) -> Attachment {
+    let mut arguments = vec!["tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr"];
+    arguments.extend((queues > 1).then_some("multi_queue"));
+    ip(&arguments);
+    ip(&["link", "set", tap, "up"]);
+    Attachment {
+        spec: AttachmentSpec {
+            id: AttachmentId { network: "weft".into(), container_id: tap.into(), ifname: "eth0".into() },
+            netns: String::new(),
+            port: PortKind::VhostUser,
+            pod: None,
+            addresses: Vec::new(),
+            mac: None,
+            mtu: None,
+            queues,
+            owner: Some(107),
+            group: Some(36),
+        },
+        allocation: Allocation {
+            addresses: Vec::new(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            gateway_mac: Mac::default(),
+            host_ifname: tap.into(),
+            mtu: 1450,
+            routes: Vec::new(),
+            dns: DnsSettings::default(),
+            socket_path: Some(socket_path(node.folder.path(), tap).display().to_string()),
+        },
+        link: Some(PortLink { ifindex: if_nametoindex(tap).unwrap(), ifname: tap.into() }),
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().expect("ip (iproute2) must be installed");
+    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn is_running(pid: u32) -> bool {
+    // Whom nobody has waited for is gone as well.
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+}
+
+/// A supervisor that ends as the agent's process does: without a word to its devices.
+async fn end_agent(devices: Devices) {
+    drop(devices);
+    tokio::task::yield_now().await;
+}
+
+#[test]
+fn an_add_waits_for_a_device_that_is_confined_and_serves_its_owner() {
+    on_a_node(|| async {
+        let mut node = Node::new();
+        let mut devices = node.agent();
+        let attachment = plug(&node, "t-own", 2);
+        let id = attachment.spec.id.clone();
+        devices.start(&attachment).unwrap();
+        devices.ready(&id).unwrap().await.unwrap();
+        let DeviceStatus { spec, pid, .. } = node.wait(&id, |status| status.state == DeviceState::Ready).await;
+        let pid = pid.unwrap();
+
+        let socket = fs::metadata(&spec.socket).unwrap();
+        assert_eq!((socket.uid(), socket.gid(), socket.mode() & 0o777), (107, 36, 0o660));
+        UnixStream::connect(&spec.socket).unwrap();
+        let process = fs::metadata(format!("/proc/{pid}")).unwrap();
+        assert_eq!((process.uid(), process.gid()), (spec.user, spec.user), "a user of its own");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("CapEff:\t0000000000000000") && status.contains("Seccomp:\t2"), "{status}");
+        assert_eq!(getsid(Some(Pid::from_raw(pid.cast_signed()))).unwrap().as_raw(), pid.cast_signed());
+
+        let reports = node.board.reports().await;
+        assert_eq!((reports.len(), reports[0].state.as_str(), reports[0].pid), (1, "ready", Some(pid)));
+        let metrics = reports[0].metrics.as_ref().unwrap();
+        assert_eq!((&metrics["tap"], metrics["rings"].as_array().unwrap().len()), (&"t-own".into(), 4));
+
+        devices.stopped(&id).await;
+        assert!(!is_running(pid) && node.board.get(&id).is_none());
+        assert_eq!(node.files(), 0);
+    });
+}
+
+#[test]
+fn a_device_that_is_killed_comes_back_on_the_same_socket() {
+    on_a_node(|| async {
+        let mut node = Node::new();
+        let mut devices = node.agent();
+        let attachment = plug(&node, "t-kill", 1);
+        let id = attachment.spec.id.clone();
+        devices.start(&attachment).unwrap();
+        devices.ready(&id).unwrap().await.unwrap();
+        let first = node.board.get(&id).unwrap().pid.unwrap();
+        signal(first, Signal::SIGKILL);
+        let status = node.wait(&id, |status| status.restarts == 1 && status.state == DeviceState::Ready).await;
+        assert_ne!(status.pid, Some(first));
+        UnixStream::connect(&status.spec.socket).unwrap();
+
+        // Without its tap it cannot start: the state says why, and it comes back with the tap.
+        ip(&["link", "del", "t-kill"]);
+        signal(status.pid.unwrap(), Signal::SIGKILL);
+        let status = node.wait(&id, |status| status.restarts > 2).await;
+        let state = status.state.to_string();
+        assert!(
+            state.starts_with("device restarting: exit status 1: ") && state.contains("no interface t-kill"),
+            "{state}"
+        );
+        plug(&node, "t-kill", 1);
+        node.wait(&id, |status| status.state == DeviceState::Ready).await;
+        devices.stopped(&id).await;
+    });
+}
+
+#[test]
+fn the_next_agent_adopts_a_device_and_looks_after_it() {
+    on_a_node(|| async {
+        let mut node = Node::new();
+        let mut devices = node.agent();
+        let attachment = plug(&node, "t-adopt", 1);
+        let id = attachment.spec.id.clone();
+        devices.start(&attachment).unwrap();
+        devices.ready(&id).unwrap().await.unwrap();
+        let pid = node.board.get(&id).unwrap().pid.unwrap();
+        end_agent(devices).await;
+        assert!(is_running(pid));
+
+        let mut devices = node.agent();
+        devices.start(&attachment).unwrap();
+        devices.sweep().await.unwrap();
+        devices.ready(&id).unwrap().await.unwrap();
+        let status = node.board.get(&id).unwrap();
+        assert_eq!((status.pid, status.restarts), (Some(pid), 0), "the same process");
+
+        signal(pid, Signal::SIGKILL);
+        let status = node.wait(&id, |status| status.restarts == 1 && status.state == DeviceState::Ready).await;
+        let pid = status.pid.unwrap();
+        end_agent(devices).await;
+
+        // An adopted device ends at Release like any other.
+        let mut devices = node.agent();
+        devices.start(&attachment).unwrap();
+        devices.ready(&id).unwrap().await.unwrap();
+        assert_eq!(node.board.get(&id).unwrap().pid, Some(pid));
+        devices.stopped(&id).await;
+        assert!(!is_running(pid));
+        assert_eq!(node.files(), 0);
+    });
+}
+
+#[test]
+fn a_device_with_another_command_line_is_replaced_and_one_without_a_port_is_ended() {
+    on_a_node(|| async {
+        let mut node = Node::new();
+        let mut devices = node.agent();
+        let [first, second] = ["t-old", "t-gone"].map(|tap| plug(&node, tap, 1));
+        for attachment in [&first, &second] {
+            devices.start(attachment).unwrap();
+            devices.ready(&attachment.spec.id).unwrap().await.unwrap();
+        }
+        let pids = [&first, &second].map(|attachment| node.board.get(&attachment.spec.id).unwrap().pid.unwrap());
+        end_agent(devices).await;
+
+        let mut devices = node.agent();
+        let changed = Attachment { allocation: Allocation { mtu: 1400, ..first.allocation.clone() }, ..first };
+        devices.start(&changed).unwrap();
+        devices.sweep().await.unwrap();
+        devices.ready(&changed.spec.id).unwrap().await.unwrap();
+        assert_ne!(node.board.get(&changed.spec.id).unwrap().pid, Some(pids[0]));
+        assert!(pids.iter().all(|pid| !is_running(*pid)));
+        assert_eq!(node.files(), 1);
+
+        let pid = node.board.get(&changed.spec.id).unwrap().pid.unwrap();
+        end_agent(devices).await;
+        remove_all(node.folder.path()).await.unwrap();
+        assert!(!is_running(pid));
+        assert_eq!(node.files(), 0);
+    });
+}
+
+#[test]
+fn a_record_of_somebody_elses_process_is_left_alone() {
+    on_a_node(|| async {
+        let node = Node::new();
+        let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+        let folder = node.folder.path().join("t-other");
+        fs::create_dir(&folder).unwrap();
+        record(&folder, &format!("{{\"pid\": {}, \"start_time\": 1}}", other.id()));
+        remove_all(node.folder.path()).await.unwrap();
+        assert!(is_running(other.id()), "the number was given again");
+        assert_eq!(node.files(), 0);
+
+        fs::create_dir(&folder).unwrap();
+        record(&folder, "{\"pid\": 1");
+        fs::write(folder.join("mine"), "").unwrap();
+        remove_all(node.folder.path()).await.unwrap();
+        assert!(folder.join("mine").exists(), "what is not a device's stays");
+        other.kill().unwrap();
+        other.wait().unwrap();
+    });
+}
+
+fn record(folder: &Path, text: &str) {
+    fs::write(folder.join("device.json"), text).unwrap();
+}
