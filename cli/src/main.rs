@@ -6,6 +6,7 @@
 mod print;
 mod show;
 mod table;
+mod vm;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -78,10 +79,32 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// Devices of vhost-user ports: sockets for VMMs, processes, logs
-    Vms,
+    /// vhost-user ports: sockets for VMMs, devices, rings, frames
+    #[command(visible_alias = "vms")]
+    Vm {
+        #[command(subcommand)]
+        command: Option<VmCommand>,
+    },
     /// Print the manual page of `weft` in roff: `weft man | man -l -`
     Man,
+}
+
+/// Without a subcommand: all ports, one a line.
+#[derive(Debug, Subcommand)]
+enum VmCommand {
+    /// One port: its device, features, rings and their counters
+    Show {
+        /// The pod (`NAMESPACE/NAME` or `NAME`) or the tap
+        vm: String,
+    },
+    /// Follow the next frames of one port
+    Trace {
+        /// The pod (`NAMESPACE/NAME` or `NAME`) or the tap
+        vm: String,
+        /// End after this many frames
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        frames: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -124,8 +147,14 @@ fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
             Answer::Policies(policies) => output.print(&policies, |policies| show::policies(policies))?,
             other => return unexpected(&other),
         },
-        Command::Vms => match ask(Request::Vms)? {
-            Answer::Vms(vms) => output.print(&vms, |vms| show::vms(vms))?,
+        Command::Vm { command } => match ask(Request::Vms)? {
+            Answer::Vms(vms) => match command {
+                None => output.print(&vms, |vms| vm::overview(vms))?,
+                Some(VmCommand::Show { vm }) => output.print(vm::find(&vms, vm)?, vm::details)?,
+                Some(VmCommand::Trace { vm, frames }) => {
+                    vm::trace(Path::new(&vm::find(&vms, vm)?.control_path), *frames, &mut io::stdout().lock())?;
+                }
+            },
             other => return unexpected(&other),
         },
         Command::Drops { all } => match ask(Request::Drops)? {
@@ -209,7 +238,7 @@ mod tests {
         let mut page = Vec::new();
         super::manual(&mut page).unwrap();
         let page = String::from_utf8(page).unwrap();
-        for name in ["status", "endpoints", "services", "policies", "flows", "drops", "vms"] {
+        for name in ["status", "endpoints", "services", "policies", "flows", "drops", "vm"] {
             assert!(page.contains(&format!(".SH \"weft {name}\"")), "{name} is missing");
         }
     }

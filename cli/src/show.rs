@@ -8,7 +8,6 @@ use std::{
 
 use weft_api::{
     DropReport, EndpointReport, FlowEvent, FlowVerdict, PolicyReport, ServicePortReport, ServiceReport, StatusReport,
-    VmReport,
 };
 
 use crate::table::Table;
@@ -90,23 +89,6 @@ pub(crate) fn policies(policies: &[PolicyReport]) -> String {
     or(&table, "there is no NetworkPolicy")
 }
 
-pub(crate) fn vms(vms: &[VmReport]) -> String {
-    let mut table = Table::new(&["POD", "TAP", "SOCKET", "STATE", "PID", "RESTARTS", "LOG"]);
-    for vm in vms {
-        let pod = vm.pod.as_ref();
-        table.row([
-            pod.map_or_else(|| vm.id.to_string(), |pod| format!("{}/{}", pod.namespace, pod.name)),
-            vm.ifname.clone(),
-            vm.socket_path.clone(),
-            vm.state.clone(),
-            vm.pid.map(|pid| pid.to_string()).unwrap_or_default(),
-            vm.restarts.to_string(),
-            vm.log_path.clone(),
-        ]);
-    }
-    or(&table, "no vhost-user port is on this node")
-}
-
 pub(crate) fn drops(drops: &[DropReport]) -> String {
     let mut table = Table::new(&["REASON", "PACKETS", "BYTES", "MEANING"]);
     let mut drops: Vec<_> = drops.iter().collect();
@@ -186,7 +168,7 @@ fn backends(port: &ServicePortReport) -> String {
     joined(backends, "\n")
 }
 
-fn or(table: &Table, nothing: &str) -> String {
+pub(crate) fn or(table: &Table, nothing: &str) -> String {
     if table.is_empty() { format!("{nothing}\n") } else { table.render() }
 }
 
@@ -207,7 +189,7 @@ fn bytes(number: u64) -> String {
     }
 }
 
-fn duration(seconds: u64) -> String {
+pub(crate) fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),
