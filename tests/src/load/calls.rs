@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! CNI plugins called at a rate, as a container runtime calls them: a process each, in the node's network and mount
+//! CNI plugins called at a rate, as a container runtime calls them: a process each, in the node's
 //! namespaces, timed from its start to its end. Calls that take longer than the pace overlap.
 
 use std::{
@@ -53,6 +53,7 @@ pub struct Call {
 pub struct Caller {
     network: File,
     mounts: File,
+    processes: File,
     program: PathBuf,
     /// Where the plugin finds others (`CNI_PATH`).
     folder: PathBuf,
@@ -66,7 +67,8 @@ impl Caller {
     pub fn new(machine: &Namespace, program: &Path) -> Result<Self> {
         let open = |file: &str| File::open(machine.proc(file)).with_context(|| format!("open {file}"));
         let folder = program.parent().context("the plugin's path has no folder")?.to_owned();
-        Ok(Self { network: open("ns/net")?, mounts: open("ns/mnt")?, program: program.to_owned(), folder })
+        let (network, mounts, processes) = (open("ns/net")?, open("ns/mnt")?, open("ns/pid")?);
+        Ok(Self { network, mounts, processes, program: program.to_owned(), folder })
     }
 
     /// Calls Weft's plugin on `node`.
@@ -95,6 +97,8 @@ impl Caller {
     /// On a thread of its own, since it stays inside.
     fn one(&self, call: &Call, due: Instant) -> Result<(f64, Value)> {
         unshare(CloneFlags::CLONE_FS).context("unshare the file system's attributes")?;
+        // Of its children: plugins look themselves up in the node's /proc.
+        setns(&self.processes, CloneFlags::CLONE_NEWPID).context("enter the process namespace")?;
         setns(&self.mounts, CloneFlags::CLONE_NEWNS).context("enter the mount namespace")?;
         setns(&self.network, CloneFlags::CLONE_NEWNET).context("enter the network namespace")?;
         let input = call.config.to_string();

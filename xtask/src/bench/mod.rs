@@ -6,6 +6,7 @@
 //! others use too, ratios are what holds. Agent, plugin, CLI and load are built as a release is.
 
 mod cni;
+mod datapath;
 mod net;
 mod table;
 mod vm;
@@ -24,10 +25,15 @@ pub(crate) struct Arguments {
     /// What to measure.
     #[arg(value_enum)]
     name: Name,
+    /// Measure the programs that are in `target/release` already.
+    #[arg(long)]
+    no_build: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Name {
+    /// Nanoseconds per packet in the eBPF programs.
+    Datapath,
     /// TCP between pods, beside a bare veth pair.
     Net,
     /// TCP between a pod and a guest, beside the same guest on a bare tap.
@@ -41,8 +47,12 @@ enum Name {
 /// # Errors
 /// It could not be set up, or a run failed.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    build::released_programs()?;
+    // The programs of the data path are in this one.
+    if !arguments.no_build && !matches!(arguments.name, Name::Datapath) {
+        build::released_programs()?;
+    }
     let (name, rows) = match arguments.name {
+        Name::Datapath => ("datapath", datapath::rows()?),
         Name::Net => ("net", net::rows()?),
         Name::Vm => ("vm", vm::rows()?),
         Name::Cni => ("cni", cni::rows()?),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ECHO, SINK, pin};
+use super::{ECHO, SINK, hurry, pin};
 use crate::{arguments::Arguments, client::parse_server};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,6 +25,7 @@ pub(crate) fn run(arguments: &mut Arguments) -> Result<(), String> {
     let duration = Duration::from_millis(arguments.option("--millis")?.unwrap_or(1000));
     let cpu = arguments.option("--cpu")?;
     arguments.finish()?;
+    hurry();
     pin(cpu)?;
     let line = match kind.as_str() {
         "rr" => round_trips(server, duration).map(describe),

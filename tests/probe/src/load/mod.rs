@@ -17,6 +17,14 @@ const ECHO: u8 = b'e';
 /// First byte of a connection whose bytes are counted up to its end; the count is sent back as 8 bytes.
 const SINK: u8 = b's';
 
+/// Measures before everybody else on the machine: a session of its own, whose group the scheduler prefers as `nice -n -10`
+/// does within a group (sched(7), "The autogroup feature"). Where the kernel has no such groups, `nice` alone does it.
+fn hurry() {
+    // SAFETY: plain system call; it fails where the process leads a group already, which changes nothing.
+    unsafe { libc::setsid() };
+    drop(std::fs::write("/proc/self/autogroup", "-10"));
+}
+
 /// Keeps this process on processor `cpu`.
 fn pin(cpu: Option<usize>) -> Result<(), String> {
     let Some(cpu) = cpu else { return Ok(()) };

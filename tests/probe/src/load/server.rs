@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{SINK, pin};
+use super::{SINK, hurry, pin};
 use crate::arguments::Arguments;
 
 /// A client that is silent for so long is gone.
@@ -17,6 +17,7 @@ pub(crate) fn run(arguments: &mut Arguments) -> Result<(), String> {
     let port: u16 = arguments.required("PORT")?.parse().map_err(|_| "PORT is not a number up to 65535".to_owned())?;
     let cpu = arguments.option("--cpu")?;
     arguments.finish()?;
+    hurry();
     pin(cpu)?;
     let listener =
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).map_err(|error| format!("tcp port {port}: {error}"))?;

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Nanoseconds per packet in the programs, by `BPF_PROG_TEST_RUN` with real maps.
+//!
+//! A small program makes the packet of the next flow and tail-calls what is measured; what that costs by itself, beside the
+//! same program calling an empty one, is subtracted.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use weft_abi::{
+    Addr, Backend, Config, GATEWAY_MAC, Local, LocalKind, Port, PortKind, Service, ServiceKey, SlotKey,
+};
+use weft_dataplane::{
+    Dataplane, MapSizes, Options,
+    bench::{Bench, Subject, Traffic},
+};
+
+use super::table::Row;
+
+/// Runs of every row.
+const RUNS: usize = 9;
+/// Packets of a run.
+const PACKETS: u32 = 1 << 18;
+/// Packets of a run whose flows are all new.
+const NEW_PACKETS: u32 = 1 << 14;
+
+/// `TC_ACT_REDIRECT`, `TC_ACT_OK`.
+const REDIRECT: u32 = 7;
+const OK: u32 = 0;
+
+const CLIENT: u32 = 101;
+const SERVER: u32 = 102;
+const VM: u32 = 103;
+const CLIENT_IP: [u8; 4] = [10, 1, 0, 10];
+const SERVER_IP: [u8; 4] = [10, 1, 0, 20];
+const VM_IP: [u8; 4] = [10, 1, 0, 30];
+const VIP: [u8; 4] = [10, 96, 0, 10];
+/// Slot and number of the Service.
+const SERVICE: u32 = 50;
+
+/// One row: where its packets go, and what it is compared with.
+struct Case {
+    name: &'static str,
+    baseline: &'static str,
+    subject: Subject,
+    dst: [u8; 4],
+    flows: u32,
+    new: bool,
+}
+
+const fn case(name: &'static str, baseline: &'static str, subject: Subject, dst: [u8; 4], flows: u32) -> Case {
+    Case { name, baseline, subject, dst, flows, new: false }
+}
+
+const KI: u32 = 1 << 10;
+const LRU_1: &str = "lru_dnat_1";
+const LRU_1KI: &str = "lru_dnat_1ki";
+const LRU_64KI: &str = "lru_dnat_64ki";
+
+const CASES: [Case; 12] = [
+    case("empty", "empty", Subject::Empty, VIP, 1),
+    case(LRU_1, "empty", Subject::LruDnat, VIP, 1),
+    case(LRU_1KI, "empty", Subject::LruDnat, VIP, KI),
+    case(LRU_64KI, "empty", Subject::LruDnat, VIP, 64 * KI),
+    case("pod_pod_1", LRU_1, Subject::FromWorkload, SERVER_IP, 1),
+    case("pod_pod_1ki", LRU_1KI, Subject::FromWorkload, SERVER_IP, KI),
+    case("pod_pod_64ki", LRU_64KI, Subject::FromWorkload, SERVER_IP, 64 * KI),
+    case("pod_clusterip_1", LRU_1, Subject::FromWorkload, VIP, 1),
+    case("pod_clusterip_1ki", LRU_1KI, Subject::FromWorkload, VIP, KI),
+    case("pod_clusterip_64ki", LRU_64KI, Subject::FromWorkload, VIP, 64 * KI),
+    Case { new: true, ..case("pod_clusterip_new", LRU_64KI, Subject::FromWorkload, VIP, 64 * KI) },
+    case("to_tap_1", LRU_1, Subject::FromWorkload, VM_IP, 1),
+];
+
+/// Measures all rows, run by run in turn.
+///
+/// # Errors
+/// Not root, or a program did something else than it is measured for.
+pub(super) fn rows() -> Result<Vec<Row>> {
+    let mut machine = Machine::new()?;
+    let mut runs: Vec<Vec<f64>> = CASES.iter().map(|_| Vec::new()).collect();
+    for case in &CASES {
+        machine.warm(case)?;
+    }
+    for _ in 0..RUNS {
+        for (case, runs) in CASES.iter().zip(&mut runs) {
+            runs.push(machine.run(case)?);
+        }
+    }
+    let of = |name: &str| CASES.iter().zip(&runs).find(|(case, _)| case.name == name).map(|(_, runs)| runs.as_slice());
+    CASES
+        .iter()
+        .zip(&runs)
+        .map(|(case, runs)| Row::new(case.name, "ns", runs, (case.baseline, of(case.baseline).unwrap_or(&[]))))
+        .collect()
+}
+
+/// The loaded programs and what they know of.
+struct Machine {
+    dataplane: Dataplane,
+    bench: Bench,
+    packet: Vec<u8>,
+}
+
+impl Machine {
+    fn new() -> Result<Self> {
+        ensure!(nix::unistd::geteuid().is_root(), "this benchmark loads eBPF programs: run it as root");
+        let pins = enter_namespaces()?;
+        let sizes = MapSizes { flows4: 1 << 18, events_bytes: 1 << 22, ..MapSizes::default() };
+        let dataplane = Dataplane::open(&Options { pin_dir: pins, sizes })?;
+        configure(&dataplane)?;
+        let mut bench = Bench::open(&dataplane)?;
+        let every = traffic(VIP, 64 * KI, 0);
+        bench.prepare_lru(&every, u32::from_ne_bytes(CLIENT_IP), u32::from_ne_bytes(SERVER_IP), 8080)?;
+        Ok(Self { dataplane, bench, packet: packet() })
+    }
+
+    /// Makes the flows of a row, so that its runs meet established ones.
+    fn warm(&mut self, case: &Case) -> Result<()> {
+        let traffic = traffic(case.dst, case.flows, 1);
+        // Every flow once at least: the order has a full period, of which the upper bits are used.
+        self.measure(case.subject, &traffic, case.flows.max(256) * 8)?;
+        self.drain()
+    }
+
+    /// One value of a row, in nanoseconds.
+    fn run(&mut self, case: &Case) -> Result<f64> {
+        if case.name == "empty" {
+            let (action, time) = self.bench.run_empty(&self.packet, CLIENT, PACKETS)?;
+            ensure!(action == OK, "empty: action {action}");
+            return Ok(time.as_nanos() as f64);
+        }
+        if case.new {
+            self.dataplane.maps().flows4().retain(|_, _| false)?;
+        }
+        let packets = if case.new { NEW_PACKETS } else { PACKETS };
+        let traffic = traffic(case.dst, case.flows, 1);
+        let (_, alone) = self.bench.run_empty(&self.packet, CLIENT, packets)?;
+        let making = self.measure(Subject::Empty, &traffic, packets)?;
+        let all = self.measure(case.subject, &traffic, packets)?;
+        if case.new {
+            self.drain()?;
+            for other in CASES.iter().filter(|other| other.subject == Subject::FromWorkload && !other.new) {
+                self.warm(other)?;
+            }
+        }
+        Ok(all - making + alone.as_nanos() as f64)
+    }
+
+    fn measure(&mut self, subject: Subject, traffic: &Traffic, packets: u32) -> Result<f64> {
+        let (action, time) = self.bench.run(subject, traffic, &self.packet, CLIENT, packets)?;
+        let expected = if subject == Subject::Empty { OK } else { REDIRECT };
+        ensure!(action == expected, "{subject:?}: action {action} instead of {expected}");
+        Ok(time.as_nanos() as f64)
+    }
+
+    /// Empties the event ring, so that a new flow's event finds room.
+    fn drain(&self) -> Result<()> {
+        let mut events = self.dataplane.events()?;
+        while events.next().is_some() {}
+        Ok(())
+    }
+}
+
+/// A network namespace with the devices, and a bpf filesystem; they end with the process. Returns the folder to pin in.
+fn enter_namespaces() -> Result<PathBuf> {
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).context("unshare mount and network namespace")?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
+    let folder = std::env::temp_dir();
+    mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none)
+        .with_context(|| format!("mount bpffs on {}", folder.display()))?;
+    for ifindex in [CLIENT, SERVER, VM] {
+        let mut ip = Command::new("ip");
+        ip.args(["link", "add", "name", &format!("port{ifindex}"), "index", &ifindex.to_string(), "type", "bridge"]);
+        ensure!(ip.status().context("start ip (iproute2)")?.success(), "{ip:?} failed");
+    }
+    Ok(folder.join("weft"))
+}
+
+fn mac(ifindex: u32) -> [u8; 6] {
+    let [low, ..] = ifindex.to_le_bytes();
+    [2, 0, 0, 0, 0, low]
+}
+
+fn traffic(dst: [u8; 4], flows: u32, seed: u32) -> Traffic {
+    Traffic { flows, seed, dst: u32::from_ne_bytes(dst), dport: 80, macs: [GATEWAY_MAC, mac(CLIENT)] }
+}
+
+fn addr(octets: [u8; 4]) -> Addr {
+    Addr::v4(u32::from_ne_bytes(octets))
+}
+
+/// Two pods, a VM and a Service of one backend.
+fn configure(dataplane: &Dataplane) -> Result<()> {
+    let maps = dataplane.maps();
+    let host = Config { uplink_ifindex: 1, host_ifindex: 1, ..Config::default() };
+    maps.config().set(0, &host)?;
+    for (ifindex, kind, address) in
+        [(CLIENT, PortKind::Veth, CLIENT_IP), (SERVER, PortKind::Veth, SERVER_IP), (VM, PortKind::Tap, VM_IP)]
+    {
+        let port = Port {
+            v4: addr(address),
+            workload: ifindex,
+            mac: mac(ifindex),
+            kind: kind as u8,
+            ..Port::default()
+        };
+        maps.ports().insert(&ifindex, &port)?;
+        maps.locals().insert(&addr(address), &Local { ifindex, kind: LocalKind::Workload as u32 })?;
+    }
+    let key = ServiceKey { addr: addr(VIP), port: 80_u16.to_be(), protocol: 6, pad: 0 };
+    let backend = Backend { addr: addr(SERVER_IP), port: 8080_u16.to_be(), flags: 0 };
+    maps.slots().insert(&SlotKey { service: SERVICE, generation: 0, index: 0 }, &backend)?;
+    Ok(maps.services().insert(&key, &Service { id: SERVICE, generation: 0, count: 1, flags: 0 })?)
+}
+
+/// 86 bytes: Ethernet, IPv4, TCP with ACK, 32 bytes of data.
+fn packet() -> Vec<u8> {
+    let mut packet = [GATEWAY_MAC, mac(CLIENT)].concat();
+    packet.extend([8, 0, 0x45, 0, 0, 72, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+    packet.extend([CLIENT_IP, VIP].concat());
+    packet.extend([0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 4, 0, 0, 0, 0, 0]);
+    packet.resize(86, 0);
+    packet
+}
