@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Speed of the device beside the bare system calls on the same tap, in the same run.
 //!
-//! `cargo bench -p weft-vhost --bench vhost -- [--json PATH] [--seconds S] [--rounds N] [--only ROW]`; needs root, makes its own
-//! network namespace. The front end and the bare loop run on processor 0, the device on processor 1.
+//! `cargo bench -p weft-vhost --bench vhost -- [--json PATH] [--seconds S] [--rounds N] [--only ROW] [--real-time]`; needs
+//! root, makes its own network namespace. The front end runs on processor 0, the device and the bare loop on processor 1;
+//! `--real-time` keeps everybody else off them.
 //!
 //! | Row | What is measured |
 //! |---|---|
 //! | `tx_64`, `tx_1500`, `tx_gso` | guest to tap, frames of 64 and 1500 bytes and 64 KiB; bare: `writev` in a loop |
 //! | `rx_64`, `rx_1500`, `rx_gso` | tap to guest: a full tap queue is drained; bare: `readv` in a loop |
 //! | `rr_p50`, `rr_p99` | one frame to a packet socket that sends it back; bare: the same on the tap's descriptor |
+//! | `rr_poll_p50`, `rr_poll_p99` | the same with `--poll-us 100` |
+//! | `rss` | resident memory of the device beside the guest's |
 //!
-//! `per_cpu` is the rate per second of processor time of the device (or of the bare loop): unlike the wall-clock rate it
+//! The bare loops go through as many buffers, as far apart, as the ring has, so that the difference is the ring's work and
+//! not the processor's caches. `per_cpu` is the rate per second of processor time of the device (or of the bare loop): unlike the wall-clock rate it
 //! does not fall when others use the machine. Ratios are of those for frames and of the times for round trips.
 #![expect(missing_docs, reason = "the macro-free bench binary has no public items")]
 
@@ -81,6 +85,7 @@ const KINDS: [Kind; 3] = [
 struct Settings {
     json: Option<String>,
     only: Option<String>,
+    real_time: bool,
     time: Duration,
     rounds: usize,
 }
@@ -88,6 +93,9 @@ struct Settings {
 fn main() -> Result<()> {
     let settings = settings()?;
     pin(Pid::from_raw(0), FRONT_CPU)?;
+    if settings.real_time {
+        real_time()?;
+    }
     let host = Host::new(1)?;
     let mut rows = BTreeMap::new();
     for kind in KINDS.into_iter().filter(|kind| settings.wants(&format!("tx_{}", kind.name))) {
@@ -119,7 +127,7 @@ impl Settings {
 }
 
 fn settings() -> Result<Settings> {
-    let mut settings = Settings { json: None, only: None, time: Duration::from_millis(1500), rounds: 3 };
+    let mut settings = Settings { json: None, only: None, real_time: false, time: Duration::from_millis(1500), rounds: 3 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -128,6 +136,7 @@ fn settings() -> Result<Settings> {
             "--only" => settings.only = Some(value()?),
             "--seconds" => settings.time = Duration::from_secs_f64(value()?.parse()?),
             "--rounds" => settings.rounds = value()?.parse()?,
+            "--real-time" => settings.real_time = true,
             // cargo's own.
             "--bench" => {}
             other => anyhow::bail!("unknown argument {other}"),
@@ -171,9 +180,23 @@ fn pin(pid: Pid, cpu: usize) -> Result<()> {
     sched_setaffinity(pid, &set).context("sched_setaffinity; the bench needs two processors")
 }
 
+/// Gives this thread, and the device that inherits it, the processor before everybody else, so that others on the
+/// machine are not part of the figures. The kernel leaves them a part of every second.
+fn real_time() -> Result<()> {
+    let parameter = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameter is read only.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
+    ensure!(done == 0, "sched_setscheduler: {}; the bench needs root", std::io::Error::last_os_error());
+    Ok(())
+}
+
 /// The device on its processor, with its front end.
 fn device(host: &Host, features: u64) -> Result<(Backend, Peer)> {
-    let backend = host.backend(&[])?;
+    device_with(host, features, &[])
+}
+
+fn device_with(host: &Host, features: u64, more: &[&str]) -> Result<(Backend, Peer)> {
+    let backend = host.backend(more)?;
     for task in std::fs::read_dir(format!("/proc/{}/task", backend.child.id()))? {
         let tid: i32 = task?.file_name().to_string_lossy().parse()?;
         pin(Pid::from_raw(tid), DEVICE_CPU)?;
@@ -216,6 +239,31 @@ fn vector(bytes: &mut [u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
 }
 
+/// The buffers a bare loop goes through.
+struct Slots {
+    bytes: Vec<u8>,
+    each: usize,
+    at: usize,
+}
+
+impl Slots {
+    /// As much memory as the device goes through: a page for each entry of the ring.
+    fn new(kind: Kind) -> Self {
+        let each = (kind.len + HEADER).next_multiple_of(4096);
+        let count = (usize::from(RING) * 4096 / each).max(1);
+        Self { bytes: vec![0; each * count], each, at: 0 }
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_mut(self.each)
+    }
+
+    fn next(&mut self) -> &mut [u8] {
+        self.at = if self.at + 2 * self.each > self.bytes.len() { 0 } else { self.at + self.each };
+        &mut self.bytes[self.at..self.at + self.each]
+    }
+}
+
 fn bare_tap(host: &Host) -> Result<weft_vhost::tap::TapQueue> {
     let queue = Tap::open(&host.tap, 1)?.queues.pop().context("no queue")?;
     queue.set_format(HEADER, OFFLOAD)?;
@@ -225,11 +273,13 @@ fn bare_tap(host: &Host) -> Result<weft_vhost::tap::TapQueue> {
 fn bare_tx(host: &Host, kind: Kind, time: Duration) -> Result<Rate> {
     let tap = bare_tap(host)?;
     pin(Pid::from_raw(0), DEVICE_CPU)?;
-    let (mut header, mut frame) = bytes_of(kind);
-    let pieces = [vector(&mut header), vector(&mut frame)];
+    let (mut header, frame) = bytes_of(kind);
+    let mut slots = Slots::new(kind);
+    slots.all().for_each(|slot| slot[..frame.len()].copy_from_slice(&frame));
     let (start, cpu, mut frames) = (Instant::now(), own_cpu()?, 0);
     while start.elapsed() < time {
         for _ in 0..256 {
+            let pieces = [vector(&mut header), vector(&mut slots.next()[..frame.len()])];
             // SAFETY: the pieces are local buffers.
             unsafe { tap.write(&pieces) }.context("write")?;
         }
@@ -254,17 +304,16 @@ fn vhost_tx(host: &Host, kind: Kind, time: Duration) -> Result<Rate> {
     ring.set_used_event(u16::MAX / 2);
     let (mut offered, mut done) = (0u64, 0u64);
     let (start, cpu) = (Instant::now(), cpu_of(backend.child.id())?);
-    let own = own_cpu()?; let mut turns = 0u64;
     while start.elapsed() < time {
-        turns += 1;
         while offered - done < slots.into() {
             ring.offer((offered % u64::from(slots)) as u16 * per_frame);
             offered += 1;
         }
         ring.publish()?;
         let before = done;
-        done += u64::from(ring.used_index().wrapping_sub(ring.last_used));
-        ring.last_used = ring.used_index();
+        let used = ring.used_index();
+        done += u64::from(used.wrapping_sub(ring.last_used));
+        ring.last_used = used;
         if done == before {
             std::hint::spin_loop();
         }
@@ -272,10 +321,6 @@ fn vhost_tx(host: &Host, kind: Kind, time: Duration) -> Result<Rate> {
         ring.set_used_event(ring.last_used.wrapping_add(u16::MAX / 2));
     }
     let wall = start.elapsed().as_secs_f64();
-    if std::env::var_os("WEFT_BENCH_METRICS").is_some() {
-        println!("{}", backend.metrics()?["rings"][TX]);
-        println!("turns {turns} cpu {} offered {offered} done {done} kicks {} next_avail {} used {}", own_cpu()? - own, peer.rings[TX].kicks, peer.rings[TX].next_avail, peer.rings[TX].used_index());
-    }
     Ok(Rate { frames: done, wall, cpu: cpu_of(backend.child.id())? - cpu })
 }
 
@@ -332,11 +377,15 @@ fn bare_rx(host: &Host, kind: Kind) -> Result<Rate> {
     let tap = bare_tap(host)?;
     fill(&sender(host)?, kind)?;
     pin(Pid::from_raw(0), DEVICE_CPU)?;
-    let mut buffer = vec![0; 1 << 17];
-    let pieces = [vector(&mut buffer)];
+    let mut memory = vec![1; usize::from(RING) * 4096];
+    // Buffers as the guest's are: of 1536 bytes, each on a page of its own.
+    let buffers: Vec<_> = memory.chunks_mut(4096).map(|page| vector(&mut page[..1536])).collect();
+    let per_frame = (kind.len + HEADER).div_ceil(1536);
+    let mut frames_of_buffers = buffers.chunks_exact(per_frame).cycle();
     let (start, cpu, mut frames) = (Instant::now(), own_cpu()?, 0);
-    // SAFETY: the piece is a local buffer.
-    while unsafe { tap.read(&pieces) }.is_ok() {
+    // SAFETY: the pieces are parts of a local buffer.
+    while let Some(pieces) = frames_of_buffers.next().filter(|pieces| unsafe { tap.read(pieces) }.is_ok()) {
+        ensure!(!pieces.is_empty(), "no buffers");
         frames += 1;
     }
     let rate = Rate { frames, wall: start.elapsed().as_secs_f64(), cpu: own_cpu()? - cpu };
@@ -392,20 +441,23 @@ fn reflect(host: &Host, stop: std::sync::Arc<std::sync::atomic::AtomicBool>) -> 
 }
 
 fn round_trips(host: &Host, settings: &Settings, rows: &mut BTreeMap<String, serde_json::Value>) -> Result<()> {
-    let mut p50 = Vec::new();
-    let mut p99 = Vec::new();
+    let mut samples: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
     for _ in 0..settings.rounds {
         let bare = with_reflector(host, |count| bare_rr(host, count))?;
-        let device = with_reflector(host, |count| vhost_rr(host, count))?;
+        let asleep = with_reflector(host, |count| vhost_rr(host, count, &[]))?;
+        let polling = with_reflector(host, |count| vhost_rr(host, count, &["--poll-us", "100"]))?;
         let at = |times: &[f64], part: usize| times[times.len() * part / 100];
-        p50.push((at(&bare, 50), at(&device, 50)));
-        p99.push((at(&bare, 99), at(&device, 99)));
+        for (name, times, part) in
+            [("rr_p50", &asleep, 50), ("rr_p99", &asleep, 99), ("rr_poll_p50", &polling, 50), ("rr_poll_p99", &polling, 99)]
+        {
+            samples.entry(name).or_default().push((at(&bare, part), at(times, part)));
+        }
     }
-    for (name, pairs) in [("rr_p50", p50), ("rr_p99", p99)] {
+    for (name, pairs) in samples {
         let bare = median(pairs.iter().map(|pair| pair.0).collect());
         let device = median(pairs.iter().map(|pair| pair.1).collect());
         let ratio = device / bare;
-        println!("{name:8} device {device:7.1} us  bare {bare:7.1} us  ratio {ratio:.2}");
+        println!("{name:12} device {device:7.1} us  bare {bare:7.1} us  ratio {ratio:.2}");
         rows.insert(name.to_owned(), json!({ "unit": "us", "value": device, "bare": bare, "ratio": ratio }));
     }
     Ok(())
@@ -428,6 +480,7 @@ fn with_reflector(host: &Host, measure: impl FnOnce(usize) -> Result<Vec<f64>>) 
 
 fn bare_rr(host: &Host, count: usize) -> Result<Vec<f64>> {
     let tap = bare_tap(host)?;
+    pin(Pid::from_raw(0), DEVICE_CPU)?;
     let mut bytes = [vec![0; HEADER], peer::host::frame(64, 0)].concat();
     let mut buffer = vec![0; 2048];
     let mut times = Vec::new();
@@ -442,11 +495,12 @@ fn bare_rr(host: &Host, count: usize) -> Result<Vec<f64>> {
         }
         times.push(start.elapsed().as_secs_f64() * 1e6);
     }
+    pin(Pid::from_raw(0), FRONT_CPU)?;
     Ok(times)
 }
 
-fn vhost_rr(host: &Host, count: usize) -> Result<Vec<f64>> {
-    let (_backend, mut peer) = device(host, GSO)?;
+fn vhost_rr(host: &Host, count: usize, more: &[&str]) -> Result<Vec<f64>> {
+    let (_backend, mut peer) = device_with(host, GSO, more)?;
     peer.fill_rx(RX, 512, 1536)?;
     let frame = peer::host::frame(64, 0);
     let mut times = Vec::new();

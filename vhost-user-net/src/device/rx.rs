@@ -219,6 +219,7 @@ impl RxQueue {
             let bytes = self.vring.ring.chain(head, Access::Write, &mut self.pieces)?;
             self.chains.push_back(Chain { head, pieces: self.pieces.len() - before, bytes });
             self.bytes += bytes;
+            self.vring.ring.prefetch(ahead.wrapping_add(1));
         }
         Ok(())
     }

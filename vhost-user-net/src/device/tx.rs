@@ -73,6 +73,7 @@ impl TxQueue {
                 return Ok(Turn::RingEmpty);
             }
             self.vring.keep_quiet();
+            self.vring.ring.prefetch(1);
             let head = self.vring.ring.head(0);
             match self.send(port, head)? {
                 Fate::Sent(len) => {

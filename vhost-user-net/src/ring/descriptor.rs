@@ -99,8 +99,8 @@ pub(super) struct Table {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Descriptor {
-    addr: u64,
+pub(super) struct Descriptor {
+    pub(super) addr: u64,
     len: u32,
     flags: u16,
     next: u16,
@@ -112,7 +112,7 @@ impl Table {
     /// # Safety
     /// The table's `len` descriptors must be mapped.
     #[inline]
-    unsafe fn read(&self, index: u32) -> Result<Descriptor, Violation> {
+    pub(super) unsafe fn read(&self, index: u32) -> Result<Descriptor, Violation> {
         if index >= self.len {
             return Err(Violation::DescriptorIndex { index, size: self.len });
         }
