@@ -16,6 +16,12 @@ pub(crate) fn root() -> PathBuf {
     package.parent().map_or_else(|| package.clone(), PathBuf::from)
 }
 
+/// Cargo's target folder: the one that this program is in.
+fn target() -> Result<PathBuf> {
+    let running = env::current_exe().context("find the running program")?;
+    running.ancestors().nth(2).map(PathBuf::from).context("the running program is not in a target folder")
+}
+
 /// The cargo that runs this.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -41,10 +47,10 @@ pub(crate) fn released_programs() -> Result<()> {
 }
 
 fn programs_with(options: &[&str]) -> Result<()> {
-    run(cargo().args(["build", "--quiet", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft"]).args(options))?;
+    run(cargo().args(["build", "--quiet", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft", "-p", "weft-vhost"]).args(options))?;
     run(cargo()
         .args(["build", "--quiet", "-p", "weft-probe", "--target", STATIC_TARGET, "--target-dir"])
-        .arg(root().join("target/static"))
+        .arg(target()?.join("static"))
         .args(options)
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", STATIC))
 }

@@ -3,7 +3,6 @@
 //! Weft's developer commands, run as `cargo xtask COMMAND`.
 
 mod bench;
-mod bench;
 mod build;
 mod check;
 mod cluster;
@@ -25,8 +24,6 @@ struct Arguments {
 enum Command {
     /// Measure, print a table and write `target/bench/NAME.json`.
     Bench(bench::Arguments),
-    /// Measure, print a table and write `target/bench/NAME.json`.
-    Bench(bench::Arguments),
     /// Build the programs that the testbed runs.
     Build,
     /// Check formatting, lints for host and eBPF, layouts and docs.
@@ -41,7 +38,6 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Bench(arguments) => bench::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Build => build::programs().map(|()| ExitCode::SUCCESS),
         Command::Check => check::run(),

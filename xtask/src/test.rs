@@ -13,6 +13,7 @@ use clap::{Args, Subcommand};
 use weft_testbed::{
     churn,
     cluster::{Binaries, build_test_images},
+    equivalence,
 };
 
 use crate::{build, check, cluster, demo};
@@ -43,6 +44,15 @@ enum Part {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// A guest and a container get the same answers to generated Services, policies and packets.
+    Equivalence {
+        /// How many cases.
+        #[arg(long, default_value_t = 500)]
+        cases: usize,
+        /// Which sequence.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// A real Kubernetes with Weft on it must pass the upstream conformance tests that are Weft's.
     Cluster,
 }
@@ -58,6 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(Part::Bed) => bed("*").map(|()| ExitCode::SUCCESS),
         Some(Part::Restart) => bed("restart").map(|()| ExitCode::SUCCESS),
         Some(Part::Churn { ops, seed }) => churning(ops, seed).map(|()| ExitCode::SUCCESS),
+        Some(Part::Equivalence { cases, seed }) => equivalent(cases, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Cluster) => on_cluster(),
     }
 }
@@ -68,6 +79,7 @@ fn suite() -> Result<ExitCode> {
     step("check", || check::run().map(drop))?;
     step("tests of the crates", crates)?;
     step("churn", || churning(300, 1))?;
+    step("equivalence", || equivalent(200, 1))?;
     step("Kubernetes for the cluster", || {
         kubernetes.join().map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?
     })?;
@@ -112,6 +124,13 @@ fn churning(ops: usize, seed: u64) -> Result<()> {
     build::programs()?;
     let counts = churn(ops, seed)?;
     println!("churn: {ops} operations of seed {seed}, nothing is left: {counts:?}");
+    Ok(())
+}
+
+fn equivalent(cases: usize, seed: u64) -> Result<()> {
+    build::programs()?;
+    let answers = equivalence(cases, seed)?;
+    println!("equivalence: {cases} cases of seed {seed}, none differs: {answers:?}");
     Ok(())
 }
 
