@@ -26,8 +26,8 @@ const PLAN_PAUSE: Duration = Duration::from_millis(50);
 const POD_PATIENCE: Duration = Duration::from_secs(3);
 /// Between looks at the folder of recorded releases.
 const PENDING_INTERVAL: Duration = Duration::from_secs(1);
-/// Between sweeps of the flow tables.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Between sweeps of the flow tables. A sweep reads them whole, about 40 MiB when they are full.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// Between checks of the node's devices and addresses; also after a pass that failed.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(15);
 

@@ -6,7 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::time::{ClockId, clock_gettime};
@@ -22,6 +22,8 @@ use super::{Shared, View};
 
 /// Events that are remembered.
 pub const REMEMBERED: usize = 4096;
+/// After so many events in a row the reader rests, so that a flood costs a few percent of a CPU at most.
+const FLOOD_PAUSE: Duration = Duration::from_millis(100);
 
 /// The latest events, and who follows them.
 #[derive(Debug)]
@@ -67,8 +69,7 @@ pub async fn read(events: Events, shared: Arc<Shared>) -> io::Result<()> {
     let mut ifnames = Ifnames::default();
     loop {
         let mut ready = events.readable_mut().await?;
-        let view = shared.view();
-        let boot = boot_time_ns();
+        let (mut view, mut boot) = (shared.view(), boot_time_ns());
         let mut count = 0_usize;
         while let Some(event) = ready.get_inner_mut().next() {
             shared.flows.push(describe(&event, &view, boot, &mut ifnames));
@@ -76,6 +77,12 @@ pub async fn read(events: Events, shared: Arc<Shared>) -> io::Result<()> {
             if count.is_multiple_of(256) {
                 // A flood of events must not starve the rest of the agent.
                 tokio::task::yield_now().await;
+            }
+            if count.is_multiple_of(REMEMBERED) {
+                // Nobody could read so many: the ring drops what it cannot hold meanwhile, and counts it.
+                tokio::time::sleep(FLOOD_PAUSE).await;
+                (view, boot) = (shared.view(), boot_time_ns());
+                ifnames.0.clear();
             }
         }
         ready.clear_ready();
@@ -164,6 +171,6 @@ pub fn ip(addr: Addr) -> IpAddr {
 /// Unix time at which the monotonic clock began, in nanoseconds.
 fn boot_time_ns() -> u64 {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let since_boot = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
+    let since_boot = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
     u64::try_from(unix.saturating_sub(since_boot).as_nanos()).unwrap_or(u64::MAX)
 }
