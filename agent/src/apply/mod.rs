@@ -5,8 +5,8 @@
 //!
 //! 1. the node's facts; prefixes, the longest first (removals: the shortest first), so that each address goes from its old
 //!    answer straight to its new one;
-//! 2. Services: slots of the next generation, then the value that points to them ([`services`]);
-//! 3. policy: never is anything allowed that neither the old nor the new state allows ([`policy`]);
+//! 2. Services: slots of the next generation, then the value that points to them (`services`);
+//! 3. policy: never is anything allowed that neither the old nor the new state allows (`policy`);
 //! 4. ports, then the addresses that lead to them; removals in reverse; rules that nobody uses any more;
 //! 5. generations, as [`weft_abi::generation`] says; only then the old slots.
 //!

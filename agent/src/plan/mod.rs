@@ -3,14 +3,14 @@
 //!
 //! | File | Concern |
 //! |---|---|
-//! | [`services`] | frontends of Services |
-//! | [`backends`] | which endpoints serve them |
-//! | [`policy`] | NetworkPolicies: who is isolated, and what is allowed |
-//! | [`identity`] | which peers of policies each address matches |
-//! | [`pods`] | which pod has which address |
-//! | [`ports`] | ports and local addresses |
-//! | [`routes`] | other nodes and Service CIDRs |
-//! | [`numbers`] | numbers that objects keep while they live |
+//! | `services` | frontends of Services |
+//! | `backends` | which endpoints serve them |
+//! | `policy` | NetworkPolicies: who is isolated, and what is allowed |
+//! | `identity` | which peers of policies each address matches |
+//! | `pods` | which pod has which address |
+//! | `ports` | ports and local addresses |
+//! | `routes` | other nodes and Service CIDRs |
+//! | `numbers` | numbers that objects keep while they live |
 
 use std::collections::BTreeSet;
 

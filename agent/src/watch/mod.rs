@@ -44,7 +44,7 @@ pub struct ApiServer {
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// What a node tells the others of itself where no API server does (see [`dir::publish`]).
+/// What a node tells the others of itself where no API server does (see [`dir::publish()`]).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct NodeRecord {
     /// Name.

@@ -3,9 +3,9 @@
 //!
 //! 1. [`rules`]: each policy is read and checked, for itself.
 //! 2. [`isolation`]: the policies that select a workload, per direction, are its policy set; equal sets are one.
-//! 3. [`compile`]: what a set allows, by [`peers`].
+//! 3. [`mod@compile`]: what a set allows, by [`peers`].
 //! 4. [`crate::plan::identity`]: which of these peers each address matches.
-//! 5. [`compile`] again: the ports that each set allows to each identity.
+//! 5. [`mod@compile`] again: the ports that each set allows to each identity.
 
 use std::collections::{BTreeMap, BTreeSet};
 

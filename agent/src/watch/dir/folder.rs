@@ -21,7 +21,7 @@ const LONGEST: u64 = 16 << 20;
 /// A file changed this short a time ago is read again even if it looks the same: time stamps are coarse.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// Where the agents write (see [`crate::watch::dir::publish`]).
+/// Where the agents write (see [`crate::watch::dir::publish()`]).
 pub(crate) const RUNTIME: &str = ".weft";
 
 /// One file, by its path within the folder.

@@ -3,12 +3,12 @@
 //!
 //! | File | What it does |
 //! |---|---|
-//! | [`folder`] | finds the files that changed, and keeps the last good form of each object |
-//! | [`manifest`] | YAML to objects, with lines for errors |
-//! | [`validate`] | what the API server would fill in and refuse |
-//! | [`merge`] | all files to one snapshot |
-//! | [`derive`] | EndpointSlices from Service selectors |
-//! | [`mod@publish`] | what this node tells the others: `DIR/.weft/NODE/` |
+//! | `folder` | finds the files that changed, and keeps the last good form of each object |
+//! | `manifest` | YAML to objects, with lines for errors |
+//! | `validate` | what the API server would fill in and refuse |
+//! | `merge` | all files to one snapshot |
+//! | `derive` | EndpointSlices from Service selectors |
+//! | `publish` | what this node tells the others: `DIR/.weft/NODE/` |
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
