@@ -243,9 +243,9 @@ fn vhost_folder(config: &Config) -> PathBuf {
 fn vhost_binary(config: &Config) -> Result<PathBuf> {
     match &config.vhost_binary {
         Some(path) => Ok(path.clone()),
-        None => {
-            Ok(std::env::current_exe().context("cannot tell the path of this executable")?.with_file_name(vhost::BINARY))
-        }
+        None => Ok(std::env::current_exe()
+            .context("cannot tell the path of this executable")?
+            .with_file_name(vhost::BINARY)),
     }
 }
 

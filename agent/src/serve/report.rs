@@ -54,7 +54,9 @@ fn endpoint(attachment: &Attachment, view: &View, devices: &Board) -> EndpointRe
     let ifindex = link.as_ref().map_or(0, |link| link.ifindex);
     let state = match link {
         None => "reserved: no link yet".to_owned(),
-        Some(_) if !view.desired.ports.contains_key(&ifindex) => "not programmed: see problems in `weft status`".to_owned(),
+        Some(_) if !view.desired.ports.contains_key(&ifindex) => {
+            "not programmed: see problems in `weft status`".to_owned()
+        }
         Some(_) => devices.get(&spec.id).map_or_else(|| "ready".to_owned(), |device| device.state.to_string()),
     };
     EndpointReport {
