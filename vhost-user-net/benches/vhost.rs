@@ -16,7 +16,6 @@
 //! The bare loops go through as many buffers, as far apart, as the ring has, so that the difference is the ring's work and
 //! not the processor's caches. `per_cpu` is the rate per second of processor time of the device (or of the bare loop): unlike the wall-clock rate it
 //! does not fall when others use the machine. Ratios are of those for frames and of the times for round trips.
-#![expect(missing_docs, reason = "the macro-free bench binary has no public items")]
 
 #[path = "../tests/peer/mod.rs"]
 mod peer;
@@ -99,7 +98,9 @@ fn main() -> Result<()> {
     let host = Host::new(1)?;
     let mut rows = BTreeMap::new();
     for kind in KINDS.into_iter().filter(|kind| settings.wants(&format!("tx_{}", kind.name))) {
-        let pairs = repeat(settings.rounds, || Ok((bare_tx(&host, kind, settings.time)?, vhost_tx(&host, kind, settings.time)?)))?;
+        let pairs = repeat(settings.rounds, || {
+            Ok((bare_tx(&host, kind, settings.time)?, vhost_tx(&host, kind, settings.time)?))
+        })?;
         row(&mut rows, &format!("tx_{}", kind.name), kind, &pairs);
     }
     for kind in KINDS.into_iter().filter(|kind| settings.wants(&format!("rx_{}", kind.name))) {
@@ -127,7 +128,8 @@ impl Settings {
 }
 
 fn settings() -> Result<Settings> {
-    let mut settings = Settings { json: None, only: None, real_time: false, time: Duration::from_millis(1500), rounds: 3 };
+    let mut settings =
+        Settings { json: None, only: None, real_time: false, time: Duration::from_millis(1500), rounds: 3 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -163,7 +165,13 @@ fn row(rows: &mut BTreeMap<String, serde_json::Value>, name: &str, kind: Kind, p
     let gbit = |rate: f64| rate * kind.len as f64 * 8.0 / 1e9;
     println!(
         "{name:8} device {:7.3} Mpps {:6.1} Gbit/s ({:7.3} Mpps {:6.1} Gbit/s per cpu)  bare {:7.3} Mpps {:6.1} Gbit/s ({:7.3} per cpu)  ratio {ratio:.2}",
-        device / 1e6, gbit(device), device_cpu / 1e6, gbit(device_cpu), bare / 1e6, gbit(bare), bare_cpu / 1e6,
+        device / 1e6,
+        gbit(device),
+        device_cpu / 1e6,
+        gbit(device_cpu),
+        bare / 1e6,
+        gbit(bare),
+        bare_cpu / 1e6,
     );
     rows.insert(
         name.to_owned(),
@@ -447,9 +455,12 @@ fn round_trips(host: &Host, settings: &Settings, rows: &mut BTreeMap<String, ser
         let asleep = with_reflector(host, |count| vhost_rr(host, count, &[]))?;
         let polling = with_reflector(host, |count| vhost_rr(host, count, &["--poll-us", "100"]))?;
         let at = |times: &[f64], part: usize| times[times.len() * part / 100];
-        for (name, times, part) in
-            [("rr_p50", &asleep, 50), ("rr_p99", &asleep, 99), ("rr_poll_p50", &polling, 50), ("rr_poll_p99", &polling, 99)]
-        {
+        for (name, times, part) in [
+            ("rr_p50", &asleep, 50),
+            ("rr_p99", &asleep, 99),
+            ("rr_poll_p50", &polling, 50),
+            ("rr_poll_p99", &polling, 99),
+        ] {
             samples.entry(name).or_default().push((at(&bare, part), at(times, part)));
         }
     }
@@ -510,7 +521,8 @@ fn vhost_rr(host: &Host, count: usize, more: &[&str]) -> Result<Vec<f64>> {
         peer.send(&frame)?;
         while peer.rings[RX].used().is_none() {
             // SAFETY: the descriptor is the peer's and open.
-            let call = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&peer.rings[RX].call)) };
+            let call =
+                unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&peer.rings[RX].call)) };
             let ready = poll(&mut [PollFd::new(call.as_fd(), PollFlags::POLLIN)], PollTimeout::from(1000u16))?;
             ensure!(ready == 1, "no frame came back");
             peer.rings[RX].interrupts();

@@ -174,8 +174,11 @@ impl TapQueue {
         unsafe { ioctl(&file, libc::TUNSETIFF, &raw mut request) }
             .map_err(|source| TapError::Attach { tap: name.to_owned(), source })?;
         // SAFETY: TUNGETIFF writes an ifreq.
-        unsafe { ioctl(&file, libc::TUNGETIFF, &raw mut request) }
-            .map_err(|source| TapError::Ioctl { call: "TUNGETIFF", tap: name.to_owned(), source })?;
+        unsafe { ioctl(&file, libc::TUNGETIFF, &raw mut request) }.map_err(|source| TapError::Ioctl {
+            call: "TUNGETIFF",
+            tap: name.to_owned(),
+            source,
+        })?;
         // SAFETY: after TUNGETIFF the flags are the union's active field.
         let got = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
         if got & libc::IFF_VNET_HDR == 0 {

@@ -52,7 +52,9 @@ const TRANSMIT: &[(&str, u64, Attack)] = &[
     ("an indirect table outside guest memory", INDIRECT_ON, |ring, _| one(ring, NOWHERE, 32, INDIRECT, 0)),
     ("an indirect table over the end of memory", INDIRECT_ON, |ring, _| one(ring, LAST - 16, 32, INDIRECT, 0)),
     ("an indirect table of 2^32-16 bytes", INDIRECT_ON, |ring, at| one(ring, at, u32::MAX - 15, INDIRECT, 0)),
-    ("an indirect table that loops", INDIRECT_ON, |ring, at| table(ring, at, 32, &[(at, 64, NEXT, 1), (at, 64, NEXT, 0)])),
+    ("an indirect table that loops", INDIRECT_ON, |ring, at| {
+        table(ring, at, 32, &[(at, 64, NEXT, 1), (at, 64, NEXT, 0)])
+    }),
     ("an indirect next past its table", INDIRECT_ON, |ring, at| table(ring, at, 16, &[(at, 64, NEXT, 1)])),
     ("a chain of more pieces than the kernel takes", INDIRECT_ON, |ring, at| {
         let entries: Vec<_> = (0..1100u16).map(|index| (at, 1, NEXT, index + 1)).collect();

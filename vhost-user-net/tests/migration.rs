@@ -20,7 +20,8 @@ const PAGE: u64 = 4096;
 fn marked(log: &OwnedFd) -> Result<BTreeSet<u64>> {
     let mut bytes = vec![0; Ram::SIZE / 4096 / 8];
     nix::sys::uio::pread(log, &mut bytes, 0)?;
-    let bits = |(at, byte): (usize, u8)| (0..8).filter(move |bit| byte & 1 << bit != 0).map(move |bit| at as u64 * 8 + bit);
+    let bits =
+        |(at, byte): (usize, u8)| (0..8).filter(move |bit| byte & 1 << bit != 0).map(move |bit| at as u64 * 8 + bit);
     Ok(bytes.into_iter().enumerate().flat_map(bits).collect())
 }
 

@@ -152,8 +152,16 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, usize)> {
         ("a payload too short", request(Request::SetVringNum, &[0; 4]), 0),
         ("a payload too long", request(Request::SetFeatures, &[0; 16]), 0),
         ("a payload where none belongs", request(Request::GetFeatures, &[0; 8]), 0),
-        ("a table of nine regions", request(Request::SetMemTable, &[&[9, 0, 0, 0, 0, 0, 0, 0][..], &[0; 288]].concat()), 8),
-        ("a table with missing descriptors", request(Request::SetMemTable, &[&[2, 0, 0, 0, 0, 0, 0, 0][..], &[0; 64]].concat()), 1),
+        (
+            "a table of nine regions",
+            request(Request::SetMemTable, &[&[9, 0, 0, 0, 0, 0, 0, 0][..], &[0; 288]].concat()),
+            8,
+        ),
+        (
+            "a table with missing descriptors",
+            request(Request::SetMemTable, &[&[2, 0, 0, 0, 0, 0, 0, 0][..], &[0; 64]].concat()),
+            1,
+        ),
         ("a table cut short", request(Request::SetMemTable, &[&[2, 0, 0, 0, 0, 0, 0, 0][..], &[0; 40]].concat()), 2),
         ("a region without its descriptor", request(Request::AddMemRegion, &[0; 40]), 0),
         ("a region with two descriptors", request(Request::AddMemRegion, &[0; 40]), 2),
@@ -172,7 +180,11 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, usize)> {
         ("a log that was not negotiated", request(Request::SetLogBase, &words(&[4096, 0])), 1),
         ("an MTU of 67", request(Request::NetSetMtu, &words(&[67])), 0),
         ("an MTU of 65536", request(Request::NetSetMtu, &words(&[65536])), 0),
-        ("a write to the configuration space", request(Request::SetConfig, &[&[0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..], &[1]].concat()), 0),
+        (
+            "a write to the configuration space",
+            request(Request::SetConfig, &[&[0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..], &[1]].concat()),
+            0,
+        ),
     ]
 }
 

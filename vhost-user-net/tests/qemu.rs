@@ -16,8 +16,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use peer::host::{Host, run};
 
-const MODULES: &[&str] =
-    &["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net"];
+const MODULES: &[&str] = &[
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 const STREAM_BYTES: usize = 24 << 20;

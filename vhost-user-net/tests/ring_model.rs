@@ -163,8 +163,14 @@ struct Entry {
 fn entry() -> impl Strategy<Value = Entry> {
     let addr = prop_oneof![4 => 0x8000..0xf000u64, 1 => Just(BYTES as u64 - 8), 1 => any::<u64>()];
     let len = prop_oneof![6 => 1..0x400u32, 1 => Just(0), 1 => any::<u32>()];
-    let flags = prop_oneof![3 => Just(NEXT), 2 => Just(0), 2 => Just(NEXT | WRITE), 1 => Just(WRITE), 1 => any::<u16>()];
-    (addr, len, flags, 0..10u16).prop_map(|(addr, len, flags, next)| Entry { addr, len, flags: flags & !INDIRECT, next })
+    let flags =
+        prop_oneof![3 => Just(NEXT), 2 => Just(0), 2 => Just(NEXT | WRITE), 1 => Just(WRITE), 1 => any::<u16>()];
+    (addr, len, flags, 0..10u16).prop_map(|(addr, len, flags, next)| Entry {
+        addr,
+        len,
+        flags: flags & !INDIRECT,
+        next,
+    })
 }
 
 proptest! {

@@ -242,9 +242,7 @@ fn several_queue_pairs_work_side_by_side() -> Result<()> {
         let mut sent = tcp_frame(10);
         sent[34] = flow;
         wire.send(&sent)?;
-        peer::host::eventually("a frame on any ring", || {
-            Ok((0..4).find_map(|pair| peer.rings[2 * pair].used()))
-        })?;
+        peer::host::eventually("a frame on any ring", || Ok((0..4).find_map(|pair| peer.rings[2 * pair].used())))?;
     }
     let metrics = backend.metrics()?;
     let busy = (0..4).filter(|pair| metrics["rings"][2 * pair]["frames"] != 0).count();

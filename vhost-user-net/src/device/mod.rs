@@ -275,10 +275,8 @@ impl Device {
     fn start(&mut self, index: usize) -> Result<(), RequestError> {
         let Some(setup) = self.rings.get(index) else { return Ok(()) };
         let Some(layout) = setup.layout() else { return Ok(()) };
-        let features = RingFeatures {
-            event_idx: self.has(features::EVENT_IDX),
-            indirect: self.has(features::INDIRECT_DESC),
-        };
+        let features =
+            RingFeatures { event_idx: self.has(features::EVENT_IDX), indirect: self.has(features::INDIRECT_DESC) };
         let ring = SplitRing::new(Arc::clone(&self.memory), layout, setup.base, features)
             .map_err(|source| RequestError::Ring { index, source })?;
         if ring.next_used() != setup.base {

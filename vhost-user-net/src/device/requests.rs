@@ -190,7 +190,12 @@ impl Device {
         let (index, ring) = self.ring_mut(addr.index)?;
         if addr.flags & !ADDR_FLAGS != 0 {
             let reason = "only VHOST_VRING_F_LOG exists";
-            return Err(RequestError::RingValue { index: addr.index, field: "address flags", value: addr.flags, reason });
+            return Err(RequestError::RingValue {
+                index: addr.index,
+                field: "address flags",
+                value: addr.flags,
+                reason,
+            });
         }
         let (before, running) = (ring.addr.replace(addr), ring.running);
         if !running {

@@ -256,7 +256,7 @@ impl Pair {
                     return;
                 }
             };
-            let called = events.iter().take(woken).fold(false, |called, event| self.note(event) || called);
+            let called = events.iter().take(woken).filter(|event| self.note(event)).count() > 0;
             if called && !Self::run_jobs(&mut self, inbox, wake) {
                 return;
             }
@@ -364,7 +364,9 @@ impl Pair {
                 Ok(0) | Err(_) => std::hint::spin_loop(),
                 Ok(count) => {
                     // The session's event is level-triggered and comes again.
-                    let _called = events.iter().take(count).fold(false, |called, event| self.note(event) || called);
+                    events.iter().take(count).for_each(|event| {
+                        self.note(event);
+                    });
                     return true;
                 }
             }

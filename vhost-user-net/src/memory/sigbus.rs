@@ -51,9 +51,8 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new(start: usize, len: usize) -> Self {
-        let claim = |slot: &Slot| {
-            slot.start.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        };
+        let claim =
+            |slot: &Slot| slot.start.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let slot = TABLE.iter().position(claim);
         if let Some(slot) = slot.and_then(|index| TABLE.get(index)) {
             slot.lost.store(false, Ordering::Relaxed);

@@ -582,10 +582,7 @@ mod tests {
         payload[0] = 2;
         assert!(matches!(decode_bytes(Request::SetMemTable, &payload, 2), Ok(Message::SetMemTable(t)) if t.len() == 2));
         assert!(matches!(decode_bytes(Request::SetMemTable, &payload, 1), Err(MessageError::FdCount { .. })));
-        assert!(matches!(
-            decode_bytes(Request::SetMemTable, &payload[..40], 2),
-            Err(MessageError::PayloadSize { .. })
-        ));
+        assert!(matches!(decode_bytes(Request::SetMemTable, &payload[..40], 2), Err(MessageError::PayloadSize { .. })));
         payload[0] = 9;
         assert!(matches!(decode_bytes(Request::SetMemTable, &payload, 2), Err(MessageError::Range { .. })));
     }

@@ -121,12 +121,7 @@ impl SplitRing {
     ///
     /// # Errors
     /// When the size or an alignment is illegal or a part is not guest memory.
-    pub fn new(
-        memory: Arc<GuestMemory>,
-        layout: Layout,
-        base: u16,
-        features: RingFeatures,
-    ) -> Result<Self, RingError> {
+    pub fn new(memory: Arc<GuestMemory>, layout: Layout, base: u16, features: RingFeatures) -> Result<Self, RingError> {
         let parts = locate(&memory, layout, features)?;
         let mut ring = Self {
             parts,

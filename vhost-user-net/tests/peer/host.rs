@@ -154,7 +154,9 @@ impl Backend {
             let value = metrics["rings"][ring].pointer(path).and_then(serde_json::Value::as_u64);
             Ok((value.with_context(|| format!("no {path} in {metrics}"))? >= least).then_some(()))
         })
-        .with_context(|| format!("metrics: {}; log: {}", self.metrics().unwrap_or_default(), self.log().unwrap_or_default()))
+        .with_context(|| {
+            format!("metrics: {}; log: {}", self.metrics().unwrap_or_default(), self.log().unwrap_or_default())
+        })
     }
 }
 
