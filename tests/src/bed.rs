@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     binaries::Binaries,
+    cni::Plug,
     container::Container,
     manifest,
     namespace::Namespace,
@@ -158,6 +159,15 @@ impl Bed {
         self.apply(&manifest::pod(pod, self.node(number).name(), labels))?;
         Vm::new(self.node(number), pod)
     }
+
+    /// As [`Bed::vm`], with the guest on a vhost-user port.
+    ///
+    /// # Errors
+    /// As [`Bed::vm`].
+    pub fn vhost_vm(&self, number: usize, pod: &str, labels: &[(&str, &str)]) -> Result<Vm> {
+        self.apply(&manifest::pod(pod, self.node(number).name(), labels))?;
+        Vm::on(self.node(number), pod, Plug::VhostUser)
+    }
 }
 
 fn switch_script(binaries: &Binaries) -> String {
@@ -186,7 +196,10 @@ fn connect(switch: &Namespace, machine: &Namespace, port: &str) -> Result<()> {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", switch.proc("ns/net").display())).args(["--", "sh", "-ec", &script]);
     let (status, _, errors) = run(command, &[])?;
-    Outcome { status, output: String::from_utf8_lossy(&errors).into_owned() }.ok().map(drop).context("connect the switch")
+    Outcome { status, output: String::from_utf8_lossy(&errors).into_owned() }
+        .ok()
+        .map(drop)
+        .context("connect the switch")
 }
 
 // The routes name the source: a server that is bound to every address answers from the one it was asked at.
@@ -199,7 +212,7 @@ fn outside_script() -> String {
          ip address add {}/64 dev eth0 nodad
          ip link set eth0 up
          ip route replace 192.168.119.0/24 dev eth0 src {OUTSIDE_V4}
-         ip route replace fd00:119::/64 dev eth0 src {OUTSIDE_V6}",
+         ip route replace fd00:119::/64 dev eth0 metric 256 src {OUTSIDE_V6}",
         Outside::GATEWAY_V4,
         Outside::GATEWAY_V6,
     )

@@ -38,7 +38,8 @@ pub fn churn(ops: usize, seed: u64) -> Result<BTreeMap<&'static str, usize>> {
     let bed = Bed::with(&Options { nodes: 1, ..Options::default() })?;
     let node = Rc::clone(bed.node(1));
     let before = Traces::of(&node)?;
-    let mut runtime = Runtime { node, random: Random::new(seed), live: Vec::new(), doubtful: Vec::new(), counts: BTreeMap::new() };
+    let mut runtime =
+        Runtime { node, random: Random::new(seed), live: Vec::new(), doubtful: Vec::new(), counts: BTreeMap::new() };
     for number in 0..ops {
         runtime.operate().with_context(|| {
             format!("operation {number} of seed {seed}; the agent's log:\n{}", runtime.node.agent_log())
@@ -94,14 +95,19 @@ impl Runtime {
         let mut seen = BTreeSet::<IpAddr>::new();
         for attachment in &self.live {
             for address in attachment.addresses()? {
-                ensure!(seen.insert(address), "{address} was given twice, the second time to {}", attachment.container_id);
+                ensure!(
+                    seen.insert(address),
+                    "{address} was given twice, the second time to {}",
+                    attachment.container_id
+                );
             }
         }
         Ok(())
     }
 
     fn take_one(&mut self) -> Option<Attachment> {
-        let from = if self.random.chance(30) && !self.doubtful.is_empty() { &mut self.doubtful } else { &mut self.live };
+        let from =
+            if self.random.chance(30) && !self.doubtful.is_empty() { &mut self.doubtful } else { &mut self.live };
         (!from.is_empty()).then(|| from.swap_remove(self.random.below(from.len())))
     }
 

@@ -2,12 +2,7 @@
 
 //! Plugging workloads in as a container runtime does: the real CNI plugin, its environment and its standard input.
 
-use std::{
-    fmt,
-    net::IpAddr,
-    rc::Rc,
-    time::Duration,
-};
+use std::{fmt, net::IpAddr, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
@@ -23,6 +18,8 @@ pub enum Plug {
     Veth,
     /// A tap of the host.
     Tap,
+    /// A tap of the host with a vhost-user device on it.
+    VhostUser,
 }
 
 /// The plugin's error answer: CNI spec 1.1.0, "Error".
@@ -75,6 +72,7 @@ impl Attachment {
         let port = match plug {
             Plug::Veth => "veth",
             Plug::Tap => "tap",
+            Plug::VhostUser => "vhost-user",
         };
         Ok(Self {
             config: json!({

@@ -9,15 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{
-    bed::Bed,
-    container::Container,
-    manifest,
-    random::Random,
-    shell::Shell,
-    vm::Vm,
-    wait::until_ok,
-};
+use crate::{bed::Bed, container::Container, manifest, random::Random, shell::Shell, vm::Vm, wait::until_ok};
 use generate::{Case, Direction, Packet, Round};
 
 /// Cases that share one set of Services and policies.
@@ -140,7 +132,8 @@ impl Site {
             Subject::Guest => vec![&self.guest],
             Subject::Container => vec![&self.container],
         };
-        let places: Vec<&dyn Shell> = places.into_iter().chain(self.peers.iter().map(|peer| peer as &dyn Shell)).collect();
+        let places: Vec<&dyn Shell> =
+            places.into_iter().chain(self.peers.iter().map(|peer| peer as &dyn Shell)).collect();
         let mut scripts = vec![String::new(); places.len()];
         for (number, case) in cases.iter().enumerate() {
             let command = self.command(case, subject, wait);
@@ -154,7 +147,8 @@ impl Site {
         for (place, script) in places.iter().zip(scripts).filter(|(_, script)| !script.is_empty()) {
             let output = place.sh(&format!("{script}wait"))?.ok()?;
             for line in output.lines() {
-                let (number, said) = line.split_once(' ').with_context(|| format!("{} said: {output}", place.label()))?;
+                let (number, said) =
+                    line.split_once(' ').with_context(|| format!("{} said: {output}", place.label()))?;
                 answers[number.parse::<usize>()?] = self.normalized(said);
             }
         }
@@ -176,9 +170,8 @@ impl Site {
             _ => direct.map_or_else(String::new, |address| address.to_string()),
         };
         let host = if case.v6 { format!("[{address}]") } else { address.clone() };
-        let connect = |protocol, port| {
-            format!("weft-probe connect {protocol} {host}:{port} --timeout {}", wait.as_millis())
-        };
+        let connect =
+            |protocol, port| format!("weft-probe connect {protocol} {host}:{port} --timeout {}", wait.as_millis());
         match case.packet {
             Packet::Direct { protocol, port } => connect(protocol, port),
             Packet::Service { protocol, port } => connect(protocol, port),
@@ -195,7 +188,11 @@ impl Site {
         match said.rsplit_once(": ") {
             Some((_, error)) => error.to_owned(),
             None if said.is_empty() => "no pong".to_owned(),
-            None => said.split(' ').map(|word| if own.iter().any(|a| a == word) { "SUBJECT" } else { word }).collect::<Vec<_>>().join(" "),
+            None => said
+                .split(' ')
+                .map(|word| if own.iter().any(|a| a == word) { "SUBJECT" } else { word })
+                .collect::<Vec<_>>()
+                .join(" "),
         }
     }
 }

@@ -26,7 +26,7 @@ mod shell;
 mod vm;
 mod wait;
 
-pub use bed::{Bed, Options, OUTSIDE_V4, OUTSIDE_V6, Outside};
+pub use bed::{Bed, OUTSIDE_V4, OUTSIDE_V6, Options, Outside};
 pub use binaries::Binaries;
 pub use churn::churn;
 pub use cni::{Attachment, CniFailure, Plug};

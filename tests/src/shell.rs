@@ -72,8 +72,10 @@ pub trait Shell {
     /// # Errors
     /// It does not come up.
     fn serve(&self, name: &str, port: u16) -> Result<()> {
-        let job = self
-            .start(&format!("serve-{name}-{port}"), &format!("weft-probe serve --name {name} --tcp {port} --udp {port}"))?;
+        let job = self.start(
+            &format!("serve-{name}-{port}"),
+            &format!("weft-probe serve --name {name} --tcp {port} --udp {port}"),
+        )?;
         let what = format!("server {name} in {}", self.label());
         until_ok(&what, Duration::from_secs(20), || {
             let output = job.output(self)?;
@@ -136,7 +138,10 @@ pub trait Shell {
 
 fn parse_answer(output: &str) -> Result<Answer> {
     let (server, client) = output.trim().split_once(' ').with_context(|| format!("not an answer: {output}"))?;
-    Ok(Answer { server: server.to_owned(), client: client.parse().with_context(|| format!("not an address: {client}"))? })
+    Ok(Answer {
+        server: server.to_owned(),
+        client: client.parse().with_context(|| format!("not an address: {client}"))?,
+    })
 }
 
 /// A script in the background.

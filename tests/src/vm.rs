@@ -34,6 +34,40 @@ const BOOTS: [(Duration, &[&str]); 4] = [
     (Duration::from_secs(90), &["-icount", "shift=auto"]),
 ];
 
+/// Memory of a guest.
+const MEMORY: &str = "128M";
+
+/// What the guest's network card is joined to.
+#[derive(Clone, Copy, Debug)]
+pub enum Nic<'a> {
+    /// The tap of this name: QEMU moves the frames.
+    Tap(&'a str),
+    /// The vhost-user socket at this path: its device moves them, and may go away and come back.
+    VhostUser(&'a str),
+}
+
+impl Nic<'_> {
+    fn arguments(self, mac: &str) -> Vec<String> {
+        let card = ["-device".to_owned(), format!("virtio-net-device,netdev=n0,mac={mac}")];
+        let backend: Vec<String> = match self {
+            Self::Tap(tap) => {
+                vec!["-netdev".into(), format!("tap,id=n0,ifname={tap},script=no,downscript=no,vhost=off")]
+            }
+            Self::VhostUser(socket) => vec![
+                "-object".into(),
+                format!("memory-backend-memfd,id=m0,size={MEMORY},share=on"),
+                "-machine".into(),
+                "memory-backend=m0".into(),
+                "-chardev".into(),
+                format!("socket,id=c0,path={socket},reconnect=1"),
+                "-netdev".into(),
+                "vhost-user,id=n0,chardev=c0".into(),
+            ],
+        };
+        backend.into_iter().chain(card).collect()
+    }
+}
+
 /// A guest that runs.
 pub struct Guest {
     serial: RefCell<Serial>,
@@ -44,20 +78,23 @@ impl Guest {
     /// Boots a guest on the tap `tap` of `machine`, with `mac` as its Ethernet address; again if a boot hangs.
     ///
     /// # Errors
-    /// No kernel or QEMU on this machine, or the guest does not come up.
+    /// As [`Guest::boot_on`].
     pub fn boot(machine: &Namespace, name: &str, tap: &str, mac: &str, probe: &Path) -> Result<Self> {
+        Self::boot_on(machine, name, Nic::Tap(tap), mac, probe)
+    }
+
+    /// Boots a guest on `nic` of `machine`, with `mac` as its Ethernet address; again if a boot hangs.
+    ///
+    /// # Errors
+    /// No kernel or QEMU on this machine, or the guest does not come up.
+    pub fn boot_on(machine: &Namespace, name: &str, nic: Nic<'_>, mac: &str, probe: &Path) -> Result<Self> {
         let kernel = Kernel::find()?;
         let initrd = format!("{SHARED}/guest.cpio");
         let outer = machine.path(&initrd);
         if !outer.exists() {
             fs::write(&outer, build(&kernel, probe)?).context("write the initramfs")?;
         }
-        let network = [
-            "-netdev".to_owned(),
-            format!("tap,id=n0,ifname={tap},script=no,downscript=no,vhost=off"),
-            "-device".to_owned(),
-            format!("virtio-net-device,netdev=n0,mac={mac}"),
-        ];
+        let network = nic.arguments(mac);
         let mut failures = Vec::new();
         for (patience, timing) in BOOTS {
             let qemu = Qemu { machine, name, kernel: &kernel, initrd: &initrd, network: &network, timing };
@@ -97,7 +134,7 @@ impl Qemu<'_> {
         let qemu = self.machine.start("qemu", |command| {
             // The guest's timers suffer when the emulator has to wait.
             command.args(["nice", "-n", "-10", "qemu-system-x86_64"]);
-            command.args(["-M", "microvm,acpi=on,rtc=on", "-accel", "tcg,tb-size=32", "-m", "128"]);
+            command.args(["-M", "microvm,acpi=on,rtc=on", "-accel", "tcg,tb-size=32", "-m", MEMORY]);
             command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]).args(self.timing);
             command.arg("-kernel").arg(&self.kernel.image).args(["-initrd", self.initrd, "-append", COMMAND_LINE]);
             command.args(self.network).args(["-serial", "chardev:s0", "-chardev"]);
@@ -127,17 +164,31 @@ impl Vm {
     /// and router advertisements.
     ///
     /// # Errors
-    /// The CNI plugin refused, or the guest does not boot or get its addresses.
+    /// As [`Vm::on`].
     pub fn new(node: &Rc<Node>, pod: &str) -> Result<Self> {
-        let mut attachment = Attachment::new(node, pod, Plug::Tap)?;
+        Self::on(node, pod, Plug::Tap)
+    }
+
+    /// As [`Vm::new`], plugged in by `plug`, which is no veth.
+    ///
+    /// # Errors
+    /// The CNI plugin refused, or the guest does not boot or get its addresses.
+    pub fn on(node: &Rc<Node>, pod: &str, plug: Plug) -> Result<Self> {
+        let mut attachment = Attachment::new(node, pod, plug)?;
         attachment.add()?;
         let addresses = attachment.addresses()?;
         let tap = attachment.interface(false)?;
         let name = tap["name"].as_str().context("the tap has no name in the result")?.to_owned();
         let guest_side = attachment.interface(true).unwrap_or(tap);
         let mac = guest_side["mac"].as_str().context("the guest has no mac in the result")?.to_owned();
+        let nic = match plug {
+            Plug::VhostUser => {
+                Nic::VhostUser(guest_side["socketPath"].as_str().context("no socketPath in the result")?)
+            }
+            _ => Nic::Tap(&name),
+        };
         let probe = node.machine().path(format!("{SHARED}/bin/weft-probe"));
-        let guest = Guest::boot(node.machine(), &attachment.container_id, &name, &mac, &probe)?;
+        let guest = Guest::boot_on(node.machine(), &attachment.container_id, nic, &mac, &probe)?;
         let vm = Self { pod: pod.to_owned(), guest, attachment, addresses };
         let outcome = vm.guest.run("network", Duration::from_secs(90))?;
         outcome.ok().with_context(|| format!("{pod}: the guest's network; agent log:\n{}", node.agent_log()))?;

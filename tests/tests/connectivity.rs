@@ -242,3 +242,28 @@ fn bed_service(bed: &Bed) -> Result<()> {
     // The pod of the second container gets the label that the Service wants.
     bed.apply(&weft_testbed::pod("default/web-2", "node2", &[("app", "bulk")]))
 }
+
+#[test]
+fn a_guest_learns_its_network_from_the_agent() -> Result<()> {
+    let bed = Bed::new()?;
+    let container = bed.container(1, "default/container", &[])?;
+    let guest = bed.vm(1, "default/guest", &[])?;
+    let mtu = "cat /proc/sys/net/ipv6/conf/eth0/mtu";
+    let mtu_of = |place: &dyn Shell| -> Result<String> { Ok(place.sh(mtu)?.ok()?.trim().to_owned()) };
+    // VXLAN takes 50 of the wire's 1500.
+    assert_eq!(mtu_of(&container)?, "1450");
+    assert_eq!(mtu_of(&guest)?, "1450");
+    let addresses = guest.sh("ip -o address show dev eth0 scope global")?.ok()?;
+    for address in guest.addresses() {
+        assert!(addresses.contains(&address.to_string()), "{address} is not in {addresses}");
+    }
+    // One gateway address of Ethernet, on every node and for every kind of port.
+    guest.pings(container.v4()?, 56)?;
+    guest.pings(container.v6()?, 56)?;
+    let gateway = weft_abi::GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    for family in ["-4", "-6"] {
+        let neighbours = guest.sh(&format!("ip {family} neigh show dev eth0"))?.ok()?;
+        assert!(neighbours.contains(&gateway), "{neighbours}");
+    }
+    Ok(())
+}

@@ -52,13 +52,16 @@ fn ingress_by_namespace_and_pod() -> Result<()> {
     let team = bed.container(2, "team/client", &[("role", "client")])?;
     let team_other = bed.container(1, "team/other", &[])?;
     let stranger = bed.container(2, "default/client", &[("role", "client")])?;
-    bed.apply(&policy("from-team", json!({
-        "podSelector": {"matchLabels": {"app": "server"}},
-        "ingress": [{"from": [{
-            "namespaceSelector": {"matchLabels": {"kind": "trusted"}},
-            "podSelector": {"matchLabels": {"role": "client"}},
-        }]}],
-    })))?;
+    bed.apply(&policy(
+        "from-team",
+        json!({
+            "podSelector": {"matchLabels": {"app": "server"}},
+            "ingress": [{"from": [{
+                "namespaceSelector": {"matchLabels": {"kind": "trusted"}},
+                "podSelector": {"matchLabels": {"role": "client"}},
+            }]}],
+        }),
+    ))?;
     is_kept_out(&stranger, &server.sockets(PORT))?;
     is_kept_out(&team_other, &server.sockets(PORT))?;
     is_let_in(&team, &server.sockets(PORT))
@@ -71,14 +74,17 @@ fn egress_by_pod_and_port() -> Result<()> {
     allowed.serve("other-port", PORT + 1)?;
     let other = server(&bed, 1, "default/other", &[])?;
     let client = bed.container(1, "default/client", &[("role", "client")])?;
-    bed.apply(&policy("out", json!({
-        "podSelector": {"matchLabels": {"role": "client"}},
-        "policyTypes": ["Egress"],
-        "egress": [{
-            "to": [{"podSelector": {"matchLabels": {"app": "allowed"}}}],
-            "ports": [{"protocol": "TCP", "port": PORT}, {"protocol": "UDP", "port": PORT}],
-        }],
-    })))?;
+    bed.apply(&policy(
+        "out",
+        json!({
+            "podSelector": {"matchLabels": {"role": "client"}},
+            "policyTypes": ["Egress"],
+            "egress": [{
+                "to": [{"podSelector": {"matchLabels": {"app": "allowed"}}}],
+                "ports": [{"protocol": "TCP", "port": PORT}, {"protocol": "UDP", "port": PORT}],
+            }],
+        }),
+    ))?;
     is_kept_out(&client, &other.sockets(PORT))?;
     is_kept_out(&client, &allowed.sockets(PORT + 1))?;
     is_let_in(&client, &allowed.sockets(PORT))
@@ -90,13 +96,16 @@ fn ip_blocks_with_exceptions() -> Result<()> {
     let server = server(&bed, 1, "default/server", &[("app", "server")])?;
     let near = bed.container(1, "default/near", &[])?;
     let far = bed.container(2, "default/far", &[])?;
-    bed.apply(&policy("blocks", json!({
-        "podSelector": {"matchLabels": {"app": "server"}},
-        "ingress": [{"from": [
-            {"ipBlock": {"cidr": "10.244.0.0/16", "except": ["10.244.1.0/24"]}},
-            {"ipBlock": {"cidr": "fd00:244::/32", "except": ["fd00:244:0:1::/64"]}},
-        ]}],
-    })))?;
+    bed.apply(&policy(
+        "blocks",
+        json!({
+            "podSelector": {"matchLabels": {"app": "server"}},
+            "ingress": [{"from": [
+                {"ipBlock": {"cidr": "10.244.0.0/16", "except": ["10.244.1.0/24"]}},
+                {"ipBlock": {"cidr": "fd00:244::/32", "except": ["fd00:244:0:1::/64"]}},
+            ]}],
+        }),
+    ))?;
     is_kept_out(&near, &server.sockets(PORT))?;
     is_let_in(&far, &server.sockets(PORT))
 }
@@ -138,7 +147,8 @@ fn a_new_policy_cuts_live_flows_and_its_end_lets_new_ones_in() -> Result<()> {
     let far = bed.container(2, "default/far", &[])?;
     let closed = ingress_policy("default/closed", &[("app", "server")], &[("role", "nobody")]);
     for (client, to) in [&near, &far].into_iter().zip(server.sockets(PORT)) {
-        let stream = client.start("stream", &format!("weft-probe stream tcp {to} --rate 100 --seconds 600 --timeout 3000"))?;
+        let stream =
+            client.start("stream", &format!("weft-probe stream tcp {to} --rate 100 --seconds 600 --timeout 3000"))?;
         stream.prints(client, "STREAMING", SOON)?;
         bed.apply(&closed)?;
         let outcome = stream.finish(client, Duration::from_secs(60))?;

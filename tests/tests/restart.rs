@@ -19,7 +19,9 @@ fn killing_the_agents_loses_nothing() -> Result<()> {
     bed.apply(&service("default/server", ["10.96.0.10", "fd00:96::10"], 80, PORT, &[("app", "server")]))?;
     let client = bed.container(1, "default/client", &[])?;
     let direct = server.sockets(PORT)[0];
-    weft_testbed::until_ok("the Service", Duration::from_secs(10), || client.ask(Protocol::Tcp, "10.96.0.10:80".parse()?))?;
+    weft_testbed::until_ok("the Service", Duration::from_secs(10), || {
+        client.ask(Protocol::Tcp, "10.96.0.10:80".parse()?)
+    })?;
     let streams = [
         ("tcp-direct", format!("weft-probe stream tcp {direct} --rate 1000 --seconds 12")),
         ("tcp-service", "weft-probe stream tcp 10.96.0.10:80 --rate 1000 --seconds 12".to_owned()),

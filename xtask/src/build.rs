@@ -47,7 +47,9 @@ pub(crate) fn released_programs() -> Result<()> {
 }
 
 fn programs_with(options: &[&str]) -> Result<()> {
-    run(cargo().args(["build", "--quiet", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft", "-p", "weft-vhost"]).args(options))?;
+    run(cargo()
+        .args(["build", "--quiet", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft", "-p", "weft-vhost"])
+        .args(options))?;
     run(cargo()
         .args(["build", "--quiet", "-p", "weft-probe", "--target", STATIC_TARGET, "--target-dir"])
         .arg(target()?.join("static"))

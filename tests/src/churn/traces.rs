@@ -19,8 +19,11 @@ const LOOKS: [(&str, &str); 9] = [
     ("files", "find /mnt/node1/state /run/weft -type f | sort; find /mnt/node1/state -name '*.json' -path '*pending*'"),
     ("pins", "find /sys/fs/bpf/weft | sort"),
     ("neighbours", "ip neigh show dev weft0; bridge fdb show dev weft_vxlan 2>/dev/null | sort"),
-    ("maps", "for map in PORTS LOCALS IDENTITIES RULES CIDRS SERVICES SLOTS; do \
-        echo $map $(bpftool map dump pinned $(find /sys/fs/bpf/weft -name $map) 2>/dev/null | grep -c 'key'); done"),
+    (
+        "maps",
+        "for map in PORTS LOCALS IDENTITIES RULES CIDRS SERVICES SLOTS; do \
+        echo $map $(bpftool map dump pinned $(find /sys/fs/bpf/weft -name $map) 2>/dev/null | grep -c 'key'); done",
+    ),
 ];
 
 /// What is there.

@@ -52,7 +52,8 @@ impl Round {
         services.push(service(Self::GUEST, "default", "guest", &shape));
         services.push(service(Self::CONTAINER, "default", "container", &shape));
         let count = random.below(4);
-        let mut policies: Vec<Value> = (0..count).map(|index| policy(&format!("round-{number}-{index}"), random)).collect();
+        let mut policies: Vec<Value> =
+            (0..count).map(|index| policy(&format!("round-{number}-{index}"), random)).collect();
         // Tells that the round's objects have arrived, also where it has no other policy.
         let marker = json!({"podSelector": {"matchLabels": {"nobody": "has-this"}}, "policyTypes": ["Ingress"]});
         policies.push(network_policy("default", &format!("round-{number}-end"), &marker));
@@ -75,7 +76,8 @@ impl Shape {
 
 fn service(number: usize, namespace: &str, pod: &str, shape: &Shape) -> Value {
     let vips = [Round::vip(number, false), Round::vip(number, true)];
-    let mut ports = vec![json!({"name": "tcp", "protocol": "TCP", "port": SERVICE_PORTS[0], "targetPort": shape.target})];
+    let mut ports =
+        vec![json!({"name": "tcp", "protocol": "TCP", "port": SERVICE_PORTS[0], "targetPort": shape.target})];
     if shape.has_udp {
         ports.push(json!({"name": "udp", "protocol": "UDP", "port": SERVICE_PORTS[0], "targetPort": shape.target}));
     }
@@ -129,7 +131,9 @@ fn peer(random: &mut Random) -> Value {
         1 => json!({"namespaceSelector": {"matchLabels": {"kind": "other"}}, "podSelector": color}),
         2 => json!({"namespaceSelector": {}}),
         3 => json!({"ipBlock": {"cidr": "10.244.0.0/16", "except": [format!("10.244.{}.0/24", 1 + random.below(2))]}}),
-        _ => json!({"ipBlock": {"cidr": "fd00:244::/32", "except": [format!("fd00:244:0:{}::/64", 1 + random.below(2))]}}),
+        _ => {
+            json!({"ipBlock": {"cidr": "fd00:244::/32", "except": [format!("fd00:244:0:{}::/64", 1 + random.below(2))]}})
+        }
     }
 }
 
@@ -172,7 +176,9 @@ impl Case {
         let packet = match random.below(10) {
             // The third port is one where nobody listens.
             0..=3 => Packet::Direct { protocol, port: *random.pick(&[PORTS[0], PORTS[1], 9999]) },
-            4..=7 => Packet::Service { protocol, port: if random.chance(90) { SERVICE_PORTS[0] } else { SERVICE_PORTS[1] } },
+            4..=7 => {
+                Packet::Service { protocol, port: if random.chance(90) { SERVICE_PORTS[0] } else { SERVICE_PORTS[1] } }
+            }
             8 => Packet::Ping { bytes: 56 },
             _ => Packet::Ping { bytes: 4000 },
         };
