@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Guests on vhost-user ports: the same dataplane, and a device that may die under them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use weft_api::{EndpointReport, VmReport};
+use weft_testbed::{Bed, Node, Protocol, Shell, service, until_ok};
+
+const PORT: u16 = 8080;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The one vhost-user port of the node, once its device serves its VMM.
+fn served(node: &Node) -> Result<VmReport> {
+    until_ok("the device serves its VMM", PATIENCE, || {
+        let mut vms: Vec<VmReport> = node.weft_json("vm")?;
+        let vm = vms.pop().context("no vhost-user port")?;
+        let connected = vm.metrics.as_ref().is_some_and(|metrics| metrics["connected"] == true);
+        ensure!(vms.is_empty() && vm.state == "ready" && connected, "{vm:?}");
+        Ok(vm)
+    })
+}
+
+/// A guest that configures itself by DHCP and RA over a vhost-user port, as a server behind a Service and as a client;
+/// before and after its device is killed, and over an agent that is killed.
+#[test]
+fn a_guest_on_vhost_user_outlives_its_device_and_the_agent() -> Result<()> {
+    let bed = Bed::new()?;
+    let node = bed.node(1);
+    let guest = bed.vhost_vm(1, "default/guest", &[("app", "guest")])?;
+    let [near, far] = [(1, "default/near"), (2, "default/far")].map(|(number, pod)| bed.container(number, pod, &[]));
+    let (near, far) = (near?, far?);
+    guest.serve("guest", PORT)?;
+    far.serve("far", PORT)?;
+    bed.apply(&service("default/guest", ["10.96.0.20", "fd00:96::20"], 80, PORT, &[("app", "guest")]))?;
+    let reaches = || -> Result<()> {
+        for client in [&near, &far] {
+            for to in guest.sockets(PORT).into_iter().chain(["10.96.0.20:80".parse()?, "[fd00:96::20]:80".parse()?]) {
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    until_ok("the guest answers", PATIENCE, || client.reaches(protocol, to, "guest"))?;
+                }
+            }
+        }
+        for to in far.sockets(PORT) {
+            guest.reaches(Protocol::Tcp, to, "far")?;
+        }
+        Ok(())
+    };
+    reaches()?;
+    let first = served(node)?;
+    let tap = node.sh(&format!("ip -d link show {}", first.ifname))?.ok()?;
+    ensure!(tap.contains("tun type tap") && tap.contains("vnet_hdr on"), "{tap}");
+
+    // The guest's link stays: QEMU comes back to the socket by itself.
+    let pid = first.pid.context("no process")?;
+    node.sh(&format!("kill -9 {pid}"))?.ok()?;
+    until_ok("another process", PATIENCE, || {
+        let vm = served(node)?;
+        ensure!(vm.pid != first.pid && vm.restarts == 1, "{vm:?}");
+        Ok(())
+    })?;
+    reaches()?;
+    let second = served(node)?;
+
+    node.stop_agent(Signal::SIGKILL)?;
+    for to in guest.sockets(PORT) {
+        far.reaches(Protocol::Tcp, to, "guest")?;
+    }
+    node.start_agent()?;
+    node.agent_ready()?;
+    let adopted = served(node)?;
+    ensure!(adopted.pid == second.pid && adopted.restarts == 0, "not the same process: {second:?} {adopted:?}");
+    reaches()?;
+    let endpoints: Vec<EndpointReport> = node.weft_json("endpoints")?;
+    ensure!(endpoints.iter().all(|endpoint| endpoint.state == "ready"), "{endpoints:?}");
+
+    // At DEL the device goes, and everything of it.
+    let pid = adopted.pid.context("no process")?;
+    drop(guest);
+    let left: Vec<VmReport> = node.weft_json("vm")?;
+    ensure!(left.is_empty(), "{left:?}");
+    // Its parent was killed: there may be nobody to take its exit status.
+    let running = node.sh(&format!("grep -q weft-vhost /proc/{pid}/cmdline"))?;
+    ensure!(running.status != 0, "process {pid} is still there");
+    ensure!(node.sh("ls /run/weft/vhost")?.ok()?.trim().is_empty(), "files are left");
+    Ok(())
+}
