@@ -188,10 +188,10 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        if self.result.is_some() {
-            if let Err(error) = self.del() {
-                eprintln!("{error:#}");
-            }
+        if self.result.is_some()
+            && let Err(error) = self.del()
+        {
+            eprintln!("{error:#}");
         }
         drop(self.node.sh(&format!("ip netns del {}", self.container_id)));
     }

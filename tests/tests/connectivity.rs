@@ -18,7 +18,7 @@ const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 const LARGE: usize = 4000;
 
 fn vips(port: u16) -> Vec<SocketAddr> {
-    VIPS.iter().map(|vip| SocketAddr::new(vip.parse().unwrap(), port)).collect()
+    VIPS.iter().map(|vip| SocketAddr::new(vip.parse().expect("an address"), port)).collect()
 }
 
 /// A container on each node and a guest on the first, each a server and a backend of one Service.

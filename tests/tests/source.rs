@@ -72,7 +72,7 @@ impl Workload {
 
 fn finish<E: std::fmt::Debug>(write: impl FnOnce(&mut Vec<u8>) -> std::result::Result<(), E>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    write(&mut bytes).unwrap();
+    write(&mut bytes).expect("writing to memory");
     bytes
 }
 
