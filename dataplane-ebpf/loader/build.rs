@@ -23,6 +23,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// The package and the binary in it that become the object.
 const PACKAGE: &str = "weft-ebpf";
 const BINARY: &str = "weft-dataplane";
+/// The binary with the baselines of benches; only with the feature `bench`.
+const BENCH_BINARY: &str = "weft-bench";
 const TARGET: &str = "bpfel-unknown-none";
 /// Debian's compiler.
 const SYSTEM_RUSTC: &str = "/usr/bin/rustc";
@@ -55,10 +57,17 @@ fn embed() -> Result<()> {
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
     let object = match set("WEFT_EBPF_OBJECT") {
         Some(path) => prebuilt(&path)?,
-        None => build(&out_dir)?,
+        None => build(&out_dir, BINARY)?,
     };
-    let embedded = out_dir.join("weft-dataplane.o");
-    fs::copy(&object, &embedded).with_context(|| format!("copy {} to {}", object.display(), embedded.display()))?;
+    embed_as(&object, &out_dir.join("weft-dataplane.o"))?;
+    if env::var_os("CARGO_FEATURE_BENCH").is_some() {
+        embed_as(&build(&out_dir, BENCH_BINARY)?, &out_dir.join("weft-bench.o"))?;
+    }
+    Ok(())
+}
+
+fn embed_as(object: &Path, embedded: &Path) -> Result<()> {
+    fs::copy(object, embedded).with_context(|| format!("copy {} to {}", object.display(), embedded.display()))?;
     Ok(())
 }
 
@@ -79,7 +88,7 @@ fn prebuilt(path: &Path) -> Result<PathBuf> {
 }
 
 /// Runs a nested cargo, with its own target folder: the outer cargo holds the lock of the shared one.
-fn build(out_dir: &Path) -> Result<PathBuf> {
+fn build(out_dir: &Path, binary: &str) -> Result<PathBuf> {
     for source in SOURCES {
         println!("cargo::rerun-if-changed={source}");
     }
@@ -89,7 +98,7 @@ fn build(out_dir: &Path) -> Result<PathBuf> {
     let target_dir = out_dir.join("ebpf-target");
     let mut cargo = Command::new(cargo_beside(&rustc)?);
     cargo
-        .args(["build", "--release", "--package", PACKAGE, "--bin", BINARY, "--target", TARGET, "-Zbuild-std=core"])
+        .args(["build", "--release", "--package", PACKAGE, "--bin", binary, "--target", TARGET, "-Zbuild-std=core"])
         .arg("--target-dir")
         .arg(&target_dir)
         .env("RUSTC", &rustc)
@@ -104,7 +113,7 @@ fn build(out_dir: &Path) -> Result<PathBuf> {
         "the eBPF programs did not build ({status}); compiler {}: its messages are above",
         rustc.display()
     );
-    Ok(target_dir.join(TARGET).join("release").join(BINARY))
+    Ok(target_dir.join(TARGET).join("release").join(binary))
 }
 
 /// `v3` (kernel 5.1): 32-bit ALU and jumps, and atomics that return the old value. BTF comes from the debug information.
@@ -114,6 +123,8 @@ fn rust_flags() -> Result<Vec<String>> {
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // The linker would turn small copies and clears into calls of byte loops: some 1.5 ns a byte.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         "-Ctarget-cpu=v3".to_owned(),
     ])
 }

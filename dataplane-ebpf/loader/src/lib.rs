@@ -16,6 +16,8 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod error;
 mod events;
 mod layout;

@@ -24,7 +24,7 @@ pub struct TestRunReport {
 /// First fields of `struct __sk_buff`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
-struct SkBuff {
+pub(crate) struct SkBuff {
     len: u32,
     pkt_type: u32,
     mark: u32,
@@ -43,6 +43,11 @@ const CONTEXT_ROOM: usize = 512;
 
 /// Room for headers that a program may add.
 const GROWTH: usize = 256;
+
+/// The context of a packet that comes through `ifindex`.
+pub(crate) fn context(ifindex: u32, mark: u32) -> SkBuff {
+    SkBuff { mark, ingress_ifindex: ifindex, ifindex, ..SkBuff::default() }
+}
 
 impl Dataplane {
     /// Runs `program` `repeat` times over `packet` (Ethernet header first, at least 14 bytes) as if it came through the
@@ -69,7 +74,7 @@ impl Dataplane {
         mark: u32,
         repeat: u32,
     ) -> Result<TestRunReport> {
-        let context = SkBuff { mark, ingress_ifindex: ifindex, ifindex, ..SkBuff::default() };
+        let context = context(ifindex, mark);
         let mut packet_out = vec![0; packet.len() + GROWTH];
         let mut context_out = [0; CONTEXT_ROOM];
         let options = TestRunOptions {

@@ -87,8 +87,9 @@ impl Caller {
         let start = Instant::now() + pace.delay;
         let numbered = (0_u32..).zip(calls);
         thread::scope(|scope| {
-            let threads: Vec<_> =
-                numbered.map(|(number, call)| scope.spawn(move || self.one(call, start + pace.interval * number))).collect();
+            let threads: Vec<_> = numbered
+                .map(|(number, call)| scope.spawn(move || self.one(call, start + pace.interval * number)))
+                .collect();
             let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
             results.into_iter().map(|result| result.unwrap_or_else(|_| bail!("a calling thread panicked"))).collect()
         })

@@ -15,9 +15,6 @@ use crate::shell::Shell;
 pub use bare::{BarePair, BareTap, Machine};
 pub use calls::{Call, Caller, Pace, percentile};
 
-/// Client and server get the processor before everybody else on the machine.
-const NICE: &str = "nice -n -10 weft-probe";
-
 /// How long a load server may take to listen; in a guest everything is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -46,7 +43,7 @@ pub enum Kind {
 /// # Errors
 /// It does not come up.
 pub fn serve(place: &dyn Shell, port: u16, cpu: Option<usize>) -> Result<()> {
-    let job = place.start(&format!("load-{port}"), &format!("{NICE} load-serve {port}{}", on(cpu)))?;
+    let job = place.start(&format!("load-{port}"), &format!("weft-probe load-serve {port}{}", on(cpu)))?;
     job.prints(place, "READY", PATIENCE)
 }
 
@@ -84,7 +81,7 @@ pub fn throughput(client: &dyn Shell, to: SocketAddr, duration: Duration, cpu: O
 }
 
 fn run(client: &dyn Shell, word: &str, to: SocketAddr, duration: Duration, cpu: Option<usize>) -> Result<String> {
-    let script = format!("{NICE} load {word} {to} --millis {}{}", duration.as_millis(), on(cpu));
+    let script = format!("weft-probe load {word} {to} --millis {}{}", duration.as_millis(), on(cpu));
     client.sh(&script)?.ok().with_context(|| format!("{} -> {to}: {word}", client.label()))
 }
 

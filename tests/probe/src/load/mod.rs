@@ -17,12 +17,18 @@ const ECHO: u8 = b'e';
 /// First byte of a connection whose bytes are counted up to its end; the count is sent back as 8 bytes.
 const SINK: u8 = b's';
 
-/// Measures before everybody else on the machine: a session of its own, whose group the scheduler prefers as `nice -n -10`
-/// does within a group (sched(7), "The autogroup feature"). Where the kernel has no such groups, `nice` alone does it.
+/// How much this process goes before others, as `nice` counts.
+const NICE: i32 = -10;
+
+/// Measures before everybody else on the machine: a session of its own, whose group the scheduler prefers as `nice` does
+/// within a group (sched(7), "The autogroup feature"). What the machine does not allow or have changes nothing.
 fn hurry() {
-    // SAFETY: plain system call; it fails where the process leads a group already, which changes nothing.
-    unsafe { libc::setsid() };
-    drop(std::fs::write("/proc/self/autogroup", "-10"));
+    // SAFETY: plain system calls on this process; setsid fails where it leads a group already.
+    unsafe {
+        libc::setsid();
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+    }
+    drop(std::fs::write("/proc/self/autogroup", NICE.to_string()));
 }
 
 /// Keeps this process on processor `cpu`.

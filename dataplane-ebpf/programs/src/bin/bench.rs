@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! Programs of `cargo xtask bench datapath`; no part of the dataplane.
+//!
+//! `next_packet` makes the packet of the next flow and tail-calls a program on it: a test run hands each repetition what the
+//! one before it left. `empty` and `lru_dnat` are what the dataplane is compared with.
+
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "the entry points that the macro makes have none")]
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    btf_maps::{Array, LruHashMap, ProgramArray},
+    helpers::generated::{bpf_redirect, bpf_tail_call},
+    macros::{btf_map, classifier},
+    programs::TcContext,
+};
+use weft_logic::checksum;
+
+/// What `next_packet` writes; user space sets it before a run. Addresses and ports in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Template {
+    /// Index of the program to call.
+    program: u32,
+    /// Flows - 1; a power of two - 1.
+    mask: u32,
+    /// Number of the last flow.
+    flow: u32,
+    /// Destination.
+    dst: u32,
+    /// Destination port, padded.
+    dport: u32,
+    /// Ethernet destination, then source.
+    macs: [u16; 6],
+}
+
+/// Key of `lru_dnat`: 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Key {
+    src: u32,
+    dst: u32,
+    ports: u32,
+    protocol: u32,
+}
+
+/// Value of `lru_dnat`: 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Value {
+    dst: u32,
+    dport: u16,
+    pad: u16,
+    ifindex: u32,
+    pad2: u32,
+    packets: u64,
+    bytes: u64,
+}
+
+/// Ethernet, IPv4 without options and the ports and checksum of TCP.
+#[repr(C, packed(2))]
+struct Headers {
+    macs: [u16; 6],
+    ethertype: u16,
+    version_ihl: u8,
+    tos: u8,
+    total_len: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    src: u32,
+    dst: u32,
+    sport: u16,
+    dport: u16,
+    sequence: [u16; 4],
+    offset_flags: u16,
+    window: u16,
+    tcp_checksum: u16,
+}
+
+#[btf_map]
+static TEMPLATE: Array<Template, 1> = Array::new();
+#[btf_map]
+static PROGRAMS: ProgramArray<4> = ProgramArray::new();
+#[btf_map]
+static BENCH_FLOWS: LruHashMap<Key, Value, 262144> = LruHashMap::new();
+
+const DROP: i32 = 2;
+
+#[inline(always)]
+fn headers(ctx: &TcContext) -> Option<*mut Headers> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    (start + size_of::<Headers>() <= end).then_some(start as *mut Headers)
+}
+
+#[classifier]
+pub fn next_packet(ctx: TcContext) -> i32 {
+    let (Some(template), Some(headers)) = (TEMPLATE.get_ptr_mut(0), headers(&ctx)) else { return DROP };
+    // SAFETY: the bounds were checked; nobody else writes to the template during a run.
+    let program = unsafe {
+        // A full period over any power of two, and no pattern that a prefetcher knows (Knuth 3.2.1).
+        (*template).flow = (*template).flow.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let flow = ((*template).flow >> 8) & (*template).mask;
+        (*headers).macs = (*template).macs;
+        (*headers).dst = (*template).dst;
+        (*headers).sport = flow as u16;
+        (*headers).dport = (*template).dport as u16;
+        (*template).program
+    };
+    // SAFETY: on success it does not return.
+    unsafe {
+        let skb: *mut __sk_buff = ctx.skb.skb;
+        bpf_tail_call(skb.cast(), (&raw const PROGRAMS).cast_mut().cast(), program);
+    }
+    DROP
+}
+
+#[classifier]
+pub fn empty(_ctx: TcContext) -> i32 {
+    0
+}
+
+#[classifier]
+pub fn lru_dnat(ctx: TcContext) -> i32 {
+    let Some(headers) = headers(&ctx) else { return DROP };
+    // SAFETY: the bounds were checked; the entry lives under RCU for as long as the program runs.
+    unsafe {
+        if (*headers).ethertype != 0x0800_u16.to_be() || (*headers).version_ihl != 0x45 || (*headers).protocol != 6 {
+            return DROP;
+        }
+        let ports = u32::from((*headers).sport) | (u32::from((*headers).dport) << 16);
+        let key = Key { src: (*headers).src, dst: (*headers).dst, ports, protocol: 6 };
+        let Some(value) = BENCH_FLOWS.get_ptr_mut(&key) else { return DROP };
+        (*value).packets += 1;
+        (*value).bytes += u64::from(ctx.len());
+        let (dst, dport) = ((*value).dst, (*value).dport);
+        let address = checksum::word_diff(key.dst, dst);
+        let port = checksum::half_diff((*headers).dport, dport);
+        (*headers).checksum = checksum::update((*headers).checksum, address);
+        (*headers).dst = dst;
+        (*headers).dport = dport;
+        (*headers).tcp_checksum = checksum::update((*headers).tcp_checksum, address + port);
+        bpf_redirect((*value).ifindex, 0) as i32
+    }
+}
+
+/// Nothing panics; the verifier would refuse a program that could.
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";
