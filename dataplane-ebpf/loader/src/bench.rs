@@ -167,20 +167,10 @@ impl Bench {
         self.test_run("empty", packet, ifindex, repeat)
     }
 
-    fn test_run(
-        &mut self,
-        name: &'static str,
-        packet: &[u8],
-        ifindex: u32,
-        repeat: u32,
-    ) -> Result<(u32, Duration)> {
+    fn test_run(&mut self, name: &'static str, packet: &[u8], ifindex: u32, repeat: u32) -> Result<(u32, Duration)> {
         let context = context(ifindex, 0);
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            ctx_in: Some(context.as_bytes()),
-            repeat,
-            ..TestRunOptions::new()
-        };
+        let options =
+            TestRunOptions { data_in: Some(packet), ctx_in: Some(context.as_bytes()), repeat, ..TestRunOptions::new() };
         let result = program(&mut self.ebpf, name)?.test_run(options).map_err(failed("test-run"))?;
         Ok((result.return_value, result.duration))
     }

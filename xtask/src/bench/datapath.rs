@@ -12,7 +12,9 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use weft_abi::{Addr, Backend, Config, Counter, GATEWAY_MAC, Local, LocalKind, Port, PortKind, Service, ServiceKey, SlotKey};
+use weft_abi::{
+    Addr, Backend, Config, Counter, GATEWAY_MAC, Local, LocalKind, Port, PortKind, Service, ServiceKey, SlotKey,
+};
 use weft_dataplane::{
     Dataplane, MapSizes, Options,
     bench::{Bench, Subject, Traffic},
