@@ -99,7 +99,13 @@ fn is_dropped(node: &Node, workload: &dyn Shell, name: &str, frame: &[u8], reaso
     let what = format!("{name} from {}: {COUNT} drops for {reason}", workload.label());
     weft_testbed::until_ok(&what, std::time::Duration::from_secs(5), || {
         let dropped = node.drops(reason)? - before;
-        anyhow::ensure!(dropped == COUNT, "{dropped} were counted; all: {}", node.weft("drops")?);
+        // Workloads send router solicitations and multicast reports of their own.
+        let exact = reason != "multicast";
+        anyhow::ensure!(
+            dropped == COUNT || !exact && dropped > COUNT,
+            "{dropped} were counted; all: {}",
+            node.weft("drops")?
+        );
         Ok(())
     })
 }
