@@ -319,6 +319,23 @@ fn a_device_as_client_finds_its_front_end_again() -> Result<()> {
 }
 
 #[test]
+fn a_connection_that_is_handed_over_is_served_and_ends_the_device() -> Result<()> {
+    let host = Host::new(1)?;
+    let (ours, theirs) = UnixStream::pair()?;
+    // The child keeps this descriptor and no other of the pair.
+    nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
+    let number = theirs.as_raw_fd().to_string();
+    let mut backend = host.spawn(&["--fd", &number, "--tap", &host.tap], &[])?;
+    let front = vhost::vhost_user::Frontend::from_stream(ours, 2);
+    front.set_owner()?;
+    ensure!(front.get_features()? & MERGEABLE == MERGEABLE, "features");
+    drop(front);
+    let status = eventually("the device's end", || Ok(backend.child.try_wait()?))?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+#[test]
 fn a_second_front_end_is_refused_and_the_first_goes_on() -> Result<()> {
     let host = Host::new(1)?;
     let _backend = host.backend(&[])?;

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A Linux guest in QEMU (software emulation) behind the device: ping, TCP streams both ways, the device killed and
-//! restarted under a stream, both socket roles.
+//! restarted under a stream, both socket roles, live migration between two devices.
 //!
 //! Needs the Debian packages `qemu-system-x86`, `busybox-static`, `linux-image-cloud-amd64`, `cpio`, `iproute2` and
 //! `iputils-ping`; a missing one is a failure.
 
 mod peer;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use peer::host::{Host, run};
+use peer::host::{Backend, Host, eventually, run};
 
 const MODULES: &[&str] = &[
     "virtio_ring",
@@ -89,9 +90,14 @@ struct Guest {
 impl Guest {
     /// Boots a guest whose network device is on `chardev` and speaks virtio 1 or what was before it.
     fn boot(host: &Host, chardev: &str, legacy: bool) -> Result<Self> {
+        Self::boot_as("guest", host, chardev, legacy, &[])
+    }
+
+    /// The same with a name for its files and more arguments.
+    fn boot_as(name: &str, host: &Host, chardev: &str, legacy: bool, more: &[&str]) -> Result<Self> {
         let (kernel, modules) = kernel()?;
         let initrd = initramfs(host.dir.path(), &modules)?;
-        let console = host.path("console");
+        let console = host.path(&format!("{name}.console"));
         let child = Command::new("qemu-system-x86_64")
             // microvm boots faster, but one boot in a few hangs before its first line under load.
             .args(["-M", "q35,memory-backend=m", "-accel", "tcg,tb-size=32", "-cpu", "max"])
@@ -110,7 +116,8 @@ impl Guest {
             .arg(format!("virtio-net-pci,netdev=n0,mac=52:54:00:00:00:02,romfile=,vectors=0,disable-modern={legacy}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(host.path("qemu.log"))?)
+            .args(more)
+            .stderr(std::fs::File::create(host.path(&format!("{name}.qemu")))?)
             .spawn()
             .context("qemu-system-x86_64; install qemu-system-x86")?;
         Ok(Self { child, console })
@@ -243,5 +250,88 @@ fn a_legacy_guest_whose_vmm_listens_is_served_again_after_a_restart() -> Result<
         Ok(())
     })?;
     ensure!(backend.stop()?, "the device did not end well");
+    Ok(())
+}
+
+/// A QEMU monitor.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn connect(path: &Path) -> Result<Self> {
+        let stream = eventually("the monitor", || Ok(UnixStream::connect(path).ok()))?;
+        stream.set_read_timeout(Some(STREAM_PATIENCE))?;
+        let mut monitor = Self(BufReader::new(stream));
+        monitor.line()?;
+        monitor.ask(r#"{"execute":"qmp_capabilities"}"#)?;
+        Ok(monitor)
+    }
+
+    fn line(&mut self) -> Result<serde_json::Value> {
+        let mut text = String::new();
+        self.0.read_line(&mut text)?;
+        serde_json::from_str(&text).with_context(|| format!("monitor: {text:?}"))
+    }
+
+    fn ask(&mut self, request: &str) -> Result<serde_json::Value> {
+        self.0.get_mut().write_all(request.as_bytes())?;
+        loop {
+            let answer = self.line()?;
+            ensure!(answer.get("error").is_none(), "{request}: {answer}");
+            if answer.get("event").is_none() {
+                return Ok(answer);
+            }
+        }
+    }
+
+    fn migrate(&mut self, uri: &str) -> Result<()> {
+        self.ask(&format!(r#"{{"execute":"migrate","arguments":{{"uri":"{uri}"}}}}"#))?;
+        let deadline = Instant::now() + STREAM_PATIENCE;
+        loop {
+            let answer = self.ask(r#"{"execute":"query-migrate"}"#)?;
+            match answer["return"]["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some("failed") => bail!("{answer}"),
+                _ => ensure!(Instant::now() < deadline, "migration not done: {answer}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_guest_migrates_between_two_devices_under_a_stream() -> Result<()> {
+    let host = Host::new(1)?;
+    for command in [
+        "ip tuntap add dev vm1 mode tap vnet_hdr",
+        "ip link add br0 type bridge",
+        "ip link set vm0 master br0",
+        "ip link set vm1 master br0 up",
+        "ip link set br0 up",
+        "ip addr add 10.9.0.1/24 dev br0",
+    ] {
+        run(command)?;
+    }
+    let source_device = host.backend(&[])?;
+    let target_socket = host.path("target.sock");
+    let target_text = target_socket.to_str().context("path")?;
+    let target_device = host.spawn_as("target", &["--socket", target_text, "--tap", "vm1"], &[])?;
+    eventually("the target's socket", || Ok(target_socket.exists().then_some(())))?;
+    let chardev = |path: &Path| format!("socket,id=c0,path={},reconnect=1", path.display());
+    let monitor = host.path("monitor.sock");
+    let monitor_arg = format!("unix:{},server=on,wait=off", monitor.display());
+    let stream = format!("unix:{}", host.path("migrate.sock").display());
+    let mut source = Guest::boot_as("source", &host, &chardev(&host.socket()), false, &["-qmp", &monitor_arg])?;
+    let target = Guest::boot_as("target", &host, &chardev(&target_socket), false, &["-incoming", &stream])?;
+    exercise(&mut source, || {
+        Monitor::connect(&monitor)?.migrate(&stream)?;
+        Ok(())
+    })?;
+    run("ping -c 2 -i 0.2 -W 5 10.9.0.2")?;
+    let frames = |device: &Backend, ring: usize| -> Result<u64> {
+        device.metrics()?["rings"][ring]["frames"].as_u64().context("frames")
+    };
+    ensure!(frames(&target_device, 0)? > 100 && frames(&target_device, 1)? > 100, "the target moved nothing");
+    ensure!(source_device.log()?.contains("ring stopped"), "the source still runs");
+    drop(target);
     Ok(())
 }

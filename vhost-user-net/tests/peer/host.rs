@@ -76,8 +76,13 @@ impl Host {
 
     /// Starts the device with these arguments.
     pub fn spawn(&self, args: &[&str], more: &[&str]) -> Result<Backend> {
-        let control = self.path("control.sock");
-        let log = self.path("backend.log");
+        self.spawn_as("backend", args, more)
+    }
+
+    /// Starts a device with these arguments, a control socket and a log of this name.
+    pub fn spawn_as(&self, name: &str, args: &[&str], more: &[&str]) -> Result<Backend> {
+        let control = self.path(&format!("{name}.ctl"));
+        let log = self.path(&format!("{name}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log)?;
         let child = Command::new(BINARY)
             .args(args)
