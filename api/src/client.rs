@@ -71,8 +71,8 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn call(&mut self, request: &Request) -> Result<Answer, ClientError> {
-        let mut line = serde_json::to_vec(request)
-            .map_err(|source| ClientError::Protocol { path: self.path.clone(), source })?;
+        let mut line =
+            serde_json::to_vec(request).map_err(|source| ClientError::Protocol { path: self.path.clone(), source })?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).map_err(|source| self.lost(source))?;
         self.next_answer()

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Golden packets: the real programs with real maps, packet in, verdict, packet, entries and counters out. As root.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::wrong_self_convention, reason = "from_workload and the like name hooks")]
+#![expect(clippy::needless_range_loop, reason = "the family indexes several tables")]
+
 // The loader's own tests use the rest of it.
 #[expect(dead_code, reason = "shared with the tests of the loader")]
 mod support;
