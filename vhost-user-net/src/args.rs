@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "FD", conflicts_with_all = ["socket", "client"])]
     pub fd: Option<i32>,
 
-    /// Name of the tap; it has to exist: ip tuntap add dev NAME mode tap vnet_hdr [multi_queue]
+    /// Name of the tap; it has to exist: ip tuntap add dev NAME mode tap vnet_hdr (multi_queue)
     #[arg(long, short, value_name = "NAME", required_unless_present_any = ["print_capabilities", "man"])]
     pub tap: Option<String>,
 

@@ -6,6 +6,7 @@
 
 #![no_std]
 #![no_main]
+#![expect(unreachable_pub, reason = "the entry points that the macro makes must be public")]
 #![expect(missing_docs, reason = "the entry points that the macro makes have none")]
 
 use aya_ebpf::{
@@ -133,7 +134,7 @@ pub fn lru_dnat(ctx: TcContext) -> i32 {
         }
         let ports = u32::from((*headers).sport) | (u32::from((*headers).dport) << 16);
         let key = Key { src: (*headers).src, dst: (*headers).dst, ports, protocol: 6 };
-        let Some(value) = BENCH_FLOWS.get_ptr_mut(&key) else { return DROP };
+        let Some(value) = BENCH_FLOWS.get_ptr_mut(key) else { return DROP };
         (*value).packets += 1;
         (*value).bytes += u64::from(ctx.len());
         let (dst, dport) = ((*value).dst, (*value).dport);
