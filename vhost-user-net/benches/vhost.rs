@@ -11,6 +11,8 @@
 //! | `rx_64`, `rx_1500`, `rx_gso` | tap to guest: a full tap queue is drained; bare: `readv` in a loop |
 //! | `rr_p50`, `rr_p99` | one frame to a packet socket that sends it back; bare: the same on the tap's descriptor |
 //! | `rr_poll_p50`, `rr_poll_p99` | the same with `--poll-us 100` |
+//! | `rx_log` | 1500 bytes to the guest while every write is logged for a migration; bare: the device without the log |
+//! | `restart` | from `kill -9` of the device to the first frame through its successor |
 //! | `rss` | resident memory of the device beside the guest's |
 //!
 //! The bare loops go through as many buffers, as far apart, as the ring has, so that the difference is the ring's work and
@@ -105,8 +107,17 @@ fn main() -> Result<()> {
     }
     for kind in KINDS.into_iter().filter(|kind| settings.wants(&format!("rx_{}", kind.name))) {
         run(&format!("ip link set dev {} txqueuelen {}", host.tap, kind.queue))?;
-        let pairs = repeat(settings.rounds, || Ok((bare_rx(&host, kind)?, vhost_rx(&host, kind)?)))?;
+        let pairs = repeat(settings.rounds, || Ok((bare_rx(&host, kind)?, vhost_rx(&host, kind, false)?)))?;
         row(&mut rows, &format!("rx_{}", kind.name), kind, &pairs);
+    }
+    if settings.wants("rx_log") {
+        let kind = KINDS[1];
+        run(&format!("ip link set dev {} txqueuelen {}", host.tap, kind.queue))?;
+        let pairs = repeat(settings.rounds, || Ok((vhost_rx(&host, kind, false)?, vhost_rx(&host, kind, true)?)))?;
+        row(&mut rows, "rx_log", kind, &pairs);
+    }
+    if settings.wants("restart") {
+        restart(&host, &settings, &mut rows)?;
     }
     if settings.wants("rr") {
         round_trips(&host, &settings, &mut rows)?;
@@ -402,8 +413,9 @@ fn bare_rx(host: &Host, kind: Kind) -> Result<Rate> {
     Ok(rate)
 }
 
-fn vhost_rx(host: &Host, kind: Kind) -> Result<Rate> {
+fn vhost_rx(host: &Host, kind: Kind, logging: bool) -> Result<Rate> {
     let (backend, mut peer) = device(host, GSO)?;
+    let _log = if logging { Some(peer.start_log()?) } else { None };
     fill(&sender(host)?, kind)?;
     peer.rings[RX].set_used_event(u16::MAX / 2);
     let cpu = cpu_of(backend.child.id())?;
@@ -532,6 +544,34 @@ fn vhost_rr(host: &Host, count: usize, more: &[&str]) -> Result<Vec<f64>> {
         peer.fill_rx(RX, 1, 1536)?;
     }
     Ok(times)
+}
+
+/// How long a guest is without network when its device dies and is started again.
+fn restart(host: &Host, settings: &Settings, rows: &mut BTreeMap<String, serde_json::Value>) -> Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..settings.rounds {
+        let wire = Wire::open(&host.tap, false)?;
+        let mut backend = host.backend(&[])?;
+        let ram = std::sync::Arc::new(peer::ram::Ram::new(&[(0, peer::ram::Ram::SIZE)])?);
+        let options = Options { features: GSO, ..Options::default() };
+        let mut first = Peer::negotiate(&host.socket(), std::sync::Arc::clone(&ram), options)?;
+        first.start_rings(&[0, 0])?;
+        first.send(&peer::host::frame(64, 1))?;
+        wire.receive()?;
+        let start = Instant::now();
+        backend.kill()?;
+        let _successor = host.backend(&[])?;
+        let mut second = Peer::negotiate(&host.socket(), ram, options)?;
+        second.rings[TX].resume(1, 1);
+        second.start_rings(&[0, 1])?;
+        second.send(&peer::host::frame(64, 2))?;
+        wire.receive()?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let value = median(times);
+    println!("restart  {value:.1} ms from the kill to the first frame");
+    rows.insert("restart".into(), json!({ "unit": "ms", "value": value }));
+    Ok(())
 }
 
 /// Resident memory of the device beside the guest's.

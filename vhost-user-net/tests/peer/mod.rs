@@ -172,7 +172,9 @@ impl Peer {
 
 /// Connects, waiting for the socket to appear.
 pub fn connect(socket: &Path, rings: u64) -> Result<Frontend> {
-    host::eventually("connecting", || Ok(Frontend::connect(socket, rings).ok()))
+    // `Frontend::connect` sleeps 100 ms between its tries.
+    let stream = host::eventually("connecting", || Ok(std::os::unix::net::UnixStream::connect(socket).ok()))?;
+    Ok(Frontend::from_stream(stream, rings))
 }
 
 /// A descriptor of its own for the same file.
