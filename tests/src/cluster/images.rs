@@ -20,7 +20,7 @@ pub(crate) const COREDNS_IMAGE: &str = "localhost/coredns:1.14.7";
 pub(crate) const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10.2";
 
 /// Programs of Weft's own image.
-const WEFT_PROGRAMS: [&str; 3] = ["weft-agent", "weft-cni", "weft"];
+const WEFT_PROGRAMS: [&str; 4] = ["weft-agent", "weft-cni", "weft", "weft-vhost"];
 /// Debian release and packages of the root file system that the test images share: what upstream's tests run in them.
 const SUITE: &str = "bookworm";
 const PACKAGES: &str = "bind9-dnsutils,busybox-static,conntrack,curl,iperf,iproute2,iptables,iputils-ping,netcat-openbsd,\
@@ -63,7 +63,7 @@ pub fn build_weft_image(build_directory: &Path, target: &Path) -> Result<()> {
         let program = build_directory.join(name);
         ensure!(
             program.is_file(),
-            "{} does not exist: build it with `cargo build -p weft-agent -p weft-cni -p weft`",
+            "{} does not exist: build it with `cargo xtask build`",
             program.display()
         );
         let installed = install(&program, &root, &format!("usr/local/bin/{name}"))?;
