@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Properties of decisions: both entries of a flow fit each other, whoever sends what to whom.
+
+use proptest::prelude::*;
+use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags, FlowKey6, WIRE};
+use weft_logic::{
+    decide::{self, Sender, Walk},
+    flow, plan,
+};
+
+use crate::world::{FIRST_PORT, HOST, OVERLAY, UPLINK, WORKLOADS, World, host, mac, v4, vip, walk, workload};
+
+/// Who sends: a workload of this node, the host, another node through the tunnel, somebody through the uplink.
+fn senders() -> impl Strategy<Value = (Sender, u32, Addr)> {
+    prop_oneof![
+        (0..WORKLOADS).prop_map(|index| (Sender::Workload, FIRST_PORT + index, workload(index))),
+        Just((Sender::Host, HOST, host())),
+        Just((Sender::Overlay, OVERLAY, v4(2, 7))),
+        Just((Sender::Uplink, UPLINK, v4(3, 7))),
+        Just((Sender::Uplink, UPLINK, v4(50, 7))),
+    ]
+}
+
+/// Workloads, the host, Services of each of these, remote ones, the outside, nobody.
+fn destinations() -> impl Strategy<Value = Addr> {
+    prop_oneof![
+        (0..WORKLOADS).prop_map(workload),
+        (0..8_u8).prop_map(vip),
+        Just(host()),
+        Just(v4(2, 5)),
+        Just(v4(3, 5)),
+        Just(v4(50, 5)),
+        Just(v4(1, 99)),
+    ]
+}
+
+/// A packet: its sender, destination, ports and protocol.
+fn packets() -> impl Strategy<Value = Walk> {
+    let ports = (1..u16::MAX, prop_oneof![Just(80), Just(8080), any::<u16>()]);
+    let protocol = prop_oneof![Just(6_u8), Just(17)];
+    (senders(), destinations(), ports, protocol)
+        .prop_map(|((sender, ifindex, src), dst, ports, protocol)| walk(sender, ifindex, src, dst, ports, protocol))
+}
+
+fn worlds() -> impl Strategy<Value = World> {
+    (any::<[[bool; 2]; WORKLOADS as usize]>(), any::<bool>())
+        .prop_map(|(isolated, lenient)| World::new(isolated, lenient))
+}
+
+/// Decides and plans; a masqueraded flow gets its first port.
+fn decided(world: &World, walk: &mut Walk) -> Result<(), DropReason> {
+    decide::decide(world, walk)?;
+    plan::plan(walk, &world.config);
+    if walk.masquerade != 0 && walk.forward.sport == 0 {
+        plan::masquerade(walk, &world.config, 0);
+    }
+    Ok(())
+}
+
+/// Source, source port, destination, destination port.
+type Ends = (Addr, u16, Addr, u16);
+
+/// What a packet becomes.
+fn rewritten(key: &FlowKey6, flow: &Flow) -> Ends {
+    let (mut ends, has) = ((key.src, key.sport, key.dst, key.dport), |flag| flow.flags & flag != 0);
+    if has(FlowFlags::REWRITE_SRC) {
+        (ends.0, ends.1) = (flow.src, flow.sport);
+    }
+    if has(FlowFlags::REWRITE_DST) {
+        (ends.2, ends.3) = (flow.dst, flow.dport);
+    }
+    ends
+}
+
+const fn swapped((src, sport, dst, dport): Ends) -> Ends {
+    (dst, dport, src, sport)
+}
+
+/// The sender of the answer, as the hooks tell it.
+fn answerer(reverse: &FlowKey6, forward: &Flow) -> Sender {
+    match reverse.ifindex {
+        HOST => Sender::Host,
+        WIRE if forward.deliver == Deliver::Tunnel as u8 => Sender::Overlay,
+        WIRE => Sender::Uplink,
+        _ => Sender::Workload,
+    }
+}
+
+/// The walk of the packet that answers, as the slow path begins it on the entry there is.
+fn answer(walk: &Walk) -> Walk {
+    let sender = answerer(&walk.reverse_key, &walk.forward);
+    let mut answer = Walk {
+        key: walk.reverse_key,
+        forward: walk.reverse,
+        old: 1,
+        sender: sender as u32,
+        now: walk.now,
+        random: walk.random,
+        ..Walk::default()
+    };
+    if sender == Sender::Workload {
+        answer.sender_mac = mac(walk.reverse_key.ifindex);
+    }
+    if sender == Sender::Overlay {
+        answer.tunnel_peer = walk.forward.remote;
+    }
+    answer
+}
+
+proptest! {
+    // Many packets are refused for good reason; a property speaks of the others.
+    #![proptest_config(ProptestConfig {
+        cases: 512,
+        max_global_rejects: 100_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn an_answer_is_known_by_its_entry_and_goes_back_as_what_was_asked(world in worlds(), mut walk in packets()) {
+        prop_assume!(decided(&world, &mut walk).is_ok());
+        let sent = rewritten(&walk.key, &walk.forward);
+        let FlowKey6 { src, sport, dst, dport, .. } = walk.reverse_key;
+        prop_assert_eq!((src, sport, dst, dport), swapped(sent), "the answer swaps what was sent");
+        let back = rewritten(&walk.reverse_key, &walk.reverse);
+        let FlowKey6 { src, sport, dst, dport, .. } = walk.key;
+        prop_assert_eq!(back, swapped((src, sport, dst, dport)), "the sender sees whom it asked");
+        prop_assert_eq!(walk.key.protocol, walk.reverse_key.protocol);
+    }
+
+    #[test]
+    fn the_entries_of_both_directions_name_each_other(world in worlds(), mut walk in packets()) {
+        prop_assume!(decided(&world, &mut walk).is_ok());
+        prop_assert_eq!(flow::answer_key(&walk.forward, walk.key.protocol), walk.reverse_key);
+        prop_assert_eq!(flow::answer_key(&walk.reverse, walk.key.protocol), walk.key);
+    }
+
+    #[test]
+    fn what_is_allowed_is_allowed_as_an_answer(world in worlds(), mut walk in packets()) {
+        prop_assume!(decided(&world, &mut walk).is_ok());
+        let mut answer = answer(&walk);
+        prop_assert_eq!(decide::decide_reply(&world, &mut answer), Ok(()));
+        prop_assert!(flow::stands(&world, &answer.forward));
+        prop_assert_eq!(answer.forward.deliver, walk.reverse.deliver);
+        prop_assert_ne!(answer.forward.flags & FlowFlags::REPLY, 0);
+    }
+
+    #[test]
+    fn a_packet_that_policy_forbids_is_forbidden_as_an_answer(mut walk in packets(), isolated in any::<[[bool; 2]; 3]>()) {
+        let open = World::new([[false; 2]; 3], true);
+        prop_assume!(decided(&open, &mut walk).is_ok());
+        let closed = World::new(isolated, false);
+        let mut again = Walk { old: 1, ..walk };
+        let forward = decided(&closed, &mut again);
+        let backward = decide::decide_reply(&closed, &mut answer(&walk));
+        prop_assert_eq!(forward, backward, "both directions are judged by the same rules");
+    }
+
+    #[test]
+    fn decisions_stand_until_what_they_were_made_of_changes(mut world in worlds(), mut walk in packets()) {
+        prop_assume!(decided(&world, &mut walk).is_ok());
+        prop_assert!(flow::stands(&world, &walk.forward) && flow::stands(&world, &walk.reverse));
+        world.publish(7777);
+        prop_assert!(flow::stands(&world, &walk.forward) && flow::stands(&world, &walk.reverse), "a change elsewhere");
+        for slot in [walk.forward.egress.slot, walk.forward.ingress.slot, walk.forward.service.slot] {
+            if slot != 0 {
+                world.publish(slot);
+                prop_assert!(!flow::stands(&world, &walk.forward));
+                world.generations.clear();
+            }
+        }
+    }
+
+    #[test]
+    fn a_decision_that_ran_beside_a_change_does_not_stand(mut world in worlds(), mut walk in packets()) {
+        prop_assume!(decided(&world, &mut walk).is_ok());
+        prop_assert!(!decide::moved(&world, &walk));
+        world.publish(7777);
+        prop_assert!(decide::moved(&world, &walk));
+        plan::poison(&mut walk);
+        prop_assert!(!flow::stands(&world, &walk.forward) && !flow::stands(&world, &walk.reverse));
+    }
+
+    #[test]
+    fn delivery_is_to_where_the_target_is(world in worlds(), mut walk in packets()) {
+        prop_assume!(decided(&world, &mut walk).is_ok());
+        let Flow { deliver, ifindex, dst, dst_mac, .. } = walk.forward;
+        let port = world.ports.get(&ifindex);
+        if deliver == Deliver::Peer as u8 || deliver == Deliver::Port as u8 {
+            let port = port.expect("a workload's port");
+            prop_assert_eq!((port.v4, port.mac), (dst, dst_mac));
+            let veth_from_ingress = port.kind == 0 && walk.sender != Sender::Host as u32;
+            prop_assert_eq!(deliver == Deliver::Peer as u8, veth_from_ingress);
+        } else {
+            prop_assert!(port.is_none() && !(0..WORKLOADS).any(|index| workload(index) == dst));
+            prop_assert!(walk.sender != Sender::Overlay as u32 || deliver == Deliver::Host as u8, "no transit");
+        }
+        let masqueraded = walk.sender == Sender::Workload as u32 && deliver == Deliver::Route as u8;
+        prop_assert_eq!(walk.masquerade != 0, masqueraded);
+        if masqueraded {
+            prop_assert_eq!(walk.forward.src, host());
+            let port = u16::from_be(walk.forward.sport);
+            prop_assert!((61_000..61_100).contains(&port), "{}", port);
+        }
+    }
+
+    #[test]
+    fn nobody_speaks_for_another(world in worlds(), mut walk in packets(), other in 0..WORKLOADS) {
+        prop_assume!(walk.sender == Sender::Workload as u32 && walk.key.src != workload(other));
+        walk.key.src = workload(other);
+        prop_assert_eq!(decide::decide(&world, &mut walk), Err(DropReason::SourceAddress));
+        walk.sender_mac = [2, 9, 9, 9, 9, 9];
+        prop_assert_eq!(decide::decide(&world, &mut walk), Err(DropReason::SourceMac));
+    }
+
+    #[test]
+    fn a_tunnel_speaks_for_its_own_node_only(world in worlds(), mut walk in packets()) {
+        prop_assume!(walk.sender == Sender::Overlay as u32);
+        walk.tunnel_peer = v4(0, 201);
+        prop_assert_eq!(decide::decide(&world, &mut walk), Err(DropReason::TunnelPeer));
+    }
+
+    #[test]
+    fn deciding_again_changes_nothing_where_nothing_changed(world in worlds(), mut walk in packets()) {
+        prop_assume!(decided(&world, &mut walk).is_ok());
+        let mut again = Walk { old: 1, ..walk };
+        prop_assert_eq!(decided(&world, &mut again), Ok(()));
+        prop_assert_eq!((again.forward, again.reverse, again.reverse_key), (walk.forward, walk.reverse, walk.reverse_key));
+    }
+
+    #[test]
+    fn tcp_stays_and_udp_moves_when_a_backend_goes(mut walk in packets()) {
+        let mut world = World::new([[false; 2]; 3], true);
+        prop_assume!(decided(&world, &mut walk).is_ok() && walk.translated != 0);
+        let (id, old) = (walk.service.slot, walk.target);
+        let new = if old == workload(0) { workload(1) } else { workload(0) };
+        prop_assume!(new != walk.key.src);
+        world.slots.get_mut(&(id, 0)).expect("a backend").addr = new;
+        world.publish(id);
+        let mut again = Walk { old: 1, ..walk };
+        prop_assert_eq!(decided(&world, &mut again), Ok(()));
+        let expected = if walk.key.protocol == 6 { old } else { new };
+        prop_assert_eq!(again.target, expected);
+    }
+}

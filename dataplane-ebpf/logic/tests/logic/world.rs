@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tables and a packet in memory, and what lives in them.
+
+use std::collections::HashMap;
+
+use weft_abi::{
+    ANY_IDENTITY, Addr, Backend, Config, Local, LocalKind, PROTOCOL_ANY, Port, PortKind, PortRule, Remote, RemoteKind,
+    RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
+};
+use weft_logic::{
+    Frame, Tables,
+    decide::{Sender, Walk},
+};
+
+/// Devices of the host, and of the first of the workloads.
+pub(crate) const HOST: u32 = 90;
+pub(crate) const UPLINK: u32 = 91;
+pub(crate) const OVERLAY: u32 = 92;
+pub(crate) const FIRST_PORT: u32 = 100;
+pub(crate) const WORKLOADS: u32 = 3;
+pub(crate) const VNI_PEER: u8 = 200;
+
+/// Maps by key; prefixes are the third octet (10.X.0.0/16).
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    pub(crate) config: Config,
+    pub(crate) ports: HashMap<u32, Port>,
+    pub(crate) locals: HashMap<Addr, Local>,
+    pub(crate) remotes: HashMap<u8, Remote>,
+    pub(crate) services: HashMap<(u32, u16, u8), Service>,
+    pub(crate) slots: HashMap<(u32, u32), Backend>,
+    pub(crate) rules: HashMap<(u32, u32), Rules>,
+    pub(crate) generations: HashMap<u32, u32>,
+}
+
+/// `10.net.0.host`.
+pub(crate) fn v4(net: u8, host: u8) -> Addr {
+    Addr::v4(u32::from_ne_bytes([10, net, 0, host]))
+}
+
+/// Address of a workload of this node.
+pub(crate) fn workload(index: u32) -> Addr {
+    v4(1, u8::try_from(index).expect("few") + 10)
+}
+
+/// The host's address.
+pub(crate) fn host() -> Addr {
+    v4(0, 1)
+}
+
+/// Address of a Service: its port 80 leads to `backends`.
+pub(crate) fn vip(index: u8) -> Addr {
+    v4(96, index)
+}
+
+pub(crate) fn mac(ifindex: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 0, u8::try_from(ifindex).expect("small")]
+}
+
+impl World {
+    /// Workloads (the last one a VM), a host, a Service per target, routes of every kind, and these policies: for each
+    /// workload whether ingress and egress are isolated, and whether a rule then lets everything pass.
+    pub(crate) fn new(isolated: [[bool; 2]; WORKLOADS as usize], lenient: bool) -> Self {
+        let mut world = Self {
+            config: Config {
+                masquerade_v4: host(),
+                uplink_ifindex: UPLINK,
+                host_ifindex: HOST,
+                overlay_ifindex: OVERLAY,
+                masquerade_first: 61_000,
+                masquerade_count: 100,
+                ..Config::default()
+            },
+            ..Self::default()
+        };
+        for (index, [ingress, egress]) in (0..WORKLOADS).zip(isolated) {
+            let kind = if index + 1 == WORKLOADS { PortKind::Tap } else { PortKind::Veth };
+            world.add_port(index, kind, ingress, egress);
+        }
+        world.locals.insert(host(), Local { ifindex: HOST, kind: LocalKind::Host as u32 });
+        for (net, kind) in
+            [(1, RemoteKind::OwnPods), (2, RemoteKind::Tunnel), (3, RemoteKind::Native), (96, RemoteKind::Services)]
+        {
+            world.remotes.insert(net, Remote { via: v4(0, VNI_PEER), kind: kind as u32 });
+        }
+        let targets = [workload(0), workload(1), workload(2), v4(2, 5), v4(3, 5), host(), v4(50, 5)];
+        for (index, target) in (0_u8..).zip(targets) {
+            world.add_service(index, target);
+        }
+        if lenient {
+            let all = PortRule { first: 0, last: u16::MAX, protocol: PROTOCOL_ANY, pad: 0 };
+            let mut rules = Rules { count: 1, ..Rules::default() };
+            rules.rules[0] = all;
+            for policy in 1..=2 * WORKLOADS {
+                world.rules.insert((policy, ANY_IDENTITY), rules);
+            }
+        }
+        world
+    }
+
+    fn add_port(&mut self, index: u32, kind: PortKind, ingress: bool, egress: bool) {
+        let ifindex = FIRST_PORT + index;
+        let port = Port {
+            v4: workload(index),
+            workload: ifindex,
+            ingress_policy: if ingress { index * 2 + 1 } else { 0 },
+            egress_policy: if egress { index * 2 + 2 } else { 0 },
+            mac: mac(ifindex),
+            kind: kind as u8,
+            ..Port::default()
+        };
+        self.ports.insert(ifindex, port);
+        self.locals.insert(workload(index), Local { ifindex, kind: LocalKind::Workload as u32 });
+    }
+
+    fn add_service(&mut self, index: u8, target: Addr) {
+        for protocol in [6, 17] {
+            let id = 1000 + u32::from(index) * 2 + u32::from(protocol == 17);
+            self.services
+                .insert((vip(index).v4_word(), 80, protocol), Service { id, generation: 0, count: 1, flags: 0 });
+            self.slots.insert((id, 0), Backend { addr: target, port: 8080_u16.to_be(), flags: 0 });
+        }
+    }
+
+    /// Moves a generation as a published change does.
+    pub(crate) fn publish(&mut self, slot: u32) {
+        *self.generations.entry(generation::EPOCH).or_default() += 2;
+        *self.generations.entry(slot).or_default() += 1;
+    }
+}
+
+impl Tables for World {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn port(&self, ifindex: u32) -> Option<&Port> {
+        self.ports.get(&ifindex)
+    }
+
+    fn local(&self, addr: &Addr) -> Option<&Local> {
+        self.locals.get(addr)
+    }
+
+    fn remote(&self, addr: &Addr) -> Option<&Remote> {
+        let [first, net, ..] = addr.v4_word().to_ne_bytes();
+        self.remotes.get(&net).filter(|_| first == 10)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(&(key.addr.v4_word(), u16::from_be(key.port), key.protocol))
+    }
+
+    fn slot(&self, key: &SlotKey) -> Option<&Backend> {
+        self.slots.get(&(key.service, key.index))
+    }
+
+    fn identity(&self, _: &Addr) -> u32 {
+        WORLD_IDENTITY
+    }
+
+    fn rules(&self, key: &RuleKey) -> Option<&Rules> {
+        self.rules.get(&(key.policy, key.identity)).filter(|_| key.chunk == 0)
+    }
+
+    fn generation(&self, slot: u32) -> u32 {
+        self.generations.get(&slot).copied().unwrap_or(0)
+    }
+}
+
+/// A walk of a packet as the programs begin it.
+pub(crate) fn walk(sender: Sender, ifindex: u32, src: Addr, dst: Addr, ports: (u16, u16), protocol: u8) -> Walk {
+    let mut walk =
+        Walk { sender: sender as u32, sender_mac: mac(ifindex), now: 1000, random: 0x1234_5678, ..Walk::default() };
+    let wire = matches!(sender, Sender::Overlay | Sender::Uplink);
+    walk.key.ifindex = if wire { weft_abi::WIRE } else { ifindex };
+    (walk.key.src, walk.key.dst) = (src, dst);
+    (walk.key.sport, walk.key.dport) = (ports.0.to_be(), ports.1.to_be());
+    walk.key.protocol = protocol.into();
+    if sender == Sender::Overlay {
+        walk.tunnel_peer = v4(0, VNI_PEER);
+    }
+    walk
+}
+
+/// A frame in memory, all of it linear.
+pub(crate) struct Bytes<'b>(pub(crate) &'b [u8]);
+
+impl Frame for Bytes<'_> {
+    fn len(&self) -> u32 {
+        u32::try_from(self.0.len()).expect("a frame")
+    }
+
+    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        self.load(offset)
+    }
+
+    fn load<T: Copy>(&self, offset: usize) -> Option<T> {
+        let bytes = self.0.get(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: the slice has the size of a `T`, which the trait lets be of any bits.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+}
