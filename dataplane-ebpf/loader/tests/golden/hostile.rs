@@ -97,7 +97,12 @@ fn solicitation() -> Vec<u8> {
 
 /// Whether a drop of this packet may be silent: link-local traffic that did its work, by its type field.
 fn may_be_silent(packet: &[u8]) -> bool {
-    matches!(packet.get(12..14), Some([8, 6] | [0x86, 0xdd]))
+    match packet.get(12..14) {
+        Some([8, 6]) => true,
+        // ICMPv6, or an extension header before it.
+        Some([0x86, 0xdd]) => matches!(packet.get(20), Some(58 | 0 | 43 | 44 | 51 | 60)),
+        _ => false,
+    }
 }
 
 /// Whether the kernel makes a test packet of it: it wants a whole IP header behind the EtherType.
