@@ -11,6 +11,9 @@ use super::channel::{Channel, ChannelError};
 use super::message::{self, MessageError};
 use crate::device::Device;
 
+/// How long a connection may take to end when the next one is there already.
+const GRACE_MS: u16 = 100;
+
 /// Why a connection ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -65,9 +68,20 @@ pub fn serve(
         if ready(1) && !turn(channel, device)? {
             return Ok(End::Closed);
         }
-        if ready(2) && !ready(1) {
+        // A front end that closed this connection and made the next one at once may be seen on the listener first: the
+        // kernel looks at one descriptor after the other, and a process it forked may hold the old one a moment longer.
+        if ready(2) && !ready(1) && !is_ready(channel)? {
             refuse();
         }
+    }
+}
+
+/// Whether something comes on this connection, be it its end, within [`GRACE_MS`].
+fn is_ready(channel: &Channel) -> Result<bool, SessionError> {
+    match poll(&mut [PollFd::new(channel.as_fd(), PollFlags::POLLIN)], PollTimeout::from(GRACE_MS)) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EINTR) => Ok(true),
+        Err(error) => Err(SessionError::Poll(error)),
     }
 }
 
