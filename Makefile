@@ -25,4 +25,4 @@ check: setup ## formatting, lints, layouts, docs
 	@$(XTASK) check
 
 bench: setup ## the measurements
-	@$(XTASK) bench
+	@for name in datapath net vm cni vhost; do $(XTASK) bench $$name || exit 1; done

@@ -53,6 +53,8 @@ enum Part {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// The vhost-user-net device with every front end: crafted ones, QEMU guests, live migration.
+    Vhost,
     /// A real Kubernetes with Weft on it must pass the upstream conformance tests that are Weft's.
     Cluster,
 }
@@ -69,6 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(Part::Restart) => bed("restart").map(|()| ExitCode::SUCCESS),
         Some(Part::Churn { ops, seed }) => churning(ops, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Equivalence { cases, seed }) => equivalent(cases, seed).map(|()| ExitCode::SUCCESS),
+        Some(Part::Vhost) => vhost().map(|()| ExitCode::SUCCESS),
         Some(Part::Cluster) => on_cluster(),
     }
 }
@@ -118,6 +121,10 @@ fn bed(tests: &str) -> Result<()> {
     build::programs()?;
     let testbed = ["test", "-p", "weft-testbed", "--no-fail-fast", "--test", tests];
     build::run(build::cargo().args(testbed).args(["--", "--test-threads=2"]))
+}
+
+fn vhost() -> Result<()> {
+    build::run(build::cargo().args(["test", "--package", "weft-vhost"]))
 }
 
 fn churning(ops: usize, seed: u64) -> Result<()> {

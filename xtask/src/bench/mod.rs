@@ -40,6 +40,8 @@ enum Name {
     Vm,
     /// ADD and DEL at 1 and 20 per second, beside the bridge plugin with host-local.
     Cni,
+    /// The vhost-user-net device, beside bare system calls on the same tap.
+    Vhost,
 }
 
 /// Runs one benchmark.
@@ -47,8 +49,8 @@ enum Name {
 /// # Errors
 /// It could not be set up, or a run failed.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    // The programs of the data path are in this one.
-    if !arguments.no_build && !matches!(arguments.name, Name::Datapath) {
+    // The programs of the data path are in this one, the device brings its own bench.
+    if !arguments.no_build && !matches!(arguments.name, Name::Datapath | Name::Vhost) {
         build::released_programs()?;
     }
     let (name, rows) = match arguments.name {
@@ -56,7 +58,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Name::Net => ("net", net::rows()?),
         Name::Vm => ("vm", vm::rows()?),
         Name::Cni => ("cni", cni::rows()?),
+        Name::Vhost => return vhost(),
     };
     Report::new(name, rows)?.publish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The device stands alone, and so does its bench; it writes the same form.
+fn vhost() -> Result<ExitCode> {
+    let directory = build::root().join("target/bench");
+    std::fs::create_dir_all(&directory)?;
+    let mut bench = build::cargo();
+    bench
+        .args(["bench", "--package", "weft-vhost", "--bench", "vhost", "--", "--json"])
+        .arg(directory.join("vhost.json"));
+    build::run(&mut bench)?;
     Ok(ExitCode::SUCCESS)
 }
