@@ -45,6 +45,30 @@ fn killing_the_agents_loses_nothing() -> Result<()> {
     Ok(())
 }
 
+/// The same for a guest on a tap, at a rate that an emulated processor keeps up with.
+#[test]
+fn killing_the_agent_loses_nothing_of_a_guest() -> Result<()> {
+    let bed = Bed::new()?;
+    let guest = bed.vm(1, "default/guest", &[])?;
+    let server = bed.container(2, "default/server", &[])?;
+    server.serve("server", PORT)?;
+    let mut jobs = Vec::new();
+    for (name, to) in ["tcp", "udp"].into_iter().zip(server.sockets(PORT)) {
+        let job =
+            guest.start(name, &format!("weft-probe stream {name} {to} --rate 200 --seconds 10 --timeout 10000"))?;
+        job.prints(&guest, "STREAMING", Duration::from_secs(20))?;
+        jobs.push(job);
+    }
+    bed.node(1).stop_agent(Signal::SIGKILL)?;
+    bed.node(1).start_agent()?;
+    bed.node(1).agent_ready()?;
+    for job in jobs {
+        let output = job.finish(&guest, Duration::from_secs(90))?.ok()?;
+        assert!(output.contains("sent 2000 received 2000 lost 0"), "{output}");
+    }
+    Ok(())
+}
+
 /// What is plugged in while an agent was away, and after it came back, works.
 #[test]
 fn an_agent_that_comes_back_serves_as_before() -> Result<()> {
