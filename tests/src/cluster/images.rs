@@ -61,11 +61,7 @@ pub fn build_weft_image(build_directory: &Path, target: &Path) -> Result<()> {
     let root = work.subdirectory("weft")?;
     for name in WEFT_PROGRAMS {
         let program = build_directory.join(name);
-        ensure!(
-            program.is_file(),
-            "{} does not exist: build it with `cargo xtask build`",
-            program.display()
-        );
+        ensure!(program.is_file(), "{} does not exist: build it with `cargo xtask build`", program.display());
         let installed = install(&program, &root, &format!("usr/local/bin/{name}"))?;
         run(command("strip", ["--strip-debug"]).arg(&installed))?;
         install_libraries(&program, &root)?;
