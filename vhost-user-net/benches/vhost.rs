@@ -125,7 +125,7 @@ fn main() -> Result<()> {
     if settings.wants("rss") {
         memory(&host, &mut rows)?;
     }
-    let report = json!({ "bench": "vhost", "rows": rows });
+    let report = json!({ "name": "vhost", "commit": commit(), "rows": named(rows) });
     if let Some(path) = settings.json {
         std::fs::write(&path, serde_json::to_string_pretty(&report)?).with_context(|| path)?;
     }
@@ -159,6 +159,21 @@ fn settings() -> Result<Settings> {
     Ok(settings)
 }
 
+/// The rows with their names in them.
+fn named(rows: BTreeMap<String, serde_json::Value>) -> Vec<serde_json::Value> {
+    let put = |(name, mut row): (String, serde_json::Value)| {
+        row["name"] = name.into();
+        row
+    };
+    rows.into_iter().map(put).collect()
+}
+
+/// The commit that was measured; empty outside a checkout.
+fn commit() -> String {
+    let output = std::process::Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}
+
 fn repeat<T>(rounds: usize, mut once: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
     (0..rounds).map(|_| once()).collect()
 }
@@ -166,6 +181,14 @@ fn repeat<T>(rounds: usize, mut once: impl FnMut() -> Result<T>) -> Result<Vec<T
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// Distance of the least from the greatest, as a part of the median.
+fn spread(values: impl Iterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.collect();
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    (most - least) / median(values)
 }
 
 fn row(rows: &mut BTreeMap<String, serde_json::Value>, name: &str, kind: Kind, pairs: &[(Rate, Rate)]) {
@@ -187,8 +210,9 @@ fn row(rows: &mut BTreeMap<String, serde_json::Value>, name: &str, kind: Kind, p
     rows.insert(
         name.to_owned(),
         json!({
-            "unit": "frames/s", "value": device, "per_cpu": device_cpu, "gbit": gbit(device), "gbit_per_cpu": gbit(device_cpu),
-            "bare": bare, "bare_per_cpu": bare_cpu, "ratio": ratio,
+            "unit": "frames per cpu-second", "value": device_cpu, "baseline": "bare", "baseline_value": bare_cpu, "ratio": ratio,
+            "runs": pairs.len(), "spread": spread(pairs.iter().map(|pair| pair.1.per_cpu())),
+            "gbit_per_cpu": gbit(device_cpu), "wall": device, "wall_gbit": gbit(device), "baseline_wall": bare,
         }),
     );
 }
@@ -505,7 +529,11 @@ fn round_trips(host: &Host, settings: &Settings, rows: &mut BTreeMap<String, ser
         let device = median(pairs.iter().map(|pair| pair.1).collect());
         let ratio = device / bare;
         println!("{name:12} device {device:7.1} us  bare {bare:7.1} us  ratio {ratio:.2}");
-        rows.insert(name.to_owned(), json!({ "unit": "us", "value": device, "bare": bare, "ratio": ratio }));
+        let row = json!({
+            "unit": "us", "value": device, "baseline": "bare", "baseline_value": bare, "ratio": ratio,
+            "runs": pairs.len(), "spread": spread(pairs.iter().map(|pair| pair.1)),
+        });
+        rows.insert(name.to_owned(), row);
     }
     Ok(())
 }
@@ -592,10 +620,19 @@ fn restart(host: &Host, settings: &Settings, rows: &mut BTreeMap<String, serde_j
         wire.receive()?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
+    let (runs, spread) = (times.len(), spread(times.iter().copied()));
     let value = median(times);
     println!("restart  {value:.1} ms from the kill to the first frame");
-    rows.insert("restart".into(), json!({ "unit": "ms", "value": value }));
+    rows.insert("restart".into(), alone("ms", value, runs, spread));
     Ok(())
+}
+
+/// A figure that has nothing to be compared with.
+fn alone(unit: &str, value: f64, runs: usize, spread: f64) -> serde_json::Value {
+    json!({
+        "unit": unit, "value": value, "baseline": null, "baseline_value": null, "ratio": null,
+        "runs": runs, "spread": spread,
+    })
 }
 
 /// Resident memory of the device beside the guest's.
@@ -610,6 +647,8 @@ fn memory(host: &Host, rows: &mut BTreeMap<String, serde_json::Value>) -> Result
     };
     let (own, files) = (field("RssAnon:")?, field("RssFile:")?);
     println!("rss      {own} kB own, {files} kB of the program's file");
-    rows.insert("rss".into(), json!({ "unit": "kB", "value": own + files, "anonymous": own, "file": files }));
+    #[expect(clippy::cast_precision_loss, reason = "kilobytes")]
+    let row = alone("kB", (own + files) as f64, 1, 0.0);
+    rows.insert("rss".into(), row);
     Ok(())
 }
