@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod cluster;
 mod demo;
+mod fuzz;
 mod test;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ enum Command {
     Cluster(cluster::Arguments),
     /// Show Weft on two simulated nodes with containers and a virtual machine.
     Demo,
+    /// Drive a part of Weft with random call sequences.
+    Fuzz(fuzz::Arguments),
     /// Run the whole suite that CI runs, or one part of it.
     Test(test::Arguments),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Demo => demo::run(),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {
