@@ -34,7 +34,7 @@ missing_packages() {
 
 # rustup brings its own formatter and lints; Debian's cargo needs the packages beside it.
 formatter_packages() {
-    command -v rustup >/dev/null || printf 'rustfmt-web rust-clippy-web'
+    command -v rustup >/dev/null || printf 'rustfmt-web rust-web-clippy'
 }
 
 install_packages() {
