@@ -61,7 +61,8 @@ install_linker() {
     *" $linker_version"*) return 0 ;;
     esac
     say "installing by cargo: bpf-linker $linker_version (about a minute)"
-    LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 "$(dirname "$0")/cargo.sh" install bpf-linker --version "$linker_version" --force \
+    # Its build asks the llvm-config that it finds first; Debian's is not in the usual PATH.
+    PATH="/usr/lib/llvm-22/bin:$PATH" LLVM_PREFIX=/usr/lib/llvm-22 "$(dirname "$0")/cargo.sh" install bpf-linker --version "$linker_version" --force \
         --quiet --no-default-features --features llvm-22 --locked
 }
 
