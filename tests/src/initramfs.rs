@@ -51,8 +51,7 @@ impl Kernel {
     }
 }
 
-/// The guest's first process: it loads the modules, says that it is there, and then runs the commands that come over the
-/// serial line, one a line as `NUMBER BASE64`, each answered by `@NUMBER STATUS BASE64`.
+/// The guest's first process: it loads the modules and lets the probe serve the serial line.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
 busybox mkdir -p /proc /sys /dev /tmp /run
@@ -64,15 +63,8 @@ dmesg -n 1
 for module in MODULES; do insmod /modules/$module.ko || echo "no module $module"; done
 for file in all default eth0; do echo 0 >/proc/sys/net/ipv6/conf/$file/accept_dad; done
 ip link set lo up
-exec </dev/ttyS0 >/dev/ttyS0 2>&1
-stty raw -echo
-echo GUEST-READY
-while read -r number command; do
-    echo "$command" | base64 -d >/tmp/command
-    sh /tmp/command >/tmp/output 2>&1 </dev/null
-    status=$?
-    echo "@$number $status $(base64 -w 0 /tmp/output)"
-done
+stty -F /dev/ttyS0 raw -echo
+weft-probe console </dev/ttyS0 >/dev/ttyS0 2>&1
 poweroff -f
 "#;
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use weft_probe::line::{escape, unescape};
 
 use crate::{process::Outcome, wait::until_ok};
 
@@ -31,14 +32,14 @@ impl Serial {
     /// Runs a shell script in the guest, to its end.
     pub(crate) fn run(&mut self, script: &str, patience: Duration) -> Result<Outcome> {
         self.sent += 1;
-        let request = format!("{} {}\n", self.sent, base64(script.as_bytes()));
+        let request = format!("{} {}\n", self.sent, escape(script));
         self.stream.get_mut().write_all(request.as_bytes()).context("write to the guest")?;
         let mark = format!("@{} ", self.sent);
         let line = self.line_with(&mark, patience)?;
         let answer = line.split_once(&mark).map_or("", |(_, answer)| answer);
         let (status, output) = answer.split_once(' ').unwrap_or((answer, ""));
-        let output = String::from_utf8_lossy(&unbase64(output)?).into_owned();
-        Ok(Outcome { status: status.parse()?, output })
+        let status = status.parse().with_context(|| format!("not an exit status: {line}"))?;
+        Ok(Outcome { status, output: unescape(output) })
     }
 
     /// Reads on to a line that has `mark` in it.
@@ -60,50 +61,5 @@ impl Serial {
                 Err(error) => return Err(error).context("read from the guest"),
             }
         }
-    }
-}
-
-const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-/// RFC 4648 section 4.
-fn base64(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().chain([&0; 2]).take(3).fold(0u32, |group, byte| group << 8 | u32::from(*byte));
-        for position in 0..4 {
-            let digit = (group >> (18 - 6 * position)) & 63;
-            text.push(if position <= chunk.len() { char::from(DIGITS[digit as usize]) } else { '=' });
-        }
-    }
-    text
-}
-
-fn unbase64(text: &str) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut group = 0u32;
-    let mut bits = 0;
-    for digit in text.trim().bytes().filter(|digit| *digit != b'=') {
-        let value = DIGITS.iter().position(|known| *known == digit).context("not base64")?;
-        group = group << 6 | u32::try_from(value)?;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push(u8::try_from(group >> bits & 0xff)?);
-        }
-    }
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{base64, unbase64};
-
-    #[test]
-    fn base64_there_and_back() {
-        for (text, encoded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(text.as_bytes()), encoded);
-            assert_eq!(unbase64(encoded).unwrap(), text.as_bytes());
-        }
-        assert!(unbase64("Zm9v*").is_err());
     }
 }

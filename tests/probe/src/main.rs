@@ -6,6 +6,7 @@
 
 mod arguments;
 mod client;
+mod console;
 mod dhcp6;
 mod load;
 mod packet;
@@ -28,6 +29,9 @@ usage:
       sends a raw Ethernet frame
   weft-probe dhcp6 IFACE [--timeout MS]
       asks for an address by DHCPv6 and prints it
+  weft-probe console
+      runs the scripts that come over its standard input, one a line as `NUMBER SCRIPT`, each answered by
+      `@NUMBER STATUS OUTPUT`; line ends are escaped
   weft-probe load-serve PORT [--cpu N]
       the server of `load`, one connection after the other
   weft-probe load rr|crr|stream ADDR:PORT [--millis MS] [--cpu N]
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
         Some("stream") => stream::run(&mut arguments),
         Some("send") => packet::run(&mut arguments),
         Some("dhcp6") => dhcp6::run(&mut arguments),
+        Some("console") => console::run(&mut arguments),
         Some("load-serve") => load::serve(&mut arguments),
         Some("load") => load::run(&mut arguments),
         _ => Err(USAGE.to_owned()),
