@@ -15,7 +15,7 @@ setup: ## installs what is needed (idempotent, as root)
 build: setup ## builds every program
 	@$(CARGO) build
 
-demo: setup ## two nodes, containers and a VM, a Service, a NetworkPolicy: shown to work
+demo: setup ## two nodes, containers and VMs, a Service, a NetworkPolicy: shown to work
 	@$(XTASK) demo
 
 test: setup ## the whole suite, a real two-node Kubernetes included

@@ -31,7 +31,7 @@ enum Command {
     Check,
     /// Run a real Kubernetes on this machine.
     Cluster(cluster::Arguments),
-    /// Show Weft on two simulated nodes with containers and a virtual machine.
+    /// Show Weft on two simulated nodes with containers and virtual machines.
     Demo,
     /// Drive a part of Weft with random call sequences.
     Fuzz(fuzz::Arguments),

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Result, ensure};
 use weft_testbed::{Protocol, Shell};
 
-/// Connections until every backend of three must have been met; one of them stays out of 100 with a chance of 10^-17.
+/// Connections until every backend of four must have been met; one of them stays out of 100 with a chance of 10^-12.
 const TRIES: usize = 100;
 
 /// What passed and what failed.
