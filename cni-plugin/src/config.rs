@@ -14,6 +14,7 @@ use weft_api::{DEFAULT_SOCKET, Mac, PortKind};
 
 use crate::{
     config::fields::Fields,
+    device_info,
     environment::{is_identifier, parse_address},
     error::{CniError, Code},
     result::Dns,
@@ -60,7 +61,9 @@ const KNOWN_KEYS: [&str; 23] = [
 const LOG_LEVEL: &str = "logLevel";
 const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 /// Capabilities that Weft serves.
-const CAPABILITIES: [&str; 2] = ["ips", "mac"];
+const CAPABILITIES: [&str; 3] = ["ips", "mac", DEVICE_INFO_FILE];
+/// Source: Device Information Specification 1.1.0, section 5.1.
+const DEVICE_INFO_FILE: &str = "CNIDeviceInfoFile";
 
 /// One entry of `cni.dev/valid-attachments`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -106,6 +109,8 @@ pub struct NetworkConfig {
     pub addresses: Vec<IpAddr>,
     /// The `mac` capability.
     pub mac: Option<Mac>,
+    /// The `CNIDeviceInfoFile` capability.
+    pub device_info_file: Option<PathBuf>,
     /// `cni.dev/valid-attachments`, of GC.
     pub valid_attachments: Option<Vec<ValidAttachment>>,
 }
@@ -152,9 +157,10 @@ impl NetworkConfig {
             prev_result: fields.parsed::<Map<String, Value>>("prevResult", "a CNI result").map(Value::Object),
             addresses: addresses(&mut fields),
             mac: mac(&mut fields),
+            device_info_file: device_info_file(&mut fields),
             valid_attachments: valid_attachments(&mut fields),
         };
-        refuse_capabilities(&mut fields);
+        refuse_capabilities(&mut fields, port);
         config.refuse_contradictions(&mut fields.problems);
         Ok((config, fields.problems))
     }
@@ -240,6 +246,18 @@ fn mac(fields: &mut Fields) -> Option<Mac> {
     fields.nested("/runtimeConfig/mac", "runtimeConfig.mac", "an ethernet address such as \"02:00:00:00:00:01\"")
 }
 
+fn device_info_file(fields: &mut Fields) -> Option<PathBuf> {
+    let field = "runtimeConfig.CNIDeviceInfoFile";
+    let file: PathBuf = fields.nested("/runtimeConfig/CNIDeviceInfoFile", field, "the path of a file")?;
+    match device_info::check_path(&file) {
+        Ok(()) => Some(file),
+        Err(expected) => {
+            fields.wrong(field, &file.to_string_lossy().into(), expected);
+            None
+        }
+    }
+}
+
 fn valid_attachments(fields: &mut Fields) -> Option<Vec<ValidAttachment>> {
     let expected = "a list of objects with containerID and ifname";
     let entries: Vec<Map<String, Value>> = fields.parsed(VALID_ATTACHMENTS, expected)?;
@@ -255,13 +273,20 @@ fn valid_attachments(fields: &mut Fields) -> Option<Vec<ValidAttachment>> {
 }
 
 /// A capability that is declared and not served would be lost silently: a pod whose hostPort does not answer.
-fn refuse_capabilities(fields: &mut Fields) {
-    let served = format!("weft serves {}", CAPABILITIES.join(" and "));
+fn refuse_capabilities(fields: &mut Fields, port: PortKind) {
+    let served = format!("weft serves {}", CAPABILITIES.join(", "));
     let declared: Map<String, Value> = fields.parsed("capabilities", "an object").unwrap_or_default();
     for (key, _) in declared.iter().filter(|(key, on)| *on == &Value::Bool(true) && !CAPABILITIES.contains(&&***key)) {
         fields.problems.push(CniError::config(format!("field 'capabilities.{key}': {served}; remove it")));
     }
     let given: Map<String, Value> = fields.parsed("runtimeConfig", "an object").unwrap_or_default();
+    let described = declared.get(DEVICE_INFO_FILE) == Some(&Value::Bool(true)) || given.contains_key(DEVICE_INFO_FILE);
+    if described && port != PortKind::VhostUser {
+        fields.problems.push(CniError::config(format!(
+            "field 'capabilities.{DEVICE_INFO_FILE}' is for a vhost-user socket and contradicts port '{port}'; remove it, or set \
+             \"port\": \"vhost-user\""
+        )));
+    }
     for (key, _) in given.iter().filter(|(key, _)| !CAPABILITIES.contains(&&***key)) {
         let msg = format!("field 'runtimeConfig.{key}': {served}; remove the capability from the configuration");
         fields.problems.push(CniError::new(Code::UnsupportedField, msg));
@@ -327,6 +352,16 @@ mod tests {
             (json!({"capabilities": {"portMappings": true}}), "capabilities.portMappings"),
             (json!({"runtimeConfig": {"ips": ["x"]}}), "field 'runtimeConfig.ips': 'x'"),
             (json!({"runtimeConfig": {"mac": "x"}}), "field 'runtimeConfig.mac'"),
+            (json!({"port": "tap", "capabilities": {"CNIDeviceInfoFile": true}}), "contradicts port 'tap'"),
+            (json!({"runtimeConfig": {"CNIDeviceInfoFile": "/f"}}), "contradicts port 'veth'"),
+            (
+                json!({"port": "vhost-user", "runtimeConfig": {"CNIDeviceInfoFile": "f"}}),
+                "is \"f\"; set it to the absolute",
+            ),
+            (
+                json!({"port": "vhost-user", "runtimeConfig": {"CNIDeviceInfoFile": 7}}),
+                "runtimeConfig.CNIDeviceInfoFile",
+            ),
             (json!({"runtimeConfig": {"ips": ["10.0.0.1"]}, "args": {"cni": {"ips": ["10.0.0.2"]}}}), "args.cni.ips"),
         ] {
             let error = strict(more).unwrap_err();

@@ -10,6 +10,7 @@
 
 mod agent;
 mod config;
+mod device_info;
 mod environment;
 mod error;
 mod logging;
@@ -30,6 +31,7 @@ use std::{
 };
 
 pub use config::NetworkConfig;
+pub use device_info::DeviceInfo;
 pub use environment::{Command, Environment};
 pub use error::{CniError, Code};
 pub use record::Record;

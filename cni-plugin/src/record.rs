@@ -17,6 +17,8 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use weft_api::{AttachmentId, PortKind};
 
+use crate::device_info::DeviceInfo;
+
 /// One attachment as the plugin made it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,6 +31,9 @@ pub struct Record {
     pub netns: String,
     /// The host's end of the veth, or the tap.
     pub host_ifname: String,
+    /// The device-info file of a vhost-user port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_info: Option<DeviceInfo>,
 }
 
 /// A folder with one JSON file per attachment.
@@ -129,7 +134,7 @@ fn remove(path: &Path) -> io::Result<()> {
 mod tests {
     use weft_api::{AttachmentId, PortKind};
 
-    use super::{Folder, Record, file_name};
+    use super::{DeviceInfo, Folder, Record, file_name};
 
     fn id(network: &str, container_id: &str) -> AttachmentId {
         AttachmentId { network: network.into(), container_id: container_id.into(), ifname: "eth0".into() }
@@ -145,8 +150,13 @@ mod tests {
     fn a_record_comes_back_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::of_records(&dir.path().join("new"));
-        let record =
-            Record { id: id("n", "c"), port: PortKind::Tap, netns: String::new(), host_ifname: "weft1".into() };
+        let record = Record {
+            id: id("n", "c"),
+            port: PortKind::VhostUser,
+            netns: String::new(),
+            host_ifname: "weft1".into(),
+            device_info: Some(DeviceInfo { file: "/f".into(), socket: "/s".into() }),
+        };
         folder.save(&record.id, &record).unwrap();
         assert_eq!(folder.load::<Record>(&record.id), Some(record.clone()));
         assert_eq!(folder.list::<Record>(), std::slice::from_ref(&record));

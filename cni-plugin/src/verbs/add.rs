@@ -14,6 +14,7 @@ use super::{
 use crate::{
     agent::{self, PATIENCE},
     config::{MTU_RANGE, NetworkConfig},
+    device_info::{self, DeviceInfo},
     environment::{Environment, check_ifname},
     error::{CniError, Code},
     netlink::{Link, Netlink, VethPair},
@@ -77,6 +78,9 @@ fn refuse_taken(
         )));
     }
     let record: Option<Record> = Folder::of_records(&config.state_dir).load(&spec.id);
+    if let Some(file) = &config.device_info_file {
+        device_info::refuse_foreign(file, record.as_ref().and_then(|record| record.device_info.as_ref()))?;
+    }
     if let Some(Record { host_ifname, .. }) = record
         && host.link(&host_ifname)?.is_some()
     {
@@ -104,6 +108,7 @@ impl Add<'_> {
         self.record(&allocation)?;
         let link = self.make_link(&allocation)?;
         self.attach(&link)?;
+        self.describe(&allocation)?;
         let plan = self.configure_sandbox(&allocation)?;
         Ok(self.result(&allocation, &link, plan.as_ref()))
     }
@@ -129,6 +134,7 @@ impl Add<'_> {
             port: self.spec.port,
             netns: self.spec.netns.clone(),
             host_ifname: allocation.host_ifname.clone(),
+            device_info: self.device_info(allocation),
         };
         let saved = Folder::of_records(&self.config.state_dir).save(&record.id, &record);
         saved.map_err(|error| CniError::new(Code::Io, error.to_string()))?;
@@ -175,6 +181,20 @@ impl Add<'_> {
     fn attach(&mut self, link: &Link) -> Result<(), CniError> {
         let link = PortLink { ifindex: link.index, ifname: link.name.clone() };
         agent::done(&mut self.client, &Request::Attach { id: self.spec.id.clone(), link })
+    }
+
+    /// The device-info file, where the runtime asks for one.
+    fn device_info(&self, allocation: &Allocation) -> Option<DeviceInfo> {
+        let (file, socket) = (self.config.device_info_file.clone()?, allocation.socket_path.clone()?);
+        Some(DeviceInfo { file, socket })
+    }
+
+    /// Only once the socket is there: who reads the file may connect.
+    fn describe(&mut self, allocation: &Allocation) -> Result<(), CniError> {
+        let Some(info) = self.device_info(allocation) else { return Ok(()) };
+        info.write()?;
+        self.journal.push(Step::Described(info));
+        Ok(())
     }
 
     fn configure_sandbox(&mut self, allocation: &Allocation) -> Result<Option<SandboxPlan>, CniError> {

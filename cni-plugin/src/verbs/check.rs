@@ -7,6 +7,7 @@ use weft_api::{AttachmentId, PortKind, Request};
 use crate::{
     agent::{self, SHORT_PATIENCE},
     config::NetworkConfig,
+    device_info::DeviceInfo,
     environment::Environment,
     error::{CniError, Code},
     netlink::{Link, Netlink, Route},
@@ -31,6 +32,7 @@ pub(super) fn run(environment: &Environment, config: &NetworkConfig) -> Result<(
 
     let mut findings = Vec::new();
     let host = check_host_end(&record, &previous, &mut findings)?;
+    findings.extend(record.device_info.as_ref().and_then(DeviceInfo::finding));
     if record.port == PortKind::Veth {
         let sandbox = Sandbox::open(&environment.netns)?;
         check_sandbox(sandbox, &previous, own, host.as_ref(), &mut findings)?;

@@ -28,7 +28,7 @@ pub(super) fn run(variable: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -> Re
     remove(&config, &id, &environment.netns)
 }
 
-/// Removes links, rules, the agent's state and the record of `id`. Goes on after a failure and tells all of them.
+/// Removes links, rules, the device-info file, the agent's state and the record of `id`. Goes on after a failure and tells all of them.
 ///
 /// The link goes before its address is free for others.
 ///
@@ -42,6 +42,7 @@ pub(super) fn remove(config: &NetworkConfig, id: &AttachmentId, netns: &str) -> 
     if let Some(record) = &record {
         let netns = if netns.is_empty() { &record.netns } else { netns };
         problems.extend(remove_rules(netns).err());
+        problems.extend(record.device_info.as_ref().and_then(|info| info.remove().err()));
     }
     problems.extend(agent::release(config, id).err());
     if problems.is_empty() {

@@ -6,6 +6,7 @@ use weft_api::AttachmentId;
 use crate::{
     agent,
     config::NetworkConfig,
+    device_info::DeviceInfo,
     error::CniError,
     netlink::{Netlink, SourceRule},
     record::Folder,
@@ -19,6 +20,8 @@ pub(super) enum Step {
     Allocated,
     /// The state file was written.
     Recorded,
+    /// The device-info file was written.
+    Described(DeviceInfo),
     /// The link of this name was made in the host's namespace.
     Linked(String),
     /// A rule was added in the sandbox: rules stay when their link goes.
@@ -50,6 +53,7 @@ impl Journal {
                 Step::Recorded => Folder::of_records(&config.state_dir)
                     .remove(id)
                     .map_err(|error| CniError::io("the state file", error)),
+                Step::Described(info) => info.remove(),
                 Step::Linked(name) => delete(host, &name),
                 Step::Ruled(rule) => match &mut sandbox {
                     Some(sandbox) => sandbox.netlink.delete_rule(rule).map_err(CniError::from),

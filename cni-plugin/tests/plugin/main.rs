@@ -9,6 +9,7 @@ mod add;
 mod bad_input;
 mod check;
 mod del;
+mod device_info;
 mod fake_agent;
 mod gc;
 mod node;
