@@ -10,7 +10,7 @@ use crate::{
     maps::Kernel,
     report,
     skb::Skb,
-    walk::{self, Stop},
+    stop::{self, Stop},
 };
 
 /// An Ethernet frame with an ARP packet for IPv4; fields in network byte order.
@@ -37,14 +37,14 @@ const REPLY: u16 = 2_u16.to_be();
 /// Answers a workload's request from its own port; a message that claims another's address is dropped.
 #[inline(always)]
 pub fn answer(skb: &Skb) -> Result<i32, Stop> {
-    walk::resume(weft_answer_arp(skb.raw()))
+    stop::resume(weft_answer_arp(skb.raw()))
 }
 
-/// [`answer`], as [`walk::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
+/// [`answer`], as [`stop::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_answer_arp(skb: *mut __sk_buff) -> u32 {
-    walk::suspend(try_answer(&Skb::of(skb)))
+    stop::suspend(try_answer(&Skb::of(skb)))
 }
 
 #[inline(always)]

@@ -17,7 +17,7 @@ use crate::{
     maps::{self, Kernel},
     report,
     skb::Skb,
-    walk::Stop,
+    stop::{self, Stop},
 };
 
 /// Ports of the masquerade range that are tried for one flow.
@@ -43,7 +43,7 @@ pub extern "C" fn weft_decide(skb: *mut __sk_buff, hook: u32) -> u32 {
     match slow(&Skb::of(skb), hook as u8) {
         Ok(()) => 0,
         Err(Stop::Return(_)) => PASS,
-        Err(Stop::Drop(reason)) => report::code(Err(reason)),
+        Err(Stop::Drop(reason)) => stop::code(Err(reason)),
     }
 }
 
@@ -60,12 +60,12 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
         return Err(Stop::Return(hook::NEXT));
     }
     if answers {
-        report::check(weft_judge_reply())?;
+        stop::check(weft_judge_reply())?;
     } else {
-        report::check(weft_judge())?;
-        report::check(weft_plan())?;
+        stop::check(weft_judge())?;
+        stop::check(weft_plan())?;
     }
-    report::check(weft_insert(skb.len(), u32::from(answers)))?;
+    stop::check(weft_insert(skb.len(), u32::from(answers)))?;
     if !answers {
         report::decided(skb, hook);
     }
@@ -85,9 +85,9 @@ extern "C" fn weft_recall() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_insert(len: u32, answers: u32) -> u32 {
-    let Some(walk) = maps::walk() else { return report::code(Err(DropReason::Kernel)) };
+    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     life::record(&mut walk.forward, len, TcpFlags(walk.tcp_flags));
-    report::code(match (walk.is_v6 == 0, answers != 0) {
+    stop::code(match (walk.is_v6 == 0, answers != 0) {
         (true, true) => update::<V4>(walk),
         (true, false) => insert::<V4>(walk),
         (false, true) => update::<V6>(walk),
@@ -99,8 +99,8 @@ extern "C" fn weft_insert(len: u32, answers: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_judge() -> u32 {
-    let Some(walk) = maps::walk() else { return report::code(Err(DropReason::Kernel)) };
-    report::code(decide::decide(&Kernel, walk))
+    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
+    stop::code(decide::decide(&Kernel, walk))
 }
 
 /// [`plan::plan`] on the walk; 0, or the number of the reason + 1.
@@ -108,7 +108,7 @@ extern "C" fn weft_judge() -> u32 {
 #[inline(never)]
 extern "C" fn weft_plan() -> u32 {
     let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else {
-        return report::code(Err(DropReason::Kernel));
+        return stop::code(Err(DropReason::Kernel));
     };
     plan::plan(walk, config);
     if decide::moved(&Kernel, walk) {
@@ -121,8 +121,8 @@ extern "C" fn weft_plan() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_judge_reply() -> u32 {
-    let Some(walk) = maps::walk() else { return report::code(Err(DropReason::Kernel)) };
-    report::code(decide::decide_reply(&Kernel, walk))
+    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
+    stop::code(decide::decide_reply(&Kernel, walk))
 }
 
 #[inline(always)]

@@ -2,13 +2,9 @@
 //! What differs between IPv4 and IPv6: header, flow key, flow table, rewrite.
 
 use weft_abi::{Addr, DropReason, Flow, FlowKey4, FlowKey6};
-use weft_logic::{
-    decide::Walk,
-    header::{self, Ipv4, Ipv6, Transport},
-};
+use weft_logic::header::{self, Ipv4, Ipv6, Transport};
 
 use crate::{
-    far, icmp_error,
     maps::{FLOWS4, FLOWS6},
     rewrite,
     skb::Skb,
@@ -31,17 +27,6 @@ pub trait Family {
     fn parse(skb: &Skb) -> Result<(Self::Header, Option<Transport>), DropReason>;
     /// Finds the transport header behind options or extension headers, or of a datagram in pieces.
     fn parse_far(skb: &Skb) -> Result<Transport, DropReason>;
-    /// [`Family::parse_far`] and the look-up of a fragment's ports, by a function of its own: what it found is in the
-    /// walk's `far`. 0, or the reason + 1.
-    fn far(skb: &Skb, ifindex: u32) -> u32;
-    /// Finds the flow of an ICMP error, by a function of its own; see `icmp_error`.
-    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32;
-    /// Translates the packet inside an ICMP error, by a function of its own; see `icmp_error`.
-    fn rewrite_inner(skb: &Skb, offset: u32) -> u32;
-    /// Reads the packet inside an ICMP error at `at` to the walk's `key`, the place of its transport header to `far`.
-    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()>;
-    /// Writes the addresses of the IP header at `ip`, which differ by `diff`; the difference to a checksum over the header.
-    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64>;
     /// The flow key of a packet.
     fn key(ifindex: u32, ip: &Self::Header, transport: &Transport) -> Self::Key;
     /// The family's own form of a key.
@@ -77,31 +62,6 @@ impl Family for V4 {
     #[inline(always)]
     fn parse_far(skb: &Skb) -> Result<Transport, DropReason> {
         header::ipv4_far(skb)
-    }
-
-    #[inline(always)]
-    fn far(skb: &Skb, ifindex: u32) -> u32 {
-        far::weft_parse_far_v4(skb.raw(), ifindex)
-    }
-
-    #[inline(always)]
-    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32 {
-        icmp_error::weft_find_inner_v4(skb.raw(), ifindex, offset, hook)
-    }
-
-    #[inline(always)]
-    fn rewrite_inner(skb: &Skb, offset: u32) -> u32 {
-        icmp_error::weft_rewrite_inner_v4(skb.raw(), offset)
-    }
-
-    #[inline(always)]
-    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
-        icmp_error::inner_v4(skb, at, walk)
-    }
-
-    #[inline(always)]
-    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
-        icmp_error::write_inner_v4(skb, ip, src, dst, diff)
     }
 
     #[inline(always)]
@@ -157,31 +117,6 @@ impl Family for V6 {
     #[inline(always)]
     fn parse_far(skb: &Skb) -> Result<Transport, DropReason> {
         header::ipv6_far(skb)
-    }
-
-    #[inline(always)]
-    fn far(skb: &Skb, ifindex: u32) -> u32 {
-        far::weft_parse_far_v6(skb.raw(), ifindex)
-    }
-
-    #[inline(always)]
-    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32 {
-        icmp_error::weft_find_inner_v6(skb.raw(), ifindex, offset, hook)
-    }
-
-    #[inline(always)]
-    fn rewrite_inner(skb: &Skb, offset: u32) -> u32 {
-        icmp_error::weft_rewrite_inner_v6(skb.raw(), offset)
-    }
-
-    #[inline(always)]
-    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
-        icmp_error::inner_v6(skb, at, walk)
-    }
-
-    #[inline(always)]
-    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
-        icmp_error::write_inner_v6(skb, ip, src, dst, diff)
     }
 
     #[inline(always)]

@@ -8,35 +8,55 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use weft_abi::{DropReason, FragmentKey, FragmentPorts};
 use weft_logic::{
     Frame as _,
-    decide::Far,
+    decide::Far as Found,
     header::{ETHERNET, Kind, Piece, TcpFlags, Transport},
 };
 
 use crate::{
     family::{Family, V4, V6},
     maps::{self, FRAGMENTS},
-    report,
     skb::Skb,
+    stop::code,
 };
 
-/// [`Far::kind`] of an ICMP error; every other number but 0 is a link-local ICMPv6 type, and these start at 130.
+/// [`Found::kind`] of an ICMP error; every other number but 0 is a link-local ICMPv6 type, and these start at 130.
 const ICMP_ERROR: u8 = 1;
 
 /// The largest offset of a transport header; a mask, for the verifier.
 pub const OFFSETS: usize = 0x3ff;
 
-/// [`Family::far`] of IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weft_parse_far_v4(skb: *mut __sk_buff, ifindex: u32) -> u32 {
-    report::code(parse::<V4>(&Skb::of(skb), ifindex))
+/// A family whose far transport headers are found by a function of its own.
+pub trait Far: Family {
+    /// [`Family::parse_far`] and the look-up of a fragment's ports; what it found is in the walk's `far`. 0, or the reason + 1.
+    fn find_far(skb: &Skb, ifindex: u32) -> u32;
 }
 
-/// [`Family::far`] of IPv6.
+impl Far for V4 {
+    #[inline(always)]
+    fn find_far(skb: &Skb, ifindex: u32) -> u32 {
+        weft_parse_far_v4(skb.raw(), ifindex)
+    }
+}
+
+impl Far for V6 {
+    #[inline(always)]
+    fn find_far(skb: &Skb, ifindex: u32) -> u32 {
+        weft_parse_far_v6(skb.raw(), ifindex)
+    }
+}
+
+/// [`Far::find_far`] of IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weft_parse_far_v6(skb: *mut __sk_buff, ifindex: u32) -> u32 {
-    report::code(parse::<V6>(&Skb::of(skb), ifindex))
+extern "C" fn weft_parse_far_v4(skb: *mut __sk_buff, ifindex: u32) -> u32 {
+    code(parse::<V4>(&Skb::of(skb), ifindex))
+}
+
+/// [`Far::find_far`] of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_parse_far_v6(skb: *mut __sk_buff, ifindex: u32) -> u32 {
+    code(parse::<V6>(&Skb::of(skb), ifindex))
 }
 
 #[inline(always)]
@@ -51,7 +71,7 @@ fn parse<F: Family>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
         return Err(DropReason::ExtensionHeaders);
     }
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
-    walk.far = Far {
+    walk.far = Found {
         offset: transport.offset as u32,
         sport: transport.sport,
         dport: transport.dport,
@@ -69,7 +89,7 @@ fn parse<F: Family>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
 
 /// What [`parse`] found.
 #[inline(always)]
-pub fn found(far: &Far) -> Transport {
+pub fn found(far: &Found) -> Transport {
     Transport {
         protocol: far.protocol,
         flags: TcpFlags(far.flags),

@@ -19,24 +19,102 @@ use crate::{
     maps::{self, Kernel},
     report,
     skb::Skb,
-    walk::Stop,
+    stop::{self, Stop},
 };
 
 /// Bytes of an ICMP or ICMPv6 error before the packet inside.
 const ERROR_HEADER: usize = 8;
 
+/// A family whose packets can be inside an ICMP error.
+pub trait Inner: Family {
+    /// [`find`] by a function of its own; 0, or the reason + 1.
+    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32;
+    /// [`rewrite`] by a function of its own; 0, or the reason + 1.
+    fn rewrite_inner(skb: &Skb, offset: u32) -> u32;
+    /// Reads the packet inside at `at` to the walk's `key`, the place of its transport header to `far`.
+    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()>;
+    /// Writes the addresses of the IP header at `ip`, which differ by `diff`, and keeps its checksum; the difference to a
+    /// checksum over the header.
+    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64>;
+}
+
+impl Inner for V4 {
+    #[inline(always)]
+    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32 {
+        weft_find_inner_v4(skb.raw(), ifindex, offset, hook)
+    }
+
+    #[inline(always)]
+    fn rewrite_inner(skb: &Skb, offset: u32) -> u32 {
+        weft_rewrite_inner_v4(skb.raw(), offset)
+    }
+
+    #[inline(always)]
+    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
+        let ip: Ipv4 = skb.load(at)?;
+        let l4 = at + usize::from(ip.version_ihl & 0xf) * 4;
+        (walk.key.src, walk.key.dst) = (Addr::v4(ip.src), Addr::v4(ip.dst));
+        walk.key.protocol = u32::from(ip.protocol);
+        walk.far.offset = l4 as u32;
+        (walk.key.sport, walk.key.dport) = inner_ports(skb, ip.protocol, l4)?;
+        Some(())
+    }
+
+    /// Header and checksum: their differences cancel each other but for folding.
+    #[inline(always)]
+    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
+        let old: u16 = skb.load(ip + 10)?;
+        let new = checksum::update(old, diff);
+        let words = [src.v4_word(), dst.v4_word()];
+        (helpers::store(skb.raw(), ip + 10, &new) && helpers::store(skb.raw(), ip + 12, &words))
+            .then(|| diff + checksum::half_diff(old, new))
+    }
+}
+
+impl Inner for V6 {
+    #[inline(always)]
+    fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32 {
+        weft_find_inner_v6(skb.raw(), ifindex, offset, hook)
+    }
+
+    #[inline(always)]
+    fn rewrite_inner(skb: &Skb, offset: u32) -> u32 {
+        weft_rewrite_inner_v6(skb.raw(), offset)
+    }
+
+    #[inline(always)]
+    fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
+        let [_, next_header]: [u16; 2] = skb.load(at + 4)?;
+        let [protocol, _] = next_header.to_ne_bytes();
+        let l4 = at + size_of::<Ipv6>();
+        walk.key.src = skb.load(at + 8)?;
+        walk.key.dst = skb.load(at + 24)?;
+        walk.key.protocol = u32::from(protocol);
+        walk.far.offset = l4 as u32;
+        (walk.key.sport, walk.key.dport) = inner_ports(skb, protocol, l4)?;
+        Some(())
+    }
+
+    /// There is no header checksum.
+    #[inline(always)]
+    fn write_inner(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
+        let (src, dst) = (*src, *dst);
+        (helpers::store(skb.raw(), ip + 8, &src) && helpers::store(skb.raw(), ip + 24, &dst)).then_some(diff)
+    }
+}
+
 /// Finds the flow of an error's sender and translates the packet inside. The walk's `forward` is then what the error itself
 /// goes on by: as that flow says, but for a router's own source address and for ports, of which it has none.
 #[inline(always)]
-pub fn translate<F: Family, const HOOK: u8>(
+pub fn translate<F: Inner, const HOOK: u8>(
     skb: &Skb,
     ifindex: u32,
     transport: &Transport,
 ) -> Result<&'static Flow, Stop> {
     report::forget();
     let offset = transport.offset as u32;
-    let found = report::check(F::find_inner(skb, ifindex, offset, u32::from(HOOK)))
-        .and_then(|()| report::check(F::rewrite_inner(skb, offset)));
+    let found = stop::check(F::find_inner(skb, ifindex, offset, u32::from(HOOK)))
+        .and_then(|()| stop::check(F::rewrite_inner(skb, offset)));
     match found {
         Ok(()) => Ok(&maps::walk().ok_or(DropReason::Kernel)?.forward),
         Err(_) if hook::is_shared(HOOK) => Err(Stop::Return(hook::NEXT)),
@@ -48,34 +126,34 @@ pub fn translate<F: Family, const HOOK: u8>(
 /// IPv4; 0, or the reason + 1. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weft_find_inner_v4(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
-    report::code(find::<V4>(&Skb::of(skb), ifindex, offset as usize & OFFSETS, hook))
+extern "C" fn weft_find_inner_v4(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
+    stop::code(find::<V4>(&Skb::of(skb), ifindex, offset as usize & OFFSETS, hook))
 }
 
 /// [`weft_find_inner_v4`] of IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weft_find_inner_v6(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
-    report::code(find::<V6>(&Skb::of(skb), ifindex, offset as usize & OFFSETS, hook))
+extern "C" fn weft_find_inner_v6(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
+    stop::code(find::<V6>(&Skb::of(skb), ifindex, offset as usize & OFFSETS, hook))
 }
 
 /// Rewrites the packet inside from the walk's `key` to its `reverse_key`; keeps the inner IPv4 header checksum, the inner
 /// transport checksum where it is there, and the error's own checksum right. Of IPv4; 0, or the reason + 1.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weft_rewrite_inner_v4(skb: *mut __sk_buff, offset: u32) -> u32 {
-    report::code(rewrite::<V4>(&Skb::of(skb), offset as usize & OFFSETS))
+extern "C" fn weft_rewrite_inner_v4(skb: *mut __sk_buff, offset: u32) -> u32 {
+    stop::code(rewrite::<V4>(&Skb::of(skb), offset as usize & OFFSETS))
 }
 
 /// [`weft_rewrite_inner_v4`] of IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weft_rewrite_inner_v6(skb: *mut __sk_buff, offset: u32) -> u32 {
-    report::code(rewrite::<V6>(&Skb::of(skb), offset as usize & OFFSETS))
+extern "C" fn weft_rewrite_inner_v6(skb: *mut __sk_buff, offset: u32) -> u32 {
+    stop::code(rewrite::<V6>(&Skb::of(skb), offset as usize & OFFSETS))
 }
 
 #[inline(always)]
-fn find<F: Family>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(), DropReason> {
+fn find<F: Inner>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(), DropReason> {
     let ip: F::Header = skb.read(ETHERNET).ok_or(DropReason::Truncated)?;
     let (outer_src, outer_dst) = F::addresses(&F::key(0, &ip, &Transport::default()));
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
@@ -125,32 +203,6 @@ fn answer_key(walk: &mut Walk, ifindex: u32) {
     key.protocol = inner.protocol;
 }
 
-/// [`Family::parse_inner`] of IPv4.
-#[inline(always)]
-pub fn inner_v4(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
-    let ip: Ipv4 = skb.load(at)?;
-    let l4 = at + usize::from(ip.version_ihl & 0xf) * 4;
-    (walk.key.src, walk.key.dst) = (Addr::v4(ip.src), Addr::v4(ip.dst));
-    walk.key.protocol = u32::from(ip.protocol);
-    walk.far.offset = l4 as u32;
-    (walk.key.sport, walk.key.dport) = inner_ports(skb, ip.protocol, l4)?;
-    Some(())
-}
-
-/// [`Family::parse_inner`] of IPv6.
-#[inline(always)]
-pub fn inner_v6(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
-    let [_, next_header]: [u16; 2] = skb.load(at + 4)?;
-    let [protocol, _] = next_header.to_ne_bytes();
-    let l4 = at + size_of::<Ipv6>();
-    walk.key.src = skb.load(at + 8)?;
-    walk.key.dst = skb.load(at + 24)?;
-    walk.key.protocol = u32::from(protocol);
-    walk.far.offset = l4 as u32;
-    (walk.key.sport, walk.key.dport) = inner_ports(skb, protocol, l4)?;
-    Some(())
-}
-
 /// Ports of the packet inside; of an echo its identifier, as in flow keys.
 #[inline(always)]
 fn inner_ports(skb: &Skb, protocol_number: u8, l4: usize) -> Option<(u16, u16)> {
@@ -165,7 +217,7 @@ fn inner_ports(skb: &Skb, protocol_number: u8, l4: usize) -> Option<(u16, u16)> 
 }
 
 #[inline(always)]
-fn rewrite<F: Family>(skb: &Skb, offset: usize) -> Result<(), DropReason> {
+fn rewrite<F: Inner>(skb: &Skb, offset: usize) -> Result<(), DropReason> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     let (packet, change) = (&walk.key, &walk.reverse_key);
     let (ip, l4) = (offset + ERROR_HEADER, walk.far.offset as usize & 0x7ff);
@@ -181,23 +233,6 @@ fn rewrite<F: Family>(skb: &Skb, offset: usize) -> Result<(), DropReason> {
     } else {
         Err(DropReason::Kernel)
     }
-}
-
-/// [`Family::write_inner`] of IPv4: addresses and header checksum, whose differences cancel each other but for folding.
-#[inline(always)]
-pub fn write_inner_v4(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
-    let old: u16 = skb.load(ip + 10)?;
-    let new = checksum::update(old, diff);
-    let words = [src.v4_word(), dst.v4_word()];
-    (helpers::store(skb.raw(), ip + 10, &new) && helpers::store(skb.raw(), ip + 12, &words))
-        .then(|| diff + checksum::half_diff(old, new))
-}
-
-/// [`Family::write_inner`] of IPv6, which has no header checksum.
-#[inline(always)]
-pub fn write_inner_v6(skb: &Skb, ip: usize, src: &Addr, dst: &Addr, diff: u64) -> Option<u64> {
-    let (src, dst) = (*src, *dst);
-    (helpers::store(skb.raw(), ip + 8, &src) && helpers::store(skb.raw(), ip + 24, &dst)).then_some(diff)
 }
 
 #[inline(always)]

@@ -21,6 +21,8 @@ mod neighbour;
 mod report;
 mod rewrite;
 mod skb;
+mod stop;
+mod to_workload;
 mod walk;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
@@ -55,7 +57,7 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
 /// tcx egress of a workload's veth or tap: lets through what the programs decided, and the agent's DHCP and RA.
 #[classifier]
 pub fn to_workload(ctx: TcContext) -> i32 {
-    hook::to_workload(Skb::new(&ctx))
+    to_workload::run(Skb::new(&ctx))
 }
 
 /// Nothing panics; the verifier would refuse a program that could.

@@ -16,7 +16,7 @@ use crate::{
     maps::{self, Kernel},
     report,
     skb::Skb,
-    walk::{self, Stop},
+    stop::{self, Stop},
 };
 
 /// A neighbour message with one link-layer address option: 32 bytes behind the IPv6 header.
@@ -48,7 +48,7 @@ pub fn handle<const HOOK: u8>(skb: &Skb, kind: u8) -> Result<i32, Stop> {
         return Err(Stop::Return(if hook::is_shared(HOOK) { hook::NEXT } else { hook::DROP }));
     }
     match kind {
-        icmp::NEIGHBOUR_SOLICITATION => walk::resume(weft_answer_neighbour(skb.raw())),
+        icmp::NEIGHBOUR_SOLICITATION => stop::resume(weft_answer_neighbour(skb.raw())),
         icmp::ROUTER_SOLICITATION => Err(solicit_router(skb)),
         _ => Err(DropReason::Multicast.into()),
     }
@@ -66,11 +66,11 @@ fn solicit_router(skb: &Skb) -> Stop {
     decide::guest_configuration(walk)
 }
 
-/// [`answer`], as [`walk::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
+/// [`answer`], as [`stop::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_answer_neighbour(skb: *mut __sk_buff) -> u32 {
-    walk::suspend(answer(&Skb::of(skb)))
+    stop::suspend(answer(&Skb::of(skb)))
 }
 
 /// Turns a solicitation into its advertisement and sends it back.

@@ -88,26 +88,3 @@ pub fn forget() {
         (walk.translated, walk.denied_by) = (0, 0);
     }
 }
-
-/// How functions of their own return: 0, or the number of the reason + 1.
-#[inline(always)]
-pub fn code(result: Result<(), DropReason>) -> u32 {
-    match result {
-        Ok(()) => 0,
-        Err(reason) => reason as u32 + 1,
-    }
-}
-
-/// The result behind a [`code`].
-#[inline(always)]
-pub fn check(code: u32) -> Result<(), DropReason> {
-    if code == 0 {
-        return Ok(());
-    }
-    let index = code - 1;
-    if index < DropReason::ALL.len() as u32 {
-        // SAFETY: the enum is `repr(u8)` with the values 0..ALL.len(), checked just above.
-        return Err(unsafe { core::mem::transmute::<u8, DropReason>(index as u8) });
-    }
-    Err(DropReason::Kernel)
-}

@@ -10,48 +10,14 @@ use weft_logic::{
 use crate::{
     arp, decide, deliver,
     family::{Family, V4, V6},
-    far, helpers, hook, icmp_error,
+    far::{self, Far},
+    helpers, hook,
+    icmp_error::{self, Inner},
     maps::{self, Kernel},
     neighbour, report,
     skb::Skb,
+    stop::{Stop, check},
 };
-
-/// Why a packet does not go on through the walk.
-pub enum Stop {
-    /// Drop it.
-    Drop(DropReason),
-    /// It is not the dataplane's: return this to the kernel.
-    Return(i32),
-}
-
-impl From<DropReason> for Stop {
-    #[inline(always)]
-    fn from(reason: DropReason) -> Self {
-        Self::Drop(reason)
-    }
-}
-
-/// From here on a number is a reason + 1; the kernel's actions are all below.
-const REFUSED: u32 = 0x100;
-
-/// How a function of its own returns what may be an action or the end of the walk.
-#[inline(always)]
-pub fn suspend(result: Result<i32, Stop>) -> u32 {
-    match result {
-        Ok(action) | Err(Stop::Return(action)) => action as u32 & 0xff,
-        Err(Stop::Drop(reason)) => REFUSED + report::code(Err(reason)),
-    }
-}
-
-/// The result behind [`suspend`]; `TCX_NEXT` is the byte 0xff.
-#[inline(always)]
-pub fn resume(code: u32) -> Result<i32, Stop> {
-    if code < REFUSED {
-        return Ok(i32::from(code as u8 as i8));
-    }
-    report::check(code - REFUSED)?;
-    Err(DropReason::Kernel.into())
-}
 
 /// The whole of a hook's program.
 #[inline(always)]
@@ -80,7 +46,7 @@ fn process<const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
 }
 
 #[inline(always)]
-fn ip<F: Family, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
+fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
     if F::IS_V6 {
         skb.pull_headers::<{ V6::HEADERS }>();
     } else {
@@ -105,12 +71,12 @@ fn ip<F: Family, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
 }
 
 #[inline(always)]
-fn parse<F: Family>(skb: &Skb, ifindex: u32) -> Result<(F::Header, Transport), DropReason> {
+fn parse<F: Far>(skb: &Skb, ifindex: u32) -> Result<(F::Header, Transport), DropReason> {
     let (ip, near) = F::parse(skb)?;
     if let Some(transport) = near {
         return Ok((ip, transport));
     }
-    report::check(F::far(skb, ifindex))?;
+    check(F::find_far(skb, ifindex))?;
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     Ok((ip, far::found(&walk.far)))
 }
@@ -125,7 +91,7 @@ fn slow<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &Transpor
     match decide::weft_decide(skb.raw(), u32::from(HOOK)) {
         decide::PASS => Err(Stop::Return(hook::NEXT)),
         code => {
-            report::check(code)?;
+            check(code)?;
             Ok(&walk.forward)
         }
     }
