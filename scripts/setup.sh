@@ -11,6 +11,8 @@ libseccomp-dev make git ca-certificates'
 test='iproute2 iputils-ping bpftool iperf3 util-linux mount procps kmod'
 # Guests: QEMU by software emulation, Debian's cloud kernel, an initramfs of busybox.
 guest='qemu-system-x86 busybox-static cpio gzip linux-image-cloud-amd64'
+# Front ends of the vhost-user-net device besides QEMU: DPDK's testpmd.
+frontend='dpdk-dev'
 # Images and the Kubernetes testbed.
 cluster='mmdebstrap openssl binutils nftables conntrack'
 
@@ -26,7 +28,7 @@ require_debian_root() {
 }
 
 missing_packages() {
-    for package in $build $test $guest $cluster $(formatter_packages); do
+    for package in $build $test $guest $frontend $cluster $(formatter_packages); do
         state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
         [ "$state" = installed ] || printf '%s ' "$package"
     done

@@ -136,7 +136,10 @@ fn memory_added_while_logging_is_logged() -> Result<()> {
     peer.front.add_mem_region(&far.regions()[0])?;
     peer.front.get_vring_base(TX)?;
     peer.rings[RX] = peer::ring::DriverRing::new(&peer.ram, RX, 256, false)?;
-    peer.rings[RX].set_avail_index(0);
+    for ring in &peer.rings {
+        ring.set_avail_index(0);
+        ring.set_used_index(0);
+    }
     peer.start_rings(&[0, 0])?;
     peer.rings[RX].descriptor(0, 1 << 40, 2048, peer::ring::WRITE, 0);
     peer.rings[RX].offer(0);

@@ -15,8 +15,8 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
-/// How long the device may take for anything.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the device may take for anything, on a machine that does many other things.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A ring in guest memory, driven by hand.
 pub struct DriverRing {
@@ -163,6 +163,11 @@ impl DriverRing {
     /// Sets the available ring's flags: 1 is "no interrupt".
     pub fn set_avail_flags(&self, flags: u16) {
         self.cell(self.avail_addr()).store(flags, Ordering::SeqCst);
+    }
+
+    /// Sets the device's index: a driver that starts over gives the device zeroed rings.
+    pub fn set_used_index(&self, index: u16) {
+        self.cell(self.used_addr() + 2).store(index, Ordering::Release);
     }
 
     pub fn used_index(&self) -> u16 {
