@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use weft_probe::clock::guest_parameters;
 
 use crate::{
     bed::SHARED,
@@ -24,15 +25,8 @@ use crate::{
     shell::Shell,
 };
 
-/// How long a boot may take: 2 s on a quiet machine. On a busy one the kernel's calibration of its timers sometimes never
-/// ends, since emulated time goes on while the emulator waits for a processor; with `-icount` it does not, but everything
-/// in the guest is slower.
-const BOOTS: [(Duration, &[&str]); 4] = [
-    (Duration::from_secs(12), &[]),
-    (Duration::from_secs(30), &[]),
-    (Duration::from_secs(60), &["-icount", "shift=auto"]),
-    (Duration::from_secs(90), &["-icount", "shift=auto"]),
-];
+/// How long each try to boot may take: 2 s on a quiet machine.
+const BOOTS: [Duration; 3] = [Duration::from_secs(30), Duration::from_secs(60), Duration::from_secs(120)];
 
 /// Memory of a guest.
 const MEMORY: &str = "128M";
@@ -96,8 +90,8 @@ impl Guest {
         }
         let network = nic.arguments(mac);
         let mut failures = Vec::new();
-        for (patience, timing) in BOOTS {
-            let qemu = Qemu { machine, name, kernel: &kernel, initrd: &initrd, network: &network, timing };
+        for patience in BOOTS {
+            let qemu = Qemu { machine, name, kernel: &kernel, initrd: &initrd, network: &network };
             match qemu.boot(patience) {
                 Ok(guest) => return Ok(guest),
                 Err(error) => failures.push(format!("{error:#}")),
@@ -122,7 +116,6 @@ struct Qemu<'a> {
     kernel: &'a Kernel,
     initrd: &'a str,
     network: &'a [String],
-    timing: &'a [&'a str],
 }
 
 impl Qemu<'_> {
@@ -135,8 +128,9 @@ impl Qemu<'_> {
             // The guest's timers suffer when the emulator has to wait.
             command.args(["nice", "-n", "-10", "qemu-system-x86_64"]);
             command.args(["-M", "microvm,acpi=on,rtc=on", "-accel", "tcg,tb-size=32", "-m", MEMORY]);
-            command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]).args(self.timing);
-            command.arg("-kernel").arg(&self.kernel.image).args(["-initrd", self.initrd, "-append", COMMAND_LINE]);
+            command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+            command.arg("-kernel").arg(&self.kernel.image).args(["-initrd", self.initrd]);
+            command.arg("-append").arg(format!("{COMMAND_LINE} {}", guest_parameters()));
             command.args(self.network).args(["-serial", "chardev:s0", "-chardev"]);
             command.arg(format!("socket,id=s0,path={socket},server=on,wait=off"));
             command.stdout(output).stderr(errors);
