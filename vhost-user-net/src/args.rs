@@ -169,12 +169,14 @@ fn identity(text: &str) -> Result<Identity, String> {
 }
 
 fn user_of(user: &str) -> Result<(Uid, Option<Gid>), String> {
-    let fail = |error| format!("user {user}: {error}");
     if let Ok(number) = user.parse() {
-        let known = User::from_uid(Uid::from_raw(number)).map_err(fail)?;
+        // A container may have no list of users at all: an error there.
+        let known = User::from_uid(Uid::from_raw(number)).ok().flatten();
         return Ok((Uid::from_raw(number), known.map(|user| user.gid)));
     }
-    let known = User::from_name(user).map_err(fail)?.ok_or(format!("there is no user {user}"))?;
+    let known = User::from_name(user)
+        .map_err(|error| format!("user {user}: {error}"))?
+        .ok_or(format!("there is no user {user}"))?;
     Ok((known.uid, Some(known.gid)))
 }
 

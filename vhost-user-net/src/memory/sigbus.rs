@@ -84,7 +84,8 @@ extern "C" fn on_sigbus(_signal: c_int, info: *mut libc::siginfo_t, _context: *m
     let replaced = hit.is_some_and(|slot| {
         let start = slot.start.load(Ordering::Acquire) as *mut c_void;
         let len = slot.len.load(Ordering::Relaxed);
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // Shared: private memory would count against RLIMIT_DATA, with which a supervisor bounds this process.
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         // SAFETY: replaces exactly the mapping of this slot, whose pages are gone, at the same address.
         let got = unsafe { libc::mmap(start, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
         slot.lost.store(true, Ordering::Release);
