@@ -46,7 +46,7 @@ use crate::{
     device::{self, DeviceConfig, Observation},
     model::{Mode, ObjectKey, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
-    vhost::{self, Devices},
+    vhost::{self, Cgroups, Devices},
     watch::{self as cluster, ApiServer},
 };
 
@@ -126,7 +126,7 @@ async fn start(
     let observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
     let attachments = open_attachments(&config, &device_config, &observation)?;
-    let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), shared.devices.clone());
+    let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
     let memory: Memory = memory::load(&memory::numbers_path(&config.run_dir));
     let applier = Applier::new(memory.digests.clone());
     let mut node = Node {

@@ -21,7 +21,7 @@ use nix::{
 };
 use weft_agent::{
     model::Attachment,
-    vhost::{Board, DeviceState, DeviceStatus, Devices, remove_all, socket_path},
+    vhost::{Board, Cgroups, DeviceState, DeviceStatus, Devices, remove_all, socket_path},
 };
 use weft_api::{Allocation, AttachmentId, AttachmentSpec, DnsSettings, Mac, PortKind, PortLink};
 
@@ -30,18 +30,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A node: a thread in a network namespace of its own, and a folder for devices.
 struct Node {
     folder: tempfile::TempDir,
+    cgroups: Cgroups,
     board: Board,
 }
 
 impl Node {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), board: Board::default() }
+        Self { folder: tempfile::tempdir().unwrap(), cgroups: Cgroups::none(), board: Board::default() }
     }
 
     /// The supervisor of one life of the agent.
     fn agent(&mut self) -> Devices {
         self.board = Board::default();
-        Devices::new(binary(), self.folder.path().into(), self.board.clone())
+        Devices::new(binary(), self.folder.path().into(), self.cgroups.clone(), self.board.clone())
     }
 
     async fn wait(&self, id: &AttachmentId, what: impl Fn(&DeviceStatus) -> bool) -> DeviceStatus {
@@ -156,6 +157,9 @@ fn an_add_waits_for_a_device_that_is_confined_and_serves_its_owner() {
 
         let reports = node.board.reports().await;
         assert_eq!((reports.len(), reports[0].state.as_str(), reports[0].pid), (1, "ready", Some(pid)));
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let memory = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
+        assert!(memory.contains(&(48 << 20).to_string()), "its own memory is bounded: {memory}");
         let metrics = reports[0].metrics.as_ref().unwrap();
         assert_eq!((&metrics["tap"], metrics["rings"].as_array().unwrap().len()), (&"t-own".into(), 4));
 
@@ -255,7 +259,7 @@ fn a_device_with_another_command_line_is_replaced_and_one_without_a_port_is_ende
 
         let pid = node.board.get(&changed.spec.id).unwrap().pid.unwrap();
         end_agent(devices).await;
-        remove_all(node.folder.path()).await.unwrap();
+        remove_all(node.folder.path(), &node.cgroups).await.unwrap();
         assert!(!is_running(pid));
         assert_eq!(node.files(), 0);
     });
@@ -269,14 +273,14 @@ fn a_record_of_somebody_elses_process_is_left_alone() {
         let folder = node.folder.path().join("t-other");
         fs::create_dir(&folder).unwrap();
         record(&folder, &format!("{{\"pid\": {}, \"start_time\": 1}}", other.id()));
-        remove_all(node.folder.path()).await.unwrap();
+        remove_all(node.folder.path(), &node.cgroups).await.unwrap();
         assert!(is_running(other.id()), "the number was given again");
         assert_eq!(node.files(), 0);
 
         fs::create_dir(&folder).unwrap();
         record(&folder, "{\"pid\": 1");
         fs::write(folder.join("mine"), "").unwrap();
-        remove_all(node.folder.path()).await.unwrap();
+        remove_all(node.folder.path(), &node.cgroups).await.unwrap();
         assert!(folder.join("mine").exists(), "what is not a device's stays");
         other.kill().unwrap();
         other.wait().unwrap();
@@ -285,4 +289,158 @@ fn a_record_of_somebody_elses_process_is_left_alone() {
 
 fn record(folder: &Path, text: &str) {
     fs::write(folder.join("device.json"), text).unwrap();
+}
+
+/// What is left of an agent that was killed between starting a device and recording it.
+#[test]
+fn a_device_that_was_never_recorded_is_adopted() {
+    on_a_node(|| async {
+        let mut node = Node::new();
+        let mut devices = node.agent();
+        let attachment = plug(&node, "t-orphan", 1);
+        let id = attachment.spec.id.clone();
+        devices.start(&attachment).unwrap();
+        devices.ready(&id).unwrap().await.unwrap();
+        let pid = node.board.get(&id).unwrap().pid.unwrap();
+        let folder = node.folder.path().join("t-orphan");
+        for torn in [None, Some("{\"pid\":")] {
+            end_agent(devices).await;
+            fs::remove_file(folder.join("device.json")).unwrap();
+            torn.into_iter().for_each(|torn| record(&folder, torn));
+            devices = node.agent();
+            devices.start(&attachment).unwrap();
+            devices.ready(&id).unwrap().await.unwrap();
+            assert_eq!(node.board.get(&id).unwrap().pid, Some(pid), "the same process");
+            let text = fs::read_to_string(folder.join("device.json")).unwrap();
+            assert!(text.contains(&pid.to_string()), "recorded now: {text}");
+        }
+        devices.stopped(&id).await;
+        assert!(!is_running(pid));
+        assert_eq!(node.files(), 0);
+    });
+}
+
+#[test]
+fn devices_that_were_never_recorded_end_without_their_port() {
+    on_a_node(|| async {
+        let mut node = Node::new();
+        let mut devices = node.agent();
+        let [first, second] = ["t-lost1", "t-lost2"].map(|tap| plug(&node, tap, 1));
+        for attachment in [&first, &second] {
+            devices.start(attachment).unwrap();
+            devices.ready(&attachment.spec.id).unwrap().await.unwrap();
+        }
+        let [first, second] =
+            [&first, &second].map(|attachment| node.board.get(&attachment.spec.id).unwrap().pid.unwrap());
+        end_agent(devices).await;
+        for tap in ["t-lost1", "t-lost2"] {
+            fs::remove_file(node.folder.path().join(tap).join("device.json")).unwrap();
+        }
+        // The folder may be gone as well: a device is known by its command line alone.
+        fs::remove_dir_all(node.folder.path().join("t-lost1")).unwrap();
+        let mut devices = node.agent();
+        devices.sweep().await.unwrap();
+        assert!(!is_running(first) && !is_running(second));
+        assert_eq!(node.files(), 0);
+    });
+}
+
+/// Folders of this test alone in every hierarchy of the machine, removed with their contents.
+struct Groups(Vec<PathBuf>);
+
+impl Groups {
+    fn new() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let is_group = |line: &&str| line.contains(" - cgroup");
+        let points = mounts.lines().filter(is_group).map(|line| PathBuf::from(line.split(' ').nth(4).unwrap()));
+        let folders = points.map(|point| point.join(format!("weft-test-{}", std::process::id())));
+        let folders: Vec<_> = folders.filter(|folder| folder.starts_with("/sys/fs/cgroup")).collect();
+        assert!(!folders.is_empty(), "no control groups below /sys/fs/cgroup: {mounts}");
+        for folder in &folders {
+            fs::create_dir(folder).unwrap();
+            for file in ["cpuset.cpus", "cpuset.mems"].map(|file| folder.join(file)) {
+                let parent = folder.parent().unwrap().join(file.file_name().unwrap());
+                if let Some(value) = fs::read_to_string(parent).ok().filter(|value| !value.trim().is_empty()) {
+                    fs::write(file, value.trim()).unwrap();
+                }
+            }
+        }
+        Self(folders)
+    }
+
+    /// How many groups are below.
+    fn count(&self) -> usize {
+        let groups = |folder: &Path| -> usize {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter(|entry| entry.file_name().to_str().unwrap().starts_with("vhost-")).count()
+        };
+        self.0.iter().map(|folder| groups(&folder.join("weft"))).sum()
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            let groups = fs::read_dir(folder.join("weft")).into_iter().flatten().flatten().map(|entry| entry.path());
+            let below: Vec<_> =
+                groups.filter(|group| group.is_dir()).chain([folder.join("weft"), folder.clone()]).collect();
+            for group in below {
+                if let Err(error) = fs::remove_dir(&group) {
+                    eprintln!("{}: {error}", group.display());
+                }
+            }
+        }
+    }
+}
+
+/// The lines of /proc/PID/cgroup that are of other groups than the device's own.
+fn strange_groups(pid: u32, tap: &str) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let own = format!("/weft-test-{}/weft/vhost-{tap}", std::process::id());
+    text.lines().filter(|line| !line.ends_with(&own)).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_device_lives_in_control_groups_of_its_own_that_go_with_it() {
+    on_a_node(|| async {
+        let groups = Groups::new();
+        let mut node = Node::new();
+        node.cgroups = Cgroups::below(groups.0.clone());
+        let mut devices = node.agent();
+        let attachment = plug(&node, "t-group", 1);
+        let id = attachment.spec.id.clone();
+        devices.start(&attachment).unwrap();
+        devices.ready(&id).unwrap().await.unwrap();
+        let pid = node.board.get(&id).unwrap().pid.unwrap();
+        assert_eq!(strange_groups(pid, "t-group"), Vec::<String>::new());
+        assert_eq!(groups.count(), groups.0.len());
+
+        // A device that is started anew is there again.
+        signal(pid, Signal::SIGKILL);
+        let status = node.wait(&id, |status| status.restarts == 1 && status.state == DeviceState::Ready).await;
+        assert_eq!(strange_groups(status.pid.unwrap(), "t-group"), Vec::<String>::new());
+        devices.stopped(&id).await;
+        assert_eq!(groups.count(), 0);
+
+        // What an agent that was killed has left goes with the next sweep, or at the cleanup.
+        fs::create_dir(groups.0[0].join("weft/vhost-t-past")).unwrap();
+        node.agent().sweep().await.unwrap();
+        assert_eq!(groups.count(), 0);
+        remove_all(node.folder.path(), &node.cgroups).await.unwrap();
+        assert!(groups.0.iter().all(|folder| !folder.join("weft").exists()));
+    });
+}
+
+#[test]
+fn a_device_starts_where_no_control_group_can_be_made() {
+    on_a_node(|| async {
+        let mut node = Node::new();
+        node.cgroups = Cgroups::below(vec!["/proc".into(), "/nonexistent".into()]);
+        let mut devices = node.agent();
+        let attachment = plug(&node, "t-nogroup", 1);
+        devices.start(&attachment).unwrap();
+        devices.ready(&attachment.spec.id).unwrap().await.unwrap();
+        devices.stopped(&attachment.spec.id).await;
+        assert_eq!(node.files(), 0);
+    });
 }

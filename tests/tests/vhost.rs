@@ -76,6 +76,17 @@ fn a_guest_on_vhost_user_outlives_its_device_and_the_agent() -> Result<()> {
     let endpoints: Vec<EndpointReport> = node.weft_json("endpoints")?;
     ensure!(endpoints.iter().all(|endpoint| endpoint.state == "ready"), "{endpoints:?}");
 
+    // An agent that is killed after it has started a device and before it has recorded it.
+    node.stop_agent(Signal::SIGKILL)?;
+    node.sh("rm /run/weft/vhost/*/device.json")?.ok()?;
+    node.start_agent()?;
+    node.agent_ready()?;
+    let found = served(node)?;
+    ensure!(found.pid == second.pid && found.restarts == 0, "not the same process: {second:?} {found:?}");
+    for to in guest.sockets(PORT) {
+        far.reaches(Protocol::Tcp, to, "guest")?;
+    }
+
     // At DEL the device goes, and everything of it.
     let pid = adopted.pid.context("no process")?;
     drop(guest);

@@ -51,6 +51,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Check that a vhost-user port's device outlives the agent's pod.
+    Device,
     /// Run upstream's end-to-end network tests.
     E2e {
         /// Regular expression on the full names of the tests to run (default: the conformance tests that must pass).
@@ -95,6 +97,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Exec { node, arguments } => {
             return cluster.execute(&node, &arguments).map(|()| ExitCode::SUCCESS);
         }
+        Command::Device => device(&cluster)?,
         Command::E2e { focus, skip, procs, report_dir } => {
             return e2e(&cluster, &Selection { focus, skip, processes: procs, report_directory: report_dir });
         }
@@ -104,7 +107,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A cluster of its own, Weft on it, the conformance tests that must pass; the cluster goes whatever happens.
+/// A cluster of its own, Weft on it, a device that outlives its agent, the conformance tests that must pass; the cluster goes whatever happens.
 ///
 /// # Errors
 /// The cluster does not come up, or Weft does not make it ready.
@@ -123,8 +126,15 @@ pub(crate) fn conformance(name: &str) -> Result<ExitCode> {
 fn raise(cluster: &Cluster) -> Result<ExitCode> {
     cluster.up(&Binaries::build()?, CniArgument::None.into())?;
     cluster.install(&Binaries::cached()?, &installation(false, "vxlan".to_owned()))?;
+    device(cluster)?;
     let selection = Selection { focus: REQUIRED.to_owned(), skip: None, processes: 6, report_directory: None };
     e2e(cluster, &selection)
+}
+
+fn device(cluster: &Cluster) -> Result<()> {
+    cluster.device_outlives_agent(&Binaries::cached()?)?;
+    println!("device: the same process before and after the agent's pod was replaced, gone at DEL");
+    Ok(())
 }
 
 /// Runs the tests and prints what failed, then the closing line `N passed, N failed`.

@@ -10,7 +10,7 @@ use crate::{
     attachment::{Attachments, Settings, pending},
     config::Config,
     device::{self, links},
-    vhost,
+    vhost::{self, Cgroups},
 };
 
 /// Removes the network configuration and the plugin, the links of workloads, programs, maps, devices, routes and state.
@@ -23,7 +23,9 @@ pub async fn run(config: &Config) -> Result<()> {
     let _lock = lock(config)?;
     install::remove(config)?;
     let devices = vhost_folder(config);
-    vhost::remove_all(&devices).await.with_context(|| format!("cannot end the devices in {}", devices.display()))?;
+    vhost::remove_all(&devices, &Cgroups::find())
+        .await
+        .with_context(|| format!("cannot end the devices in {}", devices.display()))?;
     remove_links(config).await?;
     remove_all(&config.pin_dir)?;
     device::remove().await.context("cannot remove devices and routes")?;

@@ -5,16 +5,21 @@
 //! |---|---|
 //! | `spec` | what a port's device is started with, and where its files are |
 //! | `process` | one process: start it, find one of an earlier agent, end it |
+//! | `running` | finds the processes that no record names |
+//! | `cgroup` | the control groups in which a device outlives the agent's container |
 //! | `supervise` | keeps one device running until it is told to stop |
 //! | `control` | asks a device how it is |
 //! | `board` | what readers see |
 //!
-//! A device outlives the agent: it has a session and a log file of its own, and holds nothing of the agent's. The next agent
-//! finds it by its process id and start time (`device.json`) and adopts it, unless its command line would be another one now.
+//! A device outlives the agent: it has a session, control groups and a log file of its own, and holds nothing of the agent's.
+//! The next agent finds it by its process id and start time (`device.json`), or by its command line, and adopts it, unless
+//! that line would be another one now.
 
 mod board;
+mod cgroup;
 mod control;
 mod process;
+mod running;
 mod spec;
 mod supervise;
 #[cfg(test)]
@@ -33,6 +38,7 @@ use weft_api::{ApiError, AttachmentId, ErrorCode};
 
 pub use self::{
     board::{Board, DeviceState, DeviceStatus},
+    cgroup::Cgroups,
     spec::{DeviceSpec, MAX_QUEUES, check_folder, socket_path},
 };
 use crate::model::Attachment;
@@ -49,7 +55,10 @@ const START_TRIES: u64 = 3;
 pub struct Devices {
     binary: PathBuf,
     folder: PathBuf,
+    cgroups: Cgroups,
     board: Board,
+    /// Processes of earlier agents, until somebody looks after them.
+    found: running::Running,
     running: BTreeMap<AttachmentId, Running>,
     stopping: BTreeMap<AttachmentId, JoinHandle<()>>,
 }
@@ -72,10 +81,11 @@ impl Drop for Running {
 }
 
 impl Devices {
-    /// Devices run `binary`; their files are in `folder`, one folder each.
+    /// Devices run `binary`; their files are in `folder`, one folder each, and they live in `cgroups`.
     #[must_use]
-    pub fn new(binary: PathBuf, folder: PathBuf, board: Board) -> Self {
-        Self { binary, folder, board, running: BTreeMap::new(), stopping: BTreeMap::new() }
+    pub fn new(binary: PathBuf, folder: PathBuf, cgroups: Cgroups, board: Board) -> Self {
+        let found = running::find(&folder);
+        Self { binary, folder, cgroups, board, found, running: BTreeMap::new(), stopping: BTreeMap::new() }
     }
 
     /// Starts the device of an attached vhost-user port, or adopts the one that runs; nothing for other ports.
@@ -98,6 +108,8 @@ impl Devices {
         let supervise = supervise::Supervision {
             binary: self.binary.clone(),
             spec: spec.clone(),
+            cgroups: self.cgroups.clone(),
+            found: self.found.remove(&spec.tap).unwrap_or_default(),
             status: sender,
             stop: stop.clone(),
         };
@@ -155,21 +167,33 @@ impl Devices {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub async fn sweep(&self) -> io::Result<()> {
+    pub async fn sweep(&mut self) -> io::Result<()> {
         let wanted: BTreeSet<&str> = self.running.values().map(|running| running.spec.tap.as_str()).collect();
-        sweep(&self.folder, &wanted).await
+        sweep(&self.folder, &std::mem::take(&mut self.found), &wanted).await?;
+        self.cgroups.sweep(&wanted).await;
+        Ok(())
     }
 }
 
-/// Ends every device whose files are in `folder`: for the cleanup of a node.
+/// Ends every device whose files are in `folder`, and removes its control groups: for the cleanup of a node.
 ///
 /// # Errors
 /// The folder cannot be read.
-pub async fn remove_all(folder: &Path) -> io::Result<()> {
-    sweep(folder, &BTreeSet::new()).await
+pub async fn remove_all(folder: &Path, cgroups: &Cgroups) -> io::Result<()> {
+    sweep(folder, &running::find(folder), &BTreeSet::new()).await?;
+    cgroups.remove_all().await;
+    Ok(())
 }
 
-async fn sweep(folder: &Path, wanted: &BTreeSet<&str>) -> io::Result<()> {
+async fn sweep(folder: &Path, found: &running::Running, wanted: &BTreeSet<&str>) -> io::Result<()> {
+    for (tap, pids) in found.iter().filter(|(tap, _)| !wanted.contains(tap.as_str())) {
+        for pid in pids {
+            if let Some(process) = process::DeviceProcess::of(*pid, &folder.join(tap))? {
+                tracing::info!(tap, pid, "ending a device whose port is no more");
+                process.end().await;
+            }
+        }
+    }
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,

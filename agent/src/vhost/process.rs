@@ -2,10 +2,11 @@
 //! One process of a device.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read as _, Seek as _, SeekFrom},
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::process::ExitStatusExt as _,
     },
     path::Path,
@@ -13,7 +14,11 @@ use std::{
     time::Duration,
 };
 
-use nix::{errno::Errno, sys::signal::Signal};
+use nix::{
+    errno::Errno,
+    sys::signal::Signal,
+    unistd::{getppid, setsid, write},
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -21,10 +26,19 @@ use tokio::{
     time::timeout,
 };
 
-use super::spec::{DeviceSpec, record_path};
+use super::{
+    cgroup::Cgroups,
+    running,
+    spec::{DeviceSpec, record_path, temporary},
+};
 
 /// How long a process may take to end after SIGTERM, and then after SIGKILL.
 const END_PATIENCE: Duration = Duration::from_secs(2);
+/// Memory that a device may have of its own, guest memory aside: heap and stacks, most of it never touched. A device with 16
+/// queue pairs has 37 MiB of it, one with one pair 5.
+const MEMORY: u64 = 32 << 20;
+/// And so much more for each queue pair.
+const MEMORY_PER_QUEUE: u64 = 8 << 20;
 /// The end of a log that is looked at.
 const LOG_TAIL: u64 = 4096;
 /// A last line is told up to here.
@@ -49,21 +63,21 @@ pub(super) struct DeviceProcess {
 }
 
 impl DeviceProcess {
-    /// Starts a device and records it.
+    /// Starts a device, in control groups of its own, and records it. If the agent is killed in between, [`running::find`]
+    /// finds the device.
     ///
     /// # Errors
     /// The binary cannot be run, or the record not be written; no process is left then.
-    pub(super) async fn spawn(binary: &Path, spec: &DeviceSpec) -> io::Result<Self> {
+    pub(super) async fn spawn(binary: &Path, spec: &DeviceSpec, cgroups: &Cgroups) -> io::Result<Self> {
         let log = File::options().create(true).append(true).open(spec.log_path()).map_err(naming(&spec.log_path()))?;
         let mut command = Command::new(binary);
         command.args(spec.arguments()).env_clear().current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        // SAFETY: setsid is async-signal-safe, and nothing else runs between fork and exec.
-        unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
-        let mut child = command.spawn().map_err(naming(binary))?;
+        let mut child = start(command, spec, cgroups).await.map_err(naming(binary))?;
         let marked = child.id().ok_or_else(|| io::Error::from(Errno::ESRCH)).and_then(|pid| {
+            cgroups.confirm(pid, &spec.tap);
             let mark = Mark { pid, start_time: start_time(pid)? };
-            fs::write(record_path(spec.folder()), serde_json::to_vec(&mark)?)?;
+            mark.save(spec)?;
             Ok((mark, open(pid)?))
         });
         match marked {
@@ -86,12 +100,31 @@ impl DeviceProcess {
         };
         let Ok(mark) = serde_json::from_slice::<Mark>(&text) else { return Ok(None) };
         // First hold on to the process of that number, then see whether it is the one.
-        let pidfd = match open(mark.pid) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => return Ok(None),
-            pidfd => pidfd?,
-        };
+        let Some(pidfd) = open_if_alive(mark.pid)? else { return Ok(None) };
         let same = start_time(mark.pid).is_ok_and(|start_time| start_time == mark.start_time);
         Ok(same.then_some(Self { mark, pidfd, child: None }))
+    }
+
+    /// The process `pid`, if it still runs and is a device with its files in `folder`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn of(pid: u32, folder: &Path) -> io::Result<Option<Self>> {
+        let Some(pidfd) = open_if_alive(pid)? else { return Ok(None) };
+        let tap = folder.parent().and_then(|devices| running::tap(pid, devices));
+        if tap.as_deref().map(OsStr::new) != folder.file_name() {
+            return Ok(None);
+        }
+        let Ok(start_time) = start_time(pid) else { return Ok(None) };
+        Ok(Some(Self { mark: Mark { pid, start_time }, pidfd, child: None }))
+    }
+
+    /// Records it as the device of `spec`, for the next agent.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub(super) fn record(&self, spec: &DeviceSpec) -> io::Result<()> {
+        self.mark.save(spec)
     }
 
     pub(super) const fn pid(&self) -> u32 {
@@ -137,6 +170,50 @@ impl DeviceProcess {
     }
 }
 
+impl Mark {
+    /// Readers see the old record or the new one.
+    fn save(self, spec: &DeviceSpec) -> io::Result<()> {
+        let path = record_path(spec.folder());
+        fs::write(temporary(&path), serde_json::to_vec(&self)?)?;
+        fs::rename(temporary(&path), path)
+    }
+}
+
+/// Starts the command in a session and control groups of its own and with bounded memory. Not on a thread of the runtime:
+/// to move a process to another group takes the kernel up to 20 ms, in each hierarchy.
+async fn start(mut command: Command, spec: &DeviceSpec, cgroups: &Cgroups) -> io::Result<Child> {
+    let limit = MEMORY + MEMORY_PER_QUEUE * u64::from(spec.queues);
+    let (tap, cgroups) = (spec.tap.clone(), cgroups.clone());
+    let agent = nix::unistd::getpid();
+    let start = move || {
+        let groups = cgroups.open(&tap);
+        let prepare = move || {
+            setsid()?;
+            let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+            // SAFETY: the call reads the limits, which are there.
+            Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) })?;
+            for group in &groups {
+                // Whether it has moved is looked at from outside.
+                write(group.as_fd(), b"0").ok();
+            }
+            // Without its agent nobody would know of it.
+            if getppid() == agent { Ok(()) } else { Err(io::Error::from(Errno::ECANCELED)) }
+        };
+        // SAFETY: these calls are async-signal-safe, and nothing else runs between fork and exec.
+        unsafe { command.pre_exec(prepare) };
+        command.spawn()
+    };
+    tokio::task::spawn_blocking(start).await.map_err(io::Error::other)?
+}
+
+/// Source: pidfd_open(2). None: no process has the number.
+fn open_if_alive(pid: u32) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+    match open(pid) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => Ok(None),
+        pidfd => pidfd.map(Some),
+    }
+}
+
 /// Source: pidfd_open(2). Readable once the process has ended.
 fn open(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: pidfd_open takes numbers only.
@@ -174,7 +251,9 @@ pub(super) fn last_line(log: &Path) -> Option<String> {
     let mut tail = Vec::new();
     file.take(LOG_TAIL).read_to_end(&mut tail).ok()?;
     let tail = String::from_utf8_lossy(&tail);
-    let line = tail.lines().rfind(|line| !line.trim().is_empty())?;
+    // clap's hint comes after what is wrong.
+    let says = |line: &&str| !line.trim().is_empty() && !line.starts_with("For more information");
+    let line = tail.lines().rfind(says)?;
     Some(line.trim().chars().filter(|c| !c.is_control()).take(MAX_LINE).collect())
 }
 

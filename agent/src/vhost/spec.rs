@@ -22,6 +22,8 @@ const SOCKET: &str = "vhost.sock";
 const CONTROL: &str = "control.sock";
 const LOG: &str = "device.log";
 const RECORD: &str = "device.json";
+/// The argument by which a device is known among all processes.
+pub(super) const SOCKET_FLAG: &str = "--socket=";
 
 /// A port's device as it is to run.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -89,7 +91,7 @@ impl DeviceSpec {
     pub fn arguments(&self) -> Vec<String> {
         let Self { tap, queues, mac, user, .. } = self;
         let mut arguments = vec![
-            format!("--socket={}", self.socket.display()),
+            format!("{SOCKET_FLAG}{}", self.socket.display()),
             format!("--control={}", self.control_path().display()),
             format!("--tap={tap}"),
             format!("--queues={queues}"),
@@ -130,13 +132,20 @@ pub(super) fn record_path(folder: &Path) -> PathBuf {
     folder.join(RECORD)
 }
 
+/// Beside a file, for the time until it is whole.
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("tmp")
+}
+
 /// Removes a device's files and its folder; what is not a device's stays.
 pub(super) fn remove_files(folder: &Path) {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    let files = [RECORD, SOCKET, CONTROL, LOG].iter().try_for_each(|name| gone(fs::remove_file(folder.join(name))));
+    let files =
+        [Path::new(RECORD), &temporary(Path::new(RECORD)), Path::new(SOCKET), Path::new(CONTROL), Path::new(LOG)];
+    let files = files.iter().try_for_each(|name| gone(fs::remove_file(folder.join(name))));
     if let Err(error) = files.and_then(|()| gone(fs::remove_dir(folder))) {
         tracing::warn!(folder = %folder.display(), %error, "cannot remove the files of a device");
     }

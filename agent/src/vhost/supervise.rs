@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     board::{DeviceState, DeviceStatus},
+    cgroup::Cgroups,
     control,
     process::{DeviceProcess, last_line},
     spec::{DeviceSpec, remove_files},
@@ -32,6 +33,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) struct Supervision {
     pub(super) binary: PathBuf,
     pub(super) spec: DeviceSpec,
+    pub(super) cgroups: Cgroups,
+    /// Processes that an earlier agent started for it.
+    pub(super) found: Vec<u32>,
     pub(super) status: watch::Sender<DeviceStatus>,
     pub(super) stop: CancellationToken,
 }
@@ -45,7 +49,7 @@ impl Supervision {
             let since = Instant::now();
             let process = match next.take() {
                 Some(process) => Ok(process),
-                None => DeviceProcess::spawn(&self.binary, &self.spec).await,
+                None => DeviceProcess::spawn(&self.binary, &self.spec, &self.cgroups).await,
             };
             let why = match process {
                 Ok(process) => self.serve(process).await,
@@ -58,22 +62,42 @@ impl Supervision {
                 () = sleep(pauses.after(since.elapsed())) => {}
             }
         }
+        self.cgroups.remove(&self.spec.tap).await;
         remove_files(self.spec.folder());
     }
 
-    /// The device of an earlier agent; one with another command line is ended.
+    /// The device of an earlier agent, recorded or not; any other process on its tap is ended.
     async fn adopt(&self) -> Option<DeviceProcess> {
-        let found = DeviceProcess::recorded(self.spec.folder()).unwrap_or_else(|error| {
-            tracing::warn!(tap = self.spec.tap, %error, "cannot look for a device of an earlier agent");
-            None
-        })?;
-        if found.runs(&self.spec) {
-            tracing::info!(tap = self.spec.tap, pid = found.pid(), "adopted a device");
-            return Some(found);
+        let mut adopted: Option<DeviceProcess> = None;
+        for process in self.earlier() {
+            if adopted.as_ref().is_some_and(|adopted| adopted.pid() == process.pid()) {
+                continue;
+            }
+            if adopted.is_none() && process.runs(&self.spec) {
+                tracing::info!(tap = self.spec.tap, pid = process.pid(), "adopted a device");
+                adopted = Some(process);
+                continue;
+            }
+            tracing::info!(tap = self.spec.tap, pid = process.pid(), "ending a device with another command line");
+            process.end().await;
         }
-        tracing::info!(tap = self.spec.tap, pid = found.pid(), "replacing a device whose command line has changed");
-        found.end().await;
-        None
+        if let Some(Err(error)) = adopted.as_ref().map(|process| process.record(&self.spec)) {
+            tracing::warn!(tap = self.spec.tap, %error, "cannot record an adopted device");
+        }
+        adopted
+    }
+
+    fn earlier(&self) -> Vec<DeviceProcess> {
+        let folder = self.spec.folder();
+        let recorded = [DeviceProcess::recorded(folder)].into_iter();
+        let looks = recorded.chain(self.found.iter().map(|pid| DeviceProcess::of(*pid, folder)));
+        let found = looks.filter_map(|look| {
+            look.unwrap_or_else(|error| {
+                tracing::warn!(tap = self.spec.tap, %error, "cannot look at a device of an earlier agent");
+                None
+            })
+        });
+        found.collect()
     }
 
     /// Looks after a process until it ends, and tells why; none: it was told to stop, and the process is gone.

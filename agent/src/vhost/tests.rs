@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 use weft_api::{Allocation, AttachmentId, AttachmentSpec, DnsSettings, Mac, PortKind, PortLink};
 
 use super::{
-    Board, DeviceSpec, DeviceState, Devices, check_folder, process::last_line, socket_path, supervise::Pauses,
+    Board, Cgroups, DeviceSpec, DeviceState, Devices, check_folder, process::last_line, socket_path, supervise::Pauses,
 };
 use crate::model::Attachment;
 
@@ -89,13 +89,15 @@ fn the_last_line_of_a_log_is_short_and_printable() {
     assert_eq!(last_line(&log).unwrap().len(), 200);
     fs::write(&log, "first\n\u{1b}[31mlast\n\n").unwrap();
     assert_eq!(last_line(&log).unwrap(), "[31mlast");
+    fs::write(&log, "error: wrong\n\nFor more information, try '--help'.\n").unwrap();
+    assert_eq!(last_line(&log).unwrap(), "error: wrong");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_cannot_start_fails_its_add_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let board = Board::default();
-    let mut devices = Devices::new("/nonexistent/weft-vhost".into(), dir.path().into(), board.clone());
+    let mut devices = Devices::new("/nonexistent/weft-vhost".into(), dir.path().into(), Cgroups::none(), board.clone());
     let attachment = attachment(dir.path(), PortKind::VhostUser);
     devices.start(&attachment).unwrap();
     let error = devices.ready(&attachment.spec.id).unwrap().await.unwrap_err();
@@ -117,7 +119,7 @@ async fn a_device_that_ends_is_told_with_its_status_and_last_word() {
     fs::write(&binary, "#!/bin/sh\necho no tap >&2\nexit 3\n").unwrap();
     fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let folder = dir.path().join("vhost");
-    let mut devices = Devices::new(binary, folder.clone(), Board::default());
+    let mut devices = Devices::new(binary, folder.clone(), Cgroups::none(), Board::default());
     let attachment = attachment(&folder, PortKind::VhostUser);
     devices.start(&attachment).unwrap();
     let error = devices.ready(&attachment.spec.id).unwrap().await.unwrap_err();

@@ -11,6 +11,7 @@ mod cgroups;
 mod command;
 mod control_plane;
 mod daemon;
+mod device;
 mod e2e;
 mod images;
 mod install;
