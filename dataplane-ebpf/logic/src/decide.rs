@@ -76,8 +76,8 @@ pub struct Walk {
     pub deliver: u8,
     /// The sender is the host itself: ingress policy does not apply (kubelet's probes).
     pub own_host: u8,
-    /// Reserved.
-    pub pad: u8,
+    /// There is an entry for `key`, though none to go by.
+    pub found: u8,
     /// What a slow parse found.
     pub far: Far,
 }

@@ -54,7 +54,7 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     if is_guest_configuration(walk) {
         return Err(guest_configuration(walk));
     }
-    let answers = weft_recall() != 0;
+    let answers = walk.found != 0 && weft_recall() != 0;
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     if hook::is_shared(hook) && !answers && !is_local_workload(&walk.key.dst) {
         return Err(Stop::Return(hook::NEXT));

@@ -83,10 +83,16 @@ fn parse<F: Far>(skb: &Skb, ifindex: u32) -> Result<(F::Header, Transport), Drop
 
 /// The slow path, by a function of its own: what it decided is in the walk's `forward`.
 #[inline(always)]
-fn slow<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &Transport) -> Result<&'static Flow, Stop> {
+fn slow<F: Family, const HOOK: u8>(
+    skb: &Skb,
+    key: &F::Key,
+    transport: &Transport,
+    found: bool,
+) -> Result<&'static Flow, Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     walk.key = F::widen(key);
     walk.is_v6 = u8::from(F::IS_V6);
+    walk.found = u8::from(found);
     walk.tcp_flags = transport.flags.0;
     match decide::weft_decide(skb.raw(), u32::from(HOOK)) {
         decide::PASS => Err(Stop::Return(hook::NEXT)),
@@ -107,8 +113,8 @@ fn flow<F: Family, const HOOK: u8>(
 ) -> Result<&'static Flow, Stop> {
     let key = F::key(ifindex, ip, transport);
     match established::<F, HOOK>(skb, &key, transport) {
-        Some(flow) => Ok(flow),
-        None => slow::<F, HOOK>(skb, &key, transport),
+        Entry::Stands(flow) => Ok(flow),
+        missing => slow::<F, HOOK>(skb, &key, transport, matches!(missing, Entry::Void)),
     }
 }
 
@@ -118,12 +124,22 @@ pub fn key_ifindex<const HOOK: u8>(skb: &Skb) -> u32 {
     if HOOK == Hook::FromWorkload as u8 || HOOK == Hook::FromHost as u8 { skb.ifindex() } else { WIRE }
 }
 
-/// The established path: one look-up, the epoch, the idle time. `None`: decide (again).
+/// What the flow table has on a packet.
+enum Entry {
+    /// A decision to go by.
+    Stands(&'static Flow),
+    /// One that must be made again.
+    Void,
+    /// Nothing.
+    Missing,
+}
+
+/// The established path: one look-up, the epoch, the idle time.
 #[inline(always)]
-fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &Transport) -> Option<&'static Flow> {
+fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &Transport) -> Entry {
     let Some(found) = F::flow(key) else {
         report::count(Counter::FlowMisses);
-        return None;
+        return Entry::Missing;
     };
     // SAFETY: the entry lives under RCU for as long as the program runs. Other CPUs may write to it; every field is
     // written whole, and two packets of one flow at once lose a count at most.
@@ -131,14 +147,14 @@ fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &T
     let now = helpers::coarse_ticks();
     if !usable::<HOOK>(skb, flow, transport, now) {
         report::count(Counter::FlowsRedecided);
-        return None;
+        return Entry::Void;
     }
     if flow.last_seen != now {
         flow.last_seen = now;
     }
     life::record(flow, skb.len(), transport.flags);
     report::count(Counter::FlowHits);
-    Some(flow)
+    Entry::Stands(flow)
 }
 
 #[inline(always)]
