@@ -145,7 +145,8 @@ pub enum RequestError {
 struct RingSetup {
     size: u16,
     addr: Option<VringAddr>,
-    base: u16,
+    /// Where the ring begins; none while nobody has said. Dragonball says nothing when its device comes back.
+    base: Option<u16>,
     /// Outer: a kick was set. Inner: its descriptor, or none for polling.
     kick: Option<Option<Arc<OwnedFd>>>,
     call: Option<Arc<OwnedFd>>,
@@ -281,12 +282,12 @@ impl Device {
             SplitRing::new(Arc::clone(&self.memory), layout, base, features)
                 .map_err(|source| RequestError::Ring { index, source })
         };
-        let mut ring = open(setup.base)?;
-        let (base, used) = (setup.base, ring.next_used());
-        if base != used {
-            tracing::info!(index, base, used, "the ring has buffers in flight");
+        let mut ring = open(setup.base.unwrap_or(0))?;
+        let used = ring.next_used();
+        if setup.base.is_some_and(|base| base != used) {
+            tracing::info!(index, base = setup.base, used, "the ring has buffers in flight");
         }
-        if goes_on_at_used(base, used, layout.size, self.has(features::IN_ORDER)) {
+        if setup.base.is_none_or(|base| goes_on_at_used(base, used, layout.size, self.has(features::IN_ORDER))) {
             ring = open(used)?;
         }
         let kick = setup.kick.clone().flatten();
@@ -322,7 +323,7 @@ impl Device {
         if running {
             let base = self.worker(index)?.run(move |pair| pair.stop(side))?;
             if let Some(ring) = self.rings.get_mut(index) {
-                ring.base = base;
+                ring.base = Some(base);
                 ring.running = false;
             }
             self.attach(index)?;
@@ -330,7 +331,7 @@ impl Device {
         }
         let Some(ring) = self.rings.get_mut(index) else { return Ok(0) };
         (ring.kick, ring.call, ring.err) = (None, None, None);
-        Ok(ring.base)
+        Ok(ring.base.unwrap_or(0))
     }
 
     fn stop_all(&mut self) {

@@ -182,7 +182,7 @@ impl Device {
             return refuse("the ring runs");
         }
         let Ok(base) = u16::try_from(value) else { return refuse("it has to be less than 65536") };
-        ring.base = base;
+        ring.base = Some(base);
         Ok(())
     }
 
