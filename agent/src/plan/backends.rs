@@ -9,13 +9,18 @@ use std::{
 
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice};
 
-use crate::{
-    model::ObjectKey,
-    plan::{address::parse_ip, services::is_foreign},
-};
+use crate::{model::ObjectKey, plan::address::parse_ip};
+
+/// Labels of Services and slices that are another proxy's business, whatever their value.
+const FOREIGN_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
 /// Label of a slice that names its Service.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Whether the labels give the object to another proxy.
+pub(crate) fn is_foreign(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels.is_some_and(|labels| FOREIGN_LABELS.iter().any(|label| labels.contains_key(*label)))
+}
 
 /// Whether an endpoint takes new connections by right or for want of a better one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

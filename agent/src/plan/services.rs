@@ -17,13 +17,10 @@ use crate::{
     model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Snapshot},
     plan::{
         address::{addr_of, parse_ip},
-        backends::{self, Endpoint, SliceIndex, Wanted},
+        backends::{self, Endpoint, SliceIndex, Wanted, is_foreign},
         protocol,
     },
 };
-
-/// Labels of Services and slices that are another proxy's business, whatever their value.
-const FOREIGN_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
 /// One address, port and protocol that clients may name.
 #[derive(Debug)]
@@ -42,11 +39,6 @@ pub(crate) struct Frontends<'a> {
     numbers: BTreeSet<String>,
     reports: Vec<ServiceReport>,
     problems: Vec<String>,
-}
-
-/// Whether the labels give the object to another proxy.
-pub(crate) fn is_foreign(labels: Option<&BTreeMap<String, String>>) -> bool {
-    labels.is_some_and(|labels| FOREIGN_LABELS.iter().any(|label| labels.contains_key(*label)))
 }
 
 /// Finds every frontend and its endpoints.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::watch::dir::manifest::{self, Object};
+use crate::watch::dir::{manifest, object::Object};
 
 /// Folders within folders, at most.
 const DEPTH: usize = 8;

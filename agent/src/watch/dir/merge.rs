@@ -17,7 +17,7 @@ use crate::{
     watch::dir::{
         derive,
         folder::{File, RUNTIME},
-        manifest::{Name, Object},
+        object::{Name, Object},
     },
 };
 

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `folder` | finds the files that changed, and keeps the last good form of each object |
 //! | `manifest` | YAML to objects, with lines for errors |
+//! | `object` | one of them, and its name |
 //! | `validate` | what the API server would fill in and refuse |
 //! | `merge` | all files to one snapshot |
 //! | `derive` | EndpointSlices from Service selectors |
@@ -20,6 +21,7 @@ mod derive;
 mod folder;
 mod manifest;
 mod merge;
+mod object;
 mod publish;
 #[cfg(test)]
 mod tests;

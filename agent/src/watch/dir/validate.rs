@@ -16,7 +16,7 @@ use k8s_openapi::{
 
 use crate::{
     plan::{check_policy, parse_ip},
-    watch::dir::manifest::Object,
+    watch::dir::object::Object,
 };
 
 /// A field that is not valid.
