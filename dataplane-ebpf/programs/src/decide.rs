@@ -50,13 +50,17 @@ pub extern "C" fn weft_decide(skb: *mut __sk_buff, hook: u32) -> u32 {
 #[inline(always)]
 fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    let may_be_the_hosts = hook::is_shared(hook) && !is_local_workload(&walk.key.dst);
+    if may_be_the_hosts && walk.found == 0 {
+        return Err(Stop::Return(hook::NEXT));
+    }
     begin(skb, walk, hook)?;
     if is_guest_configuration(walk) {
         return Err(guest_configuration(walk));
     }
     let answers = walk.found != 0 && weft_recall() != 0;
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
-    if hook::is_shared(hook) && !answers && !is_local_workload(&walk.key.dst) {
+    if may_be_the_hosts && !answers {
         return Err(Stop::Return(hook::NEXT));
     }
     if answers {
