@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod frame;
 mod print;
 mod show;
 mod table;
@@ -50,7 +51,7 @@ enum Format {
     /// Aligned columns
     #[default]
     Table,
-    /// JSON; `flows --follow` prints one event a line
+    /// JSON; `flows --follow` and `vm trace` print one object a line
     Json,
 }
 
@@ -97,7 +98,7 @@ enum VmCommand {
         /// The pod (`NAMESPACE/NAME` or `NAME`) or the tap
         vm: String,
     },
-    /// Follow the next frames of one port
+    /// Follow the next frames of one port: one a line, with its ends; `-o json` has the first bytes of each
     Trace {
         /// The pod (`NAMESPACE/NAME` or `NAME`) or the tap
         vm: String,
@@ -152,7 +153,7 @@ fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
                 None => output.print(&vms, |vms| vm::overview(vms))?,
                 Some(VmCommand::Show { vm }) => output.print(vm::find(&vms, vm)?, vm::details)?,
                 Some(VmCommand::Trace { vm, frames }) => {
-                    vm::trace(Path::new(&vm::find(&vms, vm)?.control_path), *frames, &mut io::stdout().lock())?;
+                    vm::trace(Path::new(&vm::find(&vms, vm)?.control_path), *frames, &mut output)?;
                 }
             },
             other => return unexpected(&other),

@@ -12,7 +12,9 @@ impl Table {
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into());
+        // What a guest can choose must not steer the terminal.
+        let printable = |cell: String| cell.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
+        self.rows.push(cells.map(printable).into());
     }
 
     /// Whether there is nothing below the head.
@@ -56,7 +58,7 @@ mod tests {
     fn columns_are_aligned() {
         let mut table = Table::new(&["NAME", "PORTS", "X"]);
         table.row(["a".into(), "80/TCP\n53/UDP".into(), String::new()]);
-        table.row(["long-name".into(), "1".into(), "yes".into()]);
+        table.row(["long-\u{1b}name".into(), "1".into(), "yes".into()]);
         let expected = "NAME       PORTS   X\n\
                         a          80/TCP  -\n           53/UDP\n\
                         long-name  1       yes\n";

@@ -12,6 +12,8 @@ use serde_json::Value;
 use weft_api::VmReport;
 
 use crate::{
+    frame,
+    print::Output,
     show::{duration, or},
     table::Table,
 };
@@ -124,11 +126,11 @@ fn ring_table(metrics: &Value) -> Table {
     table
 }
 
-/// Passes on what the device says of the next frames, one JSON object a line.
+/// Shows what the device says of the next frames, one a line.
 ///
 /// # Errors
 /// The device cannot be asked.
-pub(crate) fn trace(control: &Path, frames: u32, output: &mut impl Write) -> Result<()> {
+pub(crate) fn trace(control: &Path, frames: u32, output: &mut Output<impl Write>) -> Result<()> {
     let named = || format!("the device's control socket {}", control.display());
     let mut stream = UnixStream::connect(control).with_context(named)?;
     writeln!(stream, "trace {frames}").with_context(named)?;
@@ -140,8 +142,7 @@ pub(crate) fn trace(control: &Path, frames: u32, output: &mut impl Write) -> Res
         if let (Some(error), None) = (record["error"].as_str(), record["direction"].as_str()) {
             bail!("{}: {error}", named());
         }
-        writeln!(output, "{line}")?;
-        Ok(output.flush()?)
+        output.print_lines(&[record], frame::line)
     })
 }
 

@@ -23,6 +23,58 @@ fn served(node: &Node) -> Result<VmReport> {
     })
 }
 
+/// The value of a metric of the agent's, of the port's own labels and `more`.
+fn metric(node: &Node, name: &str, tap: &str, more: &str) -> Result<u64> {
+    let text = node.sh("busybox wget -q -O - http://127.0.0.1:9911/metrics")?.ok()?;
+    let start = format!("weft_vhost_{name}{{namespace=\"default\",pod=\"guest\",interface=\"{tap}\"{more}}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&start));
+    value.with_context(|| format!("no {start} in:\n{text}"))?.parse().context("not a number")
+}
+
+/// What an operator sees of a guest: single frames, and counters.
+#[test]
+fn a_guests_frames_are_counted_and_can_be_followed() -> Result<()> {
+    let bed = Bed::new()?;
+    let node = bed.node(1);
+    let guest = bed.vhost_vm(1, "default/guest", &[])?;
+    let near = bed.container(1, "default/near", &[])?;
+    guest.serve("guest", PORT)?;
+    let tap = served(node)?.ifname;
+    let [to_guest, from_guest] = ["to", "from"].map(|way| format!(",direction=\"{way}_guest\""));
+    let before = metric(node, "frames_total", &tap, &to_guest)?;
+
+    let server = guest.sockets(PORT)[0];
+    let trace = node.start("trace", "weft vm trace guest --frames 6")?;
+    // Until the device follows, frames pass unseen.
+    let seen = until_ok("six frames", PATIENCE, || {
+        near.reaches(Protocol::Tcp, server, "guest")?;
+        let seen = trace.output(node.as_ref())?;
+        ensure!(seen.lines().count() >= 6, "{seen}");
+        Ok(seen)
+    })?;
+    ensure!(trace.finish(node.as_ref(), PATIENCE)?.status == 0 && seen.lines().count() == 6, "{seen}");
+    let addresses = [format!("TCP {server} -> "), format!(" -> {server} [")];
+    ensure!(addresses.iter().any(|ends| seen.contains(ends)) && seen.contains(" bytes  "), "{seen}");
+    let refused = node.sh("weft vm trace nobody")?;
+    ensure!(
+        refused.status == 1 && refused.output.contains("no vhost-user port of this node is of 'nobody'"),
+        "{refused:?}"
+    );
+
+    ensure!(metric(node, "frames_total", &tap, &to_guest)? > before);
+    for counter in ["bytes_total", "kicks_total"] {
+        ensure!(metric(node, counter, &tap, &from_guest)? > 0, "{counter}");
+    }
+    ensure!(metric(node, "connected", &tap, "")? == 1 && metric(node, "up", &tap, "")? == 1);
+    ensure!(metric(node, "restarts_total", &tap, "")? == 0);
+    ensure!(metric(node, "violations_total", &tap, &from_guest)? == 0);
+    metric(node, "drops_total", &tap, &format!("{to_guest},reason=\"malformed\""))?;
+    let memory = metric(node, "resident_memory_bytes", &tap, "")?;
+    ensure!((1 << 20..64 << 20).contains(&memory), "{memory} bytes");
+    println!("{seen}{}", node.weft("vm show guest")?);
+    Ok(())
+}
+
 /// A guest that configures itself by DHCP and RA over a vhost-user port, as a server behind a Service and as a client;
 /// before and after its device is killed, and over an agent that is killed.
 #[test]

@@ -73,7 +73,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
             None => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
             Some(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
         },
-        "/metrics" => match metrics::text(shared) {
+        "/metrics" => match metrics::text(shared).await {
             Ok(text) => (StatusCode::OK, OPEN_METRICS, text),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
         },

@@ -19,8 +19,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use weft_abi::{COUNTERS, Counter, DROP_REASONS, DropReason};
+use weft_api::VmReport;
 
-use super::Shared;
+use super::{Shared, vms};
 
 /// Numbers of the engine's work.
 #[derive(Debug)]
@@ -57,15 +58,16 @@ impl Work {
     }
 }
 
-/// All metrics as text.
+/// All metrics as text. Devices of vhost-user ports are asked for theirs, which takes two seconds at most.
 ///
 /// # Errors
 /// Never for a string; the library's signature says so.
-pub fn text(shared: std::sync::Arc<Shared>) -> Result<String, fmt::Error> {
+pub async fn text(shared: std::sync::Arc<Shared>) -> Result<String, fmt::Error> {
+    let vms = shared.devices.reports().await;
     let mut registry = Registry::with_prefix("weft");
     registry.register("plan", "Time to plan the dataplane", shared.work.plan.clone());
     registry.register("apply", "Time to apply a plan to the maps", shared.work.apply.clone());
-    registry.register_collector(Box::new(Live(shared)));
+    registry.register_collector(Box::new(Live { shared, vms }));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -73,20 +75,24 @@ pub fn text(shared: std::sync::Arc<Shared>) -> Result<String, fmt::Error> {
 
 /// Numbers that are read when they are asked for.
 #[derive(Debug)]
-struct Live(std::sync::Arc<Shared>);
+struct Live {
+    shared: std::sync::Arc<Shared>,
+    vms: Vec<VmReport>,
+}
 
 type Label = Vec<(&'static str, String)>;
 
 impl Collector for Live {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.encode_state(&mut encoder)?;
-        self.encode_dataplane(&mut encoder)
+        self.encode_dataplane(&mut encoder)?;
+        vms::encode(&mut encoder, &self.vms)
     }
 }
 
 impl Live {
     fn encode_state(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let view = self.0.view();
+        let view = self.shared.view();
         let synced = view.source.as_ref().is_some_and(|source| source.synced);
         let answers = view.source.as_ref().is_some_and(|source| source.error.is_none());
         gauge(encoder, "ready", "Whether CNI requests are served", i64::from(view.not_ready.is_none()))?;
@@ -102,13 +108,18 @@ impl Live {
             .unzip();
         gauges(encoder, "addresses_used", "Addresses given out", None, used)?;
         gauges(encoder, "addresses", "Addresses in all", None, all)?;
-        counter(encoder, "apply_failures", "Passes that broke off", self.0.work.failures.load(Ordering::Relaxed))?;
-        counter(encoder, "map_writes", "Map entries written and removed", self.0.work.writes.load(Ordering::Relaxed))
+        counter(encoder, "apply_failures", "Passes that broke off", self.shared.work.failures.load(Ordering::Relaxed))?;
+        counter(
+            encoder,
+            "map_writes",
+            "Map entries written and removed",
+            self.shared.work.writes.load(Ordering::Relaxed),
+        )
     }
 
     /// Maps that cannot be read are left out: the rest is still worth something.
     fn encode_dataplane(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Some(maps) = self.0.maps() else { return Ok(()) };
+        let Some(maps) = self.shared.maps() else { return Ok(()) };
         let memory = maps.memory().unwrap_or_default();
         let bytes = memory.iter().map(|map| ("map", map.map.to_owned(), map.bytes)).collect();
         let sizes = memory.iter().map(|map| ("map", map.map.to_owned(), u64::from(map.max_entries))).collect();

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod report;
 #[cfg(test)]
 mod tests;
+mod vms;
 
 use std::{
     sync::{

@@ -7,6 +7,8 @@ use std::{
 use serde_json::json;
 use weft_api::{AttachmentId, PodRef, VmReport};
 
+use crate::print::Output;
+
 use super::{details, find, overview, trace};
 
 fn vm(namespace: &str, tap: &str) -> VmReport {
@@ -79,9 +81,9 @@ fn a_trace_is_passed_on_and_a_refusal_told() {
         })
     });
     let mut output = Vec::new();
-    trace(&path, 2, &mut output).unwrap();
+    trace(&path, 2, &mut Output::new(true, &mut output)).unwrap();
     assert_eq!(output, b"{\"frame\":1}\n{\"direction\":\"to_guest\",\"error\":\"EIO\"}\n");
-    let error = trace(&path, 2, &mut Vec::new()).unwrap_err().to_string();
+    let error = trace(&path, 2, &mut Output::new(false, Vec::new())).unwrap_err().to_string();
     assert!(error.ends_with("no"), "{error}");
     assert_eq!(device.join().unwrap(), [*b"trace 2\n"; 2]);
     std::fs::remove_file(path).unwrap();
