@@ -230,10 +230,16 @@ impl Port for TapQueue {
     }
 
     unsafe fn write(&self, pieces: &[libc::iovec]) -> Result<usize, Errno> {
-        let call = libc::SYS_writev;
+        let fd = self.file.as_raw_fd();
         // SAFETY: the kernel checks the ranges and only reads them.
-        Errno::result(unsafe { libc::syscall(call, self.file.as_raw_fd(), pieces.as_ptr(), pieces.len()) })
-            .map(|len| len as usize)
+        let result = unsafe {
+            match pieces {
+                // Without an array to copy in and check.
+                [piece] => libc::syscall(libc::SYS_write, fd, piece.iov_base, piece.iov_len),
+                _ => libc::syscall(libc::SYS_writev, fd, pieces.as_ptr(), pieces.len()),
+            }
+        };
+        Errno::result(result).map(|len| len as usize)
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {

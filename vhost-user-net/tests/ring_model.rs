@@ -58,7 +58,7 @@ impl Both {
 
     fn ring(&self, size: u16, base: u16, event_idx: bool) -> SplitRing {
         let layout = Layout { size, desc: DESC, avail: AVAIL, used: USED };
-        let features = RingFeatures { event_idx, indirect: true };
+        let features = RingFeatures { event_idx, indirect: true, ..RingFeatures::default() };
         SplitRing::new(Arc::clone(&self.ours), layout, base, features).expect("ring")
     }
 
@@ -230,7 +230,7 @@ proptest! {
             for step in 0..count {
                 let head = ring.head(0);
                 ring.advance(1);
-                ring.complete(head, u32::from(step) * 100);
+                ring.complete_frame(head, u32::from(step) * 100);
                 let chain = queue.pop_descriptor_chain(&theirs.oracle).expect("chain");
                 prop_assert_eq!(chain.head_index(), head);
                 queue.add_used(&theirs.oracle, head, u32::from(step) * 100).expect("add_used");
@@ -256,6 +256,7 @@ proptest! {
         let size = 1u16 << shift;
         let memory = Both::new();
         memory.put(AVAIL + 2, index);
+        memory.put(USED + 2, next);
         let mut ring = memory.ring(size, next, false);
         let distance = index.wrapping_sub(next);
         let expected = (distance <= size).then_some(distance);

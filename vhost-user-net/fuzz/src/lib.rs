@@ -23,7 +23,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 use weft_vhost::device::rx::RxQueue;
 use weft_vhost::device::tx::TxQueue;
-use weft_vhost::device::vring::{Enable, Vring};
+use weft_vhost::device::vring::{Batch, Enable, Queue, Vring};
 use weft_vhost::device::{Device, DeviceConfig};
 use weft_vhost::dirty_log::DirtyLog;
 use weft_vhost::memory::{GuestMemory, Translator};
@@ -101,7 +101,9 @@ impl Port for CheckedPort {
     }
 
     unsafe fn write(&self, pieces: &[libc::iovec]) -> Result<usize, Errno> {
-        let (_header, guest) = pieces.split_first().expect("a write without pieces");
+        // A frame in one piece is sent from guest memory, header and all.
+        let guest = if let [_header, guest @ ..] = pieces && !guest.is_empty() { guest } else { pieces };
+        assert!(!guest.is_empty(), "a write without pieces");
         assert!(pieces.len() <= 1024, "{} pieces", pieces.len());
         guest.iter().for_each(|piece| self.check(piece));
         match *self.answer.lock().expect("lock") {
@@ -172,8 +174,11 @@ impl World {
     fn vring(&self, index: u64, bits: u64) -> Vring {
         let base = index * RING_SPACE;
         let layout = Layout { size: SIZE, desc: base, avail: base + 0x400, used: base + 0x800 };
-        let features =
-            RingFeatures { event_idx: bits & features::EVENT_IDX != 0, indirect: bits & features::INDIRECT_DESC != 0 };
+        let features = RingFeatures {
+            event_idx: bits & features::EVENT_IDX != 0,
+            indirect: bits & features::INDIRECT_DESC != 0,
+            in_order: bits & features::IN_ORDER != 0,
+        };
         let ring = SplitRing::new(Arc::clone(&self.memory), layout, 0, features).expect("ring");
         Vring::new(ring, Enable::On, Arc::default(), Arc::default())
     }
@@ -193,6 +198,7 @@ pub fn rings(data: &[u8]) {
         for (bit, feature) in [features::MRG_RXBUF, features::EVENT_IDX, features::INDIRECT_DESC].iter().enumerate() {
             bits |= if choice & 1 << bit != 0 { *feature } else { 0 };
         }
+        bits |= if choice & 16 != 0 { features::IN_ORDER } else { 0 };
         let header_len = if choice & 8 != 0 { 10 } else { 12 };
         let mut tx = TxQueue::new(world.vring(1, bits), bits, header_len);
         let mut rx = RxQueue::new(world.vring(0, bits), header_len, bits & features::MRG_RXBUF != 0);
@@ -225,6 +231,12 @@ fn step(world: &World, input: &mut Input<'_>, tx: &mut TxQueue, rx: &mut RxQueue
             rx.arm()?;
         }
         10 => rx.give_back(),
+        11 if input.u8() & 1 != 0 => {
+            // A successor takes up what is there.
+            let mut vring = world.vring(1, features::EVENT_IDX | features::IN_ORDER);
+            vring.publish(Batch::default());
+            tx.vring = vring;
+        }
         _ => settings(world, input.u8(), tx, rx),
     }
     Ok(())

@@ -276,19 +276,19 @@ impl Device {
     fn start(&mut self, index: usize) -> Result<(), RequestError> {
         let Some(setup) = self.rings.get(index) else { return Ok(()) };
         let Some(layout) = setup.layout() else { return Ok(()) };
-        let features =
-            RingFeatures { event_idx: self.has(features::EVENT_IDX), indirect: self.has(features::INDIRECT_DESC) };
-        let open = |base| {
-            SplitRing::new(Arc::clone(&self.memory), layout, base, features)
-                .map_err(|source| RequestError::Ring { index, source })
+        let features = RingFeatures {
+            event_idx: self.has(features::EVENT_IDX),
+            indirect: self.has(features::INDIRECT_DESC),
+            in_order: self.has(features::IN_ORDER),
         };
-        let mut ring = open(setup.base.unwrap_or(0))?;
-        let used = ring.next_used();
-        if setup.base.is_some_and(|base| base != used) {
-            tracing::info!(index, base = setup.base, used, "the ring has buffers in flight");
-        }
-        if setup.base.is_none_or(|base| goes_on_at_used(base, used, layout.size, self.has(features::IN_ORDER))) {
-            ring = open(used)?;
+        let ring = SplitRing::new(Arc::clone(&self.memory), layout, setup.base, features)
+            .map_err(|source| RequestError::Ring { index, source })?;
+        let (next, done) = (ring.next_avail(), ring.unpublished());
+        let base = setup.base.unwrap_or(next);
+        if done > 0 {
+            tracing::info!(index, done, "the ring goes on behind what a device that was killed had done");
+        } else if next != base || next != ring.next_used() {
+            tracing::info!(index, base, next, used = ring.next_used(), "the ring has buffers in flight");
         }
         let kick = setup.kick.clone().flatten();
         let ring = self.queue(index, ring, setup);
@@ -410,36 +410,5 @@ impl Device {
             state.mtu = self.mtu_told;
             state.rings = rings;
         });
-    }
-}
-
-/// Whether a ring goes on at its used index instead of the base that the front end gave.
-///
-/// A base behind the used index would use buffers twice: DPDK's virtio_user says 0 when it finds its device again and
-/// leaves it to the device to look. Under `IN_ORDER` (virtio 1.3, 2.7.9) the used index says everything: what lies
-/// between it and a base ahead of it was taken by a device that is no more.
-fn goes_on_at_used(base: u16, used: u16, size: u16, in_order: bool) -> bool {
-    let ahead = base.wrapping_sub(used);
-    ahead > size || (ahead > 0 && in_order)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::goes_on_at_used;
-
-    #[test]
-    fn a_ring_goes_on_at_the_base_unless_the_used_index_knows_better() {
-        for (base, used, in_order, expected) in [
-            (5, 5, true, false),
-            (0, 96, false, true),
-            (0, 0xfff0, false, false),
-            (0xfff0, 0, false, true),
-            (100, 96, false, false),
-            (100, 96, true, true),
-            (352, 96, false, false),
-            (353, 96, false, true),
-        ] {
-            assert_eq!(goes_on_at_used(base, used, 256, in_order), expected, "base {base}, used {used}");
-        }
     }
 }

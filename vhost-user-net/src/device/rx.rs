@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 use nix::errno::Errno;
 
-use super::vring::{BATCH, Enable, MAX_FRAME, Turn, Vring, count};
+use super::vring::{Enable, MAX_FRAME, Moved, Queue, Turn, Vring, count};
 use crate::metrics::DropReason;
 use crate::port::Port;
 use crate::ring::{Access, MAX_SEGMENTS, Segments, Violation};
@@ -27,9 +27,9 @@ const COMPACT: usize = 4096;
 /// One chain taken from the ring and not used yet.
 #[derive(Debug)]
 struct Chain {
-    head: u16,
-    pieces: usize,
     bytes: u64,
+    pieces: u16,
+    head: u16,
 }
 
 /// A frame that was read and waits for more buffers.
@@ -57,14 +57,6 @@ pub struct RxQueue {
     /// Greatest length of recent frames.
     expected: u64,
     waiting: Option<Frame>,
-}
-
-/// How an attempt to receive one frame ended.
-enum Outcome {
-    Delivered(usize),
-    Dropped(DropReason),
-    NoBuffers,
-    PortEmpty,
 }
 
 impl RxQueue {
@@ -95,78 +87,29 @@ impl RxQueue {
         (self.first, self.bytes) = (0, 0);
     }
 
-    /// Receives up to `budget` frames.
-    ///
-    /// # Errors
-    /// When the guest broke the rules; what was completed before is shown to it.
-    pub fn run(&mut self, port: &dyn Port, budget: u32) -> Result<Turn, Violation> {
-        if self.vring.enable != Enable::On {
-            return Ok(Turn::RingEmpty);
-        }
-        let (mut left, mut turn) = (budget, Turn::More);
-        while left > 0 && turn == Turn::More {
-            let (mut frames, mut bytes) = (0, 0);
-            let result = self.batch(port, left.min(BATCH), &mut frames, &mut bytes);
-            self.vring.publish(frames, bytes);
-            turn = result?;
-            left = left.saturating_sub(BATCH);
-        }
-        Ok(turn)
-    }
-
-    #[inline]
-    fn batch(&mut self, port: &dyn Port, budget: u32, frames: &mut u64, bytes: &mut u64) -> Result<Turn, Violation> {
-        for _ in 0..budget {
-            match self.receive(port)? {
-                Outcome::Delivered(len) => {
-                    *frames += 1;
-                    *bytes += len as u64;
-                }
-                Outcome::Dropped(reason) => self.vring.counters.count_drop(reason),
-                Outcome::NoBuffers => return Ok(Turn::RingEmpty),
-                Outcome::PortEmpty => return Ok(Turn::PortWait),
-            }
-        }
-        Ok(Turn::More)
-    }
-
-    #[inline]
-    fn receive(&mut self, port: &dyn Port) -> Result<Outcome, Violation> {
-        let frame = match self.waiting.take() {
-            Some(frame) => frame,
-            None => match self.read(port)? {
-                Ok(frame) => frame,
-                Err(outcome) => return Ok(outcome),
-            },
-        };
-        if frame.len > frame.direct && !self.make_room(frame)? {
-            return Ok(self.postpone(frame));
-        }
-        self.deliver(frame).map(|()| Outcome::Delivered(frame.len - self.header_len))
-    }
-
     /// Reads one frame into buffers taken in advance and the overflow buffer.
     #[inline]
-    fn read(&mut self, port: &dyn Port) -> Result<Result<Frame, Outcome>, Violation> {
+    fn read(&mut self, port: &dyn Port) -> Result<Result<Frame, Moved>, Violation> {
         self.gather(self.expected)?;
-        let Some(chain) = self.chains.front() else { return Ok(Err(Outcome::NoBuffers)) };
+        let Some(chain) = self.chains.front() else { return Ok(Err(Moved::Nothing(Turn::RingEmpty))) };
         if chain.bytes < self.header_len as u64 {
             return Err(Violation::NoHeader { len: chain.bytes });
         }
-        let (count, direct) = if self.mergeable { self.cover(self.expected) } else { (chain.pieces, chain.bytes) };
+        let (count, direct) =
+            if self.mergeable { self.cover(self.expected) } else { (chain.pieces.into(), chain.bytes) };
         let direct = direct as usize;
         match self.read_pieces(port, count) {
             Ok(len) if len > self.header_len => {
                 self.expected = (len as u64).max(self.expected - self.expected / DECAY);
                 Ok(Ok(Frame { len, pieces: count, direct: direct.min(len) }))
             }
-            Ok(_) => Ok(Err(Outcome::Dropped(DropReason::Short))),
-            Err(Errno::EAGAIN) => Ok(Err(Outcome::PortEmpty)),
+            Ok(_) => Ok(Err(Moved::Dropped(DropReason::Short))),
+            Err(Errno::EAGAIN) => Ok(Err(Moved::Nothing(Turn::PortWait))),
             Err(Errno::EFAULT) => Err(Violation::MemoryLost),
-            Err(Errno::EIO | Errno::EBADFD) => Ok(Err(Outcome::PortEmpty)),
+            Err(Errno::EIO | Errno::EBADFD) => Ok(Err(Moved::Nothing(Turn::PortWait))),
             Err(_) => {
                 self.vring.counters.count_drop(DropReason::Port);
-                Ok(Err(Outcome::PortEmpty))
+                Ok(Err(Moved::Nothing(Turn::PortWait)))
             }
         }
     }
@@ -217,9 +160,8 @@ impl RxQueue {
             let head = self.vring.ring.head(ahead);
             let before = self.pieces.len();
             let bytes = self.vring.ring.chain(head, Access::Write, &mut self.pieces)?;
-            self.chains.push_back(Chain { head, pieces: self.pieces.len() - before, bytes });
+            self.chains.push_back(Chain { bytes, pieces: (self.pieces.len() - before) as u16, head });
             self.bytes += bytes;
-            self.vring.ring.prefetch(ahead.wrapping_add(1));
         }
         Ok(())
     }
@@ -247,19 +189,19 @@ impl RxQueue {
     }
 
     /// Keeps a frame until there are more buffers, or gives it up when there can never be enough.
-    fn postpone(&mut self, frame: Frame) -> Outcome {
+    fn postpone(&mut self, frame: Frame) -> Moved {
         let full = self.chains.len() >= usize::from(self.vring.ring.size());
         let segments = self.pieces.len() - self.first >= MAX_SEGMENTS;
         if !self.mergeable || full || segments {
-            return Outcome::Dropped(DropReason::TooLong);
+            return Moved::Dropped(DropReason::TooLong);
         }
         self.waiting = Some(frame);
-        Outcome::NoBuffers
+        Moved::Nothing(Turn::RingEmpty)
     }
 
     /// Completes the chains the frame fills.
     #[inline]
-    fn deliver(&mut self, frame: Frame) -> Result<(), Violation> {
+    fn deliver(&mut self, frame: Frame) {
         let chains = self.chains_of(frame.len as u64);
         if self.header_len == HEADER_WITH_NUM_BUFFERS {
             self.write_num_buffers(chains as u16);
@@ -272,16 +214,20 @@ impl RxQueue {
             self.mark_dirty(frame.len);
         }
         let mut left = frame.len as u64;
-        for chain in self.chains.drain(..chains) {
+        for after in (0..chains).rev() {
+            let Some(chain) = self.chains.pop_front() else { break };
             let used = left.min(chain.bytes);
             left -= used;
-            self.vring.ring.complete(chain.head, used as u32);
-            self.first += chain.pieces;
+            self.first += usize::from(chain.pieces);
             self.bytes -= chain.bytes;
+            if after > 0 {
+                self.vring.ring.complete(chain.head, used as u32);
+            } else {
+                self.vring.ring.complete_frame(chain.head, used as u32);
+            }
         }
         self.vring.ring.advance(chains as u16);
         self.compact();
-        Ok(())
     }
 
     #[inline]
@@ -299,6 +245,13 @@ impl RxQueue {
     /// Writes the header's last field, which may lie in any of the first pieces.
     #[inline]
     fn write_num_buffers(&self, chains: u16) {
+        if let Some(piece) = self.pieces.iov().get(self.first).filter(|piece| piece.iov_len >= HEADER_WITH_NUM_BUFFERS)
+        {
+            let at = piece.iov_base.cast::<u8>().wrapping_add(NUM_BUFFERS).cast::<[u8; 2]>();
+            // SAFETY: the piece is guest memory the ring keeps mapped, and has these two bytes.
+            unsafe { at.write_volatile(chains.to_le_bytes()) };
+            return;
+        }
         let mut skip = NUM_BUFFERS;
         let mut bytes = chains.to_le_bytes().into_iter();
         for piece in self.pieces.iov().get(self.first..).unwrap_or_default() {
@@ -337,13 +290,36 @@ impl RxQueue {
             self.first = 0;
         }
     }
+}
 
-    /// Asks for kicks; returns whether buffers came at once instead.
-    ///
-    /// # Errors
-    /// When the guest's index is illegal.
-    pub fn arm(&mut self) -> Result<bool, Violation> {
-        if self.vring.enable != Enable::On {
+impl Queue for RxQueue {
+    #[inline]
+    fn vring(&mut self) -> &mut Vring {
+        &mut self.vring
+    }
+
+    fn works(&self) -> bool {
+        self.vring.enable == Enable::On
+    }
+
+    #[inline]
+    fn move_one(&mut self, port: &dyn Port) -> Result<Moved, Violation> {
+        let frame = match self.waiting.take() {
+            Some(frame) => frame,
+            None => match self.read(port)? {
+                Ok(frame) => frame,
+                Err(moved) => return Ok(moved),
+            },
+        };
+        if frame.len > frame.direct && !self.make_room(frame)? {
+            return Ok(self.postpone(frame));
+        }
+        self.deliver(frame);
+        Ok(Moved::Frame(frame.len - self.header_len))
+    }
+
+    fn arm(&mut self) -> Result<bool, Violation> {
+        if !self.works() {
             return Ok(false);
         }
         let newly = !self.vring.kicks_enabled();

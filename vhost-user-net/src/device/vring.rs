@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a receive and a transmit ring have in common: the ring, its notifications, its counters.
+//! What a receive and a transmit ring have in common: the ring, its batches, its notifications, its counters.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::metrics::{RingCounters, add};
+use crate::metrics::{DropReason, RingCounters, add};
+use crate::port::Port;
 use crate::ring::{SplitRing, Violation};
 use crate::trace::Tracer;
 
@@ -36,6 +37,82 @@ pub enum Turn {
     RingEmpty,
     /// The port has nothing for this ring, or no room.
     PortWait,
+}
+
+/// What became of an attempt to move one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// It was passed on; its bytes without the header.
+    Frame(usize),
+    /// It was thrown away.
+    Dropped(DropReason),
+    /// There is none to move; not [`Turn::More`].
+    Nothing(Turn),
+}
+
+/// A ring in service with what its direction needs.
+pub trait Queue {
+    /// The ring.
+    fn vring(&mut self) -> &mut Vring;
+
+    /// Whether the front end lets the ring move frames.
+    fn works(&self) -> bool;
+
+    /// Moves one frame, to be shown to the guest later.
+    ///
+    /// # Errors
+    /// When the guest broke the rules.
+    fn move_one(&mut self, port: &dyn Port) -> Result<Moved, Violation>;
+
+    /// Asks for kicks before the thread sleeps; returns whether there is something to do at once instead.
+    ///
+    /// # Errors
+    /// When the guest's index is illegal.
+    fn arm(&mut self) -> Result<bool, Violation>;
+
+    /// Moves up to `budget` frames and shows them to the guest in batches.
+    ///
+    /// # Errors
+    /// When the guest broke the rules; what was completed before is shown to it.
+    fn run(&mut self, port: &dyn Port, budget: u32) -> Result<Turn, Violation> {
+        let (mut left, mut turn) = (if self.works() { budget } else { 0 }, Turn::More);
+        if left == 0 {
+            return Ok(Turn::RingEmpty);
+        }
+        while left > 0 && turn == Turn::More {
+            let batch = left.min(BATCH);
+            let mut moved = Batch::default();
+            let result = moved.fill(self, port, batch);
+            self.vring().publish(moved);
+            turn = result?;
+            left -= batch;
+        }
+        Ok(turn)
+    }
+}
+
+/// What one batch came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Batch {
+    frames: u64,
+    bytes: u64,
+}
+
+impl Batch {
+    #[inline]
+    fn fill(&mut self, queue: &mut (impl Queue + ?Sized), port: &dyn Port, budget: u32) -> Result<Turn, Violation> {
+        for _ in 0..budget {
+            match queue.move_one(port)? {
+                Moved::Frame(len) => {
+                    self.frames += 1;
+                    self.bytes += len as u64;
+                }
+                Moved::Dropped(reason) => queue.vring().counters.count_drop(reason),
+                Moved::Nothing(turn) => return Ok(turn),
+            }
+        }
+        Ok(Turn::More)
+    }
 }
 
 /// A ring in service.
@@ -88,11 +165,11 @@ impl Vring {
 
     /// Shows the guest what was completed and interrupts it when it wants that.
     #[inline]
-    pub fn publish(&mut self, frames: u64, bytes: u64) {
+    pub fn publish(&mut self, batch: Batch) {
         if self.ring.publish() {
             self.interrupt();
         }
-        self.counters.batch(frames, bytes);
+        self.counters.batch(batch.frames, batch.bytes);
     }
 
     /// Interrupts the guest.

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::rx::RxQueue;
 use super::tx::TxQueue;
-use super::vring::{Turn, Vring, count};
+use super::vring::{Batch, Queue, Turn, Vring, count};
 use crate::memory::sigbus;
 use crate::port::Port;
 use crate::ring::Violation;
@@ -199,6 +199,10 @@ impl Pair {
             NewRing::Rx(queue) => self.rx = Slot { base: 0, queue: Some(queue), kick },
             NewRing::Tx(queue) => self.tx = Slot { base: 0, queue: Some(queue), kick },
         }
+        if let Some(vring) = self.vring(side) {
+            // What a device that was killed had done and not shown yet.
+            vring.publish(Batch::default());
+        }
         Ok(())
     }
 
@@ -317,35 +321,21 @@ impl Pair {
     }
 
     fn step_tx(&mut self) -> bool {
-        if !self.port_writable {
-            return false;
-        }
-        let Some(queue) = &mut self.tx.queue else { return false };
-        match queue.run(&*self.port, BUDGET) {
-            Ok(Turn::More) => true,
-            Ok(Turn::RingEmpty) => false,
-            Ok(Turn::PortWait) => {
-                self.port_writable = false;
-                false
-            }
-            Err(violation) => self.fail(Side::Tx, violation),
-        }
+        let result = Self::turn(&mut self.tx, &*self.port, &mut self.port_writable);
+        result.unwrap_or_else(|violation| self.fail(Side::Tx, violation))
     }
 
     fn step_rx(&mut self) -> bool {
-        if !self.port_readable {
-            return false;
-        }
-        let Some(queue) = &mut self.rx.queue else { return false };
-        match queue.run(&*self.port, BUDGET) {
-            Ok(Turn::More) => true,
-            Ok(Turn::RingEmpty) => false,
-            Ok(Turn::PortWait) => {
-                self.port_readable = false;
-                false
-            }
-            Err(violation) => self.fail(Side::Rx, violation),
-        }
+        let result = Self::turn(&mut self.rx, &*self.port, &mut self.port_readable);
+        result.unwrap_or_else(|violation| self.fail(Side::Rx, violation))
+    }
+
+    /// Gives one ring its turn, while the port is ready for it; returns whether there is more to do at once.
+    fn turn<Q: Queue>(slot: &mut Slot<Q>, port: &dyn Port, ready: &mut bool) -> Result<bool, Violation> {
+        let Some(queue) = slot.queue.as_mut().filter(|_| *ready) else { return Ok(false) };
+        let turn = queue.run(port, BUDGET)?;
+        *ready = turn != Turn::PortWait;
+        Ok(turn == Turn::More)
     }
 
     /// Looks for work a while before the thread sleeps, when it was told to; returns whether some came.

@@ -101,9 +101,18 @@ pub(super) struct Table {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Descriptor {
     pub(super) addr: u64,
-    len: u32,
+    pub(super) len: u32,
     flags: u16,
     next: u16,
+}
+
+impl Descriptor {
+    /// Whether this is a whole chain for this access, in the ring's own table: what nearly every small frame is.
+    #[inline]
+    pub(super) fn is_alone(&self, access: Access) -> bool {
+        let wanted = if access == Access::Write { F_WRITE } else { 0 };
+        self.flags & (F_NEXT | F_INDIRECT | F_WRITE) == wanted
+    }
 }
 
 impl Table {
@@ -147,33 +156,32 @@ pub(super) struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Appends the chain's pieces to `out` and returns the bytes they have. On a violation `out` is as it was.
+    /// Appends the pieces of the chain that begins with this descriptor to `out` and returns the bytes they have. On a
+    /// violation `out` is as it was.
     ///
     /// # Safety
     /// The ring's descriptor table must be mapped, as part of `memory`.
-    #[inline]
-    pub(super) unsafe fn run(mut self, out: &mut Segments) -> Result<u64, Violation> {
+    pub(super) unsafe fn run(mut self, first: Descriptor, out: &mut Segments) -> Result<u64, Violation> {
         let before = out.len();
         // SAFETY: as the caller's.
-        let result = unsafe { self.collect(before, out) };
+        let result = unsafe { self.collect(first, before, out) };
         if result.is_err() {
             out.truncate(before);
         }
         result
     }
 
-    #[inline]
-    unsafe fn collect(&mut self, before: usize, out: &mut Segments) -> Result<u64, Violation> {
-        let mut index = u32::from(self.head);
+    unsafe fn collect(&mut self, first: Descriptor, before: usize, out: &mut Segments) -> Result<u64, Violation> {
+        let mut descriptor = first;
         let mut nested = false;
         let mut left = self.table.len;
         let mut total = 0;
         loop {
-            // SAFETY: the first table is the ring's; `enter` checked that a later one is mapped.
-            let descriptor = unsafe { self.table.read(index)? };
             if descriptor.flags & F_INDIRECT != 0 {
                 self.enter(&descriptor, nested)?;
-                (nested, index, left) = (true, 0, self.table.len);
+                (nested, left) = (true, self.table.len);
+                // SAFETY: `enter` checked that the table is mapped.
+                descriptor = unsafe { self.table.read(0)? };
                 continue;
             }
             self.check_direction(descriptor.flags)?;
@@ -185,11 +193,12 @@ impl Walk<'_> {
             if descriptor.flags & F_NEXT == 0 {
                 return Ok(total);
             }
-            index = descriptor.next.into();
             left -= 1;
             if left == 0 {
                 return Err(Violation::Loop { head: self.head });
             }
+            // SAFETY: the table is the ring's, or one that `enter` checked.
+            descriptor = unsafe { self.table.read(descriptor.next.into())? };
         }
     }
 

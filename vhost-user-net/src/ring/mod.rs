@@ -4,8 +4,10 @@
 //! Everything in a ring is written by the guest and may change at any moment. Each field is read once, checked, and used
 //! from the copy. What a correct driver cannot produce is a [`Violation`]; the ring it happens on is stopped.
 
+pub mod cells;
 pub mod descriptor;
 pub mod event;
+pub mod indices;
 pub mod split;
 
 use thiserror::Error;

@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The ring itself: cached host pointers, private copies of the indices, one publication per batch.
 
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use thiserror::Error;
 
-use super::descriptor::{Access, DESCRIPTOR_LEN, Segments, Table, Walk};
-use super::{MAX_SIZE, Violation, event};
+use super::cells::{ENTRIES, GuestCells, USED_ELEMENT};
+use super::descriptor::{Access, DESCRIPTOR_LEN, Descriptor, Segments, Table, Walk};
+use super::indices::{Indices, Rules};
+use super::{MAX_SIZE, Violation};
 use crate::dirty_log::DirtyLog;
 use crate::memory::{GuestMemory, HostRange, Translator};
 
-const AVAIL_NO_INTERRUPT: u16 = 1;
-const USED_NO_NOTIFY: u16 = 1;
-/// Offset of the ring of heads behind `flags` and `idx`.
-const AVAIL_RING: usize = 4;
-/// Offset of the ring of used elements behind `flags` and `idx`.
-const USED_RING: usize = 4;
-const USED_ELEMENT: usize = 8;
 const CACHE_LINE: u64 = 64;
 
 /// Where a ring lies, in addresses of the front end's process, and how many entries it has.
@@ -69,6 +62,8 @@ pub struct RingFeatures {
     pub event_idx: bool,
     /// `VIRTIO_F_INDIRECT_DESC`
     pub indirect: bool,
+    /// `VIRTIO_F_IN_ORDER`
+    pub in_order: bool,
 }
 
 /// Marks what the device writes into the used ring.
@@ -83,32 +78,20 @@ struct UsedLog {
 #[derive(Debug, Clone, Copy)]
 struct Parts {
     table: Table,
-    avail: NonNull<u8>,
-    used: NonNull<u8>,
+    cells: GuestCells,
     used_guest: u64,
 }
 
 /// A split virtqueue, used by one thread.
 #[derive(Debug)]
 pub struct SplitRing {
-    parts: Parts,
-    size: u16,
+    indices: Indices<GuestCells>,
+    table: Table,
+    used_guest: u64,
     features: RingFeatures,
-    /// Next available entry to take.
-    next_avail: u16,
-    /// The guest's available index when it was last read.
-    avail_idx: u16,
-    /// Next used entry to write.
-    next_used: u16,
-    /// The used index the guest can see.
-    published: u16,
-    /// The guest has not been interrupted since the ring started, so its event index says nothing yet.
-    fresh: bool,
-    /// The available index at which the guest was last asked to kick, while that stands.
-    armed: Option<u16>,
     translator: Translator,
     log: Option<UsedLog>,
-    /// Keeps `parts` mapped.
+    /// Keeps the parts mapped.
     memory: Arc<GuestMemory>,
 }
 
@@ -117,29 +100,20 @@ pub struct SplitRing {
 unsafe impl Send for SplitRing {}
 
 impl SplitRing {
-    /// Takes up a ring at the available index `base`. The used index is the one in the guest's memory.
+    /// Takes up a ring at the available index `base`, as [`Indices::new`] does.
     ///
     /// # Errors
     /// When the size or an alignment is illegal or a part is not guest memory.
-    pub fn new(memory: Arc<GuestMemory>, layout: Layout, base: u16, features: RingFeatures) -> Result<Self, RingError> {
-        let parts = locate(&memory, layout, features)?;
-        let mut ring = Self {
-            parts,
-            size: layout.size,
-            features,
-            next_avail: base,
-            avail_idx: base,
-            next_used: 0,
-            published: 0,
-            fresh: true,
-            armed: None,
-            translator: Translator::default(),
-            log: None,
-            memory,
-        };
-        ring.next_used = ring.used_cell(2).load(Ordering::Relaxed);
-        ring.published = ring.next_used;
-        Ok(ring)
+    pub fn new(
+        memory: Arc<GuestMemory>,
+        layout: Layout,
+        base: impl Into<Option<u16>>,
+        features: RingFeatures,
+    ) -> Result<Self, RingError> {
+        let Parts { table, cells, used_guest } = locate(&memory, layout, features)?;
+        let RingFeatures { event_idx, in_order, .. } = features;
+        let indices = Indices::new(cells, Rules { size: layout.size, event_idx, in_order }, base);
+        Ok(Self { indices, table, used_guest, features, translator: Translator::default(), log: None, memory })
     }
 
     /// Goes on with the same indices in another memory table or at other addresses.
@@ -147,9 +121,9 @@ impl SplitRing {
     /// # Errors
     /// As [`SplitRing::new`]; the ring must not be used any more then.
     pub fn relocate(&mut self, memory: Arc<GuestMemory>, layout: Layout) -> Result<(), RingError> {
-        self.parts = locate(&memory, layout, self.features)?;
-        self.size = layout.size;
-        self.armed = None;
+        let parts = locate(&memory, layout, self.features)?;
+        self.indices.relocate(parts.cells, layout.size);
+        (self.table, self.used_guest) = (parts.table, parts.used_guest);
         self.translator = Translator::default();
         self.memory = memory;
         Ok(())
@@ -172,54 +146,48 @@ impl SplitRing {
     }
 
     /// Entries of the ring.
+    #[inline]
     pub fn size(&self) -> u16 {
-        self.size
+        self.indices.size()
     }
 
     /// Next available index to take: what `GET_VRING_BASE` answers.
     pub fn next_avail(&self) -> u16 {
-        self.next_avail
+        self.indices.next_avail()
     }
 
     /// Next used index to write.
     pub fn next_used(&self) -> u16 {
-        self.next_used
+        self.indices.next_used()
     }
 
-    /// Number of chains `ahead` of the next one that are available, reading the guest's index when none is known.
+    /// Chains that are completed and not shown to the guest yet.
+    pub fn unpublished(&self) -> u16 {
+        self.indices.next_used().wrapping_sub(self.indices.published())
+    }
+
+    /// As [`Indices::available`].
     ///
     /// # Errors
     /// [`Violation::AvailJump`] when the guest's index ran ahead of the ring.
     #[inline]
     pub fn available(&mut self, ahead: u16) -> Result<u16, Violation> {
-        let taken = self.next_avail.wrapping_add(ahead);
-        if self.avail_idx != taken {
-            return Ok(self.avail_idx.wrapping_sub(taken));
-        }
-        self.look(ahead)
+        self.indices.available(ahead)
     }
 
-    /// As [`SplitRing::available`], but always reads the guest's index.
+    /// As [`Indices::look`].
     ///
     /// # Errors
     /// As [`SplitRing::available`].
     #[inline]
     pub fn look(&mut self, ahead: u16) -> Result<u16, Violation> {
-        let index = self.avail_cell(2).load(Ordering::Acquire);
-        let index = u16::from_le(index);
-        let jump = Violation::AvailJump { index, next: self.next_avail, size: self.size };
-        let count = event::available(index, self.next_avail, self.size).ok_or(jump)?;
-        // The guest may not take back what it made available.
-        let count = count.checked_sub(ahead).ok_or(jump)?;
-        self.avail_idx = index;
-        Ok(count)
+        self.indices.look(ahead)
     }
 
-    /// The head of the chain `ahead` of the next one. It must be available.
+    /// As [`Indices::head`].
     #[inline]
     pub fn head(&self, ahead: u16) -> u16 {
-        let slot = self.next_avail.wrapping_add(ahead) & (self.size - 1);
-        u16::from_le(self.avail_cell(AVAIL_RING + 2 * usize::from(slot)).load(Ordering::Relaxed))
+        self.indices.head(ahead)
     }
 
     /// Appends the pieces of the chain at `head` to `out` and returns their bytes.
@@ -228,148 +196,119 @@ impl SplitRing {
     /// The violation that makes the chain unusable; `out` is as it was then.
     #[inline]
     pub fn chain(&mut self, head: u16, access: Access, out: &mut Segments) -> Result<u64, Violation> {
+        // SAFETY: `locate` found the table in `memory`, which lives as long as the ring.
+        let first = unsafe { self.table.read(head.into())? };
+        let len = u64::from(first.len);
+        if first.is_alone(access)
+            && let Some(piece) = self.translator.translate(&self.memory, first.addr, len)
+            && piece.len == len
+        {
+            out.push(piece.host, len, first.addr);
+            return Ok(len);
+        }
+        self.walk(head, first, access, out)
+    }
+
+    /// The chains of several descriptors, and those that are none.
+    #[inline(never)]
+    fn walk(&mut self, head: u16, first: Descriptor, access: Access, out: &mut Segments) -> Result<u64, Violation> {
         let walk = Walk {
             memory: &self.memory,
             translator: &mut self.translator,
-            table: self.parts.table,
+            table: self.table,
             indirect: self.features.indirect,
             access,
             head,
         };
         // SAFETY: `locate` found the table in `memory`, which lives as long as the ring.
-        unsafe { walk.run(out) }
+        unsafe { walk.run(first, out) }
     }
 
     /// Has the processor fetch the first bytes of the chain `ahead` of the next one, if it is known to be available:
     /// the kernel is about to copy them out of memory another processor wrote.
     #[inline]
     pub fn prefetch(&mut self, ahead: u16) {
-        if self.avail_idx.wrapping_sub(self.next_avail) <= ahead {
+        if self.indices.known(ahead) == 0 {
             return;
         }
         let head = self.head(ahead);
         // SAFETY: `locate` found the table in `memory`, which lives as long as the ring.
-        let Ok(descriptor) = (unsafe { self.parts.table.read(head.into()) }) else { return };
+        let Ok(descriptor) = (unsafe { self.table.read(head.into()) }) else { return };
         if let Some(piece) = self.translator.translate(&self.memory, descriptor.addr, CACHE_LINE) {
             prefetch_line(piece.host.as_ptr());
             prefetch_line(piece.host.as_ptr().wrapping_add(CACHE_LINE as usize));
         }
     }
 
-    /// Takes `count` chains for good.
+    /// As [`Indices::advance`].
     #[inline]
     pub fn advance(&mut self, count: u16) {
-        self.next_avail = self.next_avail.wrapping_add(count);
+        self.indices.advance(count);
     }
 
-    /// Writes a used element. The guest sees it after [`SplitRing::publish`].
+    /// As [`Indices::complete`].
     #[inline]
     pub fn complete(&mut self, head: u16, len: u32) {
-        let slot = usize::from(self.next_used & (self.size - 1));
-        let element = u64::from(head) | u64::from(len) << 32;
-        // SAFETY: the used ring has `size` elements from USED_RING on and slot < size; it is aligned to 4, which is
-        // all an element has.
-        unsafe {
-            let at = self.parts.used.add(USED_RING + USED_ELEMENT * slot).cast::<[u32; 2]>();
-            at.write_volatile([(element as u32).to_le(), ((element >> 32) as u32).to_le()]);
-        }
-        self.next_used = self.next_used.wrapping_add(1);
+        self.indices.complete(head, len);
+    }
+
+    /// As [`Indices::complete_frame`].
+    #[inline]
+    pub fn complete_frame(&mut self, head: u16, len: u32) {
+        self.indices.complete_frame(head, len);
+    }
+
+    /// As [`Indices::take_back`].
+    #[inline]
+    pub fn take_back(&mut self) {
+        self.indices.take_back();
     }
 
     /// Shows the guest what was completed and says whether it wants an interrupt.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        let (old, new) = (self.published, self.next_used);
-        if old == new {
-            return false;
-        }
-        self.used_cell(2).store(new.to_le(), Ordering::Release);
-        self.published = new;
+        let old = self.indices.published();
+        let wanted = self.indices.publish();
         if self.log.is_some() {
-            self.log_used(old, new);
+            self.log_used(old, self.indices.published());
         }
-        // The index must be visible before the guest's wish is read, or both sides may go to sleep.
-        fence(Ordering::SeqCst);
-        let wanted = self.wants_interrupt(old, new) || self.fresh;
-        self.fresh &= !wanted;
         wanted
     }
 
-    #[inline]
-    fn wants_interrupt(&self, old: u16, new: u16) -> bool {
-        if self.features.event_idx {
-            let at = AVAIL_RING + 2 * usize::from(self.size);
-            return event::passes(u16::from_le(self.avail_cell(at).load(Ordering::Relaxed)), new, old);
-        }
-        u16::from_le(self.avail_cell(0).load(Ordering::Relaxed)) & AVAIL_NO_INTERRUPT == 0
-    }
-
-    /// Tells the guest not to kick. With `EVENT_IDX` nothing needs to be written: the event index stays behind.
+    /// As [`Indices::disable_kicks`].
     pub fn disable_kicks(&mut self) {
-        if !self.features.event_idx {
-            self.armed = None;
-            self.used_cell(0).store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
+        if self.indices.disable_kicks() {
             self.log_write(0, 2);
         }
     }
 
-    /// Asks the guest to kick when it makes more available, and looks once more.
-    ///
-    /// Returns whether something became available meanwhile, in which case there may be no kick for it.
+    /// As [`Indices::enable_kicks`].
     ///
     /// # Errors
     /// As [`SplitRing::available`].
     pub fn enable_kicks(&mut self, ahead: u16) -> Result<bool, Violation> {
-        if self.armed != Some(self.avail_idx) {
-            self.ask_for_kick();
-        }
-        let seen = self.avail_idx;
-        self.look(ahead)?;
-        Ok(self.avail_idx != seen)
-    }
-
-    fn ask_for_kick(&mut self) {
-        self.armed = Some(self.avail_idx);
-        let (at, value) = if self.features.event_idx {
-            (USED_RING + USED_ELEMENT * usize::from(self.size), self.avail_idx)
-        } else {
-            (0, 0)
-        };
-        self.used_cell(at).store(value.to_le(), Ordering::Relaxed);
-        self.log_write(at as u64, 2);
-        // The wish must be visible before the index is read again, or both sides may go to sleep.
-        fence(Ordering::SeqCst);
+        let more = self.indices.enable_kicks(ahead);
+        let event = ENTRIES + USED_ELEMENT * usize::from(self.size());
+        self.log_write(if self.features.event_idx { event as u64 } else { 0 }, 2);
+        more
     }
 
     fn log_used(&self, old: u16, new: u16) {
         let mut at = old;
         while at != new {
-            let slot = u64::from(at & (self.size - 1));
-            self.log_write(USED_RING as u64 + USED_ELEMENT as u64 * slot, USED_ELEMENT as u64);
+            let slot = usize::from(self.indices.slot(at));
+            self.log_write((ENTRIES + USED_ELEMENT * slot) as u64, USED_ELEMENT as u64);
             at = at.wrapping_add(1);
         }
-        self.log_write(2, 2);
+        if old != new {
+            self.log_write(0, ENTRIES as u64);
+        }
     }
 
     fn log_write(&self, offset: u64, len: u64) {
         if let Some(UsedLog { log, guest_addr }) = &self.log {
-            log.mark(guest_addr.unwrap_or(self.parts.used_guest).saturating_add(offset), len);
+            log.mark(guest_addr.unwrap_or(self.used_guest).saturating_add(offset), len);
         }
-    }
-
-    /// A 16-bit field of the available ring. `offset` must be even and inside the part `locate` checked.
-    #[inline]
-    fn avail_cell(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: callers pass offsets of fields that `locate` found to be mapped; the part is aligned to 2, and
-        // `memory` keeps it mapped as long as the ring lives.
-        unsafe { AtomicU16::from_ptr(self.parts.avail.add(offset).as_ptr().cast()) }
-    }
-
-    /// A 16-bit field of the used ring. `offset` must be even and inside the part `locate` checked.
-    #[inline]
-    fn used_cell(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: as `avail_cell`.
-        unsafe { AtomicU16::from_ptr(self.parts.used.add(offset).as_ptr().cast()) }
     }
 }
 
@@ -394,14 +333,13 @@ fn locate(memory: &GuestMemory, layout: Layout, features: RingFeatures) -> Resul
     // The event index behind each ring is there only when it was negotiated.
     let event = if features.event_idx { 2 } else { 0 };
     let table = part(memory, "descriptor table", desc, DESCRIPTOR_LEN * entries, 16)?;
-    let avail = part(memory, "available ring", avail, AVAIL_RING as u64 + 2 * entries + event, 2)?;
-    let used = part(memory, "used ring", used, USED_RING as u64 + USED_ELEMENT as u64 * entries + event, 4)?;
-    Ok(Parts {
-        table: Table { start: table.host, len: size.into() },
-        avail: avail.host,
-        used: used.host,
-        used_guest: used.guest_addr,
-    })
+    let avail = part(memory, "available ring", avail, ENTRIES as u64 + 2 * entries + event, 2)?;
+    let used = part(memory, "used ring", used, ENTRIES as u64 + USED_ELEMENT as u64 * entries + event, 4)?;
+    let table = Table { start: table.host, len: size.into() };
+    // SAFETY: both parts are in `memory`, with the event index where it is used, and aligned; the ring keeps `memory`
+    // as long as the cells.
+    let cells = unsafe { GuestCells::new(avail.host, used.host, size) };
+    Ok(Parts { table, cells, used_guest: used.guest_addr })
 }
 
 fn part(memory: &GuestMemory, part: &'static str, addr: u64, len: u64, align: u64) -> Result<HostRange, RingError> {
