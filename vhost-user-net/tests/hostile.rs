@@ -35,7 +35,15 @@ fn table(ring: &mut DriverRing, buffers: u64, bytes: u32, entries: &[(u64, u32, 
 
 const TRANSMIT: &[(&str, u64, Attack)] = &[
     ("a chain that loops on itself", MERGEABLE, |ring, at| one(ring, at, 100, NEXT, 0)),
+    ("a chain that loops over two descriptors", MERGEABLE, |ring, at| {
+        ring.descriptor(1, at + 4096, 100, NEXT, 0);
+        one(ring, at, 100, NEXT, 1);
+    }),
     ("a descriptor without bytes", MERGEABLE, |ring, at| one(ring, at, 0, 0, 0)),
+    ("a second descriptor without bytes", MERGEABLE, |ring, at| {
+        ring.descriptor(1, at + 4096, 0, 0, 0);
+        one(ring, at, 100, NEXT, 1);
+    }),
     ("a length of 2^32-1", MERGEABLE, |ring, at| one(ring, at, u32::MAX, 0, 0)),
     ("an address outside guest memory", MERGEABLE, |ring, _| one(ring, NOWHERE, 100, 0, 0)),
     ("the last address there is", MERGEABLE, |ring, _| one(ring, u64::MAX, 100, 0, 0)),
@@ -43,6 +51,10 @@ const TRANSMIT: &[(&str, u64, Attack)] = &[
     ("a next descriptor past the table", MERGEABLE, |ring, at| one(ring, at, 100, NEXT, 256)),
     ("a head past the table", MERGEABLE, |ring, _| ring.offer(256)),
     ("a writable buffer to transmit", MERGEABLE, |ring, at| one(ring, at, 100, WRITE, 0)),
+    ("a writable buffer behind a readable one", MERGEABLE, |ring, at| {
+        ring.descriptor(1, at + 4096, 100, WRITE, 0);
+        one(ring, at, 100, NEXT, 1);
+    }),
     ("a chain without room for the header", MERGEABLE, |ring, at| one(ring, at, 11, 0, 0)),
     ("an indirect descriptor that was not negotiated", MERGEABLE, |ring, at| table(ring, at, 16, &[(at, 100, 0, 0)])),
     ("an indirect table in an indirect table", INDIRECT_ON, |ring, at| table(ring, at, 16, &[(at, 16, INDIRECT, 0)])),
@@ -55,6 +67,14 @@ const TRANSMIT: &[(&str, u64, Attack)] = &[
     ("an indirect table that loops", INDIRECT_ON, |ring, at| {
         table(ring, at, 32, &[(at, 64, NEXT, 1), (at, 64, NEXT, 0)])
     }),
+    ("an indirect entry of no bytes", INDIRECT_ON, |ring, at| table(ring, at, 16, &[(at, 0, 0, 0)])),
+    ("an indirect entry of 2^32-1 bytes", INDIRECT_ON, |ring, at| table(ring, at, 16, &[(at, u32::MAX, 0, 0)])),
+    ("an indirect entry outside guest memory", INDIRECT_ON, |ring, at| table(ring, at, 16, &[(NOWHERE, 100, 0, 0)])),
+    ("an indirect table behind a descriptor of its own", INDIRECT_ON, |ring, at| {
+        ring.descriptor_at(at + 0x4000, at, 16, INDIRECT, 0);
+        ring.descriptor(1, at + 0x4000, 16, INDIRECT, 0);
+        one(ring, at, 100, NEXT, 1);
+    }),
     ("an indirect next past its table", INDIRECT_ON, |ring, at| table(ring, at, 16, &[(at, 64, NEXT, 1)])),
     ("a chain of more pieces than the kernel takes", INDIRECT_ON, |ring, at| {
         let entries: Vec<_> = (0..1100u16).map(|index| (at, 1, NEXT, index + 1)).collect();
@@ -65,7 +85,21 @@ const TRANSMIT: &[(&str, u64, Attack)] = &[
 const RECEIVE: &[(&str, u64, Attack)] = &[
     ("a readable buffer to receive", MERGEABLE, |ring, at| one(ring, at, 2048, 0, 0)),
     ("a buffer without room for the header", MERGEABLE, |ring, at| one(ring, at, 8, WRITE, 0)),
+    ("a buffer without bytes", MERGEABLE, |ring, at| one(ring, at, 0, WRITE, 0)),
     ("a chain that loops", MERGEABLE, |ring, at| one(ring, at, 100, WRITE | NEXT, 0)),
+    ("a chain that loops over two descriptors", MERGEABLE, |ring, at| {
+        ring.descriptor(1, at + 4096, 100, WRITE | NEXT, 0);
+        one(ring, at, 100, WRITE | NEXT, 1);
+    }),
+    ("a head past the table", MERGEABLE, |ring, _| ring.offer(256)),
+    ("a next descriptor past the table", MERGEABLE, |ring, at| one(ring, at, 100, WRITE | NEXT, 256)),
+    ("an indirect descriptor that was not negotiated", MERGEABLE, |ring, at| {
+        table(ring, at, 16, &[(at, 2048, WRITE, 0)])
+    }),
+    ("an indirect table in an indirect table", INDIRECT_ON, |ring, at| {
+        table(ring, at, 16, &[(at, 16, INDIRECT | WRITE, 0)])
+    }),
+    ("a buffer over the end of a region", MERGEABLE, |ring, _| one(ring, LAST, 2048, WRITE, 0)),
     ("a buffer outside guest memory", MERGEABLE, |ring, _| one(ring, NOWHERE, 2048, WRITE, 0)),
     ("a length of 2^32-1", MERGEABLE, |ring, at| one(ring, at, u32::MAX, WRITE, 0)),
     ("a readable buffer behind a writable one", MERGEABLE, |ring, at| {
@@ -146,28 +180,74 @@ fn a_bad_chain_stops_the_receive_ring_and_nothing_else() -> Result<()> {
 }
 
 #[test]
-fn an_available_index_that_jumps_stops_the_ring() -> Result<()> {
-    let host = Host::new(1)?;
-    let mut backend = host.backend(&[])?;
-    let wire = Wire::open(&host.tap, false)?;
+fn an_available_index_that_jumps_stops_its_ring() -> Result<()> {
     for index in [257, 1000, 0x8000, 0xffff] {
+        let host = Host::new(1)?;
+        let mut backend = host.backend(&[])?;
+        let wire = Wire::open(&host.tap, false)?;
         let mut peer = Peer::start(&host.socket(), options(MERGEABLE))?;
         peer.rings[TX].set_avail_index(index);
         peer.rings[TX].kick.write(1)?;
         expect_broken(&mut backend, &peer, TX).with_context(|| format!("index {index}"))?;
         peer.fill_rx(RX, 4, 2048)?;
         receive_and_see(&mut peer, &wire)?;
+        // The device looks again when it has used what it knows of.
+        peer.rings[RX].set_avail_index(index.wrapping_add(4));
+        (0..4).try_for_each(|seed| wire.send(&frame(300, seed)))?;
+        expect_broken(&mut backend, &peer, RX).with_context(|| format!("receive index {index}"))?;
     }
     Ok(())
+}
+
+#[test]
+fn an_available_index_that_goes_back_stops_its_ring() -> Result<()> {
+    let host = Host::new(1)?;
+    let mut backend = host.backend(&[])?;
+    let wire = Wire::open(&host.tap, false)?;
+    let mut peer = Peer::start(&host.socket(), options(MERGEABLE))?;
+    for _ in 0..5 {
+        send_and_see(&mut peer, &wire)?;
+        peer.rings[TX].wait_used()?;
+    }
+    peer.rings[TX].set_avail_index(3);
+    peer.rings[TX].kick.write(1)?;
+    expect_broken(&mut backend, &peer, TX)?;
+    ensure!(
+        backend.log()?.contains("the available index jumped to 3 while 5 is the next one"),
+        "the log does not say so"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_frame_longer_than_any_packet_is_dropped_and_its_ring_goes_on() -> Result<()> {
+    let host = Host::new(1)?;
+    let backend = host.backend(&[])?;
+    let wire = Wire::open(&host.tap, false)?;
+    let mut peer = Peer::start(&host.socket(), options(MERGEABLE))?;
+    let addr = peer.ram.buffers(TX);
+    // One buffer of a mebibyte; then buffers whose lengths add up to more than 32 bits hold.
+    peer.rings[TX].descriptor(0, addr, 1 << 20, 0, 0);
+    peer.rings[TX].offer(0);
+    for slot in 0..100 {
+        let (flags, next) = if slot == 99 { (0, 0) } else { (NEXT, slot + 2) };
+        peer.rings[TX].descriptor(slot + 1, 0, Ram::SIZE as u32, flags, next);
+    }
+    peer.rings[TX].offer(1);
+    peer.rings[TX].publish()?;
+    backend.wait_counter(TX, "/drops/too_long", 2)?;
+    ensure!([peer.rings[TX].wait_used()?.0, peer.rings[TX].wait_used()?.0] == [0, 1], "used elements");
+    send_and_see(&mut peer, &wire)
 }
 
 #[test]
 fn a_header_that_lies_costs_its_frame_only() -> Result<()> {
     const OFFLOADS: u64 = features::CSUM | features::HOST_TSO4 | features::HOST_TSO6 | features::HOST_ECN;
     // flags, gso type, header length, gso size, checksum start, checksum offset
-    let lies: [(&str, [u8; HEADER], &str); 5] = [
+    let lies: [(&str, [u8; HEADER], &str); 6] = [
         ("gso size 0", [1, 1, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0], "/drops/malformed"),
         ("checksum past the end", [1, 0, 0, 0, 0, 0, 0xff, 0xff, 16, 0, 0, 0], "/drops/malformed"),
+        ("headers longer than the frame", [1, 1, 0xff, 0xff, 0xa8, 5, 34, 0, 16, 0, 0, 0], "/drops/malformed"),
         ("unknown gso type", [0, 0x42, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "/drops/not_negotiated"),
         ("UDP fragmentation", [1, 3, 54, 0, 8, 0, 34, 0, 6, 0, 0, 0], "/drops/not_negotiated"),
         ("UDP segmentation that was not negotiated", [1, 5, 54, 0, 8, 0, 34, 0, 6, 0, 0, 0], "/drops/not_negotiated"),
@@ -186,6 +266,10 @@ fn a_header_that_lies_costs_its_frame_only() -> Result<()> {
         send_and_see(&mut peer, &wire).context(name)?;
         peer.rings[TX].wait_used()?;
     }
+    // The driver has to set num_buffers to 0; the device has no use for it.
+    peer.send_with([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff], &frame(200, 3))?;
+    ensure!(wire.receive()? == frame(200, 3), "the frame whose header gives a number of buffers");
+    peer.rings[TX].wait_used()?;
     for len in [0, 13] {
         peer.send(&frame(200, 1)[..len])?;
         peer.rings[TX].wait_used()?;

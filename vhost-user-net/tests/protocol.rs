@@ -3,17 +3,15 @@
 
 mod peer;
 
-use std::io::{IoSlice, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use peer::host::{Backend, Host, Wire, eventually, frame};
 use peer::ram::Ram;
+use peer::raw::{Raw, message, state, words};
 use peer::ring::DriverRing;
 use peer::{MERGEABLE, Options, Peer, RX, TX, connect};
 use vhost::VhostBackend;
@@ -21,72 +19,6 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use weft_vhost::protocol::features;
 use weft_vhost::protocol::message::Request;
-
-const NEED_REPLY: u32 = 8;
-
-/// A connection on which anything can be said.
-struct Raw(UnixStream);
-
-impl Raw {
-    fn connect(socket: &Path) -> Result<Self> {
-        let stream = eventually("connecting", || Ok(UnixStream::connect(socket).ok()))?;
-        stream.set_read_timeout(Some(peer::ring::PATIENCE))?;
-        Ok(Self(stream))
-    }
-
-    fn send(&self, bytes: &[u8], fds: &[RawFd]) -> Result<()> {
-        let rights = [ControlMessage::ScmRights(fds)];
-        let control = if fds.is_empty() { &[][..] } else { &rights[..] };
-        let sent = sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::empty(), None)?;
-        ensure!(sent == bytes.len(), "short send");
-        Ok(())
-    }
-
-    fn request(&self, request: Request, flags: u32, payload: &[u8], fds: &[RawFd]) -> Result<()> {
-        self.send(&message(request as u32, 1 | flags, payload.len() as u32, payload), fds)
-    }
-
-    fn u64(&mut self, request: Request) -> Result<u64> {
-        let mut bytes = [0; 20];
-        self.0.read_exact(&mut bytes).with_context(|| format!("reply to {request:?}"))?;
-        ensure!(bytes[..4] == (request as u32).to_ne_bytes(), "reply to another request: {bytes:?}");
-        Ok(u64::from_ne_bytes(bytes[12..].try_into()?))
-    }
-
-    fn ask(&mut self, request: Request) -> Result<u64> {
-        self.request(request, 0, &[], &[])?;
-        self.u64(request)
-    }
-
-    fn acknowledged(&mut self, request: Request, payload: &[u8], fds: &[RawFd]) -> Result<u64> {
-        self.request(request, NEED_REPLY, payload, fds)?;
-        self.u64(request)
-    }
-
-    /// Waits for the device to end the connection.
-    fn wait_closed(&mut self) -> Result<()> {
-        let mut rest = Vec::new();
-        match self.0.read_to_end(&mut rest) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
-            Err(error) => Err(error).context("the connection stays open"),
-        }
-    }
-}
-
-fn message(request: u32, flags: u32, size: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = [request.to_ne_bytes(), flags.to_ne_bytes(), size.to_ne_bytes()].concat();
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-fn state(index: u32, num: u32) -> Vec<u8> {
-    [index.to_ne_bytes(), num.to_ne_bytes()].concat()
-}
-
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
 
 fn send_and_see(peer: &mut Peer, wire: &Wire) -> Result<()> {
     let sent = frame(200, 7);

@@ -13,6 +13,7 @@
 
 pub mod host;
 pub mod ram;
+pub mod raw;
 pub mod ring;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

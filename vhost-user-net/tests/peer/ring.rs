@@ -93,6 +93,11 @@ impl DriverRing {
         (self.next_avail, self.published, self.last_used) = (next_avail, next_avail, last_used);
     }
 
+    /// Goes on with the ring at an address this much greater.
+    pub fn move_by(&mut self, distance: u64) {
+        self.base += distance;
+    }
+
     /// The slot the next chain is to use when slots are used in turn.
     #[inline]
     pub fn next_slot(&self) -> u16 {
