@@ -1,347 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Typed vhost-user messages and their decoding.
-//!
-//! Source: QEMU `docs/interop/vhost-user.rst`. All integers are in the byte order of the host. Decoding is pure: it checks
-//! the payload's size, the fields' ranges and the number of file descriptors, and does nothing else, so that a
-//! [`Message`] is always well formed.
+//! From bytes and descriptors to a [`Message`].
 
 use std::os::fd::OwnedFd;
 
-use thiserror::Error;
+use super::{Header, MAX_CONFIG, MAX_TABLE_REGIONS, Message, MessageError, RegionSpec, Request, VringAddr, VringState};
 
-/// Bytes of the header in front of every message: request, flags, payload size.
-pub const HEADER_LEN: usize = 12;
-/// Most bytes of payload any message of this device can have.
-pub const MAX_PAYLOAD: usize = 4096;
-/// Most regions one `SET_MEM_TABLE` can carry (the base protocol's limit).
-pub const MAX_TABLE_REGIONS: usize = 8;
-/// Most bytes one `GET_CONFIG` or `SET_CONFIG` may transfer.
-pub const MAX_CONFIG: usize = 256;
-
-const VERSION: u32 = 1;
-const VERSION_MASK: u32 = 0x3;
-const FLAG_REPLY: u32 = 1 << 2;
-const FLAG_NEED_REPLY: u32 = 1 << 3;
 const VRING_INDEX_MASK: u64 = 0xff;
 const VRING_NOFD: u64 = 1 << 8;
-
-macro_rules! requests {
-    ($($(#[$doc:meta])* $name:ident = $number:literal,)+) => {
-        /// Requests a front end may send.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[repr(u32)]
-        pub enum Request {
-            $($(#[$doc])* $name = $number,)+
-        }
-
-        impl Request {
-            /// The request with this number, if the protocol has one.
-            pub fn from_number(number: u32) -> Option<Self> {
-                match number {
-                    $($number => Some(Self::$name),)+
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-requests! {
-    /// `VHOST_USER_GET_FEATURES`
-    GetFeatures = 1,
-    /// `VHOST_USER_SET_FEATURES`
-    SetFeatures = 2,
-    /// `VHOST_USER_SET_OWNER`
-    SetOwner = 3,
-    /// `VHOST_USER_RESET_OWNER` (deprecated)
-    ResetOwner = 4,
-    /// `VHOST_USER_SET_MEM_TABLE`
-    SetMemTable = 5,
-    /// `VHOST_USER_SET_LOG_BASE`
-    SetLogBase = 6,
-    /// `VHOST_USER_SET_LOG_FD`
-    SetLogFd = 7,
-    /// `VHOST_USER_SET_VRING_NUM`
-    SetVringNum = 8,
-    /// `VHOST_USER_SET_VRING_ADDR`
-    SetVringAddr = 9,
-    /// `VHOST_USER_SET_VRING_BASE`
-    SetVringBase = 10,
-    /// `VHOST_USER_GET_VRING_BASE`
-    GetVringBase = 11,
-    /// `VHOST_USER_SET_VRING_KICK`
-    SetVringKick = 12,
-    /// `VHOST_USER_SET_VRING_CALL`
-    SetVringCall = 13,
-    /// `VHOST_USER_SET_VRING_ERR`
-    SetVringErr = 14,
-    /// `VHOST_USER_GET_PROTOCOL_FEATURES`
-    GetProtocolFeatures = 15,
-    /// `VHOST_USER_SET_PROTOCOL_FEATURES`
-    SetProtocolFeatures = 16,
-    /// `VHOST_USER_GET_QUEUE_NUM`
-    GetQueueNum = 17,
-    /// `VHOST_USER_SET_VRING_ENABLE`
-    SetVringEnable = 18,
-    /// `VHOST_USER_SEND_RARP`
-    SendRarp = 19,
-    /// `VHOST_USER_NET_SET_MTU`
-    NetSetMtu = 20,
-    /// `VHOST_USER_GET_CONFIG`
-    GetConfig = 24,
-    /// `VHOST_USER_SET_CONFIG`
-    SetConfig = 25,
-    /// `VHOST_USER_RESET_DEVICE`
-    ResetDevice = 34,
-    /// `VHOST_USER_GET_MAX_MEM_SLOTS`
-    GetMaxMemSlots = 36,
-    /// `VHOST_USER_ADD_MEM_REG`
-    AddMemRegion = 37,
-    /// `VHOST_USER_REM_MEM_REG`
-    RemoveMemRegion = 38,
-}
-
-impl Request {
-    /// Whether the request is answered by more than an acknowledgement.
-    pub fn has_own_reply(self) -> bool {
-        matches!(
-            self,
-            Self::GetFeatures
-                | Self::GetProtocolFeatures
-                | Self::GetQueueNum
-                | Self::GetMaxMemSlots
-                | Self::GetVringBase
-                | Self::GetConfig
-                | Self::SetLogBase
-        )
-    }
-}
-
-/// The fixed part in front of every message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
-    /// Number of the request.
-    pub request: u32,
-    /// Protocol version and flags.
-    pub flags: u32,
-    /// Bytes of payload that follow.
-    pub size: u32,
-}
-
-impl Header {
-    /// Splits the twelve bytes off the wire into their fields.
-    pub fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Self {
-        let mut reader = Reader(bytes);
-        Self { request: reader.u32(), flags: reader.u32(), size: reader.u32() }
-    }
-
-    /// Checks version, direction and payload size before the payload is read.
-    ///
-    /// # Errors
-    /// When the peer speaks another version, sends a reply, or announces more than [`MAX_PAYLOAD`] bytes.
-    pub fn check(&self) -> Result<(), MessageError> {
-        if self.flags & VERSION_MASK != VERSION {
-            return Err(MessageError::Version { version: self.flags & VERSION_MASK });
-        }
-        if self.flags & FLAG_REPLY != 0 {
-            return Err(MessageError::ReplyFromFrontEnd { request: self.request });
-        }
-        if self.size as usize > MAX_PAYLOAD {
-            return Err(MessageError::TooLong { request: self.request, size: self.size });
-        }
-        Ok(())
-    }
-
-    /// Whether the front end waits for an acknowledgement (protocol feature `REPLY_ACK`).
-    pub fn needs_reply(&self) -> bool {
-        self.flags & FLAG_NEED_REPLY != 0
-    }
-
-    /// The bytes of the reply to this request with this payload.
-    pub fn reply(&self, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
-        bytes.extend_from_slice(&self.request.to_ne_bytes());
-        bytes.extend_from_slice(&(VERSION | FLAG_REPLY).to_ne_bytes());
-        bytes.extend_from_slice(&(payload.len() as u32).to_ne_bytes());
-        bytes.extend_from_slice(payload);
-        bytes
-    }
-}
-
-/// Where a region of guest memory lies and how to map it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RegionSpec {
-    /// Guest physical address of the first byte.
-    pub guest_addr: u64,
-    /// Bytes.
-    pub size: u64,
-    /// Address of the first byte in the front end's process; ring addresses are given in these.
-    pub user_addr: u64,
-    /// Offset of the first byte in the region's file.
-    pub mmap_offset: u64,
-}
-
-/// `struct vhost_vring_state`: a ring and a number whose meaning the request gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VringState {
-    /// Index of the ring.
-    pub index: u32,
-    /// Size, base or enable flag.
-    pub num: u32,
-}
-
-/// `struct vhost_vring_addr`: where the three parts of a split ring lie, in the front end's addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VringAddr {
-    /// Index of the ring.
-    pub index: u32,
-    /// Bit 0: writes to the used ring are to be logged at `log`.
-    pub flags: u32,
-    /// Descriptor table.
-    pub desc: u64,
-    /// Used ring.
-    pub used: u64,
-    /// Available ring.
-    pub avail: u64,
-    /// Guest physical address of the used ring, for the dirty log.
-    pub log: u64,
-}
-
-/// A well-formed message from the front end.
-#[derive(Debug)]
-pub enum Message {
-    /// Asks for the virtio feature bits this device offers.
-    GetFeatures,
-    /// Sets the virtio feature bits in force.
-    SetFeatures(u64),
-    /// Claims the device.
-    SetOwner,
-    /// Gives the device up (deprecated; stops the rings).
-    ResetOwner,
-    /// Replaces the guest's memory table.
-    SetMemTable(Vec<(RegionSpec, OwnedFd)>),
-    /// Gives the dirty log: bytes, offset in the file, file.
-    SetLogBase {
-        /// Bytes of the log.
-        size: u64,
-        /// Offset of the log in its file.
-        offset: u64,
-        /// The log's file.
-        fd: OwnedFd,
-    },
-    /// Gives an eventfd to signal on writes to the log; unused by every known front end.
-    SetLogFd(OwnedFd),
-    /// Sets a ring's size.
-    SetVringNum(VringState),
-    /// Sets a ring's addresses.
-    SetVringAddr(VringAddr),
-    /// Sets the next available index of a ring.
-    SetVringBase(VringState),
-    /// Stops a ring and asks for its next available index.
-    GetVringBase(u32),
-    /// Gives the eventfd the guest kicks, and starts the ring. `None`: the device has to poll.
-    SetVringKick(u32, Option<OwnedFd>),
-    /// Gives the eventfd that interrupts the guest. `None`: the guest polls.
-    SetVringCall(u32, Option<OwnedFd>),
-    /// Gives the eventfd that reports a broken ring.
-    SetVringErr(u32, Option<OwnedFd>),
-    /// Asks for the protocol feature bits.
-    GetProtocolFeatures,
-    /// Sets the protocol feature bits in force.
-    SetProtocolFeatures(u64),
-    /// Asks for the number of rings.
-    GetQueueNum,
-    /// Enables or disables a ring.
-    SetVringEnable(VringState),
-    /// Asks for a RARP announcement of this MAC address.
-    SendRarp([u8; 6]),
-    /// Tells the MTU the guest was given.
-    NetSetMtu(u64),
-    /// Asks for a part of the configuration space.
-    GetConfig {
-        /// First byte.
-        offset: u32,
-        /// Bytes.
-        size: u32,
-        /// Flags, echoed in the reply.
-        flags: u32,
-    },
-    /// Writes a part of the configuration space.
-    SetConfig {
-        /// First byte.
-        offset: u32,
-        /// The bytes to write.
-        data: Vec<u8>,
-    },
-    /// Returns the device to its first state.
-    ResetDevice,
-    /// Asks for the number of regions the memory table can hold.
-    GetMaxMemSlots,
-    /// Adds a region to the memory table.
-    AddMemRegion(RegionSpec, OwnedFd),
-    /// Takes a region out of the memory table.
-    RemoveMemRegion(RegionSpec),
-}
-
-/// Why bytes are not a message.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum MessageError {
-    /// Another protocol version.
-    #[error("protocol version {version} where 1 was expected")]
-    Version {
-        /// The version in the flags.
-        version: u32,
-    },
-    /// The front end set the reply flag.
-    #[error("request {request} carries the reply flag")]
-    ReplyFromFrontEnd {
-        /// Number of the request.
-        request: u32,
-    },
-    /// More payload than any message has.
-    #[error("request {request} announces {size} bytes of payload, at most {MAX_PAYLOAD} are possible")]
-    TooLong {
-        /// Number of the request.
-        request: u32,
-        /// Announced bytes.
-        size: u32,
-    },
-    /// A request this device does not know, or one whose protocol feature it does not offer.
-    #[error("request {0} is unknown or belongs to a protocol feature this device does not offer")]
-    Unknown(u32),
-    /// The payload has the wrong size.
-    #[error("{request:?} has {got} bytes of payload where {want} were expected")]
-    PayloadSize {
-        /// The request.
-        request: Request,
-        /// Bytes received.
-        got: usize,
-        /// Bytes expected.
-        want: usize,
-    },
-    /// The wrong number of file descriptors came with the message.
-    #[error("{request:?} came with {got} file descriptors where {want} were expected")]
-    FdCount {
-        /// The request.
-        request: Request,
-        /// Descriptors received.
-        got: usize,
-        /// Descriptors expected.
-        want: usize,
-    },
-    /// A field is out of range.
-    #[error("{request:?}: {field} is {value}, at most {max} is possible")]
-    Range {
-        /// The request.
-        request: Request,
-        /// Name of the field.
-        field: &'static str,
-        /// Its value.
-        value: u64,
-        /// Greatest legal value.
-        max: u64,
-    },
-}
 
 /// Decodes one message. Descriptors that are not part of the message are closed.
 ///
@@ -513,7 +178,7 @@ impl Body<'_> {
 }
 
 /// Reads native-endian integers off the front of a slice whose length was checked; past the end it reads zeros.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl Reader<'_> {
     fn take<const N: usize>(&mut self) -> [u8; N] {
@@ -526,11 +191,11 @@ impl Reader<'_> {
         }
     }
 
-    fn u32(&mut self) -> u32 {
+    pub(super) fn u32(&mut self) -> u32 {
         u32::from_ne_bytes(self.take())
     }
 
-    fn u64(&mut self) -> u64 {
+    pub(super) fn u64(&mut self) -> u64 {
         u64::from_ne_bytes(self.take())
     }
 
@@ -544,7 +209,7 @@ mod tests {
     use super::*;
 
     fn header(request: Request, size: usize) -> Header {
-        Header { request: request as u32, flags: VERSION, size: size as u32 }
+        Header { request: request as u32, flags: 1, size: size as u32 }
     }
 
     fn fd() -> OwnedFd {
