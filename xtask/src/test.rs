@@ -124,7 +124,7 @@ fn bed(tests: &str) -> Result<()> {
 }
 
 fn vhost() -> Result<()> {
-    build::run(build::cargo().args(["test", "--package", "weft-vhost"]))
+    build::run(build::cargo().args(["test", "--package", "weft-vhost", "--package", "weft-test-vmm"]))
 }
 
 fn churning(ops: usize, seed: u64) -> Result<()> {

@@ -62,7 +62,7 @@ pub struct Work {
     pub frame_len: u32,
     /// Bytes of a receive buffer.
     pub buffer_len: u32,
-    /// Round trips, or numbered frames on their way.
+    /// Round trips; numbered frames on their way; buffers to receive, or 0 for no end.
     pub count: u32,
     /// Frames ahead of each request of a round trip.
     pub ahead: u32,

@@ -111,7 +111,7 @@ pub struct Job {
     pub frame_len: u32,
     /// Bytes of a receive buffer.
     pub buffer_len: u32,
-    /// Round trips to make; frames that may be on their way in an exchange; frames ahead of each request.
+    /// Round trips to make; numbered frames that may be on their way; buffers to receive, or 0 for no end.
     pub count: u32,
     /// Frames of 1514 bytes, to nobody, ahead of each request of a round trip.
     pub ahead: u32,

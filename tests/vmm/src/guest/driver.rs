@@ -80,12 +80,6 @@ impl<'a, P: Platform> Driver<'a, P> {
         self.platform.wait(seen);
     }
 
-    /// Puts the buffer of this chain up for a frame.
-    #[inline(always)]
-    pub fn offer_buffer(&mut self, chain: u16) {
-        self.rx.offer(chain);
-    }
-
     /// Offers every free buffer, with descriptors written anew.
     pub fn fill(&mut self) {
         while let Some(chain) = self.rx.free_chain() {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! As many frames as go, in one direction: what benches measure.
 
-use core::sync::atomic::Ordering;
-
 use super::driver::{Driver, add};
 use super::platform::Platform;
 
@@ -39,8 +37,10 @@ fn rest<P: Platform>(driver: &mut Driver<'_, P>) {
     }
 }
 
-/// Takes frames in until the job is to end; buffers go back as they come.
+/// Takes frames in. With a count the job ends when so many buffers were used, and they stay away from the device; else
+/// buffers go back as they come until the job is to end.
 pub fn receive<P: Platform>(driver: &mut Driver<'_, P>) {
+    let mut left = driver.job.count;
     driver.rx.refuse_interrupts();
     driver.fill();
     driver.start_clock();
@@ -52,16 +52,26 @@ pub fn receive<P: Platform>(driver: &mut Driver<'_, P>) {
         }
         driver.rx.skip(count);
         driver.rx.refuse_interrupts();
-        for _ in 0..count {
-            if let Some(chain) = driver.rx.free_chain() {
-                driver.rx.offer(chain);
+        add(&driver.control.counters.buffers, count.into());
+        if driver.job.count == 0 {
+            offer_again(driver, count);
+        } else {
+            left = left.saturating_sub(count.into());
+            if left == 0 {
+                return;
             }
         }
-        driver.publish_rx();
-        add(&driver.control.counters.buffers, count.into());
         driver.note_work();
     }
-    driver.control.counters.received.store(driver.control.counters.buffers.load(Ordering::Relaxed), Ordering::Relaxed);
+}
+
+fn offer_again<P: Platform>(driver: &mut Driver<'_, P>, count: u16) {
+    for _ in 0..count {
+        if let Some(chain) = driver.rx.free_chain() {
+            driver.rx.offer(chain);
+        }
+    }
+    driver.publish_rx();
 }
 
 fn idle<P: Platform>(driver: &mut Driver<'_, P>) {

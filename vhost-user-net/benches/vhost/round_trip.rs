@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One frame from the guest to a packet socket that sends it back.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
+use nix::unistd::Pid;
+use weft_test_vmm::guest::frame::ETHERNET;
+use weft_test_vmm::{BareDevice, Machine, Task, Work};
+use weft_vhost::port::Port;
+
+use crate::bare::{self, vector};
+use crate::peer::HEADER;
+use crate::peer::host::{Host, Wire};
+use crate::processor::{DEVICE_CPU, FRONT_CPU, pin};
+use crate::report::{Pair, Report};
+use crate::served::{Served, below, machine};
+use crate::settings::Settings;
+
+const COUNT: u32 = 5_000;
+/// Frames ahead of each request under load.
+const AHEAD: u32 = 31;
+const PATIENCE: Duration = Duration::from_secs(60);
+const SMALLEST: &str = "smallest device";
+
+/// Sorted times of one measurement.
+struct Times(Vec<f64>);
+
+impl Times {
+    fn new(mut times: Vec<f64>) -> Self {
+        times.sort_by(f64::total_cmp);
+        Self(times)
+    }
+
+    fn at(&self, percent: usize) -> f64 {
+        self.0[self.0.len() * percent / 100]
+    }
+}
+
+pub(crate) fn rows(host: &Host, settings: &Settings, report: &mut Report) -> Result<()> {
+    let polling: &[&str] = &["--poll-us", "100"];
+    for (name, ahead, arguments) in [("rr", 0, &[] as &[&str]), ("rr_loaded", AHEAD, &[]), ("rr_poll", 0, polling)] {
+        if settings.wants(name) {
+            let pairs = settings.repeat(|| {
+                let baseline = reflected(host, || on_smallest_device(host, settings, ahead))?;
+                Ok(Pair { baseline, value: reflected(host, || on_device(host, settings, ahead, arguments))? })
+            })?;
+            put(report, name, &pairs);
+        }
+    }
+    if settings.wants("rr_direct") {
+        let times = settings.repeat(|| reflected(host, || without_guest(host)))?;
+        for percent in [50, 99] {
+            let values: Vec<f64> = times.iter().map(|times| times.at(percent)).collect();
+            report.alone(&format!("rr_direct_p{percent}"), "us", &values);
+        }
+    }
+    Ok(())
+}
+
+fn put(report: &mut Report, name: &str, pairs: &[Pair<Times>]) {
+    for percent in [50, 99] {
+        let at = |pair: &Pair<Times>| Pair { baseline: pair.baseline.at(percent), value: pair.value.at(percent) };
+        let pairs: Vec<_> = pairs.iter().map(at).collect();
+        report.times(&format!("{name}_p{percent}"), SMALLEST, &pairs);
+    }
+}
+
+/// Measures with a thread on the tap's other side that sends back what is meant for it.
+fn reflected(host: &Host, measure: impl FnOnce() -> Result<Vec<f64>>) -> Result<Times> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let thread = reflect(host, Arc::clone(&stop))?;
+    let times = measure();
+    stop.store(true, Ordering::Relaxed);
+    thread.join().map_err(|_| anyhow::anyhow!("the reflector panicked"))??;
+    Ok(Times::new(times?))
+}
+
+fn reflect(host: &Host, stop: Arc<AtomicBool>) -> Result<JoinHandle<Result<()>>> {
+    let wire = Wire::open(&host.tap, false)?;
+    let serve = move || {
+        let mut frame = [0; 2048];
+        while !stop.load(Ordering::Relaxed) {
+            // SAFETY: the socket is open as long as `wire` lives.
+            let fd = unsafe { BorrowedFd::borrow_raw(wire.fd()) };
+            // Wakes up now and then to look whether it is to stop.
+            poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::from(50u8)).context("poll")?;
+            match recv(wire.fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
+                Ok(len) if frame.starts_with(&ETHERNET) => wire.send(&frame[..len])?,
+                Ok(_) | Err(Errno::EAGAIN) => {}
+                Err(error) => return Err(error).context("read of the packet socket"),
+            }
+        }
+        Ok(())
+    };
+    std::thread::Builder::new().name("reflector".to_owned()).spawn(serve).context("starting a thread")
+}
+
+fn on_device(host: &Host, settings: &Settings, ahead: u32, arguments: &[&str]) -> Result<Vec<f64>> {
+    let mut served = Served::new(host, settings, arguments)?;
+    round_trips(&mut served.machine, ahead)
+}
+
+fn on_smallest_device(host: &Host, settings: &Settings, ahead: u32) -> Result<Vec<f64>> {
+    let tap = bare::tap(host)?;
+    let mut machine = machine(settings, 1)?;
+    let port = tap.poll_fd().try_clone_to_owned().context("dup of the tap")?;
+    let device = below(settings, || BareDevice::serve(&machine, port, Some(DEVICE_CPU)))?;
+    let times = round_trips(&mut machine, ahead)?;
+    device.stop()?;
+    Ok(times)
+}
+
+fn round_trips(machine: &mut Machine, ahead: u32) -> Result<Vec<f64>> {
+    machine.start(Work { count: COUNT, ahead, ..Work::new(Task::RoundTrip) })?;
+    machine.finish(PATIENCE)?;
+    let made = machine.counters().received.load(Ordering::Relaxed);
+    ensure!(made == u64::from(COUNT), "only {made} round trips were made");
+    Ok(machine.samples(made))
+}
+
+/// The same on the tap's descriptor, by this thread.
+fn without_guest(host: &Host) -> Result<Vec<f64>> {
+    let tap = bare::tap(host)?;
+    pin(Pid::from_raw(0), DEVICE_CPU)?;
+    let mut bytes = vec![0; HEADER + 64];
+    bytes[HEADER..][..14].copy_from_slice(&ETHERNET);
+    let (mut buffer, mut times) = (vec![0; 2048], Vec::new());
+    for _ in 0..COUNT {
+        let start = Instant::now();
+        // SAFETY: the piece is a local buffer.
+        unsafe { tap.write(&[vector(&mut bytes)]) }.context("write to the tap")?;
+        // SAFETY: as above.
+        while unsafe { tap.read(&[vector(&mut buffer)]) }.is_err() {
+            let ready = poll(&mut [PollFd::new(tap.poll_fd(), PollFlags::POLLIN)], PollTimeout::from(1000u16))?;
+            ensure!(ready == 1, "no frame came back");
+        }
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    pin(Pid::from_raw(0), FRONT_CPU)?;
+    Ok(times)
+}
