@@ -72,7 +72,8 @@ impl Runtime {
             70..=81 => ("ADD killed", self.add_killed()),
             82..=89 => ("DEL killed", self.del_killed()),
             90..=93 => ("GC", self.gc()),
-            94..=96 => ("agent killed", self.kill_agent()),
+            94..=95 => ("agent killed", self.kill_agent()),
+            96..=97 => ("agent killed in ADD", self.kill_agent_in_add()),
             _ => ("agent away", self.agent_away()),
         };
         *self.counts.entry(name).or_default() += 1;
@@ -80,8 +81,19 @@ impl Runtime {
     }
 
     fn fresh(&mut self) -> Result<Attachment> {
-        let plug = if self.random.chance(30) { Plug::Tap } else { Plug::Veth };
-        Attachment::new(&self.node, "default/churn", plug)
+        match self.random.below(100) {
+            0..=14 => self.fresh_vhost_user(),
+            15..=39 => Attachment::new(&self.node, "default/churn", Plug::Tap),
+            _ => Attachment::new(&self.node, "default/churn", Plug::Veth),
+        }
+    }
+
+    /// With a device-info file, as Multus asks for one.
+    fn fresh_vhost_user(&self) -> Result<Attachment> {
+        let mut attachment = Attachment::new(&self.node, "default/churn", Plug::VhostUser)?;
+        let file = format!("/run/devinfo/weft-{}-{}", attachment.container_id, attachment.ifname);
+        attachment.config["runtimeConfig"] = json!({ "CNIDeviceInfoFile": file });
+        Ok(attachment)
     }
 
     fn add(&mut self) -> Result<()> {
@@ -172,6 +184,24 @@ impl Runtime {
         self.node.stop_agent(Signal::SIGKILL)?;
         self.node.start_agent()?;
         self.node.agent_ready()
+    }
+
+    /// At any moment of an ADD that makes the agent start a process.
+    fn kill_agent_in_add(&mut self) -> Result<()> {
+        let mut attachment = self.fresh_vhost_user()?;
+        let seconds = self.moment().as_secs_f64();
+        let kill = format!("agent=$(pidof weft-agent); ( sleep {seconds:.4}; kill -9 $agent ) >/dev/null 2>&1 &");
+        self.node.sh(&kill)?.ok()?;
+        let added = attachment.add();
+        // It may be gone already.
+        drop(self.node.stop_agent(Signal::SIGKILL));
+        self.node.start_agent()?;
+        self.node.agent_ready()?;
+        match added {
+            Ok(()) => self.live.push(attachment),
+            Err(_) => self.doubtful.push(attachment),
+        }
+        Ok(())
     }
 
     /// Without an agent ADD says that it should be tried again, and DEL works.

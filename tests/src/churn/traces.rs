@@ -10,13 +10,20 @@ use crate::{node::Node, shell::Shell as _};
 
 /// What to look at, and how. Flows and their generations are not there: flows end by age, and every use of a generation's
 /// slot moves it on. Identities and the numbers in file contents may differ as well.
-const LOOKS: [(&str, &str); 9] = [
+const LOOKS: [(&str, &str); 10] = [
     ("links", "ip -o link | sed 's/^[0-9]*: //; s/[@:].*//' | sort"),
     ("addresses", "ip -o address | awk '{print $2, $4}' | sort"),
     ("routes", "ip route show table all | sort; ip -6 route show table all | sed 's/ expires.*//' | sort"),
     ("rules", "ip rule; ip -6 rule; nft list ruleset"),
     ("namespaces", "ip netns list | awk '{print $1}' | sort"),
-    ("files", "find /mnt/node1/state /run/weft -type f | sort; find /mnt/node1/state -name '*.json' -path '*pending*'"),
+    (
+        "files",
+        "find /mnt/node1/state /run/weft -type f | sort; find /run/devinfo -type f 2>/dev/null; find /mnt/node1/state -name '*.json' -path '*pending*'",
+    ),
+    (
+        "devices",
+        r"for line in /proc/[0-9]*/cmdline; do tr '\0' ' ' <$line | grep -o '^[^ ]*weft-vhost .*--tap=[^ ]*'; done 2>/dev/null | sort",
+    ),
     ("pins", "find /sys/fs/bpf/weft | sort"),
     ("neighbours", "ip neigh show dev weft0; bridge fdb show dev weft_vxlan 2>/dev/null | sort"),
     (
