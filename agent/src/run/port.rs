@@ -155,6 +155,8 @@ impl Node {
         Ok(())
     }
 
+    /// One after the other: the kernel waits for an RCU grace period in each tcx attachment and holds the RTNL meanwhile, so
+    /// that two threads take as long (measured: 26 ms either way).
     fn attach_programs(&mut self, link: &PortLink) -> Result<(), weft_dataplane::Error> {
         WORKLOAD_PROGRAMS.iter().try_for_each(|program| self.dataplane.attach(*program, &link.ifname, link.ifindex))
     }
