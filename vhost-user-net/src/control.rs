@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+use crate::footprint::Footprint;
 use crate::metrics::Metrics;
 use crate::trace::Tracer;
 
@@ -32,6 +33,8 @@ const MAX_TRACE: u32 = 1_000_000;
 pub struct Control {
     /// Counters and state.
     pub metrics: Arc<Metrics>,
+    /// The process's memory.
+    pub footprint: Footprint,
     /// The switch for following frames.
     pub tracer: Arc<Tracer>,
     /// What `capabilities` answers.
@@ -87,7 +90,7 @@ impl Control {
         let mut line = String::new();
         BufReader::new(stream.take(MAX_REQUEST)).read_line(&mut line)?;
         match line.split_whitespace().collect::<Vec<_>>()[..] {
-            ["metrics"] => answer(stream, &self.metrics.report()),
+            ["metrics"] => answer(stream, &self.report()),
             ["capabilities"] => answer(stream, &self.capabilities),
             ["trace", count] => match count.parse() {
                 Ok(count @ 1..=MAX_TRACE) => self.trace(stream, count),
@@ -95,6 +98,15 @@ impl Control {
             },
             _ => refuse(stream, "requests are: metrics, capabilities, trace N"),
         }
+    }
+
+    fn report(&self) -> serde_json::Value {
+        let mut report = self.metrics.report();
+        if let (Some(map), Some(resident)) = (report.as_object_mut(), self.footprint.resident()) {
+            map.insert("rss_bytes".into(), (resident.own + resident.files).into());
+            map.insert("rss_own_bytes".into(), resident.own.into());
+        }
+        report
     }
 
     fn trace(&self, stream: &UnixStream, count: u32) -> io::Result<()> {

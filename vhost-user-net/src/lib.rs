@@ -14,7 +14,7 @@
 //! | [`device`] | requests carried out; one thread per queue pair; transmit and receive |
 //! | [`port`], [`tap`] | where the frames go |
 //! | [`service`], [`socket`] | connections one after the other, as server or client |
-//! | [`control`], [`metrics`], [`trace`] | what an operator sees |
+//! | [`control`], [`metrics`], [`footprint`], [`trace`] | what an operator sees |
 //! | [`sandbox`] | what the process may do once it is set up |
 //!
 //! The guest is hostile. Code that touches its memory is in [`memory`], [`dirty_log`], [`ring`] and the two queue
@@ -25,6 +25,7 @@ pub mod args;
 pub mod control;
 pub mod device;
 pub mod dirty_log;
+pub mod footprint;
 pub mod memory;
 pub mod metrics;
 pub mod port;

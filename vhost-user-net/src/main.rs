@@ -16,6 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use weft_vhost::args::{Args, LogFormat, SandboxMode};
 use weft_vhost::control::Control;
 use weft_vhost::device::{Device, DeviceConfig};
+use weft_vhost::footprint::{self, Footprint};
 use weft_vhost::memory::sigbus;
 use weft_vhost::metrics::capabilities;
 use weft_vhost::port::Port;
@@ -51,6 +52,7 @@ fn run(args: Args) -> Result<()> {
     let tap = Tap::open(&tap_name, args.queues.into())?;
     let endpoint = open_endpoint(&args)?;
     let control = open_control(&args)?;
+    let footprint = Footprint::open().context("/proc/self/status")?;
     confine(&args)?;
 
     let config = device_config(&args, tap_name, tap.udp_segmentation);
@@ -59,8 +61,9 @@ fn run(args: Args) -> Result<()> {
     let mut device = Device::new(config, ports)?;
     if let Some(listener) = control {
         let (metrics, tracer) = (Arc::clone(device.metrics()), Arc::clone(device.tracer()));
-        Control { metrics, tracer, capabilities: offer }.spawn(listener).context("control socket")?;
+        Control { metrics, footprint, tracer, capabilities: offer }.spawn(listener).context("control socket")?;
     }
+    footprint::forget_start();
     service::run(endpoint, &mut device, stop.as_fd())?;
     tracing::info!("stopped");
     Ok(())
