@@ -3,7 +3,8 @@
 # hosts and costs most of a microsecond there, so there are as few as possible. Sixteen bytes each: the number of the
 # vector is the place of its handler.
 #
-# Addresses are those of guest::abi: counters of interrupts at CONTROL, `stop` behind them.
+# Addresses are those of guest::abi: counters of interrupts at CONTROL, `stop` behind them, the
+# register for the end of an interrupt in LOCAL_APIC.
 
 .section .vectors, "ax"
 .set number, 0
@@ -15,13 +16,14 @@
     .set number, number + 1
 .endr
 .set number, 0
-.rept 8                         # interrupts: count; the controller ends them by itself
+.rept 8                         # interrupts: count, and tell the controller that it is over; any value does
     .balign 16
-    lock inc dword ptr [0x40000 + 4 * number]
+    inc dword ptr [0x40000 + 4 * number]
+    mov dword ptr [0x40000b0], eax
     iretq
     .set number, number + 1
 .endr
-.balign 16
+.org 0x300
 halt:                           # int3: sleeps unless an interrupt came since the driver read the counters into rdi
     cmp rdi, qword ptr [0x40000 + 4 * 4]
     jne 1f

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The virtual machine: memory, an interrupt controller, event descriptors on ports and interrupt lines.
+//! The virtual machine: memory, interrupt routes, event descriptors on ports and interrupt lines.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, kvm_irqchip, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_msi, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::guest::abi::{IMAGE, IMAGE_SPACE, KICK_PORT, RAM};
+use crate::guest::abi::{IMAGE, IMAGE_SPACE, KICK_PORT, RAM, RX_LINE, TX_LINE, WAKE_LINE};
 use crate::ram::Ram;
-use crate::tables::{self, FIRST_LINE};
+use crate::tables::{self, FIRST_LINE, LOCAL_APIC_BASE};
 use crate::vcpu::Vcpu;
 
 /// The guest's program; `build.rs` makes it.
@@ -43,19 +46,28 @@ impl Vm {
         ram.write(IMAGE, PROGRAM)?;
         tables::write(&ram)?;
         let machine = Self { kvm, vm, ram };
-        machine.start_interrupt_controller()?;
+        machine.route_interrupts()?;
         Ok(machine)
     }
 
-    /// Lets the 8259 deliver all lines as vectors from `FIRST_LINE` on, and end interrupts by itself: an instruction
-    /// for that would cost the guest more than the interrupt.
-    fn start_interrupt_controller(&self) -> Result<()> {
-        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_PIC_MASTER, ..Default::default() };
-        self.vm.get_irqchip(&mut chip).context("KVM_GET_IRQCHIP")?;
-        chip.chip.pic.irq_base = FIRST_LINE;
-        chip.chip.pic.imr = 0;
-        chip.chip.pic.auto_eoi = 1;
-        self.vm.set_irqchip(&chip).context("KVM_SET_IRQCHIP")
+    /// Makes interrupt lines messages to the processor, as MSI-X does it. KVM delivers these from within the write to an
+    /// irqfd; the lines of the older controllers pass a work queue.
+    fn route_interrupts(&self) -> Result<()> {
+        let message = |line: u32| kvm_irq_routing_entry {
+            gsi: line,
+            type_: KVM_IRQ_ROUTING_MSI,
+            u: kvm_irq_routing_entry__bindgen_ty_1 {
+                msi: kvm_irq_routing_msi {
+                    address_lo: LOCAL_APIC_BASE as u32,
+                    data: u32::from(FIRST_LINE) + line,
+                    ..Default::default()
+                },
+            },
+            ..Default::default()
+        };
+        let lines = [RX_LINE, TX_LINE, WAKE_LINE].map(message);
+        let routing = KvmIrqRouting::from_entries(&lines).context("interrupt routes")?;
+        self.vm.set_gsi_routing(&routing).context("KVM_SET_GSI_ROUTING")
     }
 
     /// Has the guest's kicks of ring `index` counted in this descriptor, without an exit to the monitor.

@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 
-use crate::guest::abi::{GDT, HALT_HANDLER, IDT, IMAGE, KERNEL_STACK, PAGE_TABLES, PORTS, RAM, TSS};
+use crate::guest::abi::{GDT, HALT_HANDLER, IDT, IMAGE, KERNEL_STACK, LOCAL_APIC, PAGE_TABLES, PORTS, RAM, TSS};
 use crate::ram::Ram;
 
 /// Selector of code at privilege level 0.
@@ -22,6 +22,8 @@ pub(crate) const GDT_LIMIT: u16 = 0x37;
 pub(crate) const IDT_LIMIT: u16 = 16 * VECTORS as u16 - 1;
 /// Last byte of the task state segment, its port bitmap included.
 pub(crate) const TSS_LIMIT: u32 = PORT_BITMAP as u32 + PORTS as u32 / 8;
+/// Physical address of the processor's interrupt controller.
+pub(crate) const LOCAL_APIC_BASE: u64 = 0xfee0_0000;
 /// Vector of interrupt line 0.
 pub(crate) const FIRST_LINE: u8 = 32;
 
@@ -30,6 +32,7 @@ const VECTORS: u64 = FIRST_LINE as u64 + LINES;
 const BREAKPOINT: u64 = 3;
 const PORT_BITMAP: u64 = 104;
 const LARGE_PAGE: u64 = 2 << 20;
+const UNCACHED: u64 = 0x10;
 /// Present, writable, for privilege level 3, accessed.
 const TABLE: u64 = 0x27;
 /// As `TABLE`, and dirty, and large.
@@ -45,11 +48,14 @@ pub(crate) fn write(ram: &Ram) -> Result<()> {
     task_state(ram)
 }
 
+/// Memory at its own addresses, and the interrupt controller.
 fn page_tables(ram: &Ram) -> Result<()> {
-    ram.write(PAGE_TABLES, &((PAGE_TABLES + 0x1000) | TABLE).to_le_bytes())?;
-    ram.write(PAGE_TABLES + 0x1000, &((PAGE_TABLES + 0x2000) | TABLE).to_le_bytes())?;
-    (0..RAM / LARGE_PAGE)
-        .try_for_each(|page| ram.write(PAGE_TABLES + 0x2000 + 8 * page, &((page * LARGE_PAGE) | PAGE).to_le_bytes()))
+    let [root, gibibytes, pages] = [0, 1, 2].map(|page| PAGE_TABLES + 0x1000 * page);
+    let entry = |table: u64, at: u64, value: u64| ram.write(table + 8 * at, &value.to_le_bytes());
+    entry(root, 0, gibibytes | TABLE)?;
+    entry(gibibytes, 0, pages | TABLE)?;
+    (0..RAM / LARGE_PAGE).try_for_each(|page| entry(pages, page, (page * LARGE_PAGE) | PAGE))?;
+    entry(pages, LOCAL_APIC / LARGE_PAGE, LOCAL_APIC_BASE | PAGE | UNCACHED)
 }
 
 fn segments(ram: &Ram) -> Result<()> {

@@ -20,6 +20,9 @@ const EFER: u64 = 0x500;
 /// The bit that is always set, and interrupts allowed.
 const FLAGS: u64 = 0x202;
 
+/// Register of the local APIC (Intel SDM volume 3, 12.9): vector 255, and the bit that switches the controller on.
+const SPURIOUS_VECTOR: usize = 0xf0;
+
 /// A processor in KVM.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
@@ -35,6 +38,9 @@ impl Vcpu {
         let mut system = vcpu.get_sregs().context("KVM_GET_SREGS")?;
         enter_long_mode(&mut system);
         vcpu.set_sregs(&system).context("KVM_SET_SREGS")?;
+        let mut controller = vcpu.get_lapic().context("KVM_GET_LAPIC")?;
+        controller.regs[SPURIOUS_VECTOR..SPURIOUS_VECTOR + 2].copy_from_slice(&[-1, 1]);
+        vcpu.set_lapic(&controller).context("KVM_SET_LAPIC")?;
         Ok(Self { vcpu, ram })
     }
 

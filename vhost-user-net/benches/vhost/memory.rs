@@ -44,6 +44,8 @@ fn resident(host: &Host, settings: &Settings, pairs: usize) -> Result<f64> {
         let line = status.lines().find(|line| line.starts_with(name)).with_context(|| name.to_owned())?;
         Ok(line.split_whitespace().nth(1).context("value")?.parse()?)
     };
-    // What is shared is the guest's memory.
-    Ok(field("RssAnon:")? + field("RssFile:")?)
+    let (own, files) = (field("RssAnon:")?, field("RssFile:")?);
+    println!("{:14} {own} kB of its own, {files} kB of the program and its libraries", format!("{pairs} pair(s)"));
+    // The rest is the guest's memory.
+    Ok(own + files)
 }

@@ -27,7 +27,7 @@ pub const IMAGE_SPACE: u64 = 0x10_0000;
 /// First instruction of a job.
 pub const ENTRY: u64 = IMAGE + 0x400;
 /// Handler of the breakpoint, the driver's way to sleep.
-pub const HALT_HANDLER: u64 = IMAGE + 16 * 40;
+pub const HALT_HANDLER: u64 = IMAGE + 0x300;
 /// The rings, one behind the other.
 pub const RINGS: u64 = 0x20_0000;
 /// Bytes for one ring.
@@ -46,6 +46,9 @@ pub const SAMPLES: u64 = 0x310_0000;
 pub const MAX_SAMPLES: u64 = 0x1_0000;
 /// Most rings there is room for.
 pub const MAX_RINGS: usize = 8;
+
+/// Where the guest has the processor's interrupt controller: right behind memory. `guest/vectors.s` knows it.
+pub const LOCAL_APIC: u64 = RAM;
 
 /// Kick of ring 0; the others follow, two apart.
 pub const KICK_PORT: u16 = 0x510;
