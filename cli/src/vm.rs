@@ -101,6 +101,7 @@ fn ring_table(metrics: &Value) -> Table {
         "KICKS",
         "INTERRUPTS",
         "BATCHES",
+        "BATCH SIZES",
         "STARVED",
         "VIOLATIONS",
         "DROPS",
@@ -118,6 +119,7 @@ fn ring_table(metrics: &Value) -> Table {
             count("kicks"),
             count("interrupts"),
             count("batches"),
+            batch_sizes(&ring["batch_sizes"]),
             count("starved"),
             count("violations"),
             reasons.map(|(reason, count)| format!("{reason}: {}", number(count))).collect::<Vec<_>>().join("\n"),
@@ -144,6 +146,13 @@ pub(crate) fn trace(control: &Path, frames: u32, output: &mut Output<impl Write>
         }
         output.print_lines(&[record], frame::line)
     })
+}
+
+/// How many batches had up to 1, 2, 4, ... frames; sizes that did not occur are left out.
+fn batch_sizes(counts: &Value) -> String {
+    let counts = counts.as_array().into_iter().flatten().map(number).enumerate().take(64);
+    let sizes = counts.filter(|(_, count)| *count > 0).map(|(power, count)| format!("{}: {count}", 1u64 << power));
+    sizes.collect::<Vec<_>>().join("\n")
 }
 
 fn rings(metrics: &Value) -> impl Iterator<Item = &Value> {

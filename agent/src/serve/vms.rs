@@ -19,11 +19,12 @@ const REASONS: [&str; 8] =
 /// Directions as the device names them, and as the metrics do.
 const DIRECTIONS: [(&str, &str); 2] = [("rx", "to_guest"), ("tx", "from_guest")];
 /// Counters of a ring: their name in the device's answer and in the metrics, and what they count.
-const COUNTERS: [(&str, &str, &str); 6] = [
+const COUNTERS: [(&str, &str, &str); 7] = [
     ("frames", "vhost_frames", "Frames moved between a guest and its tap"),
     ("bytes", "vhost_bytes", "Bytes of these frames"),
     ("kicks", "vhost_kicks", "Notifications by a guest"),
     ("interrupts", "vhost_interrupts", "Notifications to a guest"),
+    ("batches", "vhost_batches", "Groups of frames that were moved at once"),
     ("starved", "vhost_starved", "Times a guest had no buffers for a waiting frame"),
     ("violations", "vhost_violations", "Rings stopped because a guest broke the rules"),
 ];

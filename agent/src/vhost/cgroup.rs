@@ -123,30 +123,24 @@ impl Cgroups {
 
     /// Removes the groups of a device that has ended.
     pub(super) async fn remove(&self, tap: &str) {
-        for folder in &self.folders {
-            remove(&folder.join(format!("{PREFIX}{tap}"))).await;
-        }
+        remove(self.folders.iter().map(|folder| folder.join(format!("{PREFIX}{tap}"))).collect()).await;
     }
 
     /// Removes the groups of all devices but those on the `wanted` taps.
     pub(super) async fn sweep(&self, wanted: &BTreeSet<&str>) {
-        for folder in &self.folders {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let tap = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-                if tap.is_some_and(|tap| !wanted.contains(tap)) {
-                    remove(&entry.path()).await;
-                }
-            }
-        }
+        let entries = self.folders.iter().flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+        let unwanted = entries.filter(|entry| {
+            let name = entry.file_name();
+            let tap = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            tap.is_some_and(|tap| !wanted.contains(tap))
+        });
+        remove(unwanted.map(|entry| entry.path()).collect()).await;
     }
 
     /// Removes everything, after the last device.
     pub(super) async fn remove_all(&self) {
         self.sweep(&BTreeSet::new()).await;
-        for folder in &self.folders {
-            remove(folder).await;
-        }
+        remove(self.folders.clone()).await;
     }
 }
 
@@ -169,25 +163,26 @@ fn make(group: &Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn remove(group: &Path) {
-    let mut result = Ok(());
-    for _ in 0..REMOVE_TRIES {
-        result = match fs::remove_dir(group) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(error),
-            result => {
-                log_kept(group, result);
-                return;
-            }
-        };
+/// Removes groups, those that are busy again and again for a while.
+async fn remove(mut groups: Vec<PathBuf>) {
+    for tries_left in (0..REMOVE_TRIES).rev() {
+        groups.retain(|group| is_busy(group, tries_left == 0));
+        if groups.is_empty() {
+            return;
+        }
         sleep(REMOVE_PAUSE).await;
     }
-    log_kept(group, result);
 }
 
-fn log_kept(group: &Path, result: io::Result<()>) {
-    if let Err(error) = result {
-        tracing::warn!(cgroup = %group.display(), %error, "cannot remove a device's control group");
+/// Whether a group could not be removed and may be later; warns of every other failure, and of this one if it is the `last`.
+fn is_busy(group: &Path, last: bool) -> bool {
+    match fs::remove_dir(group) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !last => true,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(cgroup = %group.display(), %error, "cannot remove a device's control group");
+            false
+        }
+        _ => false,
     }
 }
 

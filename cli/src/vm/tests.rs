@@ -14,7 +14,7 @@ use super::{details, find, overview, trace};
 fn vm(namespace: &str, tap: &str) -> VmReport {
     let ring = |index: u64, direction: &str, frames: u64| {
         json!({"index": index, "direction": direction, "frames": frames, "bytes": 10, "kicks": 3, "state": "running",
-            "size": 256, "drops": {"short": 0, "too_long": index}})
+            "size": 256, "batch_sizes": [5, 0, 7], "drops": {"short": 0, "too_long": index}})
     };
     VmReport {
         id: AttachmentId { network: "weft".into(), container_id: "c".into(), ifname: "eth0".into() },
@@ -60,7 +60,16 @@ fn the_overview_adds_up_the_rings() {
 #[test]
 fn details_name_features_rings_and_reasons() {
     let text = details(&vm("a", "tap1"));
-    for part in ["a/vm", "device.log", "connected, 4 connections", "version_1 mq", "3 from guest", "too_long: 3"] {
+    for part in [
+        "a/vm",
+        "device.log",
+        "connected, 4 connections",
+        "version_1 mq",
+        "3 from guest",
+        "too_long: 3",
+        "1: 5",
+        "4: 7",
+    ] {
         assert!(text.contains(part), "{text} lacks {part}");
     }
     assert!(!text.contains("short"), "reasons that dropped nothing are left out: {text}");
