@@ -18,7 +18,7 @@ use crate::{
     environment::{is_identifier, parse_address},
     error::{CniError, Code},
     result::Dns,
-    version::SpecVersion,
+    version::{SpecVersion, UnsupportedVersion},
 };
 
 /// MTUs that both kinds of link can have: every IPv4 host takes 576 (RFC 1122, section 3.3.3), a tap takes 65521 at most.
@@ -133,12 +133,12 @@ impl NetworkConfig {
         let mut fields = Fields::new(object(stdin)?);
         fields.refuse_unknown(|key| KNOWN_KEYS.contains(&key));
         let name = network_name(&mut fields)?;
-        let version = fields.parsed("cniVersion", "a string such as \"1.1.0\"").map(|text: String| text.parse());
-        let version = version.unwrap_or_else(|| "0.1.0".parse());
-        let version = version.unwrap_or_else(|problem| {
-            fields.problems.insert(0, problem);
-            SpecVersion::LATEST
-        });
+        let version: Option<String> = fields.parsed("cniVersion", "a string such as \"1.1.0\"");
+        let version =
+            version.as_deref().unwrap_or("0.1.0").parse().unwrap_or_else(|unsupported: UnsupportedVersion| {
+                fields.problems.insert(0, unsupported.into());
+                SpecVersion::LATEST
+            });
         let port = port_kind(&mut fields);
         let config = Self {
             version,

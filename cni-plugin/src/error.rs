@@ -4,7 +4,10 @@
 use serde_json::{Value, json};
 use weft_api::{ClientError, ErrorCode};
 
-use crate::{netlink::NetlinkError, version::SpecVersion};
+use crate::{
+    netlink::NetlinkError,
+    version::{SpecVersion, UnsupportedVersion},
+};
 
 /// Error codes: CNI spec 1.1.0, "Error"; 100 and above are the plugin's own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -124,5 +127,11 @@ impl CniError {
 impl From<NetlinkError> for CniError {
     fn from(error: NetlinkError) -> Self {
         Self::new(Code::Io, error.to_string())
+    }
+}
+
+impl From<UnsupportedVersion> for CniError {
+    fn from(error: UnsupportedVersion) -> Self {
+        Self::new(Code::IncompatibleVersion, error.to_string())
     }
 }

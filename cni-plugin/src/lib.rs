@@ -36,7 +36,7 @@ pub use environment::{Command, Environment};
 pub use error::{CniError, Code};
 pub use record::Record;
 pub use result::CniResult;
-pub use version::SpecVersion;
+pub use version::{SpecVersion, UnsupportedVersion};
 
 /// Runs one CNI call: environment by `variable`, configuration from `input`, the answer to `output`.
 ///

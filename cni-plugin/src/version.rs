@@ -3,8 +3,6 @@
 
 use std::str::FromStr;
 
-use crate::error::{CniError, Code};
-
 /// A supported version of the CNI spec, oldest first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum SpecVersion {
@@ -35,16 +33,19 @@ impl SpecVersion {
     }
 }
 
-impl FromStr for SpecVersion {
-    type Err = CniError;
+/// A version of the spec that is not supported.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("cniVersion '{asked}' is not supported; set it to one of {}", SpecVersion::ALL.map(SpecVersion::as_str).join(", "))]
+pub struct UnsupportedVersion {
+    /// What was asked for.
+    pub asked: String,
+}
 
-    fn from_str(text: &str) -> Result<Self, CniError> {
-        Self::ALL.into_iter().find(|version| version.as_str() == text).ok_or_else(|| {
-            let all: Vec<_> = Self::ALL.iter().map(|version| version.as_str()).collect();
-            CniError::new(
-                Code::IncompatibleVersion,
-                format!("cniVersion '{text}' is not supported; set it to one of {}", all.join(", ")),
-            )
-        })
+impl FromStr for SpecVersion {
+    type Err = UnsupportedVersion;
+
+    fn from_str(text: &str) -> Result<Self, UnsupportedVersion> {
+        let found = Self::ALL.into_iter().find(|version| version.as_str() == text);
+        found.ok_or_else(|| UnsupportedVersion { asked: text.to_owned() })
     }
 }
