@@ -181,7 +181,7 @@ fn amount(number: u64) -> String {
     if number > 1 << 32 { "more than 2^32".to_owned() } else { number.to_string() }
 }
 
-fn bytes(number: u64) -> String {
+pub(crate) fn bytes(number: u64) -> String {
     match number {
         0..1024 => format!("{number} B"),
         1024..1_048_576 => format!("{} KiB", number.div_ceil(1024)),

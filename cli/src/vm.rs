@@ -14,7 +14,7 @@ use weft_api::VmReport;
 use crate::{
     frame,
     print::Output,
-    show::{duration, or},
+    show::{bytes, duration, or},
     table::Table,
 };
 
@@ -84,6 +84,7 @@ pub(crate) fn details(vm: &VmReport) -> String {
         "guest memory",
         format!("{} MiB in {} regions", number(&metrics["memory_bytes"]) >> 20, number(&metrics["memory_regions"])),
     );
+    row("own memory", metrics["rss_bytes"].as_u64().map(bytes).unwrap_or_default());
     row("migration", if metrics["logging"] == true { "pages written are logged".into() } else { "none".into() });
     row("features", names(&metrics["features"]));
     row("protocol", names(&metrics["protocol_features"]));

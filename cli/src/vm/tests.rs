@@ -26,8 +26,10 @@ fn vm(namespace: &str, tap: &str) -> VmReport {
         state: "ready".into(),
         pid: Some(7),
         restarts: 2,
-        metrics: Some(json!({"connected": true, "connections": 4, "features": ["version_1", "mq"],
-            "rings": [ring(0, "rx", 11), ring(1, "tx", 22), ring(2, "rx", 33), ring(3, "tx", 44)]})),
+        metrics: Some(
+            json!({"connected": true, "connections": 4, "rss_bytes": 3_000_000, "features": ["version_1", "mq"],
+            "rings": [ring(0, "rx", 11), ring(1, "tx", 22), ring(2, "rx", 33), ring(3, "tx", 44)]}),
+        ),
     }
 }
 
@@ -69,6 +71,7 @@ fn details_name_features_rings_and_reasons() {
         "too_long: 3",
         "1: 5",
         "4: 7",
+        "2.8 MiB",
     ] {
         assert!(text.contains(part), "{text} lacks {part}");
     }
