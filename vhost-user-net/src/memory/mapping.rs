@@ -20,6 +20,8 @@ const PAGE: u64 = 4096;
 pub(super) struct Mapping {
     start: NonNull<c_void>,
     len: usize,
+    /// Device and inode of the file.
+    file: (u64, u64),
     watch: sigbus::Watch,
 }
 
@@ -33,7 +35,7 @@ impl Mapping {
     pub(super) fn new(spec: &RegionSpec, fd: &OwnedFd) -> Result<(Self, NonNull<u8>), MemoryError> {
         let guest_addr = spec.guest_addr;
         let system = |call| move |source| MemoryError::System { call, guest_addr, source };
-        check_file(spec, fd)?;
+        let file = check_file(spec, fd)?;
         let page = page_size(fd).map_err(system("fstatfs"))?;
         // Huge page files take only offsets and lengths of whole huge pages.
         let from = spec.mmap_offset & !(page - 1);
@@ -52,10 +54,15 @@ impl Mapping {
             tracing::debug!(%error, "madvise(MADV_DONTDUMP)");
         }
         let watch = sigbus::Watch::new(start.as_ptr() as usize, size.get());
-        let mapping = Self { start, len: size.get(), watch };
+        let mapping = Self { start, len: size.get(), file, watch };
         // SAFETY: lead < len.
         let host = unsafe { start.cast::<u8>().add(lead as usize) };
         Ok((mapping, host))
+    }
+
+    /// Whether the descriptor is one of the file that is mapped.
+    pub(super) fn is_of(&self, fd: &OwnedFd) -> bool {
+        fstat(fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -73,7 +80,8 @@ impl Drop for Mapping {
     }
 }
 
-fn check_file(spec: &RegionSpec, fd: &OwnedFd) -> Result<(), MemoryError> {
+/// Checks that the file holds the region; returns its device and inode.
+fn check_file(spec: &RegionSpec, fd: &OwnedFd) -> Result<(u64, u64), MemoryError> {
     let guest_addr = spec.guest_addr;
     let stat = fstat(fd).map_err(|source| MemoryError::System { call: "fstat", guest_addr, source })?;
     let regular = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits();
@@ -81,7 +89,7 @@ fn check_file(spec: &RegionSpec, fd: &OwnedFd) -> Result<(), MemoryError> {
     if regular && have < need {
         return Err(MemoryError::FileTooShort { guest_addr, need, have });
     }
-    Ok(())
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 fn page_size(fd: &OwnedFd) -> nix::Result<u64> {

@@ -125,11 +125,17 @@ impl GuestMemory {
         table.into_iter().try_fold(Self::default(), |memory, (spec, fd)| memory.with_region(spec, fd))
     }
 
-    /// This table and one more region.
+    /// This table and one more region. The same region of the same file once more changes nothing: QEMU 7.2 adds every
+    /// region for each queue pair.
     ///
     /// # Errors
     /// As [`GuestMemory::map`], and when the table is full.
     pub fn with_region(&self, spec: RegionSpec, fd: OwnedFd) -> Result<Self, MemoryError> {
+        if let Some(same) = self.regions.iter().find(|other| other.spec == spec)
+            && same.mapping.is_of(&fd)
+        {
+            return Ok(self.clone());
+        }
         if self.regions.len() >= MAX_REGIONS {
             return Err(MemoryError::TooMany);
         }
@@ -319,6 +325,14 @@ mod tests {
         let less = more.without_region(&spec(0, 0x1000)).expect("remove");
         assert_eq!(less.len(), 1);
         assert!(Translator::default().translate(&less, 0, 1).is_none());
+    }
+
+    #[test]
+    fn a_region_added_twice_is_there_once_unless_it_is_another_file() {
+        let fd = file(0x1000);
+        let memory = GuestMemory::map(vec![(spec(0, 0x1000), fd.try_clone().expect("dup"))]).expect("map");
+        assert_eq!(memory.with_region(spec(0, 0x1000), fd).expect("add again").len(), 1);
+        assert!(matches!(memory.with_region(spec(0, 0x1000), file(0x1000)), Err(MemoryError::Overlap { .. })));
     }
 
     #[test]
