@@ -5,7 +5,6 @@
 //! 64 KiB of guest buffers for every small frame costs more than the frame, so a read gets guest buffers for the length
 //! that recent frames had and, behind them, a private overflow buffer. What lands in the overflow buffer is copied on.
 
-use std::collections::VecDeque;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -48,8 +47,10 @@ pub struct RxQueue {
     pub vring: Vring,
     header_len: usize,
     mergeable: bool,
-    chains: VecDeque<Chain>,
-    /// Pieces of `chains`, from `first` on.
+    /// Chains taken in advance, from `next` on.
+    chains: Vec<Chain>,
+    next: usize,
+    /// Pieces of those chains, from `first` on.
     pieces: Segments,
     first: usize,
     bytes: u64,
@@ -66,7 +67,8 @@ impl RxQueue {
             vring,
             header_len,
             mergeable,
-            chains: VecDeque::new(),
+            chains: Vec::new(),
+            next: 0,
             pieces: Segments::default(),
             first: 0,
             bytes: 0,
@@ -84,14 +86,20 @@ impl RxQueue {
         }
         self.chains.clear();
         self.pieces.clear();
-        (self.first, self.bytes) = (0, 0);
+        (self.next, self.first, self.bytes) = (0, 0, 0);
+    }
+
+    /// Number of chains taken in advance.
+    #[inline]
+    fn taken(&self) -> u16 {
+        (self.chains.len() - self.next) as u16
     }
 
     /// Reads one frame into buffers taken in advance and the overflow buffer.
     #[inline]
     fn read(&mut self, port: &dyn Port) -> Result<Result<Frame, Moved>, Violation> {
         self.gather(self.expected)?;
-        let Some(chain) = self.chains.front() else { return Ok(Err(Moved::Nothing(Turn::RingEmpty))) };
+        let Some(chain) = self.chains.get(self.next) else { return Ok(Err(Moved::Nothing(Turn::RingEmpty))) };
         if chain.bytes < self.header_len as u64 {
             return Err(Violation::NoHeader { len: chain.bytes });
         }
@@ -117,8 +125,15 @@ impl RxQueue {
     /// How many of the pieces taken in advance it needs for `want` bytes, and the bytes they have.
     #[inline]
     fn cover(&self, want: u64) -> (usize, u64) {
+        let taken = self.pieces.iov().get(self.first..).unwrap_or_default();
+        if let Some(last) = taken.last()
+            && self.bytes - (last.iov_len as u64) < want
+            && taken.len() <= MAX_SEGMENTS
+        {
+            return (taken.len(), self.bytes);
+        }
         let (mut count, mut bytes) = (0, 0);
-        for piece in self.pieces.iov().get(self.first..).unwrap_or_default().iter().take(MAX_SEGMENTS) {
+        for piece in taken.iter().take(MAX_SEGMENTS) {
             count += 1;
             bytes += piece.iov_len as u64;
             if bytes >= want {
@@ -151,16 +166,21 @@ impl RxQueue {
     /// Takes chains from the ring until they have `want` bytes or the ring has no more.
     #[inline]
     fn gather(&mut self, want: u64) -> Result<(), Violation> {
+        let mut known = 0;
         while self.bytes < want && self.pieces.len() - self.first < MAX_SEGMENTS {
-            let ahead = self.chains.len() as u16;
-            if self.vring.ring.available(ahead)? == 0 {
-                return Ok(());
+            let ahead = self.taken();
+            if known == 0 {
+                known = self.vring.ring.available(ahead)?;
+                if known == 0 {
+                    return Ok(());
+                }
+                self.vring.keep_quiet();
             }
-            self.vring.keep_quiet();
+            known -= 1;
             let head = self.vring.ring.head(ahead);
             let before = self.pieces.len();
             let bytes = self.vring.ring.chain(head, Access::Write, &mut self.pieces)?;
-            self.chains.push_back(Chain { bytes, pieces: (self.pieces.len() - before) as u16, head });
+            self.chains.push(Chain { bytes, pieces: (self.pieces.len() - before) as u16, head });
             self.bytes += bytes;
         }
         Ok(())
@@ -171,7 +191,7 @@ impl RxQueue {
         if self.mergeable {
             self.gather(frame.len as u64)?;
         }
-        let room = if self.mergeable { self.bytes } else { self.chains.front().map_or(0, |chain| chain.bytes) };
+        let room = if self.mergeable { self.bytes } else { self.chains.get(self.next).map_or(0, |chain| chain.bytes) };
         if room < frame.len as u64 {
             return Ok(false);
         }
@@ -190,7 +210,7 @@ impl RxQueue {
 
     /// Keeps a frame until there are more buffers, or gives it up when there can never be enough.
     fn postpone(&mut self, frame: Frame) -> Moved {
-        let full = self.chains.len() >= usize::from(self.vring.ring.size());
+        let full = self.taken() >= self.vring.ring.size();
         let segments = self.pieces.len() - self.first >= MAX_SEGMENTS;
         if !self.mergeable || full || segments {
             return Moved::Dropped(DropReason::TooLong);
@@ -202,10 +222,6 @@ impl RxQueue {
     /// Completes the chains the frame fills.
     #[inline]
     fn deliver(&mut self, frame: Frame) {
-        let chains = self.chains_of(frame.len as u64);
-        if self.header_len == HEADER_WITH_NUM_BUFFERS {
-            self.write_num_buffers(chains as u16);
-        }
         if self.vring.tracer.active() {
             let pieces = self.pieces.iov().get(self.first..).unwrap_or_default();
             self.vring.tracer.frame(Direction::ToGuest, pieces, frame.len, None);
@@ -213,56 +229,27 @@ impl RxQueue {
         if self.vring.ring.dirty_log().is_some() {
             self.mark_dirty(frame.len);
         }
-        let mut left = frame.len as u64;
-        for after in (0..chains).rev() {
-            let Some(chain) = self.chains.pop_front() else { break };
-            let used = left.min(chain.bytes);
-            left -= used;
-            self.first += usize::from(chain.pieces);
-            self.bytes -= chain.bytes;
-            if after > 0 {
-                self.vring.ring.complete(chain.head, used as u32);
-            } else {
-                self.vring.ring.complete_frame(chain.head, used as u32);
-            }
-        }
-        self.vring.ring.advance(chains as u16);
-        self.compact();
-    }
-
-    #[inline]
-    fn chains_of(&self, len: u64) -> usize {
-        let mut left = len;
-        for (index, chain) in self.chains.iter().enumerate() {
+        let (mut left, mut chains, mut pieces, mut bytes) = (frame.len as u64, 0, 0, 0);
+        for chain in self.chains.get(self.next..).unwrap_or_default() {
+            chains += 1;
+            pieces += usize::from(chain.pieces);
+            bytes += chain.bytes;
             if left <= chain.bytes {
-                return index + 1;
+                // The frame has to be whole before its last chain says that it is.
+                if self.header_len == HEADER_WITH_NUM_BUFFERS {
+                    write_num_buffers(self.pieces.iov().get(self.first..).unwrap_or_default(), chains);
+                }
+                self.vring.ring.complete_frame(chain.head, left as u32);
+                break;
             }
+            self.vring.ring.complete(chain.head, chain.bytes as u32);
             left -= chain.bytes;
         }
-        self.chains.len()
-    }
-
-    /// Writes the header's last field, which may lie in any of the first pieces.
-    #[inline]
-    fn write_num_buffers(&self, chains: u16) {
-        if let Some(piece) = self.pieces.iov().get(self.first).filter(|piece| piece.iov_len >= HEADER_WITH_NUM_BUFFERS)
-        {
-            let at = piece.iov_base.cast::<u8>().wrapping_add(NUM_BUFFERS).cast::<[u8; 2]>();
-            // SAFETY: the piece is guest memory the ring keeps mapped, and has these two bytes.
-            unsafe { at.write_volatile(chains.to_le_bytes()) };
-            return;
-        }
-        let mut skip = NUM_BUFFERS;
-        let mut bytes = chains.to_le_bytes().into_iter();
-        for piece in self.pieces.iov().get(self.first..).unwrap_or_default() {
-            while skip < piece.iov_len {
-                let Some(byte) = bytes.next() else { return };
-                // SAFETY: skip < iov_len, and the piece is guest memory the ring keeps mapped.
-                unsafe { piece.iov_base.cast::<u8>().add(skip).write_volatile(byte) };
-                skip += 1;
-            }
-            skip -= piece.iov_len;
-        }
+        self.next += usize::from(chains);
+        self.first += pieces;
+        self.bytes -= bytes;
+        self.vring.ring.advance(chains);
+        self.compact();
     }
 
     fn mark_dirty(&self, len: usize) {
@@ -283,11 +270,13 @@ impl RxQueue {
     #[inline]
     fn compact(&mut self) {
         if self.first == self.pieces.len() {
+            self.chains.clear();
             self.pieces.clear();
-            self.first = 0;
+            (self.next, self.first) = (0, 0);
         } else if self.first >= COMPACT {
+            self.chains.drain(..self.next);
             self.pieces.drop_front(self.first);
-            self.first = 0;
+            (self.next, self.first) = (0, 0);
         }
     }
 }
@@ -323,10 +312,32 @@ impl Queue for RxQueue {
             return Ok(false);
         }
         let newly = !self.vring.kicks_enabled();
-        let more = self.vring.arm(self.chains.len() as u16)?;
+        let more = self.vring.arm(self.taken())?;
         if newly && !more {
             count(&self.vring.counters.starved);
         }
         Ok(more)
+    }
+}
+
+/// Writes the header's last field, which may lie in any of the frame's first pieces.
+#[inline]
+fn write_num_buffers(pieces: &[libc::iovec], chains: u16) {
+    let bytes = chains.to_le_bytes();
+    if let Some(piece) = pieces.first().filter(|piece| piece.iov_len >= HEADER_WITH_NUM_BUFFERS) {
+        let at = piece.iov_base.cast::<u8>().wrapping_add(NUM_BUFFERS).cast::<[u8; 2]>();
+        // SAFETY: the piece is guest memory the ring keeps mapped, and has these two bytes.
+        unsafe { at.write_volatile(bytes) };
+        return;
+    }
+    let (mut skip, mut bytes) = (NUM_BUFFERS, bytes.into_iter());
+    for piece in pieces {
+        while skip < piece.iov_len {
+            let Some(byte) = bytes.next() else { return };
+            // SAFETY: skip < iov_len, and the piece is guest memory the ring keeps mapped.
+            unsafe { piece.iov_base.cast::<u8>().add(skip).write_volatile(byte) };
+            skip += 1;
+        }
+        skip -= piece.iov_len;
     }
 }
