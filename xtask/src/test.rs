@@ -53,7 +53,7 @@ enum Part {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// The vhost-user-net device with every front end: crafted ones, QEMU guests, live migration.
+    /// The vhost-user-net device with every front end, in the agent's care, and behind a Service.
     Vhost,
     /// A real Kubernetes with Weft on it must pass the upstream conformance tests that are Weft's.
     Cluster,
