@@ -50,7 +50,8 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
     pub mtu: Option<u16>,
 
-    /// Microseconds to look for work before a thread sleeps; trades processor time for latency
+    /// Most microseconds to look for work before a thread sleeps, less while that is in vain; trades processor time for
+    /// latency
     #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     pub poll_us: u64,
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The device: what the front end set up, and the threads that carry it out.
 
+pub mod polling;
 mod requests;
 pub mod rx;
 pub mod tx;
@@ -39,7 +40,7 @@ pub struct DeviceConfig {
     pub mac: Option<[u8; 6]>,
     /// MTU in the configuration space.
     pub mtu: Option<u16>,
-    /// How long a thread looks for work before it sleeps.
+    /// How long a thread looks for work before it sleeps, at most; zero is never.
     pub poll_for: Duration,
     /// Whether the port has UDP segmentation offload.
     pub udp_segmentation: bool,

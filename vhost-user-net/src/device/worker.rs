@@ -14,6 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
 
+use super::polling::Polling;
 use super::rx::RxQueue;
 use super::tx::TxQueue;
 use super::vring::{Batch, Queue, Turn, Vring, count};
@@ -166,7 +167,7 @@ pub struct Pair {
     index: usize,
     port: Arc<dyn Port>,
     epoll: Epoll,
-    poll_for: Duration,
+    polling: Polling,
     rx: Slot<RxQueue>,
     tx: Slot<TxQueue>,
     port_readable: bool,
@@ -178,7 +179,8 @@ impl Pair {
     fn new(index: usize, port: Arc<dyn Port>, epoll: Epoll, poll_for: Duration) -> Self {
         let (rx, tx) = (Slot::new(), Slot::new());
         let losses = sigbus::losses();
-        Self { index, port, epoll, poll_for, rx, tx, port_readable: true, port_writable: true, losses }
+        let polling = Polling::new(poll_for);
+        Self { index, port, epoll, polling, rx, tx, port_readable: true, port_writable: true, losses }
     }
 
     /// Puts a ring into service.
@@ -246,15 +248,8 @@ impl Pair {
         let mut events = [EpollEvent::empty(); 8];
         let mut busy = true;
         loop {
-            let timeout = if busy { EpollTimeout::ZERO } else { self.sleep_time() };
-            let woken = match self.epoll.wait(&mut events, timeout) {
-                // A port that stays full tries again now and then, whatever its descriptor says.
-                Ok(0) if !busy => {
-                    self.port_writable = true;
-                    0
-                }
-                Ok(count) => count,
-                Err(Errno::EINTR) => 0,
+            let woken = match self.wait(&mut events, busy) {
+                Ok(woken) => woken,
                 Err(error) => {
                     tracing::error!(pair = self.index, %error, "epoll_wait");
                     return;
@@ -272,6 +267,27 @@ impl Pair {
                 self.check_memory();
             }
         }
+    }
+
+    /// Waits for events, or only looks for them while the thread is busy; returns their number.
+    fn wait(&mut self, events: &mut [EpollEvent], busy: bool) -> Result<usize, Errno> {
+        let timeout = if busy { EpollTimeout::ZERO } else { self.sleep_time() };
+        let polling = !busy && self.polling.is_on();
+        if polling {
+            self.polling.sleeps(Instant::now());
+        }
+        let woken = match self.epoll.wait(events, timeout) {
+            Err(Errno::EINTR) => 0,
+            result => result?,
+        };
+        if polling {
+            self.polling.woken(Instant::now());
+        }
+        if woken == 0 && !busy {
+            // A port that stays full tries again now and then, whatever its descriptor says.
+            self.port_writable = true;
+        }
+        Ok(woken)
     }
 
     /// Runs what the session sent; returns false when the session is gone.
@@ -340,28 +356,36 @@ impl Pair {
 
     /// Looks for work a while before the thread sleeps, when it was told to; returns whether some came.
     fn poll(&mut self) -> bool {
-        if self.poll_for.is_zero() || (self.tx.queue.is_none() && self.rx.queue.is_none()) {
+        let window = self.polling.window();
+        if window.is_zero() || (self.tx.queue.is_none() && self.rx.queue.is_none()) {
             return false;
         }
-        let deadline = Instant::now() + self.poll_for;
-        let mut events = [EpollEvent::empty(); 8];
+        let deadline = Instant::now() + window;
         while Instant::now() < deadline {
-            let looked = self.tx.queue.as_mut().map(|queue| queue.vring.ring.look(0));
-            if matches!(looked, Some(Ok(1..) | Err(_))) {
+            if self.glance() {
+                self.polling.found();
                 return true;
-            }
-            match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
-                Ok(0) | Err(_) => std::hint::spin_loop(),
-                Ok(count) => {
-                    // The session's event is level-triggered and comes again.
-                    events.iter().take(count).for_each(|event| {
-                        self.note(event);
-                    });
-                    return true;
-                }
             }
         }
         false
+    }
+
+    /// Looks once whether there is work, without going to sleep.
+    fn glance(&mut self) -> bool {
+        let looked = self.tx.queue.as_mut().map(|queue| queue.vring.ring.look(0));
+        if matches!(looked, Some(Ok(1..) | Err(_))) {
+            return true;
+        }
+        let mut events = [EpollEvent::empty(); 8];
+        let Ok(count @ 1..) = self.epoll.wait(&mut events, EpollTimeout::ZERO) else {
+            std::hint::spin_loop();
+            return false;
+        };
+        // The session's event is level-triggered and comes again.
+        events.iter().take(count).for_each(|event| {
+            self.note(event);
+        });
+        true
     }
 
     /// Asks the guest for kicks before the thread sleeps; returns whether there is something to do instead.

@@ -42,6 +42,16 @@ mod tests {
         }
     }
 
+    /// Both sides of the definition depend on two distances only, so that one `old` stands for all of them.
+    #[test]
+    fn passes_is_exact_for_every_event_and_every_distance_near_a_border() {
+        for distance in (0..300).chain(32_700..32_800).chain(65_236..=65_535) {
+            for event in 0..=u16::MAX {
+                assert_eq!(passes(event, distance, 0), event < distance, "{event} {distance}");
+            }
+        }
+    }
+
     #[test]
     fn available_is_exact_for_every_distance() {
         for size in [1u16, 2, 256, 1024, 32768] {
