@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The device: what the front end set up, and the threads that carry it out.
 
+pub mod pair;
 pub mod polling;
 mod requests;
 pub mod rx;
@@ -24,10 +25,11 @@ use crate::protocol::message::VringAddr;
 use crate::ring::split::RingFeatures;
 use crate::ring::{Layout, RingError, SplitRing};
 use crate::trace::Tracer;
+use pair::{NewRing, Side};
 use rx::RxQueue;
 use tx::TxQueue;
 use vring::{Enable, Vring};
-use worker::{NewRing, Side, Worker, WorkerError};
+use worker::{Worker, WorkerError};
 
 /// What the operator chose for this device.
 #[derive(Debug, Clone)]
