@@ -100,7 +100,7 @@ impl Conversation {
         self.take_in(&mut buffer)
     }
 
-    /// Sends one frame. Returns false without a device: the tap has no carrier then, and for a moment after it came.
+    /// Sends one frame. Returns false without a device, when the tap has no carrier.
     fn send(&self, frame: &[u8]) -> Result<bool> {
         // SAFETY: the socket is open as long as `wire` lives.
         let fd = unsafe { BorrowedFd::borrow_raw(self.wire.fd()) };
@@ -132,6 +132,15 @@ impl Conversation {
     }
 }
 
+/// Waits until the kernel has noticed the device on the tap. Before that it throws frames for the tap away, and says
+/// that they are sent.
+fn wait_for_carrier(host: &Host) -> Result<()> {
+    peer::host::eventually("carrier on the tap", || {
+        let output = std::process::Command::new("ip").args(["-o", "link", "show", "dev", &host.tap]).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains("state UP").then_some(()))
+    })
+}
+
 /// What may never happen, whoever was killed.
 fn check_machine(machine: &Machine) -> Result<()> {
     let counters = machine.counters();
@@ -155,6 +164,7 @@ fn converse(kind: Kind, features: u64, work: Work) -> Result<()> {
     let backend = host.backend(&[])?;
     let mut machine = machine(kind, features)?;
     let _front = FrontEnd::connect(&host.socket(), &machine)?;
+    wait_for_carrier(&host)?;
     let mut conversation = Conversation::new(&host, false)?;
     machine.start(work)?;
     conversation.go_on(&machine, 3000).with_context(|| format!("device: {}", backend.metrics().unwrap_or_default()))?;
@@ -257,6 +267,7 @@ fn a_guest_that_breaks_its_ring_does_not_disturb_its_neighbour() -> Result<()> {
     let (host, mut neighbour) = (Host::new(1)?, machine(Kind::Kvm, MRG_RXBUF | EVENT_IDX)?);
     let backend = host.backend(&[])?;
     let _front = FrontEnd::connect(&host.socket(), &neighbour)?;
+    wait_for_carrier(&host)?;
     let mut conversation = Conversation::new(&host, false)?;
     neighbour.start(exchange(true, 1536))?;
     conversation.go_on(&neighbour, 500)?;

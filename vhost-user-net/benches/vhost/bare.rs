@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The bare system calls on the tap, and the memory they go through.
 
+use std::process::Command;
+
 use anyhow::{Context, Result};
 use weft_vhost::port::Port;
 use weft_vhost::tap::{Offload, Tap, TapQueue};
 
 use crate::frames::{BUFFER, Kind, RING};
 use crate::peer::HEADER;
-use crate::peer::host::Host;
+use crate::peer::host::{Host, eventually};
 
 const OFFLOAD: Offload = Offload { checksum: true, tso4: true, tso6: false, ecn: false, uso: false };
 const PAGE: usize = 4096;
@@ -16,7 +18,17 @@ const PAGE: usize = 4096;
 pub(crate) fn tap(host: &Host) -> Result<TapQueue> {
     let queue = Tap::open(&host.tap, 1)?.queues.pop().context("no queue")?;
     queue.set_format(HEADER, OFFLOAD)?;
+    wait_for_carrier(host)?;
     Ok(queue)
+}
+
+/// Waits until the kernel has noticed that somebody is on the tap. Before that it throws frames for it away, and says
+/// that they are sent.
+pub(crate) fn wait_for_carrier(host: &Host) -> Result<()> {
+    eventually("carrier on the tap", || {
+        let output = Command::new("ip").args(["-o", "link", "show", "dev", &host.tap]).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains("state UP").then_some(()))
+    })
 }
 
 /// Bytes, for the kernel.

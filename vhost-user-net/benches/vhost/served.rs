@@ -5,6 +5,7 @@ use anyhow::Result;
 use weft_test_vmm::{EVENT_IDX, FrontEnd, MRG_RXBUF, Machine, Setup};
 use weft_vhost::protocol::features;
 
+use crate::bare::wait_for_carrier;
 use crate::frames::RING;
 use crate::peer::host::{Backend, Host};
 use crate::processor::{self, DEVICE_CPU, FIRST, FRONT_CPU, SECOND};
@@ -32,6 +33,7 @@ impl Served {
         let backend = below(settings, || backend(host, more))?;
         let machine = machine(settings, pairs)?;
         let front = FrontEnd::connect(&host.socket(), &machine)?;
+        wait_for_carrier(host)?;
         Ok(Self { machine, front, backend })
     }
 
