@@ -83,7 +83,7 @@ pub fn fetch(path: &str, midway: impl FnOnce() -> Result<()>) -> Result<Vec<u8>>
 /// Traffic that runs while something happens to the device.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
-    records: JoinHandle<Result<(u64, String)>>,
+    records: Option<JoinHandle<Result<(u64, String)>>>,
     ping: Child,
     link_changes: u64,
 }
@@ -102,12 +102,14 @@ impl Traffic {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let records = std::thread::spawn(move || send_records(accept(&records)?, &seen));
+        let log = std::fs::File::create(host.path("ping.log"))?;
         let ping = Command::new("ping")
             .args(["-q", "-i", "0.01", "-s", "1000", "10.9.0.2"])
-            .stdout(std::fs::File::create(host.path("ping.log"))?)
+            .stdout(log.try_clone()?)
+            .stderr(log)
             .spawn()
             .context("ping; install iputils-ping")?;
-        Ok(Self { stop, records, ping, link_changes })
+        Ok(Self { stop, records: Some(records), ping, link_changes })
     }
 
     /// Fetches a file from the guest, with `midway` after a part of it.
@@ -115,7 +117,7 @@ impl Traffic {
         let sum = String::from_utf8(fetch("sum", || Ok(()))?)?;
         let big = fetch("big", midway)?;
         ensure!(sum.starts_with(&md5(&big)?), "{} bytes of the guest, sum {sum}", big.len());
-        ensure!(!self.records.is_finished(), "the stream of records ended early");
+        ensure!(self.records.as_ref().is_some_and(|sender| !sender.is_finished()), "the stream of records ended early");
         Ok(())
     }
 
@@ -123,7 +125,8 @@ impl Traffic {
     /// Returns how often the guest's link changed since it was ready.
     pub fn finish(mut self, guest: &mut Guest, host: &Host) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
-        let (count, sum) = self.records.join().ok().context("the sender of records panicked")??;
+        let sender = self.records.take().context("no sender of records")?;
+        let (count, sum) = sender.join().ok().context("the sender of records panicked")??;
         let words = guest.wait_for("RECORDS ", STREAM_PATIENCE)?;
         ensure!(words == format!("{count} bad 0"), "{count} records sent, the guest says {words}");
         let kept = guest.wait_for("RECORDS-SUM", STREAM_PATIENCE)?;
@@ -138,6 +141,16 @@ impl Traffic {
         let answers: u64 = answers.and_then(|(_, rest)| rest.split(' ').next()).context("ping")?.parse()?;
         ensure!(answers > 20, "ping: {said}");
         Ok(changes(&guest.wait_for("LINK ", STREAM_PATIENCE)?)? - self.link_changes)
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // It has ended where the test went well.
+        if let Err(error) = self.ping.kill().and_then(|()| self.ping.wait().map(drop)) {
+            eprintln!("ending ping: {error}");
+        }
     }
 }
 
