@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use weft_vhost::port::Port;
 use weft_vhost::tap::{Offload, Tap, TapQueue};
 
-use crate::frames::{BUFFER, Kind, RING};
+use crate::frames::{Kind, RING};
 use crate::peer::HEADER;
 use crate::peer::host::{Host, eventually};
 
@@ -18,15 +18,15 @@ const PAGE: usize = 4096;
 pub(crate) fn tap(host: &Host) -> Result<TapQueue> {
     let queue = Tap::open(&host.tap, 1)?.queues.pop().context("no queue")?;
     queue.set_format(HEADER, OFFLOAD)?;
-    wait_for_carrier(host)?;
+    wait_for_carrier(&host.tap)?;
     Ok(queue)
 }
 
-/// Waits until the kernel has noticed that somebody is on the tap. Before that it throws frames for it away, and says
-/// that they are sent.
-pub(crate) fn wait_for_carrier(host: &Host) -> Result<()> {
-    eventually("carrier on the tap", || {
-        let output = Command::new("ip").args(["-o", "link", "show", "dev", &host.tap]).output()?;
+/// Waits until the kernel has noticed that somebody is at an interface's other side. Before that it throws frames for it
+/// away, and says that they are sent.
+pub(crate) fn wait_for_carrier(interface: &str) -> Result<()> {
+    eventually(&format!("carrier of {interface}"), || {
+        let output = Command::new("ip").args(["-o", "link", "show", "dev", interface]).output()?;
         Ok(String::from_utf8_lossy(&output.stdout).contains("state UP").then_some(()))
     })
 }
@@ -71,7 +71,7 @@ pub(crate) struct Buffers {
 impl Buffers {
     pub(crate) fn new(kind: Kind) -> Self {
         let mut memory = vec![1; usize::from(RING) * PAGE];
-        let vectors = memory.chunks_mut(PAGE).map(|page| vector(&mut page[..BUFFER])).collect();
+        let vectors = memory.chunks_mut(PAGE).map(|page| vector(&mut page[..kind.buffer()])).collect();
         Self { _memory: memory, vectors, per_frame: kind.buffers(), at: 0 }
     }
 

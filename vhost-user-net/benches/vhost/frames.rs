@@ -16,18 +16,22 @@ pub(crate) struct Kind {
 
 pub(crate) const SMALL: Kind = Kind { name: "64", len: 64, gso: false, queue: 20_000 };
 pub(crate) const FULL: Kind = Kind { name: "1500", len: 1514, gso: false, queue: 20_000 };
-pub(crate) const LARGE: Kind = Kind { name: "gso", len: 65_226, gso: true, queue: 1_000 };
+pub(crate) const LARGE: Kind = Kind { name: "gso", len: 65_226, gso: true, queue: 20_000 };
 pub(crate) const KINDS: [Kind; 3] = [SMALL, FULL, LARGE];
 
-/// Bytes of a buffer of the guest's; each lies on a page of its own.
-pub(crate) const BUFFER: usize = 1536;
 /// Entries of each ring.
 pub(crate) const RING: u16 = 1024;
 
 impl Kind {
+    /// Bytes of a buffer of the guest's; each lies on a page of its own. Linux makes them as large as recent frames, up to a
+    /// page (`get_mergeable_buf_len` in its virtio_net).
+    pub(crate) fn buffer(self) -> usize {
+        if self.gso { 4096 } else { 1536 }
+    }
+
     /// Buffers one frame takes.
     pub(crate) fn buffers(self) -> usize {
-        (self.len + HEADER).div_ceil(BUFFER)
+        (self.len + HEADER).div_ceil(self.buffer())
     }
 
     /// Whether frames are larger than the MTU.

@@ -1,21 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A sender whose frames share their memory: a packet socket on an interface all of whose frames the kernel mirrors to
-//! the tap, some times each.
+//! the tap, many times each.
 //!
-//! A thousand frames of 64 KiB that were copied one by one lie in memory no processor's cache holds, and reading them
+//! Thousands of frames of 64 KiB that were copied one by one lie in memory no processor's cache holds, and reading them
 //! measures that memory. A real sender has just written what it sends. Mirrored frames are references to one copy, so a
 //! full queue of them stays in the cache.
 
 use anyhow::{Context, Result};
 
+use crate::bare::wait_for_carrier;
 use crate::peer::host::{Host, Wire, run};
 
-/// Copies of a frame; a filter may have 32 actions.
-const COPIES: usize = 31;
-const INTERFACE: &str = "source";
-const PEER: &str = "drain";
+/// References to a frame that one filter makes; it may have 32 actions.
+const ACTIONS: usize = 31;
+/// Two interfaces in a row: a frame on the first goes to the second, and from there to the tap.
+const FIRST: &str = "source0";
+const SECOND: &str = "source1";
+/// Their other ends, where the frames themselves go.
+const DRAINS: [&str; 2] = ["drain0", "drain1"];
+/// References to one frame that reach the tap.
+const COPIES: usize = ACTIONS * ACTIONS;
 
-/// The interface; it goes away with the value.
+/// The interfaces; they go away with the value.
 pub(crate) struct Mirror {
     wire: Wire,
 }
@@ -23,15 +29,15 @@ pub(crate) struct Mirror {
 impl Mirror {
     /// Frames sent here come to the tap.
     pub(crate) fn new(host: &Host) -> Result<Self> {
-        run(&format!("ip link add {INTERFACE} type veth peer name {PEER}"))?;
-        for interface in [INTERFACE, PEER] {
+        for (interface, drain) in [FIRST, SECOND].into_iter().zip(DRAINS) {
+            run(&format!("ip link add {interface} type veth peer name {drain}"))?;
+            run(&format!("ip link set dev {drain} up"))?;
             run(&format!("ip link set dev {interface} up"))?;
+            wait_for_carrier(interface)?;
         }
-        run(&format!("tc qdisc add dev {INTERFACE} clsact"))?;
-        let mirror = format!(" action mirred egress mirror dev {}", host.tap).repeat(COPIES);
-        run(&format!("tc filter add dev {INTERFACE} egress protocol all u32 match u32 0 0{mirror}"))
-            .context("mirroring frames to the tap (act_mirred, cls_u32)")?;
-        Ok(Self { wire: Wire::open(INTERFACE, true)? })
+        mirror(FIRST, SECOND)?;
+        mirror(SECOND, &host.tap)?;
+        Ok(Self { wire: Wire::open(FIRST, true)? })
     }
 
     /// Sends a packet, a virtio-net header of ten bytes and a frame, at least so often.
@@ -40,10 +46,20 @@ impl Mirror {
     }
 }
 
+/// Has all that leaves one interface leave another one, too, many times.
+fn mirror(from: &str, to: &str) -> Result<()> {
+    run(&format!("tc qdisc add dev {from} clsact"))?;
+    let actions = format!(" action mirred egress mirror dev {to}").repeat(ACTIONS);
+    run(&format!("tc filter add dev {from} egress protocol all u32 match u32 0 0{actions}"))
+        .with_context(|| format!("mirroring {from} to {to} (act_mirred, cls_u32)"))
+}
+
 impl Drop for Mirror {
     fn drop(&mut self) {
-        if let Err(error) = run(&format!("ip link delete {INTERFACE}")) {
-            eprintln!("removing the interface that is mirrored: {error:#}");
+        for interface in [FIRST, SECOND] {
+            if let Err(error) = run(&format!("ip link delete {interface}")) {
+                eprintln!("removing an interface that is mirrored: {error:#}");
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use weft_test_vmm::{Machine, Task, Work};
 use weft_vhost::port::Port;
 
 use crate::bare::{self, Buffers};
-use crate::frames::{BUFFER, KINDS, Kind, RING};
+use crate::frames::{KINDS, Kind, RING};
 use crate::mirror::Mirror;
 use crate::peer::host::{Host, Wire, run};
 use crate::processor::{DEVICE_CPU, FRONT_CPU, own_time, pin};
@@ -59,7 +59,7 @@ pub(crate) fn device(host: &Host, settings: &Settings, kind: Kind, logging: bool
     let machine = &mut served.machine;
     let before = machine.counters().buffers.load(Ordering::Relaxed);
     let cpu = crate::processor::time_of(served.backend.child.id())?;
-    machine.start(work(0))?;
+    machine.start(work(kind, 0))?;
     wait_for_quiet(machine);
     machine.stop()?;
     let cpu = crate::processor::time_of(served.backend.child.id())? - cpu;
@@ -70,15 +70,15 @@ pub(crate) fn device(host: &Host, settings: &Settings, kind: Kind, logging: bool
     Ok(Rate { frames, wall: cycles as f64 / machine.frequency(), cpu })
 }
 
-fn work(count: u32) -> Work {
-    Work { interrupts: false, buffer_len: BUFFER as u32, count, ..Work::new(Task::Receive) }
+fn work(kind: Kind, count: u32) -> Work {
+    Work { interrupts: false, buffer_len: kind.buffer() as u32, count, ..Work::new(Task::Receive) }
 }
 
 /// Receives into every buffer once, so that no page is new to the device when the clock runs. The ring is left without
 /// buffers, so that the tap's queue can be filled.
 fn use_every_buffer(host: &Host, machine: &mut Machine, kind: Kind) -> Result<()> {
     let frames = usize::from(RING) / kind.buffers();
-    machine.start(work((frames * kind.buffers()) as u32))?;
+    machine.start(work(kind, (frames * kind.buffers()) as u32))?;
     fill(host, kind, frames)?;
     machine.finish(PATIENCE)
 }

@@ -33,7 +33,7 @@ impl Served {
         let backend = below(settings, || backend(host, more))?;
         let machine = machine(settings, pairs)?;
         let front = FrontEnd::connect(&host.socket(), &machine)?;
-        wait_for_carrier(host)?;
+        wait_for_carrier(&host.tap)?;
         Ok(Self { machine, front, backend })
     }
 
