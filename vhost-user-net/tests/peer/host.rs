@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -181,6 +182,10 @@ impl Drop for Backend {
 pub struct Wire {
     fd: OwnedFd,
     vnet: bool,
+    interface: String,
+    /// Frames are known to pass. A bench sees to that by itself, and counts the time of every call.
+    ready: AtomicBool,
+    is_bench: bool,
 }
 
 impl Wire {
@@ -211,7 +216,35 @@ impl Wire {
         // SAFETY: the address is a sockaddr_ll of the given length.
         let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const addr).cast(), len) };
         ensure!(bound == 0, "bind(AF_PACKET): {}", std::io::Error::last_os_error());
-        Ok(Self { fd, vnet })
+        let is_bench = std::env::args().any(|arg| arg == "--bench");
+        Ok(Self { fd, vnet, interface: interface.to_owned(), ready: AtomicBool::new(false), is_bench })
+    }
+
+    /// Whether the kernel has noticed that a device is on the tap.
+    fn is_running(&self) -> Result<bool> {
+        // SAFETY: all-zero bytes are a valid ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(self.interface.bytes()) {
+            *to = from.cast_signed();
+        }
+        // SAFETY: SIOCGIFFLAGS reads and writes an ifreq.
+        let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+        ensure!(done == 0, "SIOCGIFFLAGS of {}: {}", self.interface, std::io::Error::last_os_error());
+        // SAFETY: after SIOCGIFFLAGS the flags are the union's active field.
+        Ok(i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_RUNNING != 0)
+    }
+
+    /// Waits until the kernel has noticed the device. Before that it throws frames for the tap away, and says that they
+    /// are sent.
+    fn wait_for_carrier(&self) -> Result<()> {
+        if self.is_bench || self.is_running()? && self.ready.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        eventually("carrier on the tap", || Ok(self.is_running()?.then_some(())))?;
+        // The flag comes a moment before frames pass; a change of the interface, even to what it is, waits for that.
+        run(&format!("ip link set dev {} up", self.interface))?;
+        self.ready.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     pub fn fd(&self) -> i32 {
@@ -220,6 +253,7 @@ impl Wire {
 
     /// Sends a frame to the guest, without its qdisc.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
+        self.wait_for_carrier()?;
         let sent = nix::unistd::write(&self.fd, frame).context("write to the packet socket")?;
         ensure!(sent == frame.len(), "sent {sent} of {} bytes", frame.len());
         Ok(())
