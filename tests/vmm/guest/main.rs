@@ -6,6 +6,7 @@
 #![no_std]
 #![no_main]
 
+mod bytes;
 #[path = "../src/guest/mod.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the monitor uses the other part of it")]
 mod guest;
@@ -26,7 +27,7 @@ impl Platform for Processor {
     fn kick(&mut self, ring: u16) {
         let port = abi::KICK_PORT + 2 * ring;
         // SAFETY: the port is an event descriptor of the monitor's, which takes any value.
-        unsafe { asm!("out dx, ax", in("dx") port, in("ax") ring, options(nomem, nostack, preserves_flags)) };
+        unsafe { asm!("out dx, ax", in("dx") port, in("ax") ring, options(nostack, preserves_flags)) };
     }
 
     fn wait(&mut self, seen: u64) {
@@ -66,29 +67,3 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 /// The unwinding tables of `core` name it; nothing here unwinds.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
-
-/// What the compiler calls for copies; there is no library.
-///
-/// # Safety
-/// As C's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("rep movsb", inout("rcx") count => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags))
-    };
-    to
-}
-
-/// As `memcpy`.
-///
-/// # Safety
-/// As C's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("al") value as u8, options(nostack, preserves_flags))
-    };
-    to
-}

@@ -31,7 +31,7 @@ impl Vm {
     /// A machine with the guest's program and tables in its memory.
     pub(crate) fn new(ram: Arc<Ram>) -> Result<Self> {
         let kvm = Kvm::new().context("opening /dev/kvm; these tests and benches need KVM and the right to use it")?;
-        let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+        let vm = kvm.create_vm().context("KVM_CREATE_VM on /dev/kvm")?;
         vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
         let region = kvm_userspace_memory_region {
             slot: 0,
