@@ -214,7 +214,12 @@ impl TapQueue {
     /// # Safety
     /// As [`Port::read`].
     #[inline]
-    unsafe fn transfer(&self, one: libc::c_long, several: libc::c_long, pieces: &[libc::iovec]) -> Result<usize, Errno> {
+    unsafe fn transfer(
+        &self,
+        one: libc::c_long,
+        several: libc::c_long,
+        pieces: &[libc::iovec],
+    ) -> Result<usize, Errno> {
         let fd = self.file.as_raw_fd();
         // SAFETY: as the caller's.
         let result = unsafe {
