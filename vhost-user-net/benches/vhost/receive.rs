@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::unistd::Pid;
 use weft_test_vmm::{Machine, Task, Work};
 use weft_vhost::port::Port;
@@ -18,8 +18,8 @@ use crate::report::{Pair, Rate, Report};
 use crate::served::Served;
 use crate::settings::Settings;
 
-/// After this long without a buffer the queue is empty.
-const QUIET: Duration = Duration::from_millis(100);
+/// After this long without a buffer nothing more comes, even on a machine with a lot to do.
+const QUIET: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn rows(host: &Host, settings: &Settings, report: &mut Report) -> Result<()> {
@@ -60,12 +60,12 @@ pub(crate) fn device(host: &Host, settings: &Settings, kind: Kind, logging: bool
     let before = machine.counters().buffers.load(Ordering::Relaxed);
     let cpu = crate::processor::time_of(served.backend.child.id())?;
     machine.start(work(kind, 0))?;
-    wait_for_quiet(machine);
+    wait_for_buffers(machine, before + (kind.queue * kind.buffers()) as u64);
     machine.stop()?;
     let cpu = crate::processor::time_of(served.backend.child.id())? - cpu;
     let counters = machine.counters();
     let frames = (counters.buffers.load(Ordering::Relaxed) - before) / kind.buffers() as u64;
-    check(kind, frames)?;
+    check(kind, frames).with_context(|| format!("{counters:?}: {}", served.backend.metrics().unwrap_or_default()))?;
     let cycles = counters.last_work.load(Ordering::Relaxed) - counters.started.load(Ordering::Relaxed);
     Ok(Rate { frames, wall: cycles as f64 / machine.frequency(), cpu })
 }
@@ -83,10 +83,11 @@ fn use_every_buffer(host: &Host, machine: &mut Machine, kind: Kind) -> Result<()
     machine.finish(PATIENCE)
 }
 
-fn wait_for_quiet(machine: &Machine) {
+/// Waits until so many buffers are used, or no more come.
+fn wait_for_buffers(machine: &Machine, count: u64) {
     let buffers = || machine.counters().buffers.load(Ordering::Relaxed);
     let (mut seen, mut since) = (buffers(), Instant::now());
-    while since.elapsed() < QUIET {
+    while seen < count && since.elapsed() < QUIET {
         std::thread::sleep(Duration::from_millis(10));
         let now = buffers();
         if now != seen {
