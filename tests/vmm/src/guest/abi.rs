@@ -124,7 +124,7 @@ pub struct Job {
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Place {
-    /// Next entry of the available ring to write, and what was published.
+    /// Next entry of the available ring to write: what the device was shown last.
     pub next_avail: AtomicU32,
     /// Next used element to read.
     pub last_used: AtomicU32,
@@ -136,9 +136,9 @@ pub struct Place {
 pub struct Counters {
     /// Frames, or chains, that came back sent.
     pub sent: AtomicU64,
-    /// Frames that were received, of any kind.
+    /// Frames that were looked at: in an exchange all, in round trips the answers.
     pub received: AtomicU64,
-    /// Buffers they were spread over.
+    /// Buffers that were used by received frames.
     pub buffers: AtomicU64,
     /// Kicks given.
     pub kicks: AtomicU64,
