@@ -74,9 +74,9 @@ fn kernel() -> Result<(PathBuf, PathBuf)> {
     Ok((PathBuf::from(format!("/boot/vmlinuz-{release}")), modules))
 }
 
-/// Makes the guest's initial file system.
-fn initramfs(dir: &Path, modules: &Path) -> Result<PathBuf> {
-    let root = dir.join("root");
+/// Makes a guest's initial file system. Each guest has a file of its own: QEMU reads it while the next one is made.
+fn initramfs(dir: &Path, name: &str, modules: &Path) -> Result<PathBuf> {
+    let root = dir.join(format!("{name}.root"));
     for folder in ["bin", "proc", "sys", "dev", "www", "lib"] {
         std::fs::create_dir_all(root.join(folder))?;
     }
@@ -94,11 +94,8 @@ fn initramfs(dir: &Path, modules: &Path) -> Result<PathBuf> {
     std::fs::write(root.join("init"), init)?;
     std::fs::write(root.join("check"), CHECK)?;
     run(&format!("chmod 755 {}", root.join("init").display()))?;
-    let image = dir.join("initrd");
-    // What is started first comes first. Linux closes the files it unpacks behind its own back, and a file that is still
-    // open cannot be executed ("Failed to execute /init (error -26)"); should it happen all the same, the guest reboots.
-    let list = "find . -type d; echo ./init; echo ./bin/busybox; find ./lib ./check -type f";
-    let pack = format!("cd {} && ({list}) | cpio -o -H newc --quiet > {}", root.display(), image.display());
+    let image = dir.join(format!("{name}.initrd"));
+    let pack = format!("cd {} && find . | cpio -o -H newc --quiet > {}", root.display(), image.display());
     ensure!(Command::new("sh").args(["-c", &pack]).status()?.success(), "cpio");
     Ok(image)
 }
@@ -136,7 +133,7 @@ impl Machine {
     /// Boots the guest.
     pub fn boot(&self, host: &Host) -> Result<Guest> {
         let (kernel, modules) = kernel()?;
-        let initrd = initramfs(host.dir.path(), &modules)?;
+        let initrd = initramfs(host.dir.path(), &self.name, &modules)?;
         let console = host.path(&format!("{}.console", self.name));
         let (pairs, legacy) = (self.pairs, self.legacy);
         // A busy machine calibrates for ever what it can be told.
@@ -146,7 +143,7 @@ impl Machine {
         let child = Command::new("qemu-system-x86_64")
             .args(["-M", "q35,memory-backend=m", "-accel", "tcg,tb-size=32", "-cpu", "max", "-smp", &pairs.to_string()])
             .args(["-m", MEMORY, "-object", &format!("memory-backend-memfd,id=m,size={MEMORY},share=on")])
-            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
