@@ -3,6 +3,8 @@
 
 mod peer;
 
+use std::io::{PipeReader, Write};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +12,8 @@ use anyhow::{Context, Result, ensure};
 use peer::host::{Host, Wire, eventually, frame, run};
 use peer::ring::NEXT;
 use peer::{HEADER, MERGEABLE, Options, Peer, RX, TX};
+use vhost::VhostBackend;
+use vmm_sys_util::eventfd::EventFd;
 use weft_vhost::protocol::features;
 
 const SECOND_RX: usize = RX + 2;
@@ -133,4 +137,35 @@ fn a_guest_goes_on_while_another_breaks_its_rings_over_and_over() -> Result<()> 
     })?;
     ensure!(hostile.is_alive()?, "the hostile guest's device died");
     Ok(())
+}
+
+#[test]
+fn a_pair_goes_on_while_interrupts_of_the_other_go_into_a_full_pipe() -> Result<()> {
+    let host = Host::new(2)?;
+    let mut backend = host.backend(&["--queues", "2"])?;
+    let wire = Wire::open(&host.tap, false)?;
+    let options = Options { features: MERGEABLE | features::MQ, pairs: 2, ..Options::default() };
+    let mut peer = Peer::start(&host.socket(), options)?;
+    let (_reader, writer) = full_pipe()?;
+    peer.front.set_vring_call(TX, &writer)?;
+    for seed in 0..100 {
+        let sent = frame(200, seed);
+        peer.send(&sent)?;
+        ensure!(wire.receive()? == sent, "frame {seed} of the first pair");
+        send_on_second(&mut peer, &sent)?;
+        ensure!(wire.receive()? == sent, "frame {seed} of the second pair");
+    }
+    ensure!(peer.front.get_vring_base(TX)? == 100, "the first pair's ring");
+    ensure!(backend.stop()?, "the device did not end well");
+    Ok(())
+}
+
+/// A pipe that waits when written to, and is full; the side to write to in the shape the front end sends.
+fn full_pipe() -> Result<(PipeReader, EventFd)> {
+    let (reader, mut writer) = std::io::pipe()?;
+    // SAFETY: it asks for the size of a pipe and touches no memory.
+    let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETPIPE_SZ) };
+    writer.write_all(&vec![0; usize::try_from(size)?])?;
+    // SAFETY: the descriptor is handed over, nobody else has it.
+    Ok((reader, unsafe { EventFd::from_raw_fd(writer.into_raw_fd()) }))
 }

@@ -110,6 +110,16 @@ pub enum RequestError {
         /// What the kernel said.
         source: Errno,
     },
+    /// A descriptor to signal by cannot be made to never wait.
+    #[error("ring {index}: the {what} descriptor cannot be written to without waiting (is it an eventfd?)")]
+    Signal {
+        /// Index of the ring.
+        index: u32,
+        /// What it is for.
+        what: &'static str,
+        /// What the kernel said.
+        source: Errno,
+    },
     /// A protocol feature is missing.
     #[error("{request} needs protocol feature {feature}, which was not negotiated")]
     ProtocolFeature {

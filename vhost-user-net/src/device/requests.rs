@@ -4,6 +4,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use super::vring::ETHERNET_HEADER;
 use super::{Device, RequestError, RingSetup};
 use crate::dirty_log::DirtyLog;
@@ -232,7 +234,7 @@ impl Device {
 
     fn set_call(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), RequestError> {
         let (at, ring) = self.ring_mut(index)?;
-        ring.call = fd.map(Arc::new);
+        ring.call = fd.map(|fd| without_waiting(index, "call", fd)).transpose()?;
         let call = ring.call.clone();
         self.change(at, move |vring| {
             vring.call = call;
@@ -243,7 +245,7 @@ impl Device {
 
     fn set_err(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), RequestError> {
         let (at, ring) = self.ring_mut(index)?;
-        ring.err = fd.map(Arc::new);
+        ring.err = fd.map(|fd| without_waiting(index, "err", fd)).transpose()?;
         let err = ring.err.clone();
         self.change(at, move |vring| vring.err = err)
     }
@@ -317,4 +319,12 @@ fn rarp(mac: [u8; 6]) -> [u8; MIN_FRAME] {
     body[8..14].copy_from_slice(&mac);
     body[18..24].copy_from_slice(&mac);
     frame
+}
+
+/// Makes writes to the descriptor fail where they would wait: one that is full would hold the ring's thread up.
+fn without_waiting(index: u32, what: &'static str, fd: OwnedFd) -> Result<Arc<OwnedFd>, RequestError> {
+    let failed = |source| RequestError::Signal { index, what, source };
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).map_err(failed)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(failed)?;
+    Ok(Arc::new(fd))
 }

@@ -10,7 +10,8 @@ use crate::port::Port;
 use crate::ring::{SplitRing, Violation};
 use crate::trace::Tracer;
 
-/// Frames after which completions are shown to the guest, so that both sides work at the same time.
+/// Frames after which completions are shown to the guest, so that both sides work at the same time. Large frames take many
+/// chains each: half of the ring is enough as well.
 pub const BATCH: u32 = 64;
 /// Greatest frame: 64 KiB of IP packet, Ethernet and VLAN headers, the virtio-net header.
 pub const MAX_FRAME: usize = 65535 + 18 + 12;
@@ -80,12 +81,11 @@ pub trait Queue {
             return Ok(Turn::RingEmpty);
         }
         while left > 0 && turn == Turn::More {
-            let batch = left.min(BATCH);
-            let mut moved = Batch::default();
-            let result = moved.fill(self, port, batch);
-            self.vring().publish(moved);
+            let mut batch = Batch::default();
+            let result = batch.fill(self, port, left.min(BATCH));
+            self.vring().publish(batch);
             turn = result?;
-            left -= batch;
+            left -= batch.tried;
         }
         Ok(turn)
     }
@@ -94,6 +94,8 @@ pub trait Queue {
 /// What one batch came to.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Batch {
+    /// Frames passed on or thrown away.
+    tried: u32,
     frames: u64,
     bytes: u64,
 }
@@ -101,7 +103,8 @@ pub struct Batch {
 impl Batch {
     #[inline]
     fn fill(&mut self, queue: &mut (impl Queue + ?Sized), port: &dyn Port, budget: u32) -> Result<Turn, Violation> {
-        for _ in 0..budget {
+        let enough = queue.vring().ring.size() / 2;
+        while self.tried < budget && queue.vring().ring.unpublished() <= enough {
             match queue.move_one(port)? {
                 Moved::Frame(len) => {
                     self.frames += 1;
@@ -110,6 +113,7 @@ impl Batch {
                 Moved::Dropped(reason) => queue.vring().counters.count_drop(reason),
                 Moved::Nothing(turn) => return Ok(turn),
             }
+            self.tried += 1;
         }
         Ok(Turn::More)
     }

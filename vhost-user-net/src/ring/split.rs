@@ -162,6 +162,7 @@ impl SplitRing {
     }
 
     /// Chains that are completed and not shown to the guest yet.
+    #[inline]
     pub fn unpublished(&self) -> u16 {
         self.indices.next_used().wrapping_sub(self.indices.published())
     }
