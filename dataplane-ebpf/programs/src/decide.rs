@@ -59,7 +59,6 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
         return Err(guest_configuration(walk));
     }
     let answers = walk.found != 0 && weft_recall() != 0;
-    let walk = maps::walk().ok_or(DropReason::Kernel)?;
     if may_be_the_hosts && !answers {
         return Err(Stop::Return(hook::NEXT));
     }
