@@ -401,7 +401,9 @@ fn behind_extensions<F: Frame>(frame: &F, first: u8, payload: usize) -> Result<T
     let mut found = (Piece::Whole, 0_u32);
     for _ in 0..MAX_EXTENSIONS {
         if !is_extension(next) {
-            return far_transport(frame, next, offset, end.saturating_sub(offset), found.0, found.1);
+            // An extension header may say that it is longer than the packet.
+            let payload = end.checked_sub(offset).ok_or(DropReason::BadHeader)?;
+            return far_transport(frame, next, offset, payload, found.0, found.1);
         }
         if offset + size_of::<Extension>() > end {
             return Err(DropReason::BadHeader);

@@ -148,3 +148,18 @@ proptest! {
         }
     }
 }
+
+/// A last extension header that says it is longer than the packet, before a protocol without a header that is read.
+#[test]
+fn an_extension_header_beyond_the_end_is_refused() {
+    const DESTINATION_OPTIONS: u8 = 60;
+    const IGMP: u8 = 2;
+    for (words, fits) in [(0, true), (1, false)] {
+        let mut bytes = vec![0; ETHERNET + 40 + 8];
+        bytes[12..14].copy_from_slice(&[0x86, 0xdd]);
+        bytes[14] = 0x60;
+        bytes[18..21].copy_from_slice(&[0, 8, DESTINATION_OPTIONS]);
+        bytes[54..56].copy_from_slice(&[IGMP, words]);
+        assert_eq!(parse(&bytes).map(|found| found.offset), if fits { Ok(62) } else { Err(DropReason::BadHeader) });
+    }
+}
