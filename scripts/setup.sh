@@ -8,7 +8,7 @@ set -eu
 build='rustc-web rust-web-src cargo-web llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev libxml2-dev gcc libc6-dev pkg-config
 libseccomp-dev make git ca-certificates'
 # Test: simulated nodes, traffic, what an operator would look with; systemd-analyze for the unit file.
-test='iproute2 iputils-ping bpftool iperf3 util-linux mount procps kmod systemd'
+test='iproute2 iputils-ping bpftool util-linux mount procps kmod systemd'
 # Guests: QEMU by software emulation, Debian's cloud kernel, an initramfs of busybox.
 guest='qemu-system-x86 busybox-static cpio gzip linux-image-cloud-amd64'
 # Front ends of the vhost-user-net device besides QEMU: DPDK's testpmd.

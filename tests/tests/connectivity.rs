@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
@@ -158,7 +159,7 @@ fn host_network_pods_are_backends_and_clients() -> Result<()> {
     node.serve("on-the-host", PORT)?;
     for client in &clients {
         for to in vips(80) {
-            weft_testbed::until_ok("the host's backend", std::time::Duration::from_secs(10), || {
+            weft_testbed::until_ok("the host's backend", Duration::from_secs(10), || {
                 client.reaches(Protocol::Tcp, to, "on-the-host")
             })?;
             client.reaches(Protocol::Udp, to, "on-the-host")?;
@@ -180,9 +181,7 @@ fn a_workload_reaches_itself_through_its_service() -> Result<()> {
     alone.serve("alone", PORT)?;
     for to in vips(80) {
         for protocol in BOTH {
-            weft_testbed::until_ok("the Service", std::time::Duration::from_secs(10), || {
-                alone.reaches(protocol, to, "alone")
-            })?;
+            weft_testbed::until_ok("the Service", Duration::from_secs(10), || alone.reaches(protocol, to, "alone"))?;
         }
     }
     Ok(())
@@ -214,17 +213,14 @@ fn the_outside_sees_the_nodes_address() -> Result<()> {
 fn bulk_data_passes_between_nodes_and_through_a_service() -> Result<()> {
     let site = Site::new(Mode::Vxlan)?;
     let client = &site.containers[0];
-    // iperf3 sends 64 KiB segments that the dataplane must pass on whole.
-    site.containers[1].start("iperf3", "iperf3 -s -p 5201")?;
+    // Segments of 64 KiB, which the dataplane must pass on whole.
+    site.containers[1].start("bulk", "weft-probe serve --name bulk --tcp 5201")?;
     bed_service(&site.bed)?;
     for to in site.containers[1].addresses().iter().copied().chain(["10.96.0.20".parse()?, "fd00:96::20".parse()?]) {
-        let sent = weft_testbed::until_ok("iperf3", std::time::Duration::from_secs(20), || {
-            client.sh(&format!("iperf3 -c {to} -p 5201 -n 50M -J"))?.ok()
-        })?;
-        let report: serde_json::Value = serde_json::from_str(&sent)?;
-        // The receiver stops to count when the sender says that it is done, with data still under way.
-        let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap_or(0);
-        ensure!(received >= 20 << 20, "{to} received {received} bytes");
+        let to = SocketAddr::new(to, 5201);
+        weft_testbed::until_ok("the server", Duration::from_secs(20), || client.ask(Protocol::Tcp, to))?;
+        let report = client.sh(&format!("weft-probe bulk {to} --mib 50"))?.ok()?;
+        ensure!(report.starts_with("52428800 bytes"), "{to}: {report}");
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! host and in a guest that has nothing but busybox.
 
 mod arguments;
+mod bulk;
 mod client;
 mod console;
 mod dhcp6;
@@ -25,6 +26,8 @@ usage:
       prints one answer a line; exit status 0 if all N came
   weft-probe stream tcp|udp ADDR:PORT [--rate PER-SECOND] [--seconds S] [--timeout MS]
       numbered records there and back; prints a tally; exit status 0 if none was lost
+  weft-probe bulk ADDR:PORT [--mib N] [--timeout MS]
+      N MiB to a server of `serve` and back, every byte checked
   weft-probe send IFACE HEX [--count N]
       sends a raw Ethernet frame
   weft-probe dhcp6 IFACE [--timeout MS]
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Some("serve") => server::run(&mut arguments),
         Some("connect") => client::run(&mut arguments),
         Some("stream") => stream::run(&mut arguments),
+        Some("bulk") => bulk::run(&mut arguments),
         Some("send") => packet::run(&mut arguments),
         Some("dhcp6") => dhcp6::run(&mut arguments),
         Some("console") => console::run(&mut arguments),
