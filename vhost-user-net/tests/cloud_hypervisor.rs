@@ -14,6 +14,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use peer::exchange::both_ways;
 use peer::host::{Host, Wire, eventually, frame, run};
 use peer::ram::Ram;
 use peer::ring::DriverRing;
@@ -73,12 +74,7 @@ fn create(socket: &Path, ram: &Arc<Ram>, pairs: usize) -> Result<Peer> {
     // The guest takes what its VMM has; the MAC is the VMM's own, LOG_ALL is not a driver's.
     let features = offered & !(f::MAC | f::LOG_ALL);
     let options = Options { features, protocol: protocol.bits(), ring_size: 256, pairs };
-    Ok(Peer { front, ram: Arc::clone(ram), rings: rings(ram, options)?, options })
-}
-
-fn rings(ram: &Arc<Ram>, options: Options) -> Result<Vec<DriverRing>> {
-    let event_idx = options.features & f::EVENT_IDX != 0;
-    (0..2 * options.pairs).map(|index| DriverRing::new(ram, index, options.ring_size, event_idx)).collect()
+    Ok(Peer { front, ram: Arc::clone(ram), rings: options.rings(ram)?, options })
 }
 
 /// The driver is up: features, memory, all sizes, then ring after ring the addresses before the base, all enabled last.
@@ -118,7 +114,7 @@ fn resume(socket: &Path, old: &Peer, ram: &Arc<Ram>) -> Result<Peer> {
     front.get_features()?;
     front.set_protocol_features(Protocol::from_bits_retain(old.options.protocol))?;
     front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    let mut peer = Peer { front, ram: Arc::clone(ram), rings: rings(ram, old.options)?, options: old.options };
+    let mut peer = Peer { front, ram: Arc::clone(ram), rings: old.options.rings(ram)?, options: old.options };
     for (ring, before) in peer.rings.iter_mut().zip(&old.rings) {
         ring.resume(before.next_avail, before.last_used);
     }
@@ -128,16 +124,6 @@ fn resume(socket: &Path, old: &Peer, ram: &Arc<Ram>) -> Result<Peer> {
         ring.kick.write(1)?;
     }
     Ok(peer)
-}
-
-fn both_ways(peer: &mut Peer, wire: &Wire, seed: u8) -> Result<()> {
-    let sent = frame(200 + usize::from(seed), seed);
-    peer.send(&sent)?;
-    ensure!(wire.receive()? == sent, "another frame on the wire");
-    peer.rings[TX].wait_used()?;
-    wire.send(&sent)?;
-    ensure!(peer.receive(RX)?.1 == sent, "another frame in the guest");
-    peer.fill_rx(RX, 1, 2048)
 }
 
 fn guest_memory() -> Result<Arc<Ram>> {
@@ -189,7 +175,7 @@ fn a_paused_guest_resumes_and_one_that_resets_its_device_starts_over() -> Result
         reset(&mut peer)?;
         // A driver that starts over zeroes its rings; another guest may want less.
         peer.options.features &= !(f::EVENT_IDX | f::MRG_RXBUF << turn);
-        peer.rings = rings(&ram, peer.options)?;
+        peer.rings = peer.options.rings(&ram)?;
         for ring in &peer.rings {
             ring.set_avail_index(0);
             ring.set_used_index(0);

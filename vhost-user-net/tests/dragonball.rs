@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use peer::exchange::both_ways;
 use peer::host::{Host, Wire, frame};
 use peer::ram::Ram;
 use peer::ring::DriverRing;
@@ -33,13 +34,10 @@ fn guest_features(offered: u64, pairs: usize) -> u64 {
     (offered | several) & !(f::GUEST_ANNOUNCE | (f::MQ | f::CTRL_VQ) & !several | f::LOG_ALL | f::IN_ORDER)
 }
 
-fn rings(ram: &Arc<Ram>, pairs: usize) -> Result<Vec<DriverRing>> {
-    (0..2 * pairs).map(|index| DriverRing::new(ram, index, 256, true)).collect()
-}
-
 /// Everything from `SET_OWNER` to the rings that are enabled: those of the first pair.
 fn negotiate(mut front: Frontend, ram: &Arc<Ram>, pairs: usize, features: u64, bases: Option<u16>) -> Result<Peer> {
-    let rings = rings(ram, pairs)?;
+    let options = Options { features, protocol: Protocol::MQ.bits(), ring_size: 256, pairs };
+    let rings = options.rings(ram)?;
     front.set_owner()?;
     front.get_features()?;
     front.set_features(features)?;
@@ -68,18 +66,7 @@ fn negotiate(mut front: Frontend, ram: &Arc<Ram>, pairs: usize, features: u64, b
     }
     front.set_vring_enable(RX, true)?;
     front.set_vring_enable(TX, true)?;
-    let options = Options { features, protocol: Protocol::MQ.bits(), ring_size: 256, pairs };
     Ok(Peer { front, ram: Arc::clone(ram), rings, options })
-}
-
-fn both_ways(peer: &mut Peer, wire: &Wire, seed: u8) -> Result<()> {
-    let sent = frame(200 + usize::from(seed), seed);
-    peer.send(&sent)?;
-    ensure!(wire.receive()? == sent, "another frame on the wire");
-    peer.rings[TX].wait_used()?;
-    wire.send(&sent)?;
-    ensure!(peer.receive(RX)?.1 == sent, "another frame in the guest");
-    peer.fill_rx(RX, 1, 2048)
 }
 
 #[test]

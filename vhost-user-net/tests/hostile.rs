@@ -4,6 +4,7 @@
 mod peer;
 
 use anyhow::{Context, Result, ensure};
+use peer::exchange::{receive_and_see, send_and_see};
 use peer::host::{Backend, Host, Wire, eventually, frame};
 use peer::ram::Ram;
 use peer::ring::{DriverRing, INDIRECT, NEXT, WRITE};
@@ -110,21 +111,6 @@ const RECEIVE: &[(&str, u64, Attack)] = &[
 
 fn options(features: u64) -> Options {
     Options { features, ..Options::default() }
-}
-
-fn send_and_see(peer: &mut Peer, wire: &Wire) -> Result<()> {
-    let sent = frame(200, 7);
-    peer.send(&sent)?;
-    ensure!(wire.receive()? == sent, "another frame on the wire");
-    Ok(())
-}
-
-fn receive_and_see(peer: &mut Peer, wire: &Wire) -> Result<()> {
-    let sent = frame(300, 8);
-    wire.send(&sent)?;
-    let (_, got) = peer.receive(RX)?;
-    ensure!(got == sent, "another frame in the guest");
-    Ok(())
 }
 
 fn expect_broken(backend: &mut Backend, peer: &Peer, ring: usize) -> Result<()> {

@@ -9,7 +9,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use peer::host::{Backend, Host, Wire, eventually, frame};
+use peer::exchange::send_and_see;
+use peer::host::{Backend, Host, Wire, eventually, fails, frame};
 use peer::ram::Ram;
 use peer::raw::{Raw, message, state, words};
 use peer::ring::DriverRing;
@@ -19,13 +20,6 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use weft_vhost::protocol::features;
 use weft_vhost::protocol::message::Request;
-
-fn send_and_see(peer: &mut Peer, wire: &Wire) -> Result<()> {
-    let sent = frame(200, 7);
-    peer.send(&sent)?;
-    ensure!(wire.receive()? == sent, "another frame on the wire");
-    Ok(())
-}
 
 #[test]
 fn rings_enabled_before_the_features_are_set_work_as_qemu_expects() -> Result<()> {
@@ -363,17 +357,6 @@ fn frames_can_be_followed_and_bad_questions_are_answered() -> Result<()> {
     ensure!(lines[1]["data"].as_str().is_some_and(|data| data[24..].starts_with("ffffffffffff525400000001")), "{text}");
     ensure!(backend.answer("what")?["error"].is_string() && backend.answer("trace x")?["error"].is_string(), "errors");
     ensure!(backend.answer("capabilities")?["type"] == "net", "capabilities");
-    Ok(())
-}
-
-/// Runs the device and wants it to fail with all of these words.
-fn fails(args: &[&str], words: &[&str]) -> Result<()> {
-    let output = Command::new(env!("CARGO_BIN_EXE_weft-vhost")).args(args).output()?;
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(!output.status.success(), "{args:?} succeeded");
-    for word in words {
-        ensure!(text.contains(word), "{args:?}: no {word:?} in {text}");
-    }
     Ok(())
 }
 

@@ -5,11 +5,11 @@
 mod peer;
 
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use peer::host::{Backend, Host, Wire, eventually, frame, run};
+use peer::exchange::{receive_and_see, send_and_see};
+use peer::host::{Backend, Host, Wire, eventually, fails, run};
 use peer::ram::Ram;
 use peer::raw::{Raw, words};
 use peer::{MERGEABLE, Options, Peer, RX, TX};
@@ -18,20 +18,6 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use vmm_sys_util::eventfd::EventFd;
 use weft_vhost::protocol::features;
 use weft_vhost::protocol::message::Request;
-
-fn send_and_see(peer: &mut Peer, wire: &Wire) -> Result<()> {
-    let sent = frame(200, 7);
-    peer.send(&sent)?;
-    ensure!(wire.receive()? == sent, "another frame on the wire");
-    Ok(())
-}
-
-fn receive_and_see(peer: &mut Peer, wire: &Wire) -> Result<()> {
-    let sent = frame(300, 8);
-    wire.send(&sent)?;
-    ensure!(peer.receive(RX)?.1 == sent, "another frame in the guest");
-    Ok(())
-}
 
 /// The last error the device reports has these words.
 fn last_error(backend: &Backend, words: &[&str]) -> Result<()> {
@@ -190,17 +176,6 @@ fn descriptors_that_are_no_eventfds_are_refused_or_do_no_harm() -> Result<()> {
         receive_and_see(&mut peer, &wire)?;
     }
     ensure!(backend.is_alive()?, "the device died");
-    Ok(())
-}
-
-/// Runs the device and wants it to fail with all of these words.
-fn fails(args: &[&str], words: &[&str]) -> Result<()> {
-    let output = Command::new(env!("CARGO_BIN_EXE_weft-vhost")).args(args).output()?;
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(!output.status.success(), "{args:?} succeeded");
-    for word in words {
-        ensure!(text.contains(word), "{args:?}: no {word:?} in {text}");
-    }
     Ok(())
 }
 

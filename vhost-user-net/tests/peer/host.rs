@@ -279,6 +279,17 @@ impl Wire {
     }
 }
 
+/// Runs the device and wants it to fail with all of these words.
+pub fn fails(args: &[&str], words: &[&str]) -> Result<()> {
+    let output = Command::new(BINARY).args(args).output()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success(), "{args:?} succeeded");
+    for word in words {
+        ensure!(text.contains(word), "{args:?}: no {word:?} in {text}");
+    }
+    Ok(())
+}
+
 fn set_option(fd: &OwnedFd, level: i32, option: i32) -> Result<()> {
     let one = 1i32;
     // SAFETY: the option's value is an int.

@@ -11,6 +11,7 @@
     reason = "shared by several test binaries, each of which uses a part of the peer"
 )]
 
+pub mod exchange;
 pub mod host;
 pub mod ram;
 pub mod raw;
@@ -53,6 +54,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// New rings in `ram`, all of them.
+    pub fn rings(&self, ram: &Arc<Ram>) -> Result<Vec<DriverRing>> {
+        let event_idx = self.features & features::EVENT_IDX != 0;
+        (0..2 * self.pairs).map(|index| DriverRing::new(ram, index, self.ring_size, event_idx)).collect()
+    }
+}
+
 /// A connected front end.
 pub struct Peer {
     pub front: Frontend,
@@ -72,11 +81,8 @@ impl Peer {
 
     /// Connects, negotiates and hands the memory over. The rings are the ones in `ram`, new.
     pub fn negotiate(socket: &Path, ram: Arc<Ram>, options: Options) -> Result<Self> {
-        let count = options.pairs * 2;
-        let event_idx = options.features & features::EVENT_IDX != 0;
-        let rings = (0..count).map(|index| DriverRing::new(&ram, index, options.ring_size, event_idx));
-        let rings = rings.collect::<Result<_>>()?;
-        let mut front = connect(socket, count as u64)?;
+        let rings = options.rings(&ram)?;
+        let mut front = connect(socket, rings.len() as u64)?;
         front.set_owner()?;
         let offered = front.get_features()?;
         anyhow::ensure!(offered & options.features == options.features, "offered only {offered:#x}");
