@@ -5,7 +5,7 @@
 //! a `writev`; a `readv`, an interrupt. It trusts the guest, knows one set of features, and merges no buffers. A device
 //! that is compared with it pays for its checks, its features and its process.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::thread::JoinHandle;
@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::events::Events;
 use crate::front_end::EVENT_IDX;
 use crate::guest::memory::Memory;
-use crate::guest::ring::{NEXT, Parts};
+use crate::guest::ring::{NEXT, Parts, passes};
 use crate::machine::{Machine, pin};
 use crate::ram::Ram;
 
@@ -124,7 +124,7 @@ impl BareRing {
         fence(Ordering::SeqCst);
         let at = self.parts.available + 4 + 2 * u64::from(self.parts.size);
         let event = self.memory.cell(at).load(Ordering::Relaxed);
-        if self.next.wrapping_sub(event).wrapping_sub(1) < self.next.wrapping_sub(old) {
+        if passes(event, self.next, old) {
             call.write(1).context("write to an eventfd")?;
         }
         Ok(())
@@ -187,25 +187,35 @@ impl Server {
     }
 
     fn transmit(&mut self) -> Result<bool> {
-        let (old, ring) = (self.rings[TX].next, &mut self.rings[TX]);
-        for _ in 0..TURN {
-            if !ring.available() {
-                break;
-            }
-            let mut pieces = [(0, 0); MAX_PIECES];
-            let (head, count) = ring.chain(&mut pieces);
-            let vector = pieces.map(|(at, len)| vector_of(ring.memory, at, len));
-            // SAFETY: `vector_of` checked that the pieces lie in guest memory.
-            let written = unsafe { libc::writev(self.port.as_raw_fd(), vector.as_ptr(), count as i32) };
+        self.turn(TX, |port, pieces| {
+            // SAFETY: the pieces lie in guest memory, which is mapped as long as the device is.
+            let written = unsafe { libc::writev(port, pieces.as_ptr(), pieces.len() as i32) };
             ensure!(written > 0, "writev: {}", Errno::last());
-            ring.complete(head, 0);
-        }
-        ring.publish(old, &self.events.rings[TX].call)?;
-        Ok(ring.next != old)
+            Ok(Some(0))
+        })
     }
 
     fn receive(&mut self) -> Result<bool> {
-        let (old, ring) = (self.rings[RX].next, &mut self.rings[RX]);
+        self.turn(RX, |port, pieces| {
+            // SAFETY: as in `transmit`.
+            let read = unsafe { libc::readv(port, pieces.as_ptr(), pieces.len() as i32) };
+            if read < 0 && Errno::last() == Errno::EAGAIN {
+                return Ok(None);
+            }
+            ensure!(read > 0, "readv: {}", Errno::last());
+            Ok(Some(read as usize))
+        })
+    }
+
+    /// Gives one direction its turn: `transfer` moves the frame of a chain and says how many bytes it wrote to it, or
+    /// that there is none. Returns whether a frame was moved.
+    #[inline(always)]
+    fn turn(
+        &mut self,
+        index: usize,
+        transfer: impl Fn(RawFd, &[libc::iovec]) -> Result<Option<usize>>,
+    ) -> Result<bool> {
+        let (old, ring) = (self.rings[index].next, &mut self.rings[index]);
         for _ in 0..TURN {
             if !ring.available() {
                 break;
@@ -213,16 +223,13 @@ impl Server {
             let mut pieces = [(0, 0); MAX_PIECES];
             let (head, count) = ring.chain(&mut pieces);
             let vector = pieces.map(|(at, len)| vector_of(ring.memory, at, len));
-            // SAFETY: as in `transmit`.
-            let read = unsafe { libc::readv(self.port.as_raw_fd(), vector.as_ptr(), count as i32) };
-            if read < 0 && Errno::last() == Errno::EAGAIN {
-                break;
+            let Some(len) = transfer(self.port.as_raw_fd(), &vector[..count])? else { break };
+            if len > 0 {
+                ring.memory.write(pieces[0].0 + NUM_BUFFERS, 1u16);
             }
-            ensure!(read > 0, "readv: {}", Errno::last());
-            ring.memory.write(pieces[0].0 + NUM_BUFFERS, 1u16);
-            ring.complete(head, read as usize);
+            ring.complete(head, len);
         }
-        ring.publish(old, &self.events.rings[RX].call)?;
+        ring.publish(old, &self.events.rings[index].call)?;
         Ok(ring.next != old)
     }
 }

@@ -186,9 +186,7 @@ impl Machine {
             ahead: work.ahead,
         };
         let control = self.ram.control();
-        let Job { task, flags, pair, ring_size, frame_len, buffer_len, count, ahead } = job;
-        let fields = [task as u32, flags, pair, ring_size, frame_len, buffer_len, count, ahead];
-        control.job.iter().zip(fields).for_each(|(field, value)| field.store(value, Ordering::SeqCst));
+        job.store(control);
         control.stop.store(0, Ordering::SeqCst);
         self.jobs.as_ref().and_then(|jobs| jobs.send(()).ok()).context("the guest is gone")?;
         self.working = true;

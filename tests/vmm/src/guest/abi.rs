@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the monitor and the guest agree on: the map of guest memory, the ports, the control page.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Bytes of guest memory.
 pub const RAM: u64 = 64 << 20;
@@ -118,6 +118,22 @@ pub struct Job {
     pub count: u32,
     /// Frames of 1514 bytes, to nobody, ahead of each request of a round trip.
     pub ahead: u32,
+}
+
+impl Job {
+    /// Puts the job into the control page.
+    pub fn store(self, control: &Control) {
+        let Self { task, flags, pair, ring_size, frame_len, buffer_len, count, ahead } = self;
+        let fields = [task as u32, flags, pair, ring_size, frame_len, buffer_len, count, ahead];
+        control.job.iter().zip(fields).for_each(|(field, value)| field.store(value, Ordering::SeqCst));
+    }
+
+    /// The job in the control page, if it is one of the tasks.
+    pub fn load(control: &Control) -> Option<Self> {
+        let [task, flags, pair, ring_size, frame_len, buffer_len, count, ahead] =
+            control.job.each_ref().map(|field| field.load(Ordering::Relaxed));
+        Some(Self { task: Task::of(task)?, flags, pair, ring_size, frame_len, buffer_len, count, ahead })
+    }
 }
 
 /// Where the driver stands in a ring. Only the driver writes it; it outlives jobs.

@@ -14,7 +14,6 @@ pub mod platform;
 pub mod ring;
 pub mod round_trip;
 
-use core::sync::atomic::Ordering;
 
 use abi::{Control, Job, MAX_RINGS, Task};
 use driver::Driver;
@@ -37,17 +36,7 @@ pub fn run(platform: &mut impl Platform, memory: Memory, control: &Control) {
 
 /// The job in the control page, if it is one that can be done.
 fn job(control: &Control) -> Option<Job> {
-    let field = |at: usize| control.job[at].load(Ordering::Relaxed);
-    let job = Job {
-        task: Task::of(field(0))?,
-        flags: field(1),
-        pair: field(2),
-        ring_size: field(3),
-        frame_len: field(4),
-        buffer_len: field(5),
-        count: field(6),
-        ahead: field(7),
-    };
+    let job = Job::load(control)?;
     let rings = (job.pair as usize) < MAX_RINGS / 2;
     let size = job.ring_size.is_power_of_two() && (8..=1024).contains(&job.ring_size);
     let buffer = (64..=abi::BUFFER_STRIDE).contains(&job.buffer_len.into());

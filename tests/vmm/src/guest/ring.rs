@@ -47,6 +47,12 @@ pub const fn buffers(index: usize) -> u64 {
     abi::BUFFERS + index as u64 * abi::BUFFER_SPACE
 }
 
+/// Whether moving an index from `old` to `new` passes `event` (virtio 1.3, 2.7.7.1).
+#[inline(always)]
+pub const fn passes(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
 /// A ring that a driver drives.
 #[derive(Debug)]
 pub struct DriverRing<'a> {
@@ -163,7 +169,7 @@ impl<'a> DriverRing<'a> {
         }
         let at = self.parts.used + 4 + 8 * u64::from(self.parts.size);
         let event = self.memory.cell(at).load(Ordering::Relaxed);
-        new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        passes(event, new, old)
     }
 
     /// Chains that were used and not taken back.
