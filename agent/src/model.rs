@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 };
 use serde::{Deserialize, Serialize};
 use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
-use weft_api::{Allocation, AttachmentSpec, PolicyReport, PortLink, ServiceReport};
+use weft_api::{Allocation, AttachmentSpec, PolicyReport, PortLink, RouteReport, ServiceReport};
 
 /// `namespace/name`; cluster-scoped objects have an empty namespace.
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -150,6 +150,8 @@ pub struct Desired {
     pub routes_digest: u64,
     /// Pod CIDRs of other nodes and the Service CIDRs: what the host must route into `weft0` or, in native mode, to the next hop.
     pub host_routes: Vec<HostRoute>,
+    /// Where other nodes' pods are, for `weft status`.
+    pub route_reports: Vec<RouteReport>,
     /// For `weft services`.
     pub service_reports: Vec<ServiceReport>,
     /// For `weft policies`.

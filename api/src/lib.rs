@@ -21,8 +21,8 @@ pub use attachment::{
 pub use client::{Client, ClientError};
 pub use mac::{Mac, ParseMacError};
 pub use report::{
-    BackendReport, DropReport, EndpointReport, FlowEvent, FlowVerdict, MapReport, PolicyReport, ServicePortReport,
-    ServiceReport, SourceState, StatusReport, VmReport,
+    BackendReport, DropReport, EndpointReport, FlowEvent, FlowVerdict, MapReport, PolicyReport, RouteReport,
+    ServicePortReport, ServiceReport, SourceState, StatusReport, VmReport,
 };
 
 use serde::{Deserialize, Serialize};

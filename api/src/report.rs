@@ -34,6 +34,9 @@ pub struct StatusReport {
     pub uptime_seconds: u64,
     /// Pinned maps with their sizes.
     pub maps: Vec<MapReport>,
+    /// Other nodes whose pods this node reaches, in the order of their names.
+    #[serde(default)]
+    pub routes: Vec<RouteReport>,
     /// Errors that want the operator's eye: objects refused, and why.
     pub problems: Vec<String>,
     /// Flow events that the ring buffer could not take.
@@ -49,6 +52,17 @@ pub struct SourceState {
     pub synced: bool,
     /// Why the source does not answer now, if so.
     pub error: Option<String>,
+}
+
+/// The way to one pod CIDR of another node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RouteReport {
+    /// The node's name.
+    pub node: String,
+    /// Its pods' addresses.
+    pub pod_cidr: IpNet,
+    /// The tunnel's other end (`vxlan`) or the next hop (`native`).
+    pub via: IpAddr,
 }
 
 /// One pinned map.

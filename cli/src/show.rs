@@ -26,6 +26,13 @@ pub(crate) fn status(status: &StatusReport) -> String {
     ]);
     table.row(["events lost".into(), status.events_lost.to_string()]);
     let mut text = table.render();
+    if !status.routes.is_empty() {
+        let mut routes = Table::new(&["OTHER NODE", "POD CIDR", "VIA"]);
+        for route in &status.routes {
+            routes.row([route.node.clone(), route.pod_cidr.to_string(), route.via.to_string()]);
+        }
+        text = format!("{text}\n{}", routes.render());
+    }
     if !status.maps.is_empty() {
         let all: u64 = status.maps.iter().map(|map| map.bytes).sum();
         let mut maps = Table::new(&["MAP", "ENTRIES AT MOST", "MEMORY"]);

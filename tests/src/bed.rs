@@ -68,7 +68,7 @@ impl Bed {
         Self::with(&Options::default())
     }
 
-    /// Makes the site and starts its agents; they are ready when this returns.
+    /// Makes the site and starts its agents; they are ready, and know each other, when this returns.
     ///
     /// # Errors
     /// Not root, a program is missing, or an agent does not become ready: the message has its log.
@@ -96,6 +96,9 @@ impl Bed {
         }
         for node in &nodes {
             node.agent_ready()?;
+        }
+        for node in &nodes {
+            node.agent_knows(nodes.len() - 1)?;
         }
         let shared = switch.path(SHARED);
         Ok(Self { nodes, outside, switch, shared })

@@ -4,12 +4,13 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -153,6 +154,20 @@ impl Node {
             Ok(Err(reason)) => bail!("the agent of {}: {reason}\n{}", self.name(), self.agent_log()),
             Err(error) => Err(error.context(format!("the agent of {}\n{}", self.name(), self.agent_log()))),
         }
+    }
+
+    /// Waits until the agent knows the way to the pods of so many other nodes. Until then it takes them for something
+    /// outside, and what its workloads send them is lost.
+    ///
+    /// # Errors
+    /// It does not within half a minute.
+    pub fn agent_knows(&self, others: usize) -> Result<()> {
+        until_ok("the agent knows the other nodes", Duration::from_secs(30), || {
+            let status: weft_api::StatusReport = self.weft_json("status")?;
+            let known: BTreeSet<&str> = status.routes.iter().map(|route| route.node.as_str()).collect();
+            ensure!(known.len() == others, "{} knows {known:?}", self.name());
+            Ok(())
+        })
     }
 
     /// Ends the agent by `signal`.

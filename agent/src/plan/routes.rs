@@ -10,6 +10,7 @@ use std::{
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use weft_abi::{Addr, CidrKey, Remote, RemoteKind};
+use weft_api::RouteReport;
 
 use crate::{
     model::{Desired, HostRoute, Mode, NodeFacts, Snapshot},
@@ -69,6 +70,7 @@ impl Table<'_> {
             };
             if self.add(net, addr_of(via), kind, &format!("Node {name}")) {
                 self.desired.host_routes.push(HostRoute { dst: net, via: route });
+                self.desired.route_reports.push(RouteReport { node: name.to_owned(), pod_cidr: net, via });
             }
         }
     }

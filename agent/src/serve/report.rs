@@ -35,6 +35,7 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
         uplink,
         not_ready,
         uptime_seconds: shared.started.elapsed().as_secs(),
+        routes: view.desired.route_reports.clone(),
         maps: maps.collect(),
         problems,
         events_lost,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use weft_api::{FlowEvent, FlowVerdict, ServicePortReport, ServiceReport, SourceState, StatusReport};
+use weft_api::{FlowEvent, FlowVerdict, RouteReport, ServicePortReport, ServiceReport, SourceState, StatusReport};
 
 use super::{bytes, drops, duration, flow, flows, services, status, time_of_day};
 
@@ -63,6 +63,11 @@ fn status_tells_why_the_agent_is_not_ready_and_every_problem() {
         not_ready: Some("not synced yet".into()),
         uptime_seconds: 61,
         maps: Vec::new(),
+        routes: vec![RouteReport {
+            node: "n2".into(),
+            pod_cidr: "10.2.0.0/24".parse().unwrap(),
+            via: "192.0.2.2".parse().unwrap(),
+        }],
         problems: vec!["svc.yaml:3: no".into()],
         events_lost: 0,
     };
@@ -71,6 +76,7 @@ fn status_tells_why_the_agent_is_not_ready_and_every_problem() {
         "not ready: not synced yet",
         "does not answer: refused",
         "10.1.0.0/24: 3 of 253 used",
+        "n2          10.2.0.0/24  192.0.2.2",
         "problem: svc.yaml:3: no\n",
     ] {
         assert!(text.contains(part), "{text} lacks {part}");

@@ -54,6 +54,8 @@ fn tunnels_prefer_an_ipv4_underlay() {
         desired.host_routes,
         host_routes(&[("10.2.0.0/24", None), ("10.96.0.0/16", None), ("fd00:2::/64", None)])
     );
+    let told = desired.route_reports.iter().map(|route| format!("{} {} {}", route.node, route.pod_cidr, route.via));
+    assert_eq!(told.collect::<Vec<_>>(), ["there 10.2.0.0/24 192.0.2.2", "there fd00:2::/64 192.0.2.2"]);
 }
 
 #[test]

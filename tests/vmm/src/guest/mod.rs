@@ -14,7 +14,6 @@ pub mod platform;
 pub mod ring;
 pub mod round_trip;
 
-
 use abi::{Control, Job, MAX_RINGS, Task};
 use driver::Driver;
 use memory::Memory;
