@@ -8,7 +8,20 @@ use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 
-use crate::tap::Offload;
+/// What a frame handed out by the port may need of its reader.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// Checksums may be partial.
+    pub checksum: bool,
+    /// TCP/IPv4 frames may be larger than the MTU.
+    pub tso4: bool,
+    /// TCP/IPv6 frames may be larger than the MTU.
+    pub tso6: bool,
+    /// Such frames may carry ECN.
+    pub ecn: bool,
+    /// UDP frames may be larger than the MTU.
+    pub uso: bool,
+}
 
 /// One queue of a port. Every frame has a virtio-net header in front.
 pub trait Port: Debug + Send + Sync {

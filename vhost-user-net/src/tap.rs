@@ -11,45 +11,13 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use thiserror::Error;
 
-use crate::port::Port;
+use crate::port::{Offload, Port};
 
 const TUN_DEVICE: &str = "/dev/net/tun";
 /// Bytes of frames the kernel may hold for one queue before a write has to wait.
 const SEND_BUFFER: libc::c_int = 4 << 20;
 /// Most frames thrown away when the frames' format changes; a tap queue holds fewer.
 const DRAIN_LIMIT: usize = 65536;
-
-/// What a frame handed out by the port may need of its reader.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Offload {
-    /// Checksums may be partial.
-    pub checksum: bool,
-    /// TCP/IPv4 frames may be larger than the MTU.
-    pub tso4: bool,
-    /// TCP/IPv6 frames may be larger than the MTU.
-    pub tso6: bool,
-    /// Such frames may carry ECN.
-    pub ecn: bool,
-    /// UDP frames may be larger than the MTU.
-    pub uso: bool,
-}
-
-impl Offload {
-    fn flags(self) -> libc::c_uint {
-        let Self { checksum, tso4, tso6, ecn, uso } = self;
-        let uso_flags = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-        [
-            (checksum, libc::TUN_F_CSUM),
-            (tso4, libc::TUN_F_TSO4),
-            (tso6, libc::TUN_F_TSO6),
-            (ecn, libc::TUN_F_TSO_ECN),
-            (uso, uso_flags),
-        ]
-        .iter()
-        .filter(|(on, _)| *on)
-        .fold(0, |flags, (_, flag)| flags | flag)
-    }
-}
 
 /// Why a tap cannot be used.
 #[derive(Debug, Error)]
@@ -200,7 +168,7 @@ impl TapQueue {
 
     fn probe_udp_segmentation(&self) -> bool {
         let all = Offload { checksum: true, tso4: true, tso6: true, ecn: true, uso: true };
-        let has = self.set_offload(all.flags()).is_ok();
+        let has = self.set_offload(offload_flags(all)).is_ok();
         if let Err(error) = self.set_offload(0) {
             tracing::debug!(%error, "TUNSETOFFLOAD(0)");
         }
@@ -281,13 +249,29 @@ impl Port for TapQueue {
             return Ok(());
         }
         self.set_int(libc::TUNSETVNETHDRSZ, header_len as libc::c_int)?;
-        self.set_offload(offload.flags())?;
+        self.set_offload(offload_flags(offload))?;
         if last.is_some() {
             self.drain();
         }
         *last = wanted;
         Ok(())
     }
+}
+
+/// The flags of `TUNSETOFFLOAD`.
+fn offload_flags(offload: Offload) -> libc::c_uint {
+    let Offload { checksum, tso4, tso6, ecn, uso } = offload;
+    let uso_flags = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    [
+        (checksum, libc::TUN_F_CSUM),
+        (tso4, libc::TUN_F_TSO4),
+        (tso6, libc::TUN_F_TSO6),
+        (ecn, libc::TUN_F_TSO_ECN),
+        (uso, uso_flags),
+    ]
+    .iter()
+    .filter(|(on, _)| *on)
+    .fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// # Safety

@@ -21,12 +21,11 @@ use weft_vhost::device::rx::RxQueue;
 use weft_vhost::device::tx::TxQueue;
 use weft_vhost::device::vring::{Batch, Enable, Queue, Vring};
 use weft_vhost::memory::{GuestMemory, Translator};
-use weft_vhost::port::Port;
+use weft_vhost::port::{Offload, Port};
 use weft_vhost::protocol::features;
 use weft_vhost::protocol::message::RegionSpec;
 use weft_vhost::ring::split::RingFeatures;
 use weft_vhost::ring::{Layout, SplitRing};
-use weft_vhost::tap::Offload;
 
 const SIZE: u16 = 16;
 const BYTES: usize = 0x6000;

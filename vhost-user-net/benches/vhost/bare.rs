@@ -4,8 +4,8 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use weft_vhost::port::Port;
-use weft_vhost::tap::{Offload, Tap, TapQueue};
+use weft_vhost::port::{Offload, Port};
+use weft_vhost::tap::{Tap, TapQueue};
 
 use crate::frames::{Kind, RING};
 use crate::peer::HEADER;

@@ -27,12 +27,11 @@ use weft_vhost::device::vring::{Batch, Enable, Queue, Vring};
 use weft_vhost::device::{Device, DeviceConfig};
 use weft_vhost::dirty_log::DirtyLog;
 use weft_vhost::memory::{GuestMemory, Translator};
-use weft_vhost::port::Port;
+use weft_vhost::port::{Offload, Port};
 use weft_vhost::protocol::features;
 use weft_vhost::protocol::message::{self, Header, RegionSpec};
 use weft_vhost::ring::split::RingFeatures;
 use weft_vhost::ring::{Layout, SplitRing, Violation};
-use weft_vhost::tap::Offload;
 
 /// Two regions that touch and one apart from them: every kind of border there is.
 const REGIONS: [(u64, u64); 3] = [(0, 0x4000), (0x4000, 0x2000), (0x8000, 0x2000)];

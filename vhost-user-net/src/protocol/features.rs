@@ -4,7 +4,7 @@
 //! Sources: virtio 1.3 section 5.1.3 (network device) and section 6 (reserved bits); QEMU `docs/interop/vhost-user.rst`
 //! for `VHOST_F_LOG_ALL`, `VHOST_USER_F_PROTOCOL_FEATURES` and the protocol features.
 
-use crate::tap::Offload;
+use crate::port::Offload;
 
 macro_rules! bits {
     ($table:ident: $($(#[$doc:meta])* $name:ident = $bit:literal;)+) => {
