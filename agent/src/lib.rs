@@ -11,6 +11,7 @@
 //! | [`attachment`] | CNI server, attachment store, IPAM |
 //! | [`guest`] | DHCPv4, DHCPv6 and RA for VMs |
 //! | [`vhost`] | the devices of vhost-user ports |
+//! | `file` | files that are replaced whole |
 //! | [`serve`] | the local API, flow events, metrics and health |
 //! | [`run`] | wires them together |
 
@@ -18,6 +19,7 @@ pub mod apply;
 pub mod attachment;
 pub mod config;
 pub mod device;
+mod file;
 pub mod guest;
 pub mod model;
 pub mod plan;

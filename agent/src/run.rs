@@ -44,6 +44,7 @@ use crate::{
     attachment::{Attachments, Settings},
     config::{Config, Source},
     device::{self, DeviceConfig, Observation},
+    file,
     model::{Mode, ObjectKey, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
     vhost::{self, Cgroups, Devices},
@@ -169,7 +170,7 @@ async fn pod_cidrs(
         let found = node_pod_cidrs(&snapshot, &config.node_name);
         if !found.is_empty() {
             fs::create_dir_all(&config.state_dir).context("stateDir: cannot create")?;
-            memory::save(&path, &NodeMemory { pod_cidrs: found.clone() })?;
+            file::save(&path, &NodeMemory { pod_cidrs: found.clone() })?;
             return Ok(found);
         }
         shared.publish(|view| {

@@ -12,6 +12,8 @@ use std::{
 
 use weft_api::AttachmentId;
 
+use crate::file::gone;
+
 /// The folder below the state folder.
 #[must_use]
 pub fn folder(state_dir: &Path) -> PathBuf {
@@ -38,10 +40,7 @@ impl Pending {
     /// # Errors
     /// The file cannot be removed.
     pub fn finish(&self) -> io::Result<()> {
-        match fs::remove_file(&self.file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        gone(fs::remove_file(&self.file))
     }
 }
 

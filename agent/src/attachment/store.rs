@@ -13,7 +13,7 @@ use std::{
 
 use weft_api::AttachmentId;
 
-use crate::model::Attachment;
+use crate::{file, model::Attachment};
 
 /// The folder below the state folder.
 pub const FOLDER: &str = "allocations";
@@ -69,13 +69,12 @@ impl Store {
     /// Writes the record, durably.
     pub(super) fn save(&self, record: &Attachment) -> Result<(), StoreError> {
         let path = self.path(&record.spec.id);
-        let temporary = path.with_extension("tmp");
-        let written = write(&temporary, record).and_then(|()| fs::rename(&temporary, &path));
-        if let Err(source) = written {
-            // What cannot be written must not lie about; if this fails as well, the next start removes it.
-            drop(fs::remove_file(&temporary));
-            return Err(StoreError::Io { call: "write", path, source });
-        }
+        // What it cannot remove after a failure, the next start does.
+        let written = file::replace(&path, &file::temporary(&path), |file| {
+            file.write_all(&serde_json::to_vec(record)?)?;
+            file.sync_all()
+        });
+        written.map_err(io_error("write", &path))?;
         self.sync()
     }
 
@@ -103,12 +102,6 @@ impl Store {
 fn read(path: &Path) -> Result<Attachment, StoreError> {
     let text = fs::read(path).map_err(io_error("read", path))?;
     serde_json::from_slice(&text).map_err(|source| StoreError::Parse { path: path.to_owned(), source })
-}
-
-fn write(path: &Path, record: &Attachment) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(&serde_json::to_vec(record)?)?;
-    file.sync_all()
 }
 
 fn io_error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {

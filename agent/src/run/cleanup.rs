@@ -10,6 +10,7 @@ use crate::{
     attachment::{Attachments, Settings, pending},
     config::Config,
     device::{self, links},
+    file::gone,
     vhost::{self, Cgroups},
 };
 
@@ -57,10 +58,5 @@ fn remove_all(folder: &Path) -> Result<()> {
 
 /// What is gone already is fine.
 fn absent(path: &Path, result: io::Result<()>) -> Result<()> {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    gone(result).with_context(|| format!("cannot remove {}", path.display()))
 }

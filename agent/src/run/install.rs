@@ -2,7 +2,7 @@
 //! The CNI plugin's binary and network configuration, each put in place by rename: a runtime never sees half of one.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, Permissions},
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -11,7 +11,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::{attachment::pending, config::Config};
+use crate::{
+    attachment::pending,
+    config::Config,
+    file::{self, gone},
+};
 
 /// Name of the plugin's binary; also the `type` in the network configuration.
 pub const PLUGIN: &str = "weft-cni";
@@ -55,12 +59,7 @@ pub fn install_conflist(config: &Config) -> Result<PathBuf> {
 /// A file is there and cannot be removed.
 pub fn remove(config: &Config) -> Result<()> {
     for path in [conflist(config), config.cni.bin_dir.join(PLUGIN)] {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-            }
-            _ => {}
-        }
+        gone(fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
 }
@@ -90,19 +89,11 @@ fn replace(target: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     // Runtimes read no file that begins with a dot or ends otherwise.
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write(&temporary, content, mode).and_then(|()| fs::rename(&temporary, target));
-    if written.is_err() {
-        // The first error counts.
-        drop(fs::remove_file(&temporary));
-    }
-    written
-}
-
-fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.set_permissions(Permissions::from_mode(mode))?;
-    file.write_all(content)?;
-    file.sync_all()
+    file::replace(target, &temporary, |file| {
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(content)?;
+        file.sync_all()
+    })
 }
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 //! What a restarted agent goes on with.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -54,16 +53,4 @@ pub(super) fn load<T: Default + DeserializeOwned>(path: &Path) -> T {
         tracing::warn!(path = %path.display(), %error, "what an earlier run has left does not parse");
         T::default()
     })
-}
-
-/// Replaces a file whole.
-///
-/// # Errors
-/// What the file system says, with the path.
-pub(super) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let text = serde_json::to_vec(value)?;
-    let written =
-        File::create(&temporary).and_then(|mut file| file.write_all(&text)).and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display())))
 }

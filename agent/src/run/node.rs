@@ -20,6 +20,7 @@ use crate::{
     attachment::{Attachments, Pool, pending},
     config::{Config, Source},
     device::{self, DeviceConfig, Observation},
+    file,
     guest::GuestHandle,
     model::{Desired, HostRoute, Mode, Snapshot},
     plan::plan,
@@ -114,7 +115,7 @@ impl Node {
 
     fn remember(&self, before: &Memory) -> Result<()> {
         if self.memory != *before {
-            memory::save(&memory::numbers_path(&self.config.run_dir), &self.memory)?;
+            file::save(&memory::numbers_path(&self.config.run_dir), &self.memory)?;
         }
         Ok(())
     }

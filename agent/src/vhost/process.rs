@@ -29,8 +29,9 @@ use tokio::{
 use super::{
     cgroup::Cgroups,
     running,
-    spec::{DeviceSpec, record_path, temporary},
+    spec::{DeviceSpec, record_path},
 };
+use crate::file;
 
 /// How long a process may take to end after SIGTERM, and then after SIGKILL.
 const END_PATIENCE: Duration = Duration::from_secs(2);
@@ -77,7 +78,7 @@ impl DeviceProcess {
         let marked = child.id().ok_or_else(|| io::Error::from(Errno::ESRCH)).and_then(|pid| {
             cgroups.confirm(pid, &spec.tap);
             let mark = Mark { pid, start_time: start_time(pid)? };
-            mark.save(spec)?;
+            file::save(&record_path(spec.folder()), &mark)?;
             Ok((mark, open(pid)?))
         });
         match marked {
@@ -124,7 +125,7 @@ impl DeviceProcess {
     /// # Errors
     /// The record cannot be written.
     pub(super) fn record(&self, spec: &DeviceSpec) -> io::Result<()> {
-        self.mark.save(spec)
+        file::save(&record_path(spec.folder()), &self.mark)
     }
 
     pub(super) const fn pid(&self) -> u32 {
@@ -167,15 +168,6 @@ impl DeviceProcess {
             libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal as libc::c_int, nothing, 0)
         };
         Ok(Errno::result(result).map(drop)?)
-    }
-}
-
-impl Mark {
-    /// Readers see the old record or the new one.
-    fn save(self, spec: &DeviceSpec) -> io::Result<()> {
-        let path = record_path(spec.folder());
-        fs::write(temporary(&path), serde_json::to_vec(&self)?)?;
-        fs::rename(temporary(&path), path)
     }
 }
 

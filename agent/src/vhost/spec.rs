@@ -2,13 +2,16 @@
 //! What a device is started with, and where its files are.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
 use weft_api::{AttachmentId, Mac, PodRef};
 
-use crate::model::Attachment;
+use crate::{
+    file::{gone, temporary},
+    model::Attachment,
+};
 
 /// Queue pairs that a device serves at most.
 pub const MAX_QUEUES: u16 = 16;
@@ -132,17 +135,8 @@ pub(super) fn record_path(folder: &Path) -> PathBuf {
     folder.join(RECORD)
 }
 
-/// Beside a file, for the time until it is whole.
-pub(super) fn temporary(path: &Path) -> PathBuf {
-    path.with_extension("tmp")
-}
-
 /// Removes a device's files and its folder; what is not a device's stays.
 pub(super) fn remove_files(folder: &Path) {
-    let gone = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
     let files =
         [Path::new(RECORD), &temporary(Path::new(RECORD)), Path::new(SOCKET), Path::new(CONTROL), Path::new(LOG)];
     let files = files.iter().try_for_each(|name| gone(fs::remove_file(folder.join(name))));

@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -14,6 +15,7 @@ use k8s_openapi::{
 };
 
 use crate::{
+    file,
     model::{Attachment, ObjectKey},
     watch::{NodeRecord, dir::folder::RUNTIME},
 };
@@ -95,9 +97,8 @@ fn write(path: &Path, text: &str) -> Result<(), PublishError> {
     if fs::read_to_string(path).is_ok_and(|known| known == text) {
         return Ok(());
     }
-    let failed = |call, source| PublishError { call, path: path.to_owned(), source };
-    let mut unfinished = path.to_owned();
-    unfinished.set_file_name(format!(".{}.new", path.file_name().unwrap_or_default().display()));
-    fs::write(&unfinished, text).map_err(|source| failed("write", source))?;
-    fs::rename(&unfinished, path).map_err(|source| failed("replace", source))
+    // Readers of the folder pass over what begins with a dot.
+    let unfinished = path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().display()));
+    let replaced = file::replace(path, &unfinished, |file| file.write_all(text.as_bytes()));
+    replaced.map_err(|source| PublishError { call: "write", path: path.to_owned(), source })
 }
