@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, Permissions},
-    io,
+    io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::error::CniError;
+use crate::{error::CniError, file};
 
 /// The version of the specification that the file follows.
 const VERSION: &str = "1.1.0";
@@ -38,18 +38,12 @@ impl DeviceInfo {
     /// # Errors
     /// What the system said, with the file's name; nothing is left then.
     pub(crate) fn write(&self) -> Result<(), CniError> {
-        let temporary = temporary(&self.file);
-        let text = self.content().to_string();
-        let written = fs::create_dir_all(self.file.parent().unwrap_or(Path::new("/")))
-            .and_then(|()| fs::write(&temporary, text))
-            .and_then(|()| fs::set_permissions(&temporary, Permissions::from_mode(0o644)))
-            .and_then(|()| fs::rename(&temporary, &self.file));
-        written.map_err(|error| {
-            if let Err(kept) = remove(&temporary) {
-                tracing::debug!(%kept, "cannot remove a half-written file");
-            }
-            CniError::io(format!("cannot write the device-info file {}", self.file.display()), error)
-        })
+        let written = file::replace(&self.file, |file| {
+            file.write_all(self.content().to_string().as_bytes())?;
+            file.set_permissions(Permissions::from_mode(0o644))
+        });
+        written
+            .map_err(|error| CniError::io(format!("cannot write the device-info file {}", self.file.display()), error))
     }
 
     /// Removes the file, also what a killed plugin has half written. One that is gone is fine, and one that somebody else has
@@ -58,8 +52,9 @@ impl DeviceInfo {
     /// # Errors
     /// What the system said, with the file's name.
     pub(crate) fn remove(&self) -> Result<(), CniError> {
-        let own = read(&self.file).is_some_and(|content| content == self.content());
-        let removed = remove(&temporary(&self.file)).and_then(|()| if own { remove(&self.file) } else { Ok(()) });
+        let own = file::read::<Value>(&self.file).is_some_and(|content| content == self.content());
+        let removed = file::remove(&file::temporary(&self.file))
+            .and_then(|()| if own { file::remove(&self.file) } else { Ok(()) });
         removed
             .map_err(|error| CniError::io(format!("cannot remove the device-info file {}", self.file.display()), error))
     }
@@ -67,7 +62,7 @@ impl DeviceInfo {
     /// What CHECK finds wrong with the file.
     pub(crate) fn finding(&self) -> Option<String> {
         let file = self.file.display();
-        match read(&self.file) {
+        match file::read::<Value>(&self.file) {
             None => Some(format!("the device-info file {file} is missing or not JSON")),
             Some(found) if found != self.content() => {
                 Some(format!("the device-info file {file} does not name the socket {}", self.socket))
@@ -107,22 +102,6 @@ pub(crate) fn refuse_foreign(file: &Path, earlier: Option<&DeviceInfo>) -> Resul
          the device plugin's resourceName from the network attachment definition",
         file.display()
     )))
-}
-
-fn read(file: &Path) -> Option<Value> {
-    serde_json::from_slice(&fs::read(file).ok()?).ok()
-}
-
-fn temporary(file: &Path) -> PathBuf {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    file.with_file_name(format!(".{name}.tmp"))
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

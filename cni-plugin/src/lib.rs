@@ -13,6 +13,7 @@ mod config;
 mod device_info;
 mod environment;
 mod error;
+mod file;
 mod logging;
 mod netlink;
 mod record;

@@ -9,7 +9,7 @@
 //! A `.` inside of a part is written as `%2E`, so that no two attachments share a file.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use weft_api::{AttachmentId, PortKind};
 
-use crate::device_info::DeviceInfo;
+use crate::{device_info::DeviceInfo, file};
 
 /// One attachment as the plugin made it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -58,27 +58,16 @@ impl Folder {
     /// Writes the file of `id`: readers see the old one or the whole new one.
     pub(crate) fn save<T: Serialize>(&self, id: &AttachmentId, content: &T) -> io::Result<()> {
         let path = self.path_of(id);
-        let temporary = self.temporary_of(id);
-        let written = fs::create_dir_all(&self.path)
-            .and_then(|()| self.write(&temporary, content))
-            .and_then(|()| fs::rename(&temporary, &path));
-        written.map_err(|error| {
-            if let Err(kept) = remove(&temporary) {
-                tracing::debug!(%kept, "cannot remove a half-written file");
-            }
-            io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
-        })
-    }
-
-    fn write<T: Serialize>(&self, path: &Path, content: &T) -> io::Result<()> {
-        let mut file = File::create(path)?;
-        file.write_all(&serde_json::to_vec(content)?)?;
-        if self.durable { file.sync_all() } else { Ok(()) }
+        let written = file::replace(&path, |file| {
+            file.write_all(&serde_json::to_vec(content)?)?;
+            if self.durable { file.sync_all() } else { Ok(()) }
+        });
+        written.map_err(naming("write", &path))
     }
 
     /// Reads the file of `id`. One that is torn is like one that is not there: DEL must go on.
     pub(crate) fn load<T: DeserializeOwned>(&self, id: &AttachmentId) -> Option<T> {
-        read(&self.path_of(id))
+        file::read(&self.path_of(id))
     }
 
     /// Is there a file of `id`?
@@ -88,23 +77,20 @@ impl Folder {
 
     /// Removes the file of `id`, also what a killed plugin has half written; one that is gone is no error.
     pub(crate) fn remove(&self, id: &AttachmentId) -> io::Result<()> {
-        remove(&self.temporary_of(id)).and_then(|()| remove(&self.path_of(id)))
+        let path = self.path_of(id);
+        let files = [file::temporary(&path), path];
+        files.iter().try_for_each(|path| file::remove(path).map_err(naming("remove", path)))
     }
 
     /// All files that can be read.
     pub(crate) fn list<T: DeserializeOwned>(&self) -> Vec<T> {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
         let files = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json"));
-        files.filter_map(|path| read(&path)).collect()
+        files.filter_map(|path| file::read(&path)).collect()
     }
 
     fn path_of(&self, id: &AttachmentId) -> PathBuf {
         self.path.join(file_name(id))
-    }
-
-    /// One per attachment is enough: a runtime runs one verb at a time on it.
-    fn temporary_of(&self, id: &AttachmentId) -> PathBuf {
-        self.path.join(format!(".{}.tmp", file_name(id)))
     }
 }
 
@@ -114,20 +100,8 @@ pub(crate) fn file_name(id: &AttachmentId) -> String {
     format!("{network}.{container}.{ifname}.json")
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let bytes = fs::read(path).ok()?;
-    serde_json::from_slice(&bytes)
-        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "ignoring a file that does not parse"))
-        .ok()
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io::Error::new(error.kind(), format!("cannot remove {}: {error}", path.display())))
-        }
-        _ => Ok(()),
-    }
+fn naming(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("cannot {call} {}: {error}", path.display()))
 }
 
 #[cfg(test)]
