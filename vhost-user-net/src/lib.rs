@@ -8,12 +8,12 @@
 //! | Module | Job |
 //! |---|---|
 //! | [`args`] | the command line |
-//! | [`protocol`] | messages, feature bits, the connection's loop |
+//! | [`protocol`] | messages, feature bits, the connection they come by |
 //! | [`memory`], [`dirty_log`] | the guest's memory, what was written in it |
 //! | [`ring`] | split virtqueues |
 //! | [`device`] | requests carried out; one thread per queue pair; transmit and receive |
 //! | [`port`], [`tap`] | where the frames go |
-//! | [`service`], [`socket`] | connections one after the other, as server or client |
+//! | [`service`], [`session`], [`socket`] | connections one after the other, as server or client; the loop of one |
 //! | [`control`], [`metrics`], [`footprint`], [`trace`] | what an operator sees |
 //! | [`sandbox`] | what the process may do once it is set up |
 //!
@@ -33,6 +33,7 @@ pub mod protocol;
 pub mod ring;
 pub mod sandbox;
 pub mod service;
+pub mod session;
 pub mod socket;
 pub mod tap;
 pub mod trace;

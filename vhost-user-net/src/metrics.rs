@@ -66,15 +66,21 @@ pub struct RingCounters {
 
 /// Adds to a counter that only this thread writes: no locked instruction is needed.
 #[inline]
-pub fn add(counter: &AtomicU64, count: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+}
+
+/// Counts one event; only this thread writes the counter.
+#[inline]
+pub fn count(counter: &AtomicU64) {
+    add(counter, 1);
 }
 
 impl RingCounters {
     /// Counts a dropped frame.
     pub fn count_drop(&self, reason: DropReason) {
         if let Some(counter) = self.drops.get(reason as usize) {
-            add(counter, 1);
+            count(counter);
         }
     }
 
@@ -85,10 +91,10 @@ impl RingCounters {
         if frames == 0 {
             return;
         }
-        add(&self.batches, 1);
+        count(&self.batches);
         let bucket = (frames.next_power_of_two().trailing_zeros() as usize).min(BATCH_BUCKETS - 1);
         if let Some(counter) = self.batch_sizes.get(bucket) {
-            add(counter, 1);
+            count(counter);
         }
     }
 

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::device::Device;
 use crate::protocol::channel::Channel;
-use crate::protocol::session::{self, End};
+use crate::session::{self, End};
 
 /// Where front ends come from.
 #[derive(Debug)]

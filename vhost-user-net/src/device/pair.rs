@@ -13,9 +13,9 @@ use nix::sys::eventfd::EventFd;
 use super::polling::Polling;
 use super::rx::RxQueue;
 use super::tx::TxQueue;
-use super::vring::{Batch, Queue, Turn, Vring, count};
-use super::worker::Job;
+use super::vring::{Batch, Queue, Turn, Vring};
 use crate::memory::sigbus;
+use crate::metrics::count;
 use crate::port::Port;
 use crate::ring::Violation;
 
@@ -30,6 +30,9 @@ pub(super) const WAKE: u64 = 0;
 pub(super) const PORT: u64 = 1;
 const RX_KICK: u64 = 2;
 const TX_KICK: u64 = 3;
+
+/// A change of a pair, made on its thread.
+pub(super) type Job = Box<dyn FnOnce(&mut Pair) + Send>;
 
 /// Which ring of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::ptr::NonNull;
 
 use nix::errno::Errno;
 
-use super::vring::{Enable, MAX_FRAME, Moved, Queue, Turn, Vring, count};
-use crate::metrics::DropReason;
+use super::vring::{Enable, MAX_FRAME, Moved, Queue, Turn, Vring};
+use crate::metrics::{DropReason, count};
 use crate::port::Port;
 use crate::ring::{Access, MAX_SEGMENTS, Segments, Violation};
 use crate::trace::Direction;

@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 
 use nix::errno::Errno;
 
-use super::vring::{ETHERNET_HEADER, Enable, MAX_FRAME, Moved, Queue, Turn, Vring, count};
-use crate::metrics::DropReason;
+use super::vring::{ETHERNET_HEADER, Enable, MAX_FRAME, Moved, Queue, Turn, Vring};
+use crate::metrics::{DropReason, count};
 use crate::port::Port;
 use crate::protocol::features::{CSUM, HOST_ECN, HOST_TSO4, HOST_TSO6, HOST_USO};
 use crate::ring::{Access, Segments, Violation};

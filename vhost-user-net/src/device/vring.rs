@@ -3,9 +3,8 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
-use crate::metrics::{DropReason, RingCounters, add};
+use crate::metrics::{DropReason, RingCounters, count};
 use crate::port::Port;
 use crate::ring::{SplitRing, Violation};
 use crate::trace::Tracer;
@@ -179,13 +178,13 @@ impl Vring {
     /// Interrupts the guest.
     pub fn interrupt(&self) {
         let Some(call) = &self.call else { return };
-        add(&self.counters.interrupts, 1);
+        count(&self.counters.interrupts);
         signal(call);
     }
 
     /// Tells the front end that the ring is broken.
     pub fn report_broken(&self) {
-        add(&self.counters.violations, 1);
+        count(&self.counters.violations);
         self.counters.set_broken(true);
         if let Some(err) = &self.err {
             signal(err);
@@ -199,10 +198,4 @@ fn signal(fd: &OwnedFd) {
         Ok(_) | Err(nix::errno::Errno::EAGAIN) => {}
         Err(error) => tracing::debug!(%error, "write to an eventfd of the front end"),
     }
-}
-
-/// Counts one event.
-#[inline]
-pub fn count(counter: &AtomicU64) {
-    add(counter, 1);
 }

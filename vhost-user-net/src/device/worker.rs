@@ -14,7 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
 
-use super::pair::{PORT, Pair, WAKE};
+use super::pair::{Job, PORT, Pair, WAKE};
 use crate::port::Port;
 
 /// Why a pair cannot be changed.
@@ -32,8 +32,6 @@ pub enum WorkerError {
         source: std::io::Error,
     },
 }
-
-pub(super) type Job = Box<dyn FnOnce(&mut Pair) + Send>;
 
 /// The session's handle of a pair's thread.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
+use super::reader::Reader;
 use super::{Header, MAX_CONFIG, MAX_TABLE_REGIONS, Message, MessageError, RegionSpec, Request, VringAddr, VringState};
 
 const VRING_INDEX_MASK: u64 = 0xff;
@@ -144,14 +145,14 @@ impl Body<'_> {
             return Err(MessageError::FdCount { request: self.request, got: self.fds.len(), want: count });
         }
         let mut reader = Reader(self.payload.get(8..).unwrap_or_default());
-        let specs: Vec<_> = (0..count).map(|_| reader.region()).collect();
+        let specs: Vec<_> = (0..count).map(|_| region(&mut reader)).collect();
         Ok(Message::SetMemTable(specs.into_iter().zip(self.fds.drain(..)).collect()))
     }
 
     fn single_region(&self) -> Result<RegionSpec, MessageError> {
         let mut reader = self.size(40)?;
         let _padding = reader.u64();
-        Ok(reader.region())
+        Ok(region(&mut reader))
     }
 
     fn log_base(&mut self) -> Result<Message, MessageError> {
@@ -177,31 +178,8 @@ impl Body<'_> {
     }
 }
 
-/// Reads native-endian integers off the front of a slice whose length was checked; past the end it reads zeros.
-pub(super) struct Reader<'a>(pub(super) &'a [u8]);
-
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        match self.0.split_first_chunk::<N>() {
-            Some((first, rest)) => {
-                self.0 = rest;
-                *first
-            }
-            None => [0; N],
-        }
-    }
-
-    pub(super) fn u32(&mut self) -> u32 {
-        u32::from_ne_bytes(self.take())
-    }
-
-    pub(super) fn u64(&mut self) -> u64 {
-        u64::from_ne_bytes(self.take())
-    }
-
-    fn region(&mut self) -> RegionSpec {
-        RegionSpec { guest_addr: self.u64(), size: self.u64(), user_addr: self.u64(), mmap_offset: self.u64() }
-    }
+fn region(reader: &mut Reader<'_>) -> RegionSpec {
+    RegionSpec { guest_addr: reader.u64(), size: reader.u64(), user_addr: reader.u64(), mmap_offset: reader.u64() }
 }
 
 #[cfg(test)]

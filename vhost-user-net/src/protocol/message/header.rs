@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The fixed part in front of every message.
 
-use super::decode::Reader;
+use super::reader::Reader;
 use super::{HEADER_LEN, MAX_PAYLOAD, MessageError};
 
 const VERSION: u32 = 1;

@@ -8,6 +8,7 @@
 mod decode;
 mod error;
 mod header;
+mod reader;
 mod request;
 
 use std::os::fd::OwnedFd;

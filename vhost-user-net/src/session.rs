@@ -7,9 +7,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use super::channel::{Channel, ChannelError};
-use super::message::{self, MessageError};
 use crate::device::Device;
+use crate::protocol::channel::{Channel, ChannelError};
+use crate::protocol::message::{self, MessageError};
 
 /// How long a connection may take to end when the next one is there already.
 const GRACE_MS: u16 = 100;
