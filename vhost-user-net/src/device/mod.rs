@@ -6,6 +6,7 @@ pub mod pair;
 pub mod polling;
 mod requests;
 pub mod rx;
+mod slot;
 pub mod tx;
 pub mod vring;
 pub mod worker;

@@ -12,15 +12,13 @@ use nix::sys::eventfd::EventFd;
 
 use super::polling::Polling;
 use super::rx::RxQueue;
+use super::slot::Slot;
 use super::tx::TxQueue;
-use super::vring::{Batch, Queue, Turn, Vring};
+use super::vring::{Batch, Vring};
 use crate::memory::sigbus;
-use crate::metrics::count;
 use crate::port::Port;
 use crate::ring::Violation;
 
-/// Frames one ring may move before the other gets its turn.
-const BUDGET: u32 = 256;
 /// How long the thread sleeps while a front end wants its rings polled (no kick descriptor).
 const POLLED_SLEEP_MS: u16 = 1;
 /// How long a full port is left alone when its descriptor does not report room.
@@ -66,21 +64,6 @@ pub enum NewRing {
     Tx(TxQueue),
 }
 
-/// One ring's place in its pair.
-#[derive(Debug)]
-struct Slot<Q> {
-    queue: Option<Q>,
-    kick: Option<Arc<OwnedFd>>,
-    /// Where the next start goes on: what `GET_VRING_BASE` answers.
-    base: u16,
-}
-
-impl<Q> Slot<Q> {
-    fn new() -> Self {
-        Self { queue: None, kick: None, base: 0 }
-    }
-}
-
 /// A queue pair, on its thread.
 #[derive(Debug)]
 pub struct Pair {
@@ -97,7 +80,7 @@ pub struct Pair {
 
 impl Pair {
     pub(super) fn new(index: usize, port: Arc<dyn Port>, epoll: Epoll, poll_for: Duration) -> Self {
-        let (rx, tx) = (Slot::new(), Slot::new());
+        let (rx, tx) = (Slot::default(), Slot::default());
         let losses = sigbus::losses();
         let polling = Polling::new(poll_for);
         Self { index, port, epoll, polling, rx, tx, port_readable: true, port_writable: true, losses }
@@ -118,8 +101,8 @@ impl Pair {
             self.epoll.add(kick, EpollEvent::new(flags, side.token()))?;
         }
         match ring {
-            NewRing::Rx(queue) => self.rx = Slot { base: 0, queue: Some(queue), kick },
-            NewRing::Tx(queue) => self.tx = Slot { base: 0, queue: Some(queue), kick },
+            NewRing::Rx(queue) => self.rx = Slot::new(queue, kick),
+            NewRing::Tx(queue) => self.tx = Slot::new(queue, kick),
         }
         if let Some(vring) = self.vring(side) {
             // What a device that was killed had done and not shown yet.
@@ -130,37 +113,17 @@ impl Pair {
 
     /// Takes a ring out of service and returns the index it has to go on at.
     pub fn stop(&mut self, side: Side) -> u16 {
-        let (base, kick) = match side {
-            Side::Rx => {
-                if let Some(mut queue) = self.rx.queue.take() {
-                    queue.give_back();
-                    self.rx.base = queue.vring.ring.next_avail();
-                }
-                (self.rx.base, self.rx.kick.take())
-            }
-            Side::Tx => {
-                if let Some(queue) = self.tx.queue.take() {
-                    self.tx.base = queue.vring.ring.next_avail();
-                }
-                (self.tx.base, self.tx.kick.take())
-            }
-        };
-        if let Some(kick) = kick
-            && let Err(error) = self.epoll.delete(&kick)
-        {
-            tracing::debug!(%error, "epoll_ctl(DEL) of a kick descriptor");
+        match side {
+            Side::Rx => self.rx.stop(&self.epoll),
+            Side::Tx => self.tx.stop(&self.epoll),
         }
-        base
     }
 
     /// The ring of this side, if it is in service. Chains taken in advance are given back first.
     pub fn vring(&mut self, side: Side) -> Option<&mut Vring> {
         match side {
-            Side::Rx => self.rx.queue.as_mut().map(|queue| {
-                queue.give_back();
-                &mut queue.vring
-            }),
-            Side::Tx => self.tx.queue.as_mut().map(|queue| &mut queue.vring),
+            Side::Rx => self.rx.vring(),
+            Side::Tx => self.tx.vring(),
         }
     }
 
@@ -231,16 +194,15 @@ impl Pair {
                 self.port_readable |= event.events().contains(EpollFlags::EPOLLIN);
                 self.port_writable |= event.events().contains(EpollFlags::EPOLLOUT);
             }
-            RX_KICK => self.rx.queue.iter().for_each(|queue| count(&queue.vring.counters.kicks)),
-            TX_KICK => self.tx.queue.iter().for_each(|queue| count(&queue.vring.counters.kicks)),
+            RX_KICK => self.rx.kicked(),
+            TX_KICK => self.tx.kicked(),
             _ => return true,
         }
         false
     }
 
     fn sleep_time(&self) -> EpollTimeout {
-        let polled = |has_queue: bool, kick: &Option<Arc<OwnedFd>>| has_queue && kick.is_none();
-        if polled(self.rx.queue.is_some(), &self.rx.kick) || polled(self.tx.queue.is_some(), &self.tx.kick) {
+        if self.rx.is_polled() || self.tx.is_polled() {
             EpollTimeout::from(POLLED_SLEEP_MS)
         } else if !self.port_writable && self.tx.queue.is_some() {
             EpollTimeout::from(FULL_SLEEP_MS)
@@ -257,21 +219,13 @@ impl Pair {
     }
 
     fn step_tx(&mut self) -> bool {
-        let result = Self::turn(&mut self.tx, &*self.port, &mut self.port_writable);
+        let result = self.tx.turn(&*self.port, &mut self.port_writable);
         result.unwrap_or_else(|violation| self.fail(Side::Tx, violation))
     }
 
     fn step_rx(&mut self) -> bool {
-        let result = Self::turn(&mut self.rx, &*self.port, &mut self.port_readable);
+        let result = self.rx.turn(&*self.port, &mut self.port_readable);
         result.unwrap_or_else(|violation| self.fail(Side::Rx, violation))
-    }
-
-    /// Gives one ring its turn, while the port is ready for it; returns whether there is more to do at once.
-    fn turn<Q: Queue>(slot: &mut Slot<Q>, port: &dyn Port, ready: &mut bool) -> Result<bool, Violation> {
-        let Some(queue) = slot.queue.as_mut().filter(|_| *ready) else { return Ok(false) };
-        let turn = queue.run(port, BUDGET)?;
-        *ready = turn != Turn::PortWait;
-        Ok(turn == Turn::More)
     }
 
     /// Looks for work a while before the thread sleeps, when it was told to; returns whether some came.
@@ -310,10 +264,10 @@ impl Pair {
 
     /// Asks the guest for kicks before the thread sleeps; returns whether there is something to do instead.
     fn arm(&mut self) -> bool {
-        let tx = self.tx.queue.as_mut().filter(|_| self.port_writable).map_or(Ok(false), TxQueue::arm);
+        let tx = self.tx.arm(self.port_writable);
         let tx = tx.unwrap_or_else(|violation| self.fail(Side::Tx, violation));
         // A receive ring with buffers waits for the port, not for the guest.
-        let rx = self.rx.queue.as_mut().filter(|_| self.port_readable).map_or(Ok(false), RxQueue::arm);
+        let rx = self.rx.arm(self.port_readable);
         let rx = rx.unwrap_or_else(|violation| self.fail(Side::Rx, violation));
         tx || rx
     }

@@ -82,17 +82,6 @@ impl RxQueue {
         }
     }
 
-    /// Gives the chains back that were taken in advance, before the ring or its memory changes. A frame that waits for
-    /// buffers is lost.
-    pub fn give_back(&mut self) {
-        if self.waiting.take().is_some() {
-            self.vring.counters.count_drop(DropReason::TooLong);
-        }
-        self.chains.clear();
-        self.pieces.clear();
-        (self.next, self.first, self.bytes) = (0, 0, 0);
-    }
-
     /// Number of chains taken in advance.
     #[inline]
     fn taken(&self) -> u16 {
@@ -324,6 +313,15 @@ impl Queue for RxQueue {
             count(&self.vring.counters.starved);
         }
         Ok(more)
+    }
+
+    fn give_back(&mut self) {
+        if self.waiting.take().is_some() {
+            self.vring.counters.count_drop(DropReason::TooLong);
+        }
+        self.chains.clear();
+        self.pieces.clear();
+        (self.next, self.first, self.bytes) = (0, 0, 0);
     }
 }
 

@@ -9,8 +9,8 @@ use crate::port::Port;
 use crate::ring::{SplitRing, Violation};
 use crate::trace::Tracer;
 
-/// Frames after which completions are shown to the guest, so that both sides work at the same time. Large frames take many
-/// chains each: half of the ring is enough as well.
+/// Frames after which completions are shown to the guest, so that both sides work at the same time. Large frames take
+/// many chains each: half of the ring is enough as well.
 pub const BATCH: u32 = 64;
 /// Greatest frame: 64 KiB of IP packet, Ethernet and VLAN headers, the virtio-net header.
 pub const MAX_FRAME: usize = 65535 + 18 + 12;
@@ -69,6 +69,10 @@ pub trait Queue {
     /// # Errors
     /// When the guest's index is illegal.
     fn arm(&mut self) -> Result<bool, Violation>;
+
+    /// Gives chains taken in advance back, before the ring or its memory changes. A frame that waits for buffers is
+    /// lost.
+    fn give_back(&mut self) {}
 
     /// Moves up to `budget` frames and shows them to the guest in batches.
     ///
