@@ -48,8 +48,8 @@ fn parse(status: &str) -> Option<Resident> {
     Some(Resident { own: field("RssAnon:")?, files: field("RssFile:")? })
 }
 
-/// Lets go of the pages of code and constants that were touched so far. Most served the start only (the command line, the
-/// sandbox); what is needed again comes back from the page cache.
+/// Lets go of the pages of code and constants that were touched so far. Most served the start only (the command line,
+/// the sandbox); what is needed again comes back from the page cache.
 pub fn forget_start() {
     // SAFETY: the callback has the type the function wants and keeps nothing.
     unsafe { libc::dl_iterate_phdr(Some(forget_object), std::ptr::null_mut()) };

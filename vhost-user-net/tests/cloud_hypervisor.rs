@@ -2,8 +2,8 @@
 //! Cloud Hypervisor's front end, step by step: its order of messages, the features it asks for, pause and resume, a
 //! guest that resets its device, a backend that dies, live migration with a log that is exchanged every round.
 //!
-//! The steps are those of its `virtio-devices` crate, which uses the `vhost` crate as this test does; there is no package
-//! of the VMM itself.
+//! The steps are those of its `virtio-devices` crate, which uses the `vhost` crate as this test does; there is no
+//! package of the VMM itself.
 
 mod peer;
 

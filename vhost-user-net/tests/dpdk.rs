@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! DPDK's testpmd as front end (virtio_user): mergeable and single buffers, in order or not, one to four queue pairs, as
-//! client and as server, scattered frames, a device that dies under it, and the packed ring that this device has not.
+//! DPDK's testpmd as front end (virtio_user): mergeable and single buffers, in order or not, one to four queue pairs,
+//! as client and as server, scattered frames, a device that dies under it, and the packed ring that this device has
+//! not.
 //!
 //! Needs the Debian package `dpdk-dev` (`dpdk-testpmd`); a missing one is a failure. No hugepages are needed.
 

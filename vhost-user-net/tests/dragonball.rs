@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Dragonball's front end (Kata Containers), step by step: it listens, asks for the features before and after it owns the
-//! device, has no control queue for one pair, knows of the protocol features only MQ, gives call descriptors before the
-//! memory and again after it, and says nothing of a base when the backend comes back.
+//! Dragonball's front end (Kata Containers), step by step: it listens, asks for the features before and after it owns
+//! the device, has no control queue for one pair, knows of the protocol features only MQ, gives call descriptors before
+//! the memory and again after it, and says nothing of a base when the backend comes back.
 
 mod peer;
 

@@ -2,9 +2,9 @@
 //! A device killed after every single instruction.
 //!
 //! A child process moves frames in a ring that lies in shared memory; the parent steps it one instruction at a time
-//! (`ptrace`) and keeps every state the memory goes through. Each state is what a `kill -9` at that point leaves behind.
-//! In each, the driver must never have seen an unfinished entry, and a successor that takes the ring up must bring every
-//! frame through exactly once, in order and whole, except at most one that was in hand.
+//! (`ptrace`) and keeps every state the memory goes through. Each state is what a `kill -9` at that point leaves
+//! behind. In each, the driver must never have seen an unfinished entry, and a successor that takes the ring up must
+//! bring every frame through exactly once, in order and whole, except at most one that was in hand.
 //!
 //! Without the test harness, whose threads do not survive a fork.
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is delivered beside the program: the systemd unit, its user, the manual page, the help, the capabilities.
 //!
-//! There is no systemd to start the unit here. It is checked by `systemd-analyze`, and its command line is run as it stands
-//! there, with the unit's user, folder, capabilities and limits. Needs the Debian packages `systemd` and `util-linux`.
+//! There is no systemd to start the unit here. It is checked by `systemd-analyze`, and its command line is run as it
+//! stands there, with the unit's user, folder, capabilities and limits. Needs the Debian packages `systemd` and
+//! `util-linux`.
 
 mod peer;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The smallest device: what is left of one when everything but the work is taken away.
 //!
-//! It serves the first pair of a machine from a thread of this process, with the machine's own event descriptors: a kick,
-//! a `writev`; a `readv`, an interrupt. It trusts the guest, knows one set of features, and merges no buffers. A device
-//! that is compared with it pays for its checks, its features and its process.
+//! It serves the first pair of a machine from a thread of this process, with the machine's own event descriptors: a
+//! kick, a `writev`; a `readv`, an interrupt. It trusts the guest, knows one set of features, and merges no buffers. A
+//! device that is compared with it pays for its checks, its features and its process.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;

@@ -50,8 +50,8 @@ impl Vm {
         Ok(machine)
     }
 
-    /// Makes interrupt lines messages to the processor, as MSI-X does it. KVM delivers these from within the write to an
-    /// irqfd; the lines of the older controllers pass a work queue.
+    /// Makes interrupt lines messages to the processor, as MSI-X does it. KVM delivers these from within the write to
+    /// an irqfd; the lines of the older controllers pass a work queue.
     fn route_interrupts(&self) -> Result<()> {
         let message = |line: u32| kvm_irq_routing_entry {
             gsi: line,

@@ -22,8 +22,8 @@ pub(crate) fn tap(host: &Host) -> Result<TapQueue> {
     Ok(queue)
 }
 
-/// Waits until the kernel has noticed that somebody is at an interface's other side. Before that it throws frames for it
-/// away, and says that they are sent.
+/// Waits until the kernel has noticed that somebody is at an interface's other side. Before that it throws frames for
+/// it away, and says that they are sent.
 pub(crate) fn wait_for_carrier(interface: &str) -> Result<()> {
     eventually(&format!("carrier of {interface}"), || {
         let output = Command::new("ip").args(["-o", "link", "show", "dev", interface]).output()?;

@@ -23,8 +23,8 @@ pub(crate) const KINDS: [Kind; 3] = [SMALL, FULL, LARGE];
 pub(crate) const RING: u16 = 1024;
 
 impl Kind {
-    /// Bytes of a buffer of the guest's; each lies on a page of its own. Linux makes them as large as recent frames, up to a
-    /// page (`get_mergeable_buf_len` in its virtio_net).
+    /// Bytes of a buffer of the guest's; each lies on a page of its own. Linux makes them as large as recent frames, up
+    /// to a page (`get_mergeable_buf_len` in its virtio_net).
     pub(crate) fn buffer(self) -> usize {
         if self.gso { 4096 } else { 1536 }
     }

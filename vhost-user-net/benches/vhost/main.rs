@@ -2,11 +2,11 @@
 //! Speed of the device beside the bare system calls on the same tap, in the same run.
 //!
 //! `cargo bench -p weft-vhost --bench vhost -- [--json PATH] [--seconds S] [--rounds N] [--only PREFIX]
-//! [--front-end kvm|thread] [--real-time]`; needs root and /dev/kvm, makes its own network namespaces. The guest runs on
-//! processor 0, the device and the bare loop on processor 1; `--real-time` keeps everybody else off them.
+//! [--front-end kvm|thread] [--real-time]`; needs root and /dev/kvm, makes its own network namespaces. The guest runs
+//! on processor 0, the device and the bare loop on processor 1; `--real-time` keeps everybody else off them.
 //!
-//! The guest is the one of `tests/vmm`: a driver in KVM whose kicks are ioeventfds and whose interrupts are irqfds. With
-//! `--front-end thread` a thread of the bench plays it.
+//! The guest is the one of `tests/vmm`: a driver in KVM whose kicks are ioeventfds and whose interrupts are irqfds.
+//! With `--front-end thread` a thread of the bench plays it.
 //!
 //! | Row | What is measured | Beside it |
 //! |---|---|---|

@@ -86,7 +86,8 @@ fn reflected(host: &Host, measure: impl FnOnce() -> Result<Vec<f64>>) -> Result<
 fn reflect(host: &Host, stop: Arc<AtomicBool>) -> Result<JoinHandle<Result<()>>> {
     let wire = Wire::open(&host.tap, false)?;
     let serve = move || {
-        // Where the scheduler puts it differs by device, and a processor that has to be woken for it costs half a round trip.
+        // Where the scheduler puts it differs by device, and a processor that has to be woken for it costs half a round
+        // trip.
         pin(Pid::from_raw(0), DEVICE_CPU)?;
         let mut frame = [0; 2048];
         while !stop.load(Ordering::Relaxed) {

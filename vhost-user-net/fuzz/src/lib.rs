@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The bodies of the fuzz targets. Each turns bytes into a sequence of calls and checks after every call that the device
-//! touched nothing but the guest's memory and its own buffers.
+//! The bodies of the fuzz targets. Each turns bytes into a sequence of calls and checks after every call that the
+//! device touched nothing but the guest's memory and its own buffers.
 //!
 //! Build and run without cargo-fuzz, on the stable toolchain:
 //! ```sh

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The fields of a ring that both sides touch, behind a trait.
 //!
-//! In service they lie in guest memory ([`GuestCells`]). The model checker and the tests that stop a device half-way bring
-//! their own; the engine above is the same code ([`super::indices`]).
+//! In service they lie in guest memory ([`GuestCells`]). The model checker and the tests that stop a device half-way
+//! bring their own; the engine above is the same code ([`super::indices`]).
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};

@@ -4,19 +4,19 @@
 //! # What survives a device that is killed
 //! The driver sees completions in batches. Between two publications the used elements past the used index, which the
 //! driver does not read yet, are the journal: the last element of every frame carries a *mark*, its own index, in the
-//! upper half of its id, where 0 is all a driver may ever see. A successor finds the greatest mark in its place and knows
-//! that the frames up to there are done. Publication takes the marks away, those of the last frame under the protection
-//! of a second note, the number of its chains in the unused bits of the used ring's flags:
+//! upper half of its id, where 0 is all a driver may ever see. A successor finds the greatest mark in its place and
+//! knows that the frames up to there are done. Publication takes the marks away, those of the last frame under the
+//! protection of a second note, the number of its chains in the unused bits of the used ring's flags:
 //!
 //! 1. clear the marks of all frames but the last;
 //! 2. show the driver those frames, and note the chains of the last one, in one write;
 //! 3. clear the mark of the last one;
 //! 4. show it and take the note away, in one write.
 //!
-//! So a device can be stopped between any two of its instructions and no frame is lost or done twice by that, except the
-//! one in hand between its mark and its system call. It costs two bytes written per frame, in a line that the device
-//! has written just before. Drivers look at bit 0 of the flags only, which stays as it is; the note is there for the
-//! time of a few instructions.
+//! So a device can be stopped between any two of its instructions and no frame is lost or done twice by that, except
+//! the one in hand between its mark and its system call. It costs two bytes written per frame, in a line that the
+//! device has written just before. Drivers look at bit 0 of the flags only, which stays as it is; the note is there for
+//! the time of a few instructions.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -67,8 +67,9 @@ pub struct Indices<C> {
 }
 
 impl<C: Cells> Indices<C> {
-    /// Takes up a ring at the available index `base`, unless none is given or its used index knows better. The used index is the one the
-    /// guest sees; frames that a killed device had done by its journal are done, and are shown with the next publication.
+    /// Takes up a ring at the available index `base`, unless none is given or its used index knows better. The used
+    /// index is the one the guest sees; frames that a killed device had done by its journal are done, and are shown
+    /// with the next publication.
     pub fn new(cells: C, rules: Rules, base: impl Into<Option<u16>>) -> Self {
         let (flags, used) = cells.used();
         let base = base.into().filter(|base| !goes_on_at_used(*base, used, rules)).unwrap_or(used);

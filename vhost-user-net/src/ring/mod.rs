@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Split virtqueues, seen from the device (virtio 1.3, section 2.7).
 //!
-//! Everything in a ring is written by the guest and may change at any moment. Each field is read once, checked, and used
-//! from the copy. What a correct driver cannot produce is a [`Violation`]; the ring it happens on is stopped.
+//! Everything in a ring is written by the guest and may change at any moment. Each field is read once, checked, and
+//! used from the copy. What a correct driver cannot produce is a [`Violation`]; the ring it happens on is stopped.
 
 pub mod cells;
 pub mod descriptor;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Typed vhost-user messages and their decoding.
 //!
-//! Source: QEMU `docs/interop/vhost-user.rst`. All integers are in the byte order of the host. Decoding is pure: it checks
-//! the payload's size, the fields' ranges and the number of file descriptors, and does nothing else, so that a
+//! Source: QEMU `docs/interop/vhost-user.rst`. All integers are in the byte order of the host. Decoding is pure: it
+//! checks the payload's size, the fields' ranges and the number of file descriptors, and does nothing else, so that a
 //! [`Message`] is always well formed.
 
 mod decode;
