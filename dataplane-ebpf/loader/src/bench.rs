@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, ProgramArray},
     programs::{ProgramFd, SchedClassifier},
 };
-use zerocopy::{Immutable, IntoBytes};
+use weft_abi::bench::{DnatKey, DnatValue, Template};
+use zerocopy::IntoBytes as _;
 
 use crate::{Dataplane, Error, Program, error::Result, test_run::context};
 
@@ -43,52 +44,6 @@ pub struct Traffic {
     /// Ethernet destination and source.
     pub macs: [[u8; 6]; 2],
 }
-
-/// `Template` of the programs.
-#[repr(C)]
-#[derive(Clone, Copy, Immutable, IntoBytes)]
-struct Template {
-    program: u32,
-    mask: u32,
-    flow: u32,
-    dst: u32,
-    dport: u32,
-    macs: [[u8; 6]; 2],
-}
-
-/// `Key` of `lru_dnat`; network byte order.
-#[repr(C)]
-#[derive(Clone, Copy, Immutable, IntoBytes)]
-struct Key {
-    src: u32,
-    dst: u32,
-    sport: u16,
-    dport: u16,
-    protocol: u32,
-}
-
-/// `Value` of `lru_dnat`.
-#[repr(C)]
-#[derive(Clone, Copy, Immutable, IntoBytes)]
-struct Value {
-    dst: u32,
-    dport: u16,
-    pad: u16,
-    ifindex: u32,
-    pad2: u32,
-    counters: [u64; 2],
-}
-
-macro_rules! pod {
-    ($($type:ty),+) => {
-        $(
-            #[expect(unsafe_code, reason = "aya's marker trait is unsafe")]
-            // SAFETY: repr(C), Copy, 'static, and without padding (zerocopy::IntoBytes is derived).
-            unsafe impl Pod for $type {}
-        )+
-    };
-}
-pod!(Template, Key, Value);
 
 /// The loaded bench programs, with the dataplane's beside them.
 #[derive(Debug)]
@@ -125,10 +80,11 @@ impl Bench {
     /// [`Error::Program`].
     pub fn prepare_lru(&mut self, traffic: &Traffic, src: u32, dst: u32, dport: u16) -> Result<()> {
         let map = self.ebpf.map_mut("BENCH_FLOWS").ok_or(Error::Missing { kind: "map", name: "BENCH_FLOWS" })?;
-        let mut flows: HashMap<_, Key, Value> = HashMap::try_from(map).map_err(failed("use"))?;
-        let value = Value { dst, dport: dport.to_be(), pad: 0, ifindex: 1, pad2: 0, counters: [0; 2] };
+        let mut flows: HashMap<_, DnatKey, DnatValue> = HashMap::try_from(map).map_err(failed("use"))?;
+        let value = DnatValue { dst, dport: dport.to_be(), pad: 0, ifindex: 1, pad2: 0, packets: 0, bytes: 0 };
         for port in 0..=u16::MAX {
-            let key = Key { src, dst: traffic.dst, sport: port, dport: traffic.dport.to_be(), protocol: 6 };
+            let ports = DnatKey::ports(port, traffic.dport.to_be());
+            let key = DnatKey { src, dst: traffic.dst, ports, protocol: 6 };
             if u32::from(port) < traffic.flows {
                 flows.insert(key, value, 0).map_err(failed("fill"))?;
             }
@@ -152,9 +108,15 @@ impl Bench {
         let map = self.ebpf.map_mut("TEMPLATE").ok_or(Error::Missing { kind: "map", name: "TEMPLATE" })?;
         let mut template: Array<_, Template> = Array::try_from(map).map_err(failed("use"))?;
         let Traffic { flows, seed, dst, dport, macs } = *traffic;
-        let program_index = subject as u32;
-        let dport = u32::from(dport.to_be());
-        let value = Template { program: program_index, mask: flows - 1, flow: seed, dst, dport, macs };
+        let value = Template {
+            program: subject as u32,
+            mask: flows - 1,
+            flow: seed,
+            dst,
+            dport: dport.to_be(),
+            pad: 0,
+            macs: zerocopy::transmute!(macs),
+        };
         template.set(0, value, 0).map_err(failed("set"))?;
         self.test_run("next_packet", packet, ifindex, repeat)
     }

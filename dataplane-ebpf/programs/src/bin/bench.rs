@@ -16,48 +16,8 @@ use aya_ebpf::{
     macros::{btf_map, classifier},
     programs::TcContext,
 };
+use weft_abi::bench::{DnatKey, DnatValue, Template};
 use weft_logic::checksum;
-
-/// What `next_packet` writes; user space sets it before a run. Addresses and ports in network byte order.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Template {
-    /// Index of the program to call.
-    program: u32,
-    /// Flows - 1; a power of two - 1.
-    mask: u32,
-    /// Number of the last flow.
-    flow: u32,
-    /// Destination.
-    dst: u32,
-    /// Destination port, padded.
-    dport: u32,
-    /// Ethernet destination, then source.
-    macs: [u16; 6],
-}
-
-/// Key of `lru_dnat`: 16 bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Key {
-    src: u32,
-    dst: u32,
-    ports: u32,
-    protocol: u32,
-}
-
-/// Value of `lru_dnat`: 32 bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Value {
-    dst: u32,
-    dport: u16,
-    pad: u16,
-    ifindex: u32,
-    pad2: u32,
-    packets: u64,
-    bytes: u64,
-}
 
 /// Ethernet, IPv4 without options and the ports and checksum of TCP.
 #[repr(C, packed(2))]
@@ -87,7 +47,7 @@ static TEMPLATE: Array<Template, 1> = Array::new();
 #[btf_map]
 static PROGRAMS: ProgramArray<4> = ProgramArray::new();
 #[btf_map]
-static BENCH_FLOWS: LruHashMap<Key, Value, 262144> = LruHashMap::new();
+static BENCH_FLOWS: LruHashMap<DnatKey, DnatValue, 262144> = LruHashMap::new();
 
 const DROP: i32 = 2;
 
@@ -108,7 +68,7 @@ pub fn next_packet(ctx: TcContext) -> i32 {
         (*headers).macs = (*template).macs;
         (*headers).dst = (*template).dst;
         (*headers).sport = flow as u16;
-        (*headers).dport = (*template).dport as u16;
+        (*headers).dport = (*template).dport;
         (*template).program
     };
     // SAFETY: on success it does not return.
@@ -132,8 +92,8 @@ pub fn lru_dnat(ctx: TcContext) -> i32 {
         if (*headers).ethertype != 0x0800_u16.to_be() || (*headers).version_ihl != 0x45 || (*headers).protocol != 6 {
             return DROP;
         }
-        let ports = u32::from((*headers).sport) | (u32::from((*headers).dport) << 16);
-        let key = Key { src: (*headers).src, dst: (*headers).dst, ports, protocol: 6 };
+        let ports = DnatKey::ports((*headers).sport, (*headers).dport);
+        let key = DnatKey { src: (*headers).src, dst: (*headers).dst, ports, protocol: 6 };
         let Some(value) = BENCH_FLOWS.get_ptr_mut(key) else { return DROP };
         (*value).packets += 1;
         (*value).bytes += u64::from(ctx.len());
