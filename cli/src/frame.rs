@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::Value;
 
+use crate::print::printable;
+
 /// Bytes of the virtio-net header in front of each frame: virtio 1.2, section 5.1.6.
 const VIRTIO_HEADER: usize = 12;
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
@@ -100,10 +102,6 @@ fn arp(packet: &[u8]) -> Option<String> {
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
-}
-
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]

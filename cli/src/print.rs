@@ -6,6 +6,11 @@ use std::io::Write;
 use anyhow::Result;
 use serde::Serialize;
 
+/// A line for a terminal, which nobody whose text is shown (a guest, say) may steer: without control characters.
+pub(crate) fn printable(line: &str) -> String {
+    line.chars().filter(|c| !c.is_control()).collect()
+}
+
 /// Standard output in the format that was asked for.
 pub(crate) struct Output<W> {
     json: bool,

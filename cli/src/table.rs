@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Aligned columns.
 
+use crate::print::printable;
+
 /// A table: a head and rows of cells. A cell of several lines makes its row as high.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -12,9 +14,8 @@ impl Table {
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        // What a guest can choose must not steer the terminal.
-        let printable = |cell: String| cell.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
-        self.rows.push(cells.map(printable).into());
+        let cells = cells.map(|cell| cell.split('\n').map(printable).collect::<Vec<_>>().join("\n"));
+        self.rows.push(cells.into());
     }
 
     /// Whether there is nothing below the head.
