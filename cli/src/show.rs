@@ -7,7 +7,8 @@ use std::{
 };
 
 use weft_api::{
-    DropReport, EndpointReport, FlowEvent, FlowVerdict, PolicyReport, ServicePortReport, ServiceReport, StatusReport,
+    AttachmentId, DropReport, EndpointReport, FlowEvent, FlowVerdict, PodRef, PolicyReport, ServicePortReport,
+    ServiceReport, StatusReport,
 };
 
 use crate::table::Table;
@@ -52,9 +53,8 @@ pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> String {
     let mut table =
         Table::new(&["POD", "ADDRESSES", "PORT", "INTERFACE", "MAC", "INGRESS POLICIES", "EGRESS POLICIES", "STATE"]);
     for endpoint in endpoints {
-        let pod = endpoint.pod.as_ref();
         table.row([
-            pod.map_or_else(|| endpoint.id.to_string(), |pod| format!("{}/{}", pod.namespace, pod.name)),
+            workload(&endpoint.id, endpoint.pod.as_ref()),
             joined(&endpoint.addresses, "\n"),
             endpoint.port.to_string(),
             format!("{} ({})", endpoint.ifname, endpoint.ifindex),
@@ -173,6 +173,11 @@ fn backends(port: &ServicePortReport) -> String {
         format!("{}{node}{state}", SocketAddr::new(backend.address, backend.port))
     });
     joined(backends, "\n")
+}
+
+/// What people call a workload: its pod, or its attachment where no runtime told of a pod.
+pub(crate) fn workload(id: &AttachmentId, pod: Option<&PodRef>) -> String {
+    pod.map_or_else(|| id.to_string(), |pod| format!("{}/{}", pod.namespace, pod.name))
 }
 
 pub(crate) fn or(table: &Table, nothing: &str) -> String {

@@ -14,7 +14,7 @@ use weft_api::VmReport;
 use crate::{
     frame,
     print::Output,
-    show::{bytes, duration, or},
+    show::{bytes, duration, or, workload},
     table::Table,
 };
 
@@ -37,7 +37,7 @@ pub(crate) fn find<'a>(vms: &'a [VmReport], name: &str) -> Result<&'a VmReport> 
 }
 
 fn owner(vm: &VmReport) -> String {
-    vm.pod.as_ref().map_or_else(|| vm.id.to_string(), |pod| format!("{}/{}", pod.namespace, pod.name))
+    workload(&vm.id, vm.pod.as_ref())
 }
 
 pub(crate) fn overview(vms: &[VmReport]) -> String {
