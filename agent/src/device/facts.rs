@@ -107,12 +107,14 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
     host_addresses.sort_unstable();
     host_addresses.dedup();
     let ports = &config.masquerade_ports;
+    let masquerade =
+        |address: Option<IpAddr>, wanted: bool| address.filter(|_| wanted).map_or(Addr::UNSPECIFIED, Addr::from);
     NodeFacts {
         name: config.node_name.clone(),
         mode: config.mode,
         config: Config {
-            masquerade_v4: uplink.v4.filter(|_| config.masquerade_v4).map_or(Addr::UNSPECIFIED, |v4| addr(v4.into())),
-            masquerade_v6: uplink.v6.filter(|_| config.masquerade_v6).map_or(Addr::UNSPECIFIED, |v6| addr(v6.into())),
+            masquerade_v4: masquerade(uplink.v4.map(IpAddr::from), config.masquerade_v4),
+            masquerade_v6: masquerade(uplink.v6.map(IpAddr::from), config.masquerade_v6),
             uplink_ifindex: uplink.link.index,
             host_ifindex: host.map_or(0, |link| link.index),
             overlay_ifindex: overlay.map_or(0, |link| link.index),
@@ -133,7 +135,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
 /// CIDRs, Service CIDRs, the hairpin addresses).
 pub(super) fn host_routes(observation: &Observation, planned: &[HostRoute]) -> BTreeMap<IpNet, Route> {
     let facts = &observation.facts;
-    let hairpins = [HAIRPIN_V4, HAIRPIN_V6].map(|addr| IpNet::from(ip(addr)));
+    let hairpins = [HAIRPIN_V4, HAIRPIN_V6].map(|addr| IpNet::from(IpAddr::from(addr)));
     let own = facts.pod_cidrs.iter().chain(&facts.service_cidrs).chain(&hairpins);
     let own = own.map(|dst| HostRoute { dst: dst.trunc(), via: None });
     let all = own.chain(planned.iter().map(|route| HostRoute { dst: route.dst.trunc(), via: route.via }));
@@ -152,23 +154,4 @@ fn kernel_route(observation: &Observation, route: &HostRoute) -> Route {
         ifindex: if route.via.is_some() { config.uplink_ifindex } else { config.host_ifindex },
         source: node_address,
     }
-}
-
-/// The programs' form of an address.
-pub(super) fn addr(address: IpAddr) -> Addr {
-    match address {
-        IpAddr::V4(v4) => Addr::v4(u32::from_ne_bytes(v4.octets())),
-        IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
-    }
-}
-
-fn ip(addr: Addr) -> IpAddr {
-    if addr.is_v4() {
-        return Ipv4Addr::from(addr.v4_word().to_ne_bytes()).into();
-    }
-    let mut octets = [0; 16];
-    for (bytes, word) in octets.chunks_exact_mut(4).zip(addr.0) {
-        bytes.copy_from_slice(&word.to_ne_bytes());
-    }
-    Ipv6Addr::from(octets).into()
 }

@@ -4,18 +4,10 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
-use weft_abi::{Addr, CidrKey};
+use weft_abi::CidrKey;
 
 /// Prefix length of the mapped IPv4 space in the 128-bit form.
 pub(crate) const MAPPED_PREFIX: u8 = 96;
-
-/// The map form of an address.
-pub(crate) fn addr_of(ip: IpAddr) -> Addr {
-    match ip {
-        IpAddr::V4(v4) => Addr::v4(u32::from_ne_bytes(v4.octets())),
-        IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
-    }
-}
 
 /// The map form of a prefix, host bits cleared.
 pub(crate) fn cidr_key(net: IpNet) -> CidrKey {
@@ -24,7 +16,7 @@ pub(crate) fn cidr_key(net: IpNet) -> CidrKey {
         IpNet::V4(v4) => u32::from(v4.prefix_len()) + u32::from(MAPPED_PREFIX),
         IpNet::V6(v6) => u32::from(v6.prefix_len()),
     };
-    CidrKey { prefix_len, addr: addr_of(net.addr()) }
+    CidrKey { prefix_len, addr: net.addr().into() }
 }
 
 /// The prefix under which every IPv4 address stands in the maps.

@@ -7,15 +7,12 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use weft_abi::Addr;
 use weft_api::PodRef;
 
 use crate::{
     model::{Attachment, Desired, ObjectKey, Snapshot},
-    plan::{
-        address::{addr_of, parse_ip},
-        policy::selector::Labels,
-        protocol,
-    },
+    plan::{address::parse_ip, policy::selector::Labels, protocol},
 };
 
 /// On the API's copy of a static pod: the uid that the kubelet and the container runtime know it by.
@@ -136,10 +133,11 @@ pub(crate) fn owners<'a>(snapshot: &'a Snapshot, attachments: &[Attachment]) -> 
 pub(crate) fn describe(owners: &Owners<'_>, attachments: &[Attachment], desired: &mut Desired) {
     for attachment in in_order(attachments).into_iter().rev() {
         if let Some(PodRef { namespace, name, uid: _ }) = &attachment.spec.pod {
-            let addresses = attachment.allocation.addresses.iter().map(|assigned| addr_of(assigned.address.addr()));
+            let addresses = attachment.allocation.addresses.iter().map(|assigned| Addr::from(assigned.address.addr()));
             desired.names.extend(addresses.map(|addr| (addr, format!("{namespace}/{name}"))));
         }
     }
-    let named = owners.iter().filter_map(|(address, owner)| Some((addr_of(*address), owner.as_ref()?.key.to_string())));
+    let named =
+        owners.iter().filter_map(|(address, owner)| Some((Addr::from(*address), owner.as_ref()?.key.to_string())));
     desired.names.extend(named);
 }

@@ -8,7 +8,6 @@ use weft_abi::{Addr, Local, LocalKind, Port, PortKind};
 use crate::{
     model::{Attachment, Desired, NodeFacts, Numbers},
     plan::{
-        address::addr_of,
         digest::Digest,
         pods,
         policy::{Judged, JudgedWorkloads},
@@ -30,7 +29,7 @@ pub(crate) fn describe(
 ) {
     for address in &facts.host_addresses {
         let local = Local { ifindex: facts.config.host_ifindex, kind: LocalKind::Host as u32 };
-        desired.locals.insert(addr_of(*address), local);
+        desired.locals.insert(Addr::from(*address), local);
     }
     for attachment in pods::in_order(attachments) {
         let id = attachment.spec.id.to_string();
@@ -65,7 +64,7 @@ fn port_of(attachment: &Attachment, slot: u32, judged: Judged) -> Port {
         ..Port::default()
     };
     for assigned in &attachment.allocation.addresses {
-        let addr = addr_of(assigned.address.addr());
+        let addr = Addr::from(assigned.address.addr());
         *(if addr.is_v4() { &mut port.v4 } else { &mut port.v6 }) = addr;
     }
     port

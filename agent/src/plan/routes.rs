@@ -15,7 +15,7 @@ use weft_api::RouteReport;
 use crate::{
     model::{Desired, HostRoute, Mode, NodeFacts, Snapshot},
     plan::{
-        address::{addr_of, cidr_key, covers_mapped, parse_ip},
+        address::{cidr_key, covers_mapped, parse_ip},
         digest::Digest,
         policy::peers::parse_cidr,
     },
@@ -68,7 +68,7 @@ impl Table<'_> {
                 Mode::Vxlan => (RemoteKind::Tunnel, None),
                 Mode::Native => (RemoteKind::Native, Some(via)),
             };
-            if self.add(net, addr_of(via), kind, &format!("Node {name}")) {
+            if self.add(net, Addr::from(via), kind, &format!("Node {name}")) {
                 self.desired.host_routes.push(HostRoute { dst: net, via: route });
                 self.desired.route_reports.push(RouteReport { node: name.to_owned(), pod_cidr: net, via });
             }

@@ -10,13 +10,13 @@ use k8s_openapi::api::{
     core::v1::{Service, ServicePort, ServiceSpec},
     discovery::v1::EndpointSlice,
 };
-use weft_abi::{Backend, ServiceKey};
+use weft_abi::{Addr, Backend, ServiceKey};
 use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
 use crate::{
     model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Snapshot},
     plan::{
-        address::{addr_of, parse_ip},
+        address::parse_ip,
         backends::{self, Endpoint, SliceIndex, Wanted, is_foreign},
         protocol,
     },
@@ -110,7 +110,7 @@ impl<'a> Frontends<'a> {
         vip: IpAddr,
         endpoints: Vec<Endpoint<'a>>,
     ) {
-        let key = ServiceKey { addr: addr_of(vip), port: port.port.to_be(), protocol: port.number, pad: 0 };
+        let key = ServiceKey { addr: Addr::from(vip), port: port.port.to_be(), protocol: port.number, pad: 0 };
         let number_key = format!("{service}:{}/{} {vip}", port.name, port.protocol);
         if let Some(first) = self.keys.get(&key) {
             self.problems.push(format!(
@@ -150,7 +150,7 @@ impl<'a> Frontends<'a> {
 }
 
 fn backend_of(endpoint: &Endpoint<'_>) -> Backend {
-    Backend { addr: addr_of(endpoint.addr), port: endpoint.port.to_be(), flags: 0 }
+    Backend { addr: Addr::from(endpoint.addr), port: endpoint.port.to_be(), flags: 0 }
 }
 
 /// A Service port with its defaults filled in.

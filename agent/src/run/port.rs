@@ -6,7 +6,6 @@ use std::{collections::BTreeSet, net::IpAddr};
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use tokio::task::block_in_place;
-use weft_abi::Addr;
 use weft_api::{Allocation, ApiError, AttachmentId, AttachmentSpec, ErrorCode, PortKind, PortLink};
 use weft_dataplane::Program;
 
@@ -117,8 +116,8 @@ impl Node {
     fn remove_entries(&self, record: &Attachment) -> Result<(), weft_dataplane::Error> {
         let Some(link) = &record.link else { return Ok(()) };
         for address in addresses(record) {
-            if self.maps().locals().get(&addr(address))?.is_some_and(|local| local.ifindex == link.ifindex) {
-                self.maps().locals().remove(&addr(address))?;
+            if self.maps().locals().get(&address.into())?.is_some_and(|local| local.ifindex == link.ifindex) {
+                self.maps().locals().remove(&address.into())?;
             }
         }
         self.maps().ports().remove(&link.ifindex).map(drop)
@@ -147,7 +146,7 @@ impl Node {
             return mismatch(format!("the map PORTS has no entry for {}", link.ifname));
         }
         for address in given {
-            let local = self.maps().locals().get(&addr(address)).map_err(refused)?;
+            let local = self.maps().locals().get(&address.into()).map_err(refused)?;
             if local.is_none_or(|local| local.ifindex != link.ifindex) {
                 return mismatch(format!("the map LOCALS does not lead {address} to {}", link.ifname));
             }
@@ -188,14 +187,6 @@ async fn is_there(link: &PortLink) -> Result<bool, ApiError> {
 
 fn addresses(record: &Attachment) -> impl Iterator<Item = IpAddr> + '_ {
     record.allocation.addresses.iter().map(|assigned| assigned.address.addr())
-}
-
-/// The programs' form of an address.
-fn addr(address: IpAddr) -> Addr {
-    match address {
-        IpAddr::V4(v4) => Addr::v4(u32::from_ne_bytes(v4.octets())),
-        IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
-    }
 }
 
 fn refused(error: impl std::fmt::Display) -> ApiError {

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -119,11 +118,11 @@ pub fn describe(event: &Event, view: &View, boot_ns: u64, ifnames: &mut Ifnames)
         verdict: if dropped { FlowVerdict::Dropped } else { FlowVerdict::Forwarded },
         reason: if dropped { drop_reason(event.reason) } else { delivery(event.reason) },
         protocol: protocol(event.protocol),
-        source: ip(event.src),
+        source: event.src.into(),
         source_port: u16::from_be(event.sport),
-        destination: ip(event.dst),
+        destination: event.dst.into(),
         destination_port: u16::from_be(event.dport),
-        backend: has_backend.then(|| (ip(event.backend), u16::from_be(event.backend_port))),
+        backend: has_backend.then(|| (event.backend.into(), u16::from_be(event.backend_port))),
         source_name: name(&event.src),
         destination_name: if has_backend { name(&event.backend) } else { name(&event.dst) },
         service: view.desired.service_names.get(&key).cloned(),
@@ -157,19 +156,6 @@ fn protocol(number: u8) -> String {
         58 => "ICMPv6".to_owned(),
         other => other.to_string(),
     }
-}
-
-/// An address in its own family.
-#[must_use]
-pub fn ip(addr: Addr) -> IpAddr {
-    if addr.is_v4() {
-        return Ipv4Addr::from(addr.v4_word().to_ne_bytes()).into();
-    }
-    let mut octets = [0; 16];
-    for (bytes, word) in octets.chunks_exact_mut(4).zip(addr.0) {
-        bytes.copy_from_slice(&word.to_ne_bytes());
-    }
-    Ipv6Addr::from(octets).into()
 }
 
 /// Unix time at which the monotonic clock began, in nanoseconds.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Addresses of both families in one shape.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2); words in network byte order.
@@ -58,6 +60,28 @@ impl Addr {
     }
 }
 
+impl From<IpAddr> for Addr {
+    #[inline]
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::v4(u32::from_ne_bytes(v4.octets())),
+            IpAddr::V6(v6) => Self::from_octets(v6.octets()),
+        }
+    }
+}
+
+/// A mapped address becomes the IPv4 one.
+impl From<Addr> for IpAddr {
+    #[inline]
+    fn from(addr: Addr) -> Self {
+        if addr.is_v4() {
+            return Ipv4Addr::from(addr.v4_word().to_ne_bytes()).into();
+        }
+        let octets: [u8; 16] = zerocopy::transmute!(addr);
+        Ipv6Addr::from(octets).into()
+    }
+}
+
 /// A key of an LPM trie over [`Addr`]: prefix lengths are those of the 128-bit form (IPv4 `/24` is 120).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
@@ -72,3 +96,20 @@ crate::pod!(Addr, CidrKey);
 
 const _: () = assert!(size_of::<Addr>() == 16 && align_of::<Addr>() == 4);
 const _: () = assert!(size_of::<CidrKey>() == 20);
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::Addr;
+
+    #[test]
+    fn an_address_keeps_its_family() {
+        for text in ["10.1.2.3", "fd00:1::5", "::", "::1"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!((IpAddr::from(Addr::from(ip)), Addr::from(ip).is_v4()), (ip, ip.is_ipv4()));
+        }
+        let mapped = "::ffff:10.1.2.3".parse::<IpAddr>().unwrap();
+        assert_eq!(IpAddr::from(Addr::from(mapped)), IpAddr::from([10, 1, 2, 3]));
+    }
+}

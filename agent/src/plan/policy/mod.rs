@@ -10,12 +10,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use weft_abi::Addr;
 use weft_api::PolicyReport;
 
 use crate::{
     model::{Attachment, Desired, Numbers, ObjectKey, Snapshot},
     plan::{
-        address::{addr_of, cidr_key},
+        address::cidr_key,
         identity::{self, Identities},
         pods::Owners,
         policy::{
@@ -128,7 +129,7 @@ impl Policies<'_> {
     fn describe_identities(&self, desired: &mut Desired) {
         let number = |set| self.identities.numbers.get(&set).copied().unwrap_or_default();
         for (address, meaning) in &self.identities.exact {
-            desired.identities.insert(addr_of(*address), number(meaning.set));
+            desired.identities.insert(Addr::from(*address), number(meaning.set));
         }
         for (net, meaning) in &self.identities.prefixes {
             desired.cidrs.insert(cidr_key(*net), number(meaning.set));

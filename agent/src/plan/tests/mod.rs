@@ -10,7 +10,7 @@ use weft_api::{
     Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, Mac, PodRef, PortKind, PortLink,
 };
 
-use super::address::{addr_of, cidr_key};
+use super::address::cidr_key;
 use crate::{
     model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Snapshot},
     plan::plan,
@@ -158,9 +158,13 @@ fn merge(into: &mut Value, more: Value) {
 /// What passes on the wire: a protocol, and the destination port where the protocol has any.
 type Packet = (u8, Option<u16>);
 
+fn addr(ip: &str) -> Addr {
+    ip.parse::<IpAddr>().unwrap().into()
+}
+
 /// The identity of an address, as the programs find it.
 fn identity(desired: &Desired, ip: &str) -> u32 {
-    let addr = addr_of(ip.parse().unwrap());
+    let addr = addr(ip);
     if let Some(identity) = desired.identities.get(&addr) {
         return *identity;
     }

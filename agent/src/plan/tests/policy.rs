@@ -170,7 +170,7 @@ fn pods_that_are_no_peers(#[case] more: Value) {
     world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}));
     let desired = world.plan();
     assert!(!lets_in(&desired, web, "10.2.0.9", HTTP));
-    assert!(!desired.names.contains_key(&addr_of("10.2.0.9".parse().unwrap())));
+    assert!(!desired.names.contains_key(&addr("10.2.0.9")));
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn host_routes(routes: &[(&str, Option<&str>)]) -> Vec<HostRoute> {
 #[test]
 fn tunnels_prefer_an_ipv4_underlay() {
     let desired = two_nodes(Mode::Vxlan).plan();
-    let via = addr_of("192.0.2.2".parse().unwrap());
+    let via = addr("192.0.2.2");
     assert_eq!(remote(&desired, "10.1.0.0/24"), (RemoteKind::OwnPods as u32, Addr::UNSPECIFIED));
     assert_eq!(remote(&desired, "fd00:1::/64"), (RemoteKind::OwnPods as u32, Addr::UNSPECIFIED));
     assert_eq!(remote(&desired, "10.2.0.0/24"), (RemoteKind::Tunnel as u32, via));
@@ -64,8 +64,8 @@ fn native_routes_are_of_one_family_and_by_the_next_hop() {
     world.facts.next_hops.insert("192.0.2.2".parse().unwrap(), "192.0.2.254".parse().unwrap());
     node(&mut world, "v4only", &["10.3.0.0/24", "fd00:3::/64"], &["192.0.2.3"]);
     let desired = world.plan();
-    assert_eq!(remote(&desired, "10.2.0.0/24"), (RemoteKind::Native as u32, addr_of("192.0.2.254".parse().unwrap())));
-    assert_eq!(remote(&desired, "fd00:2::/64"), (RemoteKind::Native as u32, addr_of("2001:db8::2".parse().unwrap())));
+    assert_eq!(remote(&desired, "10.2.0.0/24"), (RemoteKind::Native as u32, addr("192.0.2.254")));
+    assert_eq!(remote(&desired, "fd00:2::/64"), (RemoteKind::Native as u32, addr("2001:db8::2")));
     assert_eq!(
         desired.host_routes,
         host_routes(&[
@@ -118,13 +118,12 @@ fn ports_and_locals() {
     let desired = world.plan();
 
     let port = desired.ports[&ifindex];
-    assert_eq!((port.v4, port.v6), (addr_of("10.1.0.5".parse().unwrap()), addr_of("fd00:1::5".parse().unwrap())));
+    assert_eq!((port.v4, port.v6), (addr("10.1.0.5"), addr("fd00:1::5")));
     assert_eq!((port.mac, port.kind), ([2, 0, 0, 0, 0, 10], weft_abi::PortKind::Veth as u8));
     assert_eq!(desired.ports[&nameless].kind, weft_abi::PortKind::Tap as u8);
     assert_eq!(desired.ports[&nameless].v6, Addr::UNSPECIFIED);
     assert!(!desired.ports.contains_key(&waiting), "no link yet");
-    let local =
-        |text: &str| desired.locals.get(&addr_of(text.parse().unwrap())).map(|local| (local.ifindex, local.kind));
+    let local = |text: &str| desired.locals.get(&addr(text)).map(|local| (local.ifindex, local.kind));
     assert_eq!(local("10.1.0.5"), Some((ifindex, LocalKind::Workload as u32)), "the first has it, not {thief}");
     assert_eq!(local("fd00:1::1"), Some((2, LocalKind::Host as u32)));
     assert_eq!(local("10.1.0.7"), None);

@@ -7,7 +7,7 @@ use weft_abi::ServiceKey;
 use super::*;
 
 fn key(vip: &str, port: u16, protocol: u8) -> ServiceKey {
-    ServiceKey { addr: addr_of(vip.parse().unwrap()), port: port.to_be(), protocol, pad: 0 }
+    ServiceKey { addr: addr(vip), port: port.to_be(), protocol, pad: 0 }
 }
 
 /// Backends of a frontend as `address:port`; none: no such frontend.

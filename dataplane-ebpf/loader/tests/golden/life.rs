@@ -115,7 +115,7 @@ fn a_retransmitted_syn_keeps_its_backend() {
 fn a_service_that_is_gone_ends_its_flows() {
     let node = Node::new();
     to_service(&node, 0, L4::Tcp(4000, 80, ACK));
-    let key = weft_abi::ServiceKey { addr: crate::packet::addr(ip(VIP[0])), port: 80_u16.to_be(), protocol: 6, pad: 0 };
+    let key = weft_abi::ServiceKey { addr: ip(VIP[0]).into(), port: 80_u16.to_be(), protocol: 6, pad: 0 };
     assert!(node.maps().services().remove(&key).unwrap());
     node.publish(&[service_slot(500, 6, 0)]);
     let packet = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[0]), ip(VIP[0])), L4::Tcp(4000, 80, ACK), b"x");

@@ -11,7 +11,7 @@ use weft_abi::{
 use weft_dataplane::{Dataplane, Maps, Program};
 
 use crate::{
-    packet::{self, Seen, addr, ip},
+    packet::{self, Seen, ip},
     support::{Sandbox, ip as run_ip},
 };
 
@@ -115,8 +115,8 @@ impl Node {
 
     fn configure(&self) {
         let config = Config {
-            masquerade_v4: addr(ip(HOST_IP[0])),
-            masquerade_v6: addr(ip(HOST_IP[1])),
+            masquerade_v4: Addr::from(ip(HOST_IP[0])),
+            masquerade_v6: Addr::from(ip(HOST_IP[1])),
             uplink_ifindex: UPLINK,
             host_ifindex: HOST,
             overlay_ifindex: OVERLAY,
@@ -129,14 +129,14 @@ impl Node {
         self.maps().config().set(0, &config).unwrap();
         for address in HOST_IP {
             let local = Local { ifindex: HOST, kind: LocalKind::Host as u32 };
-            self.maps().locals().insert(&addr(ip(address)), &local).unwrap();
+            self.maps().locals().insert(&Addr::from(ip(address)), &local).unwrap();
         }
     }
 
     pub(crate) fn add_port(&self, ifindex: u32, kind: PortKind, [v4, v6]: [&str; 2]) {
         let port = Port {
-            v4: addr(ip(v4)),
-            v6: addr(ip(v6)),
+            v4: Addr::from(ip(v4)),
+            v6: Addr::from(ip(v6)),
             workload: workload(ifindex),
             mac: mac(ifindex),
             kind: kind as u8,
@@ -145,7 +145,7 @@ impl Node {
         self.maps().ports().insert(&ifindex, &port).unwrap();
         for address in [v4, v6] {
             let local = Local { ifindex, kind: LocalKind::Workload as u32 };
-            self.maps().locals().insert(&addr(ip(address)), &local).unwrap();
+            self.maps().locals().insert(&Addr::from(ip(address)), &local).unwrap();
         }
     }
 
@@ -160,7 +160,7 @@ impl Node {
             ("10.96.0.0/16", RemoteKind::Services, "0.0.0.0"),
             ("fd96::/112", RemoteKind::Services, "0.0.0.0"),
         ] {
-            let remote = Remote { via: addr(ip(via)), kind: kind as u32 };
+            let remote = Remote { via: Addr::from(ip(via)), kind: kind as u32 };
             self.maps().remotes().insert(&cidr(prefix), &remote).unwrap();
         }
     }
@@ -178,11 +178,11 @@ impl Node {
         // Families and protocols share the slots' numbers in the tests only where they share the backends.
         let id = service_slot(id, protocol, usize::from(ip(vip).is_ipv6()));
         for (index, (backend, port)) in (0..).zip(backends) {
-            let backend = Backend { addr: addr(ip(backend)), port: port.to_be(), flags: 0 };
+            let backend = Backend { addr: Addr::from(ip(backend)), port: port.to_be(), flags: 0 };
             self.maps().slots().insert(&SlotKey { service: id, generation, index }, &backend).unwrap();
         }
         let count = u32::try_from(backends.len()).expect("few");
-        let key = ServiceKey { addr: addr(ip(vip)), port: port.to_be(), protocol, pad: 0 };
+        let key = ServiceKey { addr: Addr::from(ip(vip)), port: port.to_be(), protocol, pad: 0 };
         self.maps().services().insert(&key, &Service { id, generation, count, flags: 0 }).unwrap();
     }
 
@@ -219,7 +219,7 @@ impl Node {
 
     /// Lets an address have an identity.
     pub(crate) fn identify(&self, address: &str, identity: u32) {
-        self.maps().identities().insert(&addr(ip(address)), &identity).unwrap();
+        self.maps().identities().insert(&Addr::from(ip(address)), &identity).unwrap();
     }
 
     /// Runs a hook's program on a packet and tells all that changed.
@@ -313,8 +313,8 @@ impl Node {
 pub(crate) fn key(ifindex: u32, protocol: u8, tuple: packet::Tuple) -> FlowKey6 {
     FlowKey6 {
         ifindex,
-        src: addr(tuple.src),
-        dst: addr(tuple.dst),
+        src: Addr::from(tuple.src),
+        dst: Addr::from(tuple.dst),
         sport: tuple.sport.to_be(),
         dport: tuple.dport.to_be(),
         protocol: protocol.into(),
@@ -326,7 +326,7 @@ pub(crate) fn cidr(text: &str) -> CidrKey {
     let (address, len) = text.split_once('/').expect("a prefix");
     let address: IpAddr = ip(address);
     let offset = if address.is_ipv4() { 96 } else { 0 };
-    CidrKey { prefix_len: offset + len.parse::<u32>().expect("a length"), addr: addr(address) }
+    CidrKey { prefix_len: offset + len.parse::<u32>().expect("a length"), addr: Addr::from(address) }
 }
 
 /// Generation slot of a Service of [`Node::set_service`].
@@ -342,7 +342,7 @@ pub(crate) const NONE: GenerationRef = GenerationRef { slot: 0, generation: 0 };
 
 /// The address of the node that tunnels lead to.
 pub(crate) fn tunnel_end() -> Addr {
-    addr(ip("192.0.2.2"))
+    Addr::from(ip("192.0.2.2"))
 }
 
 impl Outcome {

@@ -4,15 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket};
-use weft_abi::{Addr, GATEWAY_MAC};
-
-/// The address as maps have it.
-pub(crate) fn addr(ip: IpAddr) -> Addr {
-    match ip {
-        IpAddr::V4(ip) => Addr::v4(u32::from_ne_bytes(ip.octets())),
-        IpAddr::V6(ip) => Addr::from_octets(ip.octets()),
-    }
-}
+use weft_abi::GATEWAY_MAC;
 
 /// The address as people write it.
 pub(crate) fn ip(text: &str) -> IpAddr {

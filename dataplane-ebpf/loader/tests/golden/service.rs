@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services: DNAT, reverse NAT, hairpin, no backend, the host as client and as backend.
 
-use weft_abi::{Deliver, DropReason, FlowFlags, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, WIRE};
+use weft_abi::{Addr, Deliver, DropReason, FlowFlags, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, WIRE};
 
 use crate::{
     node::{
         CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, Node, OVERLAY, SERVER, SERVER_IP, VIP, VM, VM_IP, delivers,
         key, mac,
     },
-    packet::{ACK, L4, SYN, SYN_ACK, Tuple, addr, frame, ip, ip_headers, tuple, word},
+    packet::{ACK, L4, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple, word},
 };
 
 /// What stands for the client where client and backend are one.
@@ -27,7 +27,7 @@ fn packet(ifindex: u32, src: &str, dst: &str, l4: L4) -> Vec<u8> {
 
 #[test]
 fn the_hairpin_addresses_are_what_the_abi_says() {
-    assert_eq!(HAIRPIN_IP.map(|text| addr(ip(text))), [HAIRPIN_V4, HAIRPIN_V6]);
+    assert_eq!(HAIRPIN_IP.map(|text| Addr::from(ip(text))), [HAIRPIN_V4, HAIRPIN_V6]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Workload to workload: source check, delivery on the node, by tunnel and natively.
 
-use weft_abi::{Deliver, DropReason, FlowFlags, GATEWAY_MAC, GenerationRef, OVERLAY_MAC, WIRE, generation};
+use weft_abi::{Addr, Deliver, DropReason, FlowFlags, GATEWAY_MAC, GenerationRef, OVERLAY_MAC, WIRE, generation};
 use weft_dataplane::Program;
 
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
         CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, NATIVE_IP, NONE, Node, OVERLAY, SERVER, SERVER_IP,
         STRANGER, UPLINK, VM, VM_IP, delivers, key, mac, tunnel_end, workload,
     },
-    packet::{ACK, L4, SYN, SYN_ACK, Tuple, addr, frame, ip, ip_headers, tuple},
+    packet::{ACK, L4, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple},
 };
 
 const ALL: [L4; 3] = [L4::Udp(4000, 53), L4::Tcp(4000, 53, SYN), L4::Echo(9)];
@@ -132,7 +132,7 @@ fn a_remote_workload_is_reached_natively_and_answers_by_the_uplink() {
         let flow = node.flow(&key(CLIENT, 17, there)).expect("an entry");
         delivers(&flow, Deliver::Neighbour, UPLINK);
         let via = ["192.0.2.3", "2001:db8::3"][family];
-        assert_eq!(flow.remote, addr(ip(via)));
+        assert_eq!(flow.remote, Addr::from(ip(via)));
         let back = frame(HOST_MAC, ip_headers(ip(NATIVE_IP[family]), ip(CLIENT_IP[family])), L4::Udp(2, 1), b"x");
         assert_eq!(node.from_uplink(&back).hit().redirected().dst_mac, mac(CLIENT));
     }
