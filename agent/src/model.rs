@@ -183,3 +183,6 @@ pub struct HostRoute {
     /// Next hop through the uplink; none: on-link through `weft0`.
     pub via: Option<IpAddr>,
 }
+
+#[cfg(test)]
+mod sample;

@@ -11,6 +11,7 @@ use rstest::rstest;
 use weft_api::{Allocation, ApiError, AttachmentId, AttachmentSpec, DnsSettings, ErrorCode, PortKind, PortLink};
 
 use super::{Attachments, Settings, pending};
+use crate::model::Attachment;
 
 fn open(dir: &Path) -> Attachments {
     let cidrs = ["10.1.0.0/28".parse().unwrap(), "fd00:1::/64".parse().unwrap()];
@@ -23,18 +24,8 @@ fn id(number: u8) -> AttachmentId {
 }
 
 fn spec(number: u8) -> AttachmentSpec {
-    AttachmentSpec {
-        id: id(number),
-        netns: format!("/run/netns/{number}"),
-        port: PortKind::Veth,
-        pod: None,
-        addresses: Vec::new(),
-        mac: None,
-        mtu: None,
-        queues: 1,
-        owner: None,
-        group: None,
-    }
+    let netns = format!("/run/netns/{number}");
+    AttachmentSpec { id: id(number), netns, ..Attachment::sample(number, None, &[]).spec }
 }
 
 fn link(number: u8) -> PortLink {

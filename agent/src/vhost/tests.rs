@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::{fs, path::Path, time::Duration};
 
-use weft_api::{Allocation, AttachmentId, AttachmentSpec, DnsSettings, Mac, PortKind, PortLink};
+use weft_api::{PortKind, PortLink};
 
 use super::{
     Board, Cgroups, DeviceSpec, DeviceState, Devices, check_folder, process::last_line, socket_path, supervise::Pauses,
@@ -9,32 +9,12 @@ use super::{
 use crate::model::Attachment;
 
 fn attachment(folder: &Path, port: PortKind) -> Attachment {
+    let mut attachment = Attachment::sample(1, None, &[]);
+    (attachment.spec.port, attachment.spec.queues, attachment.spec.owner) = (port, 2, Some(107));
     let socket = socket_path(folder, "weft1").display().to_string();
-    Attachment {
-        spec: AttachmentSpec {
-            id: AttachmentId { network: "weft".into(), container_id: "vm".into(), ifname: "eth0".into() },
-            netns: String::new(),
-            port,
-            pod: None,
-            addresses: Vec::new(),
-            mac: None,
-            mtu: None,
-            queues: 2,
-            owner: Some(107),
-            group: None,
-        },
-        allocation: Allocation {
-            addresses: Vec::new(),
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            gateway_mac: Mac::default(),
-            host_ifname: "weft1".into(),
-            mtu: 1450,
-            routes: Vec::new(),
-            dns: DnsSettings::default(),
-            socket_path: (port == PortKind::VhostUser).then_some(socket),
-        },
-        link: Some(PortLink { ifindex: 7, ifname: "weft1".into() }),
-    }
+    attachment.allocation.socket_path = (port == PortKind::VhostUser).then_some(socket);
+    attachment.link = Some(PortLink { ifindex: 7, ifname: "weft1".into() });
+    attachment
 }
 
 #[test]

@@ -6,9 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde_json::{Value, from_value, json};
 use weft_abi::{ANY_IDENTITY, Addr, Config, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY};
-use weft_api::{
-    Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, Mac, PodRef, PortKind, PortLink,
-};
+use weft_api::{Mac, PortKind, PortLink};
 
 use super::address::cidr_key;
 use crate::{
@@ -114,33 +112,8 @@ impl World {
 }
 
 fn attachment(number: u32, pod: Option<(&str, &str)>, ips: &[&str]) -> Attachment {
-    let gateway: IpAddr = "10.0.0.1".parse().unwrap();
-    let assigned = |ip: &&str| AssignedAddress { address: ip.parse::<IpAddr>().unwrap().into(), gateway };
-    Attachment {
-        spec: AttachmentSpec {
-            id: AttachmentId { network: "weft".into(), container_id: format!("c{number}"), ifname: "eth0".into() },
-            netns: String::new(),
-            port: PortKind::Veth,
-            pod: pod.map(|(namespace, name)| PodRef { namespace: namespace.into(), name: name.into(), uid: None }),
-            addresses: vec![],
-            mac: None,
-            mtu: None,
-            queues: 1,
-            owner: None,
-            group: None,
-        },
-        allocation: Allocation {
-            addresses: ips.iter().map(assigned).collect(),
-            mac: Mac([2, 0, 0, 0, 0, u8::try_from(number).unwrap()]),
-            gateway_mac: Mac::default(),
-            host_ifname: format!("weft{number}"),
-            mtu: 1500,
-            routes: vec![],
-            dns: DnsSettings::default(),
-            socket_path: None,
-        },
-        link: Some(PortLink { ifindex: number, ifname: format!("weft{number}") }),
-    }
+    let link = PortLink { ifindex: number, ifname: format!("weft{number}") };
+    Attachment { link: Some(link), ..Attachment::sample(u8::try_from(number).unwrap(), pod, ips) }
 }
 
 fn merge(into: &mut Value, more: Value) {

@@ -5,7 +5,6 @@ use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Duration};
 use rstest::rstest;
 use tempfile::TempDir;
 use tokio::sync::watch::Receiver;
-use weft_api::{Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, Mac, PodRef, PortKind};
 
 use super::*;
 use crate::{
@@ -64,38 +63,6 @@ fn key(namespace: &str, name: &str) -> ObjectKey {
     ObjectKey::new(namespace, name)
 }
 
-fn attachment(node: u8, pod: Option<(&str, &str)>, ifname: &str, addresses: &[&str]) -> Attachment {
-    let address =
-        |text: &&str| AssignedAddress { address: text.parse().unwrap(), gateway: "10.0.0.1".parse().unwrap() };
-    let id = AttachmentId { network: "weft".into(), container_id: format!("c{node}"), ifname: ifname.into() };
-    let pod = pod.map(|(namespace, name)| PodRef { namespace: namespace.into(), name: name.into(), uid: None });
-    Attachment {
-        spec: AttachmentSpec {
-            id,
-            netns: String::new(),
-            port: PortKind::Veth,
-            pod,
-            addresses: vec![],
-            mac: None,
-            mtu: None,
-            queues: 1,
-            owner: None,
-            group: None,
-        },
-        allocation: Allocation {
-            addresses: addresses.iter().map(address).collect(),
-            mac: Mac([2, 0, 0, 0, 0, node]),
-            gateway_mac: Mac::default(),
-            host_ifname: format!("weft{node}"),
-            mtu: 1500,
-            routes: vec![],
-            dns: DnsSettings::default(),
-            socket_path: None,
-        },
-        link: None,
-    }
-}
-
 fn record(name: &str, cidr: &str, address: &str) -> NodeRecord {
     NodeRecord { name: name.into(), pod_cidrs: vec![cidr.parse().unwrap()], addresses: vec![address.parse().unwrap()] }
 }
@@ -105,8 +72,8 @@ fn two_agents_share_what_they_know() {
     let mut bench = Bench::new();
     bench.write("web.yaml", &format!("{SERVICE}---\n{POD}"));
     let path = bench.dir.path().to_owned();
-    let web = attachment(1, Some(("default", "web-1")), "eth0", &["10.1.0.5/32", "fd00:1::5/128"]);
-    let nameless = attachment(2, Some(("default", "unlabelled")), "eth0", &["10.2.0.9/32"]);
+    let web = Attachment::sample(1, Some(("default", "web-1")), &["10.1.0.5/32", "fd00:1::5/128"]);
+    let nameless = Attachment::sample(2, Some(("default", "unlabelled")), &["10.2.0.9/32"]);
     publish(&path, &record("a", "10.1.0.0/24", "192.0.2.1"), &[web]).unwrap();
     publish(&path, &record("b", "10.2.0.0/24", "192.0.2.2"), &[nameless]).unwrap();
 
@@ -138,7 +105,7 @@ fn two_agents_share_what_they_know() {
 #[test]
 fn publishing_the_same_again_writes_nothing() {
     let bench = Bench::new();
-    let (node, attachments) = (record("a", "10.1.0.0/24", "192.0.2.1"), [attachment(1, Some(("x", "y")), "eth0", &[])]);
+    let (node, attachments) = (record("a", "10.1.0.0/24", "192.0.2.1"), [Attachment::sample(1, Some(("x", "y")), &[])]);
     publish(bench.dir.path(), &node, &attachments).unwrap();
     let file = bench.dir.path().join(".weft/a/pods.yaml");
     let stamp = fs::metadata(&file).unwrap().modified().unwrap();
@@ -151,11 +118,10 @@ fn publishing_the_same_again_writes_nothing() {
 #[test]
 fn the_first_interface_of_a_pod_comes_first() {
     let mut bench = Bench::new();
-    let attachments = [
-        attachment(1, Some(("x", "y")), "net1", &["10.9.0.1/32"]),
-        attachment(1, Some(("x", "y")), "eth0", &["10.1.0.1/32"]),
-    ];
-    publish(bench.dir.path(), &record("a", "10.1.0.0/24", "192.0.2.1"), &attachments).unwrap();
+    let mut second = Attachment::sample(1, Some(("x", "y")), &["10.9.0.1/32"]);
+    second.spec.id.ifname = "net1".into();
+    let first = Attachment::sample(1, Some(("x", "y")), &["10.1.0.1/32"]);
+    publish(bench.dir.path(), &record("a", "10.1.0.0/24", "192.0.2.1"), &[second, first]).unwrap();
     let snapshot = bench.scan();
     let ips = snapshot.pods[&key("x", "y")].status.as_ref().unwrap().pod_ips.clone().unwrap();
     assert_eq!(ips.iter().map(|ip| ip.ip.as_str()).collect::<Vec<_>>(), ["10.1.0.1", "10.9.0.1"]);
