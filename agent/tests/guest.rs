@@ -4,9 +4,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
+mod support;
+
 use std::{
     fs,
-    future::Future,
     io::ErrorKind,
     net::{Ipv6Addr, SocketAddrV6, UdpSocket},
     path::Path,
@@ -14,12 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, setns};
 use weft_agent::{
     device::links,
     guest::{self, GuestHandle, GuestPort, LINK_LOCAL_GATEWAY},
 };
 use weft_api::{AssignedAddress, DnsSettings, Mac};
+
+use crate::support::{ip, on_a_node};
 
 const GUEST_MAC: &str = "02:00:00:00:00:05";
 const GATEWAY_MAC: &str = "02:77:65:66:74:01";
@@ -72,27 +75,11 @@ impl Drop for Process {
     }
 }
 
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip (iproute2) must be installed");
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not come");
         std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Runs a test on a thread in a namespace of its own, which stands for the node.
-fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    let run = move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("unshare needs root");
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-    };
-    if let Err(panic) = std::thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
     }
 }
 

@@ -4,9 +4,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
+mod support;
+
 use std::{
     fs,
-    future::Future,
     os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
@@ -15,7 +16,6 @@ use std::{
 
 use nix::{
     net::if_::if_nametoindex,
-    sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::{Pid, getsid},
 };
@@ -24,6 +24,8 @@ use weft_agent::{
     vhost::{Board, Cgroups, DeviceState, DeviceStatus, Devices, remove_all, socket_path},
 };
 use weft_api::{Allocation, AttachmentId, AttachmentSpec, DnsSettings, Mac, PortKind, PortLink};
+
+use crate::support::{ip, on_a_node};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -69,23 +71,11 @@ fn binary() -> PathBuf {
     path
 }
 
-fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    let run = move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("unshare needs root");
-        // One thread: processes are made in its namespace.
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-    };
-    if let Err(panic) = std::thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
 /// An attachment with its tap, as the CNI plugin makes it.
 fn plug(node: &Node, tap: &str, queues: u16) -> Attachment {
-    let mut arguments = vec!["tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr"];
-    arguments.extend((queues > 1).then_some("multi_queue"));
-    ip(&arguments);
-    ip(&["link", "set", tap, "up"]);
+    let several = if queues > 1 { " multi_queue" } else { "" };
+    ip(&format!("tuntap add dev {tap} mode tap vnet_hdr{several}"));
+    ip(&format!("link set {tap} up"));
     Attachment {
         spec: AttachmentSpec {
             id: AttachmentId { network: "weft".into(), container_id: tap.into(), ifname: "eth0".into() },
@@ -111,11 +101,6 @@ fn plug(node: &Node, tap: &str, queues: u16) -> Attachment {
         },
         link: Some(PortLink { ifindex: if_nametoindex(tap).unwrap(), ifname: tap.into() }),
     }
-}
-
-fn ip(arguments: &[&str]) {
-    let output = Command::new("ip").args(arguments).output().expect("ip (iproute2) must be installed");
-    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn is_running(pid: u32) -> bool {
@@ -185,7 +170,7 @@ fn a_device_that_is_killed_comes_back_on_the_same_socket() {
         UnixStream::connect(&status.spec.socket).unwrap();
 
         // Without its tap it cannot start: the state says why, and it comes back with the tap.
-        ip(&["link", "del", "t-kill"]);
+        ip("link del t-kill");
         signal(status.pid.unwrap(), Signal::SIGKILL);
         let status = node.wait(&id, |status| status.restarts > 2).await;
         let state = status.state.to_string();
