@@ -9,19 +9,18 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text::encode},
-    metrics::{
-        counter::ConstCounter,
-        family::Family,
-        gauge::{ConstGauge, Gauge},
-        histogram::{Histogram, exponential_buckets},
-    },
+    encoding::{DescriptorEncoder, text::encode},
+    metrics::histogram::{Histogram, exponential_buckets},
     registry::{Registry, Unit},
 };
 use weft_abi::{COUNTERS, Counter, DROP_REASONS, DropReason};
 use weft_api::VmReport;
 
-use super::{Shared, vms};
+use super::{
+    Shared,
+    encode::{Encoded, Labels, counter, counters, gauge, gauges},
+    vms,
+};
 
 /// Numbers of the engine's work.
 #[derive(Debug)]
@@ -80,10 +79,8 @@ struct Live {
     vms: Vec<VmReport>,
 }
 
-type Label = Vec<(&'static str, String)>;
-
 impl Collector for Live {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
         self.encode_state(&mut encoder)?;
         self.encode_dataplane(&mut encoder)?;
         vms::encode(&mut encoder, &self.vms)
@@ -91,7 +88,7 @@ impl Collector for Live {
 }
 
 impl Live {
-    fn encode_state(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode_state(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
         let view = self.shared.view();
         let synced = view.source.as_ref().is_some_and(|source| source.synced);
         let answers = view.source.as_ref().is_some_and(|source| source.error.is_none());
@@ -103,9 +100,8 @@ impl Live {
         gauge(encoder, "policies", "NetworkPolicies compiled", count(view.desired.policy_reports.len()))?;
         gauge(encoder, "problems", "Problems that `weft status` shows", count(view.problems.len()))?;
         let pools = view.pod_cidrs.iter().zip(&view.addresses_used);
-        let (used, all): (Vec<_>, Vec<_>) = pools
-            .map(|(cidr, (used, all))| (("pool", cidr.to_string(), *used), ("pool", cidr.to_string(), *all)))
-            .unzip();
+        let pools = pools.map(|(cidr, (used, all))| (label("pool", cidr), *used, *all));
+        let (used, all): (Vec<_>, Vec<_>) = pools.map(|(pool, used, all)| ((pool.clone(), used), (pool, all))).unzip();
         gauges(encoder, "addresses_used", "Addresses given out", None, used)?;
         gauges(encoder, "addresses", "Addresses in all", None, all)?;
         counter(encoder, "apply_failures", "Passes that broke off", self.shared.work.failures.load(Ordering::Relaxed))?;
@@ -118,66 +114,31 @@ impl Live {
     }
 
     /// Maps that cannot be read are left out: the rest is still worth something.
-    fn encode_dataplane(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode_dataplane(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
         let Some(maps) = self.shared.maps() else { return Ok(()) };
         let memory = maps.memory().unwrap_or_default();
-        let bytes = memory.iter().map(|map| ("map", map.map.to_owned(), map.bytes)).collect();
-        let sizes = memory.iter().map(|map| ("map", map.map.to_owned(), u64::from(map.max_entries))).collect();
+        let bytes = memory.iter().map(|map| (label("map", map.map), map.bytes));
+        let sizes = memory.iter().map(|map| (label("map", map.map), u64::from(map.max_entries)));
         gauges(encoder, "map_memory", "Kernel memory of a map", Some(Unit::Bytes), bytes)?;
         gauges(encoder, "map_max_entries", "Entries a map can hold", None, sizes)?;
         let tallies = DropReason::ALL.iter().zip(DROP_REASONS);
-        let tallies = tallies.filter_map(|(reason, (name, _))| Some(("reason", *name, maps.dropped(*reason).ok()?)));
-        let (packets, bytes): (Vec<_>, Vec<_>) = tallies
-            .map(|(label, name, tally)| {
-                ((label, name.to_owned(), tally.packets), (label, name.to_owned(), tally.bytes))
-            })
-            .unzip();
+        let tallies =
+            tallies.filter_map(|(reason, (name, _))| Some((label("reason", name), maps.dropped(*reason).ok()?)));
+        let (packets, bytes): (Vec<_>, Vec<_>) =
+            tallies.map(|(reason, tally)| ((reason.clone(), tally.packets), (reason, tally.bytes))).unzip();
         counters(encoder, "drops", "Packets dropped", packets)?;
         counters(encoder, "drop_bytes", "Bytes dropped", bytes)?;
         let counts = Counter::ALL.iter().zip(COUNTERS);
         let counts =
-            counts.filter_map(|(counter, (name, _))| Some(("name", (*name).to_owned(), maps.counted(*counter).ok()?)));
-        counters(encoder, "datapath_events", "What the programs counted", counts.collect())
+            counts.filter_map(|(counter, (name, _))| Some((label("name", name), maps.counted(*counter).ok()?)));
+        counters(encoder, "datapath_events", "What the programs counted", counts)
     }
+}
+
+fn label(name: &'static str, value: impl fmt::Display) -> Labels {
+    vec![(name, value.to_string())]
 }
 
 fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> Result<(), fmt::Error> {
-    let metric = ConstGauge::new(value);
-    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
-}
-
-fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Result<(), fmt::Error> {
-    let metric = ConstCounter::new(value);
-    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
-}
-
-fn gauges(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    unit: Option<Unit>,
-    values: Vec<(&'static str, String, u64)>,
-) -> Result<(), fmt::Error> {
-    let family = Family::<Label, Gauge>::default();
-    for (label, name, value) in values {
-        family.get_or_create(&vec![(label, name)]).set(i64::try_from(value).unwrap_or(i64::MAX));
-    }
-    family.encode(encoder.encode_descriptor(name, help, unit.as_ref(), family.metric_type())?)
-}
-
-fn counters(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    values: Vec<(&'static str, String, u64)>,
-) -> Result<(), fmt::Error> {
-    let family = Family::<Label, prometheus_client::metrics::counter::Counter>::default();
-    for (label, name, value) in values {
-        family.get_or_create(&vec![(label, name)]).inc_by(value);
-    }
-    family.encode(encoder.encode_descriptor(name, help, None, family.metric_type())?)
 }

@@ -5,6 +5,7 @@
 //! the [`View`] that the engine publishes, so that a slow reader never holds it up.
 
 pub mod api;
+mod encode;
 pub mod flows;
 pub mod health;
 pub mod metrics;

@@ -223,8 +223,15 @@ async fn health_tells_readiness_and_metrics() {
     assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.ends_with("starting\n"), "{not_ready}");
     assert!(get("/healthz").await.unwrap().starts_with("HTTP/1.1 200"));
     assert!(get("/").await.unwrap().starts_with("HTTP/1.1 404"));
-    shared.publish(|view| view.not_ready = None);
+    shared.publish(|view| {
+        view.not_ready = None;
+        (view.pod_cidrs, view.addresses_used) = (vec!["10.1.0.0/24".parse().unwrap()], vec![(3, 253)]);
+    });
     assert!(get("/readyz").await.unwrap().starts_with("HTTP/1.1 200"));
     let metrics = get("/metrics").await.unwrap();
     assert!(metrics.contains("weft_ready 1\n") && metrics.ends_with("# EOF\n"), "{metrics}");
+    for (name, value) in [("addresses_used", 3), ("addresses", 253)] {
+        let line = format!("\nweft_{name}{{pool=\"10.1.0.0/24\"}} {value}\n");
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
 }

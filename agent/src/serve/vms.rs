@@ -3,15 +3,13 @@
 //!
 //! A device serves a guest, and a guest may have taken it over: what it says becomes numbers of known names, never names.
 
-use std::{fmt, fs};
+use std::fs;
 
-use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Unit,
-};
+use prometheus_client::{encoding::DescriptorEncoder, registry::Unit};
 use serde_json::Value;
 use weft_api::VmReport;
+
+use super::encode::{Encoded, Labels, counters, gauges};
 
 /// Reasons of a device for dropping a frame, as it names them.
 const REASONS: [&str; 8] =
@@ -28,9 +26,6 @@ const COUNTERS: [(&str, &str, &str); 7] = [
     ("starved", "vhost_starved", "Times a guest had no buffers for a waiting frame"),
     ("violations", "vhost_violations", "Rings stopped because a guest broke the rules"),
 ];
-
-type Label = Vec<(&'static str, String)>;
-type Encoded = Result<(), fmt::Error>;
 
 /// Writes all metrics of these ports.
 ///
@@ -63,7 +58,7 @@ fn drops(
     vm: &VmReport,
     metrics: &Value,
     (direction, label): (&str, &'static str),
-) -> impl Iterator<Item = (Label, u64)> {
+) -> impl Iterator<Item = (Labels, u64)> {
     REASONS.into_iter().map(move |reason| {
         let mut labels = directed(vm, label);
         labels.push(("reason", reason.to_owned()));
@@ -71,7 +66,7 @@ fn drops(
     })
 }
 
-fn labels(vm: &VmReport) -> Label {
+fn labels(vm: &VmReport) -> Labels {
     let (namespace, pod) = match &vm.pod {
         Some(pod) => (pod.namespace.clone(), pod.name.clone()),
         None => (String::new(), String::new()),
@@ -79,7 +74,7 @@ fn labels(vm: &VmReport) -> Label {
     vec![("namespace", namespace), ("pod", pod), ("interface", vm.ifname.clone())]
 }
 
-fn directed(vm: &VmReport, direction: &'static str) -> Label {
+fn directed(vm: &VmReport, direction: &'static str) -> Labels {
     let mut labels = labels(vm);
     labels.push(("direction", direction.to_owned()));
     labels
@@ -100,33 +95,6 @@ fn own_memory(pid: u32) -> Option<u64> {
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
     Some((kilobytes("RssAnon:")? + kilobytes("RssFile:")?) << 10)
-}
-
-fn gauges(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    unit: Option<Unit>,
-    values: impl Iterator<Item = (Label, u64)>,
-) -> Encoded {
-    let family = Family::<Label, Gauge>::default();
-    for (labels, value) in values {
-        family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
-    }
-    family.encode(encoder.encode_descriptor(name, help, unit.as_ref(), family.metric_type())?)
-}
-
-fn counters(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    values: impl Iterator<Item = (Label, u64)>,
-) -> Encoded {
-    let family = Family::<Label, Counter>::default();
-    for (labels, value) in values {
-        family.get_or_create(&labels).inc_by(value);
-    }
-    family.encode(encoder.encode_descriptor(name, help, None, family.metric_type())?)
 }
 
 #[cfg(test)]
