@@ -143,10 +143,6 @@ pub struct Flow {
     pub ingress: GenerationRef,
     /// The Service's generation, if one was addressed.
     pub service: GenerationRef,
-    /// Policy set that allowed it on egress; 0: not isolated.
-    pub egress_policy: u32,
-    /// Policy set that allowed it on ingress; 0: not isolated.
-    pub ingress_policy: u32,
 }
 
 /// Key of a datagram in pieces (RFC 791, RFC 8200 4.5).
@@ -179,5 +175,5 @@ crate::pod!(FlowKey4, FlowKey6, Flow, FragmentKey, FragmentPorts);
 
 const _: () = assert!(size_of::<FlowKey4>() == 20);
 const _: () = assert!(size_of::<FlowKey6>() == 44);
-const _: () = assert!(size_of::<Flow>() == 128);
+const _: () = assert!(size_of::<Flow>() == 120);
 const _: () = assert!(size_of::<FragmentKey>() == 44);

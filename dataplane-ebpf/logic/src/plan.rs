@@ -96,11 +96,8 @@ fn plan_forward(walk: &mut Walk, config: &Config) {
         GATEWAY_MAC
     };
     flow.sender_mac = walk.sender_mac;
-    (flow.egress, flow.egress_policy) = (GenerationRef::default(), 0);
-    if walk.from.here != 0 {
-        (flow.egress, flow.egress_policy) = (walk.from.generation, walk.from.policy);
-    }
-    (flow.ingress, flow.ingress_policy) = (walk.to.generation, walk.to.policy);
+    flow.egress = if walk.from.here != 0 { walk.from.generation } else { GenerationRef::default() };
+    flow.ingress = walk.to.generation;
     flow.service = walk.service;
 }
 
@@ -122,12 +119,12 @@ fn plan_reverse(walk: &mut Walk, config: &Config) {
     (flow.src, flow.sport) = (walk.key.dst, walk.key.dport);
     (flow.dst, flow.dport) = (walk.key.src, walk.key.sport);
     flow.remote = walk.tunnel_peer;
-    (flow.ingress, flow.ingress_policy) = (walk.forward.egress, walk.forward.egress_policy);
+    flow.ingress = walk.forward.egress;
     flow.service = GenerationRef::default();
-    (flow.egress, flow.egress_policy, flow.sender_mac) = (GenerationRef::default(), 0, [0; 6]);
+    (flow.egress, flow.sender_mac) = (GenerationRef::default(), [0; 6]);
     if walk.to.here != 0 {
         flow.flags |= FlowFlags::CHECK_MAC;
-        (flow.egress, flow.egress_policy, flow.sender_mac) = (walk.to.generation, walk.to.policy, walk.to.mac);
+        (flow.egress, flow.sender_mac) = (walk.to.generation, walk.to.mac);
     }
     way_back(walk, config);
 }
