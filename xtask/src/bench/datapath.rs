@@ -5,7 +5,10 @@
 //! A small program makes the packet of the next flow and tail-calls what is measured; what that costs by itself, beside the
 //! same program calling an empty one, is subtracted.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
@@ -22,6 +25,8 @@ use weft_dataplane::{
 
 use super::table::Row;
 
+/// Where the bench's own bpf filesystem is mounted, in its own mount namespace.
+const BPFFS: &str = "/sys/fs/bpf";
 /// Runs of every row.
 const RUNS: usize = 9;
 /// Packets of a run.
@@ -194,15 +199,14 @@ fn enter_namespaces() -> Result<PathBuf> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).context("unshare mount and network namespace")?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
-    let folder = std::env::temp_dir();
-    mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none)
-        .with_context(|| format!("mount bpffs on {}", folder.display()))?;
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)
+        .with_context(|| format!("mount bpffs on {BPFFS}"))?;
     for ifindex in [CLIENT, SERVER, VM] {
         let mut ip = Command::new("ip");
         ip.args(["link", "add", "name", &format!("port{ifindex}"), "index", &ifindex.to_string(), "type", "bridge"]);
         ensure!(ip.status().context("start ip (iproute2)")?.success(), "{ip:?} failed");
     }
-    Ok(folder.join("weft"))
+    Ok(Path::new(BPFFS).join("weft"))
 }
 
 fn mac(ifindex: u32) -> [u8; 6] {
