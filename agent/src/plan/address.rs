@@ -30,8 +30,8 @@ pub(crate) fn is_mapped(net: IpNet) -> bool {
     matches!(net, IpNet::V6(v6) if mapped_root().contains(&v6))
 }
 
-/// Whether an IPv6 prefix is so wide that it covers the mapped IPv4 space, so that an LPM over [`Addr`] alone would give it
-/// to IPv4 addresses too.
+/// Whether an IPv6 prefix is so wide that it covers the mapped IPv4 space, so that an LPM over [`weft_abi::Addr`] alone
+/// would give it to IPv4 addresses too.
 pub(crate) fn covers_mapped(net: IpNet) -> bool {
     matches!(net, IpNet::V6(v6) if v6.prefix_len() < MAPPED_PREFIX && v6.contains(&mapped_root()))
 }
