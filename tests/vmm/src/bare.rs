@@ -160,15 +160,27 @@ impl Server {
             if sent || received {
                 continue;
             }
-            self.rings.iter().for_each(BareRing::arm);
-            fence(Ordering::SeqCst);
-            if self.rings[TX].available() {
+            if self.arm() {
                 continue;
             }
             if self.sleep()? {
                 return Ok(self.kicks);
             }
         }
+    }
+
+    /// Asks for the kicks it needs; returns whether there is something to do at once instead. Of a receive ring with
+    /// buffers it needs none: it waits for the port. A kick for every buffer the guest puts back would cost the guest an
+    /// exit, and wake the device for the next frame in time that no round trip counts.
+    fn arm(&self) -> bool {
+        let [rx, tx] = &self.rings;
+        let starved = !rx.available();
+        tx.arm();
+        if starved {
+            rx.arm();
+        }
+        fence(Ordering::SeqCst);
+        tx.available() || starved && rx.available()
     }
 
     /// Sleeps until there is something to do; returns whether that is to stop.
