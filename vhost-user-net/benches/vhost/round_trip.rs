@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One frame from the guest to a packet socket that sends it back.
 
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::Pid;
 use weft_test_vmm::guest::frame::ETHERNET;
 use weft_test_vmm::{BareDevice, Machine, Task, Work};
@@ -18,8 +13,9 @@ use weft_vhost::port::Port;
 
 use crate::bare::{self, vector};
 use crate::peer::HEADER;
-use crate::peer::host::{Host, Wire};
+use crate::peer::host::Host;
 use crate::processor::{DEVICE_CPU, FRONT_CPU, pin};
+use crate::reflector::{HOLD, Reflector};
 use crate::report::{Pair, Report};
 use crate::served::{Served, below, machine};
 use crate::settings::Settings;
@@ -45,18 +41,21 @@ impl Times {
 }
 
 pub(crate) fn rows(host: &Host, settings: &Settings, report: &mut Report) -> Result<()> {
-    let polling: &[&str] = &["--poll-us", "100"];
-    for (name, ahead, arguments) in [("rr", 0, &[] as &[&str]), ("rr_loaded", AHEAD, &[]), ("rr_poll", 0, polling)] {
+    // A device that looks for work wants the processor that a station would wait on: it gets its answers at once.
+    let kinds: [(_, _, _, &[&str]); 3] =
+        [("rr", HOLD, 0, &[]), ("rr_loaded", HOLD, AHEAD, &[]), ("rr_poll", Duration::ZERO, 0, &["--poll-us", "100"])];
+    for (name, hold, ahead, arguments) in kinds {
         if settings.wants(name) {
             let pairs = settings.repeat(|| {
-                let baseline = reflected(host, || on_smallest_device(host, settings, ahead))?;
-                Ok(Pair { baseline, value: reflected(host, || on_device(host, settings, ahead, arguments))? })
+                let baseline = reflected(host, hold, || on_smallest_device(host, settings, ahead))?;
+                let value = reflected(host, hold, || on_device(host, settings, ahead, arguments))?;
+                Ok(Pair { baseline, value })
             })?;
             put(report, name, &pairs);
         }
     }
     if settings.wants("rr_direct") {
-        let times = settings.repeat(|| reflected(host, || without_guest(host)))?;
+        let times = settings.repeat(|| reflected(host, Duration::ZERO, || without_guest(host)))?;
         for percent in [50, 99] {
             let values: Vec<f64> = times.iter().map(|times| times.at(percent)).collect();
             report.alone(&format!("rr_direct_p{percent}"), "us", &values);
@@ -73,37 +72,13 @@ fn put(report: &mut Report, name: &str, pairs: &[Pair<Times>]) {
     }
 }
 
-/// Measures with a thread on the tap's other side that sends back what is meant for it.
-fn reflected(host: &Host, measure: impl FnOnce() -> Result<Vec<f64>>) -> Result<Times> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let thread = reflect(host, Arc::clone(&stop))?;
-    let times = measure();
-    stop.store(true, Ordering::Relaxed);
-    thread.join().map_err(|_| anyhow::anyhow!("the reflector panicked"))??;
-    Ok(Times::new(times?))
-}
-
-fn reflect(host: &Host, stop: Arc<AtomicBool>) -> Result<JoinHandle<Result<()>>> {
-    let wire = Wire::open(&host.tap, false)?;
-    let serve = move || {
-        // Where the scheduler puts it differs by device, and a processor that has to be woken for it costs half a round
-        // trip.
-        pin(Pid::from_raw(0), DEVICE_CPU)?;
-        let mut frame = [0; 2048];
-        while !stop.load(Ordering::Relaxed) {
-            // SAFETY: the socket is open as long as `wire` lives.
-            let fd = unsafe { BorrowedFd::borrow_raw(wire.fd()) };
-            // Wakes up now and then to look whether it is to stop.
-            poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::from(50u8)).context("poll")?;
-            match recv(wire.fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
-                Ok(len) if frame.starts_with(&ETHERNET) => wire.send(&frame[..len])?,
-                Ok(_) | Err(Errno::EAGAIN) => {}
-                Err(error) => return Err(error).context("read of the packet socket"),
-            }
-        }
-        Ok(())
-    };
-    std::thread::Builder::new().name("reflector".to_owned()).spawn(serve).context("starting a thread")
+/// Measures with a station on the tap's other side. The time for which it holds an answer back is not counted.
+fn reflected(host: &Host, hold: Duration, measure: impl FnOnce() -> Result<Vec<f64>>) -> Result<Times> {
+    let reflector = Reflector::start(host, hold)?;
+    let times = measure()?;
+    drop(reflector);
+    let held = hold.as_secs_f64() * 1e6;
+    Ok(Times::new(times.into_iter().map(|time| time - held).collect()))
 }
 
 fn on_device(host: &Host, settings: &Settings, ahead: u32, arguments: &[&str]) -> Result<Vec<f64>> {
