@@ -19,6 +19,17 @@ pub struct AttachmentId {
     pub ifname: String,
 }
 
+impl AttachmentId {
+    /// Name of the attachment's file, in the agent's store as among the plugin's records: `NETWORK.CONTAINER.IFNAME.json`, with
+    /// the dots of each part as `%2E`, so that no two attachments share one. The parts must be valid: none has a `%`.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        let [network, container, ifname] =
+            [&self.network, &self.container_id, &self.ifname].map(|part| part.replace('.', "%2E"));
+        format!("{network}.{container}.{ifname}.json")
+    }
+}
+
 impl fmt::Display for AttachmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.network, self.container_id, self.ifname)
@@ -156,4 +167,20 @@ pub struct PortLink {
     pub ifindex: u32,
     /// Its name.
     pub ifname: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AttachmentId;
+
+    #[test]
+    fn no_two_attachments_share_a_file() {
+        let name = |network: &str, container_id: &str, ifname: &str| {
+            let [network, container_id, ifname] = [network, container_id, ifname].map(str::to_owned);
+            AttachmentId { network, container_id, ifname }.file_name()
+        };
+        assert_eq!(name("weft", "c1", "eth0"), "weft.c1.eth0.json");
+        assert_ne!(name("a.b", "c", "eth0"), name("a", "b.c", "eth0"));
+        assert_ne!(name("a", "b", "c.d"), name("a", "b.c", "d"));
+    }
 }

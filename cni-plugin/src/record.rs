@@ -90,14 +90,8 @@ impl Folder {
     }
 
     fn path_of(&self, id: &AttachmentId) -> PathBuf {
-        self.path.join(file_name(id))
+        self.path.join(id.file_name())
     }
-}
-
-/// Name of the file of `id`.
-pub(crate) fn file_name(id: &AttachmentId) -> String {
-    let [network, container, ifname] = [&id.network, &id.container_id, &id.ifname].map(|part| part.replace('.', "%2E"));
-    format!("{network}.{container}.{ifname}.json")
 }
 
 fn naming(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
@@ -108,16 +102,10 @@ fn naming(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Erro
 mod tests {
     use weft_api::{AttachmentId, PortKind};
 
-    use super::{DeviceInfo, Folder, Record, file_name};
+    use super::{DeviceInfo, Folder, Record};
 
     fn id(network: &str, container_id: &str) -> AttachmentId {
         AttachmentId { network: network.into(), container_id: container_id.into(), ifname: "eth0".into() }
-    }
-
-    #[test]
-    fn no_two_attachments_share_a_file() {
-        assert_eq!(file_name(&id("weft", "c1")), "weft.c1.eth0.json");
-        assert_ne!(file_name(&id("a.b", "c")), file_name(&id("a", "b.c")));
     }
 
     #[test]

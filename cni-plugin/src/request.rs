@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use weft_api::{AttachmentId, AttachmentSpec, Mac, PortKind};
 
-use crate::{config::NetworkConfig, environment::Environment, error::CniError, record::file_name};
+use crate::{config::NetworkConfig, environment::Environment, error::CniError};
 
 /// Longest name of a state file; the kernel takes 255 bytes, and a temporary name is a little longer.
 const FILE_NAME_MAX: usize = 240;
@@ -20,7 +20,7 @@ pub(crate) fn attachment_id(environment: &Environment, config: &NetworkConfig) -
         container_id: environment.container_id.clone(),
         ifname: environment.ifname.clone(),
     };
-    let length = file_name(&id).len();
+    let length = id.file_name().len();
     if length > FILE_NAME_MAX {
         return Err(CniError::environment(format!(
             "CNI_CONTAINERID and field 'name' are too long together ({length} bytes, at most {FILE_NAME_MAX}); \

@@ -93,9 +93,7 @@ impl Store {
     }
 
     fn path(&self, id: &AttachmentId) -> PathBuf {
-        // Only a network's name and a container's id can contain a dot between the parts; see `check_id`.
-        let part = |text: &str| text.replace('.', "%2E");
-        self.folder.join(format!("{}.{}.{}.json", part(&id.network), part(&id.container_id), part(&id.ifname)))
+        self.folder.join(id.file_name())
     }
 }
 
