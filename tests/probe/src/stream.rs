@@ -98,13 +98,23 @@ fn stream_udp(server: SocketAddr, pace: Pace) -> io::Result<()> {
     println!("STREAMING {server}");
     let sent = pace.run(|number| socket.send(&number.to_be_bytes()).map(drop))?;
     sending.store(false, Ordering::Relaxed);
-    let received = counter.join().map_err(|_| io::Error::other("the receiver panicked"))?;
-    println!("sent {sent} received {received} lost {}", sent - received);
-    if received == sent { Ok(()) } else { Err(io::Error::other(format!("{} of {sent} lost", sent - received))) }
+    let seen = counter.join().map_err(|_| io::Error::other("the receiver panicked"))?;
+    let lost = ranges(&seen);
+    let count = seen.iter().filter(|seen| !**seen).count() as u64;
+    println!("sent {sent} received {} lost {count}", sent - count);
+    if lost.is_empty() { Ok(()) } else { Err(io::Error::other(format!("lost of {sent} records: {}", lost.join(" ")))) }
 }
 
-/// Counts the different records that came back, until all are there or `patience` has passed after the last was sent.
-fn count_answers(socket: &UdpSocket, total: u64, patience: Duration, sending: &AtomicBool) -> u64 {
+/// The numbers that were not seen, neighbours as `first-last`: whether they were lost at once or here and there.
+fn ranges(seen: &[bool]) -> Vec<String> {
+    let runs = seen.chunk_by(|one, next| one == next);
+    let begins = runs.clone().scan(0, |at, run| Some(std::mem::replace(at, *at + run.len())));
+    let missing = runs.zip(begins).filter(|(run, _)| !run[0]);
+    missing.map(|(run, first)| format!("{first}-{}", first + run.len() - 1)).collect()
+}
+
+/// Which records came back, until all are there or `patience` has passed after the last was sent.
+fn count_answers(socket: &UdpSocket, total: u64, patience: Duration, sending: &AtomicBool) -> Vec<bool> {
     let mut seen = vec![false; usize::try_from(total).unwrap_or(0)];
     let mut received = 0;
     let mut quiet_since = Instant::now();
@@ -125,5 +135,16 @@ fn count_answers(socket: &UdpSocket, total: u64, patience: Duration, sending: &A
             break;
         }
     }
-    received
+    seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ranges;
+
+    #[test]
+    fn what_is_missing_is_told_by_ranges() {
+        assert_eq!(ranges(&[true, false, false, true, false]), ["1-2", "4-4"]);
+        assert!(ranges(&[true, true]).is_empty());
+    }
 }
