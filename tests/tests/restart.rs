@@ -4,11 +4,25 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use weft_testbed::{Bed, Protocol, Shell, service};
+use weft_testbed::{Bed, Job, Protocol, Shell, service};
 
 const PORT: u16 = 8080;
+
+/// Waits for the end of a stream that `client` started: every one of its records must have come back.
+fn loses_nothing(bed: &Bed, client: &dyn Shell, stream: Job, records: usize) -> Result<()> {
+    let outcome = stream.finish(client, Duration::from_secs(90))?;
+    let all = format!("sent {records} received {records} lost 0");
+    ensure!(outcome.status == 0 && outcome.output.contains(&all), "{}\n{}", outcome.output, dropped(bed)?);
+    Ok(())
+}
+
+/// What every node dropped, and why.
+fn dropped(bed: &Bed) -> Result<String> {
+    let tables = bed.nodes().iter().map(|node| Ok(format!("{}:\n{}", node.name(), node.sh("weft drops")?.output)));
+    tables.collect()
+}
 
 /// A stream of 1,000 records a second by TCP and by UDP over agents that are killed and come back: nothing is lost.
 #[test]
@@ -39,8 +53,7 @@ fn killing_the_agents_loses_nothing() -> Result<()> {
         node.agent_ready()?;
     }
     for job in jobs {
-        let output = job.finish(&client, Duration::from_secs(60))?.ok()?;
-        assert!(output.contains("sent 12000 received 12000 lost 0"), "{output}");
+        loses_nothing(&bed, &client, job, 12000)?;
     }
     Ok(())
 }
@@ -63,8 +76,7 @@ fn killing_the_agent_loses_nothing_of_a_guest() -> Result<()> {
     bed.node(1).start_agent()?;
     bed.node(1).agent_ready()?;
     for job in jobs {
-        let output = job.finish(&guest, Duration::from_secs(90))?.ok()?;
-        assert!(output.contains("sent 2000 received 2000 lost 0"), "{output}");
+        loses_nothing(&bed, &guest, job, 2000)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod console;
 mod dhcp6;
 mod load;
 mod packet;
+mod room;
 mod server;
 mod stream;
 

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use crate::arguments::Arguments;
+use crate::{arguments::Arguments, room};
 
 pub(crate) fn run(arguments: &mut Arguments) -> Result<(), String> {
     let name: String = arguments.option("--name")?.ok_or("serve needs --name")?;
@@ -23,6 +23,7 @@ pub(crate) fn run(arguments: &mut Arguments) -> Result<(), String> {
     }
     for port in udp {
         let socket = UdpSocket::bind((bind, port)).map_err(|error| format!("udp port {port}: {error}"))?;
+        room::make(&socket).map_err(|error| format!("udp port {port}: receive buffer: {error}"))?;
         let name = name.clone();
         threads.push(thread::spawn(move || answer(&socket, &name)));
     }

@@ -15,6 +15,7 @@ use std::{
 use crate::{
     arguments::Arguments,
     client::{parse_server, unbound},
+    room,
 };
 
 /// How fast, how long, and how long to wait for the last answer.
@@ -88,6 +89,7 @@ fn stream_tcp(server: SocketAddr, pace: Pace) -> io::Result<()> {
 
 fn stream_udp(server: SocketAddr, pace: Pace) -> io::Result<()> {
     let socket = unbound(server)?;
+    room::make(&socket)?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
     let receiver = socket.try_clone()?;
