@@ -32,7 +32,7 @@ pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use service::{Backend, Service, ServiceKey, SlotKey};
 
 /// Version of every layout in this crate but those of [`mod@bench`].
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// [`Flow::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
 pub const TICK_SHIFT: u32 = 30;
