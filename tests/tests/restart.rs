@@ -24,9 +24,9 @@ fn dropped(bed: &Bed) -> Result<String> {
     tables.collect()
 }
 
-/// A stream of 1,000 records a second by TCP and by UDP over agents that are killed and come back: nothing is lost.
-#[test]
-fn killing_the_agents_loses_nothing() -> Result<()> {
+/// Agents that go and come back under streams of 1,000 records a second by TCP and by UDP, directly and by a Service: nothing
+/// is lost. Between the two, `meanwhile` is done on the node.
+fn streams_go_on(meanwhile: &str) -> Result<Bed> {
     let bed = Bed::new()?;
     let server = bed.container(2, "default/server", &[("app", "server")])?;
     server.serve("server", PORT)?;
@@ -49,11 +49,28 @@ fn killing_the_agents_loses_nothing() -> Result<()> {
     }
     for node in bed.nodes() {
         node.stop_agent(Signal::SIGKILL)?;
+        node.sh(meanwhile)?.ok()?;
         node.start_agent()?;
         node.agent_ready()?;
     }
     for job in jobs {
         loses_nothing(&bed, &client, job, 12000)?;
+    }
+    Ok(bed)
+}
+
+#[test]
+fn killing_the_agents_loses_nothing() -> Result<()> {
+    streams_go_on("true").map(drop)
+}
+
+/// An agent whose maps have another layout starts with empty ones: the programs that it finds must serve until they are filled.
+#[test]
+fn another_layout_of_the_maps_loses_nothing() -> Result<()> {
+    let (pins, this) = ("/sys/fs/bpf/weft", format!("v{}", weft_abi::ABI_VERSION));
+    let bed = streams_go_on(&format!("mv {pins}/{this} {pins}/v0"))?;
+    for node in bed.nodes() {
+        assert_eq!(node.sh(&format!("ls {pins}"))?.ok()?.trim(), this, "{} keeps what is of no use", node.name());
     }
     Ok(())
 }

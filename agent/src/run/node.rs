@@ -161,6 +161,7 @@ impl Node {
         if self.state.announced {
             return Ok(());
         }
+        self.take_over_other_versions()?;
         self.attach_node_programs()?;
         self.detach_strays()?;
         if self.config.cni.install {

@@ -160,6 +160,31 @@ impl Node {
         WORKLOAD_PROGRAMS.iter().try_for_each(|program| self.dataplane.attach(*program, &link.ifname, link.ifindex))
     }
 
+    /// Sees to it that every port has programs. What another ABI version serves stays its own: this version's maps know
+    /// nothing yet, and would have everything dropped.
+    fn guard_ports(&mut self) -> Result<()> {
+        let served = self.dataplane.attachments_of_other_versions().context("cannot look for other versions")?;
+        for link in self.attachments.attached().iter().filter_map(|record| record.link.as_ref()) {
+            let is_served = |program| served.contains(&weft_dataplane::Attachment { ifindex: link.ifindex, program });
+            for program in WORKLOAD_PROGRAMS.into_iter().filter(|program| !is_served(*program)) {
+                self.dataplane
+                    .attach(program, &link.ifname, link.ifindex)
+                    .with_context(|| format!("cannot attach {program} to {}", link.ifname))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Once this version's maps are filled, what other ABI versions served is its own.
+    pub(super) fn take_over_other_versions(&mut self) -> Result<()> {
+        let report = self.dataplane.take_over_other_versions().context("cannot take over from another version")?;
+        if !report.adopted.is_empty() {
+            tracing::info!(links = report.adopted.len(), "took over from another version");
+        }
+        // What was of no use to take over.
+        self.guard_ports()
+    }
+
     /// Adopts the attachments of an earlier run: programs and guests.
     pub(super) async fn adopt(&mut self) -> Result<()> {
         let present = links::list_weft().await.context("cannot list links")?;
@@ -169,10 +194,8 @@ impl Node {
         for id in self.attachments.reconcile(has_link, has_netns)? {
             tracing::info!(%id, "released an attachment whose link and network namespace are gone");
         }
+        self.guard_ports()?;
         for record in self.attachments.attached() {
-            if let Some(link) = &record.link {
-                self.attach_programs(link).with_context(|| format!("cannot attach programs to {}", link.ifname))?;
-            }
             self.serve_guest(&record.spec.id)?;
             self.devices.start(&record)?;
         }

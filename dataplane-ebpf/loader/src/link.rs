@@ -103,18 +103,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Path`] or [`Error::Link`].
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
-        let mut attachments = Vec::new();
-        for name in list(&self.pins.links)? {
-            let Some(attachment) = Attachment::from_pin_name(&name) else { continue };
-            let Some(link) = open_pin(&self.link_pin(attachment), attachment)? else { continue };
-            let Attachment { ifindex, program } = attachment;
-            let info = sys::link_info(link.as_fd()).map_err(Error::link(program, ifindex, "look at the link of"))?;
-            if attachment.is_done_by(&info) {
-                attachments.push(attachment);
-            }
-        }
-        attachments.sort_unstable();
-        Ok(attachments)
+        live_attachments(&self.pins.links)
     }
 
     /// Swaps every pinned link to this version's programs; removes the pins that no longer do anything.
@@ -192,6 +181,19 @@ fn swap(classifier: &mut SchedClassifier, pin: &Path) -> Result<(), Source> {
     // The pin keeps the link; aya need not.
     drop(classifier.take_link(id)?);
     Ok(())
+}
+
+/// What is attached by the links of a folder, in order.
+pub(crate) fn live_attachments(links: &Path) -> Result<Vec<Attachment>> {
+    let mut attachments = Vec::new();
+    for name in list(links)? {
+        let Some(attachment) = Attachment::from_pin_name(&name) else { continue };
+        if is_live(&links.join(&name), attachment)? {
+            attachments.push(attachment);
+        }
+    }
+    attachments.sort_unstable();
+    Ok(attachments)
 }
 
 fn is_live(pin: &Path, attachment: Attachment) -> Result<bool> {

@@ -10,12 +10,31 @@ use std::{
 use crate::{
     Dataplane, Error,
     error::Result,
-    link::{Attachment, LinkReport, remove_pin},
+    link::{Attachment, LinkReport, live_attachments, remove_pin},
     pin::{PinDir, list, unless_gone, version_dirs},
     sys,
 };
 
 impl Dataplane {
+    /// What other ABI versions of Weft still do. Do not attach this version's programs there: they would come first, with
+    /// maps that may be empty. [`Dataplane::take_over_other_versions`] swaps them.
+    ///
+    /// # Errors
+    /// [`Error::Path`] or [`Error::Link`].
+    pub fn attachments_of_other_versions(&self) -> Result<Vec<Attachment>> {
+        let mut attachments = Vec::new();
+        for other in self.other_versions()? {
+            attachments.extend(unless_gone(live_attachments(&PinDir::of_version(&other).links))?.unwrap_or_default());
+        }
+        Ok(attachments)
+    }
+
+    fn other_versions(&self) -> Result<Vec<PathBuf>> {
+        let mut versions = version_dirs(self.pins.root())?;
+        versions.retain(|version| PinDir::of_version(version).links != self.pins.links);
+        Ok(versions)
+    }
+
     /// Takes over what other ABI versions of Weft pinned: swaps their links to this version's programs, then removes their
     /// maps. Until then their programs go on with their own maps, so call it when this version's maps have been filled.
     ///
@@ -23,11 +42,8 @@ impl Dataplane {
     /// [`Error::Path`] or [`Error::Link`]; what is left can be tried again.
     pub fn take_over_other_versions(&mut self) -> Result<LinkReport> {
         let mut report = LinkReport::default();
-        for version in version_dirs(self.pins.root())? {
+        for version in self.other_versions()? {
             let other = PinDir::of_version(&version);
-            if other.links == self.pins.links {
-                continue;
-            }
             for name in unless_gone(list(&other.links))?.unwrap_or_default() {
                 match Attachment::from_pin_name(&name) {
                     Some(attachment) if self.take_over(attachment, &other.links.join(&name))? => {

@@ -32,11 +32,14 @@ fn another_version_works_on_until_it_is_taken_over() {
     assert!(dataplane.report().maps.iter().all(|map| map.origin == Origin::Created), "maps are never shared");
     assert_eq!(program_ids(&veth.name), old, "not before this version's maps are filled");
     let attachment = Attachment { ifindex: veth.ifindex, program: FROM_WORKLOAD };
+    assert_eq!(dataplane.attachments_of_other_versions().unwrap(), [attachment]);
+    assert_eq!(dataplane.attachments().unwrap(), []);
     assert_eq!(dataplane.take_over_other_versions().unwrap().adopted, [attachment]);
     let new = program_ids(&veth.name);
     assert!(new.len() == 1 && new != old, "{new:?} {old:?}");
     assert!(!other.exists());
     assert_eq!(dataplane.attachments().unwrap(), [attachment]);
+    assert_eq!(dataplane.attachments_of_other_versions().unwrap(), []);
     assert_eq!(dataplane.take_over_other_versions().unwrap(), weft_dataplane::LinkReport::default());
 }
 
