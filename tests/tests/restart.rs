@@ -122,3 +122,27 @@ fn an_agent_that_comes_back_serves_as_before() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a reboot leaves of a node: its disk.
+const REBOOT: &str = "rm -r /sys/fs/bpf/weft /run/weft
+    for link in weft0 weft_vxlan $(ip -br link | grep -oE '^weft[0-9a-f]{10}'); do ip link del $link; done
+    for netns in $(ip netns list | cut -d' ' -f1); do ip netns del $netns; done";
+
+#[test]
+fn a_node_that_boots_again_begins_anew() -> Result<()> {
+    let bed = Bed::new()?;
+    bed.container(1, "default/lost", &[])?;
+    let client = bed.container(2, "default/client", &[])?;
+    let node = bed.node(1);
+    node.stop_agent(Signal::SIGKILL)?;
+    node.sh(REBOOT)?.ok()?;
+    node.start_agent()?;
+    node.agent_ready()?;
+    assert_eq!(node.weft_json::<Vec<weft_api::EndpointReport>>("endpoints")?, []);
+    let server = bed.container(1, "default/server", &[])?;
+    server.serve("server", PORT)?;
+    for to in server.sockets(PORT) {
+        client.reaches(Protocol::Tcp, to, "server")?;
+    }
+    Ok(())
+}
