@@ -178,6 +178,14 @@ impl Node {
         self.agent.borrow_mut().take().context("the agent does not run")?.stop(signal)
     }
 
+    /// Runs the agent's command that removes everything it has made.
+    ///
+    /// # Errors
+    /// The node does not answer.
+    pub fn cleanup(&self) -> Result<Outcome> {
+        self.sh(&format!("weft-agent --config {} cleanup", self.file("agent.yaml")))
+    }
+
     /// The last lines of the agent's log.
     #[must_use]
     pub fn agent_log(&self) -> String {

@@ -138,3 +138,31 @@ fn labels_of_a_pod_that_comes_late_count() -> Result<()> {
     let patience = std::time::Duration::from_secs(10);
     weft_testbed::until_ok("the backend", patience, || client.reaches(Protocol::Tcp, vip, "early")).map(drop)
 }
+
+#[test]
+fn cleanup_leaves_nothing_and_the_next_agent_begins_anew() -> Result<()> {
+    let bed = Bed::new()?;
+    let node = bed.node(1);
+    let mut lost = Vec::new();
+    for (pod, plug) in [("default/pod", Plug::Veth), ("default/vm", Plug::Tap), ("default/vhost", Plug::VhostUser)] {
+        let mut attachment = Attachment::new(node, pod, plug)?;
+        attachment.add()?;
+        lost.push(attachment);
+    }
+    assert_eq!(endpoints(node)?.len(), lost.len());
+    let refused = node.cleanup()?;
+    assert!(refused.status != 0 && refused.output.contains("another weft-agent runs"), "{}", refused.output);
+    node.stop_agent(Signal::SIGTERM)?;
+    for _ in 0..2 {
+        node.cleanup()?.ok()?;
+        let left = node.sh(
+            "ip -o link | grep weft; ip -4 route show table all | grep 'proto 119'; ip -6 route show table all | grep 'proto 119'
+             ls -d /sys/fs/bpf/weft 2>/dev/null; bpftool net show | grep weft; find /run/weft ! -name agent.lock ! -type d; find /mnt/$(hostname)/state 2>/dev/null; pgrep -a -r RSD weft-vhost",
+        )?;
+        assert_eq!(left.output.trim(), "");
+    }
+    node.start_agent()?;
+    node.agent_ready()?;
+    assert_eq!(endpoints(node)?.len(), 0);
+    Attachment::new(node, "default/again", Plug::Veth)?.add()
+}

@@ -28,13 +28,16 @@ pub async fn run(config: &Config) -> Result<()> {
         .await
         .with_context(|| format!("cannot end the devices in {}", devices.display()))?;
     remove_links(config).await?;
-    remove_all(&config.pin_dir)?;
+    weft_dataplane::remove_everything(&config.pin_dir).context("cannot remove programs and maps")?;
     device::remove().await.context("cannot remove devices and routes")?;
-    remove_all(&config.state_dir.join(crate::attachment::FOLDER))?;
-    remove_all(&pending::folder(&config.state_dir))?;
+    let state = &config.state_dir;
+    for folder in [state.join(crate::attachment::FOLDER), pending::folder(state), install::plugin_records(config)] {
+        absent(&folder, fs::remove_dir_all(&folder))?;
+    }
     for file in [&config.socket, &memory::numbers_path(&config.run_dir), &memory::node_path(&config.state_dir)] {
         absent(file, fs::remove_file(file))?;
     }
+    remove_if_empty(state)?;
     tracing::info!("removed links, programs, maps, devices, routes and the network configuration");
     Ok(())
 }
@@ -52,8 +55,12 @@ async fn remove_links(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn remove_all(folder: &Path) -> Result<()> {
-    absent(folder, fs::remove_dir_all(folder))
+/// What is in it beside the agent's files is not the agent's.
+fn remove_if_empty(folder: &Path) -> Result<()> {
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => absent(folder, removed),
+    }
 }
 
 /// What is gone already is fine.

@@ -68,6 +68,11 @@ fn conflist(config: &Config) -> PathBuf {
     config.cni.conf_dir.join(CONFLIST)
 }
 
+/// Where the plugin keeps a record of each attachment.
+pub(super) fn plugin_records(config: &Config) -> PathBuf {
+    config.state_dir.join("attachments")
+}
+
 /// The list for runtimes: version 1.0.0 is what every supported one reads.
 fn network(config: &Config) -> serde_json::Value {
     json!({
@@ -77,7 +82,7 @@ fn network(config: &Config) -> serde_json::Value {
             "type": PLUGIN,
             "agentSocket": config.socket,
             "pendingDir": pending::folder(&config.state_dir),
-            "stateDir": config.state_dir.join("attachments"),
+            "stateDir": plugin_records(config),
             "capabilities": {"ips": true, "mac": true},
         }],
     })
