@@ -36,7 +36,11 @@ enum Command {
     /// Check the configuration and print it in full
     CheckConfig,
     /// Remove everything the agent made; workloads of this node lose their network
-    Cleanup,
+    Cleanup {
+        /// Then wait for SIGTERM, as a pod of a DaemonSet must
+        #[arg(long)]
+        stay: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -61,7 +65,10 @@ fn execute(arguments: Arguments) -> Result<()> {
     let config = Config::load(&arguments.overrides)?;
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => runtime()?.block_on(run::run(config)),
-        Command::Cleanup => runtime()?.block_on(run::cleanup::run(&config)),
+        Command::Cleanup { stay } => runtime()?.block_on(async {
+            run::cleanup::run(&config).await?;
+            if stay { run::cleanup::stay().await } else { Ok(()) }
+        }),
         Command::InstallCni { binary } => {
             let path = run::install::install_plugin(&config, binary.as_deref())?;
             tracing::info!(path = %path.display(), "installed the CNI plugin");

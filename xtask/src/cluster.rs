@@ -68,6 +68,8 @@ enum Command {
         #[arg(long)]
         report_dir: Option<PathBuf>,
     },
+    /// Remove Weft from the cluster as its manifests' README says, and look at what it left.
+    Uninstall,
     /// End the cluster and remove every trace of it.
     Down,
 }
@@ -101,6 +103,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::E2e { focus, skip, procs, report_dir } => {
             return e2e(&cluster, &Selection { focus, skip, processes: procs, report_directory: report_dir });
         }
+        Command::Uninstall => uninstall(&cluster)?,
         Command::Down => cluster.down()?,
     }
     eprintln!("done in {:.1} s", start.elapsed().as_secs_f64());
@@ -128,7 +131,15 @@ fn raise(cluster: &Cluster) -> Result<ExitCode> {
     cluster.install(&Binaries::cached()?, &installation(false, "vxlan".to_owned()))?;
     device(cluster)?;
     let selection = Selection { focus: REQUIRED.to_owned(), skip: None, processes: 6, report_directory: None };
-    e2e(cluster, &selection)
+    let code = e2e(cluster, &selection)?;
+    uninstall(cluster)?;
+    Ok(code)
+}
+
+fn uninstall(cluster: &Cluster) -> Result<()> {
+    cluster.uninstall(&Binaries::cached()?, &installation(false, "vxlan".to_owned()))?;
+    println!("uninstall: nothing of it is left on the nodes");
+    Ok(())
 }
 
 fn device(cluster: &Cluster) -> Result<()> {

@@ -42,6 +42,15 @@ pub async fn run(config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// Waits for the signal to end, with nothing left to do: for a DaemonSet, whose pods must not end by themselves.
+///
+/// # Errors
+/// Signals cannot be waited for.
+pub async fn stay() -> Result<()> {
+    tracing::info!("staying until SIGTERM");
+    super::ended().await.map(drop)
+}
+
 async fn remove_links(config: &Config) -> Result<()> {
     let settings = Settings { mtu: 0, dns: config.dns.clone().into(), socket_dir: config.run_dir.clone() };
     let attachments = Attachments::open(&config.state_dir, &[], settings)?;
@@ -55,10 +64,12 @@ async fn remove_links(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// What is in it beside the agent's files is not the agent's.
+/// What is in it beside the agent's files is not the agent's; in a pod the folder is a mount in what is
+/// read-only.
 fn remove_if_empty(folder: &Path) -> Result<()> {
+    use io::ErrorKind::{DirectoryNotEmpty, ReadOnlyFilesystem, ResourceBusy};
     match fs::remove_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) if matches!(error.kind(), DirectoryNotEmpty | ReadOnlyFilesystem | ResourceBusy) => Ok(()),
         removed => absent(folder, removed),
     }
 }

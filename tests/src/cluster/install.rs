@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use super::binaries::Binaries;
+use super::command::output;
 use super::images::{COREDNS_IMAGE, WEFT_IMAGE, build_weft_image};
 use super::kubectl::Kubectl;
 use super::network::NODES;
@@ -17,6 +18,13 @@ use super::{Cluster, DNS_ADDRESS, ENDPOINT};
 
 /// The workload that the manifest runs on every node.
 const AGENT: &str = "daemonset/weft-agent";
+/// The workload that removes it.
+const CLEANUP: &str = "daemonset/weft-cleanup";
+/// Prints what a node still has of Weft. The lock stays, since it is held, and the state's folder, a mount of the pod.
+const LEFTOVERS: &str = "ip -o link | grep weft; ip -4 route show table all | grep 'proto 119'
+    ip -6 route show table all | grep 'proto 119'; ls -d /sys/fs/bpf/weft 2>/dev/null
+    find /run/weft /var/lib/weft ! -type d ! -name agent.lock 2>/dev/null
+    ls /etc/cni/net.d /opt/cni/bin | grep weft; true";
 /// The line of the manifest that every cluster must set for itself, as it stands there.
 const MANIFEST_API_SERVER: &str = "apiServer: https://192.0.2.1:6443";
 /// The manifest's choice of how packets travel between nodes.
@@ -55,6 +63,28 @@ impl Cluster {
         }
         kubectl.wait_rolled_out(AGENT)?;
         wait_working(self, binaries)
+    }
+}
+
+impl Cluster {
+    /// Removes Weft as `manifests/README.md` says, and looks at what it left on the nodes.
+    ///
+    /// # Errors
+    /// A step fails, or a node is not clean.
+    pub fn uninstall(&self, binaries: &Binaries, installation: &Installation) -> Result<()> {
+        self.ensure_up()?;
+        let kubectl = Kubectl::new(self, binaries)?;
+        let cleanup =
+            fs::read_to_string(installation.manifest.with_file_name("cleanup.yaml")).context("read cleanup.yaml")?;
+        kubectl.delete_workload(AGENT)?;
+        kubectl.apply(&cleanup)?;
+        kubectl.wait_rolled_out(CLEANUP)?;
+        for member in NODES {
+            let left = output(Node::open(self, member)?.command("sh").args(["-c", LEFTOVERS]))?;
+            ensure!(left.trim().is_empty(), "{} is not clean: {left}", member.name);
+        }
+        kubectl.delete(&cleanup)?;
+        kubectl.delete(&installation.render()?)
     }
 }
 

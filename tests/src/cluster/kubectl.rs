@@ -43,6 +43,24 @@ impl<'a> Kubectl<'a> {
         output_with_input(self.command().args(["apply", "--filename", "-"]), manifest.as_bytes()).map(drop)
     }
 
+    /// Deletes the objects of a manifest, and waits until they are gone.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub(crate) fn delete(&self, manifest: &str) -> Result<()> {
+        let mut command = self.command();
+        command.args(["delete", "--ignore-not-found", "--filename", "-"]);
+        output_with_input(&mut command, manifest.as_bytes()).map(drop)
+    }
+
+    /// Deletes a workload of `kube-system`, and waits until its pods are gone.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub(crate) fn delete_workload(&self, workload: &str) -> Result<()> {
+        run(self.command().args(["--namespace", "kube-system", "delete", "--cascade=foreground", workload]))
+    }
+
     /// Whether a workload of `kube-system` exists.
     ///
     /// # Errors
