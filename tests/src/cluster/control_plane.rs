@@ -55,6 +55,11 @@ fn start_etcd(cluster: &Cluster, binaries: &Binaries) -> Result<()> {
     let mut etcd = program(cluster, binaries, "etcd")?;
     // Durability across a power loss is of no use to a cluster that lives as long as its directory below /run.
     etcd.arg("--unsafe-no-fsync").arg("--data-dir").arg(cluster.path("etcd"));
+    // By address: its defaults are names, which a machine without /etc/hosts cannot resolve.
+    let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
+    etcd.args([format!("--listen-client-urls={client}"), format!("--advertise-client-urls={client}")]);
+    etcd.args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")]);
+    etcd.arg(format!("--initial-cluster=default={peer}"));
     cluster.daemons.start("etcd", &mut etcd).map(drop)
 }
 
