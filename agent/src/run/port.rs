@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use tokio::task::block_in_place;
 use weft_api::{Allocation, ApiError, AttachmentId, AttachmentSpec, ErrorCode, PortKind, PortLink};
-use weft_dataplane::Program;
+use weft_dataplane::{Attachment as Served, Program};
 
 use super::node::Node;
 use crate::{
@@ -56,7 +56,7 @@ impl Node {
             return Err(ApiError { code: ErrorCode::Invalid, message });
         }
         links::prepare_port(&link.ifname).await.map_err(refused)?;
-        self.attach_programs(&link).map_err(refused)?;
+        self.attach_programs(&link, &[]).map_err(refused)?;
         let attachment = self.attachments.link(id, Some(link))?;
         self.devices.start(attachment)
     }
@@ -154,10 +154,13 @@ impl Node {
         Ok(())
     }
 
-    /// One after the other: the kernel waits for an RCU grace period in each tcx attachment and holds the RTNL meanwhile, so
-    /// that two threads take as long (measured: 26 ms either way).
-    fn attach_programs(&mut self, link: &PortLink) -> Result<(), weft_dataplane::Error> {
-        WORKLOAD_PROGRAMS.iter().try_for_each(|program| self.dataplane.attach(*program, &link.ifname, link.ifindex))
+    /// Attaches what nobody has attached there; `served` is what other ABI versions do. One program after the other: the
+    /// kernel waits for an RCU grace period in each tcx attachment and holds the RTNL meanwhile, so that two threads take as
+    /// long (measured: 26 ms either way).
+    fn attach_programs(&mut self, link: &PortLink, served: &[Served]) -> Result<(), weft_dataplane::Error> {
+        let is_served = |program: &Program| served.contains(&Served { ifindex: link.ifindex, program: *program });
+        let mut missing = WORKLOAD_PROGRAMS.iter().filter(|program| !is_served(program));
+        missing.try_for_each(|program| self.dataplane.attach(*program, &link.ifname, link.ifindex))
     }
 
     /// Sees to it that every port has programs. What another ABI version serves stays its own: this version's maps know
@@ -165,12 +168,8 @@ impl Node {
     fn guard_ports(&mut self) -> Result<()> {
         let served = self.dataplane.attachments_of_other_versions().context("cannot look for other versions")?;
         for link in self.attachments.attached().iter().filter_map(|record| record.link.as_ref()) {
-            let is_served = |program| served.contains(&weft_dataplane::Attachment { ifindex: link.ifindex, program });
-            for program in WORKLOAD_PROGRAMS.into_iter().filter(|program| !is_served(*program)) {
-                self.dataplane
-                    .attach(program, &link.ifname, link.ifindex)
-                    .with_context(|| format!("cannot attach {program} to {}", link.ifname))?;
-            }
+            self.attach_programs(link, &served)
+                .with_context(|| format!("cannot attach programs to {}", link.ifname))?;
         }
         Ok(())
     }
