@@ -109,10 +109,15 @@ fn stream_udp(server: SocketAddr, pace: Pace) -> io::Result<()> {
 
 /// The numbers that were not seen, neighbours as `first-last`: whether they were lost at once or here and there.
 fn ranges(seen: &[bool]) -> Vec<String> {
-    let runs = seen.chunk_by(|one, next| one == next);
-    let begins = runs.clone().scan(0, |at, run| Some(std::mem::replace(at, *at + run.len())));
-    let missing = runs.zip(begins).filter(|(run, _)| !run[0]);
-    missing.map(|(run, first)| format!("{first}-{}", first + run.len() - 1)).collect()
+    let (mut missing, mut next) = (Vec::new(), 0);
+    for run in seen.chunk_by(|one, next| one == next) {
+        let first = next;
+        next += run.len();
+        if !run[0] {
+            missing.push(format!("{first}-{}", next - 1));
+        }
+    }
+    missing
 }
 
 /// Which records came back, until all are there or `patience` has passed after the last was sent.
