@@ -10,9 +10,6 @@ use std::process::Command;
 
 use object::{Object as _, ObjectSegment as _};
 
-/// Where the program begins: `guest/link.ld` and `guest::abi::IMAGE` know it.
-const IMAGE: u64 = 0x10_0000;
-
 fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=guest");
     println!("cargo::rerun-if-changed=src/guest");
@@ -44,15 +41,17 @@ fn main() -> Result<(), String> {
     fs::write(folder.join("guest.bin"), image).map_err(|error| format!("write the guest's program: {error}"))
 }
 
-/// The program as it lies in memory from [`IMAGE`] on. The linker does not do this: GNU's resolves calls by way of the global
+/// The program as it lies in memory, from its first byte on. The linker does not do this: GNU's resolves calls by way of the global
 /// offset table wrongly where it writes no ELF file.
 fn flat(program: &Path) -> Result<Vec<u8>, String> {
     let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", program.display());
     let file = fs::read(program).map_err(|error| wrong(&error))?;
     let elf = object::File::parse(&*file).map_err(|error| wrong(&error))?;
+    let first =
+        elf.segments().map(|segment| segment.address()).min().ok_or_else(|| wrong(&"there is nothing in it"))?;
     let mut image = Vec::new();
-    for segment in elf.segments().filter(|segment| segment.size() > 0) {
-        let begin = segment.address().checked_sub(IMAGE).ok_or_else(|| wrong(&"a segment below the image"))? as usize;
+    for segment in elf.segments() {
+        let begin = (segment.address() - first) as usize;
         let data = segment.data().map_err(|error| wrong(&error))?;
         image.resize(image.len().max(begin + segment.size() as usize), 0);
         image[begin..begin + data.len()].copy_from_slice(data);
