@@ -64,9 +64,7 @@ impl Cluster {
         kubectl.wait_rolled_out(AGENT)?;
         wait_working(self, binaries)
     }
-}
 
-impl Cluster {
     /// Removes Weft as `manifests/README.md` says, and looks at what it left on the nodes.
     ///
     /// # Errors
