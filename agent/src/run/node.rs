@@ -228,7 +228,11 @@ impl Node {
     /// Publishes what readers see.
     pub(super) fn publish(&self, shared: &Shared, snapshot: &Snapshot) {
         let pools = self.attachments.pools();
+        let unchecked = self.dataplane.report().offload_unchecked.as_ref().map(|reason| {
+            format!("checksum offload fields of workloads are not checked: {reason}; see docs/security.md")
+        });
         let problems = snapshot.problems.iter().chain(&self.state.desired.problems).chain(&self.state.problems);
+        let problems = problems.chain(&unchecked);
         shared.publish(|view| {
             view.uplink.clone_from(&self.observation.uplink.name);
             view.pod_cidrs = pools.iter().map(Pool::cidr).collect();

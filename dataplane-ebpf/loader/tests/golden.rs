@@ -15,6 +15,8 @@ mod fragments;
 mod hostile;
 #[path = "golden/icmp_error.rs"]
 mod icmp_error;
+#[path = "golden/isolation.rs"]
+mod isolation;
 #[path = "golden/life.rs"]
 mod life;
 #[path = "golden/link.rs"]

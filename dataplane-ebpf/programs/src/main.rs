@@ -18,11 +18,13 @@ mod hook;
 mod icmp_error;
 mod maps;
 mod neighbour;
+mod offload;
 mod report;
 mod rewrite;
 mod skb;
 mod stop;
 mod to_workload;
+mod tunnel;
 mod walk;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
