@@ -12,7 +12,7 @@ use weft_abi::Addr;
 pub fn is_unroutable(addr: &Addr) -> bool {
     if addr.is_v4() {
         let [first, ..] = addr.v4_word().to_ne_bytes();
-        first == 0 || first == 127 || (first >= 224 && first < 240) || addr.v4_word() == u32::MAX
+        first == 0 || first == 127 || (224..240).contains(&first) || addr.v4_word() == u32::MAX
     } else {
         let [first, second, ..] = addr.0[0].to_ne_bytes();
         let loopback_or_unspecified = addr.0[0] == 0 && addr.0[1] == 0 && addr.0[2] == 0;

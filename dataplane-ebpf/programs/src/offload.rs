@@ -5,7 +5,6 @@ use core::{mem::MaybeUninit, ptr};
 
 use weft_abi::{DropReason, SkbLayout};
 use weft_logic::{
-    Frame as _,
     header::{Piece, Transport},
     offload, protocol,
 };
