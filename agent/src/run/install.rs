@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The CNI plugin's binary and network configuration, each put in place by rename: a runtime never sees half of one.
+//! The CNI plugin's binary and network configuration, each put in place whole: a runtime never sees half of one.
 
 use std::{
     fs::{self, Permissions},
@@ -11,11 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::{
-    attachment::pending,
-    config::Config,
-    file::{self, gone},
-};
+use crate::{attachment::pending, config::Config, file};
 
 /// Name of the plugin's binary; also the `type` in the network configuration.
 pub const PLUGIN: &str = "weft-cni";
@@ -47,6 +43,7 @@ pub fn install_conflist(config: &Config) -> Result<PathBuf> {
     let mut content = serde_json::to_vec_pretty(&network(config)).context("cannot write the network configuration")?;
     content.push(b'\n');
     if fs::read(&target).is_ok_and(|old| old == content) {
+        file::settle(&target).with_context(|| format!("cni.confDir: beside {}", target.display()))?;
         return Ok(target);
     }
     replace(&target, &content, 0o644).with_context(|| format!("cni.confDir: cannot write {}", target.display()))?;
@@ -59,7 +56,7 @@ pub fn install_conflist(config: &Config) -> Result<PathBuf> {
 /// A file is there and cannot be removed.
 pub fn remove(config: &Config) -> Result<()> {
     for path in [conflist(config), config.cni.bin_dir.join(PLUGIN)] {
-        gone(fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
+        file::remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
 }
@@ -91,10 +88,7 @@ fn network(config: &Config) -> serde_json::Value {
 fn replace(target: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let folder = target.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
-    // Runtimes read no file that begins with a dot or ends otherwise.
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    file::replace(target, &temporary, |file| {
+    file::replace(target, |file| {
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()
