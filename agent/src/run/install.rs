@@ -70,10 +70,13 @@ pub(super) fn plugin_records(config: &Config) -> PathBuf {
     config.state_dir.join("attachments")
 }
 
-/// The list for runtimes: version 1.0.0 is what every supported one reads.
+/// The list for runtimes. One that knows `cniVersions` takes the latest version it supports: from 1.1.0 on it calls STATUS and
+/// GC, and ADD's result has `socketPath`. One that does not takes `cniVersion`, and would fail with a version it does not know.
+/// Source: CNI spec 1.1.0, "Section 1", `cniVersions`.
 fn network(config: &Config) -> serde_json::Value {
     json!({
         "cniVersion": "1.0.0",
+        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": config.cni.name,
         "plugins": [{
             "type": PLUGIN,
@@ -115,6 +118,9 @@ mod tests {
         let conflist = install_conflist(&config).unwrap();
         let list: serde_json::Value = serde_json::from_slice(&fs::read(&conflist).unwrap()).unwrap();
         assert_eq!(list["plugins"][0]["agentSocket"], "/run/weft/agent.sock");
+        // Runtimes take the latest version they know, those before 1.1.0 the single one.
+        assert_eq!(list["cniVersions"], serde_json::json!(["0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(list["cniVersion"], "1.0.0");
         assert_eq!(fs::read_dir(&config.cni.conf_dir).unwrap().count(), 1);
         remove(&config).unwrap();
         remove(&config).unwrap();
