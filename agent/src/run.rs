@@ -57,6 +57,7 @@ use crate::{
 /// What keeps it from starting, each naming its object; once it serves, nothing ends it but a signal.
 pub async fn run(config: Config) -> Result<()> {
     let _lock = lock(&config)?;
+    memory::sweep(&config);
     let (shared, commands) = Shared::new(first_view(&config));
     let mut tasks = JoinSet::new();
     serve(&config, &shared, &mut tasks).await?;

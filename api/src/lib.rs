@@ -6,12 +6,14 @@
 //! writing one [`Reply`] line per event until the client hangs up. A connection carries any number of requests, one after
 //! the other.
 //!
-//! [`Client`] is the synchronous client that both use. Nothing in this crate knows how the agent works.
+//! [`Client`] is the synchronous client that both use. Nothing in this crate knows how the agent works. Plugin and agent also
+//! share folders on disk: [`file`] is how either writes there.
 
 #![forbid(unsafe_code)]
 
 mod attachment;
 mod client;
+pub mod file;
 mod mac;
 mod report;
 

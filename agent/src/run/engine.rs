@@ -256,6 +256,11 @@ impl Engine {
             Ok(removed) => tracing::debug!(removed, "removed idle flow entries"),
             Err(error) => tracing::warn!(%error, "cannot sweep the flow tables"),
         }
+        match self.node.dataplane.remove_defunct_links() {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(?removed, "removed links of programs to devices that are gone"),
+            Err(error) => tracing::warn!(%error, "cannot look for links of programs to devices that are gone"),
+        }
     }
 }
 

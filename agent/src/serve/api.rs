@@ -14,7 +14,7 @@ use tokio::{
 use weft_api::{Answer, ApiError, ErrorCode, FlowEvent, Reply, Request};
 
 use super::{Shared, report};
-use crate::file::gone;
+use crate::file;
 
 /// A request is a line of at most this many bytes; GC of a full node stays below.
 const MAX_REQUEST: u64 = 4 << 20;
@@ -32,7 +32,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(named)?;
     }
-    gone(fs::remove_file(path)).map_err(named)?;
+    file::remove(path).map_err(named)?;
     let listener = UnixListener::bind(path).map_err(named)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(named)?;
     Ok(listener)

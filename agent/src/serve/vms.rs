@@ -12,8 +12,18 @@ use weft_api::VmReport;
 use super::encode::{Encoded, Labels, counters, gauges};
 
 /// Reasons of a device for dropping a frame, as it names them.
-const REASONS: [&str; 8] =
-    ["short", "too_long", "not_negotiated", "malformed", "link_down", "no_memory", "disabled", "port"];
+const REASONS: [&str; 10] = [
+    "short",
+    "too_long",
+    "not_negotiated",
+    "malformed",
+    "link_down",
+    "no_memory",
+    "disabled",
+    "port",
+    "bad_checksum_place",
+    "bad_segmentation",
+];
 /// Directions as the device names them, and as the metrics do.
 const DIRECTIONS: [(&str, &str); 2] = [("rx", "to_guest"), ("tx", "from_guest")];
 /// Counters of a ring: their name in the device's answer and in the metrics, and what they count.

@@ -61,3 +61,29 @@ fn gc_without_a_list_removes_nothing() {
     assert!(code == 7 && text.contains("cni.dev/valid-attachments"), "{code} {text}");
     assert_eq!(node.netns.link_names().len(), 1);
 }
+
+#[test]
+fn a_plugin_that_is_killed_while_it_writes_leaves_nothing() {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    let call = Call::new(sandbox.path(), json!({}));
+    node.call_killed_writing("ADD", &call);
+    assert_eq!(node.files("attachments"), Vec::<String>::new());
+    node.call("ADD", &call).result();
+    node.agent.die();
+    node.call_killed_writing("DEL", &call);
+    assert_eq!(node.files("pending-del"), Vec::<String>::new());
+    assert_eq!(node.files("attachments"), ["weft.c1.eth0.json"]);
+}
+
+#[test]
+fn gc_removes_what_killed_plugins_have_half_written() {
+    let node = Node::new();
+    for folder in ["attachments", "pending-del"] {
+        fs::create_dir_all(node.path(folder)).unwrap();
+        fs::write(node.path(folder).join(".weft.c9.eth0.json.tmp"), b"{").unwrap();
+    }
+    node.call("GC", &Call::new("", json!({"cni.dev/valid-attachments": []}))).result();
+    for folder in ["attachments", "pending-del"] {
+        assert_eq!(node.files(folder), Vec::<String>::new());
+    }
+}
