@@ -60,6 +60,7 @@ numbered! {
     ChecksumOffload = "checksum-offload", "a checksum or segmentation to be done elsewhere than in the transport header";
     Vlan = "vlan", "the frame has a VLAN tag";
     SourceRoute = "source-route", "an IPv4 option that names routers to go by";
+    HopLimit = "hop-limit", "the packet has passed as many routers as it may";
 }
 
 numbered! {
@@ -72,6 +73,7 @@ numbered! {
     FlowMisses = "flow-misses", "packets without a flow entry";
     FlowsRedecided = "flows-redecided", "packets whose flow entry was void or of an older generation";
     ArpAnswered = "arp-answered", "ARP and neighbour solicitations answered";
+    IcmpAnswered = "icmp-answered", "packets answered by an ICMP error";
 }
 
 /// A counter of packets and bytes.

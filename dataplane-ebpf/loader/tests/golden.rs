@@ -11,6 +11,8 @@ mod support;
 
 #[path = "golden/fragments.rs"]
 mod fragments;
+#[path = "golden/hop_limit.rs"]
+mod hop_limit;
 #[path = "golden/hostile.rs"]
 mod hostile;
 #[path = "golden/icmp_error.rs"]

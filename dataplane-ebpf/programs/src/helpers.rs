@@ -209,6 +209,13 @@ fn tunnel_key(skb: *mut __sk_buff, flags: u32) -> Option<bpf_tunnel_key> {
     }
 }
 
+/// Makes room for `len` bytes before the packet's first one. Packet pointers are void afterwards.
+#[inline(always)]
+pub fn grow_head(skb: *mut __sk_buff, len: u32) -> bool {
+    // SAFETY: plain values.
+    unsafe { raw::bpf_skb_change_head(skb, len, 0) == 0 }
+}
+
 /// Calls `body` up to `times` times with `state`, until it returns 1 (`bpf_loop`, kernel 5.17).
 #[inline(always)]
 pub fn repeat<T>(times: u32, body: unsafe extern "C" fn(u32, *mut T) -> i64, state: &mut T) {

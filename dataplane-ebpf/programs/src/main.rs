@@ -15,6 +15,7 @@ mod family;
 mod far;
 mod helpers;
 mod hook;
+mod hop_limit;
 mod icmp_error;
 mod maps;
 mod neighbour;

@@ -11,7 +11,7 @@ use crate::{
     arp, decide, deliver,
     family::{Family, V4, V6},
     far::{self, Far},
-    helpers, hook,
+    helpers, hook, hop_limit,
     icmp_error::{self, Inner},
     maps::{self, Kernel},
     neighbour, offload, report,
@@ -84,7 +84,11 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         Kind::IcmpError => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport)?,
         Kind::Link(kind) => return neighbour::handle::<HOOK>(skb, kind),
     };
-    F::rewrite(skb, &ip, &transport, flow)?;
+    let hop = hop_limit::counts::<HOOK>(flow);
+    if hop && F::hops(&ip) <= 1 {
+        return hop_limit::exceeded::<F>(skb, &transport);
+    }
+    F::rewrite(skb, &ip, &transport, flow, hop)?;
     Ok(deliver::deliver(skb, flow)?)
 }
 
