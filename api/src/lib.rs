@@ -35,6 +35,10 @@ pub const API_VERSION: u32 = 1;
 /// Where the agent listens unless its config says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weft/agent.sock";
 
+/// Bytes that a request may have, its line's end included. Only GC's grows with what it names: 200 bytes for an attachment, so that
+/// this is 160,000 of them, more than a cluster of Kubernetes' own limits has on all nodes together.
+pub const MAX_REQUEST: usize = 32 << 20;
+
 /// One question to the agent.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]

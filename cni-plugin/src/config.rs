@@ -137,7 +137,7 @@ impl NetworkConfig {
                 fields.problems.insert(0, unsupported.into());
                 SpecVersion::LATEST
             });
-        let port = port_kind(&mut fields);
+        let port = fields.parsed("port", "\"veth\", \"tap\" or \"vhost-user\"").unwrap_or_default();
         let config = Self {
             version,
             name,
@@ -202,10 +202,6 @@ fn network_name(fields: &mut Fields) -> Result<String, CniError> {
     )))
 }
 
-fn port_kind(fields: &mut Fields) -> PortKind {
-    fields.parsed("port", "\"veth\", \"tap\" or \"vhost-user\"").unwrap_or_default()
-}
-
 fn log_level(fields: &mut Fields) -> LevelFilter {
     let Some(text) = fields.parsed::<String>(LOG_LEVEL, "a string") else { return LevelFilter::WARN };
     text.parse().unwrap_or_else(|_| {
@@ -256,9 +252,13 @@ fn device_info_file(fields: &mut Fields) -> Option<PathBuf> {
     }
 }
 
+/// Null is an empty list: so Go writes one that nothing was put into.
 fn valid_attachments(fields: &mut Fields) -> Option<Vec<ValidAttachment>> {
     let expected = "a list of objects with containerID and ifname";
-    let entries: Vec<Map<String, Value>> = fields.parsed(VALID_ATTACHMENTS, expected)?;
+    if !fields.has(VALID_ATTACHMENTS) {
+        return None;
+    }
+    let entries: Vec<Map<String, Value>> = fields.parsed(VALID_ATTACHMENTS, expected).unwrap_or_default();
     let mut attachments = Vec::new();
     for entry in entries {
         let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);

@@ -11,7 +11,8 @@ use std::{
 use tokio::sync::mpsc;
 use weft_abi::{Addr, DropReason, Event, EventKind, ServiceKey};
 use weft_api::{
-    Answer, ApiError, AttachmentId, Client, ClientError, ErrorCode, FlowEvent, FlowVerdict, PolicyReport, Request,
+    Answer, ApiError, AttachmentId, Client, ClientError, ErrorCode, FlowEvent, FlowVerdict, MAX_REQUEST, PolicyReport,
+    Request,
 };
 
 use super::{Command, Shared, View, api, flows, health};
@@ -143,6 +144,36 @@ async fn a_malformed_request_is_refused_and_the_connection_goes_on() {
     assert!(lines[0].contains("invalid") && lines[0].contains("dance"), "{text}");
     assert!(lines[1].contains("done"), "{text}");
     assert!(lines[2].contains("cut off"), "{text}");
+}
+
+/// 40,000 attachments with long names are 8 MiB: more than any node has.
+#[tokio::test(flavor = "multi_thread")]
+async fn gc_may_name_thousands_of_attachments() {
+    let mut server = serve(View::default());
+    let socket = server.socket.clone();
+    let known = |number| AttachmentId { network: "n".repeat(60), container_id: format!("{number:064}"), ..id() };
+    let client = tokio::task::spawn_blocking(move || {
+        let valid = (0..40_000).map(known).collect();
+        Client::connect(socket, PATIENCE)?.call(&Request::Gc { network: "weft".into(), valid })
+    });
+    let (request, reply) = tokio::select! {
+        command = server.commands.recv() => command.unwrap(),
+        () = tokio::time::sleep(PATIENCE.unwrap()) => panic!("the engine was not asked"),
+    };
+    let Request::Gc { valid, .. } = request else { panic!("{request:?}") };
+    assert_eq!((valid.len(), valid.last()), (40_000, Some(&known(39_999))));
+    reply.send(Ok(Answer::Released(vec![id()]))).unwrap();
+    assert!(matches!(client.await.unwrap(), Ok(Answer::Released(released)) if released == [id()]));
+}
+
+#[test]
+fn a_request_that_is_too_long_is_refused_with_its_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let request = Request::Gc { network: "n".repeat(MAX_REQUEST), valid: Vec::new() };
+    let error = refusal(Client::connect(&socket, PATIENCE).unwrap().call(&request));
+    assert!(error.code == ErrorCode::Invalid && error.message.contains("33554432"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

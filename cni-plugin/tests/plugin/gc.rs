@@ -52,6 +52,16 @@ fn gc_while_the_agent_is_away_removes_links_and_says_so() {
     assert_eq!(node.files("pending-del"), ["weft.c1.eth0.json"]);
 }
 
+/// As libcni gives it for a runtime that knows of no attachment.
+#[test]
+fn a_list_that_is_null_is_empty() {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    let call = Call::new(sandbox.path(), json!({}));
+    node.call("ADD", &call).result();
+    node.call("GC", &call.with("cni.dev/valid-attachments", Value::Null)).result();
+    assert_eq!((node.netns.link_names(), node.agent.held().len()), (Vec::new(), 0));
+}
+
 #[test]
 fn gc_without_a_list_removes_nothing() {
     let (node, sandbox) = (Node::new(), Netns::new());
