@@ -221,6 +221,14 @@ impl Node {
     }
 }
 
+/// A script that detaches every program of Weft from a device, as somebody with bpftool might.
+#[must_use]
+pub fn detach_programs(device: &str) -> String {
+    format!(
+        "for pin in /sys/fs/bpf/weft/*/links/$(cat /sys/class/net/{device}/ifindex)-*; do bpftool link detach pinned $pin; done"
+    )
+}
+
 impl Shell for Node {
     fn label(&self) -> String {
         self.name().to_owned()

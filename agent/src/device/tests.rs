@@ -407,10 +407,16 @@ fn ports_are_prepared_found_listed_and_deleted() {
         ip("tuntap add wefttap1 mode tap");
         ip("link add weftveth1 type veth peer name inside");
         for name in ["wefttap1", "weftveth1"] {
+            let forwarding = Command::new("sysctl").args(["-q", "-w", "net.ipv4.ip_forward=1"]).status().unwrap();
+            assert!(forwarding.success());
             let link = links::prepare_port(name).await.unwrap();
-            assert!(link.up && !link.multicast && !link.link_local, "{link:?}");
-            assert_eq!((link.mac, link.rp_filter), (Some(Mac(GATEWAY_MAC)), 1));
+            assert!(!link.up && !link.multicast && !link.link_local && link.noarp, "{link:?}");
+            assert_eq!((link.mac, link.rp_filter, link.forwarding), (Some(Mac(GATEWAY_MAC)), 1, 0));
             assert_eq!(links::prepare_port(name).await.unwrap(), link);
+            links::open_port(name).await.unwrap();
+            assert!(links::find(name).await.unwrap().unwrap().up);
+            links::close_port(name).await.unwrap();
+            assert_eq!(links::find(name).await.unwrap().unwrap(), link);
         }
         let names: Vec<_> = links::list_weft().await.unwrap().into_iter().map(|link| link.name).collect();
         assert_eq!(names, ["wefttap1", "weftveth1"]);

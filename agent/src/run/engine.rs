@@ -139,7 +139,10 @@ impl Engine {
         let Turn { replan, attached, releases } = turn;
         let outcome = if replan { self.pass().await } else { Ok(()) };
         for (id, reply) in attached {
-            let served = outcome.clone().and_then(|()| self.node.serve_guest(&id));
+            let served = match &outcome {
+                Ok(()) => self.node.open_port(&id).await,
+                Err(error) => Err(error.clone()),
+            };
             answer_attach(served, self.node.devices.ready(&id), reply);
         }
         for release in releases {

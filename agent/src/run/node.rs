@@ -85,7 +85,7 @@ impl Node {
         self.state
             .problems
             .extend([routes, told].into_iter().filter_map(|result| Some(format!("{:#}", result.err()?))));
-        self.announce()?;
+        self.announce().await?;
         self.state.failed = false;
         Ok(())
     }
@@ -156,12 +156,12 @@ impl Node {
     }
 
     /// After the first pass: the node's own programs, then the runtime may come.
-    fn announce(&mut self) -> Result<()> {
+    async fn announce(&mut self) -> Result<()> {
         self.state.ready = true;
         if self.state.announced {
             return Ok(());
         }
-        self.take_over_other_versions()?;
+        self.take_over_other_versions().await?;
         self.attach_node_programs()?;
         self.detach_strays()?;
         if self.config.cni.install {
