@@ -211,6 +211,14 @@ impl Node {
         serde_json::from_str(&text).with_context(|| format!("weft {arguments} printed: {text}"))
     }
 
+    /// What the agent tells Prometheus.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        self.sh("busybox wget -q -O - http://127.0.0.1:9911/metrics")?.ok()
+    }
+
     /// How many packets were dropped here for `reason`.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ fn changes(node: &Node, port: &str) -> Result<Vec<String>> {
     Ok(log.lines().filter(|line| line.contains(port)).map(str::to_owned).collect())
 }
 
-fn is_up(line: &String) -> bool {
+fn is_up(line: &str) -> bool {
     line.contains(",UP") || line.contains("<UP")
 }
 
@@ -75,7 +75,7 @@ fn a_port_that_lost_its_programs_is_closed_until_the_next_agent_attaches_them() 
     let seen = changes(node, "weft")?;
     for attachment in &ports {
         let port = attachment.interface(false)?["name"].as_str().context("no name")?.to_owned();
-        let states: Vec<bool> = seen.iter().filter(|line| line.contains(&port)).map(is_up).collect();
+        let states: Vec<bool> = seen.iter().filter(|line| line.contains(&port)).map(|line| is_up(line)).collect();
         ensure!(states.first() == Some(&false) && states.last() == Some(&true), "{port}: {seen:#?}");
         // Which looks for the programs too.
         attachment.call("CHECK")?;

@@ -89,6 +89,12 @@ pub async fn prepare_port(name: &str) -> Result<Link> {
     existing(&netlink, name).await
 }
 
+/// Whether [`prepare_port`] has nothing to do.
+#[must_use]
+pub fn is_prepared(link: &Link) -> bool {
+    !port_change(link).any
+}
+
 fn port_change(link: &Link) -> Change {
     let mut change = Change::of(link).quiet(link);
     if link.mac != Some(Mac(GATEWAY_MAC)) {
@@ -166,6 +172,7 @@ pub(super) async fn list_with(netlink: &Netlink) -> Result<Vec<Link>> {
 
 pub(super) async fn delete_with(netlink: &Netlink, name: &str) -> Result<bool> {
     let Some(link) = find_with(netlink, name).await? else { return Ok(false) };
+    netlink.count_change();
     match netlink.link().del(link.index).execute().await.map_err(to_io) {
         Ok(()) => Ok(true),
         Err(gone) if gone.raw_os_error() == Some(libc::ENODEV) => Ok(false),
@@ -174,6 +181,7 @@ pub(super) async fn delete_with(netlink: &Netlink, name: &str) -> Result<bool> {
 }
 
 pub(super) async fn create(netlink: &Netlink, name: &str, message: LinkMessage) -> Result<Link> {
+    netlink.count_change();
     netlink.link().add(message).execute().await.map_err(Error::netlink("create", format!("link '{name}'")))?;
     existing(netlink, name).await
 }
@@ -280,6 +288,7 @@ impl Change {
             message.attributes.push(LinkAttribute::AfSpecUnspec(af_spec));
         }
         tracing::info!(link = name, "changing link");
+        netlink.count_change();
         netlink.link().change(message).execute().await.map_err(Error::netlink("change", format!("link '{name}'")))
     }
 }

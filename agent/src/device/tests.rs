@@ -17,6 +17,8 @@ use weft_api::Mac;
 use super::{DeviceConfig, HOST_PORT, HOST_PORT_PEER, OVERLAY, RouteChanges, links};
 use crate::model::{HostRoute, Mode};
 
+mod changes;
+
 /// Runs a test in a new namespace with an uplink `up0` (its wire ends in `wire0`) of 192.0.2.10/24 and 2001:db8::10/64 behind routers .1 and ::1.
 fn on_a_node<T: Send + 'static, F: Future<Output = T>>(test: impl FnOnce() -> F + Send + 'static) -> T {
     let run = move || {
@@ -246,29 +248,6 @@ fn wait_for(mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "the condition did not come true");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-#[test]
-fn what_others_changed_is_repaired_in_place() {
-    on_a_node(|| async {
-        let first = super::apply(&config(Mode::Vxlan)).await.unwrap();
-        super::apply_routes(&first, &[]).await.unwrap();
-        let before = everything();
-        for command in [
-            "link set weft0 down",
-            "link set weft0 mtu 1300 address 02:00:00:00:00:99 arp on addrgenmode eui64",
-            "link set weft1 down multicast on",
-            "addr add 10.1.1.9/32 dev weft0",
-            "addr del 10.1.1.1/32 dev weft0",
-            "link set weft_vxlan down mtu 1200",
-        ] {
-            ip(command);
-        }
-        let second = super::apply(&config(Mode::Vxlan)).await.unwrap();
-        super::apply_routes(&second, &[]).await.unwrap();
-        assert_eq!(first, second);
-        assert_eq!(everything(), before);
-    });
 }
 
 #[test]

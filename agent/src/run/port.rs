@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What is attached to every workload's port.
-const WORKLOAD_PROGRAMS: [Program; 2] = [Program::FromWorkload, Program::ToWorkload];
+pub(super) const WORKLOAD_PROGRAMS: [Program; 2] = [Program::FromWorkload, Program::ToWorkload];
 
 impl Node {
     /// Whether there is nothing to wait for: the cluster knows the attachment's pod, or it has none, or nobody else will
@@ -176,10 +176,11 @@ impl Node {
     }
 
     /// Sees to it that every port has programs: one that has not is down until it has. What another ABI version serves stays
-    /// its own: this version's maps know nothing yet, and would have everything dropped.
-    async fn guard_ports(&mut self) -> Result<()> {
+    /// its own: this version's maps know nothing yet, and would have everything dropped. Tells how many ports had none.
+    pub(super) async fn guard_ports(&mut self) -> Result<usize> {
         let others = self.dataplane.attachments_of_other_versions().context("cannot look for other versions")?;
         let own = self.dataplane.attachments().context("cannot look for attached programs")?;
+        let mut guarded = 0;
         for link in self.attachments.attached().iter().filter_map(|record| record.link.as_ref()) {
             let has = |program| {
                 let wanted = Served { ifindex: link.ifindex, program };
@@ -197,8 +198,9 @@ impl Node {
             self.attach_programs(link, &others)
                 .with_context(|| format!("cannot attach programs to {}", link.ifname))?;
             links::open_port(&link.ifname).await.with_context(|| format!("cannot open {}", link.ifname))?;
+            guarded += 1;
         }
-        Ok(())
+        Ok(guarded)
     }
 
     /// Once this version's maps are filled, what other ABI versions served is its own.
@@ -208,7 +210,7 @@ impl Node {
             tracing::info!(links = report.adopted.len(), "took over from another version");
         }
         // What was of no use to take over.
-        self.guard_ports().await
+        self.guard_ports().await.map(drop)
     }
 
     /// Adopts the attachments of an earlier run: programs and guests.
