@@ -21,6 +21,7 @@ pub mod install;
 mod memory;
 mod node;
 mod port;
+mod repair;
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -43,7 +44,7 @@ use crate::{
     apply::Applier,
     attachment::{Attachments, Settings},
     config::{Config, Source},
-    device::{self, DeviceConfig, Observation},
+    device::{self, Changes, DeviceConfig, Observation},
     file,
     model::{Mode, ObjectKey, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
@@ -125,6 +126,8 @@ async fn start(
 ) -> Result<()> {
     let pod_cidrs = pod_cidrs(&config, &shared, &mut snapshots).await?;
     let device_config = device_config(&config, pod_cidrs);
+    // First: what changes from here on is looked at.
+    let changes = Changes::open()?;
     let observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
     let attachments = open_attachments(&config, &device_config, &observation)?;
@@ -147,7 +150,7 @@ async fn start(
     let events = node.dataplane.events().context("cannot read flow events")?;
     let reader = tokio::spawn(flows::read(events, shared.clone()));
     node.publish(&shared, &snapshots.borrow());
-    Engine::new(shared, commands, snapshots, node).run().await;
+    Engine::new(shared, commands, snapshots, changes, node).run().await;
     reader.abort();
     bail!("the object source has ended; this is a bug of weft-agent")
 }

@@ -34,7 +34,7 @@ pub use container::Container;
 pub use equivalence::equivalence;
 pub use manifest::{ingress_policy, namespace, pod, service};
 pub use namespace::Namespace;
-pub use node::{Mode, Node};
+pub use node::{Mode, Node, detach_programs};
 pub use process::{Outcome, Process};
 pub use random::Random;
 pub use shell::{Answer, Job, Protocol, Shell};

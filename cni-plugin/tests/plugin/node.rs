@@ -54,15 +54,6 @@ impl Netns {
         self.ip_json("link").into_iter().find(|link| link["ifname"] == name)
     }
 
-    /// Waits until `name` has a carrier: the kernel's link watch runs a moment after the link came up.
-    pub(crate) fn await_carrier(&self, name: &str) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while self.link(name).unwrap()["operstate"] != "UP" {
-            assert!(Instant::now() < deadline, "no carrier: {:?}", self.link(name));
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     /// The names of all links but `lo`.
     pub(crate) fn link_names(&self) -> Vec<String> {
         let names = self.ip_json("link").into_iter().map(|link| link["ifname"].as_str().unwrap().to_owned());
@@ -183,8 +174,9 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let agent = FakeAgent::start(&dir.path().join("agent.sock"));
-        Self { netns: Netns::new(), agent, dir }
+        let netns = Netns::new();
+        let agent = FakeAgent::start(&dir.path().join("agent.sock"), &netns.0);
+        Self { netns, agent, dir }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
