@@ -8,6 +8,7 @@
 //! | `policy` | NetworkPolicies: who is isolated, and what is allowed |
 //! | `identity` | which peers of policies each address matches |
 //! | `pods` | which pod has which address |
+//! | `places` | which node's pods may have an address |
 //! | `ports` | ports and local addresses |
 //! | `routes` | other nodes and Service CIDRs |
 //! | `numbers` | numbers that objects keep while they live |
@@ -24,6 +25,7 @@ mod backends;
 mod digest;
 mod identity;
 mod numbers;
+mod places;
 mod pods;
 mod policy;
 mod ports;
@@ -63,7 +65,7 @@ pub fn plan(
     frontends.fit(room, workloads.len(), numbers);
     numbers.assign_slots(&workloads, frontends.number_keys());
     frontends.describe(snapshot, numbers, &mut desired);
-    let owners = pods::owners(snapshot, attachments);
+    let owners = pods::owners(snapshot, facts, attachments, &mut desired.problems);
     pods::describe(&owners, attachments, &mut desired);
     let policies = policy::compile(snapshot, attachments, &owners, room, numbers);
     let judged = policies.describe(snapshot, &mut desired);

@@ -88,7 +88,7 @@ impl World {
         let ips: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
         let mut pod = json!({
             "metadata": {"namespace": key.0, "name": key.1, "labels": labels},
-            "spec": {"containers": []},
+            "spec": {"containers": [], "nodeName": "there"},
             "status": {"podIPs": ips},
         });
         merge(&mut pod, more);
@@ -97,6 +97,17 @@ impl World {
             self.namespace(key.0, json!({}));
         }
         self.snapshot.pods.insert(ObjectKey::new(key.0, key.1), Arc::new(pod));
+        if !self.snapshot.nodes.contains_key(&ObjectKey::new("", "there")) {
+            self.node("there", &["10.0.0.0/8", "fd00::/8"]);
+        }
+        self
+    }
+
+    fn node(&mut self, name: &str, pod_cidrs: &[&str]) -> &mut Self {
+        let addresses = json!([{"type": "InternalIP", "address": "192.0.2.9"}]);
+        let node =
+            json!({"metadata": {"name": name}, "spec": {"podCIDRs": pod_cidrs}, "status": {"addresses": addresses}});
+        self.snapshot.nodes.insert(ObjectKey::new("", name), Arc::new(from_value(node).unwrap()));
         self
     }
 
