@@ -20,6 +20,7 @@ use crate::{
     attachment::{Attachments, Pool, pending},
     config::{Config, Source},
     device::{self, DeviceConfig, Observation},
+    event::Events,
     file,
     guest::GuestHandle,
     model::{Desired, HostRoute, Mode, Snapshot},
@@ -39,6 +40,7 @@ pub(super) struct Node {
     pub(super) devices: Devices,
     pub(super) memory: Memory,
     pub(super) applier: Applier,
+    pub(super) events: Events,
     pub(super) state: State,
 }
 
@@ -270,6 +272,7 @@ impl Node {
     /// Publishes what readers see.
     pub(super) fn publish(&self, shared: &Shared, snapshot: &Snapshot) {
         let pools = self.attachments.pools();
+        self.events.tell(&self.state.desired.refusals);
         let broken = self.state.broken.problem();
         let problems = snapshot.problems.iter().chain(&self.state.desired.problems).chain(&self.state.problems);
         let problems = broken.iter().chain(problems);
