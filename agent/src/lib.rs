@@ -11,6 +11,7 @@
 //! | [`attachment`] | CNI server, attachment store, IPAM |
 //! | [`guest`] | DHCPv4, DHCPv6 and RA for VMs |
 //! | [`vhost`] | the devices of vhost-user ports |
+//! | `event` | Events on objects that do not fit |
 //! | `file` | files that are replaced whole |
 //! | [`serve`] | the local API, flow events, metrics and health |
 //! | [`run`] | wires them together |
@@ -19,6 +20,7 @@ pub mod apply;
 pub mod attachment;
 pub mod config;
 pub mod device;
+mod event;
 mod file;
 pub mod guest;
 pub mod model;

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the rooms of the agent hand to each other.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use k8s_openapi::api::{
@@ -120,6 +125,53 @@ pub struct Numbers {
     pub identities: BTreeMap<String, u32>,
     /// Next number to try, by kind.
     pub next: BTreeMap<String, u32>,
+    /// Service frontends that did not fit at the last plan: their keys in `services`.
+    #[serde(default)]
+    pub refused: BTreeSet<String>,
+}
+
+/// How much the maps hold, and what stands in two of them now: what is new stands beside it for the time of a pass.
+#[derive(Clone, Debug)]
+pub struct Room<'a> {
+    /// Service frontends (`SERVICES`).
+    pub services: usize,
+    /// Backends of all of them (`SLOTS`).
+    pub slots: usize,
+    /// Single addresses (`IDENTITIES`).
+    pub identities: usize,
+    /// Prefixes of policies (`CIDRS`).
+    pub cidrs: usize,
+    /// Chunks of rules (`RULES`) of one plan: half of what the map holds, because any number of a plan may be another in the
+    /// next one.
+    pub rules: usize,
+    /// Addresses in `IDENTITIES` now.
+    pub standing_identities: &'a BTreeMap<Addr, u32>,
+    /// Prefixes in `CIDRS` now.
+    pub standing_cidrs: &'a BTreeMap<CidrKey, u32>,
+}
+
+/// What kind of object does not fit.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum RefusedKind {
+    /// A NetworkPolicy: the workloads that it selects are closed.
+    Policy,
+    /// A workload's pod: closed, one way or both.
+    Pod,
+    /// A Service: new flows are refused.
+    Service,
+}
+
+/// An object that does not fit into the maps: closed for its owner alone.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Refusal {
+    /// What it is.
+    pub kind: RefusedKind,
+    /// Which.
+    pub key: ObjectKey,
+    /// Its uid, where it is known.
+    pub uid: Option<String>,
+    /// Why, and the fix.
+    pub why: String,
 }
 
 /// The dataplane as it should be: exactly what the maps should hold.
@@ -164,6 +216,12 @@ pub struct Desired {
     pub service_names: BTreeMap<ServiceKey, String>,
     /// Objects that could not be planned, and why.
     pub problems: Vec<String>,
+    /// Objects that do not fit.
+    pub refusals: BTreeSet<Refusal>,
+    /// Workloads (attachments' ids as text) that are closed because their policies do not fit, and why.
+    pub closed: BTreeMap<String, String>,
+    /// Something was closed that may fit once what this plan no longer has is out of the maps.
+    pub crowded: bool,
 }
 
 /// One frontend.

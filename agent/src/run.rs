@@ -45,6 +45,7 @@ use crate::{
     attachment::{Attachments, Settings},
     config::{Config, Source},
     device::{self, Changes, DeviceConfig, Observation},
+    event::Events,
     file,
     model::{Mode, ObjectKey, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
@@ -134,6 +135,7 @@ async fn start(
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
     let memory: Memory = memory::load(&memory::numbers_path(&config.run_dir));
     let applier = Applier::new(memory.digests.clone());
+    let events = Events::start(&source(&config), &config.node_name);
     let mut node = Node {
         config,
         device_config,
@@ -143,12 +145,13 @@ async fn start(
         devices,
         memory,
         applier,
+        events,
         state: State::default(),
     };
     node.adopt().await?;
     shared.set_maps(node.maps().clone());
-    let events = node.dataplane.events().context("cannot read flow events")?;
-    let reader = tokio::spawn(flows::read(events, shared.clone()));
+    let flow_events = node.dataplane.events().context("cannot read flow events")?;
+    let reader = tokio::spawn(flows::read(flow_events, shared.clone()));
     node.publish(&shared, &snapshots.borrow());
     Engine::new(shared, commands, snapshots, changes, node).run().await;
     reader.abort();

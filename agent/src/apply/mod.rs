@@ -10,6 +10,9 @@
 //! 4. ports, then the addresses that lead to them; removals in reverse; rules that nobody uses any more;
 //! 5. generations, as [`weft_abi::generation`] says; only then the old slots.
 //!
+//! The plan knows how much the maps hold ([`Applier::room`]). What the kernel refuses all the same concerns its own object: a
+//! Service refuses new flows, the workloads of a policy set or of a peer that is not as it should be are closed.
+//!
 //! The agent is the only writer, so the maps are read once and remembered; after an error they are read again. One more pass
 //! after a pass that worked changes nothing.
 
@@ -18,19 +21,20 @@ mod policy;
 mod services;
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use weft_abi::{
-    Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey, generation,
+    Addr, Backend, CidrKey, Config, Local, LocalKind, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
+    generation,
 };
 use weft_dataplane::Error;
 
 use self::tables::Known;
 pub use self::tables::{Array, Summary, Table, Tables};
-use crate::model::Desired;
+use crate::model::{Desired, Room};
 
 /// The digests that generations stand for now; kept over a restart, so that a restart moves no generation without need.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -71,6 +75,10 @@ struct Pass<'a> {
     summary: Summary,
     /// Generations to publish at its end, by slot.
     moved: BTreeMap<u32, u32>,
+    /// Policy sets of which some rule or peer could not be written: who has one is closed.
+    unsure: BTreeSet<u32>,
+    /// Generation slots of workloads that are closed for that, or have no port: the next pass moves them again.
+    unsettled: BTreeSet<u32>,
 }
 
 impl Applier {
@@ -86,21 +94,59 @@ impl Applier {
         &self.digests
     }
 
-    /// Moves the maps to `desired`.
+    /// How much room a plan has.
     ///
     /// # Errors
-    /// What the kernel refused. The maps are then between the old and the new state, with nothing allowed that neither
-    /// allows; the next pass reads them anew and goes on.
+    /// The maps cannot be read.
+    pub fn room(&mut self, tables: &dyn Tables) -> Result<Room<'_>, Error> {
+        let observed = match self.observed.take() {
+            Some(observed) => observed,
+            None => Observed::read(tables)?,
+        };
+        let Observed { identities, cidrs, .. } = self.observed.insert(observed);
+        Ok(Room {
+            services: tables.services().capacity(),
+            slots: tables.slots().capacity(),
+            identities: tables.identities().capacity(),
+            // A full trie takes no other value for a prefix either (kernels before 6.13).
+            cidrs: tables.cidrs().capacity().saturating_sub(1),
+            rules: tables.rules().capacity() / 2,
+            standing_identities: &identities.0,
+            standing_cidrs: &cidrs.0,
+        })
+    }
+
+    /// Takes nothing for granted any more: somebody else has written to the maps.
+    pub fn forget(&mut self) {
+        self.observed = None;
+    }
+
+    /// Moves the maps to `desired`. What cannot be written for one object is told in the summary, and closes that object and
+    /// what hangs on it; everything else is written.
+    ///
+    /// # Errors
+    /// What the kernel refused of that which concerns everybody. The maps are then between the old and the new state, with
+    /// nothing allowed that neither allows; the next pass reads them anew and goes on.
     pub fn apply(&mut self, tables: &dyn Tables, desired: &Desired) -> Result<Summary, Error> {
         let mut observed = match self.observed.take() {
             Some(observed) => observed,
             None => Observed::read(tables)?,
         };
-        let mut pass = Pass { tables, observed: &mut observed, summary: Summary::default(), moved: BTreeMap::new() };
+        let mut pass = Pass {
+            tables,
+            observed: &mut observed,
+            summary: Summary::default(),
+            moved: BTreeMap::new(),
+            unsure: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
+        };
         pass.run(desired, &self.digests)?;
-        let summary = pass.summary;
-        self.digests = Digests { workloads: desired.workload_digests.clone(), routes: desired.routes_digest };
-        self.observed = Some(observed);
+        let Pass { summary, unsettled, .. } = pass;
+        let mut workloads = desired.workload_digests.clone();
+        workloads.retain(|slot, _| !unsettled.contains(slot));
+        self.digests = Digests { workloads, routes: desired.routes_digest };
+        // After a refusal nothing is taken for granted.
+        self.observed = summary.problems.is_empty().then_some(observed);
         Ok(summary)
     }
 }
@@ -125,15 +171,18 @@ impl Observed {
 impl Pass<'_> {
     fn run(&mut self, desired: &Desired, digests: &Digests) -> Result<(), Error> {
         self.put_config(&desired.config)?;
-        self.put_remotes(&desired.remotes)?;
+        self.put_remotes(&desired.remotes);
         self.put_services(&desired.services)?;
+        self.make_room_for_rules(desired);
         let policy = policy::Change::plan(self.observed, desired);
         self.put_policy(&policy, desired)?;
         self.put_places(desired)?;
-        self.remove_unused_rules(desired)?;
+        self.remove_unused_rules(desired);
         self.move_workloads(desired, digests)?;
         self.publish()?;
-        self.remove_old_slots()
+        self.remove_old_slots();
+        self.observed.fresh = false;
+        Ok(())
     }
 
     fn put_config(&mut self, config: &Config) -> Result<(), Error> {
@@ -145,26 +194,69 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn put_remotes(&mut self, wanted: &BTreeMap<CidrKey, Remote>) -> Result<(), Error> {
-        let (table, known) = (self.tables.remotes(), &mut self.observed.remotes);
-        known.put_all(table, wanted, &mut self.summary)?;
-        known.take_others(table, wanted, &mut self.summary)
+    fn put_remotes(&mut self, wanted: &BTreeMap<CidrKey, Remote>) {
+        let (table, known, summary) = (self.tables.remotes(), &mut self.observed.remotes, &mut self.summary);
+        let put = known.put_all(table, wanted, summary);
+        put.tell("routes to pods or Services", "what they lead to is not reached", summary);
+        known.take_others(table, wanted, summary).tell("old routes", "they are still there", summary);
     }
 
     /// A port before the addresses that lead to it; removals in reverse.
     fn put_places(&mut self, desired: &Desired) -> Result<(), Error> {
-        let Observed { ports, locals, .. } = self.observed;
-        ports.put_all(self.tables.ports(), &desired.ports, &mut self.summary)?;
-        locals.put_all(self.tables.locals(), &desired.locals, &mut self.summary)?;
-        locals.take_others(self.tables.locals(), &desired.locals, &mut self.summary)?;
-        ports.take_others(self.tables.ports(), &desired.ports, &mut self.summary)
+        let wanted = self.settled_ports(desired);
+        let failed = self.observed.ports.put_all(self.tables.ports(), &wanted, &mut self.summary);
+        failed.tell("ports of workloads", "they are closed", &mut self.summary);
+        self.unsettled.extend(failed.keys.iter().map(|ifindex| wanted[ifindex].workload));
+        for ifindex in &failed.keys {
+            self.remove_port(*ifindex)?;
+        }
+        let Observed { ports, locals, .. } = &mut *self.observed;
+        let summary = &mut self.summary;
+        let leads = |local: &Local| local.kind != LocalKind::Workload as u32 || ports.0.contains_key(&local.ifindex);
+        let places =
+            desired.locals.iter().filter(|(_, local)| leads(local)).map(|(addr, local)| (*addr, *local)).collect();
+        let failed = locals.put_all(self.tables.locals(), &places, summary);
+        failed.tell("addresses of this node", "they are not reached", summary);
+        let failed = locals.take_others(self.tables.locals(), &places, summary);
+        failed.tell("old addresses of this node", "they are still there", summary);
+        let mut kept = wanted;
+        for local in locals.0.values() {
+            kept.extend(ports.0.get(&local.ifindex).map(|port| (local.ifindex, *port)));
+        }
+        ports.take_others(self.tables.ports(), &kept, summary).tell("old ports", "they are still there", summary);
+        Ok(())
+    }
+
+    /// A port without an entry is closed: better than one with its old policies.
+    fn remove_port(&mut self, ifindex: u32) -> Result<(), Error> {
+        let Observed { ports, locals, .. } = &mut *self.observed;
+        let leading: Vec<Addr> =
+            locals.0.iter().filter(|(_, local)| local.ifindex == ifindex).map(|(addr, _)| *addr).collect();
+        for addr in leading {
+            locals.take(self.tables.locals(), addr, &mut self.summary)?;
+        }
+        ports.take(self.tables.ports(), ifindex, &mut self.summary)
+    }
+
+    /// The ports of the plan; those of which a policy set is not as it should be are closed.
+    fn settled_ports(&mut self, desired: &Desired) -> BTreeMap<u32, Port> {
+        let mut ports = desired.ports.clone();
+        for port in ports.values_mut() {
+            let closed = self.closed(*port);
+            if closed != *port {
+                self.unsettled.insert(port.workload);
+                *port = closed;
+            }
+        }
+        ports
     }
 
     /// Workloads that are new, changed or gone, and routes.
     fn move_workloads(&mut self, desired: &Desired, old: &Digests) -> Result<(), Error> {
         let new = &desired.workload_digests;
-        let changed =
-            new.iter().filter(|(slot, digest)| old.workloads.get(slot) != Some(digest)).map(|(slot, _)| *slot);
+        let is_changed =
+            |slot: &u32, digest: &u64| old.workloads.get(slot) != Some(digest) || self.unsettled.contains(slot);
+        let changed = new.iter().filter(|(slot, digest)| is_changed(slot, digest)).map(|(slot, _)| *slot);
         let gone = old.workloads.keys().filter(|slot| !new.contains_key(slot)).copied();
         let routes = (old.routes != desired.routes_digest).then_some(generation::ROUTES);
         let slots: Vec<u32> = changed.chain(gone).chain(routes).collect();
@@ -187,7 +279,9 @@ impl Pass<'_> {
             self.tables.generations().set(*slot, value)?;
         }
         self.summary.generations += self.moved.len();
-        self.next_epoch()
+        self.next_epoch()?;
+        self.moved.clear();
+        Ok(())
     }
 
     fn next_epoch(&self) -> Result<(), Error> {

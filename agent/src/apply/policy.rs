@@ -69,23 +69,100 @@ impl Change {
 }
 
 impl Pass<'_> {
+    /// Old rules and new ones stand beside each other for the time of a pass. A plan takes half of the map, so that this is
+    /// no question; where more stands there all the same (a map that was planned otherwise), what goes is taken out first:
+    /// new flows that only it allows are refused for that moment.
+    pub(super) fn make_room_for_rules(&mut self, desired: &Desired) {
+        let (table, known) = (self.tables.rules(), &mut self.observed.rules);
+        let added = desired.rules.keys().filter(|key| !known.0.contains_key(key)).count();
+        if known.0.len() + added > table.capacity() {
+            self.remove_unused_rules(desired);
+        }
+    }
+
     /// Everything but the new ports themselves, which come after.
     pub(super) fn put_policy(&mut self, change: &Change, desired: &Desired) -> Result<(), Error> {
         for (ifindex, port) in &change.closed {
             self.observed.ports.put(self.tables.ports(), *ifindex, *port, &mut self.summary)?;
         }
-        change.before.iter().try_for_each(|(pair, chunks)| self.put_rules(*pair, chunks))?;
-        self.put_identities(desired)?;
-        change.after.iter().try_for_each(|(pair, chunks)| self.put_rules(*pair, chunks))
+        self.put_rules_of(&change.before)?;
+        let wrong = self.put_identities(desired);
+        if !wrong.is_empty() {
+            let rules = self.observed.rules.0.keys().chain(desired.rules.keys());
+            let sets: Vec<u32> = rules.filter(|key| wrong.contains(&key.identity)).map(|key| key.policy).collect();
+            self.close_sets(sets)?;
+        }
+        self.put_rules_of(&change.after)
     }
 
-    /// An exact address stands above every prefix, so it is written first and removed last.
-    fn put_identities(&mut self, desired: &Desired) -> Result<(), Error> {
-        let Observed { identities, cidrs, .. } = self.observed;
-        identities.put_all(self.tables.identities(), &desired.identities, &mut self.summary)?;
-        cidrs.put_all(self.tables.cidrs(), &desired.cidrs, &mut self.summary)?;
-        cidrs.take_others(self.tables.cidrs(), &desired.cidrs, &mut self.summary)?;
-        identities.take_others(self.tables.identities(), &desired.identities, &mut self.summary)
+    /// Where rules cannot be written their set is closed before anything else changes.
+    fn put_rules_of(&mut self, rules: &BTreeMap<Pair, Chunks>) -> Result<(), Error> {
+        let (mut sets, mut first) = (BTreeSet::new(), None);
+        for (pair, chunks) in rules {
+            if let Err(error) = self.put_rules(*pair, chunks) {
+                sets.insert(pair.0);
+                first.get_or_insert(error);
+            }
+        }
+        if let Some(error) = first {
+            let why = format!("rules of {} policy sets: {error}; the workloads that have them are closed", sets.len());
+            self.summary.problems.push(why);
+        }
+        self.close_sets(sets)
+    }
+
+    /// Closes every port that has one of these sets, now and at the end of the pass.
+    fn close_sets(&mut self, sets: impl IntoIterator<Item = u32>) -> Result<(), Error> {
+        let before = self.unsure.len();
+        self.unsure.extend(sets);
+        if self.unsure.len() == before {
+            return Ok(());
+        }
+        let ports: Vec<(u32, Port)> = self.observed.ports.0.iter().map(|(ifindex, port)| (*ifindex, *port)).collect();
+        for (ifindex, port) in ports {
+            let closed = self.closed(port);
+            self.observed.ports.put(self.tables.ports(), ifindex, closed, &mut self.summary)?;
+        }
+        Ok(())
+    }
+
+    /// The port, closed in the directions whose set is not as it should be.
+    pub(super) fn closed(&self, port: Port) -> Port {
+        let close = |set: u32| if self.unsure.contains(&set) { CLOSED } else { set };
+        Port { ingress_policy: close(port.ingress_policy), egress_policy: close(port.egress_policy), ..port }
+    }
+
+    /// An exact address stands above every prefix, so it is written first and removed last. Returns the identities that some
+    /// address has wrongly, because it could not be written or removed. After a refusal no prefix is written around what is
+    /// not there, and nothing is removed: an address would get an answer that is neither its old one nor its new one.
+    fn put_identities(&mut self, desired: &Desired) -> BTreeSet<u32> {
+        let Observed { identities, cidrs, .. } = &mut *self.observed;
+        let (exact, tries, summary) = (self.tables.identities(), self.tables.cidrs(), &mut self.summary);
+        let mut addresses = identities.put_all(exact, &desired.identities, summary);
+        let is_held_up = |prefix: &CidrKey, failed: &[CidrKey]| {
+            let inner = failed.iter().map(|inner| (inner.addr, inner.prefix_len));
+            let inner = inner.chain(addresses.keys.iter().map(|address| (*address, 128)));
+            // Beyond that many it is not worth looking.
+            failed.len() + addresses.keys.len() > 64 || inner.into_iter().any(|inner| is_within(inner, prefix))
+        };
+        let mut prefixes = cidrs.put_unless(tries, &desired.cidrs, summary, is_held_up);
+        if addresses.is_empty() && prefixes.is_empty() {
+            prefixes = cidrs.take_in_order(tries, &desired.cidrs, summary);
+        }
+        if addresses.is_empty() && prefixes.is_empty() {
+            addresses = identities.take_others(exact, &desired.identities, summary);
+        }
+        let closed = "the workloads whose policies know them are closed";
+        addresses.tell("addresses that policies know", closed, summary);
+        prefixes.tell("prefixes that policies know", closed, summary);
+        if addresses.is_empty() && prefixes.is_empty() {
+            return BTreeSet::new();
+        }
+        let stale_addresses = identities.others(&desired.identities);
+        let stale_prefixes = cidrs.others(&desired.cidrs);
+        let now = Lookup::new(&identities.0, &cidrs.0);
+        let addresses = addresses.keys.iter().chain(&stale_addresses).map(|address| now.identity(address));
+        addresses.chain(prefixes.keys.iter().chain(&stale_prefixes).map(|prefix| now.covering(prefix))).collect()
     }
 
     /// The last chunk first, so that none says that more comes where nothing is; removals after the chunk before says so.
@@ -100,8 +177,22 @@ impl Pass<'_> {
         old.into_iter().try_for_each(|chunk| known.take(table, key(chunk), &mut self.summary))
     }
 
-    pub(super) fn remove_unused_rules(&mut self, desired: &Desired) -> Result<(), Error> {
-        self.observed.rules.take_others(self.tables.rules(), &desired.rules, &mut self.summary)
+    /// In the order of chunks, so that none says that more comes where nothing is: where one stays, those after it do.
+    pub(super) fn remove_unused_rules(&mut self, desired: &Desired) {
+        let (mut stuck, mut first) = (None, None);
+        for key in self.observed.rules.others(&desired.rules) {
+            // Of a set that could not be written old chunks may still lead to others; it is closed.
+            if stuck == Some((key.policy, key.identity)) || self.unsure.contains(&key.policy) {
+                continue;
+            }
+            if let Err(error) = self.observed.rules.take(self.tables.rules(), key, &mut self.summary) {
+                stuck = Some((key.policy, key.identity));
+                first.get_or_insert(error);
+            }
+        }
+        self.summary
+            .problems
+            .extend(first.map(|error| format!("old rules of policies: {error}; they are still there")));
     }
 }
 
@@ -200,6 +291,10 @@ impl<'a> Lookup<'a> {
             .filter_map(|length| self.cidrs.get(&CidrKey { prefix_len: *length, addr: truncated(address, *length) }));
         found.next().copied().unwrap_or(WORLD_IDENTITY)
     }
+}
+
+fn is_within((address, length): (Addr, u32), prefix: &CidrKey) -> bool {
+    length >= prefix.prefix_len && truncated(address, prefix.prefix_len) == prefix.addr
 }
 
 /// The first `length` bits.

@@ -14,29 +14,73 @@ use super::Pass;
 use crate::model::DesiredService;
 
 impl Pass<'_> {
-    /// Forward half: what is new. A Service that does not fit stays as it was and is told in the summary.
+    /// Forward half: what is new. Slots of the next generation stand beside those of the last one, and what shrinks makes room
+    /// for what grows: a Service that does not fit at first is put once what is published already has left its old slots,
+    /// then once it has left its own. One that does not fit even so has no backend, rather than an old one: new flows to it
+    /// are refused, and the summary tells it.
     pub(super) fn put_services(&mut self, wanted: &BTreeMap<ServiceKey, DesiredService>) -> Result<(), Error> {
         if self.observed.fresh {
             self.find_unpublished()?;
         }
-        for (key, service) in wanted {
-            match self.put_service(key, service) {
-                Ok(()) => {}
-                Err(error @ Error::Full { .. }) => self.summary.problems.push(format!(
-                    "service number {} with {} backends: {error}; raise mapSizes in the agent's configuration",
+        self.remove_gone_services(wanted)?;
+        let mut waiting: Vec<_> =
+            wanted.iter().filter(|(key, service)| self.put_service(key, service).is_err()).collect();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        self.leave_old_slots()?;
+        waiting.retain(|(key, service)| self.put_service(key, service).is_err());
+        for (key, service) in &waiting {
+            self.refuse_service(key, service.id)?;
+        }
+        self.leave_old_slots()?;
+        for (key, service) in waiting {
+            if let Err(error) = self.put_service(key, service) {
+                self.summary.problems.push(format!(
+                    "service number {} with {} backends: {error}; new flows to it are refused; raise mapSizes in the agent's \
+                     configuration",
                     service.id,
                     service.backends.len()
-                )),
-                Err(error) => return Err(error),
+                ));
             }
         }
-        let gone: Vec<_> = self.observed.services.0.iter().filter(|(key, _)| !wanted.contains_key(key)).collect();
-        let gone: Vec<_> = gone.into_iter().map(|(key, service)| (*key, service.id)).collect();
-        for (key, id) in gone {
-            self.observed.services.take(self.tables.services(), key, &mut self.summary)?;
-            self.move_next(id)?;
+        Ok(())
+    }
+
+    /// Publishes what has moved so far, so that its old slots may go.
+    fn leave_old_slots(&mut self) -> Result<(), Error> {
+        self.publish()?;
+        self.remove_slots();
+        Ok(())
+    }
+
+    /// Takes all backends away.
+    fn refuse_service(&mut self, key: &ServiceKey, id: u32) -> Result<(), Error> {
+        let old = self.observed.services.0.get(key).copied();
+        let generation = self.free_generation(id, old)?;
+        let value = Service { id, generation, count: 0, flags: 0 };
+        if self.observed.services.put(self.tables.services(), *key, value, &mut self.summary).is_err() {
+            // A Service without an entry has no backend either.
+            return self.remove_service(*key, old.map(|old| old.id));
+        }
+        self.moved.insert(id, generation);
+        match old {
+            Some(old) if old.id != id => self.move_next(old.id),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove_gone_services(&mut self, wanted: &BTreeMap<ServiceKey, DesiredService>) -> Result<(), Error> {
+        for key in self.observed.services.others(wanted) {
+            let id = self.observed.services.0.get(&key).map(|service| service.id);
+            self.remove_service(key, id)?;
         }
         Ok(())
+    }
+
+    fn remove_service(&mut self, key: ServiceKey, id: Option<u32>) -> Result<(), Error> {
+        self.observed.services.take(self.tables.services(), key, &mut self.summary)?;
+        id.map_or(Ok(()), |id| self.move_next(id))
     }
 
     /// What a pass that broke off has left.
@@ -99,19 +143,25 @@ impl Pass<'_> {
     }
 
     /// Second half, after publishing: slots that no value points to.
-    pub(super) fn remove_old_slots(&mut self) -> Result<(), Error> {
-        if self.moved.is_empty() && !self.observed.fresh {
-            return Ok(());
+    pub(super) fn remove_old_slots(&mut self) {
+        if self.summary.generations > 0 || self.observed.fresh {
+            self.remove_slots();
         }
-        let live: BTreeMap<u32, Service> = self.observed.services.0.values().map(|s| (s.id, *s)).collect();
-        let is_live = |slot: &SlotKey| {
-            live.get(&slot.service).is_some_and(|s| s.generation == slot.generation && slot.index < s.count)
-        };
+    }
+
+    fn remove_slots(&mut self) {
+        let services = self.observed.services.0.values();
+        let live: BTreeMap<(u32, u32), u32> = services.map(|s| ((s.id, s.generation), s.count)).collect();
+        let is_live =
+            |slot: &SlotKey| live.get(&(slot.service, slot.generation)).is_some_and(|count| slot.index < *count);
         let old: Vec<SlotKey> = self.observed.slots.0.keys().filter(|slot| !is_live(slot)).copied().collect();
+        let mut first = None;
         for slot in old {
-            self.observed.slots.take(self.tables.slots(), slot, &mut self.summary)?;
+            if let Err(error) = self.observed.slots.take(self.tables.slots(), slot, &mut self.summary) {
+                first.get_or_insert(error);
+            }
         }
-        self.observed.fresh = false;
-        Ok(())
+        let problem = first.map(|error| format!("old backends of Services: {error}; they are still there"));
+        self.summary.problems.extend(problem);
     }
 }

@@ -23,6 +23,8 @@ pub trait Table<K, V> {
     /// # Errors
     /// The kernel refuses.
     fn remove(&self, key: &K) -> Result<(), Error>;
+    /// Entries it can hold.
+    fn capacity(&self) -> usize;
 }
 
 /// A map with an index.
@@ -65,6 +67,10 @@ impl<K: Record + Ord, V: Record> Table<K, V> for weft_dataplane::Table<K, V> {
 
     fn remove(&self, key: &K) -> Result<(), Error> {
         Self::remove(self, key).map(drop)
+    }
+
+    fn capacity(&self) -> usize {
+        Self::capacity(self) as usize
     }
 }
 
@@ -133,8 +139,39 @@ pub struct Summary {
     pub removed: usize,
     /// Generations moved.
     pub generations: usize,
-    /// What could not be programmed, and why; everything else was.
+    /// What could not be programmed, and why; everything else was, and whatever depends on it is closed.
     pub problems: Vec<String>,
+}
+
+/// Keys of one map that could not be written or removed, with the first error.
+#[derive(Debug)]
+pub(super) struct Failed<K> {
+    pub(super) keys: Vec<K>,
+    error: Option<Error>,
+}
+
+impl<K> Failed<K> {
+    fn new() -> Self {
+        Self { keys: Vec::new(), error: None }
+    }
+
+    fn note(&mut self, key: K, result: Result<(), Error>) {
+        if let Err(error) = result {
+            self.keys.push(key);
+            self.error.get_or_insert(error);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Tells it in the summary, and how it goes on: `closed`.
+    pub(super) fn tell(&self, what: &str, closed: &str, summary: &mut Summary) {
+        if let Some(error) = &self.error {
+            summary.problems.push(format!("{} {what}: {error}; {closed}", self.keys.len()));
+        }
+    }
 }
 
 impl Summary {
@@ -176,14 +213,34 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         Ok(())
     }
 
-    /// Writes every entry of `wanted`, in the reverse order of keys: of tries, the longest prefix first.
+    /// Writes every entry of `wanted`, in the reverse order of keys: of tries, the longest prefix first. One that cannot be
+    /// written holds up no other.
     pub(super) fn put_all(
         &mut self,
         table: &dyn Table<K, V>,
         wanted: &BTreeMap<K, V>,
         summary: &mut Summary,
-    ) -> Result<(), Error> {
-        wanted.iter().rev().try_for_each(|(key, value)| self.put(table, *key, *value, summary))
+    ) -> Failed<K> {
+        self.put_unless(table, wanted, summary, |_, _| false)
+    }
+
+    /// As [`Known::put_all`], without those entries that must not be written after some have failed.
+    pub(super) fn put_unless(
+        &mut self,
+        table: &dyn Table<K, V>,
+        wanted: &BTreeMap<K, V>,
+        summary: &mut Summary,
+        is_held_up: impl Fn(&K, &[K]) -> bool,
+    ) -> Failed<K> {
+        let mut failed = Failed::new();
+        for (key, value) in wanted.iter().rev() {
+            if is_held_up(key, &failed.keys) {
+                failed.keys.push(*key);
+            } else {
+                failed.note(*key, self.put(table, *key, *value, summary));
+            }
+        }
+        failed
     }
 
     /// Removes every entry that is not in `wanted`, in the order of keys: of tries, the shortest prefix first.
@@ -192,8 +249,32 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         table: &dyn Table<K, V>,
         wanted: &BTreeMap<K, W>,
         summary: &mut Summary,
-    ) -> Result<(), Error> {
-        let others: Vec<K> = self.0.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
-        others.into_iter().try_for_each(|key| self.take(table, key, summary))
+    ) -> Failed<K> {
+        let mut failed = Failed::new();
+        for key in self.others(wanted) {
+            failed.note(key, self.take(table, key, summary));
+        }
+        failed
+    }
+
+    /// As [`Known::take_others`], up to the first that cannot be removed.
+    pub(super) fn take_in_order<W>(
+        &mut self,
+        table: &dyn Table<K, V>,
+        wanted: &BTreeMap<K, W>,
+        summary: &mut Summary,
+    ) -> Failed<K> {
+        let mut failed = Failed::new();
+        for key in self.others(wanted) {
+            if failed.is_empty() {
+                failed.note(key, self.take(table, key, summary));
+            }
+        }
+        failed
+    }
+
+    /// Keys that are not in `wanted`.
+    pub(super) fn others<W>(&self, wanted: &BTreeMap<K, W>) -> Vec<K> {
+        self.0.keys().filter(|key| !wanted.contains_key(key)).copied().collect()
     }
 }

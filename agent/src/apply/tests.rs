@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 mod cases;
-mod fake;
+pub(crate) mod fake;
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -103,6 +103,16 @@ impl State {
 }
 
 fn check(now: &State, old: &State, new: &State) {
+    for peer in ADDRESSES.map(address) {
+        let identity = now.identity(peer);
+        assert!([old.identity(peer), new.identity(peer)].contains(&identity), "{peer:?} is {identity} for a moment");
+        assert!([old.remote(peer), new.remote(peer)].contains(&now.remote(peer)), "{peer:?} leads astray for a moment");
+    }
+    check_what_is_open(now, old, new);
+}
+
+/// What must hold also where the kernel refuses something.
+fn check_what_is_open(now: &State, old: &State, new: &State) {
     for (key, service) in &now.services {
         assert!(service.1.iter().all(Option::is_some), "a slot without a backend: {service:?}");
         let known = [old, new].into_iter().any(|state| state.services.get(key).is_some_and(|s| s.1 == service.1));
@@ -114,11 +124,6 @@ fn check(now: &State, old: &State, new: &State) {
     }
     for local in now.locals.values() {
         assert!(now.ports.contains_key(&local.ifindex), "{local:?} leads to a port that is not there");
-    }
-    for peer in ADDRESSES.map(address) {
-        let identity = now.identity(peer);
-        assert!([old.identity(peer), new.identity(peer)].contains(&identity), "{peer:?} is {identity} for a moment");
-        assert!([old.remote(peer), new.remote(peer)].contains(&now.remote(peer)), "{peer:?} leads astray for a moment");
     }
     for ifindex in now.ports.keys() {
         check_policy(*ifindex, now, old, new);
@@ -136,6 +141,25 @@ fn check_policy(ifindex: u32, now: &State, old: &State, new: &State) {
             let opened = now.allows(is[direction], peer) & !meant;
             assert_eq!(opened, 0, "port {ifindex}: {peer:?} is let through for a moment");
         }
+    }
+}
+
+/// After a pass every port is as planned, closed, or not there; where nothing was refused all are as planned.
+fn is_applied_or_closed(fake: &Fake, new: &Desired, refused: bool) {
+    let (now, planned) = (State::from(fake), State::from(new));
+    for ifindex in now.ports.keys() {
+        let (Some(is), Some(will)) = (now.policies(*ifindex), planned.policies(*ifindex)) else { continue };
+        for direction in [0, 1] {
+            for peer in ADDRESSES.map(address) {
+                let (opens, may) = (now.allows(is[direction], peer), planned.allows(will[direction], peer));
+                assert_eq!(opens & !may, 0, "port {ifindex}: {peer:?} is let through");
+                assert!(refused || opens == may, "port {ifindex}: {peer:?} is kept out");
+            }
+        }
+    }
+    for (key, (_, backends)) in &now.services {
+        let wanted = planned.services.get(key).map(|(_, backends)| backends);
+        assert!(backends.is_empty() || wanted == Some(backends), "a stale backend of {key:?}");
     }
 }
 
@@ -208,12 +232,14 @@ proptest! {
         let (before, digests) = (fake.generations.all(), applier.digests().clone());
         watch(&fake, &new);
         fake.fail_after(Some(writes));
-        let broken = applier.apply(&*fake, &new).is_err();
+        let outcome = applier.apply(&*fake, &new);
         fake.fail_after(None);
-        if broken {
+        if outcome.is_err() {
             prop_assert_eq!(applier.digests(), &digests);
+        }
+        if outcome.is_err() || outcome.is_ok_and(|summary| !summary.problems.is_empty()) {
             if restart {
-                applier = Applier::new(digests);
+                applier = Applier::new(applier.digests().clone());
             }
             apply_watched(&mut applier, &fake, &new);
         }
@@ -243,26 +269,76 @@ fn a_restart_changes_nothing() {
     assert!(Applier::new(digests).apply(&*fake, &plan).unwrap().is_unchanged());
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The kernel refuses some writes, one by one: nothing opens, nobody else waits, and the next pass has everything.
+    #[test]
+    fn what_cannot_be_written_is_closed_and_holds_up_nobody(
+        old in desired(), new in desired(), failing in proptest::collection::vec(prop::bool::weighted(0.1), 0..80),
+    ) {
+        let fake = Fake::new();
+        let mut applier = Applier::default();
+        apply_watched(&mut applier, &fake, &old);
+        let (before, after) = (State::from(&*fake), State::from(&new));
+        fake.watch(move |fake| {
+            let mut now = State::from(fake);
+            // Frontends that are refused have no backend, which neither plan asks for.
+            now.services.retain(|_, (_, backends)| !backends.is_empty());
+            check_what_is_open(&now, &before, &after);
+        });
+        fake.fail(failing);
+        let outcome = applier.apply(&*fake, &new);
+        fake.fail(Vec::new());
+        if let Ok(summary) = &outcome {
+            is_applied_or_closed(&fake, &new, !summary.problems.is_empty());
+        }
+        fake.watch(|_| {});
+        applier.apply(&*fake, &new).unwrap();
+        prop_assert_eq!(format!("{:?}", State::from(&*fake)), format!("{:?}", State::from(&new)));
+    }
+}
+
 #[test]
-fn a_service_that_does_not_fit_keeps_its_old_backends_and_is_told() {
-    let key = ServiceKey { addr: address(200), port: 80, protocol: 6, pad: 0 };
+fn a_service_that_does_not_fit_has_no_backend_and_is_told() {
+    let key = |last| ServiceKey { addr: address(last), port: 80, protocol: 6, pad: 0 };
     let backends = |count: u8| (0..count).map(|last| Backend { addr: address(last), port: 1, flags: 0 }).collect();
-    let plan = |count: u8| {
-        let service = crate::model::DesiredService { id: 20, backends: backends(count) };
-        Desired { services: [(key, service)].into(), routes_digest: u64::from(count), ..Desired::default() }
+    let plan = |counts: [u8; 2]| {
+        let service = |id, count| crate::model::DesiredService { id, backends: backends(count) };
+        let services = [(key(200), service(20, counts[0])), (key(201), service(21, counts[1]))].into();
+        Desired { services, routes_digest: counts.map(u64::from).iter().sum(), ..Desired::default() }
     };
     let fake = Fake::new();
     let mut applier = Applier::default();
-    assert!(applier.apply(&*fake, &plan(2)).unwrap().problems.is_empty());
-    fake.slots.limit(4);
-    let summary = applier.apply(&*fake, &plan(3)).unwrap();
-    assert!(
-        summary.problems[0].contains("service number 20") && summary.problems[0].contains("mapSizes"),
-        "{summary:?}"
-    );
-    assert_eq!((fake.services.all()[&key].count, fake.slots.all().len()), (2, 2));
-    assert_eq!(fake.generations.all()[&generation::ROUTES], 2, "the rest of the plan was applied");
+    assert!(applier.apply(&*fake, &plan([2, 1])).unwrap().problems.is_empty());
     fake.slots.limit(5);
-    assert!(applier.apply(&*fake, &plan(3)).unwrap().problems.is_empty());
-    assert_eq!((fake.services.all()[&key].count, fake.slots.all().len()), (3, 3));
+    let counts = || [200, 201].map(|last| fake.services.all()[&key(last)].count);
+    assert!(applier.apply(&*fake, &plan([4, 1])).unwrap().problems.is_empty(), "it leaves its own slots first");
+    assert_eq!((counts(), fake.slots.all().len()), ([4, 1], 5));
+    assert!(applier.apply(&*fake, &plan([1, 4])).unwrap().problems.is_empty(), "what shrinks makes room");
+    assert_eq!((counts(), fake.slots.all().len()), ([1, 4], 5));
+    let summary = applier.apply(&*fake, &plan([2, 4])).unwrap();
+    let told = &summary.problems[0];
+    assert!(told.contains("service number 20") && told.contains("new flows to it are refused"), "{summary:?}");
+    assert_eq!((counts(), fake.slots.all().len()), ([0, 4], 4), "none rather than an old one");
+    fake.slots.limit(6);
+    assert!(applier.apply(&*fake, &plan([2, 4])).unwrap().problems.is_empty());
+    assert_eq!((counts(), fake.slots.all().len()), ([2, 4], 6));
+}
+
+#[test]
+fn where_more_rules_stand_than_a_plan_may_take_what_goes_makes_room() {
+    let port = |set| [(10, Port { ingress_policy: set, workload: 110, ..Port::default() })].into();
+    let rules = |sets: std::ops::Range<u32>| {
+        let key = |policy| RuleKey { policy, identity: ANY_IDENTITY, chunk: 0 };
+        sets.map(|set| (key(set), Rules { count: 1, ..Rules::default() })).collect()
+    };
+    let fake = Fake::new();
+    let mut applier = Applier::default();
+    let old = Desired { ports: port(1), rules: rules(1..8), ..Desired::default() };
+    apply_watched(&mut applier, &fake, &old);
+    fake.rules.limit(8);
+    let new = Desired { ports: port(11), rules: rules(11..15), ..Desired::default() };
+    assert!(apply_watched(&mut applier, &fake, &new).problems.is_empty());
+    assert_eq!(applier.room(&*fake).unwrap().rules, 4);
 }

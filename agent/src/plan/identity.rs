@@ -1,61 +1,125 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Identities: numbers for the sets of peers that addresses match.
 
+mod blocks;
+mod matcher;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use weft_abi::WORLD_IDENTITY;
 
+pub(crate) use self::matcher::PodGroups;
+use self::{blocks::Blocks, matcher::PodMatcher};
 use crate::{
     model::{Numbers, Snapshot},
-    plan::{
-        address::covers_mapped,
-        pods::{Owners, PodEntry, PodPort},
-        policy::{
-            isolation::resolve,
-            peers::{Block, Peer, PeerTerm},
-            selector::Labels,
-        },
-    },
+    plan::policy::{compile::Allowed, peers::PeerTerm, region::Region},
 };
 
-/// A peer that an address matches: the peer's number, and the port that the address's pod numbers so where the peer is
-/// about a named port (else 0).
+/// A term that an address matches, by its place among [`Terms`], and the port that the address's pod numbers so where the
+/// term is about a named port (else 0).
 pub(crate) type Match = (u32, u16);
 
 /// Number of a set within one plan; 0 is the empty set.
 pub(crate) type SetId = usize;
 
-/// The sets of matches that occur, each once.
+/// Matches of all sets together at most: about 16 MiB, and as much again on disk.
+const MAX_MATCHES: usize = 1 << 20;
+/// Looks at a match, a selector or a prefix at most: a second or two of work.
+const MAX_STEPS: usize = 1 << 25;
+
+/// The terms that the identities tell apart, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Terms<'a> {
+    all: Vec<(&'a PeerTerm, Option<&'a Region>)>,
+    places: BTreeMap<&'a PeerTerm, u32>,
+}
+
+impl<'a> Terms<'a> {
+    /// All terms of some policy sets.
+    pub(crate) fn of(sets: impl Iterator<Item = &'a Allowed>) -> Self {
+        let mut found: BTreeMap<&PeerTerm, Option<&Region>> = BTreeMap::new();
+        for allowed in sets {
+            let with_region = |term| (term, allowed.regions.get(term).map(Arc::as_ref));
+            found.extend(allowed.peers.keys().map(with_region));
+        }
+        let all: Vec<_> = found.into_iter().collect();
+        let places = (0..).zip(&all).map(|(place, (term, _))| (*term, place)).collect();
+        Self { all, places }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The place of a term.
+    pub(crate) fn place(&self, term: &PeerTerm) -> Option<u32> {
+        self.places.get(term).copied()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u32, &'a PeerTerm, Option<&'a Region>)> + '_ {
+        (0..).zip(&self.all).map(|(place, (term, region))| (place, *term, *region))
+    }
+}
+
+/// The policies tell more apart than one plan works through.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct TooMuch;
+
+/// The sets of matches that occur, each once, and how much work it was to find them.
 #[derive(Debug)]
 pub(crate) struct MatchSets {
-    all: Vec<Vec<Match>>,
-    ids: BTreeMap<Vec<Match>, SetId>,
+    all: Vec<Arc<[Match]>>,
+    // Looked up only, never iterated.
+    ids: HashMap<Arc<[Match]>, SetId>,
+    matches: usize,
+    steps: usize,
 }
 
 impl Default for MatchSets {
     fn default() -> Self {
-        Self { all: vec![Vec::new()], ids: BTreeMap::from([(Vec::new(), 0)]) }
+        let empty: Arc<[Match]> = Arc::new([]);
+        Self { all: vec![empty.clone()], ids: HashMap::from([(empty, 0)]), matches: 0, steps: 0 }
     }
 }
 
 impl MatchSets {
-    fn intern(&mut self, set: BTreeSet<Match>) -> SetId {
-        let set: Vec<Match> = set.into_iter().collect();
-        if let Some(id) = self.ids.get(&set) {
-            return *id;
+    /// The set of these matches, which are in order.
+    fn intern(&mut self, set: Vec<Match>) -> Result<SetId, TooMuch> {
+        self.step(set.len())?;
+        if let Some(id) = self.ids.get(set.as_slice()) {
+            return Ok(*id);
         }
+        self.matches += set.len();
+        if self.matches > MAX_MATCHES {
+            return Err(TooMuch);
+        }
+        let set: Arc<[Match]> = set.into();
         self.ids.insert(set.clone(), self.all.len());
         self.all.push(set);
-        self.all.len() - 1
+        Ok(self.all.len() - 1)
+    }
+
+    /// Counts work.
+    fn step(&mut self, steps: usize) -> Result<(), TooMuch> {
+        self.steps += steps;
+        if self.steps > MAX_STEPS { Err(TooMuch) } else { Ok(()) }
     }
 
     /// The matches of a set.
     pub(crate) fn get(&self, id: SetId) -> &[Match] {
         &self.all[id]
+    }
+
+    /// How many matches are kept, for tests of the bound.
+    #[cfg(test)]
+    pub(crate) fn work(&self) -> (usize, usize) {
+        (self.matches, self.steps)
     }
 }
 
@@ -74,193 +138,68 @@ pub(crate) struct Identities {
     pub(crate) exact: BTreeMap<IpAddr, Meaning>,
     /// Prefixes.
     pub(crate) prefixes: BTreeMap<IpNet, Meaning>,
-    /// The number of each set that occurs above.
+    /// The sets that occur above, and the empty one.
+    pub(crate) used: BTreeSet<SetId>,
+    /// The number of each of them, once [`Identities::assign`] gave one.
     pub(crate) numbers: BTreeMap<SetId, u32>,
 }
 
-/// Finds the set of every address, and numbers the sets.
-pub(crate) fn identify(
-    snapshot: &Snapshot,
-    owners: &Owners<'_>,
-    terms: &BTreeMap<PeerTerm, u32>,
-    numbers: &mut Numbers,
-) -> Identities {
+/// Finds the set of every address.
+///
+/// # Errors
+/// [`TooMuch`]: work and memory have a bound, whatever the policies are.
+pub(crate) fn identify(snapshot: &Snapshot, groups: &PodGroups<'_>, terms: &Terms<'_>) -> Result<Identities, TooMuch> {
+    let mut sets = MatchSets::default();
     let mut identities = Identities::default();
-    let blocks = Blocks::new(terms, &mut identities);
+    let blocks = Blocks::new(terms, &mut sets, &mut identities.prefixes)?;
     let mut matcher = PodMatcher::new(snapshot, terms);
-    for (address, owner) in owners {
-        let Some(owner) = owner else { continue };
-        let by_pod = matcher.matches(*owner, &mut identities.sets);
-        let otherwise = blocks.lookup(*address);
-        let set = matcher.union(by_pod, otherwise, &mut identities.sets);
-        if set != otherwise {
-            identities.exact.insert(*address, Meaning { set, otherwise });
+    for group in groups.iter() {
+        let by_pod = matcher.matches(group, &mut sets)?;
+        if by_pod == 0 {
+            continue;
+        }
+        for address in &group.addresses {
+            let otherwise = blocks.lookup(*address);
+            let set = matcher.union(by_pod, otherwise, &mut sets)?;
+            if set != otherwise {
+                identities.exact.insert(*address, Meaning { set, otherwise });
+            }
         }
     }
-    identities.assign(numbers);
-    identities
+    let meanings = identities.exact.values().chain(identities.prefixes.values());
+    identities.used = meanings.map(|meaning| meaning.set).chain([0]).collect();
+    identities.sets = sets;
+    Ok(identities)
 }
 
 impl Identities {
-    fn assign(&mut self, numbers: &mut Numbers) {
-        let used: BTreeSet<SetId> = self.exact.values().chain(self.prefixes.values()).map(|m| m.set).collect();
-        let texts: BTreeMap<SetId, String> =
-            used.into_iter().filter(|id| *id != 0).map(|id| (id, text_of(self.sets.get(id)))).collect();
+    /// Numbers the terms and the sets.
+    pub(crate) fn assign(&mut self, terms: &Terms<'_>, numbers: &mut Numbers) {
+        let names: Vec<String> = terms.iter().map(|(_, term, _)| term.to_string()).collect();
+        numbers.assign_peers(&names.iter().cloned().collect());
+        let peers: Vec<Option<u32>> = names.iter().map(|name| numbers.peers.get(name).copied()).collect();
+        let texts: BTreeMap<SetId, String> = self
+            .used
+            .iter()
+            .filter(|id| **id != 0)
+            .filter_map(|id| Some((*id, text_of(self.sets.get(*id), &peers)?)))
+            .collect();
         numbers.assign_identities(&texts.values().cloned().collect());
-        self.numbers.insert(0, WORLD_IDENTITY);
-        for (id, text) in texts {
-            // Without a number left the address is as good as unknown: nothing is allowed for its sake.
-            self.numbers.insert(id, numbers.identities.get(&text).copied().unwrap_or(WORLD_IDENTITY));
-        }
+        // Without a number left the address is as good as unknown: nothing is allowed for its sake.
+        let number =
+            |id| texts.get(id).and_then(|text| numbers.identities.get(text)).copied().unwrap_or(WORLD_IDENTITY);
+        self.numbers = self.used.iter().map(|id| (*id, number(id))).collect();
     }
 }
 
-fn text_of(set: &[Match]) -> String {
-    let parts = set.iter().map(|(peer, port)| if *port == 0 { peer.to_string() } else { format!("{peer}:{port}") });
-    parts.collect::<Vec<_>>().join(",")
-}
-
-/// The peers that each pod matches.
-struct PodMatcher<'a> {
-    snapshot: &'a Snapshot,
-    terms: &'a BTreeMap<PeerTerm, u32>,
-    by_namespace: BTreeMap<&'a str, Vec<(&'a PeerTerm, u32)>>,
-    // Looked up only, never iterated: the order of a HashMap does not matter. Most pods share labels and ports with others.
-    known: HashMap<(&'a str, &'a Labels, BTreeSet<PodPort<'a>>), SetId>,
-    unions: HashMap<(SetId, SetId), SetId>,
-}
-
-impl<'a> PodMatcher<'a> {
-    fn new(snapshot: &'a Snapshot, terms: &'a BTreeMap<PeerTerm, u32>) -> Self {
-        Self { snapshot, terms, by_namespace: BTreeMap::new(), known: HashMap::new(), unions: HashMap::new() }
+/// The canonical text of a set; none where a term has no number.
+fn text_of(set: &[Match], peers: &[Option<u32>]) -> Option<String> {
+    let mut numbered = Vec::with_capacity(set.len());
+    for (term, port) in set {
+        numbered.push((peers[*term as usize]?, *port));
     }
-
-    fn matches(&mut self, pod: PodEntry<'a>, sets: &mut MatchSets) -> SetId {
-        let namespace = pod.key.namespace.as_str();
-        let (snapshot, terms) = (self.snapshot, self.terms);
-        let terms = self.by_namespace.entry(namespace).or_insert_with(|| terms_of(snapshot, terms, namespace));
-        if terms.is_empty() {
-            return 0;
-        }
-        let labels = pod.labels();
-        let ports =
-            if terms.iter().any(|(term, _)| term.named.is_some()) { pod.named_ports() } else { BTreeSet::new() };
-        let key = (namespace, labels, ports);
-        if let Some(id) = self.known.get(&key) {
-            return *id;
-        }
-        let mut set = BTreeSet::new();
-        for (term, number) in terms.iter() {
-            let Peer::Pods { pods, .. } = &term.peer else { continue };
-            if pods.matches(labels) {
-                match &term.named {
-                    None => set.extend([(*number, 0)]),
-                    Some(named) => set.extend(resolve(named, &key.2).into_iter().map(|port| (*number, port))),
-                }
-            }
-        }
-        let id = sets.intern(set);
-        self.known.insert(key, id);
-        id
-    }
-
-    fn union(&mut self, a: SetId, b: SetId, sets: &mut MatchSets) -> SetId {
-        if a == 0 || b == 0 {
-            return a.max(b);
-        }
-        *self.unions.entry((a, b)).or_insert_with(|| {
-            let union = sets.get(a).iter().chain(sets.get(b)).copied().collect();
-            sets.intern(union)
-        })
-    }
-}
-
-/// The peers that can mean a pod of this namespace.
-fn terms_of<'a>(snapshot: &Snapshot, terms: &'a BTreeMap<PeerTerm, u32>, namespace: &str) -> Vec<(&'a PeerTerm, u32)> {
-    let labels = namespace_labels(snapshot, namespace);
-    let meant = |term: &PeerTerm| match &term.peer {
-        Peer::Pods { namespaces, .. } => namespaces.matches(namespace, labels.as_ref()),
-        Peer::Block(_) => false,
-    };
-    terms.iter().filter(|(term, _)| meant(term)).map(|(term, number)| (term, *number)).collect()
-}
-
-/// A namespace's labels; `kubernetes.io/metadata.name` is always among them (KEP-2161). None: it is not known.
-fn namespace_labels(snapshot: &Snapshot, name: &str) -> Option<Labels> {
-    let namespace = snapshot.namespaces.get(&crate::model::ObjectKey::new("", name))?;
-    let mut labels = namespace.metadata.labels.clone().unwrap_or_default();
-    labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
-    Some(labels)
-}
-
-/// The sets of all prefixes that any block or hole begins or ends at.
-#[derive(Default)]
-struct Blocks {
-    sets: BTreeMap<IpNet, SetId>,
-    /// Prefix lengths that occur, longest first, of IPv4 and of IPv6.
-    lengths: [Vec<u8>; 2],
-}
-
-/// What changes on the way into a prefix.
-#[derive(Default)]
-struct Border {
-    begin: Vec<Match>,
-    end: Vec<Match>,
-}
-
-impl Blocks {
-    /// Walks the prefixes from the widest to the narrowest: each has the set of its parent, and the blocks that begin at
-    /// it, without those of which it is a hole. Prefixes that change nothing get no entry.
-    fn new(terms: &BTreeMap<PeerTerm, u32>, identities: &mut Identities) -> Self {
-        let mut blocks = Self::default();
-        let borders = borders(terms);
-        let wide = borders.keys().any(|net| covers_mapped(*net));
-        let mut parents: Vec<(IpNet, SetId)> = Vec::new();
-        for (net, border) in &borders {
-            while parents.last().is_some_and(|(parent, _)| !parent.contains(net)) {
-                parents.pop();
-            }
-            let otherwise = parents.last().map_or(0, |(_, set)| *set);
-            let mut matches: BTreeSet<Match> = identities.sets.get(otherwise).iter().copied().collect();
-            matches.extend(&border.begin);
-            for gone in &border.end {
-                matches.remove(gone);
-            }
-            let set = identities.sets.intern(matches);
-            // The trie is one for both families: without this entry an IPv6 prefix such as ::/0 would mean IPv4 as well.
-            let shields = wide && *net == IpNet::V4(Ipv4Net::default());
-            if set != otherwise || shields {
-                identities.prefixes.insert(*net, Meaning { set, otherwise });
-            }
-            parents.push((*net, set));
-            blocks.sets.insert(*net, set);
-        }
-        blocks.lengths = [true, false].map(|ipv4| {
-            let of_family = blocks.sets.keys().filter(|net| net.addr().is_ipv4() == ipv4);
-            let lengths: BTreeSet<u8> = of_family.map(IpNet::prefix_len).collect();
-            lengths.into_iter().rev().collect()
-        });
-        blocks
-    }
-
-    fn lookup(&self, address: IpAddr) -> SetId {
-        let lengths = &self.lengths[usize::from(address.is_ipv6())];
-        let candidates = lengths.iter().filter_map(|length| IpNet::new(address, *length).ok());
-        candidates.into_iter().find_map(|net| self.sets.get(&net.trunc())).copied().unwrap_or(0)
-    }
-}
-
-fn borders(terms: &BTreeMap<PeerTerm, u32>) -> BTreeMap<IpNet, Border> {
-    let mut borders: BTreeMap<IpNet, Border> = BTreeMap::new();
-    for (term, number) in terms {
-        let Peer::Block(Block { cidr, except }) = &term.peer else { continue };
-        borders.entry(*cidr).or_default().begin.push((*number, 0));
-        for hole in except {
-            borders.entry(*hole).or_default().end.push((*number, 0));
-        }
-    }
-    if borders.keys().any(|net| covers_mapped(*net)) {
-        borders.entry(IpNet::V4(Ipv4Net::default())).or_default();
-    }
-    borders
+    numbered.sort_unstable();
+    let parts =
+        numbered.iter().map(|(peer, port)| if *port == 0 { peer.to_string() } else { format!("{peer}:{port}") });
+    Some(parts.collect::<Vec<_>>().join(","))
 }

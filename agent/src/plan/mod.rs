@@ -8,27 +8,31 @@
 //! | `policy` | NetworkPolicies: who is isolated, and what is allowed |
 //! | `identity` | which peers of policies each address matches |
 //! | `pods` | which pod has which address |
+//! | `places` | which node's pods may have an address |
 //! | `ports` | ports and local addresses |
 //! | `routes` | other nodes and Service CIDRs |
 //! | `numbers` | numbers that objects keep while they live |
+//! | `share` | who gets room where there is not enough |
 
 use std::collections::BTreeSet;
 
 use weft_api::PodRef;
 
-use crate::model::{Attachment, Desired, NodeFacts, Numbers, Snapshot};
+use crate::model::{Attachment, Desired, NodeFacts, Numbers, Room, Snapshot};
 
 mod address;
 mod backends;
 mod digest;
 mod identity;
 mod numbers;
+mod places;
 mod pods;
 mod policy;
 mod ports;
 mod protocol;
 mod routes;
 mod services;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -41,18 +45,30 @@ pub(crate) use policy::check as check_policy;
 /// the same input gives an equal [`Desired`] and leaves `numbers` as they were. Never fails: an object that cannot be
 /// planned is left out (a policy: closed) and named in [`Desired::problems`].
 ///
+/// What does not fit into `room` is closed for its owner alone (a workload: isolated; a Service: new flows are refused) and
+/// named in [`Desired::refusals`]. Which objects these are depends on nothing but the input: no namespace takes more than its
+/// share of what others need, and what fitted at the last plan (by `numbers`) stays.
+///
 /// A workload whose pod the snapshot does not have is closed both ways if the snapshot is not yet synced or its namespace
 /// has any policy.
 #[must_use]
-pub fn plan(snapshot: &Snapshot, facts: &NodeFacts, attachments: &[Attachment], numbers: &mut Numbers) -> Desired {
+pub fn plan(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    attachments: &[Attachment],
+    room: &Room<'_>,
+    numbers: &mut Numbers,
+) -> Desired {
     let mut desired = Desired { config: facts.config, ..Desired::default() };
-    let frontends = services::frontends(snapshot, facts);
-    numbers.assign_slots(&ports::number_keys(attachments), frontends.number_keys());
-    frontends.describe(numbers, &mut desired);
-    let owners = pods::owners(snapshot, attachments);
+    let mut frontends = services::frontends(snapshot, facts);
+    let workloads = ports::number_keys(attachments);
+    frontends.fit(room, workloads.len(), numbers);
+    numbers.assign_slots(&workloads, frontends.number_keys());
+    frontends.describe(snapshot, numbers, &mut desired);
+    let owners = pods::owners(snapshot, facts, attachments, &mut desired.problems);
     pods::describe(&owners, attachments, &mut desired);
-    let policies = policy::compile(snapshot, attachments, &owners, numbers);
-    let judged = policies.describe(&mut desired);
+    let policies = policy::compile(snapshot, attachments, &owners, room, numbers);
+    let judged = policies.describe(snapshot, &mut desired);
     ports::describe(facts, attachments, &judged, numbers, &mut desired);
     routes::describe(snapshot, facts, &mut desired);
     desired.problems = desired.problems.into_iter().collect::<BTreeSet<_>>().into_iter().collect();

@@ -11,12 +11,15 @@ use weft_abi::Addr;
 use weft_api::PodRef;
 
 use crate::{
-    model::{Attachment, Desired, ObjectKey, Snapshot},
-    plan::{address::parse_ip, policy::selector::Labels, protocol},
+    model::{Attachment, Desired, NodeFacts, ObjectKey, Snapshot},
+    plan::{address::parse_ip, places::Places, policy::selector::Labels, protocol},
 };
 
 /// On the API's copy of a static pod: the uid that the kubelet and the container runtime know it by.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// Pods whose addresses are not believed and that are named, at most.
+const NAMED: usize = 10;
 
 /// A pod with its key.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,11 @@ impl<'a> PodEntry<'a> {
         let Some(spec) = self.pod.spec.as_ref() else { return BTreeSet::new() };
         let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
         spec.containers.iter().chain(sidecars).flat_map(container_ports).collect()
+    }
+
+    /// The node that it is on.
+    fn node(self) -> Option<&'a str> {
+        self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())
     }
 
     /// Whether pod selectors of policies may mean its addresses: not on the host's network, and not over.
@@ -96,15 +104,28 @@ pub(crate) fn in_order(attachments: &[Attachment]) -> Vec<&Attachment> {
     ordered
 }
 
-/// Every address that pods and local workloads have. What this node attached itself is certain, whatever the API says (yet).
-pub(crate) fn owners<'a>(snapshot: &'a Snapshot, attachments: &[Attachment]) -> Owners<'a> {
+/// Every address that pods and local workloads have. What this node attached itself is certain, whatever the API says (yet);
+/// of other pods only addresses of their own node count, and `problems` names those that do not.
+pub(crate) fn owners<'a>(
+    snapshot: &'a Snapshot,
+    facts: &NodeFacts,
+    attachments: &[Attachment],
+    problems: &mut Vec<String>,
+) -> Owners<'a> {
+    let places = Places::new(snapshot, facts);
     let mut owners = Owners::new();
+    let mut foreign = Vec::new();
     for (key, pod) in &snapshot.pods {
         let entry = PodEntry { key, pod };
         if !entry.is_peer() {
             continue;
         }
+        let node = entry.node();
         for address in addresses(pod) {
+            if node.is_none() || places.node_of(address) != node {
+                foreign.push((entry, address));
+                continue;
+            }
             match owners.entry(address) {
                 Entry::Vacant(vacant) => {
                     vacant.insert(Some(entry));
@@ -126,7 +147,26 @@ pub(crate) fn owners<'a>(snapshot: &'a Snapshot, attachments: &[Attachment]) -> 
             }
         }
     }
+    foreign.retain(|(entry, address)| {
+        !owners.get(address).is_some_and(|owner| owner.is_some_and(|pod| pod.key == entry.key))
+    });
+    tell_foreign(&foreign, problems);
     owners
+}
+
+/// Addresses that pods claim outside of their node's pod CIDRs.
+fn tell_foreign(foreign: &[(PodEntry<'_>, IpAddr)], problems: &mut Vec<String>) {
+    for (entry, address) in foreign.iter().take(NAMED) {
+        let node = entry.node().unwrap_or("(none)");
+        problems.push(format!(
+            "Pod {}: status.podIPs {address} is in no pod CIDR of its node {node}: policies do not take it for this pod's; see \
+             spec.podCIDRs of the Node, and who writes the pod's status",
+            entry.key
+        ));
+    }
+    if foreign.len() > NAMED {
+        problems.push(format!("{} more addresses of pods are in no pod CIDR of the pod's node", foreign.len() - NAMED));
+    }
 }
 
 /// Names every address of pods, and of workloads here whose pod the API does not know yet.

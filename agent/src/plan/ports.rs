@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, hash::Hasher};
 use weft_abi::{Addr, Local, LocalKind, Port, PortKind};
 
 use crate::{
-    model::{Attachment, Desired, NodeFacts, Numbers},
+    model::{Attachment, Desired, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind},
     plan::{
         digest::Digest,
         pods,
@@ -39,6 +39,11 @@ pub(crate) fn describe(
             desired.problems.push(format!("workload {id}: {why}"));
             continue;
         };
+        if let (Some(pod), Some(why)) = (&attachment.spec.pod, desired.closed.get(&id)) {
+            let key = ObjectKey::new(&pod.namespace, &pod.name);
+            desired.problems.push(format!("workload {key}: {why}"));
+            desired.refusals.insert(Refusal { kind: RefusedKind::Pod, key, uid: pod.uid.clone(), why: why.clone() });
+        }
         let judged = judged.get(&id).copied().unwrap_or_default();
         let port = port_of(attachment, slot, judged);
         desired.workload_digests.insert(slot, digest(&id, link.ifindex, &port, judged));

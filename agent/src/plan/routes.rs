@@ -151,7 +151,8 @@ impl Table<'_> {
     }
 }
 
-fn pod_cidrs(node: &Node) -> Vec<&str> {
+/// The pod CIDRs of a node as its object says.
+pub(crate) fn pod_cidrs(node: &Node) -> Vec<&str> {
     let Some(spec) = &node.spec else { return Vec::new() };
     match spec.pod_cidrs.as_deref() {
         Some(all) if !all.is_empty() => all.iter().map(String::as_str).collect(),

@@ -10,15 +10,16 @@ use k8s_openapi::api::{
     core::v1::{Service, ServicePort, ServiceSpec},
     discovery::v1::EndpointSlice,
 };
-use weft_abi::{Addr, Backend, ServiceKey};
+use weft_abi::{Addr, Backend, ServiceKey, generation};
 use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
 use crate::{
-    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Snapshot},
+    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot},
     plan::{
         address::parse_ip,
         backends::{self, Endpoint, SliceIndex, Wanted, is_foreign},
         protocol,
+        share::{self, Wish},
     },
 };
 
@@ -39,7 +40,14 @@ pub(crate) struct Frontends<'a> {
     numbers: BTreeSet<String>,
     reports: Vec<ServiceReport>,
     problems: Vec<String>,
+    /// Number keys of frontends without room, and why.
+    refused: BTreeMap<String, String>,
+    /// Those of them that get no entry at all.
+    left_out: BTreeSet<String>,
 }
+
+/// Generation slots that Services never take: a workload always gets a number.
+const FOR_WORKLOADS: usize = 4096;
 
 /// Finds every frontend and its endpoints.
 pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Frontends<'a> {
@@ -125,16 +133,59 @@ impl<'a> Frontends<'a> {
         }
     }
 
+    /// Refuses frontends for which there is no room: without an entry, or with one that has no backend.
+    pub(crate) fn fit(&mut self, room: &Room<'_>, workloads: usize, numbers: &mut Numbers) {
+        let numbered = (generation::SLOTS - generation::FIRST_FREE) as usize;
+        let most = room.services.min(numbered.saturating_sub(workloads.max(FOR_WORKLOADS)));
+        for key in self.without_room(most, numbers, |_| 1) {
+            let why =
+                format!("more than {most} Service addresses times ports: remove Services or raise mapSizes.services");
+            self.numbers.remove(&key);
+            self.left_out.insert(key.clone());
+            self.refused.insert(key, why);
+        }
+        for key in self.without_room(room.slots, numbers, |frontend| frontend.endpoints.len() as u64) {
+            let most = room.slots;
+            let why = format!("more than {most} backends of all Services: use fewer endpoints or raise mapSizes.slots");
+            self.refused.insert(key, why);
+        }
+        numbers.refused = self.refused.keys().cloned().collect();
+    }
+
+    fn without_room(&self, most: usize, numbers: &Numbers, cost: impl Fn(&Frontend<'_>) -> u64) -> Vec<String> {
+        let asking = || self.all.iter().filter(|frontend| !self.left_out.contains(&frontend.number_key));
+        let wish = |frontend: &Frontend<'a>| Wish {
+            namespace: &frontend.service.namespace,
+            cost: cost(frontend),
+            stood: numbers.services.contains_key(&frontend.number_key)
+                && !numbers.refused.contains(&frontend.number_key),
+        };
+        let granted = share::grant(most as u64, &asking().map(wish).collect::<Vec<_>>());
+        let refused = asking().zip(granted).filter(|(_, granted)| !granted);
+        refused.map(|(frontend, _)| frontend.number_key.clone()).collect()
+    }
+
     /// The texts that need a number each.
     pub(crate) fn number_keys(&self) -> &BTreeSet<String> {
         &self.numbers
     }
 
     /// Writes the frontends down, with the numbers they were given.
-    pub(crate) fn describe(self, numbers: &Numbers, desired: &mut Desired) {
+    pub(crate) fn describe(self, snapshot: &Snapshot, numbers: &Numbers, desired: &mut Desired) {
         desired.problems.extend(self.problems);
         desired.service_reports = self.reports;
         for frontend in self.all {
+            let refused = self.refused.get(&frontend.number_key);
+            if let Some(why) = refused {
+                let why = format!("does not fit: new flows to {} are refused: {why}", frontend.number_key);
+                desired.problems.push(format!("Service {}: {why}", frontend.service));
+                let uid = snapshot.services.get(frontend.service).and_then(|service| service.metadata.uid.clone());
+                let key = frontend.service.clone();
+                desired.refusals.insert(Refusal { kind: RefusedKind::Service, key, uid, why });
+            }
+            if self.left_out.contains(&frontend.number_key) {
+                continue;
+            }
             let Some(&id) = numbers.services.get(&frontend.number_key) else {
                 desired.problems.push(format!(
                     "Service {}: no number left for {}: this node has more Services and workloads than it can hold",
@@ -142,7 +193,8 @@ impl<'a> Frontends<'a> {
                 ));
                 continue;
             };
-            let backends = frontend.endpoints.iter().map(backend_of).collect();
+            let endpoints = if refused.is_some() { &[][..] } else { &frontend.endpoints };
+            let backends = endpoints.iter().map(backend_of).collect();
             desired.services.insert(frontend.key, DesiredService { id, backends });
             desired.service_names.insert(frontend.key, frontend.service.to_string());
         }

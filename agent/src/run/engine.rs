@@ -157,9 +157,10 @@ impl Engine {
         let Turn { replan, attached, releases } = turn;
         let outcome = if replan { self.pass().await } else { Ok(()) };
         for (id, reply) in attached {
-            let served = match &outcome {
+            let programmed = outcome.clone().and_then(|()| self.node.is_programmed(&id));
+            let served = match programmed {
                 Ok(()) => self.node.open_port(&id).await,
-                Err(error) => Err(error.clone()),
+                Err(error) => Err(error),
             };
             answer_attach(served, self.node.devices.ready(&id), reply);
         }
@@ -248,15 +249,8 @@ impl Engine {
     }
 
     async fn finish_release(&mut self, Release { ids, asked_by }: Release, outcome: &Result<(), ApiError>) {
-        // Without a plan the entries of a port are taken out directly.
-        let planned = match outcome {
-            Err(error) if error.code != ErrorCode::NotReady => Err(error.clone()),
-            _ => Ok(()),
-        };
-        let result = match planned {
-            Ok(()) => self.node.finish_release(&ids, outcome.is_err()).await,
-            Err(error) => Err(error),
-        };
+        // Without a pass the entries of a port are taken out directly: a release never waits for others' objects.
+        let result = self.node.finish_release(&ids, outcome.is_err()).await;
         match (asked_by, result) {
             (Asker::Del(reply), result) => send(reply, result.map(|()| Answer::Done)),
             (Asker::Gc(reply), result) => send(reply, result.map(|()| Answer::Released(ids))),

@@ -23,6 +23,7 @@ use crate::{
     attachment::{Attachments, Pool, pending},
     config::{Config, Source},
     device::{self, DeviceConfig, Observation},
+    event::Events,
     file,
     guest::GuestHandle,
     model::{Desired, HostRoute, Mode, Snapshot},
@@ -45,6 +46,7 @@ pub(super) struct Node {
     pub(super) devices: Devices,
     pub(super) memory: Memory,
     pub(super) applier: Applier,
+    pub(super) events: Events,
     pub(super) state: State,
 }
 
@@ -72,8 +74,27 @@ pub(super) struct State {
     pub(super) broken: Vec<Broken>,
     /// Those of them that were logged.
     pub(super) told: BTreeSet<String>,
-    /// The last pass broke off: the next repair tries again.
-    failed: bool,
+    /// Passes that broke off: the next repair tries again.
+    broken_passes: BrokenPasses,
+}
+
+/// Passes in a row that broke off.
+#[derive(Default)]
+struct BrokenPasses {
+    passes: u32,
+    /// Why the last one did.
+    error: String,
+}
+
+/// Passes in a row that may break off before the node is told to be not ready.
+const BROKEN_PASSES: u32 = 3;
+
+impl BrokenPasses {
+    fn problem(&self) -> Option<String> {
+        let Self { passes, error } = self;
+        let times = format!("{passes} {} in a row", if *passes == 1 { "pass" } else { "passes" });
+        (*passes > 0).then(|| format!("{times} over the dataplane broke off, it is as it was before: {error}"))
+    }
 }
 
 impl Node {
@@ -85,45 +106,65 @@ impl Node {
         pending::folder(&self.config.state_dir)
     }
 
-    /// Plans and applies everything.
+    /// Plans and applies everything. Where something was closed only because what goes with the plan stood in its way, once
+    /// more, so that nobody waits for the next change.
     pub(super) async fn pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
-        self.state.failed = true;
-        self.find_next_hops(snapshot).await?;
-        let applied = block_in_place(|| self.plan_and_apply(snapshot, work));
-        if applied.is_err() {
-            work.failed();
+        let result = self.try_pass(snapshot, work).await;
+        match &result {
+            Ok(()) => self.state.broken_passes = BrokenPasses::default(),
+            Err(error) => {
+                work.failed();
+                self.state.broken_passes.passes += 1;
+                self.state.broken_passes.error = format!("{error:#}");
+            }
         }
-        applied?;
+        result
+    }
+
+    async fn try_pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
+        self.state.problems.clear();
+        let found = self.find_next_hops(snapshot).await;
+        self.note(found);
+        block_in_place(|| self.plan_and_apply(snapshot, work))?;
+        if self.state.desired.crowded {
+            block_in_place(|| self.plan_and_apply(snapshot, work))?;
+        }
         // What follows is no part of what workloads here need: it is told, and tried again at the next repair.
         let routes = self.put_routes(work).await;
+        self.note(routes);
         let told = self.publish_to_folder();
-        self.state
-            .problems
-            .extend([routes, told].into_iter().filter_map(|result| Some(format!("{:#}", result.err()?))));
-        self.announce().await?;
-        self.state.failed = false;
-        Ok(())
+        self.note(told);
+        self.announce().await
+    }
+
+    /// Keeps what went wrong as a problem.
+    fn note(&mut self, result: Result<()>) {
+        self.state.problems.extend(result.err().map(|error| format!("{error:#}")));
     }
 
     fn plan_and_apply(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
         let started = Instant::now();
         let before = self.memory.clone();
         let attached = self.attachments.attached();
-        let desired = plan(snapshot, &self.observation.facts, &attached, &mut self.memory.numbers);
-        work.planned(started.elapsed());
-        // Numbers are kept before they stand in the maps, digests after the generations have moved.
-        self.remember(&before)?;
-        let started = Instant::now();
         let maps = self.dataplane.maps().clone();
+        let room = self.applier.room(&*maps).context("cannot read the dataplane's maps")?;
+        let desired = plan(snapshot, &self.observation.facts, &attached, &room, &mut self.memory.numbers);
+        work.planned(started.elapsed());
+        // Numbers are kept before they stand in the maps, digests after the generations have moved. Where they cannot be kept
+        // a restart has more to do; that is no reason to hold up policy.
+        let kept = self.remember(&before);
+        self.note(kept);
+        let started = Instant::now();
         let summary = self.applier.apply(&*maps, &desired).context("cannot write the dataplane's maps")?;
         work.applied(started.elapsed(), summary.written + summary.removed);
         let before = self.memory.clone();
         self.memory.digests = self.applier.digests().clone();
-        self.remember(&before)?;
+        let kept = self.remember(&before);
+        self.note(kept);
         if !summary.is_unchanged() {
             tracing::debug!(?summary, "applied a plan");
         }
-        self.state.problems = summary.problems;
+        self.state.problems.extend(summary.problems);
         self.state.desired = Arc::new(desired);
         Ok(())
     }
@@ -228,7 +269,7 @@ impl Node {
 
     /// Whether the last pass, or the last look at the node, has left something to do.
     pub(super) fn wants_pass(&self) -> bool {
-        self.state.failed || !self.state.problems.is_empty()
+        self.state.broken_passes.passes > 0 || !self.state.problems.is_empty()
     }
 
     /// Everything that wants the operator's eye, each once.
@@ -242,20 +283,26 @@ impl Node {
         let unchecked = self.dataplane.report().offload_unchecked.as_ref().map(|reason| {
             format!("checksum offload fields of workloads are not checked: {reason}; see docs/security.md")
         });
-        let all = snapshot.problems.iter().chain(&desired.problems).chain(problems).chain(broken).chain(&unchecked);
+        let broken_passes = self.state.broken_passes.problem();
+        let all = broken_passes.iter().chain(&snapshot.problems).chain(&desired.problems).chain(problems);
+        let all = all.chain(broken).chain(&unchecked);
         all.filter(|problem| seen.insert(*problem)).cloned().collect()
     }
 
     /// Publishes what readers see.
     pub(super) fn publish(&self, shared: &Shared, snapshot: &Snapshot) {
         let pools = self.attachments.pools();
+        self.events.tell(&self.state.desired.refusals);
         let problems = self.problems(snapshot);
+        let passes = &self.state.broken_passes;
         shared.publish(|view| {
             view.uplink.clone_from(&self.observation.uplink.name);
             view.pod_cidrs = pools.iter().map(Pool::cidr).collect();
             view.addresses_used = pools.iter().map(|pool| (pool.used(), pool.size())).collect();
             view.source = Some(source_state(&self.config, snapshot));
             view.not_ready = self.not_ready(snapshot);
+            view.broken_passes = passes.passes;
+            view.failing = passes.problem().filter(|_| passes.passes >= BROKEN_PASSES);
             view.problems = problems;
             view.attachments = self.attachments.all().cloned().collect();
             view.desired = self.state.desired.clone();

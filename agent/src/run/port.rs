@@ -73,6 +73,17 @@ impl Node {
         self.serve_guest(id)
     }
 
+    /// Whether the pass before has given the port its entry.
+    pub(super) fn is_programmed(&self, id: &AttachmentId) -> Result<(), ApiError> {
+        let record = self.attachments.get(id).ok_or_else(|| unknown(id))?;
+        let Some(link) = &record.link else { return Err(unknown(id)) };
+        if self.maps().ports().get(&link.ifindex).map_err(refused)?.is_some() {
+            return Ok(());
+        }
+        let message = format!("the dataplane has no entry for {}: see problems in `weft status`", link.ifname);
+        Err(ApiError { code: ErrorCode::Io, message })
+    }
+
     /// Starts to answer the guest's DHCP and router solicitations, where there is a guest.
     fn serve_guest(&mut self, id: &AttachmentId) -> Result<(), ApiError> {
         let Attachment { spec, allocation, link } = self.attachments.get(id).ok_or_else(|| unknown(id))?;
@@ -106,6 +117,7 @@ impl Node {
         for record in &records {
             self.devices.stopped(&record.spec.id).await;
             if directly {
+                self.applier.forget();
                 self.remove_entries(record).map_err(refused)?;
             }
             self.remove_link(record).await?;
@@ -124,7 +136,7 @@ impl Node {
         self.dataplane.detach(link.ifindex).map_err(refused)
     }
 
-    /// Takes a port's entries out without a plan: before the first one, when the applier has not read the maps.
+    /// Takes a port's entries out without a plan: before the first one, or after one that could not be applied.
     fn remove_entries(&self, record: &Attachment) -> Result<(), weft_dataplane::Error> {
         let Some(link) = &record.link else { return Ok(()) };
         for address in addresses(record) {

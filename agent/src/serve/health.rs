@@ -69,7 +69,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
                 (StatusCode::SERVICE_UNAVAILABLE, "text/plain", text)
             }
         },
-        "/readyz" => match &shared.view().not_ready {
+        "/readyz" => match shared.view().unfit() {
             None => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
             Some(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
         },

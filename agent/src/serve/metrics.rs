@@ -2,6 +2,7 @@
 //! Metrics in the OpenMetrics text format, read from where the numbers live when they are asked for.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -15,6 +16,8 @@ use prometheus_client::{
 };
 use weft_abi::{COUNTERS, Counter, DROP_REASONS, DropReason};
 use weft_api::VmReport;
+
+use crate::model::RefusedKind;
 
 use super::{
     Shared,
@@ -135,6 +138,37 @@ impl Live {
         gauge(encoder, "services", "Service frontends programmed", count(view.desired.services.len()))?;
         gauge(encoder, "policies", "NetworkPolicies compiled", count(view.desired.policy_reports.len()))?;
         gauge(encoder, "problems", "Problems that `weft status` shows", count(view.problems.len()))?;
+        let refused = |kind| {
+            count(
+                view.desired
+                    .refusals
+                    .iter()
+                    .filter(|refusal| refusal.kind == kind)
+                    .map(|r| &r.key)
+                    .collect::<BTreeSet<_>>()
+                    .len(),
+            )
+        };
+        let unfit = "NetworkPolicies that do not fit: the workloads that they select are closed";
+        gauge(encoder, "policies_not_fitting", unfit, refused(RefusedKind::Policy))?;
+        gauge(
+            encoder,
+            "workloads_closed",
+            "Workloads closed because their policies do not fit",
+            count(view.desired.closed.len()),
+        )?;
+        gauge(
+            encoder,
+            "services_refused",
+            "Services that do not fit: new flows are refused",
+            refused(RefusedKind::Service),
+        )?;
+        gauge(
+            encoder,
+            "broken_passes",
+            "Passes in a row that broke off; 0: the last one worked",
+            view.broken_passes.into(),
+        )?;
         let pools = view.pod_cidrs.iter().zip(&view.addresses_used);
         let pools = pools.map(|(cidr, (used, all))| (label("pool", cidr), *used, *all));
         let (used, all): (Vec<_>, Vec<_>) = pools.map(|(pool, used, all)| ((pool.clone(), used), (pool, all))).unzip();

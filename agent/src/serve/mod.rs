@@ -55,12 +55,24 @@ pub struct View {
     pub source: Option<SourceState>,
     /// Why CNI requests cannot be served now; none: they can.
     pub not_ready: Option<String>,
+    /// Passes over the dataplane that broke off, in a row.
+    pub broken_passes: u32,
+    /// Why the node should get no new workloads although requests are served: the dataplane follows the cluster no more.
+    pub failing: Option<String>,
     /// Objects refused by the source, what the plan left out, what could not be applied.
     pub problems: Vec<String>,
     /// Every attachment.
     pub attachments: Vec<Attachment>,
     /// The plan that was applied last.
     pub desired: Arc<Desired>,
+}
+
+impl View {
+    /// Why readiness is not given.
+    #[must_use]
+    pub fn unfit(&self) -> Option<&str> {
+        self.not_ready.as_deref().or(self.failing.as_deref())
+    }
 }
 
 /// What all servers share.

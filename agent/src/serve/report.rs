@@ -58,6 +58,9 @@ fn endpoint(attachment: &Attachment, view: &View, devices: &Board) -> EndpointRe
         Some(_) if !view.desired.ports.contains_key(&ifindex) => {
             "not programmed: see problems in `weft status`".to_owned()
         }
+        Some(_) if view.desired.closed.contains_key(&spec.id.to_string()) => {
+            format!("closed: {}", view.desired.closed[&spec.id.to_string()])
+        }
         Some(_) => devices.get(&spec.id).map_or_else(|| "ready".to_owned(), |device| device.state.to_string()),
     };
     EndpointReport {

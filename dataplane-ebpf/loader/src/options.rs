@@ -54,7 +54,7 @@ pub struct MapSizes {
     pub identities: u32,
     /// Prefixes that policies of this node know.
     pub cidrs: u32,
-    /// Chunks of policy rules.
+    /// Chunks of policy rules; a plan takes half of them, because old and new ones stand beside each other for a moment.
     pub rules: u32,
     /// IPv4 flow entries, two per connection; about 216 bytes each. The least recently used one makes room. Whole.
     pub flows4: u32,
@@ -74,7 +74,7 @@ impl MapSizes {
     /// Services).
     ///
     /// A workload is given 4 interfaces, 512 IPv4 connections and half as many IPv6 ones on average. With 110 workloads all
-    /// maps together take about 60 MiB, most of it flows.
+    /// maps together take about 70 MiB, most of it flows.
     #[must_use]
     pub const fn for_node(pods: u32) -> Self {
         let ports = power_of_two(pods.saturating_mul(4), 256, 1 << 16);
@@ -85,9 +85,9 @@ impl MapSizes {
             remotes: 1 << 16,
             services: 1 << 16,
             slots: 1 << 18,
-            identities: 1 << 17,
-            cidrs: 1 << 16,
-            rules: 1 << 17,
+            identities: 1 << 19,
+            cidrs: 1 << 17,
+            rules: 1 << 18,
             flows4,
             flows6: flows4 / 2,
             fragments: 1 << 13,

@@ -15,35 +15,39 @@ use crate::apply::{Array, Table, Tables};
 
 type Reader = Box<dyn Fn(&Fake)>;
 
-pub(super) struct Fake {
-    pub(super) config: FakeArray<Config>,
-    pub(super) generations: FakeArray<u32>,
-    pub(super) ports: FakeTable<u32, Port>,
-    pub(super) locals: FakeTable<Addr, Local>,
-    pub(super) remotes: FakeTable<CidrKey, Remote>,
-    pub(super) services: FakeTable<ServiceKey, Service>,
-    pub(super) slots: FakeTable<SlotKey, Backend>,
-    pub(super) identities: FakeTable<Addr, u32>,
-    pub(super) cidrs: FakeTable<CidrKey, u32>,
-    pub(super) rules: FakeTable<RuleKey, Rules>,
+pub(crate) struct Fake {
+    pub(crate) config: FakeArray<Config>,
+    pub(crate) generations: FakeArray<u32>,
+    pub(crate) ports: FakeTable<u32, Port>,
+    pub(crate) locals: FakeTable<Addr, Local>,
+    pub(crate) remotes: FakeTable<CidrKey, Remote>,
+    pub(crate) services: FakeTable<ServiceKey, Service>,
+    pub(crate) slots: FakeTable<SlotKey, Backend>,
+    pub(crate) identities: FakeTable<Addr, u32>,
+    pub(crate) cidrs: FakeTable<CidrKey, u32>,
+    pub(crate) rules: FakeTable<RuleKey, Rules>,
     reader: RefCell<Option<Reader>>,
     /// Writes that still work; none: all do.
     left: Cell<Option<usize>>,
+    /// Writes by number, from the last: these fail, and those after them work again.
+    failing: RefCell<Vec<bool>>,
+    /// Writes that found a full map.
+    full: Cell<usize>,
 }
 
-pub(super) struct FakeTable<K, V> {
+pub(crate) struct FakeTable<K, V> {
     entries: RefCell<BTreeMap<K, V>>,
     most: Cell<usize>,
     owner: Weak<Fake>,
 }
 
-pub(super) struct FakeArray<V> {
+pub(crate) struct FakeArray<V> {
     values: RefCell<BTreeMap<u32, V>>,
     owner: Weak<Fake>,
 }
 
 impl Fake {
-    pub(super) fn new() -> Rc<Self> {
+    pub(crate) fn new() -> Rc<Self> {
         Rc::new_cyclic(|owner| Self {
             config: FakeArray::new(owner),
             generations: FakeArray::new(owner),
@@ -57,24 +61,39 @@ impl Fake {
             rules: FakeTable::new(owner),
             reader: RefCell::new(None),
             left: Cell::new(None),
+            failing: RefCell::default(),
+            full: Cell::new(0),
         })
     }
 
     /// `reader` looks after every write from now on.
-    pub(super) fn watch(&self, reader: impl Fn(&Fake) + 'static) {
+    pub(crate) fn watch(&self, reader: impl Fn(&Fake) + 'static) {
         *self.reader.borrow_mut() = Some(Box::new(reader));
     }
 
     /// After `writes` more writes every one fails; none: all work.
-    pub(super) fn fail_after(&self, writes: Option<usize>) {
+    pub(crate) fn fail_after(&self, writes: Option<usize>) {
         self.left.set(writes);
     }
 
+    /// The next writes fail where this says so, each for itself.
+    pub(crate) fn fail(&self, mut writes: Vec<bool>) {
+        writes.reverse();
+        *self.failing.borrow_mut() = writes;
+    }
+
+    /// How often a map was full.
+    pub(crate) fn was_full(&self) -> usize {
+        self.full.get()
+    }
+
     fn write(&self, change: impl FnOnce()) -> Result<(), Error> {
+        let refused = || Err(Error::Map { map: "FAKE", operation: "write to", source: io::Error::other("broken off") });
+        if self.failing.borrow_mut().pop().unwrap_or_default() {
+            return refused();
+        }
         match self.left.get() {
-            Some(0) => {
-                return Err(Error::Map { map: "FAKE", operation: "write to", source: io::Error::other("broken off") });
-            }
+            Some(0) => return refused(),
             Some(left) => self.left.set(Some(left - 1)),
             None => {}
         }
@@ -92,17 +111,17 @@ impl<K, V> FakeTable<K, V> {
     }
 
     /// It holds no more than this.
-    pub(super) fn limit(&self, most: usize) {
+    pub(crate) fn limit(&self, most: usize) {
         self.most.set(most);
     }
 }
 
 impl<K: Clone + Ord, V: Clone> FakeTable<K, V> {
-    pub(super) fn all(&self) -> BTreeMap<K, V> {
+    pub(crate) fn all(&self) -> BTreeMap<K, V> {
         self.entries.borrow().clone()
     }
 
-    pub(super) fn find(&self, key: &K) -> Option<V> {
+    pub(crate) fn find(&self, key: &K) -> Option<V> {
         self.entries.borrow().get(key).cloned()
     }
 }
@@ -114,7 +133,7 @@ impl<V> FakeArray<V> {
 }
 
 impl<V: Clone> FakeArray<V> {
-    pub(super) fn all(&self) -> BTreeMap<u32, V> {
+    pub(crate) fn all(&self) -> BTreeMap<u32, V> {
         self.values.borrow().clone()
     }
 }
@@ -126,6 +145,8 @@ impl<K: Copy + Ord, V: Copy> Table<K, V> for FakeTable<K, V> {
 
     fn insert(&self, key: &K, value: &V) -> Result<(), Error> {
         if self.entries.borrow().len() >= self.most.get() && !self.entries.borrow().contains_key(key) {
+            let owner = self.owner.upgrade().unwrap();
+            owner.full.set(owner.full.get() + 1);
             return Err(Error::Full { map: "FAKE", max_entries: 0 });
         }
         self.owner.upgrade().unwrap().write(|| self.entries.borrow_mut().extend([(*key, *value)]))
@@ -133,6 +154,10 @@ impl<K: Copy + Ord, V: Copy> Table<K, V> for FakeTable<K, V> {
 
     fn remove(&self, key: &K) -> Result<(), Error> {
         self.owner.upgrade().unwrap().write(|| self.entries.borrow_mut().retain(|known, _| known != key))
+    }
+
+    fn capacity(&self) -> usize {
+        self.most.get()
     }
 }
 

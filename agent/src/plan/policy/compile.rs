@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::Hasher,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -12,11 +13,12 @@ use weft_abi::{ANY_IDENTITY, Addr, CidrKey, PortRule, RULES_PER_CHUNK, RuleKey, 
 use crate::plan::{
     address::cidr_key,
     digest::Digest,
-    identity::{Identities, Meaning, SetId},
+    identity::{Identities, Meaning, SetId, Terms},
     policy::{
         isolation::{Forms, PolicySet},
-        peers::{NamedPort, Peer, PeerTerm},
+        peers::{Block, NamedPort, Peer, PeerTerm, PodPeer},
         ports,
+        region::{Region, Regions},
         rules::{Direction, Rule},
     },
 };
@@ -31,48 +33,85 @@ pub(crate) struct Allowed {
     pub(crate) any: Vec<PortRule>,
     /// By peer. For a peer at a named port the list is empty: the port is part of the match.
     pub(crate) peers: BTreeMap<PeerTerm, Vec<PortRule>>,
+    /// The addresses of the terms of blocks.
+    pub(crate) regions: BTreeMap<PeerTerm, Arc<Region>>,
+    /// The longest list of ports that was cut: more than [`MAX_RULES`] for one peer fit nowhere.
+    overflow: Option<usize>,
 }
 
+/// Blocks by the ports that they are allowed at.
+type BlocksByPorts<'f> = BTreeMap<Vec<PortRule>, BTreeSet<&'f Block>>;
+
 impl Allowed {
-    /// Unites the rules of all policies of a set.
-    pub(crate) fn by(set: &PolicySet<'_>, direction: Direction, forms: &Forms<'_>) -> Self {
+    /// Unites the rules of all policies of the set that is called `name`.
+    pub(crate) fn by(
+        set: &PolicySet<'_>,
+        name: &str,
+        direction: Direction,
+        forms: &Forms<'_>,
+        regions: &mut Regions,
+    ) -> Self {
         let mut allowed = Self::default();
+        let mut blocks = BlocksByPorts::new();
         for rule in set.policies.iter().filter_map(|key| forms.get(key)?.rules_of(direction)).flatten() {
             match direction {
-                Direction::Ingress => allowed.add(rule, ingress_ports(rule, set)),
+                Direction::Ingress => allowed.add(rule, ingress_ports(rule, set), &mut blocks),
                 Direction::Egress => {
-                    allowed.add(rule, rule.numeric.clone());
+                    allowed.add(rule, rule.numeric.clone(), &mut blocks);
                     allowed.add_egress_names(rule);
                 }
             }
         }
         allowed.any = ports::merge(allowed.any);
+        for (ports, blocks) in blocks {
+            let term = PeerTerm::Blocks { set: name.to_owned(), ports: ports.clone() };
+            allowed.regions.insert(term.clone(), regions.of(&blocks));
+            allowed.peers.insert(term, ports);
+        }
+        let Self { any, peers, overflow, .. } = &mut allowed;
+        for list in peers.values_mut() {
+            *list = ports::beyond(ports::merge(std::mem::take(list)), any);
+            if list.len() > MAX_RULES {
+                *overflow = (*overflow).max(Some(list.len()));
+                list.truncate(MAX_RULES);
+            }
+        }
         allowed
     }
 
-    fn add(&mut self, rule: &Rule, ports: Vec<PortRule>) {
+    fn add<'f>(&mut self, rule: &'f Rule, ports: Vec<PortRule>, blocks: &mut BlocksByPorts<'f>) {
         if ports.is_empty() {
             return;
         }
-        match &rule.peers {
-            None => self.any.extend(ports),
-            Some(peers) => {
-                for peer in peers {
-                    let term = PeerTerm { peer: peer.clone(), named: None };
-                    self.peers.entry(term).or_default().extend(&ports);
-                }
+        let ports = ports::merge(ports);
+        let Some(peers) = &rule.peers else {
+            self.any.extend(ports);
+            return;
+        };
+        for peer in peers {
+            if let Peer::Pods(peer) = peer {
+                let term = PeerTerm::Pods { peer: peer.clone(), named: None };
+                self.peers.entry(term).or_default().extend(&ports);
             }
+        }
+        let mut of_rule =
+            peers.iter().filter_map(|peer| if let Peer::Block(block) = peer { Some(block) } else { None });
+        if let Some(first) = of_rule.next() {
+            let known = blocks.entry(ports).or_default();
+            known.insert(first);
+            known.extend(of_rule);
         }
     }
 
     /// The port is each peer pod's own: the name becomes part of whom the rule means. An address block has no pod that
     /// could tell, so that a name allows nothing there.
     fn add_egress_names(&mut self, rule: &Rule) {
-        let any = [Peer::all_pods()];
+        let any = [Peer::Pods(PodPeer::all())];
         let peers = rule.peers.as_deref().unwrap_or(&any);
-        for peer in peers.iter().filter(|peer| matches!(peer, Peer::Pods { .. })) {
+        for peer in peers {
+            let Peer::Pods(peer) = peer else { continue };
             for named in &rule.named {
-                let term = PeerTerm { peer: peer.clone(), named: Some(named.clone()) };
+                let term = PeerTerm::Pods { peer: peer.clone(), named: Some(named.clone()) };
                 self.peers.entry(term).or_default();
             }
         }
@@ -98,45 +137,54 @@ pub(crate) struct Compiled {
     pub(crate) by_set: BTreeMap<SetId, Vec<PortRule>>,
     /// The longest list that did not fit.
     pub(crate) overflow: Option<usize>,
+    /// How many chunks of rules it takes.
+    pub(crate) chunks: usize,
 }
 
-/// Which sets of matches contain a peer, and with which port.
-pub(crate) type Containing = BTreeMap<u32, Vec<(SetId, u16)>>;
+/// Which sets of matches contain a term, and with which port; by the term's place among [`Terms`].
+pub(crate) type Containing = Vec<Vec<(SetId, u16)>>;
 
 /// Turns the identities around.
-pub(crate) fn containing(identities: &Identities) -> Containing {
-    let mut containing = Containing::new();
-    for set in identities.numbers.keys() {
-        for (peer, port) in identities.sets.get(*set) {
-            containing.entry(*peer).or_default().push((*set, *port));
+pub(crate) fn containing(identities: &Identities, terms: &Terms<'_>) -> Containing {
+    let mut containing = vec![Vec::new(); terms.len()];
+    for set in &identities.used {
+        for (term, port) in identities.sets.get(*set) {
+            containing[*term as usize].push((*set, *port));
         }
     }
     containing
 }
 
-/// Compiles one policy set.
-pub(crate) fn compile(allowed: &Allowed, terms: &BTreeMap<PeerTerm, u32>, containing: &Containing) -> Compiled {
-    let mut lists: BTreeMap<SetId, Vec<PortRule>> = BTreeMap::new();
+/// Compiles one policy set; none: it has more than `most` chunks.
+pub(crate) fn compile(allowed: &Allowed, terms: &Terms<'_>, containing: &Containing, most: usize) -> Option<Compiled> {
+    let mut found: Vec<(SetId, &PeerTerm, &[PortRule], u16)> = Vec::new();
     for (term, ports) in &allowed.peers {
-        let sets = terms.get(term).and_then(|number| containing.get(number));
-        for (set, port) in sets.into_iter().flatten() {
-            let list = lists.entry(*set).or_default();
-            match &term.named {
-                None => list.extend(ports),
-                Some(name) => list.push(single(name, *port)),
+        let sets = terms.place(term).map_or(&[][..], |place| &containing[place as usize]);
+        found.extend(sets.iter().map(|(set, port)| (*set, term, ports.as_slice(), *port)));
+    }
+    found.sort_unstable_by_key(|(set, ..)| *set);
+    let mut compiled = Compiled { overflow: allowed.overflow, ..Compiled::default() };
+    compiled.any = compiled.fit(allowed.any.clone());
+    let mut chunks = compiled.any.len().div_ceil(RULES_PER_CHUNK);
+    for of_set in found.chunk_by(|one, other| one.0 == other.0) {
+        let mut list = Vec::new();
+        for (_, term, ports, port) in of_set {
+            match term {
+                PeerTerm::Pods { named: Some(name), .. } => list.push(single(name, *port)),
+                _ => list.extend_from_slice(ports),
             }
         }
-    }
-    let mut compiled = Compiled::default();
-    compiled.any = compiled.fit(allowed.any.clone());
-    for (set, list) in lists {
-        let list = ports::beyond(ports::merge(list), &allowed.any);
-        let list = compiled.fit(list);
+        let list = compiled.fit(ports::beyond(ports::merge(list), &allowed.any));
+        chunks += list.len().div_ceil(RULES_PER_CHUNK);
+        if chunks > most {
+            return None;
+        }
         if !list.is_empty() {
-            compiled.by_set.insert(set, list);
+            compiled.by_set.insert(of_set[0].0, list);
         }
     }
-    compiled
+    compiled.chunks = chunks;
+    Some(compiled)
 }
 
 impl Compiled {
@@ -229,9 +277,4 @@ fn write_chunks(policy: u32, identity: u32, list: &[PortRule], rules: &mut BTree
         }
         rules.insert(RuleKey { policy, identity, chunk }, value);
     }
-}
-
-/// All peers that the sets name.
-pub(crate) fn terms_of<'s>(sets: impl Iterator<Item = &'s Allowed>) -> BTreeSet<&'s PeerTerm> {
-    sets.flat_map(|allowed| allowed.peers.keys()).collect()
 }

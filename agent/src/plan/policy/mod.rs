@@ -3,9 +3,10 @@
 //!
 //! 1. [`rules`]: each policy is read and checked, for itself.
 //! 2. [`isolation`]: the policies that select a workload, per direction, are its policy set; equal sets are one.
-//! 3. [`mod@compile`]: what a set allows, by [`peers`].
-//! 4. [`crate::plan::identity`]: which of these peers each address matches.
-//! 5. [`mod@compile`] again: the ports that each set allows to each identity.
+//! 3. [`mod@compile`]: what a set allows, by [`peers`] and by [`region`]s of addresses.
+//! 4. [`fit`]: for which sets there is room; for them:
+//! 5. [`crate::plan::identity`]: which of these peers each address matches.
+//! 6. [`mod@compile`] again: the ports that each set allows to each identity.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,37 +15,44 @@ use weft_abi::Addr;
 use weft_api::PolicyReport;
 
 use crate::{
-    model::{Attachment, Desired, Numbers, ObjectKey, Snapshot},
+    model::{Attachment, Desired, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot},
     plan::{
         address::cidr_key,
-        identity::{self, Identities},
+        identity::{PodGroups, Terms},
         pods::Owners,
         policy::{
-            compile::{Allowed, Compiled, MAX_RULES, Places},
+            compile::{Allowed, MAX_RULES, Places},
+            fit::{Candidate, Choice, Fitting},
             isolation::{Forms, Isolated, Isolation, SetKey},
-            peers::PeerTerm,
+            region::Regions,
             rules::{Direction, PolicyForm},
         },
     },
 };
 
 pub(crate) mod compile;
+pub(crate) mod fit;
 pub(crate) mod isolation;
 pub(crate) mod peers;
 pub(crate) mod ports;
+pub(crate) mod region;
 pub(crate) mod rules;
 pub(crate) mod selector;
 
 /// A policy set that no rule can belong to: everything is denied. For a set that had no number left.
 const CLOSED: u32 = u32::MAX;
+/// What is said of a policy without room.
+const NOT_FITTING: &str = "does not fit: its workloads are closed";
+/// Policies named for one workload at most.
+const NAMED: usize = 8;
 
 /// Policy as compiled for this node.
 #[derive(Debug)]
 pub(crate) struct Policies<'a> {
     forms: Forms<'a>,
     isolation: Isolation<'a>,
-    identities: Identities,
-    compiled: BTreeMap<SetKey, (u32, Compiled)>,
+    choice: Choice,
+    numbers: BTreeMap<SetKey, u32>,
 }
 
 /// What is wrong with a policy of this namespace, each `field: why`; nothing: it is valid.
@@ -62,58 +70,59 @@ pub(crate) struct Judged {
 /// What judges each workload, by the attachment's id as text.
 pub(crate) type JudgedWorkloads = BTreeMap<String, Judged>;
 
-/// Compiles all policies that matter to the workloads of this node.
+/// Compiles all policies that matter to the workloads of this node, as far as there is room.
 pub(crate) fn compile<'a>(
     snapshot: &'a Snapshot,
     attachments: &[Attachment],
-    owners: &Owners<'_>,
+    owners: &Owners<'a>,
+    room: &Room<'_>,
     numbers: &mut Numbers,
 ) -> Policies<'a> {
     let read = |(key, policy): (&'a ObjectKey, &'a std::sync::Arc<_>)| (key, PolicyForm::read(policy, &key.namespace));
     let forms: Forms<'a> = snapshot.policies.iter().map(read).collect();
     let isolation = isolation::isolate(snapshot, attachments, &forms);
-    let allowed: BTreeMap<&SetKey, Allowed> =
-        isolation.sets.iter().map(|(key, set)| (key, Allowed::by(set, key.0, &forms))).collect();
-    let terms = number_terms(&allowed, numbers);
-    let identities = identity::identify(snapshot, owners, &terms, numbers);
-    numbers.assign_policies(&isolation.sets.keys().map(set_text).collect());
-    let containing = compile::containing(&identities);
-    let compiled = allowed
+    let mut regions = Regions::default();
+    let allowed: BTreeMap<&SetKey, Allowed> = isolation
+        .sets
         .iter()
-        .map(|(key, allowed)| {
-            let number = numbers.policies.get(&set_text(key)).copied().unwrap_or(CLOSED);
-            ((*key).clone(), (number, compile::compile(allowed, &terms, &containing)))
-        })
+        .map(|(key, set)| (key, Allowed::by(set, &set_text(key), key.0, &forms, &mut regions)))
         .collect();
-    Policies { forms, isolation, identities, compiled }
+    let groups = PodGroups::new(owners, &Terms::of(allowed.values()));
+    let candidate = |key: &SetKey, allowed| {
+        let namespace = isolation.sets[key].policies.first().map_or("", |policy| policy.namespace.as_str());
+        Candidate { allowed, namespace, stood: numbers.policies.contains_key(&set_text(key)) }
+    };
+    let candidates = allowed.iter().map(|(key, allowed)| (*key, candidate(key, allowed))).collect();
+    let mut choice = Fitting { snapshot, groups: &groups, room }.choose(&candidates);
+    let terms = Terms::of(choice.compiled.keys().map(|key| &allowed[key]));
+    choice.identities.assign(&terms, numbers);
+    numbers.assign_policies(&choice.compiled.keys().map(set_text).collect());
+    let number = |key: &SetKey| numbers.policies.get(&set_text(key)).copied().unwrap_or(CLOSED);
+    let numbers = choice.compiled.keys().map(|key| (key.clone(), number(key))).collect();
+    Policies { forms, isolation, choice, numbers }
 }
 
 fn set_text((direction, policies): &SetKey) -> String {
     format!("{direction} {policies}")
 }
 
-/// Peers without a number left are in no identity, so that nothing is allowed for their sake.
-fn number_terms(allowed: &BTreeMap<&SetKey, Allowed>, numbers: &mut Numbers) -> BTreeMap<PeerTerm, u32> {
-    let terms: BTreeMap<&PeerTerm, String> =
-        compile::terms_of(allowed.values()).into_iter().map(|term| (term, term.to_string())).collect();
-    numbers.assign_peers(&terms.values().cloned().collect());
-    let numbered = terms.iter().filter_map(|(term, text)| Some(((*term).clone(), *numbers.peers.get(text)?)));
-    numbered.collect()
-}
-
 impl Policies<'_> {
     /// Writes identities, rules, reports and problems down, and tells what judges each workload.
-    pub(crate) fn describe(&self, desired: &mut Desired) -> JudgedWorkloads {
+    pub(crate) fn describe(&self, snapshot: &Snapshot, desired: &mut Desired) -> JudgedWorkloads {
         self.describe_identities(desired);
-        let places = Places::of(&self.identities);
-        let mut sets: BTreeMap<&SetKey, (u32, u64)> = BTreeMap::new();
-        for (key, (number, compiled)) in &self.compiled {
-            if *number != CLOSED {
-                compiled.describe(*number, &self.identities, &mut desired.rules);
+        let Choice { identities, compiled, closed, crowded } = &self.choice;
+        let places = Places::of(identities);
+        let mut sets: BTreeMap<&SetKey, (u32, u64)> = closed.keys().map(|key| (key, (CLOSED, 0))).collect();
+        for (key, compiled) in compiled {
+            let number = self.numbers[key];
+            if number != CLOSED {
+                compiled.describe(number, identities, &mut desired.rules);
             }
-            sets.insert(key, (*number, compiled.digest(&places)));
+            sets.insert(key, (number, compiled.digest(&places)));
         }
-        self.describe_reports(desired);
+        desired.crowded = *crowded;
+        let unfit = self.describe_closed(snapshot, desired);
+        self.describe_reports(&unfit, desired);
         let judged = |isolated: &Isolated| {
             let of =
                 |key: &Option<SetKey>| key.as_ref().map_or((0, 0), |key| sets.get(key).copied().unwrap_or((CLOSED, 0)));
@@ -126,22 +135,56 @@ impl Policies<'_> {
         self.isolation.workloads.iter().map(|(id, isolated)| (id.clone(), judged(isolated))).collect()
     }
 
+    /// What does not fit: the workloads that are closed for it, and, by policy, why.
+    fn describe_closed(&self, snapshot: &Snapshot, desired: &mut Desired) -> BTreeMap<&ObjectKey, String> {
+        let mut unfit = BTreeMap::new();
+        for (key, shortage) in &self.choice.closed {
+            for policy in &self.isolation.sets[key].policies {
+                unfit.entry(*policy).or_insert_with(|| shortage.to_string());
+            }
+        }
+        for (policy, why) in &unfit {
+            let uid = snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.clone());
+            let (key, why) = ((*policy).clone(), format!("{NOT_FITTING}: {why}"));
+            desired.refusals.insert(Refusal { kind: RefusedKind::Policy, key, uid, why });
+        }
+        for (id, isolated) in &self.isolation.workloads {
+            let closed = [&isolated.ingress, &isolated.egress].into_iter().flatten();
+            let closed: Vec<_> = closed.filter_map(|key| Some((key, self.choice.closed.get(key)?))).collect();
+            let Some((_, shortage)) = closed.first() else { continue };
+            let ways: Vec<String> = closed.iter().map(|((way, _), _)| way.to_string()).collect();
+            let policies: BTreeSet<_> =
+                closed.iter().flat_map(|(key, _)| &self.isolation.sets[*key].policies).collect();
+            let policies: Vec<String> = policies.into_iter().take(NAMED).map(ToString::to_string).collect();
+            let why =
+                format!("its policies do not fit ({}): {} closed: {shortage}", policies.join(", "), ways.join(" and "));
+            desired.closed.insert(id.clone(), why);
+        }
+        unfit
+    }
+
     fn describe_identities(&self, desired: &mut Desired) {
-        let number = |set| self.identities.numbers.get(&set).copied().unwrap_or_default();
-        for (address, meaning) in &self.identities.exact {
+        let identities = &self.choice.identities;
+        let number = |set| identities.numbers.get(&set).copied().unwrap_or_default();
+        for (address, meaning) in &identities.exact {
             desired.identities.insert(Addr::from(*address), number(meaning.set));
         }
-        for (net, meaning) in &self.identities.prefixes {
+        for (net, meaning) in &identities.prefixes {
             desired.cidrs.insert(cidr_key(*net), number(meaning.set));
         }
     }
 
-    fn describe_reports(&self, desired: &mut Desired) {
+    fn describe_reports(&self, unfit: &BTreeMap<&ObjectKey, String>, desired: &mut Desired) {
         let overflows = self.overflows();
         for (key, form) in &self.forms {
             let selected = self.isolation.selected.get(key);
             let mut wrong = form.problems.clone();
             wrong.extend(overflows.get(key).into_iter().flatten().cloned());
+            let mut state = state_of(&wrong, selected.is_some());
+            if let Some(why) = unfit.get(key) {
+                state = format!("{NOT_FITTING}: {why}");
+                wrong.push(state.clone());
+            }
             desired.problems.extend(wrong.iter().map(|why| format!("NetworkPolicy {key}: {why}")));
             let isolates = |direction| form.rules_of(direction).map(|_| direction.to_string());
             desired.policy_reports.push(PolicyReport {
@@ -150,7 +193,7 @@ impl Policies<'_> {
                 directions: [Direction::Ingress, Direction::Egress].into_iter().filter_map(isolates).collect(),
                 selected: selected.into_iter().flatten().cloned().collect(),
                 rules: rule_count(form),
-                state: state_of(&wrong, selected.is_some()),
+                state,
             });
         }
     }
@@ -158,7 +201,7 @@ impl Policies<'_> {
     /// By policy: which of its sets are too large for the programs.
     fn overflows(&self) -> BTreeMap<&ObjectKey, BTreeSet<String>> {
         let mut overflows: BTreeMap<&ObjectKey, BTreeSet<String>> = BTreeMap::new();
-        for (key, (number, compiled)) in &self.compiled {
+        for (key, compiled) in &self.choice.compiled {
             let policies = self.isolation.sets.get(key).map_or(&[][..], |set| set.policies.as_slice());
             let mut report = |why: String| {
                 for policy in policies {
@@ -172,7 +215,7 @@ impl Policies<'_> {
                     key.0, key.1
                 ));
             }
-            if *number == CLOSED {
+            if self.numbers[key] == CLOSED {
                 report("no number left for its policy set: everything is denied; remove policies".to_owned());
             }
         }

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt};
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer};
+use weft_abi::PortRule;
 
 use crate::plan::{
     address::{is_mapped, parse_ip},
@@ -16,14 +17,18 @@ use crate::plan::{
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Peer {
     /// Pods, wherever they are.
-    Pods {
-        /// Of these namespaces.
-        namespaces: Namespaces,
-        /// With these labels.
-        pods: Selector,
-    },
+    Pods(PodPeer),
     /// Addresses.
     Block(Block),
+}
+
+/// Pods, wherever they are.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct PodPeer {
+    /// Of these namespaces.
+    pub(crate) namespaces: Namespaces,
+    /// With these labels.
+    pub(crate) pods: Selector,
 }
 
 /// Which namespaces a peer means.
@@ -50,11 +55,23 @@ pub(crate) struct NamedPort {
     pub(crate) protocol: u8,
 }
 
-/// What the identities tell apart: a peer, and for egress by a named port also how the peer numbers that port.
+/// What the identities tell apart.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct PeerTerm {
-    pub(crate) peer: Peer,
-    pub(crate) named: Option<NamedPort>,
+pub(crate) enum PeerTerm {
+    /// Pods; for egress by a named port also how each of them numbers that port.
+    Pods {
+        /// Which.
+        peer: PodPeer,
+        /// The port that they number for themselves.
+        named: Option<NamedPort>,
+    },
+    /// All addresses that one policy set allows at the same ports by blocks: one term, however many blocks there are.
+    Blocks {
+        /// The set, as text.
+        set: String,
+        /// The ports.
+        ports: Vec<PortRule>,
+    },
 }
 
 impl Peer {
@@ -78,16 +95,26 @@ impl Peer {
             (None, None) => Namespaces::Named(namespace.to_owned()),
         };
         let pods = pod_selector.as_ref().map_or(Ok(Selector::everything()), Selector::parse);
-        Ok(Self::Pods { namespaces, pods: pods.map_err(|why| format!("podSelector.{why}"))? })
+        Ok(Self::Pods(PodPeer { namespaces, pods: pods.map_err(|why| format!("podSelector.{why}"))? }))
     }
+}
 
+impl PodPeer {
     /// Every pod of every namespace.
-    pub(crate) fn all_pods() -> Self {
-        Self::Pods { namespaces: Namespaces::Matching(Selector::everything()), pods: Selector::everything() }
+    pub(crate) fn all() -> Self {
+        Self { namespaces: Namespaces::Matching(Selector::everything()), pods: Selector::everything() }
     }
 }
 
 impl Namespaces {
+    /// How much work [`Namespaces::matches`] is at most.
+    pub(crate) fn cost(&self) -> usize {
+        match self {
+            Self::Named(_) => 1,
+            Self::Matching(selector) => selector.cost(),
+        }
+    }
+
     /// Whether pods of the namespace are meant; labels that are not known match no selector.
     pub(crate) fn matches(&self, namespace: &str, labels: Option<&Labels>) -> bool {
         match self {
@@ -130,17 +157,24 @@ impl fmt::Display for NamedPort {
     }
 }
 
-/// One text for one meaning; the key of the peer's number.
+/// One text for one meaning; the key of the term's number. A term of blocks is named by who allows it, not by its addresses:
+/// these may change under one number, as the pods of a selector do.
 impl fmt::Display for PeerTerm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.peer {
-            Peer::Pods { namespaces: Namespaces::Named(name), pods } => write!(f, "pods {pods} of {name}")?,
-            Peer::Pods { namespaces: Namespaces::Matching(selector), pods } => write!(f, "pods {pods} of {selector}")?,
-            Peer::Block(Block { cidr, except }) => {
-                write!(f, "block {cidr}")?;
-                except.iter().try_for_each(|hole| write!(f, " but {hole}"))?;
+        match self {
+            Self::Pods { peer: PodPeer { namespaces, pods }, named } => {
+                match namespaces {
+                    Namespaces::Named(name) => write!(f, "pods {pods} of {name}")?,
+                    Namespaces::Matching(selector) => write!(f, "pods {pods} of {selector}")?,
+                }
+                named.iter().try_for_each(|named| write!(f, " at {named}"))
+            }
+            Self::Blocks { set, ports } => {
+                write!(f, "blocks of {set} at")?;
+                ports
+                    .iter()
+                    .try_for_each(|PortRule { first, last, protocol, .. }| write!(f, " {protocol}:{first}-{last}"))
             }
         }
-        self.named.iter().try_for_each(|named| write!(f, " at {named}"))
     }
 }

@@ -49,6 +49,11 @@ impl Selector {
         labels.chain(expressions).collect::<Result<_, String>>().map(Self)
     }
 
+    /// How much work [`Selector::matches`] is at most, in looks at a requirement.
+    pub(crate) fn cost(&self) -> usize {
+        1 + self.0.len()
+    }
+
     /// Whether an object with these labels is selected.
     pub(crate) fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels.get(&requirement.key)))

@@ -10,10 +10,11 @@ use weft_api::{Mac, PortKind, PortLink};
 
 use super::address::cidr_key;
 use crate::{
-    model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Snapshot},
+    model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Room, Snapshot},
     plan::plan,
 };
 
+mod capacity;
 mod oracle;
 mod policy;
 mod properties;
@@ -32,7 +33,22 @@ struct World {
     facts: NodeFacts,
     attachments: Vec<Attachment>,
     numbers: Numbers,
+    limits: Limits,
+    /// What stands in the maps: the last plan.
+    standing: Desired,
 }
+
+/// How much the maps hold.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    services: usize,
+    slots: usize,
+    identities: usize,
+    cidrs: usize,
+    rules: usize,
+}
+
+const WIDE: Limits = Limits { services: 1 << 16, slots: 1 << 18, identities: 1 << 19, cidrs: 1 << 16, rules: 1 << 16 };
 
 impl Default for World {
     fn default() -> Self {
@@ -47,13 +63,19 @@ impl Default for World {
             next_hops: BTreeMap::new(),
         };
         let snapshot = Snapshot { synced: true, ..Snapshot::default() };
-        Self { snapshot, facts, attachments: vec![], numbers: Numbers::default() }
+        let (limits, standing) = (WIDE, Desired::default());
+        Self { snapshot, facts, attachments: vec![], numbers: Numbers::default(), limits, standing }
     }
 }
 
 impl World {
     fn plan(&mut self) -> Desired {
-        plan(&self.snapshot, &self.facts, &self.attachments, &mut self.numbers)
+        let Limits { services, slots, identities, cidrs, rules } = self.limits;
+        let Desired { identities: standing_identities, cidrs: standing_cidrs, .. } = &self.standing;
+        let room = Room { services, slots, identities, cidrs, rules, standing_identities, standing_cidrs };
+        let desired = plan(&self.snapshot, &self.facts, &self.attachments, &room, &mut self.numbers);
+        self.standing = desired.clone();
+        desired
     }
 
     fn namespace(&mut self, name: &str, labels: Value) {
@@ -66,7 +88,7 @@ impl World {
         let ips: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
         let mut pod = json!({
             "metadata": {"namespace": key.0, "name": key.1, "labels": labels},
-            "spec": {"containers": []},
+            "spec": {"containers": [], "nodeName": "there"},
             "status": {"podIPs": ips},
         });
         merge(&mut pod, more);
@@ -75,6 +97,17 @@ impl World {
             self.namespace(key.0, json!({}));
         }
         self.snapshot.pods.insert(ObjectKey::new(key.0, key.1), Arc::new(pod));
+        if !self.snapshot.nodes.contains_key(&ObjectKey::new("", "there")) {
+            self.node("there", &["10.0.0.0/8", "fd00::/8"]);
+        }
+        self
+    }
+
+    fn node(&mut self, name: &str, pod_cidrs: &[&str]) -> &mut Self {
+        let addresses = json!([{"type": "InternalIP", "address": "192.0.2.9"}]);
+        let node =
+            json!({"metadata": {"name": name}, "spec": {"podCIDRs": pod_cidrs}, "status": {"addresses": addresses}});
+        self.snapshot.nodes.insert(ObjectKey::new("", name), Arc::new(from_value(node).unwrap()));
         self
     }
 

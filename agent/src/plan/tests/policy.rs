@@ -193,6 +193,46 @@ fn an_address_is_of_the_pod_that_has_it_now() {
 }
 
 #[test]
+fn an_address_counts_only_within_the_pod_cidrs_of_the_pods_node() {
+    let (mut world, web) = world();
+    let from = json!([{"podSelector": {"matchLabels": {"app": "a"}}}]);
+    world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [{"from": from}]}));
+    world.node("evil", &["10.66.0.0/24", "fd00:66::/64"]).node("narrow", &["10.2.66.0/24"]);
+    // Who has taken over the node "evil" writes the status of its own pod.
+    let on = |node: &str| json!({"spec": {"nodeName": node}});
+    let claimed = ["10.66.0.1", "fd00:66::1", "10.2.0.77", "203.0.113.9", "10.2.66.1", "10.1.0.1", "192.0.2.9"];
+    world.pod(("x", "forged"), json!({"app": "a"}), &claimed, on("evil"));
+    world.pod(("x", "homeless"), json!({"app": "a"}), &["10.2.0.78"], json!({"spec": {"nodeName": "gone"}}));
+    // Packets for a narrower prefix go to another node than those for the wide one around it.
+    world.pod(("x", "astray"), json!({"app": "a"}), &["10.2.66.7"], on("there"));
+    let desired = world.plan();
+    let counted: Vec<&str> = ["10.2.0.78", "10.2.66.7"]
+        .iter()
+        .chain(&claimed)
+        .copied()
+        .filter(|address| lets_in(&desired, web, address, HTTP))
+        .collect();
+    assert_eq!(counted, ["10.66.0.1", "fd00:66::1"]);
+    assert!(lets_in(&desired, web, "10.2.0.1", HTTP), "others stay who they are");
+    assert!(!desired.names.contains_key(&addr("10.2.0.77")));
+    let named = |text: &str| desired.problems.iter().any(|problem| problem.contains(text));
+    assert!(
+        named("Pod x/forged: status.podIPs 10.2.0.77 is in no pod CIDR of its node evil"),
+        "{:?}",
+        desired.problems
+    );
+    assert!(named("Pod x/homeless: status.podIPs 10.2.0.78") && named("Pod x/astray"), "{:?}", desired.problems);
+    // On the host's network a pod has no address of its own.
+    world.pod(
+        ("x", "forged"),
+        json!({"app": "a"}),
+        &["10.66.0.1"],
+        json!({"spec": {"nodeName": "evil", "hostNetwork": true}}),
+    );
+    assert!(!lets_in(&world.plan(), web, "10.66.0.1", HTTP));
+}
+
+#[test]
 fn a_local_pod_is_a_peer_before_its_status_says_so() {
     let (mut world, web) = world();
     world.local(("x", "new"), json!({"app": "a"}), &[], json!({}));

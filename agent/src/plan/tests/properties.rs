@@ -129,7 +129,7 @@ fn policy() -> impl Strategy<Value = (&'static str, Value)> {
 }
 
 #[derive(Clone, Debug)]
-struct PodPlan {
+pub(super) struct PodPlan {
     namespace: &'static str,
     labels: Value,
     local: bool,
@@ -148,14 +148,14 @@ fn pod() -> impl Strategy<Value = PodPlan> {
     )
 }
 
-type Parts = (Vec<PodPlan>, Vec<Value>, Vec<(&'static str, Value)>);
+pub(super) type Parts = (Vec<PodPlan>, Vec<Value>, Vec<(&'static str, Value)>);
 
-fn parts() -> impl Strategy<Value = Parts> {
+pub(super) fn parts() -> impl Strategy<Value = Parts> {
     (vec(pod(), 1..9), vec(labels(), 3), vec(policy(), 0..6))
 }
 
 /// Pods keep name and address from one world to the next, by their place in the list.
-fn build(world: &mut World, (pods, namespaces, policies): &Parts) {
+pub(super) fn build(world: &mut World, (pods, namespaces, policies): &Parts) {
     world.snapshot = Snapshot { synced: true, ..Snapshot::default() };
     world.attachments.clear();
     for (name, labels) in NAMESPACES.iter().zip(namespaces) {
@@ -189,6 +189,11 @@ fn verdicts(desired: &Desired, ifindex: u32, probes: &[String]) -> Vec<(bool, bo
         (lets_in(desired, ifindex, peer, packet), lets_out(desired, ifindex, peer, packet))
     };
     probes.iter().flat_map(|peer| PACKETS.map(|packet| (peer, packet))).map(one).collect()
+}
+
+/// Every verdict of one port about everybody that is worth asking about.
+pub(super) fn verdicts_of(world: &World, desired: &Desired, ifindex: u32) -> Vec<(bool, bool)> {
+    verdicts(desired, ifindex, &probes(world))
 }
 
 fn agrees(world: &World, desired: &Desired) -> Result<(), TestCaseError> {

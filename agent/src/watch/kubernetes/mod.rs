@@ -37,7 +37,13 @@ mod strip;
 mod tests;
 
 use backoff::Backoff;
+pub(crate) use connect::client;
 use strip::Strip;
+
+/// How long to wait between tries to reach the API server.
+pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
+    Backoff::default()
+}
 
 /// Services and slices of other proxies, and of headless Services, never come here.
 const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Events on objects that do not fit, for those who own them: `kubectl describe` shows them.
+//!
+//! They are posted in the background, each object once and then hourly while it lasts, a few at a time: a pass never waits
+//! for the API server, and an agent whose node is full of refused objects is no burden to it. A folder has no Events.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    model::{ObjectKey, Refusal, RefusedKind},
+    watch::{Source, kubernetes},
+};
+
+/// An object that goes on being refused is told again after this long; the API server keeps an Event for an hour.
+const REPEAT: Duration = Duration::from_secs(3600);
+/// Between two Events.
+const PAUSE: Duration = Duration::from_millis(500);
+/// After one that could not be posted.
+const RETRY: Duration = Duration::from_secs(30);
+/// Longest note that the API server takes, in bytes.
+const LONGEST_NOTE: usize = 1024;
+/// Objects that are remembered as told, at most.
+const REMEMBERED: usize = 10_000;
+
+/// Posts Events.
+#[derive(Debug)]
+pub(crate) struct Events(Option<watch::Sender<BTreeSet<Refusal>>>);
+
+/// Whose Event it is.
+type Subject = (RefusedKind, ObjectKey);
+
+impl Events {
+    /// Starts the background task, where the source is an API server; must be called within a tokio runtime.
+    #[must_use]
+    pub(crate) fn start(source: &Source, node: &str) -> Self {
+        let Source::Kubernetes(server) = source else { return Self(None) };
+        let (sender, receiver) = watch::channel(BTreeSet::new());
+        let (server, node) = (server.clone(), node.to_owned());
+        tokio::spawn(async move {
+            let mut backoff = kubernetes::backoff();
+            loop {
+                match kubernetes::client(&server).await {
+                    Ok(client) => return post(client, node, receiver).await,
+                    // The source tells why.
+                    Err(error) => tracing::debug!(%error, "cannot post Events yet"),
+                }
+                sleep(backoff.next().unwrap_or(RETRY)).await;
+            }
+        });
+        Self(Some(sender))
+    }
+
+    /// Tells what does not fit now. Returns at once.
+    pub(crate) fn tell(&self, refusals: &BTreeSet<Refusal>) {
+        let Some(sender) = &self.0 else { return };
+        sender.send_if_modified(|known| {
+            let differs = known != refusals;
+            if differs {
+                known.clone_from(refusals);
+            }
+            differs
+        });
+    }
+}
+
+/// Posts until nobody tells anything any more.
+async fn post(client: Client, node: String, mut refusals: watch::Receiver<BTreeSet<Refusal>>) {
+    let recorder = Recorder::new(client, Reporter { controller: "weft-agent".to_owned(), instance: Some(node) });
+    let mut told: BTreeMap<Subject, Instant> = BTreeMap::new();
+    loop {
+        let now = Instant::now();
+        told.retain(|_, at| now.duration_since(*at) < REPEAT);
+        let next = untold(&refusals.borrow_and_update(), &told);
+        let Some(refusal) = next else {
+            let due = told.values().min().map(|at| *at + REPEAT);
+            tokio::select! {
+                changed = refusals.changed() => if changed.is_err() { return },
+                () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
+            }
+            continue;
+        };
+        match recorder.publish(&event(&refusal), &reference(&refusal)).await {
+            Ok(()) => {
+                told.insert((refusal.kind, refusal.key), Instant::now());
+                sleep(PAUSE).await;
+            }
+            Err(error) => {
+                tracing::debug!(object = %refusal.key, %error, "cannot post an Event");
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// The next object to tell of.
+fn untold(refusals: &BTreeSet<Refusal>, told: &BTreeMap<Subject, Instant>) -> Option<Refusal> {
+    if told.len() >= REMEMBERED {
+        return None;
+    }
+    refusals.iter().find(|refusal| !told.contains_key(&(refusal.kind, refusal.key.clone()))).cloned()
+}
+
+fn event(refusal: &Refusal) -> Event {
+    let mut note = refusal.why.clone();
+    note.truncate(note.floor_char_boundary(LONGEST_NOTE));
+    let (reason, action) = match refusal.kind {
+        RefusedKind::Policy => ("PolicyDoesNotFit", "CloseWorkloads"),
+        RefusedKind::Pod => ("WorkloadClosed", "CloseWorkload"),
+        RefusedKind::Service => ("ServiceDoesNotFit", "RefuseFlows"),
+    };
+    Event {
+        type_: EventType::Warning,
+        reason: reason.to_owned(),
+        note: Some(note),
+        action: action.to_owned(),
+        secondary: None,
+    }
+}
+
+fn reference(refusal: &Refusal) -> ObjectReference {
+    let (api_version, kind) = match refusal.kind {
+        RefusedKind::Policy => ("networking.k8s.io/v1", "NetworkPolicy"),
+        RefusedKind::Pod => ("v1", "Pod"),
+        RefusedKind::Service => ("v1", "Service"),
+    };
+    ObjectReference {
+        api_version: Some(api_version.to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: Some(refusal.key.namespace.clone()),
+        name: Some(refusal.key.name.clone()),
+        uid: refusal.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which policy sets fit into the maps. The others are closed: everything is denied to their workloads, and to nobody else's.
+//!
+//! What one set takes depends on the others, since identities are a product of what all of them tell apart. So the sets are
+//! put in an order, and as many of the first ones are taken as fit together: the order is that of [`share::order`], by the part of a map that each takes alone. So no namespace displaces another one's policies by what it takes beyond its share, what fitted stays, and who comes new
+//! where no room is left is closed.
+
+use std::{collections::BTreeMap, fmt};
+
+use weft_abi::Addr;
+
+use crate::{
+    model::{Room, Snapshot},
+    plan::{
+        address::cidr_key,
+        identity::{self, Identities, PodGroups, Terms, TooMuch},
+        policy::{
+            compile::{self, Allowed, Compiled},
+            isolation::SetKey,
+        },
+        share::{self, Wish},
+    },
+};
+
+/// Looks at a choice of sets at most, beyond one for each set. Where that is not enough the sets not looked at are closed.
+const MAX_TRIES: usize = 200;
+/// A whole map, for shares.
+const WHOLE: u64 = 1_000_000;
+
+/// Every set that may be chosen: what it allows, its namespace, and whether it was there at the last plan.
+pub(super) type Candidates<'c> = BTreeMap<&'c SetKey, Candidate<'c>>;
+
+/// See [`Candidates`].
+#[derive(Debug)]
+pub(super) struct Candidate<'c> {
+    pub(super) allowed: &'c Allowed,
+    pub(super) namespace: &'c str,
+    pub(super) stood: bool,
+}
+
+/// Sets that fit together, compiled.
+#[derive(Debug, Default)]
+pub(super) struct Choice {
+    pub(super) identities: Identities,
+    pub(super) compiled: BTreeMap<SetKey, Compiled>,
+    /// The others, and why.
+    pub(super) closed: BTreeMap<SetKey, Shortage>,
+    /// Some of them fit once what goes with this plan is gone.
+    pub(super) crowded: bool,
+}
+
+/// What there is not enough of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Shortage {
+    /// Entries of a map.
+    Map {
+        /// What an entry is.
+        what: &'static str,
+        /// The map's key of the configuration.
+        field: &'static str,
+        /// Entries needed; none: more than there are.
+        needed: Option<usize>,
+        /// Entries there are.
+        most: usize,
+    },
+    /// Work or memory of the plan itself.
+    Work,
+    /// The set was not looked at any more.
+    Tries,
+    /// It fits as soon as what goes with this plan is out of the maps: after this pass.
+    Standing,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Map { what, field, needed, most } => {
+                match needed {
+                    Some(needed) => write!(f, "{needed} {what} would be needed")?,
+                    None => write!(f, "more than {most} {what} would be needed")?,
+                }
+                write!(f, ", {most} fit: make the policy smaller or raise mapSizes.{field}")
+            }
+            Self::Work => f.write_str(
+                "its peers and ports tell more groups of addresses apart than an agent works through: make the policy smaller",
+            ),
+            Self::Standing => f.write_str("it waits for one pass, until others have left the maps"),
+            Self::Tries => f.write_str("too many policies of this node do not fit: make those that are named smaller"),
+        }
+    }
+}
+
+/// Which part of each map a choice takes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Use {
+    cidrs: usize,
+    identities: usize,
+    rules: usize,
+}
+
+/// A choice under way.
+struct Looking<'l, 'c> {
+    candidates: &'l Candidates<'c>,
+    beside: Beside,
+    admitted: &'l [&'c SetKey],
+    waiting: &'l [&'c SetKey],
+}
+
+/// All that a choice is looked at with.
+pub(super) struct Fitting<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) groups: &'a PodGroups<'a>,
+    pub(super) room: &'a Room<'a>,
+}
+
+/// Whether what stands in the maps counts as well: it goes at the end of a pass only.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Beside {
+    Nothing,
+    WhatStands,
+}
+
+impl Fitting<'_> {
+    /// Chooses.
+    pub(super) fn choose(&self, candidates: &Candidates<'_>) -> Choice {
+        let all: Vec<&SetKey> = candidates.keys().copied().collect();
+        let mut closed = BTreeMap::new();
+        let mut shares = BTreeMap::new();
+        let fitting = match self.look_at(&all, candidates, Beside::Nothing) {
+            Ok(_) => all,
+            Err(_) => {
+                let order = self.order(candidates, &mut shares, &mut closed);
+                self.admit(order, candidates, Beside::Nothing, &mut closed)
+            }
+        };
+        if let Ok(choice) = self.look_at(&fitting, candidates, Beside::WhatStands) {
+            return Choice { closed, ..choice };
+        }
+        // For this once, until what goes is gone: who stood needs little.
+        let mut order = fitting;
+        order.sort_by_key(|key| (!candidates[*key].stood, shares.get(key).copied().unwrap_or_default(), *key));
+        let mut late = BTreeMap::new();
+        let admitted = self.admit(order, candidates, Beside::WhatStands, &mut late);
+        closed.extend(late.into_keys().map(|key| (key, Shortage::Standing)));
+        // It was looked at before, or it is empty.
+        let choice = self.look_at(&admitted, candidates, Beside::WhatStands).unwrap_or_default();
+        Choice { closed, crowded: true, ..choice }
+    }
+
+    /// As many of the first of `waiting` as fit together; where one does not, those of other namespaces go on.
+    fn admit<'c>(
+        &self,
+        mut waiting: Vec<&'c SetKey>,
+        candidates: &Candidates<'c>,
+        beside: Beside,
+        closed: &mut BTreeMap<SetKey, Shortage>,
+    ) -> Vec<&'c SetKey> {
+        let (mut admitted, mut tries) = (Vec::new(), 0);
+        while !waiting.is_empty() {
+            let looked = Looking { candidates, beside, admitted: &admitted, waiting: &waiting };
+            let (count, shortage) = self.longest(&looked, &mut tries);
+            admitted.extend(waiting.drain(..count));
+            let Some(shortage) = shortage else { break };
+            // The namespace's own larger sets are no more likely to fit.
+            let namespace = candidates[waiting[0]].namespace;
+            let is_over = tries >= MAX_TRIES;
+            let gone = waiting.extract_if(.., |key| is_over || candidates[*key].namespace == namespace);
+            closed.extend(gone.map(|key| {
+                let why = if candidates[key].namespace == namespace { shortage } else { Shortage::Tries };
+                (key.clone(), why)
+            }));
+        }
+        admitted
+    }
+
+    /// How many of the first that wait fit beside those that are admitted; and, unless all do, why the next one does not.
+    fn longest(&self, looking: &Looking<'_, '_>, tries: &mut usize) -> (usize, Option<Shortage>) {
+        let Looking { candidates, beside, admitted, waiting } = looking;
+        let mut fits = |count: usize| {
+            *tries += 1;
+            let chosen: Vec<&SetKey> = admitted.iter().chain(&waiting[..count]).copied().collect();
+            self.look_at(&chosen, candidates, *beside).err()
+        };
+        let Some(mut shortage) = fits(waiting.len()) else { return (waiting.len(), None) };
+        let (mut fitting, mut not) = (0, waiting.len());
+        while fitting + 1 < not {
+            let middle = fitting.midpoint(not);
+            match fits(middle) {
+                None => fitting = middle,
+                Some(why) => (not, shortage) = (middle, why),
+            }
+        }
+        (fitting, Some(shortage))
+    }
+
+    /// See the module. Sets that do not fit even alone are closed at once.
+    fn order<'c>(
+        &self,
+        candidates: &Candidates<'c>,
+        shares: &mut BTreeMap<&'c SetKey, u64>,
+        closed: &mut BTreeMap<SetKey, Shortage>,
+    ) -> Vec<&'c SetKey> {
+        let (mut keys, mut wishes) = (Vec::new(), Vec::new());
+        for (key, candidate) in candidates {
+            match self.look_at(&[*key], candidates, Beside::Nothing) {
+                Ok(choice) => {
+                    let cost = self.share(&choice);
+                    shares.insert(*key, cost);
+                    keys.push(*key);
+                    wishes.push(Wish { namespace: candidate.namespace, cost, stood: candidate.stood });
+                }
+                Err(shortage) => drop(closed.insert((*key).clone(), shortage)),
+            }
+        }
+        share::order(WHOLE, &wishes).into_iter().map(|place| keys[place]).collect()
+    }
+
+    /// The largest part of any map.
+    fn share(&self, choice: &Choice) -> u64 {
+        let part = |count: usize, most: usize| WHOLE.saturating_mul(count as u64) / (most.max(1) as u64);
+        let Use { cidrs, identities, rules } = usage(choice);
+        part(cidrs, self.room.cidrs).max(part(identities, self.room.identities)).max(part(rules, self.room.rules))
+    }
+
+    /// Compiles some sets together, if they fit.
+    fn look_at(&self, chosen: &[&SetKey], candidates: &Candidates<'_>, beside: Beside) -> Result<Choice, Shortage> {
+        let allowed = |key: &&SetKey| candidates[*key].allowed;
+        let terms = Terms::of(chosen.iter().map(allowed));
+        let identities = identity::identify(self.snapshot, self.groups, &terms).map_err(|TooMuch| Shortage::Work)?;
+        self.has_room(&identities, beside)?;
+        let containing = compile::containing(&identities, &terms);
+        let (most, mut left) = (self.room.rules, self.room.rules);
+        let full = Shortage::Map { what: "chunks of rules", field: "rules", needed: None, most };
+        let mut compiled = BTreeMap::new();
+        for key in chosen {
+            let set = compile::compile(allowed(key), &terms, &containing, left).ok_or(full)?;
+            left = left.checked_sub(set.chunks).ok_or(full)?;
+            compiled.insert((*key).clone(), set);
+        }
+        Ok(Choice { identities, compiled, ..Choice::default() })
+    }
+
+    fn has_room(&self, identities: &Identities, beside: Beside) -> Result<(), Shortage> {
+        let Room { cidrs, standing_cidrs, identities: most, standing_identities, .. } = self.room;
+        let stands = beside == Beside::WhatStands;
+        let prefixes = identities.prefixes.keys().map(|net| cidr_key(*net));
+        room_beside(prefixes, stands.then_some(*standing_cidrs), "prefixes", "cidrs", *cidrs)?;
+        let addresses = identities.exact.keys().map(|address| Addr::from(*address));
+        room_beside(addresses, stands.then_some(*standing_identities), "addresses", "identities", *most)
+    }
+}
+
+/// Whether new entries fit beside those that stand. What stands already needs no room.
+fn room_beside<K: Ord>(
+    wanted: impl ExactSizeIterator<Item = K>,
+    standing: Option<&BTreeMap<K, u32>>,
+    what: &'static str,
+    field: &'static str,
+    most: usize,
+) -> Result<(), Shortage> {
+    let stand = standing.map_or(0, BTreeMap::len);
+    let all = wanted.len() + stand;
+    if all <= most {
+        return Ok(());
+    }
+    let added = wanted.filter(|key| !standing.is_some_and(|standing| standing.contains_key(key))).count();
+    let needed = added + stand;
+    if added == 0 || needed <= most { Ok(()) } else { Err(Shortage::Map { what, field, needed: Some(needed), most }) }
+}
+
+fn usage(choice: &Choice) -> Use {
+    let Choice { identities, compiled, .. } = choice;
+    Use {
+        cidrs: identities.prefixes.len(),
+        identities: identities.exact.len(),
+        rules: compiled.values().map(|set| set.chunks).sum(),
+    }
+}

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What does not fit is closed, alone and aloud.
+
+use proptest::prelude::*;
+
+use super::{
+    properties::{build, parts, verdicts_of},
+    *,
+};
+use crate::{
+    apply::{Applier, tests::fake::Fake},
+    model::{Refusal, RefusedKind},
+    plan::{
+        identity::{PodGroups, Terms, identify},
+        policy::{
+            compile::Allowed,
+            isolation::PolicySet,
+            region::Regions,
+            rules::{Direction, PolicyForm},
+        },
+    },
+};
+
+const HTTP: Packet = (TCP, Some(80));
+
+/// `count` blocks of 24 bits, none beside another.
+fn blocks(first: u32, count: u32) -> Value {
+    let block = |n: u32| json!({"ipBlock": {"cidr": format!("{}.{}.{}.0/24", first + (n >> 15), n >> 7 & 255, (n & 127) << 1)}});
+    (0..count).map(block).collect()
+}
+
+fn from(peers: Value) -> Value {
+    json!({"podSelector": {}, "ingress": [{"from": peers}]})
+}
+
+/// A small tenant with a policy of its own, and a large one.
+fn two_tenants() -> (World, u32, u32) {
+    let mut world = World::default();
+    world.limits.cidrs = 64;
+    let small = world.local(("small", "web"), json!({}), &["10.1.0.1"], json!({}));
+    let large = world.local(("large", "web"), json!({}), &["10.1.0.2"], json!({}));
+    world.policy(("small", "p"), from(json!([{"ipBlock": {"cidr": "192.0.2.0/24"}}, {"podSelector": {}}])));
+    (world, small, large)
+}
+
+fn keys(desired: &Desired, kind: RefusedKind) -> Vec<String> {
+    let of_kind = |refusal: &&Refusal| refusal.kind == kind;
+    desired.refusals.iter().filter(of_kind).map(|refusal| refusal.key.to_string()).collect()
+}
+
+#[test]
+fn a_tenant_whose_policies_do_not_fit_is_closed_alone_and_named() {
+    let (mut world, small, large) = two_tenants();
+    for n in 0..3 {
+        world.policy(("large", &format!("p{n}")), from(blocks(20 + n, 28)));
+    }
+    for _ in 0..2 {
+        let desired = world.plan();
+        assert!(desired.cidrs.len() <= 64 && !desired.crowded);
+        assert!(lets_in(&desired, small, "192.0.2.7", HTTP) && !lets_in(&desired, small, "192.0.3.7", HTTP));
+        assert!(!lets_in(&desired, large, "20.0.0.1", HTTP), "closed");
+        assert!(lets_out(&desired, large, "20.0.0.1", HTTP), "the way that no policy is about");
+        let text = format!("{:#?}", desired.problems);
+        assert!(text.contains("workload large/web: its policies do not fit (large/p0, large/p1, large/p2)"), "{text}");
+        assert!(text.contains("84 prefixes would be needed, 64 fit") && text.contains("mapSizes.cidrs"), "{text}");
+        assert_eq!(keys(&desired, RefusedKind::Policy), ["large/p0", "large/p1", "large/p2"]);
+        assert_eq!(keys(&desired, RefusedKind::Pod), ["large/web"]);
+        let states: Vec<bool> = desired.policy_reports.iter().map(|r| r.state.starts_with("does not fit")).collect();
+        assert_eq!(states, [true, true, true, false]);
+    }
+    world.snapshot.policies.remove(&ObjectKey::new("large", "p2"));
+    let desired = world.plan();
+    assert!(lets_in(&desired, large, "20.0.0.1", HTTP) && desired.refusals.is_empty(), "{:#?}", desired.problems);
+}
+
+#[test]
+fn a_large_tenant_that_came_first_makes_room_for_a_small_one_and_not_for_another_large_one() {
+    let (mut world, small, large) = two_tenants();
+    world.snapshot.policies.clear();
+    world.policy(("large", "p"), from(blocks(20, 60)));
+    assert!(lets_in(&world.plan(), large, "20.0.0.1", HTTP));
+    world.local(("later", "web"), json!({}), &["10.1.0.3"], json!({}));
+    world.policy(("later", "p"), from(blocks(30, 60)));
+    let desired = world.plan();
+    assert!(lets_in(&desired, large, "20.0.0.1", HTTP), "what stood stays");
+    assert!(!lets_in(&desired, 12, "30.0.0.1", HTTP), "who came later is closed");
+    assert_eq!(keys(&desired, RefusedKind::Pod), ["later/web"]);
+    // 6 beside 60: the large one takes more than its share, and for one pass the small one waits until it has gone.
+    world.policy(("small", "p"), from(blocks(40, 6)));
+    let desired = world.plan();
+    assert!(
+        desired.crowded && !lets_in(&desired, large, "20.0.0.1", HTTP) && !lets_in(&desired, small, "40.0.0.1", HTTP)
+    );
+    let desired = world.plan();
+    assert!(!desired.crowded && lets_in(&desired, small, "40.0.0.1", HTTP));
+    assert_eq!(keys(&desired, RefusedKind::Pod), ["large/web", "later/web"]);
+}
+
+#[test]
+fn addresses_beyond_their_map_close_who_needs_them() {
+    let (mut world, small, large) = two_tenants();
+    world.limits.identities = 10;
+    for n in 0..20 {
+        world.pod(("other", &format!("p{n}")), json!({}), &[&format!("10.2.0.{n}")], json!({}));
+    }
+    world.policy(("large", "p"), from(json!([{"namespaceSelector": {}}])));
+    let desired = world.plan();
+    assert!(!lets_in(&desired, large, "10.2.0.1", HTTP) && lets_in(&desired, small, "192.0.2.7", HTTP));
+    assert!(desired.identities.len() <= 10);
+    assert!(format!("{:?}", desired.problems).contains("mapSizes.identities"), "{:?}", desired.problems);
+}
+
+#[test]
+fn rules_beyond_their_map_close_who_needs_them() {
+    let (mut world, small, large) = two_tenants();
+    world.limits.rules = 8;
+    let ports = |n: u16| json!((0..100).map(|port| json!({"port": 1000 + 2 * port + n})).collect::<Vec<_>>());
+    let rule = |n| json!({"from": [{"ipBlock": {"cidr": format!("20.0.{n}.0/24")}}], "ports": ports(n)});
+    world.policy(("large", "p"), json!({"podSelector": {}, "ingress": [rule(0), rule(1)]}));
+    let desired = world.plan();
+    assert!(!lets_in(&desired, large, "20.0.0.1", (TCP, Some(1000))) && lets_in(&desired, small, "192.0.2.7", HTTP));
+    assert!(desired.rules.len() <= 8);
+    assert!(format!("{:?}", desired.problems).contains("mapSizes.rules"), "{:?}", desired.problems);
+}
+
+#[test]
+fn a_service_without_room_has_no_backend_and_the_others_have_theirs() {
+    let mut world = World::default();
+    (world.limits.slots, world.limits.services) = (10, 3);
+    for (n, count) in [(1, 2), (2, 20), (3, 3)] {
+        let name = format!("s{n}");
+        world.service(&name, json!({"clusterIP": format!("10.96.0.{n}"), "ports": [{"port": 80}]}));
+        let endpoints: Vec<Value> = (0..count).map(|e| json!({"addresses": [format!("10.2.{n}.{e}")]})).collect();
+        world.slice(&name, &name, json!({"ports": [{"port": 80}], "endpoints": endpoints}));
+    }
+    let counts = |desired: &Desired| desired.services.values().map(|s| s.backends.len()).collect::<Vec<_>>();
+    let desired = world.plan();
+    assert_eq!(counts(&desired), [2, 0, 3]);
+    assert_eq!(keys(&desired, RefusedKind::Service), ["x/s2"]);
+    assert!(format!("{:?}", desired.problems).contains("raise mapSizes.slots"), "{:?}", desired.problems);
+    world.service("s0", json!({"clusterIP": "10.96.0.100", "ports": [{"port": 80}]}));
+    let desired = world.plan();
+    assert_eq!((counts(&desired).len(), keys(&desired, RefusedKind::Service)), (3, vec!["x/s2".into()]));
+    assert!(format!("{:?}", desired.problems).contains("raise mapSizes.services"), "{:?}", desired.problems);
+    assert_eq!(world.plan(), desired);
+}
+
+/// What is told apart, for a policy of `count` blocks of everything with one hole each, all at one port or each at its own.
+fn holes(count: u32, own_ports: bool) -> (World, u32) {
+    let mut world = World::default();
+    let web = world.local(("x", "web"), json!({}), &["10.1.0.1"], json!({}));
+    let hole =
+        |n: u32| json!({"ipBlock": {"cidr": "0.0.0.0/0", "except": [format!("20.{}.{}.0/24", n >> 8, n & 255)]}});
+    let spec = if own_ports {
+        let rule = |n| json!({"from": [hole(n)], "ports": [{"port": 1 + 2 * n}]});
+        json!({"podSelector": {}, "ingress": (0..count).map(rule).collect::<Vec<_>>()})
+    } else {
+        from((0..count).map(hole).collect())
+    };
+    world.policy(("x", "p"), spec);
+    (world, web)
+}
+
+#[test]
+fn many_blocks_with_holes_are_little_work() {
+    let (mut world, web) = holes(20_000, false);
+    let desired = world.plan();
+    assert!(lets_in(&desired, web, "20.0.0.1", HTTP) && desired.refusals.is_empty());
+    assert_eq!((desired.cidrs.len(), desired.rules.len(), world.numbers.peers.len()), (1, 1, 1));
+    assert!(serde_json::to_string(&world.numbers).unwrap().len() < 1000);
+}
+
+#[test]
+fn blocks_beyond_the_bound_of_work_close_their_own_workloads() {
+    let (mut world, web) = holes(4_000, true);
+    let other = world.local(("y", "web"), json!({}), &["10.1.0.2"], json!({}));
+    world.policy(("y", "p"), from(json!([{"ipBlock": {"cidr": "192.0.2.0/24"}}])));
+    let desired = world.plan();
+    assert!(!lets_in(&desired, web, "30.0.0.1", (TCP, Some(1))) && lets_in(&desired, other, "192.0.2.1", HTTP));
+    assert!(
+        format!("{:?}", desired.problems).contains("tell more groups of addresses apart"),
+        "{:?}",
+        desired.problems
+    );
+    assert!(serde_json::to_string(&world.numbers).unwrap().len() < 1000);
+}
+
+#[test]
+fn upstreams_limits_fit() {
+    let mut world = World::default();
+    // The agent's own limits, by the default sizes of its maps.
+    let sizes = weft_dataplane::MapSizes::default();
+    world.limits = Limits {
+        services: sizes.services as usize,
+        slots: sizes.slots as usize,
+        identities: sizes.identities as usize,
+        cidrs: sizes.cidrs as usize - 1,
+        rules: sizes.rules as usize / 2,
+    };
+    for n in 0..150_000_u32 {
+        let ips =
+            [format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255), format!("fd00::{:x}:{:x}", n >> 16, n & 0xffff)];
+        let pod = format!("p{n}");
+        world.pod(("x", &pod), json!({"app": "a"}), &[&ips[0], &ips[1]], json!({}));
+    }
+    let web = world.local(("x", "web"), json!({}), &["10.100.0.1"], json!({}));
+    world.policy(("x", "p"), from(json!([{"namespaceSelector": {}}])));
+    let desired = world.plan();
+    assert!(desired.refusals.is_empty(), "{:?}", desired.problems);
+    assert!(lets_in(&desired, web, "10.1.0.1", HTTP) && lets_in(&desired, web, "fd00::1:1", HTTP));
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (1..12_usize, 1..12_usize, 1..12_usize).prop_map(|(identities, cidrs, rules)| Limits {
+        identities,
+        cidrs,
+        rules,
+        ..WIDE
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Each port is judged exactly, or closed and named; the maps are never full, whatever stood in them before.
+    #[test]
+    fn everybody_is_exact_or_closed_and_no_map_is_ever_full(worlds in prop::collection::vec(parts(), 1..4), limits in limits()) {
+        let fake = Fake::new();
+        fake.identities.limit(limits.identities);
+        fake.cidrs.limit(limits.cidrs + 1);
+        fake.rules.limit(limits.rules * 2);
+        let (mut world, mut free) = (World { limits, ..World::default() }, World::default());
+        let mut applier = Applier::default();
+        for parts in &worlds {
+            build(&mut world, parts);
+            build(&mut free, parts);
+            let exact = free.plan();
+            for last in [false, true] {
+                let desired = world.plan();
+                prop_assert!(!(last && desired.crowded));
+                is_exact_or_closed(&world, &desired, &exact)?;
+                let summary = applier.apply(&*fake, &desired).unwrap();
+                prop_assert_eq!((summary.problems, fake.was_full()), (vec![], 0));
+            }
+            let desired = world.plan();
+            prop_assert_eq!(&world.plan(), &desired, "what fitted stays");
+        }
+    }
+}
+
+fn is_exact_or_closed(world: &World, desired: &Desired, exact: &Desired) -> Result<(), TestCaseError> {
+    for attachment in &world.attachments {
+        let (id, ifindex) = (attachment.spec.id.to_string(), attachment.link.as_ref().unwrap().ifindex);
+        let (is, wanted) = (verdicts_of(world, desired, ifindex), verdicts_of(world, exact, ifindex));
+        let port = desired.ports[&ifindex];
+        for (is, wanted) in is.into_iter().zip(wanted) {
+            let closed = [port.ingress_policy, port.egress_policy].map(|policy| policy == u32::MAX);
+            prop_assert_eq!(is.0, wanted.0 && !closed[0], "in");
+            prop_assert_eq!(is.1, wanted.1 && !closed[1], "out");
+            prop_assert!(closed == [false; 2] || desired.closed.contains_key(&id), "closed, and not told");
+        }
+    }
+    Ok(())
+}
+
+/// Work and memory have a bound whatever a policy says.
+#[test]
+fn the_bound_of_work_holds() {
+    let (world, _) = holes(20_000, false);
+    let policy = world.snapshot.policies.values().next().unwrap();
+    let key = ObjectKey::new("x", "p");
+    let forms = BTreeMap::from([(&key, PolicyForm::read(policy, "x"))]);
+    let set = PolicySet { policies: vec![&key], named: BTreeMap::new() };
+    let allowed = Allowed::by(&set, "x", Direction::Ingress, &forms, &mut Regions::default());
+    let terms = Terms::of([&allowed].into_iter());
+    let found = identify(&world.snapshot, &PodGroups::default(), &terms).unwrap();
+    assert_eq!(found.sets.work(), (1, 2), "matches kept, and steps");
+}
