@@ -43,11 +43,13 @@ pub struct Options {
     pub nodes: u8,
     /// How they reach each other's pods.
     pub mode: Mode,
+    /// Keys of every agent's configuration beside those of the bed; `null` takes one of the bed's out.
+    pub config: Value,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, mode: Mode::Vxlan }
+        Self { nodes: 2, mode: Mode::Vxlan, config: Value::Null }
     }
 }
 
@@ -89,7 +91,7 @@ impl Bed {
         for number in 1..=options.nodes {
             let machine = Namespace::new(&format!("node{number}"), Some(&switch), "")?;
             connect(&switch, &machine, &format!("node{number}"))?;
-            nodes.push(Rc::new(Node::new(machine, number, options.mode)?));
+            nodes.push(Rc::new(Node::new(machine, number, options)?));
         }
         for node in &nodes {
             node.start_agent()?;
@@ -231,6 +233,12 @@ impl Outside {
     pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 119, 254);
     /// The nodes' IPv6 router.
     pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x119, 0, 0, 0, 0, 0, 0xfe);
+
+    /// Its namespaces.
+    #[must_use]
+    pub fn machine(&self) -> &Namespace {
+        &self.machine
+    }
 
     /// Its address of the family of `peer`.
     #[must_use]

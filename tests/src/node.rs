@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
-    bed::{Outside, SERVICE_CIDRS, SHARED},
+    bed::{Options, Outside, SERVICE_CIDRS, SHARED},
     namespace::Namespace,
     process::{Outcome, Process},
     shell::Shell,
@@ -41,11 +41,11 @@ pub struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(machine: Namespace, number: u8, mode: Mode) -> Result<Self> {
+    pub(crate) fn new(machine: Namespace, number: u8, options: &Options) -> Result<Self> {
         let node = Self { machine, number, agent: RefCell::new(None), plugged: Cell::new(0) };
         node.sh(&node.script())?.ok().with_context(|| format!("set up {}", node.name()))?;
         let file = node.machine.path(node.file("agent.yaml"));
-        std::fs::write(&file, serde_yaml::to_string(&node.config(mode))?)?;
+        std::fs::write(&file, serde_yaml::to_string(&node.config(options))?)?;
         Ok(node)
     }
 
@@ -107,17 +107,24 @@ impl Node {
         )
     }
 
-    fn config(&self, mode: Mode) -> Value {
-        json!({
+    fn config(&self, options: &Options) -> Value {
+        let mut config = json!({
             "nodeName": self.name(),
             "source": format!("dir:{SHARED}/manifests"),
-            "mode": match mode { Mode::Vxlan => "vxlan", Mode::Native => "native" },
+            "mode": match options.mode { Mode::Vxlan => "vxlan", Mode::Native => "native" },
             "podCIDRs": [format!("10.244.{}.0/24", self.number), format!("fd00:244:0:{}::/64", self.number)],
             "serviceCIDRs": SERVICE_CIDRS,
             "stateDir": self.file("state"),
             "cni": { "install": false },
             "healthAddress": "127.0.0.1:9911",
-        })
+        });
+        for (key, value) in options.config.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        if let Some(keys) = config.as_object_mut() {
+            keys.retain(|_, value| !value.is_null());
+        }
+        config
     }
 
     /// Starts the agent; its log goes to a file of the node.

@@ -62,7 +62,7 @@ struct Site {
 
 impl Site {
     fn new(mode: Mode, binaries: &Binaries) -> Result<Self> {
-        let bed = Bed::of(&Options { nodes: 2, mode }, binaries)?;
+        let bed = Bed::of(&Options { nodes: 2, mode, ..Options::default() }, binaries)?;
         bed.apply(&service("default/load", SERVICE, PORT, PORT, &[("app", "load")]))?;
         bed.apply(&service("default/check", ["10.96.0.21", "fd00:96::21"], CHECK, CHECK, &[("app", "load")]))?;
         let client = bed.container(1, "default/client", &[])?;
