@@ -13,8 +13,9 @@ use super::{
     Case,
     attacker::{Attacker, Family, Who},
     frame::{self, Frame, Link},
-    net::{Place as _, mac_of},
+    net::Place as _,
     site::{self, PORT, Site, VNI, VXLAN},
+    uplink::Wire,
     witness::{Mark, Witness},
 };
 use crate::{node::Node, shell::Shell as _, wait::until_ok};
@@ -29,6 +30,8 @@ const GATEWAYS: (IpAddr, IpAddr) =
     (IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 1, 0, 0, 0, 1)));
 /// A Service that leads to VXLAN's port of node 2.
 const DOOR: [&str; 2] = ["10.96.0.41", "fd00:96::41"];
+/// A Service that leads to an honest port of it.
+const HONEST_DOOR: [&str; 2] = ["10.96.0.43", "fd00:96::43"];
 /// The reason that counts these attacks.
 const REASON: &str = "encapsulated";
 /// How many ARP requests one attack has.
@@ -134,15 +137,17 @@ fn to_the_gateway(site: &Site, who: Who, family: Family) -> Result<()> {
 /// A Service whose backend is a node's VXLAN port, for the time of `work`.
 fn with_door(site: &Site, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let node = site.peer();
-    let objects = site::leads_to("door", DOOR, PORT, [(node.v4().into(), VXLAN), (node.v6().into(), VXLAN)]);
+    let ports = |port| [(node.v4().into(), port), (node.v6().into(), port)];
+    let mut objects = site::leads_to("honest-door", HONEST_DOOR, PORT, ports(PORT));
+    objects.extend(site::leads_to("door", DOOR, PORT, ports(VXLAN)));
     for object in &objects {
         site.bed.apply(object)?;
     }
     let known = until_ok("the Service", Duration::from_secs(10), || {
         let services: Vec<weft_api::ServiceReport> = site.own().weft_json("services")?;
-        let door = services.iter().find(|service| service.name == "door").context("no Service door")?;
-        let backends: usize = door.ports.iter().map(|port| port.backends.len()).sum();
-        ensure!(backends >= 4, "{backends} backends");
+        let doors = services.iter().filter(|service| service.name.ends_with("door"));
+        let backends: usize = doors.flat_map(|door| &door.ports).map(|port| port.backends.len()).sum();
+        ensure!(backends == 8, "{backends} backends");
         Ok(())
     });
     let outcome = known.and_then(|()| work());
@@ -239,21 +244,18 @@ fn honest_neighbour_is_learned(site: &Site) -> Result<()> {
 /// A neighbour of the node lets it forward the frame: by way of a Service that leads to the other node's VXLAN port.
 fn forwarded(site: &Site, family: Family) -> Result<()> {
     with_door(site, || {
-        let own = site.own();
-        let wire = site.outside().sender("eth0", false)?;
-        let link = Link { to: mac_of(own, "eth0")?, from: mac_of_outside(site)? };
+        let wire = Wire::to(site, site.own())?;
         let from = SocketAddr::new(site.outside().address_for(family.any()), 5558);
+        let honest = SocketAddr::new(family.pick(HONEST_DOOR[0], HONEST_DOOR[1]).parse()?, PORT);
         let door = SocketAddr::new(family.pick(DOOR[0], DOOR[1]).parse()?, PORT);
         let stranger = SocketAddr::new(family.pick(STRANGER.0, STRANGER.1), PORT);
         let target = SocketAddr::new(site.peer().address_for(family.any()), PORT);
         let socket = site.peer().udp(SocketAddr::new(family.any(), PORT))?;
         let attack = |mark: &Mark| {
             let payload = frame::vxlan(VNI, &frame::udp(INNER, stranger, target, mark));
-            wire.send(&frame::udp(link, from, door, &payload), weft_probe::frames::Offload::default())
-                .context("send on the wire")
+            wire.send(&frame::udp(wire.link(), from, door, &payload))
         };
-        Witness::new("a socket of the other node", &socket)
-            .refuses(attack, |mark| site.honest(&site.hostile, target, mark))
+        Witness::new("a socket of the other node", &socket).refuses(attack, |mark| wire.datagram(from, honest, mark))
     })
 }
 

@@ -23,6 +23,7 @@ use crate::{
     container::Container,
     manifest,
     node::{Mode, Node},
+    shell::Shell as _,
     vm::Vm,
     wait::until_ok,
 };
@@ -84,6 +85,14 @@ impl Site {
         bed.apply(&manifest::ingress_policy("default/friends-only", &[("app", "victim")], &[("role", "friend")]))?;
         bed.apply(&manifest::ingress_policy("default/nobody", &[("app", "sealed")], &[("role", "nobody")]))?;
         bed.apply(&manifest::service("default/sealed", SEALED, PORT, PORT, &[("app", "sealed")]))?;
+        let protected = [victims[0].v4()?, victims[0].v6()?].map(|address| (address, PORT));
+        for object in leads_to("protected", PROTECTED, PORT, protected) {
+            bed.apply(&object)?;
+        }
+        for node in bed.nodes() {
+            // As a node of Kubernetes has it.
+            node.sh("sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?.ok()?;
+        }
         let site =
             Self { guest: OnceCell::new(), machine: OnceCell::new(), hostile, victims, friends, open, sealed, bed };
         site.settled(&["friends-only", "nobody"])?;
@@ -142,6 +151,9 @@ const GUEST: &[(&str, &str)] = &[("app", "guest")];
 
 /// Addresses of the Service of the pod that nobody may reach.
 pub(super) const SEALED: [&str; 2] = ["10.96.0.40", "fd00:96::40"];
+
+/// Addresses of the Service of the victim on node 1.
+pub(super) const PROTECTED: [&str; 2] = ["10.96.0.42", "fd00:96::42"];
 
 /// The value in the cell; made by the first who wants it.
 fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {

@@ -13,7 +13,7 @@ use super::{
     encapsulation::{counted, mac_of_outside},
     frame::{self, Link},
     net::{Place as _, mac_of},
-    site::{self, PORT, SEALED, Site},
+    site::{self, PORT, PROTECTED, SEALED, Site},
     witness::{Mark, Witness},
 };
 use crate::{container::Container, node::Node};
@@ -125,20 +125,21 @@ fn as_the_node_to_a_pod(site: &Site, family: Family) -> Result<()> {
 fn as_the_node_to_a_service(site: &Site, family: Family) -> Result<()> {
     let to = SocketAddr::new(family.pick(SEALED[0], SEALED[1]).parse()?, PORT);
     let node = site.own().address_for(family.any());
-    hears_only_the_node(site, node, to)
+    is_not_forwarded(site, &site.sealed, node, to)
 }
 
 fn as_a_pod_to_a_service(site: &Site, family: Family) -> Result<()> {
-    let to = SocketAddr::new(family.pick(SEALED[0], SEALED[1]).parse()?, PORT);
+    let to = SocketAddr::new(family.pick(PROTECTED[0], PROTECTED[1]).parse()?, PORT);
     let friend = family.of(site.friends[1].addresses())?;
-    hears_only_the_node(site, friend, to)
+    is_not_forwarded(site, &site.victims[0], friend, to)
 }
 
-/// As [`is_not_heard`] of the sealed pod. Who drops it (Weft, or the host's stack for its own source) is not said.
-fn hears_only_the_node(site: &Site, from: IpAddr, to: SocketAddr) -> Result<()> {
+/// As [`is_not_heard`], where the host's stack forwards the packet to `to`, a Service. Who drops it (Weft, or the stack for
+/// its own source) is not said; that the stack forwards, the outside's own datagram to an open Service shows.
+fn is_not_forwarded(site: &Site, pod: &Container, from: IpAddr, to: SocketAddr) -> Result<()> {
     let wire = Wire::to(site, site.own())?;
-    let receiver = site.sealed.receiver("eth0")?;
+    let receiver = pod.receiver("eth0")?;
     let from = SocketAddr::new(from, 5_600);
-    Witness::new("the sealed pod", &receiver)
+    Witness::new("the pod", &receiver)
         .refuses(|mark| wire.datagram(from, to, mark), |mark| site::datagram(site.own(), to, mark))
 }
