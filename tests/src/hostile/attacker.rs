@@ -14,6 +14,7 @@ use weft_probe::frames::Offload;
 use super::{
     frame::{Frame, Link},
     net::Place as _,
+    tap::TapWorkload,
 };
 use crate::{cni::Attachment, container::Container, shell::Shell as _, vm::Vm};
 
@@ -83,6 +84,7 @@ impl fmt::Display for Family {
 enum Body<'a> {
     Pod(&'a Container),
     Guest(&'a Vm),
+    Tap(&'a TapWorkload),
 }
 
 /// A workload that attacks.
@@ -101,11 +103,16 @@ impl<'a> Attacker<'a> {
         Ok(Self { body: Body::Guest(vm), mac: mac(vm.attachment())? })
     }
 
+    pub(super) fn tap(workload: &'a TapWorkload) -> Result<Self> {
+        Ok(Self { body: Body::Tap(workload), mac: mac(&workload.attachment)? })
+    }
+
     /// Its addresses.
     pub(super) fn addresses(&self) -> &'a [IpAddr] {
         match self.body {
             Body::Pod(container) => container.addresses(),
             Body::Guest(vm) => vm.addresses(),
+            Body::Tap(workload) => &workload.addresses,
         }
     }
 
@@ -131,6 +138,10 @@ impl<'a> Attacker<'a> {
                 }
                 Ok(())
             }
+            Body::Tap(workload) => frames
+                .iter()
+                .try_for_each(|frame| workload.send(&frame.bytes, frame.offload.unwrap_or_default()))
+                .context("send a frame"),
             Body::Guest(vm) => {
                 let mut script = "set -e\n".to_owned();
                 for frame in frames {

@@ -9,8 +9,6 @@ use weft_probe::frames::Offload;
 
 /// Bytes of an Ethernet header.
 pub(super) const ETHERNET: usize = 14;
-/// UDP and ICMPv6 as IP protocol numbers.
-pub(super) const UDP: u8 = 17;
 /// ICMPv6's protocol number.
 pub(super) const ICMPV6: u8 = 58;
 

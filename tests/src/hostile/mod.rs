@@ -7,11 +7,20 @@
 
 mod attacker;
 mod encapsulation;
+mod first_moment;
+mod fragments;
 mod frame;
 mod net;
+mod offload;
+mod routing;
 mod site;
+mod solicitation;
+mod status;
+mod tap;
 mod tunnel_peer;
+mod unspecified;
 mod uplink;
+mod vlan;
 mod witness;
 
 use std::{path::PathBuf, time::Instant};
@@ -74,6 +83,9 @@ fn groups() -> Vec<Box<dyn Group>> {
     vec![
         Box::new(Scene { make: site::Site::new, cases: site::cases() }),
         Box::new(Scene { make: site::Site::native, cases: uplink::native_cases() }),
+        Box::new(Scene { make: first_moment::Site::new, cases: first_moment::cases() }),
+        Box::new(Scene { make: unspecified::Site::ipv4, cases: unspecified::ipv4_cases() }),
+        Box::new(Scene { make: unspecified::Site::ipv6, cases: unspecified::ipv6_cases() }),
     ]
 }
 

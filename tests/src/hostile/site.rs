@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{
     Case,
     attacker::{Attacker, Family, Who},
-    encapsulation, tunnel_peer, uplink,
+    encapsulation, fragments, offload, routing, solicitation, status, tunnel_peer, uplink, vlan,
     witness::Mark,
 };
 use crate::{
@@ -57,7 +57,18 @@ pub(super) struct Site {
 
 /// Every case of this site.
 pub(super) fn cases() -> Vec<Case<Site>> {
-    [encapsulation::cases(), tunnel_peer::cases(), uplink::cases()].into_iter().flatten().collect()
+    let groups = [
+        encapsulation::cases(),
+        tunnel_peer::cases(),
+        uplink::cases(),
+        offload::cases(),
+        solicitation::cases(),
+        vlan::cases(),
+        routing::cases(),
+        fragments::cases(),
+        status::cases(),
+    ];
+    groups.into_iter().flatten().collect()
 }
 
 impl Site {
@@ -118,8 +129,15 @@ impl Site {
     pub(super) fn attacker(&self, who: Who) -> Result<Attacker<'_>> {
         match who {
             Who::Pod => Attacker::pod(&self.hostile),
-            Who::TapGuest => Attacker::guest(once(&self.guest, || self.bed.vm(1, "default/guest", GUEST))?),
-            Who::VhostGuest => Attacker::guest(once(&self.machine, || self.bed.vhost_vm(1, "default/machine", GUEST))?),
+            guest => Attacker::guest(self.vm(guest)?),
+        }
+    }
+
+    /// The guest of a kind.
+    pub(super) fn vm(&self, who: Who) -> Result<&Vm> {
+        match who {
+            Who::VhostGuest => once(&self.machine, || self.bed.vhost_vm(1, "default/machine", GUEST)),
+            _ => once(&self.guest, || self.bed.vm(1, "default/guest", GUEST)),
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use weft_probe::frames::FrameReceiver;
 
 /// How long what must not come is waited for after what was sent behind it has come.
@@ -114,9 +114,12 @@ impl<'a> Witness<'a> {
             }
         }
         seen.extend(self.collect(GRACE, |_| false)?);
-        let count = seen.iter().filter(|bytes| has(bytes, &forged)).count();
+        let arrivals: Vec<&Vec<u8>> = seen.iter().filter(|bytes| has(bytes, &forged)).collect();
         ensure!(arrived, "nothing is shown: the honest packet did not arrive at {}", self.place);
-        ensure!(count == 0, "the attack arrived at {} ({count} times)", self.place);
+        if let Some(first) = arrivals.first() {
+            let head: String = first.iter().take(74).map(|byte| format!("{byte:02x}")).collect();
+            bail!("the attack arrived at {}, {} times, first as {head}", self.place, arrivals.len());
+        }
         Ok(())
     }
 
@@ -130,6 +133,6 @@ impl<'a> Witness<'a> {
                 return Ok(found);
             }
         }
-        anyhow::bail!("what was sent did not arrive at {}", self.place)
+        bail!("what was sent did not arrive at {}", self.place)
     }
 }
