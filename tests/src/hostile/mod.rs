@@ -8,8 +8,12 @@
 mod attacker;
 mod encapsulation;
 mod first_moment;
+mod flows;
 mod fragments;
 mod frame;
+mod full;
+mod health;
+mod leftovers;
 mod net;
 mod offload;
 mod routing;
@@ -80,13 +84,21 @@ fn pattern(selection: &Selection) -> Result<Regex> {
 }
 
 fn groups() -> Vec<Box<dyn Group>> {
-    vec![
+    let mut groups: Vec<Box<dyn Group>> = vec![
         Box::new(Scene { make: site::Site::new, cases: site::cases() }),
         Box::new(Scene { make: site::Site::native, cases: uplink::native_cases() }),
         Box::new(Scene { make: first_moment::Site::new, cases: first_moment::cases() }),
         Box::new(Scene { make: unspecified::Site::ipv4, cases: unspecified::ipv4_cases() }),
         Box::new(Scene { make: unspecified::Site::ipv6, cases: unspecified::ipv6_cases() }),
-    ]
+        Box::new(Scene { make: flows::Site::small, cases: flows::small_cases() }),
+        Box::new(Scene { make: flows::Site::usual, cases: flows::usual_cases() }),
+        Box::new(Scene { make: health::Site::new, cases: health::cases() }),
+        Box::new(Scene { make: leftovers::Site::new, cases: leftovers::cases() }),
+    ];
+    for (make, cases) in full::scenes() {
+        groups.push(Box::new(Scene { make, cases }));
+    }
+    groups
 }
 
 /// Cases that share a site.
