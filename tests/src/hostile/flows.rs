@@ -49,8 +49,8 @@ const PORT: u16 = 7_200;
 const FLOWS: u32 = 4_096;
 /// Pieces that are remembered.
 const FRAGMENTS: u32 = 256;
-/// Frames of one attack on the flows, and on the ports towards one destination.
-const FRAMES: u16 = 60_000;
+/// Flows of one attack on the table, and on the ports towards one destination.
+const FRAMES: u16 = 40_000;
 /// Flows of one workload that all must be answered, and how many are under way at once.
 const HONEST_FLOWS: u16 = 6_000;
 const AT_ONCE: u16 = 50;
@@ -259,13 +259,16 @@ fn answer_of(socket: &UdpSocket) -> Result<u16> {
     std::str::from_utf8(&buffer[..read])?.parse().context("not a port")
 }
 
-/// Datagrams from many ports of the attacker's to `to`.
+/// Two datagrams from each of many ports of the attacker's to `to`: the kernel's tables forget what was used once before what
+/// was used again.
 fn flood(attacker: &Attacker<'_>, to: SocketAddr) -> Result<()> {
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-    let frames: Result<Vec<frame::Frame>> = (0..FRAMES)
-        .map(|number| Ok(frame::udp(attacker.link(), attacker.socket(family, 2_000 + number)?, to, b"flood").into()))
-        .collect();
-    send_on_every_cpu(attacker, &frames?)
+    let mut frames: Vec<frame::Frame> = Vec::new();
+    for number in 0..FRAMES {
+        let frame = frame::udp(attacker.link(), attacker.socket(family, 2_000 + number)?, to, b"flood");
+        frames.extend([frame.clone().into(), frame.into()]);
+    }
+    send_on_every_cpu(attacker, &frames)
 }
 
 /// Sends a part of the frames on each CPU in turn: the kernel's tables that forget keep a list of the latest for each.
