@@ -305,7 +305,9 @@ fn frame(world: &World, input: &mut Input<'_>) {
     bytes.extend([2; 12].iter().chain(&ip).chain(&[7; 200]));
     for _ in 0..changes % 4 {
         let [at, value] = input.take();
-        bytes[usize::from(at)] = value;
+        if let Some(byte) = bytes.get_mut(usize::from(at)) {
+            *byte = value;
+        }
     }
     let at = 0x8800;
     world.write(at, &bytes);

@@ -13,8 +13,9 @@ use crate::ring::{Access, Segments, Violation};
 use crate::trace::Direction;
 
 const MAX_HEADER: usize = 12;
-/// The header, and of a frame what is judged with it.
-const FRONT: usize = MAX_HEADER + offload::FRONT;
+/// Frames up to this length are copied whole and go out in one piece: that takes a tenth longer than from where the guest has
+/// them, and a call with several pieces takes as long again.
+const WHOLE: usize = 2048;
 
 /// A transmit ring in service.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub struct TxQueue {
     /// Pieces of the chain in hand; the first is the front.
     pieces: Segments,
     /// The device's own copy of the header and of the frame's beginning: what is judged is what is sent.
-    front: Box<[u8; FRONT]>,
+    front: Box<[u8; MAX_HEADER + WHOLE]>,
     /// Bytes in it.
     copied: usize,
     /// The first piece that is not wholly copied.
@@ -36,7 +37,7 @@ pub struct TxQueue {
 impl TxQueue {
     /// Serves a ring under these virtio features.
     pub fn new(vring: Vring, features: u64, header_len: usize) -> Self {
-        let (pieces, front) = (Segments::default(), Box::new([0; FRONT]));
+        let (pieces, front) = (Segments::default(), Box::new([0; MAX_HEADER + WHOLE]));
         Self { vring, header_len: header_len.min(MAX_HEADER), features, pieces, front, copied: 0, next: 1 }
     }
 
@@ -74,7 +75,7 @@ impl TxQueue {
     /// Why this frame of `len` bytes must not be sent, judged by its length, its header and its beginning.
     ///
     /// The beginning is copied where it is judged: a guest that changes it afterwards would move the transport header away
-    /// from under a checksum that was right. A frame that fits in whole is copied as well, and goes out in one piece.
+    /// from under a checksum that was right.
     #[inline]
     fn objection(&mut self, len: u64) -> Option<DropReason> {
         if len < ETHERNET_HEADER as u64 {
@@ -85,11 +86,15 @@ impl TxQueue {
         }
         let Some(header) = self.front.first_chunk() else { return Some(DropReason::Short) };
         let asked = Asked::of(header);
-        if !asked.is_nothing() || len <= offload::FRONT as u64 {
+        let len = len as usize;
+        if len <= WHOLE {
+            self.copy(self.header_len + len);
+        } else if !asked.is_nothing() {
             self.copy(self.header_len + offload::FRONT);
         }
-        let front = self.front.get(self.header_len..self.copied).unwrap_or_default();
-        asked.objection(front, len as usize, self.features)
+        let end = self.copied.min(self.header_len + offload::FRONT);
+        let front = self.front.get(self.header_len..end).unwrap_or_default();
+        asked.objection(front, len, self.features)
     }
 
     /// Sends the frame: the front, and what was not copied of the chain.
@@ -167,12 +172,40 @@ fn fate(result: Result<usize, Errno>, len: usize) -> Result<Moved, Violation> {
     }
 }
 
-/// Copies bytes that the guest may change meanwhile: each is read once, by words where they are aligned.
+/// Copies bytes that the guest may change meanwhile: each is read once.
 ///
 /// # Safety
 /// `from` must have `to.len()` mapped bytes.
 #[inline]
 unsafe fn copy_from_guest(to: &mut [u8], from: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    if to.len() > FEW {
+        // SAFETY: reads the mapped bytes and writes those of the slice, which do not overlap; the direction flag is clear.
+        unsafe {
+            std::arch::asm!(
+                "rep movsb",
+                inout("rcx") to.len() => _,
+                inout("rsi") from => _,
+                inout("rdi") to.as_mut_ptr() => _,
+                options(nostack, preserves_flags)
+            );
+        }
+        return;
+    }
+    // SAFETY: as the caller's.
+    unsafe { copy_words(to, from) }
+}
+
+/// Up to here words are as fast as the processor's own copy loop, which takes a while to start.
+#[cfg(target_arch = "x86_64")]
+const FEW: usize = 128;
+
+/// Copies by words, where they are aligned.
+///
+/// # Safety
+/// As of [`copy_from_guest`].
+#[inline]
+unsafe fn copy_words(to: &mut [u8], from: *const u8) {
     const WORD: usize = size_of::<u64>();
     let before = from.align_offset(WORD).min(to.len());
     let (head, rest) = to.split_at_mut(before);
