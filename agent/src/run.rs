@@ -101,9 +101,15 @@ fn first_view(config: &Config) -> View {
 
 async fn serve(config: &Config, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -> Result<()> {
     let api = api::listen(&config.socket)?;
-    let health = health::listen(config.health_address).await?;
+    let health = health::listen(&config.health_addresses).await?;
+    if let Some(address) = &config.metrics_address {
+        let metrics = health::listen_for_metrics(address).await?;
+        tasks.spawn(health::serve_metrics(metrics, shared.clone()));
+    }
     tasks.spawn(api::serve(api, shared.clone()));
-    tasks.spawn(health::serve(health, shared.clone()));
+    for listener in health {
+        tasks.spawn(health::serve(listener, shared.clone()));
+    }
     Ok(())
 }
 
