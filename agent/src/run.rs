@@ -146,6 +146,7 @@ async fn start(
         dataplane,
         attachments,
         devices,
+        guest_counters: shared.work.guests.clone(),
         memory,
         applier,
         state: State::default(),

@@ -24,7 +24,7 @@ use crate::{
     config::{Config, Source},
     device::{self, DeviceConfig, Observation},
     file,
-    guest::GuestHandle,
+    guest::{self, GuestHandle},
     model::{Desired, HostRoute, Mode, Snapshot},
     plan::plan,
     serve::{
@@ -43,6 +43,7 @@ pub(super) struct Node {
     pub(super) dataplane: Dataplane,
     pub(super) attachments: Attachments,
     pub(super) devices: Devices,
+    pub(super) guest_counters: Arc<guest::Counters>,
     pub(super) memory: Memory,
     pub(super) applier: Applier,
     pub(super) state: State,
@@ -233,13 +234,17 @@ impl Node {
 
     /// Everything that wants the operator's eye, each once.
     fn problems(&self, snapshot: &Snapshot) -> Vec<String> {
-        let State { desired, problems, broken, .. } = &self.state;
+        let State { desired, problems, broken, guests, .. } = &self.state;
+        let failed = |(id, guest): (&AttachmentId, &GuestHandle)| {
+            Some(format!("DHCP and router advertisements of {id}: {}", guest.problem()?))
+        };
+        let guests: Vec<String> = guests.iter().filter_map(failed).collect();
         // A pod that was deleted since leaves none.
         let is_attached = |id: &AttachmentId| self.attachments.get(id).is_some_and(|record| record.link.is_some());
         let stands = |(port, _): &&Broken| port.as_ref().is_none_or(is_attached);
         let broken = broken.iter().filter(stands).map(|(_, problem)| problem);
         let mut seen = BTreeSet::new();
-        let all = snapshot.problems.iter().chain(&desired.problems).chain(problems).chain(broken);
+        let all = snapshot.problems.iter().chain(&desired.problems).chain(problems).chain(broken).chain(&guests);
         all.filter(|problem| seen.insert(*problem)).cloned().collect()
     }
 
