@@ -23,7 +23,12 @@ mod node;
 mod port;
 mod repair;
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
@@ -75,15 +80,31 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// One agent at a time.
+/// One agent at a time. The file is root's alone, and its folder can be written by root alone: whoever can open the file can
+/// hold its lock, and keep the agent from starting.
 fn lock(config: &Config) -> Result<Flock<fs::File>> {
-    let path = config.run_dir.join("agent.lock");
-    fs::create_dir_all(&config.run_dir)
-        .with_context(|| format!("runDir: cannot create {}", config.run_dir.display()))?;
-    let file = fs::File::create(&path).with_context(|| format!("runDir: cannot create {}", path.display()))?;
+    let folder = &config.run_dir;
+    let path = folder.join("agent.lock");
+    fs::create_dir_all(folder).with_context(|| format!("runDir: cannot create {}", folder.display()))?;
+    // The sockets of devices are below it: others may pass.
+    restrict(folder, 0o755).with_context(|| format!("runDir: cannot restrict {}", folder.display()))?;
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(&path).with_context(|| format!("runDir: cannot open {}", path.display()))?;
+    // An earlier version made it readable for everybody.
+    restrict(&path, 0o600).with_context(|| format!("runDir: cannot restrict {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, error)| anyhow::Error::from(error))
         .with_context(|| format!("cannot lock {}: another weft-agent runs on this node; end it first", path.display()))
+}
+
+/// Takes away what `most` does not allow.
+fn restrict(path: &Path, most: u32) -> io::Result<()> {
+    let mode = fs::symlink_metadata(path)?.permissions().mode() & 0o7777;
+    if mode & !most != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & most))?;
+    }
+    Ok(())
 }
 
 fn first_view(config: &Config) -> View {
@@ -103,9 +124,15 @@ fn first_view(config: &Config) -> View {
 
 async fn serve(config: &Config, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -> Result<()> {
     let api = api::listen(&config.socket)?;
-    let health = health::listen(config.health_address).await?;
+    let health = health::listen(&config.health_addresses).await?;
+    if let Some(address) = &config.metrics_address {
+        let metrics = health::listen_for_metrics(address).await?;
+        tasks.spawn(health::serve_metrics(metrics, shared.clone()));
+    }
     tasks.spawn(api::serve(api, shared.clone()));
-    tasks.spawn(health::serve(health, shared.clone()));
+    for listener in health {
+        tasks.spawn(health::serve(listener, shared.clone()));
+    }
     Ok(())
 }
 
@@ -143,6 +170,7 @@ async fn start(
         dataplane,
         attachments,
         devices,
+        guest_counters: shared.work.guests.clone(),
         memory,
         applier,
         events,
@@ -265,4 +293,41 @@ async fn ended() -> Result<&'static str> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt as _, symlink},
+        path::Path,
+    };
+
+    use super::lock;
+    use crate::config::Config;
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_lock_is_roots_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { run_dir: dir.path().join("run"), ..Config::default() };
+        let file = config.run_dir.join("agent.lock");
+        drop(lock(&config).unwrap());
+        assert_eq!(mode(&file), 0o600);
+        // As an earlier version, or somebody's umask, has left it.
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        fs::set_permissions(&config.run_dir, fs::Permissions::from_mode(0o777)).unwrap();
+        let held = lock(&config).unwrap();
+        assert_eq!((mode(&file), mode(&config.run_dir)), (0o600, 0o755));
+        let error = format!("{:#}", lock(&config).unwrap_err());
+        assert!(error.contains("another weft-agent runs"), "{error}");
+        drop(held);
+        fs::remove_file(&file).unwrap();
+        symlink(dir.path().join("elsewhere"), &file).unwrap();
+        lock(&config).unwrap_err();
+        assert!(!dir.path().join("elsewhere").exists());
+    }
 }

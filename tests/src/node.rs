@@ -116,7 +116,7 @@ impl Node {
             "serviceCIDRs": SERVICE_CIDRS,
             "stateDir": self.file("state"),
             "cni": { "install": false },
-            "healthAddress": "127.0.0.1:9911",
+            "metricsAddress": "127.0.0.1:9912",
         });
         for (key, value) in options.config.as_object().into_iter().flatten() {
             config[key] = value.clone();
@@ -223,7 +223,7 @@ impl Node {
     /// # Errors
     /// It does not answer.
     pub fn metrics(&self) -> Result<String> {
-        self.sh("busybox wget -q -O - http://127.0.0.1:9911/metrics")?.ok()
+        self.sh("busybox wget -q -O - http://127.0.0.1:9912/metrics")?.ok()
     }
 
     /// How many packets were dropped here for `reason`.

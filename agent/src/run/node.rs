@@ -25,7 +25,7 @@ use crate::{
     device::{self, DeviceConfig, Observation},
     event::Events,
     file,
-    guest::GuestHandle,
+    guest::{self, GuestHandle},
     model::{Desired, HostRoute, Mode, Snapshot},
     plan::plan,
     serve::{
@@ -44,6 +44,7 @@ pub(super) struct Node {
     pub(super) dataplane: Dataplane,
     pub(super) attachments: Attachments,
     pub(super) devices: Devices,
+    pub(super) guest_counters: Arc<guest::Counters>,
     pub(super) memory: Memory,
     pub(super) applier: Applier,
     pub(super) events: Events,
@@ -274,7 +275,11 @@ impl Node {
 
     /// Everything that wants the operator's eye, each once.
     fn problems(&self, snapshot: &Snapshot) -> Vec<String> {
-        let State { desired, problems, broken, .. } = &self.state;
+        let State { desired, problems, broken, guests, .. } = &self.state;
+        let failed = |(id, guest): (&AttachmentId, &GuestHandle)| {
+            Some(format!("DHCP and router advertisements of {id}: {}", guest.problem()?))
+        };
+        let guests: Vec<String> = guests.iter().filter_map(failed).collect();
         // A pod that was deleted since leaves none.
         let is_attached = |id: &AttachmentId| self.attachments.get(id).is_some_and(|record| record.link.is_some());
         let stands = |(port, _): &&Broken| port.as_ref().is_none_or(is_attached);
@@ -285,7 +290,7 @@ impl Node {
         });
         let broken_passes = self.state.broken_passes.problem();
         let all = broken_passes.iter().chain(&snapshot.problems).chain(&desired.problems).chain(problems);
-        let all = all.chain(broken).chain(&unchecked);
+        let all = all.chain(broken).chain(&guests).chain(&unchecked);
         all.filter(|problem| seen.insert(*problem)).cloned().collect()
     }
 

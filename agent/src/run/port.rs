@@ -96,7 +96,7 @@ impl Node {
             dns: allocation.dns.clone(),
             hostname: spec.pod.as_ref().map(|pod| pod.name.clone()),
         };
-        let handle = guest::serve(&port).map_err(|error| ApiError {
+        let handle = guest::serve(&port, &self.guest_counters).map_err(|error| ApiError {
             code: ErrorCode::Io,
             message: format!("cannot serve DHCP on {}: {error}", link.ifname),
         })?;

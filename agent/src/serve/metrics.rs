@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,7 @@ use super::{
     encode::{Encoded, Labels, counter, counters, gauge, gauges},
     vms,
 };
+use crate::guest;
 
 /// Numbers of the engine's work.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub struct Work {
     failures: AtomicU64,
     writes: AtomicU64,
     mended: [AtomicU64; Mended::ALL.len()],
+    /// What the services of guests count.
+    pub guests: Arc<guest::Counters>,
 }
 
 /// What others changed on the node and the agent put back.
@@ -67,7 +73,14 @@ impl Default for Work {
     fn default() -> Self {
         let buckets = || exponential_buckets(0.000_1, 4.0, 9);
         let (plan, apply) = (Histogram::new(buckets()), Histogram::new(buckets()));
-        Self { plan, apply, failures: AtomicU64::new(0), writes: AtomicU64::new(0), mended: Default::default() }
+        Self {
+            plan,
+            apply,
+            failures: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            mended: Default::default(),
+            guests: Arc::default(),
+        }
     }
 }
 
@@ -177,6 +190,15 @@ impl Live {
         let mended = Mended::ALL.iter().zip(&self.shared.work.mended);
         let mended = mended.map(|(what, count)| (label("what", what.name()), count.load(Ordering::Relaxed)));
         counters(encoder, "repairs", "Changes that put back what others had changed on the node", mended)?;
+        let guests = &self.shared.work.guests;
+        let (failures, limited) = (guests.failures.load(Ordering::Relaxed), guests.limited.load(Ordering::Relaxed));
+        counter(
+            encoder,
+            "guest_failures",
+            "Services of guests (DHCP, RA) that failed and were started again",
+            failures,
+        )?;
+        counter(encoder, "guest_limited", "Frames of guests to the agent that waited: too many", limited)?;
         counter(encoder, "apply_failures", "Passes that broke off", self.shared.work.failures.load(Ordering::Relaxed))?;
         counter(
             encoder,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::Arc,
@@ -15,8 +14,10 @@ use weft_api::{
     Request,
 };
 
-use super::{Command, Shared, View, api, flows, health};
+use super::{Command, Shared, View, api, flows};
 use crate::model::Desired;
+
+mod health;
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
 
@@ -232,37 +233,4 @@ fn an_event_is_named() {
     assert_eq!(event.service.as_deref(), Some("default/web"));
     assert_eq!(event.backend, Some(("10.0.0.2".parse().unwrap(), 8080)));
     assert_eq!((event.source_port, event.destination_port, event.ifname.as_str()), (40_000, 80, "lo"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn health_tells_readiness_and_metrics() {
-    let (shared, _commands) = Shared::new(View { not_ready: Some("starting".into()), ..View::default() });
-    let listener = health::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(health::serve(listener, shared.clone()));
-    let get = |path: &'static str| {
-        tokio::task::spawn_blocking(move || {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream.set_read_timeout(PATIENCE).unwrap();
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        })
-    };
-    let not_ready = get("/readyz").await.unwrap();
-    assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.ends_with("starting\n"), "{not_ready}");
-    assert!(get("/healthz").await.unwrap().starts_with("HTTP/1.1 200"));
-    assert!(get("/").await.unwrap().starts_with("HTTP/1.1 404"));
-    shared.publish(|view| {
-        view.not_ready = None;
-        (view.pod_cidrs, view.addresses_used) = (vec!["10.1.0.0/24".parse().unwrap()], vec![(3, 253)]);
-    });
-    assert!(get("/readyz").await.unwrap().starts_with("HTTP/1.1 200"));
-    let metrics = get("/metrics").await.unwrap();
-    assert!(metrics.contains("weft_ready 1\n") && metrics.ends_with("# EOF\n"), "{metrics}");
-    for (name, value) in [("addresses_used", 3), ("addresses", 253)] {
-        let line = format!("\nweft_{name}{{pool=\"10.1.0.0/24\"}} {value}\n");
-        assert!(metrics.contains(&line), "{line} in {metrics}");
-    }
 }

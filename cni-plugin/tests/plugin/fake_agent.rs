@@ -125,6 +125,11 @@ impl FakeAgent {
         lock(&self.state).heard.iter().rev().find(|request| op(request) == wanted).cloned().expect(wanted)
     }
 
+    /// Forgets what it has heard.
+    pub(crate) fn forget(&self) {
+        lock(&self.state).heard.clear();
+    }
+
     /// Brings no link up any more.
     pub(crate) fn leave_down(&self) {
         lock(&self.state).idle = true;
