@@ -103,7 +103,7 @@ pub(super) struct Devices<'a> {
 pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
     let Devices { uplink, host, overlay } = devices;
     let mut host_addresses: Vec<_> =
-        config.pod_cidrs.iter().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
+        config.all_pod_cidrs().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
     host_addresses.sort_unstable();
     host_addresses.dedup();
     let ports = &config.masquerade_ports;
@@ -124,7 +124,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
             host_mac: host.and_then(|link| link.mac).map_or([0; 6], |mac| mac.0),
             pad: 0,
         },
-        pod_cidrs: config.pod_cidrs.clone(),
+        pod_cidrs: config.all_pod_cidrs().copied().collect(),
         host_addresses,
         service_cidrs: config.service_cidrs.clone(),
         next_hops: BTreeMap::new(),

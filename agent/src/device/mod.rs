@@ -71,6 +71,8 @@ pub struct DeviceConfig {
     pub node_addresses: Vec<IpAddr>,
     /// This node's pod CIDRs, one per family at most.
     pub pod_cidrs: Vec<IpNet>,
+    /// Pod CIDRs that this node had before: workloads that still have addresses of them go on.
+    pub retired_pod_cidrs: Vec<IpNet>,
     /// Service CIDRs.
     pub service_cidrs: Vec<IpNet>,
     /// VXLAN network identifier, 24 bits.
@@ -102,6 +104,21 @@ pub struct Observation {
     pub pod_mtu: u32,
 }
 
+impl DeviceConfig {
+    /// The pod CIDRs, and those that the node had before.
+    pub(crate) fn all_pod_cidrs(&self) -> impl Iterator<Item = &IpNet> {
+        self.pod_cidrs.iter().chain(&self.retired_pod_cidrs)
+    }
+
+    /// Whether the node can have these pod CIDRs.
+    ///
+    /// # Errors
+    /// Two of one family, or one without room for workloads.
+    pub fn check(&self) -> Result<()> {
+        facts::check(self)
+    }
+}
+
 /// Makes or repairs the node's devices and their addresses, and tells what the node is. Routes are for [`apply_routes`].
 ///
 /// # Errors
@@ -110,7 +127,7 @@ pub struct Observation {
 pub async fn apply(config: &DeviceConfig) -> Result<Observation> {
     let netlink = Netlink::open()?;
     let (uplink, pod_mtu) = requirements(&netlink, config).await?;
-    let gateways: Vec<_> = config.pod_cidrs.iter().map(gateway).collect();
+    let gateways: Vec<_> = config.all_pod_cidrs().map(gateway).collect();
     host_port::apply(&netlink, pod_mtu, &gateways).await?;
     match config.mode {
         Mode::Vxlan => overlay::apply(&netlink, config.vxlan_port, uplink.link.mtu).await.map(drop)?,

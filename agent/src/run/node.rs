@@ -52,7 +52,7 @@ pub(super) struct State {
     /// Nodes that next hops were looked up for (native mode).
     neighbours: Vec<IpAddr>,
     /// The routes of the last pass that worked.
-    routes: Option<Vec<HostRoute>>,
+    pub(super) routes: Option<Vec<HostRoute>>,
     /// A pass has worked.
     ready: bool,
     /// Nothing stands against being told ready any more: programs are attached, the network configuration is written.
@@ -60,12 +60,12 @@ pub(super) struct State {
     /// What the last pass could not do.
     problems: Vec<String>,
     /// Passes that broke off: the next repair tries again.
-    broken: Broken,
+    broken_off: BrokenOff,
 }
 
 /// Passes in a row that broke off.
 #[derive(Default)]
-struct Broken {
+struct BrokenOff {
     passes: u32,
     /// Why the last one did.
     error: String,
@@ -74,7 +74,7 @@ struct Broken {
 /// Passes in a row that may break off before the node is told to be not ready.
 const BROKEN_PASSES: u32 = 3;
 
-impl Broken {
+impl BrokenOff {
     fn problem(&self) -> Option<String> {
         let Self { passes, error } = self;
         let times = format!("{passes} {} in a row", if *passes == 1 { "pass" } else { "passes" });
@@ -96,11 +96,11 @@ impl Node {
     pub(super) async fn pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
         let result = self.try_pass(snapshot, work).await;
         match &result {
-            Ok(()) => self.state.broken = Broken::default(),
+            Ok(()) => self.state.broken_off = BrokenOff::default(),
             Err(error) => {
                 work.failed();
-                self.state.broken.passes += 1;
-                self.state.broken.error = format!("{error:#}");
+                self.state.broken_off.passes += 1;
+                self.state.broken_off.error = format!("{error:#}");
             }
         }
         result
@@ -108,6 +108,8 @@ impl Node {
 
     async fn try_pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
         self.state.problems.clear();
+        let followed = self.follow_pod_cidrs(snapshot).await;
+        self.note(followed);
         let found = self.find_next_hops(snapshot).await;
         self.note(found);
         block_in_place(|| self.plan_and_apply(snapshot, work))?;
@@ -190,7 +192,7 @@ impl Node {
         let Observation { node_v4, node_v6, .. } = &self.observation;
         let record = NodeRecord {
             name: self.config.node_name.clone(),
-            pod_cidrs: self.device_config.pod_cidrs.clone(),
+            pod_cidrs: self.device_config.all_pod_cidrs().copied().collect(),
             addresses: node_v4.map(IpAddr::from).into_iter().chain(node_v6.map(IpAddr::from)).collect(),
         };
         dir::publish(folder, &record, &self.attachments.attached()).context("cannot tell the other nodes")
@@ -258,13 +260,13 @@ impl Node {
                     self.state.routes = None;
                 }
                 changed
-                    || self.state.broken.passes > 0
+                    || self.state.broken_off.passes > 0
                     || !self.state.problems.is_empty()
                     || self.config.mode == Mode::Native
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot look after the node's devices");
-                self.state.broken.passes > 0
+                self.state.broken_off.passes > 0
             }
         }
     }
@@ -273,17 +275,18 @@ impl Node {
     pub(super) fn publish(&self, shared: &Shared, snapshot: &Snapshot) {
         let pools = self.attachments.pools();
         self.events.tell(&self.state.desired.refusals);
-        let broken = self.state.broken.problem();
+        let broken = self.state.broken_off.problem();
         let problems = snapshot.problems.iter().chain(&self.state.desired.problems).chain(&self.state.problems);
-        let problems = broken.iter().chain(problems);
+        let old = self.old_addresses();
+        let problems = broken.iter().chain(problems).chain(&old);
         shared.publish(|view| {
             view.uplink.clone_from(&self.observation.uplink.name);
             view.pod_cidrs = pools.iter().map(Pool::cidr).collect();
             view.addresses_used = pools.iter().map(|pool| (pool.used(), pool.size())).collect();
             view.source = Some(source_state(&self.config, snapshot));
             view.not_ready = self.not_ready(snapshot);
-            view.broken_passes = self.state.broken.passes;
-            view.failing = broken.clone().filter(|_| self.state.broken.passes >= BROKEN_PASSES);
+            view.broken_passes = self.state.broken_off.passes;
+            view.failing = broken.clone().filter(|_| self.state.broken_off.passes >= BROKEN_PASSES);
             view.problems = problems.cloned().collect();
             view.attachments = self.attachments.all().cloned().collect();
             view.desired = self.state.desired.clone();
