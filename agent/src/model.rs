@@ -65,6 +65,9 @@ pub struct Snapshot {
     pub problems: Vec<String>,
     /// Why the source does not answer now.
     pub error: Option<String>,
+    /// These are objects that an earlier run has left, because the source has not told anything yet: since when (Unix time
+    /// in seconds) nobody has told more.
+    pub remembered: Option<u64>,
 }
 
 /// How pods of different nodes reach each other.

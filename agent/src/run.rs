@@ -15,6 +15,7 @@
 //!
 //! All threads stay in the network namespace that the process was started in.
 
+mod cidrs;
 pub mod cleanup;
 mod engine;
 pub mod install;
@@ -31,7 +32,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::IpNet;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -51,8 +51,7 @@ use crate::{
     config::{Config, Source},
     device::{self, Changes, DeviceConfig, Observation},
     event::Events,
-    file,
-    model::{Mode, ObjectKey, Snapshot},
+    model::{Mode, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
     vhost::{self, Cgroups, Devices},
     watch::{self as cluster, ApiServer},
@@ -152,7 +151,7 @@ async fn start(
     commands: mpsc::Receiver<Command>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
 ) -> Result<()> {
-    let pod_cidrs = pod_cidrs(&config, &shared, &mut snapshots).await?;
+    let pod_cidrs = cidrs::first(&config, &shared, &mut snapshots).await?;
     let device_config = device_config(&config, pod_cidrs);
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
@@ -186,65 +185,14 @@ async fn start(
     bail!("the object source has ended; this is a bug of weft-agent")
 }
 
-/// Pod CIDRs of this node: configured, else those of its Node object, else those that it had before.
-async fn pod_cidrs(
-    config: &Config,
-    shared: &Shared,
-    snapshots: &mut watch::Receiver<Arc<Snapshot>>,
-) -> Result<Vec<IpNet>> {
-    if !config.pod_cidrs.is_empty() {
-        return Ok(config.pod_cidrs.clone());
-    }
-    let path = memory::node_path(&config.state_dir);
-    let before: NodeMemory = memory::load(&path);
-    if !before.pod_cidrs.is_empty() {
-        return Ok(before.pod_cidrs);
-    }
-    loop {
-        let snapshot = snapshots.borrow_and_update().clone();
-        let found = node_pod_cidrs(&snapshot, &config.node_name);
-        if !found.is_empty() {
-            fs::create_dir_all(&config.state_dir).context("stateDir: cannot create")?;
-            file::save(&path, &NodeMemory { pod_cidrs: found.clone() })?;
-            return Ok(found);
-        }
-        shared.publish(|view| {
-            view.source = Some(node::source_state(config, &snapshot));
-            view.not_ready = Some(no_pod_cidrs(config, &snapshot));
-        });
-        snapshots.changed().await.context("the object source has ended")?;
-    }
-}
-
-fn no_pod_cidrs(config: &Config, snapshot: &Snapshot) -> String {
-    let Config { node_name, source, .. } = config;
-    match &snapshot.error {
-        Some(error) => format!("{source} does not answer: {error}"),
-        None if !snapshot.synced => format!("{source}: not synced yet"),
-        None => format!(
-            "the Node {node_name} has no spec.podCIDRs; set them there (kube-controller-manager: --allocate-node-cidrs), or \
-             set podCIDRs in the agent's configuration"
-        ),
-    }
-}
-
-fn node_pod_cidrs(snapshot: &Snapshot, name: &str) -> Vec<IpNet> {
-    let key = ObjectKey { namespace: String::new(), name: name.to_owned() };
-    let spec = snapshot.nodes.get(&key).and_then(|node| node.spec.as_ref());
-    let cidrs = spec.into_iter().flat_map(|spec| match &spec.pod_cidrs {
-        Some(cidrs) if !cidrs.is_empty() => cidrs.clone(),
-        _ => spec.pod_cidr.clone().into_iter().collect(),
-    });
-    cidrs.filter_map(|cidr| cidr.parse().ok()).collect()
-}
-
-fn device_config(config: &Config, pod_cidrs: Vec<IpNet>) -> DeviceConfig {
+fn device_config(config: &Config, NodeMemory { pod_cidrs, retired }: NodeMemory) -> DeviceConfig {
     DeviceConfig {
         node_name: config.node_name.clone(),
         mode: config.mode,
         uplink: config.uplink.clone(),
         node_addresses: config.node_addresses.clone(),
         pod_cidrs,
+        retired_pod_cidrs: retired,
         service_cidrs: config.service_cidrs.clone(),
         vni: config.vni,
         vxlan_port: config.vxlan_port,

@@ -70,11 +70,18 @@ impl Attachments {
     /// [`StoreError`].
     pub fn open(state_dir: &Path, pod_cidrs: &[IpNet], settings: Settings) -> Result<Self, StoreError> {
         let (store, records) = Store::open(state_dir)?;
+        let mut attachments = Self { store, pools: Vec::new(), records, releasing: BTreeSet::new(), settings };
+        attachments.set_pod_cidrs(pod_cidrs);
+        Ok(attachments)
+    }
+
+    /// Gives out addresses of these pod CIDRs from now on; those that are given out stay with their workloads.
+    pub fn set_pod_cidrs(&mut self, pod_cidrs: &[IpNet]) {
         let mut pools: Vec<Pool> = pod_cidrs.iter().copied().map(Pool::new).collect();
-        for address in records.values().flat_map(addresses) {
+        for address in self.records.values().flat_map(addresses) {
             pools.iter_mut().for_each(|pool| pool.adopt(address));
         }
-        Ok(Self { store, pools, records, releasing: BTreeSet::new(), settings })
+        self.pools = pools;
     }
 
     /// The record of `id`.

@@ -103,7 +103,7 @@ pub(super) struct Devices<'a> {
 pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
     let Devices { uplink, host, overlay } = devices;
     let mut host_addresses: Vec<_> =
-        config.pod_cidrs.iter().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
+        config.all_pod_cidrs().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
     host_addresses.sort_unstable();
     host_addresses.dedup();
     let ports = &config.masquerade_ports;
@@ -126,7 +126,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
             node_v4: uplink.v4.map_or(Addr::UNSPECIFIED, |address| IpAddr::from(address).into()),
             node_v6: uplink.v6.map_or(Addr::UNSPECIFIED, |address| IpAddr::from(address).into()),
         },
-        pod_cidrs: config.pod_cidrs.clone(),
+        pod_cidrs: config.all_pod_cidrs().copied().collect(),
         host_addresses,
         service_cidrs: config.service_cidrs.clone(),
         next_hops: BTreeMap::new(),

@@ -74,6 +74,8 @@ pub struct DeviceConfig {
     pub node_addresses: Vec<IpAddr>,
     /// This node's pod CIDRs, one per family at most.
     pub pod_cidrs: Vec<IpNet>,
+    /// Pod CIDRs that this node had before: workloads that still have addresses of them go on.
+    pub retired_pod_cidrs: Vec<IpNet>,
     /// Service CIDRs.
     pub service_cidrs: Vec<IpNet>,
     /// VXLAN network identifier, 24 bits.
@@ -112,6 +114,21 @@ pub struct Repaired {
     pub observation: Observation,
     /// Changes that the kernel was asked for; 0: everything was right.
     pub changes: usize,
+}
+
+impl DeviceConfig {
+    /// The pod CIDRs, and those that the node had before.
+    pub(crate) fn all_pod_cidrs(&self) -> impl Iterator<Item = &IpNet> {
+        self.pod_cidrs.iter().chain(&self.retired_pod_cidrs)
+    }
+
+    /// Whether the node can have these pod CIDRs.
+    ///
+    /// # Errors
+    /// Two of one family, or one without room for workloads.
+    pub fn check(&self) -> Result<()> {
+        facts::check(self)
+    }
 }
 
 /// Makes or repairs the node's devices and their addresses, and tells what the node is. Routes are for [`apply_routes`].
@@ -153,7 +170,7 @@ pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaire
 }
 
 async fn put_devices(netlink: &Netlink, config: &DeviceConfig, uplink: &Link, pod_mtu: u32) -> Result<()> {
-    let gateways: Vec<_> = config.pod_cidrs.iter().map(gateway).collect();
+    let gateways: Vec<_> = config.all_pod_cidrs().map(gateway).collect();
     host_port::apply(netlink, pod_mtu, &gateways).await?;
     match config.mode {
         Mode::Vxlan => overlay::apply(netlink, config.vxlan_port, uplink.mtu).await.map(drop),

@@ -81,6 +81,7 @@ fn config(mode: Mode) -> DeviceConfig {
         uplink: None,
         node_addresses: Vec::new(),
         pod_cidrs: vec![net("10.1.1.0/24"), net("fd00:1:1::/64")],
+        retired_pod_cidrs: Vec::new(),
         service_cidrs: vec![net("10.96.0.0/16"), net("fd00:96::/112")],
         vni: 7765,
         vxlan_port: 8472,

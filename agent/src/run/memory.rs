@@ -24,8 +24,11 @@ pub(super) struct Memory {
 /// `stateDir/node.json`: lets pods start on a node that boots while the API server is away.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct NodeMemory {
-    /// The Node's pod CIDRs.
+    /// The Node's pod CIDRs, as they were last known.
     pub pod_cidrs: Vec<IpNet>,
+    /// Those that it had before and that workloads still have addresses of.
+    #[serde(default)]
+    pub retired: Vec<IpNet>,
 }
 
 /// Path of [`Memory`].

@@ -76,12 +76,12 @@ pub(super) struct State {
     /// Those of them that were logged.
     pub(super) told: BTreeSet<String>,
     /// Passes that broke off: the next repair tries again.
-    broken_passes: BrokenPasses,
+    broken_off: BrokenOff,
 }
 
 /// Passes in a row that broke off.
 #[derive(Default)]
-struct BrokenPasses {
+struct BrokenOff {
     passes: u32,
     /// Why the last one did.
     error: String,
@@ -90,7 +90,7 @@ struct BrokenPasses {
 /// Passes in a row that may break off before the node is told to be not ready.
 const BROKEN_PASSES: u32 = 3;
 
-impl BrokenPasses {
+impl BrokenOff {
     fn problem(&self) -> Option<String> {
         let Self { passes, error } = self;
         let times = format!("{passes} {} in a row", if *passes == 1 { "pass" } else { "passes" });
@@ -112,11 +112,11 @@ impl Node {
     pub(super) async fn pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
         let result = self.try_pass(snapshot, work).await;
         match &result {
-            Ok(()) => self.state.broken_passes = BrokenPasses::default(),
+            Ok(()) => self.state.broken_off = BrokenOff::default(),
             Err(error) => {
                 work.failed();
-                self.state.broken_passes.passes += 1;
-                self.state.broken_passes.error = format!("{error:#}");
+                self.state.broken_off.passes += 1;
+                self.state.broken_off.error = format!("{error:#}");
             }
         }
         result
@@ -124,6 +124,8 @@ impl Node {
 
     async fn try_pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
         self.state.problems.clear();
+        let followed = self.follow_pod_cidrs(snapshot).await;
+        self.note(followed);
         let found = self.find_next_hops(snapshot).await;
         self.note(found);
         block_in_place(|| self.plan_and_apply(snapshot, work))?;
@@ -210,7 +212,7 @@ impl Node {
         let Observation { node_v4, node_v6, .. } = &self.observation;
         let record = NodeRecord {
             name: self.config.node_name.clone(),
-            pod_cidrs: self.device_config.pod_cidrs.clone(),
+            pod_cidrs: self.device_config.all_pod_cidrs().copied().collect(),
             addresses: node_v4.map(IpAddr::from).into_iter().chain(node_v6.map(IpAddr::from)).collect(),
         };
         dir::publish(folder, &record, &self.attachments.attached()).context("cannot tell the other nodes")
@@ -270,7 +272,7 @@ impl Node {
 
     /// Whether the last pass, or the last look at the node, has left something to do.
     pub(super) fn wants_pass(&self) -> bool {
-        self.state.broken_passes.passes > 0 || !self.state.problems.is_empty()
+        self.state.broken_off.passes > 0 || !self.state.problems.is_empty()
     }
 
     /// Everything that wants the operator's eye, each once.
@@ -288,9 +290,10 @@ impl Node {
         let unchecked = self.dataplane.report().offload_unchecked.as_ref().map(|reason| {
             format!("checksum offload fields of workloads are not checked: {reason}; see docs/security.md")
         });
-        let broken_passes = self.state.broken_passes.problem();
-        let all = broken_passes.iter().chain(&snapshot.problems).chain(&desired.problems).chain(problems);
-        let all = all.chain(broken).chain(&guests).chain(&unchecked);
+        let broken_off = self.state.broken_off.problem();
+        let old = self.old_addresses();
+        let all = broken_off.iter().chain(&snapshot.problems).chain(&desired.problems).chain(problems);
+        let all = all.chain(broken).chain(&guests).chain(&unchecked).chain(&old);
         all.filter(|problem| seen.insert(*problem)).cloned().collect()
     }
 
@@ -299,7 +302,7 @@ impl Node {
         let pools = self.attachments.pools();
         self.events.tell(&self.state.desired.refusals);
         let problems = self.problems(snapshot);
-        let passes = &self.state.broken_passes;
+        let passes = &self.state.broken_off;
         shared.publish(|view| {
             view.uplink.clone_from(&self.observation.uplink.name);
             view.pod_cidrs = pools.iter().map(Pool::cidr).collect();

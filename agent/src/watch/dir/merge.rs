@@ -105,8 +105,13 @@ fn complete_pod(pod: &mut Pod, told: &Pod) {
 }
 
 fn complete_node(node: &mut Node, told: &Node) {
-    let cidrs = told.spec.as_ref().and_then(|spec| spec.pod_cidrs.clone());
-    node.spec.get_or_insert_default().pod_cidrs = cidrs;
+    // The user's come first: they are what the node shall have. What it tells beside them it still has workloads of.
+    let cidrs = node.spec.get_or_insert_default().pod_cidrs.get_or_insert_default();
+    for cidr in told.spec.iter().flat_map(|spec| spec.pod_cidrs.iter().flatten()) {
+        if !cidrs.contains(cidr) {
+            cidrs.push(cidr.clone());
+        }
+    }
     let addresses = told.status.as_ref().and_then(|status| status.addresses.clone());
     node.status.get_or_insert_default().addresses = addresses;
 }

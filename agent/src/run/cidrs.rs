@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The node's pod CIDRs: configured, else those of its Node object. The Node object wins over what the node had before, which
+//! counts only while the API server is silent.
+//!
+//! A change is followed while the agent runs, and over a restart: new workloads get addresses of the new pod CIDRs. Those that
+//! have addresses of the old ones go on, with their gateway, their routes and their entries, until they are gone; other nodes
+//! know only what the Node object says, so that such workloads are named.
+
+use std::{fs, net::IpAddr, time::Duration};
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    memory::{self, NodeMemory},
+    node::{self, Node},
+};
+use crate::{
+    config::Config,
+    device::{self, DeviceConfig},
+    file,
+    model::{Attachment, ObjectKey, Snapshot},
+    serve::Shared,
+};
+
+/// How long a source that says nothing, not even an error, is waited for where the node had pod CIDRs before.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Workloads that are named for their old addresses, at most.
+const NAMED: usize = 10;
+
+/// The pod CIDRs to start with.
+///
+/// # Errors
+/// The source has ended, or they cannot be kept.
+pub(super) async fn first(
+    config: &Config,
+    shared: &Shared,
+    snapshots: &mut watch::Receiver<std::sync::Arc<Snapshot>>,
+) -> Result<NodeMemory> {
+    let before: NodeMemory = memory::load(&memory::node_path(&config.state_dir));
+    if !config.pod_cidrs.is_empty() {
+        return keep(config, before.followed_by(config.pod_cidrs.clone()));
+    }
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let found = node_pod_cidrs(&snapshot, &config.node_name);
+        if !found.is_empty() {
+            return keep(config, before.followed_by(found));
+        }
+        let known = !before.pod_cidrs.is_empty();
+        if known && (snapshot.synced || snapshot.error.is_some()) {
+            return Ok(before);
+        }
+        shared.publish(|view| {
+            view.source = Some(node::source_state(config, &snapshot));
+            view.not_ready = Some(no_pod_cidrs(config, &snapshot));
+        });
+        match timeout(PATIENCE, snapshots.changed()).await {
+            Ok(changed) => changed.context("the object source has ended")?,
+            Err(_) if known => return Ok(before),
+            Err(_) => {}
+        }
+    }
+}
+
+impl NodeMemory {
+    /// As the node is once it has these pod CIDRs.
+    fn followed_by(&self, pod_cidrs: Vec<IpNet>) -> Self {
+        let all = self.pod_cidrs.iter().chain(&self.retired);
+        let mut retired: Vec<IpNet> = all.filter(|cidr| !pod_cidrs.contains(cidr)).copied().collect();
+        retired.sort_unstable();
+        retired.dedup();
+        Self { pod_cidrs, retired }
+    }
+}
+
+fn keep(config: &Config, memory: NodeMemory) -> Result<NodeMemory> {
+    fs::create_dir_all(&config.state_dir).context("stateDir: cannot create")?;
+    file::save(&memory::node_path(&config.state_dir), &memory)?;
+    Ok(memory)
+}
+
+fn no_pod_cidrs(config: &Config, snapshot: &Snapshot) -> String {
+    let Config { node_name, source, .. } = config;
+    match &snapshot.error {
+        Some(error) => format!("{source} does not answer: {error}"),
+        None if !snapshot.synced => format!("{source}: not synced yet"),
+        None => format!(
+            "the Node {node_name} has no spec.podCIDRs; set them there (kube-controller-manager: --allocate-node-cidrs), or \
+             set podCIDRs in the agent's configuration"
+        ),
+    }
+}
+
+/// The Node object's pod CIDRs: the first of each family, as the API has it.
+fn node_pod_cidrs(snapshot: &Snapshot, name: &str) -> Vec<IpNet> {
+    let spec = snapshot.nodes.get(&ObjectKey::new("", name)).and_then(|node| node.spec.as_ref());
+    let cidrs = spec.into_iter().flat_map(|spec| match &spec.pod_cidrs {
+        Some(cidrs) if !cidrs.is_empty() => cidrs.clone(),
+        _ => spec.pod_cidr.clone().into_iter().collect(),
+    });
+    let mut found: Vec<IpNet> = Vec::new();
+    for cidr in cidrs.filter_map(|cidr| cidr.parse::<IpNet>().ok()) {
+        if !found.iter().any(|known| known.addr().is_ipv4() == cidr.addr().is_ipv4()) {
+            found.push(cidr.trunc());
+        }
+    }
+    found
+}
+
+impl Node {
+    /// Takes other pod CIDRs of the Node object over, and lets go of old ones that nobody has addresses of any more.
+    ///
+    /// # Errors
+    /// They do not fit, or the node's devices cannot follow; the next pass tries again.
+    pub(super) async fn follow_pod_cidrs(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let DeviceConfig { pod_cidrs, retired_pod_cidrs, .. } = &self.device_config;
+        let before = NodeMemory { pod_cidrs: pod_cidrs.clone(), retired: retired_pod_cidrs.clone() };
+        let found = if self.config.pod_cidrs.is_empty() && snapshot.synced && snapshot.remembered.is_none() {
+            node_pod_cidrs(snapshot, &self.config.node_name)
+        } else {
+            Vec::new()
+        };
+        let mut after = if found.is_empty() { before.clone() } else { before.followed_by(found) };
+        after.retired.retain(|cidr| self.attachments.all().any(|record| has_address_in(record, cidr)));
+        if after == before {
+            return Ok(());
+        }
+        let wanted = DeviceConfig {
+            pod_cidrs: after.pod_cidrs.clone(),
+            retired_pod_cidrs: after.retired.clone(),
+            ..self.device_config.clone()
+        };
+        let named = || format!("Node {}: spec.podCIDRs: the node keeps those that it has", self.config.node_name);
+        wanted.check().with_context(named)?;
+        let mut observation = device::apply(&wanted).await.with_context(named)?;
+        observation.facts.next_hops.clone_from(&self.observation.facts.next_hops);
+        tracing::info!(pod_cidrs = ?after.pod_cidrs, retired = ?after.retired, "the node's pod CIDRs have changed");
+        if after.pod_cidrs != before.pod_cidrs {
+            self.attachments.set_pod_cidrs(&after.pod_cidrs);
+        }
+        (self.device_config, self.observation) = (wanted, observation);
+        self.state.routes_stand = false;
+        keep(&self.config, after).map(drop)
+    }
+
+    /// Workloads with addresses of pod CIDRs that are the node's no more.
+    pub(super) fn old_addresses(&self) -> Vec<String> {
+        let DeviceConfig { pod_cidrs, retired_pod_cidrs, .. } = &self.device_config;
+        let current: Vec<String> = pod_cidrs.iter().map(ToString::to_string).collect();
+        let problem = |cidr: &IpNet| {
+            let having: Vec<String> =
+                self.attachments.all().filter(|record| has_address_in(record, cidr)).map(name_of).collect();
+            let more = if having.len() > NAMED { " and others" } else { "" };
+            let named = having[..having.len().min(NAMED)].join(", ");
+            (!having.is_empty()).then(|| {
+                format!(
+                    "pod CIDR {cidr} is this node's no more (now {}): {named}{more} keep addresses of it and work here; other \
+                     nodes may not find them: make them anew",
+                    current.join(", ")
+                )
+            })
+        };
+        retired_pod_cidrs.iter().filter_map(problem).collect()
+    }
+}
+
+fn name_of(record: &Attachment) -> String {
+    match &record.spec.pod {
+        Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+        None => record.spec.id.to_string(),
+    }
+}
+
+fn has_address_in(record: &Attachment, cidr: &IpNet) -> bool {
+    let mut addresses = record.allocation.addresses.iter().map(|assigned| assigned.address.addr());
+    addresses.any(|address: IpAddr| cidr.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{from_value, json};
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::serve::View;
+
+    fn snapshot(pod_cidrs: &[&str], error: Option<&str>) -> Snapshot {
+        let node = json!({"metadata": {"name": "here"}, "spec": {"podCIDRs": pod_cidrs}});
+        let nodes = [(ObjectKey::new("", "here"), Arc::new(from_value(node).unwrap()))];
+        let nodes = if pod_cidrs.is_empty() { [].into() } else { nodes.into() };
+        Snapshot { nodes, synced: error.is_none(), error: error.map(str::to_owned), ..Snapshot::default() }
+    }
+
+    fn cidrs(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    async fn first_of(config: &Config, snapshot: Snapshot) -> NodeMemory {
+        let (_sender, mut receiver) = watch::channel(Arc::new(snapshot));
+        let (shared, _commands) = Shared::new(View::default());
+        first(config, &shared, &mut receiver).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_node_object_wins_over_what_the_node_had_and_the_old_pod_cidr_stays_for_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { node_name: "here".into(), state_dir: dir.path().join("state"), ..Config::default() };
+        let found = first_of(&config, snapshot(&["10.1.0.0/24", "fd00:1::/64", "10.9.0.0/24"], None)).await;
+        assert_eq!((found.pod_cidrs, found.retired), (cidrs(&["10.1.0.0/24", "fd00:1::/64"]), vec![]));
+        let found = first_of(&config, snapshot(&["10.2.0.0/24", "fd00:1::/64"], None)).await;
+        let expected = (cidrs(&["10.2.0.0/24", "fd00:1::/64"]), cidrs(&["10.1.0.0/24"]));
+        assert_eq!((found.pod_cidrs, found.retired), expected);
+        let found = first_of(&config, snapshot(&[], Some("refused"))).await;
+        assert_eq!((found.pod_cidrs, found.retired), expected, "a silent server: as it was");
+        let found = first_of(&config, snapshot(&["10.1.0.0/24"], None)).await;
+        let expected = (cidrs(&["10.1.0.0/24"]), cidrs(&["10.2.0.0/24", "fd00:1::/64"]));
+        assert_eq!((found.pod_cidrs, found.retired), expected, "and back");
+    }
+}
