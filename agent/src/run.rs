@@ -32,7 +32,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
-use weft_dataplane::{Dataplane, Options};
+use weft_dataplane::{Dataplane, Maps, Options};
 
 use self::{
     engine::Engine,
@@ -43,7 +43,7 @@ use crate::{
     apply::Applier,
     attachment::{Attachments, Settings},
     config::{Config, Source},
-    device::{self, DeviceConfig, Observation},
+    device::{self, DeviceConfig, Limits, Observation},
     file,
     model::{Mode, ObjectKey, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
@@ -123,9 +123,11 @@ async fn start(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
 ) -> Result<()> {
     let pod_cidrs = pod_cidrs(&config, &shared, &mut snapshots).await?;
-    let device_config = device_config(&config, pod_cidrs);
-    let observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
+    let mut device_config = device_config(&config, pod_cidrs);
+    let mut observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
+    device_config.limits = limits(&config, dataplane.maps());
+    device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
     let memory: Memory = memory::load(&memory::numbers_path(&config.run_dir));
@@ -216,8 +218,16 @@ fn device_config(config: &Config, pod_cidrs: Vec<IpNet>) -> DeviceConfig {
         mtu: config.mtu,
         masquerade_v4: config.masquerade.ipv4,
         masquerade_v6: config.masquerade.ipv6,
-        masquerade_ports: config.masquerade_ports.first..=config.masquerade_ports.last,
+        masquerade_ports: config.masquerade_ports.map(|ports| ports.first..=ports.last),
+        // Once the maps are there.
+        limits: Limits::default(),
     }
+}
+
+/// By the sizes that the maps have, which may be those of an earlier configuration.
+fn limits(config: &Config, maps: &Maps) -> Limits {
+    let flows = [maps.flows4().capacity(), maps.flows6().capacity()];
+    Limits::new(&config.port_limits, flows, maps.ports().capacity())
 }
 
 fn open(config: &Config) -> Result<Dataplane> {

@@ -228,7 +228,8 @@ impl Node {
     /// Publishes what readers see.
     pub(super) fn publish(&self, shared: &Shared, snapshot: &Snapshot) {
         let pools = self.attachments.pools();
-        let problems = snapshot.problems.iter().chain(&self.state.desired.problems).chain(&self.state.problems);
+        let observed = snapshot.problems.iter().chain(&self.observation.problems);
+        let problems = observed.chain(&self.state.desired.problems).chain(&self.state.problems);
         shared.publish(|view| {
             view.uplink.clone_from(&self.observation.uplink.name);
             view.pod_cidrs = pools.iter().map(Pool::cidr).collect();

@@ -56,6 +56,11 @@ numbered! {
     TunnelPeer = "tunnel-peer", "encapsulated by a node that does not own the source address";
     Unmarked = "unmarked", "reached a workload's interface past the dataplane";
     Kernel = "kernel", "a kernel helper refused the packet";
+    MasqueradeTaken = "masquerade-taken", "another workload speaks this protocol, which has no ports to tell them apart, to this destination";
+    FlowShare = "flow-share", "the workload has taken its share of the flow table";
+    FlowRate = "flow-rate", "the workload opens new flows faster than its rate";
+    AnswerRate = "answer-rate", "the workload asks the node itself (ARP, neighbour discovery, DHCP, ICMP) faster than its rate";
+    FragmentShare = "fragment-share", "the workload sends datagrams in pieces faster than its rate";
 }
 
 numbered! {

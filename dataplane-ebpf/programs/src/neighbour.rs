@@ -15,6 +15,7 @@ use crate::{
     decide, helpers, hook,
     maps::{self, Kernel},
     report,
+    share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
 };
@@ -100,6 +101,7 @@ fn answer(skb: &Skb) -> Result<i32, Stop> {
     if asked.target == port.v6 {
         return Err(Stop::Return(hook::DROP));
     }
+    share::take(skb.ifindex(), Tokens::Answers)?;
     write_answer(skb, &ip, &asked, port.mac)?;
     report::count(Counter::ArpAnswered);
     skb.set_mark(weft_abi::MARK_DELIVERED);

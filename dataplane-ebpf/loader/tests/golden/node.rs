@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A node's maps with a few workloads and Services, and packets through its hooks.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use weft_abi::{
     Addr, Backend, CidrKey, Config, Counter, Deliver, DropReason, Flow, FlowKey4, FlowKey6, GenerationRef, Local,
@@ -124,7 +129,8 @@ impl Node {
             masquerade_first: MASQUERADE.0,
             masquerade_count: MASQUERADE.1,
             host_mac: HOST_MAC,
-            pad: 0,
+            // No shares and rates but where a test sets them.
+            ..Config::default()
         };
         self.maps().config().set(0, &config).unwrap();
         for address in HOST_IP {
@@ -294,18 +300,40 @@ impl Node {
 
     /// Lets all flows be idle for too long.
     pub(crate) fn age(&self) {
+        self.age_by(LONG);
+    }
+
+    /// Lets all flows be idle for `ticks` more.
+    pub(crate) fn age_by(&self, ticks: u32) {
         for (key, flow) in self.maps().flows4().iter().map(Result::unwrap) {
-            self.maps().flows4().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(LONG), ..flow }).unwrap();
+            self.maps().flows4().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow }).unwrap();
         }
         for (key, flow) in self.maps().flows6().iter().map(Result::unwrap) {
-            self.maps().flows6().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(LONG), ..flow }).unwrap();
+            self.maps().flows6().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow }).unwrap();
         }
+    }
+
+    /// Changes the node's facts.
+    pub(crate) fn reconfigure(&self, change: impl FnOnce(&mut Config)) {
+        let mut config = self.maps().config().get(0).unwrap();
+        change(&mut config);
+        self.maps().config().set(0, &config).unwrap();
     }
 
     /// Removes all flow entries.
     pub(crate) fn flush(&self) {
         self.maps().flows4().retain(|_, _| false).unwrap();
         self.maps().flows6().retain(|_, _| false).unwrap();
+    }
+}
+
+/// Tries until it works, for ten seconds: tokens and what is remembered for a second come and go with time.
+#[track_caller]
+pub(crate) fn eventually(mut works: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !works() {
+        assert!(Instant::now() < end, "not within ten seconds");
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
