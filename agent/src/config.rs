@@ -121,8 +121,10 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Whether workloads reach the outside under the node's address.
     pub masquerade: Masquerade,
-    /// Ports that masqueraded connections use; outside `net.ipv4.ip_local_port_range`.
-    pub masquerade_ports: PortRange,
+    /// Ports that masqueraded connections use; none: the most that the node's own settings leave.
+    pub masquerade_ports: Option<PortRange>,
+    /// What one workload may take of what all share.
+    pub port_limits: PortLimits,
     /// The local API's socket.
     pub socket: PathBuf,
     /// Files that live until reboot.
@@ -162,7 +164,8 @@ impl Default for Config {
             vxlan_port: 8472,
             mtu: None,
             masquerade: Masquerade::default(),
-            masquerade_ports: PortRange { first: 61_000, last: 65_535 },
+            masquerade_ports: None,
+            port_limits: PortLimits::default(),
             socket: weft_api::DEFAULT_SOCKET.into(),
             run_dir: "/run/weft".into(),
             state_dir: "/var/lib/weft".into(),
@@ -193,6 +196,31 @@ impl Default for Masquerade {
     }
 }
 
+/// What one workload may take of what all share; 0 is no limit.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct PortLimits {
+    /// Part of each flow table, in percent.
+    pub flow_table_percent: u32,
+    /// New flows a second on average; twice as many at once.
+    pub flows_per_second: u32,
+    /// Answers of the node itself a second on average (ARP, neighbour discovery, DHCP, ICMP); twice as many at once.
+    pub answers_per_second: u32,
+    /// Datagrams in pieces a second on average; twice as many at once.
+    pub fragmented_per_second: u32,
+}
+
+impl Default for PortLimits {
+    fn default() -> Self {
+        Self {
+            flow_table_percent: 25,
+            flows_per_second: weft_abi::FLOW_RATE,
+            answers_per_second: weft_abi::ANSWER_RATE,
+            fragmented_per_second: weft_abi::FRAGMENT_RATE,
+        }
+    }
+}
+
 /// An inclusive range of ports, written `61000-65535`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]
@@ -201,14 +229,6 @@ pub struct PortRange {
     pub first: u16,
     /// Last port.
     pub last: u16,
-}
-
-impl PortRange {
-    /// How many ports there are.
-    #[must_use]
-    pub fn count(self) -> u16 {
-        (self.last - self.first).saturating_add(1)
-    }
 }
 
 impl FromStr for PortRange {

@@ -38,7 +38,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
-use weft_dataplane::{Dataplane, Options};
+use weft_dataplane::{Dataplane, Maps, Options};
 
 use self::{
     engine::Engine,
@@ -49,7 +49,7 @@ use crate::{
     apply::Applier,
     attachment::{Attachments, Settings},
     config::{Config, Source},
-    device::{self, Changes, DeviceConfig, Observation},
+    device::{self, Changes, DeviceConfig, Limits, Observation},
     event::Events,
     model::{Mode, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
@@ -152,11 +152,13 @@ async fn start(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
 ) -> Result<()> {
     let pod_cidrs = cidrs::first(&config, &shared, &mut snapshots).await?;
-    let device_config = device_config(&config, pod_cidrs);
+    let mut device_config = device_config(&config, pod_cidrs);
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
-    let observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
+    let mut observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
+    device_config.limits = limits(&config, dataplane.maps());
+    device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
     let memory: Memory = memory::load(&memory::numbers_path(&config.run_dir));
@@ -199,8 +201,16 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired }: NodeMemory)
         mtu: config.mtu,
         masquerade_v4: config.masquerade.ipv4,
         masquerade_v6: config.masquerade.ipv6,
-        masquerade_ports: config.masquerade_ports.first..=config.masquerade_ports.last,
+        masquerade_ports: config.masquerade_ports.map(|ports| ports.first..=ports.last),
+        // Once the maps are there.
+        limits: Limits::default(),
     }
+}
+
+/// By the sizes that the maps have, which may be those of an earlier configuration.
+fn limits(config: &Config, maps: &Maps) -> Limits {
+    let flows = [maps.flows4().capacity(), maps.flows6().capacity()];
+    Limits::new(&config.port_limits, flows, maps.ports().capacity())
 }
 
 fn open(config: &Config) -> Result<Dataplane> {

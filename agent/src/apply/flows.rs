@@ -1,25 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Flow entries that are of no use any more. The programs void them by themselves; this gives their room back.
+//! Flow entries that are of no use any more, and what each port has taken of the tables. The programs void entries by
+//! themselves; this gives their room back, and counts anew what the programs only add to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
-use weft_abi::{Flow, TICK_SHIFT};
-use weft_dataplane::{Error, Maps};
-use weft_logic::flow::idle_timeout;
+use weft_abi::{
+    ACCOUNTS, ALL_PORTS, Addr, Config, Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
+};
+use weft_dataplane::{Error, Maps, Record, Table};
+use weft_logic::{
+    flow::{Connection, answer_key, timeout},
+    masquerade, share,
+};
 
-/// Removes the entries that were idle for too long; returns how many.
+/// Removes the entries of connections that are over, both directions of each, and counts the shares of ports anew; returns how
+/// many entries it removed.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn sweep(maps: &Maps) -> Result<usize, Error> {
-    let now = now_ticks();
-    let four = maps.flows4().retain(|key, flow| !is_idle(flow, key.protocol, now))?;
-    let six = maps.flows6().retain(|key, flow| !is_idle(flow, key.protocol, now))?;
-    Ok(four + six)
+    let (now, config) = (now_ticks(), maps.config().get(0)?);
+    // Before the first entry is read: what the programs add from here on is added to what is counted.
+    let before: BTreeMap<u32, Share> = maps.shares().iter().collect::<Result<_, _>>()?;
+    let mut used = Used::new(config);
+    let removed = sweep_table(maps.flows4(), now, &mut used)? + sweep_table(maps.flows6(), now, &mut used)?;
+    put_shares(maps, &before, &used)?;
+    Ok(removed)
 }
 
-/// Removes the entries of packets from or to these ports; returns how many.
+/// Removes the entries of packets from or to these ports, and their shares; returns how many entries.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -27,17 +37,154 @@ pub fn forget_ports(maps: &Maps, ports: &BTreeSet<u32>) -> Result<usize, Error> 
     if ports.is_empty() {
         return Ok(0);
     }
+    for port in ports {
+        maps.shares().remove(port)?;
+    }
     let stays = |from: u32, flow: &Flow| !ports.contains(&from) && !ports.contains(&flow.ifindex);
     let four = maps.flows4().retain(|key, flow| stays(key.ifindex, flow))?;
     let six = maps.flows6().retain(|key, flow| stays(key.ifindex, flow))?;
     Ok(four + six)
 }
 
-fn is_idle(flow: &Flow, protocol: u32, now: u32) -> bool {
-    let protocol = u8::try_from(protocol).unwrap_or(u8::MAX);
-    // An entry may be newer than `now` by a tick.
-    let idle = now.saturating_sub(flow.last_seen);
-    idle > idle_timeout(flow.state, protocol)
+/// The key of a flow table.
+trait Key: Record {
+    fn wide(&self) -> FlowKey6;
+    fn narrow(key: &FlowKey6) -> Self;
+}
+
+impl Key for FlowKey4 {
+    fn wide(&self) -> FlowKey6 {
+        let Self { ifindex, src, dst, sport, dport, protocol } = *self;
+        FlowKey6 { ifindex, src: Addr::v4(src), dst: Addr::v4(dst), sport, dport, protocol }
+    }
+
+    fn narrow(key: &FlowKey6) -> Self {
+        let FlowKey6 { ifindex, src, dst, sport, dport, protocol } = *key;
+        Self { ifindex, src: src.v4_word(), dst: dst.v4_word(), sport, dport, protocol }
+    }
+}
+
+impl Key for FlowKey6 {
+    fn wide(&self) -> FlowKey6 {
+        *self
+    }
+
+    fn narrow(key: &FlowKey6) -> Self {
+        *key
+    }
+}
+
+fn sweep_table<K: Key>(table: &Table<K, Flow>, now: u32, used: &mut Used) -> Result<usize, Error> {
+    let find = |key: &FlowKey6| table.get(&K::narrow(key));
+    let mut over = Vec::new();
+    for entry in table {
+        let (key, flow) = entry?;
+        let key = key.wide();
+        if is_over(&key, &flow, find, now)? {
+            over.push(key);
+        } else {
+            used.count(&key, &flow);
+        }
+    }
+    let mut removed = 0;
+    for key in over {
+        // Once more: a packet may have come meanwhile, or another flow in its place.
+        let Some(flow) = find(&key)? else { continue };
+        if is_over(&key, &flow, find, now_ticks())? {
+            removed += usize::from(table.remove(&K::narrow(&key))?);
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether the connection of an entry is over, as the programs see it; `find` looks up the other direction.
+fn is_over<E>(
+    key: &FlowKey6,
+    flow: &Flow,
+    find: impl Fn(&FlowKey6) -> Result<Option<Flow>, E>,
+    now: u32,
+) -> Result<bool, E> {
+    // No connection is over before; an entry may be newer than `now` by a tick.
+    if now.saturating_sub(flow.last_seen) <= timeout::BRIEF {
+        return Ok(false);
+    }
+    let other = find(&answer_key(flow, key.protocol))?;
+    Ok(Connection::of(key.dport, key.protocol, flow, other.as_ref()).is_over(now))
+}
+
+/// What ports have taken.
+struct Used {
+    config: Config,
+    /// Connections by port, and of all under [`ALL_PORTS`].
+    flows: BTreeMap<u32, [u32; ACCOUNTS]>,
+    /// Ports of the masquerade range that are kept, by port; see [`Share::kept`].
+    kept: BTreeMap<u32, u32>,
+}
+
+impl Used {
+    fn new(config: Config) -> Self {
+        Self { config, flows: BTreeMap::from([(ALL_PORTS, [0; ACCOUNTS])]), kept: BTreeMap::new() }
+    }
+
+    /// Counts the connection of an entry: by the one that opened it.
+    fn count(&mut self, key: &FlowKey6, flow: &Flow) {
+        if flow.flags & FlowFlags::REPLY != 0 {
+            return;
+        }
+        let v6 = !key.src.is_v4();
+        let all = self.flows.entry(ALL_PORTS).or_default();
+        all[OPENED + usize::from(v6)] += 1;
+        let Some((ifindex, account)) = share::account(key.ifindex, flow.ifindex, v6, self.config.host_ifindex) else {
+            return;
+        };
+        if let Some(count) = self.flows.entry(ifindex).or_default().get_mut(account) {
+            *count += 1;
+        }
+        let masqueraded = flow.deliver == Deliver::Route as u8 && flow.flags & FlowFlags::REWRITE_SRC != 0;
+        let sport = u16::from_be(flow.sport);
+        if masqueraded
+            && flow.sport == key.sport
+            && masquerade::in_range(&self.config, sport)
+            && !masquerade::is_own(&self.config, ifindex, sport)
+        {
+            *self.kept.entry(ifindex).or_default() += 1;
+        }
+    }
+
+    /// A port's share as it is now: what was counted, and what the programs added since they were at `before`.
+    fn share(&self, ifindex: u32, before: &Share, now: Share) -> Share {
+        let counted = self.flows.get(&ifindex).copied().unwrap_or_default();
+        let mut share = now;
+        for (index, account) in share.flows.iter_mut().enumerate() {
+            let (Some(before), Some(counted)) = (before.flows.get(index), counted.get(index)) else { continue };
+            account.count = counted.saturating_add(account.count.saturating_sub(before.count));
+        }
+        let kept = self.kept.get(&ifindex).copied().unwrap_or_default();
+        share.kept = kept.saturating_add(now.kept.saturating_sub(before.kept));
+        share.refused = 0;
+        share
+    }
+}
+
+/// Writes what was counted; ports that are gone lose their shares. A token that a program takes between reading and writing is
+/// given back.
+fn put_shares(maps: &Maps, before: &BTreeMap<u32, Share>, used: &Used) -> Result<(), Error> {
+    let now: BTreeMap<u32, Share> = maps.shares().iter().collect::<Result<_, _>>()?;
+    let known: BTreeSet<u32> = now.keys().chain(used.flows.keys()).copied().collect();
+    for ifindex in known {
+        let is_port = ifindex == ALL_PORTS || ifindex == used.config.host_ifindex;
+        if !is_port && maps.ports().get(&ifindex)?.is_none() {
+            maps.shares().remove(&ifindex)?;
+            continue;
+        }
+        let share = now.get(&ifindex).copied().unwrap_or_default();
+        if share.refused != 0 {
+            tracing::warn!(ifindex, packets = share.refused, "refused packets of a workload beyond its share or rate");
+        }
+        let before = before.get(&ifindex).copied().unwrap_or_default();
+        maps.shares().insert(&ifindex, &used.share(ifindex, &before, share))?;
+    }
+    Ok(())
 }
 
 /// The programs' clock: `CLOCK_MONOTONIC` in units of 2^[`TICK_SHIFT`] ns.
@@ -51,18 +198,102 @@ fn now_ticks() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use weft_abi::Flow;
+    use std::{collections::HashMap, convert::Infallible};
 
-    use super::is_idle;
+    use weft_abi::{Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, OPENED, RECEIVED, Share};
+    use weft_logic::flow::{answer_key, timeout};
 
-    const UDP: u32 = 17;
+    use super::{Used, is_over};
+
+    const HOST: u32 = 3;
+    const PORT: u32 = 7;
+    const UPLINK: u32 = 9;
+
+    /// A UDP connection of `PORT` to the outside, as its entries: last packet of each direction, and how many.
+    fn connection(forward: (u32, u64), reverse: (u32, u64)) -> HashMap<FlowKey6, Flow> {
+        let key = FlowKey6 {
+            ifindex: PORT,
+            src: Addr::v4(1),
+            dst: Addr::v4(2),
+            sport: 5_u16.to_be(),
+            dport: 9999_u16.to_be(),
+            protocol: 17,
+        };
+        let there = Flow {
+            deliver: Deliver::Route as u8,
+            ifindex: UPLINK,
+            flags: FlowFlags::REWRITE_SRC,
+            src: Addr::v4(3),
+            sport: 6_u16.to_be(),
+            dst: key.dst,
+            dport: key.dport,
+            last_seen: forward.0,
+            packets: forward.1,
+            ..Flow::default()
+        };
+        let back = Flow {
+            deliver: Deliver::Peer as u8,
+            ifindex: PORT,
+            flags: FlowFlags::REPLY | FlowFlags::REWRITE_DST,
+            src: key.dst,
+            sport: key.dport,
+            dst: key.src,
+            dport: key.sport,
+            last_seen: reverse.0,
+            packets: reverse.1,
+            ..Flow::default()
+        };
+        HashMap::from([(key, there), (answer_key(&there, 17), back)])
+    }
+
+    fn over(entries: &HashMap<FlowKey6, Flow>, now: u32) -> Vec<bool> {
+        let find = |key: &FlowKey6| Ok::<_, Infallible>(entries.get(key).copied());
+        entries.iter().map(|(key, flow)| is_over(key, flow, find, now).unwrap()).collect()
+    }
 
     #[test]
-    fn an_entry_is_idle_after_its_time_only() {
-        let limit = weft_logic::flow::idle_timeout(0, 17);
-        let flow = Flow { last_seen: 100, ..Flow::default() };
-        assert!(!is_idle(&flow, UDP, 99));
-        assert!(!is_idle(&flow, UDP, 100 + limit));
-        assert!(is_idle(&flow, UDP, 101 + limit));
+    fn a_silent_direction_lives_as_long_as_the_other_one() {
+        let entries = connection((1000, 500), (1, 1));
+        assert_eq!(over(&entries, 1000 + timeout::DATAGRAM), [false, false]);
+        assert_eq!(over(&entries, 1001 + timeout::DATAGRAM), [true, true]);
+        let entries = connection((1, 500), (1000, 1));
+        assert_eq!(over(&entries, 1000 + timeout::DATAGRAM), [false, false]);
+    }
+
+    #[test]
+    fn what_nobody_answered_is_over_soon() {
+        let entries = connection((1000, 500), (1000, 0));
+        assert_eq!(over(&entries, 1000 + timeout::UNANSWERED), [false, false]);
+        assert_eq!(over(&entries, 1001 + timeout::UNANSWERED), [true, true]);
+    }
+
+    #[test]
+    fn a_connection_counts_once_for_who_opened_it() {
+        let mut used = Used::new(Config { host_ifindex: HOST, masquerade_count: 100, ..Config::default() });
+        for (key, flow) in connection((1, 1), (1, 1)) {
+            used.count(&key, &flow);
+        }
+        let received = FlowKey6 { ifindex: weft_abi::UPLINK, ..FlowKey6::default() };
+        used.count(&received, &Flow { ifindex: PORT, ..Flow::default() });
+        used.count(&FlowKey6 { ifindex: HOST, ..received }, &Flow { ifindex: PORT, ..Flow::default() });
+        let mut counted = [0; 4];
+        counted[OPENED] = 1;
+        counted[RECEIVED + 1] = 1;
+        assert_eq!(used.flows[&PORT], counted);
+        assert_eq!(used.flows[&ALL_PORTS], [1, 2, 0, 0], "the host's too");
+        assert!(!used.flows.contains_key(&HOST));
+    }
+
+    #[test]
+    fn what_the_programs_added_meanwhile_is_not_lost() {
+        let mut used = Used::new(Config::default());
+        used.flows.insert(PORT, [10, 0, 0, 0]);
+        let share = |count| {
+            let flows = [FlowAccount { count, ..FlowAccount::default() }; 4];
+            Share { flows, refused: 5, flows_full_at: 77, ..Share::default() }
+        };
+        let written = used.share(PORT, &share(100), share(103));
+        assert_eq!(written.flows.map(|account| account.count), [13, 3, 3, 3]);
+        assert_eq!((written.refused, written.flows_full_at), (0, 77));
     }
 }

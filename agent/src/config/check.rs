@@ -5,7 +5,10 @@ use std::{net::IpAddr, ops::RangeInclusive, path::Path};
 
 use ipnet::IpNet;
 
-use super::Config;
+use super::{Config, PortLimits};
+
+/// A token takes a nanosecond at least.
+const MOST_A_SECOND: u32 = 1_000_000_000;
 
 /// The first field that cannot be right, and why.
 pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
@@ -31,7 +34,19 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
     check_absolute(&config.cni.bin_dir).map_err(|e| ("cni.binDir", e))?;
     check_absolute(&config.cni.conf_dir).map_err(|e| ("cni.confDir", e))?;
     check_network_name(&config.cni.name).map_err(|e| ("cni.name", e))?;
+    in_range(config.port_limits.flow_table_percent, 0..=100).map_err(|e| ("portLimits.flowTablePercent", e))?;
+    for (field, rate) in rates(&config.port_limits) {
+        in_range(rate, 0..=MOST_A_SECOND).map_err(|e| (field, e))?;
+    }
     config.map_sizes.validate().map_err(|e| ("mapSizes", e.to_string()))
+}
+
+const fn rates(limits: &PortLimits) -> [(&'static str, u32); 3] {
+    [
+        ("portLimits.flowsPerSecond", limits.flows_per_second),
+        ("portLimits.answersPerSecond", limits.answers_per_second),
+        ("portLimits.fragmentedPerSecond", limits.fragmented_per_second),
+    ]
 }
 
 fn check_node_name(name: &str) -> Result<(), String> {

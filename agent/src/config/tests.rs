@@ -3,7 +3,7 @@ use std::fs;
 
 use rstest::rstest;
 
-use super::{Config, ConfigError, Overrides, Source};
+use super::{Config, ConfigError, Overrides, PortLimits, PortRange, Source};
 use crate::model::Mode;
 
 fn load(text: &str) -> Result<Config, ConfigError> {
@@ -17,7 +17,7 @@ fn load(text: &str) -> Result<Config, ConfigError> {
 fn an_empty_file_gives_the_defaults() {
     let config = load("# nothing\nnodeName: n1\n").unwrap();
     assert_eq!(config.mode, Mode::Vxlan);
-    assert_eq!(config.masquerade_ports.count(), 4536);
+    assert_eq!(config.masquerade_ports, None);
     assert_eq!(config.socket.to_str(), Some("/run/weft/agent.sock"));
 }
 
@@ -47,6 +47,7 @@ vxlanPort: 4789
 mtu: 1400
 masquerade: {ipv4: true, ipv6: false}
 masqueradePorts: 50000-50999
+portLimits: {flowsPerSecond: 5}
 socket: /run/a.sock
 runDir: /run/a
 stateDir: /var/lib/a
@@ -62,7 +63,8 @@ mapSizes: {flows4: 1024}
     let again: Config = serde_yaml::from_str(&serde_yaml::to_string(&config).unwrap()).unwrap();
     assert_eq!(serde_yaml::to_string(&config).unwrap(), serde_yaml::to_string(&again).unwrap());
     assert_eq!(config.source, Source::Dir("/etc/weft/manifests".into()));
-    assert_eq!(config.masquerade_ports.count(), 1000);
+    assert_eq!(config.masquerade_ports, Some(PortRange { first: 50_000, last: 50_999 }));
+    assert_eq!(config.port_limits, PortLimits { flows_per_second: 5, ..PortLimits::default() });
     assert_eq!(config.map_sizes.flows4, 1024);
 }
 
@@ -97,6 +99,7 @@ fn flags_go_above_the_file() {
 #[case::vni("nodeName: n\nvni: 16777216", &["vni", "16777215"])]
 #[case::mtu("nodeName: n\nmtu: 500", &["mtu", "576"])]
 #[case::ports("masqueradePorts: 65535-61000", &["masqueradePorts", "65535-61000"])]
+#[case::percent("nodeName: n\nportLimits: {flowTablePercent: 101}", &["portLimits.flowTablePercent", "0 to 100"])]
 #[case::node_name("nodeName: Not_A_Node", &["nodeName", "metadata.name"])]
 #[case::relative("nodeName: n\nrunDir: run", &["runDir", "absolute"])]
 #[case::socket(&format!("nodeName: n\nsocket: /{}", "s".repeat(107)), &["socket", "107 bytes"])]

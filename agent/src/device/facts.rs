@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_abi::{Addr, Config, HAIRPIN_V4, HAIRPIN_V6};
+use weft_abi::{Addr, Config, ConfigFlags, HAIRPIN_V4, HAIRPIN_V6};
 
 use super::{DeviceConfig, Error, Observation, Result, links::Link, routes::Route};
 use crate::model::{HostRoute, Mode, NodeFacts};
@@ -46,33 +46,13 @@ pub(super) fn check(config: &DeviceConfig) -> Result<()> {
     if config.mode == Mode::Vxlan && config.vni >= 1 << 24 {
         return Err(Error::config("vni", format!("{} does not fit 24 bits: give one below 16777216", config.vni)));
     }
-    if config.masquerade_ports.is_empty() || *config.masquerade_ports.start() == 0 {
+    if config.masquerade_ports.as_ref().is_some_and(|ports| ports.is_empty() || *ports.start() == 0) {
         return Err(Error::config(
             "masqueradePorts",
             "the range is empty or begins with port 0: give one such as 61000-65535",
         ));
     }
     Ok(())
-}
-
-/// Masqueraded flows and the host's own connections must not meet on one port.
-pub(super) fn check_ports(
-    ports: &RangeInclusive<u16>,
-    local: &RangeInclusive<u16>,
-    reserved: &[RangeInclusive<u16>],
-) -> Result<()> {
-    let taken = ports.clone().find(|port| local.contains(port) && !reserved.iter().any(|range| range.contains(port)));
-    let Some(port) = taken else { return Ok(()) };
-    let (first, last) = (ports.start(), ports.end());
-    Err(Error::config(
-        "masqueradePorts",
-        format!(
-            "{first}-{last} overlaps net.ipv4.ip_local_port_range {}-{} (port {port}): choose ports outside of it, or set \
-             net.ipv4.ip_local_reserved_ports={first}-{last}",
-            local.start(),
-            local.end()
-        ),
-    ))
 }
 
 /// The largest packet that a workload may send: the uplink's MTU less the encapsulation, or what is configured.
@@ -100,16 +80,17 @@ pub(super) struct Devices<'a> {
     pub(super) overlay: Option<&'a Link>,
 }
 
-pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
+/// `ports`: those that are masqueraded with.
+pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeInclusive<u16>) -> NodeFacts {
     let Devices { uplink, host, overlay } = devices;
     let mut host_addresses: Vec<_> =
         config.all_pod_cidrs().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
     host_addresses.sort_unstable();
     host_addresses.dedup();
-    let ports = &config.masquerade_ports;
+    let plain = |wanted: bool, flag: u16| if wanted { 0 } else { flag };
     let masquerade =
         |address: Option<IpAddr>, wanted: bool| address.filter(|_| wanted).map_or(Addr::UNSPECIFIED, Addr::from);
-    NodeFacts {
+    let mut facts = NodeFacts {
         name: config.node_name.clone(),
         mode: config.mode,
         config: Config {
@@ -120,17 +101,22 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>) -> NodeFacts {
             overlay_ifindex: overlay.map_or(0, |link| link.index),
             vni: if config.mode == Mode::Vxlan { config.vni } else { 0 },
             masquerade_first: *ports.start(),
-            masquerade_count: ports.end() - ports.start() + 1,
+            masquerade_count: (ports.end() - ports.start()).saturating_add(1),
             host_mac: host.and_then(|link| link.mac).map_or([0; 6], |mac| mac.0),
             vxlan_port: if config.mode == Mode::Vxlan { config.vxlan_port.to_be() } else { 0 },
             node_v4: uplink.v4.map_or(Addr::UNSPECIFIED, |address| IpAddr::from(address).into()),
             node_v6: uplink.v6.map_or(Addr::UNSPECIFIED, |address| IpAddr::from(address).into()),
+            flags: plain(config.masquerade_v4, ConfigFlags::PLAIN_V4)
+                | plain(config.masquerade_v6, ConfigFlags::PLAIN_V6),
+            ..Config::default()
         },
         pod_cidrs: config.all_pod_cidrs().copied().collect(),
         host_addresses,
         service_cidrs: config.service_cidrs.clone(),
         next_hops: BTreeMap::new(),
-    }
+    };
+    config.limits.put(&mut facts.config);
+    facts
 }
 
 /// Every route the host needs, by destination: those of the plan and those that follow from the node alone (its own pod

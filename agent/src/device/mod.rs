@@ -27,9 +27,11 @@ mod changes;
 mod error;
 mod facts;
 mod host_port;
+mod limits;
 pub mod links;
 mod netlink;
 mod overlay;
+mod ports;
 mod routes;
 mod sysctl;
 #[cfg(test)]
@@ -49,6 +51,7 @@ pub use self::{
     changes::Changes,
     error::{Error, Result},
     facts::gateway,
+    limits::Limits,
     routes::{ROUTE_PROTOCOL, RouteChanges},
 };
 use self::{links::Link, netlink::Netlink};
@@ -88,8 +91,10 @@ pub struct DeviceConfig {
     pub masquerade_v4: bool,
     /// Whether IPv6 to the outside takes the node's address.
     pub masquerade_v6: bool,
-    /// Source ports of masqueraded flows; outside of `net.ipv4.ip_local_port_range`, or reserved there.
-    pub masquerade_ports: RangeInclusive<u16>,
+    /// Source ports of masqueraded flows; the most that the node's own settings leave where absent.
+    pub masquerade_ports: Option<RangeInclusive<u16>>,
+    /// What one port may take of what all share.
+    pub limits: Limits,
 }
 
 /// The node as it is.
@@ -105,6 +110,8 @@ pub struct Observation {
     pub node_v6: Option<Ipv6Addr>,
     /// MTU of workloads and of `weft0`.
     pub pod_mtu: u32,
+    /// What does not fit on this node, and the fix; Weft works nevertheless.
+    pub problems: Vec<String>,
 }
 
 /// What [`repair`] found and did.
@@ -243,9 +250,6 @@ pub async fn remove() -> Result<()> {
 
 async fn requirements(netlink: &Netlink, config: &DeviceConfig) -> Result<(uplink::Uplink, u32)> {
     facts::check(config)?;
-    if config.masquerade_v4 || config.masquerade_v6 {
-        facts::check_ports(&config.masquerade_ports, &sysctl::local_ports()?, &sysctl::reserved_ports()?)?;
-    }
     let uplink = uplink::observe(netlink, config).await?;
     let pod_mtu = facts::pod_mtu(config, &uplink.link, uplink.v4.is_some())?;
     if config.mode == Mode::Native && sysctl::strict_rp_filter_everywhere()? {
@@ -271,6 +275,9 @@ async fn observe_with(
         Mode::Native => None,
     };
     let devices = facts::Devices { uplink: &uplink, host: host.as_ref(), overlay: overlay.as_ref() };
-    let facts = facts::facts(config, &devices);
-    Ok(Observation { facts, node_v4: uplink.v4, node_v6: uplink.v6, uplink: uplink.link, pod_mtu })
+    let ports = ports::choose(config.masquerade_ports.as_ref(), &sysctl::local_ports()?, &sysctl::reserved_ports()?);
+    let facts = facts::facts(config, &devices, &ports.range);
+    let masquerades = config.masquerade_v4 || config.masquerade_v6;
+    let problems = ports.problem.into_iter().filter(|_| masquerades).collect();
+    Ok(Observation { facts, node_v4: uplink.v4, node_v6: uplink.v6, uplink: uplink.link, pod_mtu, problems })
 }

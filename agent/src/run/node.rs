@@ -292,7 +292,12 @@ impl Node {
         });
         let broken_off = self.state.broken_off.problem();
         let old = self.old_addresses();
-        let all = broken_off.iter().chain(&snapshot.problems).chain(&desired.problems).chain(problems);
+        let all = broken_off
+            .iter()
+            .chain(&snapshot.problems)
+            .chain(&self.observation.problems)
+            .chain(&desired.problems)
+            .chain(problems);
         let all = all.chain(broken).chain(&guests).chain(&unchecked).chain(&old);
         all.filter(|problem| seen.insert(*problem)).cloned().collect()
     }

@@ -27,9 +27,11 @@ pub const MARK_DELIVERED: u32 = 0x7765_0001;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
 pub struct Config {
-    /// Source of masqueraded IPv4 packets; unspecified: IPv4 to the outside is dropped.
+    /// Source of masqueraded IPv4 packets; unspecified: IPv4 to the outside is dropped, but for
+    /// [`ConfigFlags::PLAIN_V4`].
     pub masquerade_v4: Addr,
-    /// Source of masqueraded IPv6 packets; unspecified: IPv6 to the outside is dropped.
+    /// Source of masqueraded IPv6 packets; unspecified: IPv6 to the outside is dropped, but for
+    /// [`ConfigFlags::PLAIN_V6`].
     pub masquerade_v6: Addr,
     /// The device that leads out of the node.
     pub uplink_ifindex: u32,
@@ -39,8 +41,8 @@ pub struct Config {
     pub overlay_ifindex: u32,
     /// VXLAN network identifier.
     pub vni: u32,
-    /// First port of the masquerade range, host byte order. It must lie outside `net.ipv4.ip_local_port_range`, so that the
-    /// host's own connections never meet it.
+    /// First port of the masquerade range, host byte order. Best outside `net.ipv4.ip_local_port_range`: a port that the host
+    /// has a socket on is skipped, but the host does not ask the flow table before it takes one.
     pub masquerade_first: u16,
     /// How many ports the range has.
     pub masquerade_count: u16,
@@ -52,8 +54,47 @@ pub struct Config {
     pub node_v4: Addr,
     /// The same of IPv6.
     pub node_v6: Addr,
+    /// [`ConfigFlags`].
+    pub flags: u16,
+    /// Reserved, zero.
+    pub pad: u16,
+    /// Connections of one port that the flow tables of IPv4 and IPv6 take, of those that it opened and of those that were
+    /// opened towards it from other nodes and the outside; 0: as many as there is room for.
+    pub flow_share: [u32; 2],
+    /// Connections of all ports, IPv4 and IPv6, beyond which a port gets no more than `flow_floor`.
+    pub flow_most: [u32; 2],
+    /// Connections, IPv4 and IPv6, that every port gets however full the table is.
+    pub flow_floor: [u32; 2],
+    /// New flows a second of one port, on average; twice as many at once. 0: no limit.
+    pub flow_rate: u32,
+    /// What is answered for one port or handed to the agent (ARP, neighbour and router solicitations, DHCP, ICMP) a second, on
+    /// average; twice as many at once. 0: no limit.
+    pub answer_rate: u32,
+    /// Datagrams in pieces a second of one port, on average; twice as many at once. 0: no limit.
+    pub fragment_rate: u32,
 }
+
+/// Bits of [`Config::flags`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ConfigFlags;
+
+impl ConfigFlags {
+    /// IPv4 to the outside keeps its addresses.
+    pub const PLAIN_V4: u16 = 1;
+    /// IPv6 to the outside keeps its addresses.
+    pub const PLAIN_V6: u16 = 2;
+}
+
+/// New flows a second that one port may open by default: some times what a busy proxy opens.
+pub const FLOW_RATE: u32 = 10_000;
+
+/// Answers a second for one port by default.
+pub const ANSWER_RATE: u32 = 100;
+
+/// Datagrams in pieces a second of one port by default. An identifier of IPv4 comes again after 65,536 of them: at twice this
+/// rate in three seconds, long after the pieces of the one before it have arrived.
+pub const FRAGMENT_RATE: u32 = 10_000;
 
 crate::pod!(Config);
 
-const _: () = assert!(size_of::<Config>() == 92);
+const _: () = assert!(size_of::<Config>() == 132);

@@ -148,35 +148,50 @@ pub struct Flow {
     pub service: GenerationRef,
 }
 
-/// Key of a datagram in pieces (RFC 791, RFC 8200 4.5).
+/// Place of a datagram in pieces: a port has [`FRAGMENT_SLOTS`] of them and no more, so that its datagrams make room for each
+/// other and never take that of another port's.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
 pub struct FragmentKey {
+    /// Port it came from; see [`FlowKey4::ifindex`].
+    pub ifindex: u32,
+    /// By hash of the datagram.
+    pub slot: u32,
+}
+
+/// Datagrams in pieces of one port that are known at a time; of the wire, towards one of [`FRAGMENT_GROUPS`] groups of
+/// destinations.
+pub const FRAGMENT_SLOTS: u32 = 256;
+
+/// Groups of destinations that datagrams from other nodes and the outside are sorted into.
+pub const FRAGMENT_GROUPS: u32 = 16;
+
+/// A datagram in pieces (RFC 791, RFC 8200 4.5), and what its first fragment told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct Datagram {
     /// Source.
     pub src: Addr,
     /// Destination.
     pub dst: Addr,
     /// Identification, as in the packet.
     pub id: u32,
-    /// Port it came from; see [`FlowKey4::ifindex`].
-    pub ifindex: u32,
     /// IP protocol number.
     pub protocol: u32,
-}
-
-/// The ports that the first fragment told.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct FragmentPorts {
     /// Source port, network byte order.
     pub sport: u16,
     /// Destination port, network byte order.
     pub dport: u16,
+    /// Identification that its pieces leave the node with where they are masqueraded; as in the packet.
+    pub masqueraded_id: u32,
+    /// When the first piece came, in ticks of [`crate::TICK_SHIFT`].
+    pub since: u32,
 }
 
-crate::pod!(FlowKey4, FlowKey6, Flow, FragmentKey, FragmentPorts);
+crate::pod!(FlowKey4, FlowKey6, Flow, FragmentKey, Datagram);
 
 const _: () = assert!(size_of::<FlowKey4>() == 20);
 const _: () = assert!(size_of::<FlowKey6>() == 44);
 const _: () = assert!(size_of::<Flow>() == 120);
-const _: () = assert!(size_of::<FragmentKey>() == 44);
+const _: () = assert!(size_of::<FragmentKey>() == 8);
+const _: () = assert!(size_of::<Datagram>() == 52);

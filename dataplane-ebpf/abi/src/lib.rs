@@ -19,18 +19,24 @@ mod policy;
 mod port;
 mod reason;
 mod service;
+mod share;
 mod skb;
 
 pub use address::{Addr, CidrKey};
-pub use config::{Config, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED, OVERLAY_MAC};
+pub use config::{
+    ANSWER_RATE, Config, ConfigFlags, FLOW_RATE, FRAGMENT_RATE, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED,
+    OVERLAY_MAC,
+};
 pub use event::{Event, EventKind, Hook};
 pub use flow::{
-    Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey, FragmentPorts, GenerationRef, OVERLAY, UPLINK,
+    Datagram, Deliver, FRAGMENT_GROUPS, FRAGMENT_SLOTS, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey,
+    GenerationRef, OVERLAY, UPLINK,
 };
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
 pub use port::{Local, LocalKind, Port, PortKind, Remote, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use service::{Backend, Service, ServiceKey, SlotKey};
+pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, OPENED, RECEIVED, Share};
 pub use skb::SkbLayout;
 
 /// Version of every layout in this crate but those of [`mod@bench`] and [`SkbLayout`].
@@ -65,8 +71,10 @@ pub mod map {
     pub const FLOWS4: &str = "FLOWS4";
     /// `LruHashMap<FlowKey6, Flow>`.
     pub const FLOWS6: &str = "FLOWS6";
-    /// `LruHashMap<FragmentKey, FragmentPorts>`.
+    /// `LruHashMap<FragmentKey, Datagram>`.
     pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// `HashMap<u32 ifindex, Share>`, not preallocated; the programs make entries, the agent removes those of ports that are gone.
+    pub const SHARES: &str = "SHARES";
     /// `PerCpuArray<Tally>`, indexed by [`crate::DropReason`].
     pub const DROPS: &str = "DROPS";
     /// `PerCpuArray<u64>`, indexed by [`crate::Counter`].
@@ -75,7 +83,7 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
 
     /// Every map that is pinned.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         CONFIG,
         PORTS,
         LOCALS,
@@ -89,6 +97,7 @@ pub mod map {
         FLOWS4,
         FLOWS6,
         FRAGMENTS,
+        SHARES,
         DROPS,
         COUNTS,
         EVENTS,

@@ -61,6 +61,11 @@ numbered! {
     Vlan = "vlan", "the frame has a VLAN tag";
     SourceRoute = "source-route", "an IPv4 option that names routers to go by";
     HopLimit = "hop-limit", "the packet has passed as many routers as it may";
+    MasqueradeTaken = "masquerade-taken", "another workload speaks this protocol, which has no ports to tell them apart, to this destination";
+    FlowShare = "flow-share", "the workload has taken its share of the flow table";
+    FlowRate = "flow-rate", "the workload opens new flows faster than its rate";
+    AnswerRate = "answer-rate", "the workload asks the node itself (ARP, neighbour discovery, DHCP, ICMP) faster than its rate";
+    FragmentShare = "fragment-share", "the workload sends datagrams in pieces faster than its rate";
 }
 
 numbered! {

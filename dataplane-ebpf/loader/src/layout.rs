@@ -4,8 +4,8 @@
 use std::{fmt, os::fd::BorrowedFd, path::Path};
 
 use weft_abi::{
-    Addr, Backend, CidrKey, Config, Flow, FlowKey4, FlowKey6, FragmentKey, FragmentPorts, Local, Port, Remote, RuleKey,
-    Rules, Service, ServiceKey, SlotKey, Tally, generation, map,
+    Addr, Backend, CidrKey, Config, Datagram, Flow, FlowKey4, FlowKey6, FragmentKey, Local, Port, Remote, RuleKey,
+    Rules, Service, ServiceKey, Share, SlotKey, Tally, generation, map,
 };
 
 use crate::{
@@ -47,7 +47,7 @@ impl Layout {
     }
 
     /// Every map of [`map::ALL`], in its order.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::of::<u32, Config>(map::CONFIG, Kind::Array),
         Self::of::<u32, Port>(map::PORTS, Kind::Hash),
         Self::of::<Addr, Local>(map::LOCALS, Kind::Hash),
@@ -60,7 +60,8 @@ impl Layout {
         Self::of::<u32, u32>(map::GENERATIONS, Kind::Array),
         Self::of::<FlowKey4, Flow>(map::FLOWS4, Kind::LruHash),
         Self::of::<FlowKey6, Flow>(map::FLOWS6, Kind::LruHash),
-        Self::of::<FragmentKey, FragmentPorts>(map::FRAGMENTS, Kind::LruHash),
+        Self::of::<FragmentKey, Datagram>(map::FRAGMENTS, Kind::LruHash),
+        Self::of::<u32, Share>(map::SHARES, Kind::Hash),
         Self::of::<u32, Tally>(map::DROPS, Kind::PerCpuArray),
         Self::of::<u32, u64>(map::COUNTS, Kind::PerCpuArray),
         Self::of::<(), ()>(map::EVENTS, Kind::RingBuf),
@@ -72,6 +73,8 @@ impl Layout {
             map::GENERATIONS => generation::SLOTS,
             map::DROPS => weft_abi::DROP_REASONS.len() as u32,
             map::COUNTS => weft_abi::COUNTERS.len() as u32,
+            // Every port has one; the host and the wire do, and ports that are just gone.
+            map::SHARES => sizes.ports.saturating_mul(2).saturating_add(2),
             _ => 1,
         };
         sizes.entries(self.name).unwrap_or(fixed)

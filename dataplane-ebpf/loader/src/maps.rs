@@ -11,8 +11,8 @@ use aya::{
     maps::{Map, MapData},
 };
 use weft_abi::{
-    Addr, Backend, CidrKey, Config, Counter, DropReason, Flow, FlowKey4, FlowKey6, FragmentKey, FragmentPorts, Local,
-    Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey, Tally,
+    Addr, Backend, CidrKey, Config, Counter, Datagram, DropReason, Flow, FlowKey4, FlowKey6, FragmentKey, Local, Port,
+    Remote, RuleKey, Rules, Service, ServiceKey, Share, SlotKey, Tally,
 };
 
 use crate::{
@@ -39,7 +39,8 @@ pub struct Maps {
     generations: Array<u32>,
     flows4: Table<FlowKey4, Flow>,
     flows6: Table<FlowKey6, Flow>,
-    fragments: Table<FragmentKey, FragmentPorts>,
+    fragments: Table<FragmentKey, Datagram>,
+    shares: Table<u32, Share>,
     drops: PerCpuArray<Tally>,
     counts: PerCpuArray<u64>,
     events: RawMap,
@@ -88,6 +89,7 @@ impl Maps {
             flows4,
             flows6,
             fragments,
+            shares,
             drops,
             counts,
             events,
@@ -106,6 +108,7 @@ impl Maps {
             flows4: table(flows4)?,
             flows6: table(flows6)?,
             fragments: table(fragments)?,
+            shares: table(shares)?,
             drops: per_cpu_array(drops, cpus)?,
             counts: per_cpu_array(counts, cpus)?,
             events: events?.1,
@@ -186,8 +189,14 @@ impl Maps {
 
     /// Fragmented datagrams.
     #[must_use]
-    pub const fn fragments(&self) -> &Table<FragmentKey, FragmentPorts> {
+    pub const fn fragments(&self) -> &Table<FragmentKey, Datagram> {
         &self.fragments
+    }
+
+    /// What each port has taken of what all share, by interface index.
+    #[must_use]
+    pub const fn shares(&self) -> &Table<u32, Share> {
+        &self.shares
     }
 
     /// What was dropped for `reason` since the map was made, on all CPUs.
@@ -230,6 +239,7 @@ impl Maps {
             self.flows4.raw(),
             self.flows6.raw(),
             self.fragments.raw(),
+            self.shares.raw(),
             self.drops.raw(),
             self.counts.raw(),
             &self.events,

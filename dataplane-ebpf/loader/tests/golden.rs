@@ -23,6 +23,8 @@ mod isolation;
 mod life;
 #[path = "golden/link.rs"]
 mod link;
+#[path = "golden/masquerade.rs"]
+mod masquerade;
 #[path = "golden/node.rs"]
 mod node;
 #[path = "golden/outside.rs"]
@@ -33,5 +35,7 @@ mod packet;
 mod policy;
 #[path = "golden/service.rs"]
 mod service;
+#[path = "golden/share.rs"]
+mod share;
 #[path = "golden/workload.rs"]
 mod workload;

@@ -6,7 +6,7 @@ use weft_abi::{
     Port, PortKind, RemoteKind, ServiceKey, SlotKey, generation,
 };
 
-use crate::{Tables, address, admit, policy, protocol, select};
+use crate::{Tables, address, admit, masquerade, policy, protocol, select};
 
 /// Who sent a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -78,7 +78,7 @@ pub struct Walk {
     pub old: u8,
     /// A Service was addressed.
     pub translated: u8,
-    /// The source must be masqueraded: the caller finds a port for it, see [`crate::plan::masquerade`].
+    /// How the source is masqueraded, see [`masquerade::kind`]; the caller finds a port for it.
     pub masquerade: u8,
     /// The packet is IPv6.
     pub is_v6: u8,
@@ -92,6 +92,8 @@ pub struct Walk {
     pub origin: u8,
     /// There is an entry for `key`, though none to go by.
     pub found: u8,
+    /// Identification that a piece of a datagram is masqueraded with, as in the packet.
+    pub masqueraded_id: u32,
     /// What a slow parse found.
     pub far: Far,
 }
@@ -126,9 +128,9 @@ pub struct Far {
     pub protocol: u8,
     /// See [`crate::header::Transport::flags`].
     pub flags: u8,
-    /// A later fragment: there is no transport header.
-    pub later: u8,
-    /// 0: flow, 1: ICMP error, else the link-local ICMPv6 type.
+    /// [`crate::header::Piece`].
+    pub piece: u8,
+    /// [`crate::header::Kind`].
     pub kind: u8,
 }
 
@@ -269,7 +271,7 @@ fn keeps_backend(walk: &Walk) -> bool {
 fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(), DropReason> {
     walk.to.here = 0;
     walk.to.policy = 0;
-    walk.masquerade = 0;
+    walk.masquerade = masquerade::NONE;
     walk.remote = Addr::UNSPECIFIED;
     walk.to.generation = GenerationRef { slot: generation::ROUTES, generation: tables.generation(generation::ROUTES) };
     if let Some(local) = tables.local(&walk.target) {
@@ -334,23 +336,13 @@ pub(crate) fn deliver_to(kind: u8, from_egress_hook: bool) -> Deliver {
     if kind == PortKind::Veth as u8 && !from_egress_hook { Deliver::Peer } else { Deliver::Port }
 }
 
-/// What a workload sends to the outside leaves with the node's address.
+/// What a workload sends to the outside leaves with the node's address, unless that is off.
 #[inline(always)]
 fn masqueraded(walk: &mut Walk, config: &Config) -> Result<(), DropReason> {
     if walk.sender != Sender::Workload as u32 {
         return Ok(());
     }
-    let source = if walk.is_v6 == 0 { &config.masquerade_v4 } else { &config.masquerade_v6 };
-    if source.is_unspecified() {
-        return Err(DropReason::NoRoute);
-    }
-    let protocol = walk.key.protocol as u8;
-    let has_port = matches!(protocol, protocol::TCP | protocol::UDP)
-        || (matches!(protocol, protocol::ICMP | protocol::ICMPV6) && walk.key.sport != 0);
-    if !has_port {
-        return Err(DropReason::Unrewritable);
-    }
-    walk.masquerade = 1;
+    walk.masquerade = masquerade::kind(config, &walk.key, walk.is_v6 != 0)?;
     Ok(())
 }
 

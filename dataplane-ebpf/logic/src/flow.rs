@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a flow entry.
 
-use weft_abi::{Deliver, Flow, FlowKey6, FlowState, OVERLAY, UPLINK};
+use weft_abi::{Deliver, Flow, FlowFlags, FlowKey6, FlowState, OVERLAY, UPLINK};
 
 use crate::{Tables, header::TcpFlags, protocol};
 
@@ -13,9 +13,131 @@ pub mod timeout {
     pub const TRANSITORY: u32 = 120;
     /// UDP, SCTP and everything else.
     pub const DATAGRAM: u32 = 180;
+    /// Whatever was never answered: 30 s.
+    pub const UNANSWERED: u32 = 28;
+    /// A question and its answer, 10 s: echo, and UDP to a well-known port (RFC 4787, REQ-5a).
+    pub const BRIEF: u32 = 10;
 }
 
-/// After how many idle ticks an entry of this state and protocol is void.
+/// Packets of each direction that a question and its answer have at most: a resolver asks for two records by one socket.
+const BRIEF_PACKETS: u64 = 2;
+
+/// First port that is not well-known (RFC 6335).
+const FIRST_USER_PORT: u16 = 1024;
+
+/// A connection as its entries tell of it: the one that was looked up, and that of the other direction, if there is one. The
+/// programs and the agent's sweep both ask this, so that none takes for over what the other goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection<'f> {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Port that its opener sent to, network byte order.
+    pub port: u16,
+    /// An entry.
+    pub flow: &'f Flow,
+    /// The entry of the packets that answer those of `flow`, see [`answer_key`].
+    pub other: Option<&'f Flow>,
+}
+
+impl<'f> Connection<'f> {
+    /// The connection of the entry `flow` of packets to `dport` (network byte order).
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(dport: u16, protocol_number: u32, flow: &'f Flow, other: Option<&'f Flow>) -> Self {
+        // An answer leaves under the port that was asked.
+        let port = if flow.flags & FlowFlags::REPLY != 0 { flow.sport } else { dport };
+        Self { protocol: protocol_number as u8, port, flow, other }
+    }
+
+    /// Ticks since its last packet of either direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn idle(&self, now: u32) -> u32 {
+        let idle = idle(self.flow, now);
+        match self.other {
+            Some(other) if self::idle(other, now) < idle => self::idle(other, now),
+            _ => idle,
+        }
+    }
+
+    /// Idle ticks after which it is over.
+    #[inline(always)]
+    #[must_use]
+    pub const fn timeout(&self) -> u32 {
+        if !self.is_answered() {
+            timeout::UNANSWERED
+        } else if self.protocol == protocol::TCP {
+            let lasts = self.has_state(FlowState::Established) && !self.has_state(FlowState::Closing);
+            if lasts { timeout::ESTABLISHED } else { timeout::TRANSITORY }
+        } else if self.is_brief() {
+            timeout::BRIEF
+        } else {
+            timeout::DATAGRAM
+        }
+    }
+
+    /// Whether neither direction had a packet for too long.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over(&self, now: u32) -> bool {
+        self.idle(now) > self.timeout()
+    }
+
+    /// Whether it may make room for another connection of the workload that opened it: over, closed, or nothing that somebody
+    /// waits for. Established TCP never does.
+    #[inline(always)]
+    #[must_use]
+    pub const fn makes_room(&self, now: u32) -> bool {
+        let idle = self.idle(now);
+        if idle > self.timeout() {
+            return true;
+        }
+        if self.protocol == protocol::TCP && self.is_answered() && !self.has_state(FlowState::Closing) {
+            return false;
+        }
+        let closed = match self.other {
+            Some(other) => is_closing(self.flow) && is_closing(other),
+            None => false,
+        };
+        // Two to three seconds: longer than an answer, or what follows a FIN or RST, is under way.
+        closed || idle > 2 && (self.protocol == protocol::TCP || !self.is_answered() || self.is_brief())
+    }
+
+    const fn is_answered(&self) -> bool {
+        match self.other {
+            Some(other) => self.flow.packets != 0 && other.packets != 0,
+            None => false,
+        }
+    }
+
+    const fn has_state(&self, state: FlowState) -> bool {
+        let state = state as u8;
+        self.flow.state == state || matches!(self.other, Some(other) if other.state == state)
+    }
+
+    const fn is_brief(&self) -> bool {
+        let few =
+            matches!(self.other, Some(other) if other.packets <= BRIEF_PACKETS) && self.flow.packets <= BRIEF_PACKETS;
+        few && match self.protocol {
+            protocol::ICMP | protocol::ICMPV6 => true,
+            protocol::UDP => u16::from_be(self.port) < FIRST_USER_PORT,
+            _ => false,
+        }
+    }
+}
+
+const fn is_closing(flow: &Flow) -> bool {
+    flow.state == FlowState::Closing as u8
+}
+
+/// Ticks since the last packet of an entry's direction; another CPU may have seen the next tick already.
+const fn idle(flow: &Flow, now: u32) -> u32 {
+    let idle = now.wrapping_sub(flow.last_seen) as i32;
+    if idle < 0 { 0 } else { idle as u32 }
+}
+
+/// After how many idle ticks an entry of this state and protocol is looked at together with that of the other direction
+/// ([`Connection`]): the established path sees one of them only.
 #[inline(always)]
 #[must_use]
 pub const fn idle_timeout(state: u8, protocol_number: u8) -> u32 {
@@ -61,8 +183,14 @@ pub const fn is_reopened(flow: &Flow, flags: TcpFlags) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn is_idle(flow: &Flow, protocol_number: u8, now: u32) -> bool {
-    // Signed: another CPU may have seen the next tick already.
-    now.wrapping_sub(flow.last_seen) as i32 > idle_timeout(flow.state, protocol_number) as i32
+    idle(flow, now) > idle_timeout(flow.state, protocol_number)
+}
+
+/// Whether a flow key's `ifindex` is a class of devices that lead out of the node, and no port.
+#[inline(always)]
+#[must_use]
+pub const fn is_from_outside(ifindex: u32) -> bool {
+    ifindex >= UPLINK
 }
 
 /// Key of the packets that answer those of `flow`: from whom it sends them to, to whom they seem to come from. The entries of

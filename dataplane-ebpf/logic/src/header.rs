@@ -185,16 +185,17 @@ pub enum Piece {
     Later,
 }
 
-/// What the packet carries, as far as its handling differs.
+/// What the packet carries, as far as its handling differs; of ICMPv6 that never leaves a link it is the type.
+///
+/// No enum with a field: the compiler leaves the field undefined in the other variants, and the verifier refuses to spill that.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Kind {
+pub struct Kind(pub u8);
+
+impl Kind {
     /// Something that flows: TCP, UDP, SCTP, echo, other protocols.
-    #[default]
-    Flow,
+    pub const FLOW: Self = Self(0);
     /// An ICMP or ICMPv6 error: it belongs to the flow of the packet inside.
-    IcmpError,
-    /// ICMPv6 that never leaves a link; the type.
-    Link(u8),
+    pub const ICMP_ERROR: Self = Self(1);
 }
 
 /// What follows the IP header.
@@ -400,7 +401,7 @@ fn icmp_v4(header: Icmp, found: Transport) -> Transport {
         icmp::V4_ECHO_REQUEST => Transport { sport: header.id, ..found },
         icmp::V4_ECHO_REPLY => Transport { dport: header.id, ..found },
         // Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792).
-        3 | 4 | 5 | 11 | 12 => Transport { kind: Kind::IcmpError, ..found },
+        3 | 4 | 5 | 11 | 12 => Transport { kind: Kind::ICMP_ERROR, ..found },
         _ => found,
     }
 }
@@ -411,9 +412,29 @@ fn icmp_v6(header: Icmp, found: Transport) -> Transport {
         icmp::V6_ECHO_REQUEST => Transport { sport: header.id, ..found },
         icmp::V6_ECHO_REPLY => Transport { dport: header.id, ..found },
         // Types below 128 are errors (RFC 4443, 2.1).
-        kind if kind < icmp::V6_ECHO_REQUEST => Transport { kind: Kind::IcmpError, ..found },
-        kind => Transport { kind: Kind::Link(kind), ..found },
+        kind if kind < icmp::V6_ECHO_REQUEST => Transport { kind: Kind::ICMP_ERROR, ..found },
+        kind => Transport { kind: Kind(kind), ..found },
     }
+}
+
+/// Where the identification in the fragment header of an IPv6 packet is; `None`: the packet has no such header.
+#[inline(always)]
+pub fn ipv6_identification_at<F: Frame>(frame: &F) -> Option<usize> {
+    let ip: Ipv6 = frame.read(ETHERNET)?;
+    let (mut next, mut offset) = (ip.next_header, ETHERNET + IPV6);
+    for _ in 0..MAX_EXTENSIONS {
+        if next == 44 {
+            return Some(offset + 4);
+        }
+        let header: Extension = frame.load(offset)?;
+        offset += match next {
+            0 | 43 | 60 => (usize::from(header.len) + 1) * 8,
+            51 => (usize::from(header.len) + 2) * 4,
+            _ => return None,
+        };
+        next = header.next;
+    }
+    None
 }
 
 #[inline(always)]

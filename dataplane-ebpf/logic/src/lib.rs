@@ -13,11 +13,14 @@ pub mod admit;
 pub mod checksum;
 pub mod decide;
 pub mod flow;
+pub mod fragment;
 pub mod header;
+pub mod masquerade;
 pub mod offload;
 pub mod plan;
 pub mod policy;
 pub mod select;
+pub mod share;
 
 mod frame;
 mod tables;
@@ -35,8 +38,10 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
+    /// DCCP (RFC 4340).
+    pub const DCCP: u8 = 33;
     /// SCTP.
     pub const SCTP: u8 = 132;
-    /// UDP-Lite.
+    /// UDP-Lite (RFC 3828).
     pub const UDP_LITE: u8 = 136;
 }

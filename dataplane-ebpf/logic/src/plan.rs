@@ -5,10 +5,11 @@ use weft_abi::{Addr, Config, Deliver, Flow, FlowFlags, FlowState, GATEWAY_MAC, G
 
 use crate::{
     decide::{self, Sender, Walk},
-    flow, select,
+    flow, masquerade,
 };
 
-/// Makes `forward`, `reverse` and `reverse_key`, complete but for the masquerade port of a new flow (0).
+/// Makes `forward`, `reverse` and `reverse_key`, complete but for the port of a new masqueraded flow (0, see
+/// [`masquerade::BY_PORT`]).
 #[inline(always)]
 pub fn plan(walk: &mut Walk, config: &Config) {
     let kept_port = kept_masquerade_port(walk, config);
@@ -25,10 +26,9 @@ pub fn poison(walk: &mut Walk) {
     walk.reverse.service = decide::NEVER;
 }
 
-/// Writes the `attempt`-th port of the masquerade range to both entries.
+/// Lets the flow leave under this port (network byte order) of the masquerade range: in both entries.
 #[inline(always)]
-pub fn masquerade(walk: &mut Walk, config: &Config, attempt: u32) {
-    let port = select::masquerade_port(config.masquerade_first, config.masquerade_count, walk.random, attempt).to_be();
+pub const fn masquerade(walk: &mut Walk, port: u16) {
     walk.forward.sport = port;
     walk.reverse_key.dport = port;
 }
@@ -36,8 +36,9 @@ pub fn masquerade(walk: &mut Walk, config: &Config, attempt: u32) {
 /// A masqueraded flow that decides again keeps its port; 0: it has none.
 #[inline(always)]
 fn kept_masquerade_port(walk: &Walk, config: &Config) -> u16 {
-    let source = if walk.is_v6 == 0 { config.masquerade_v4 } else { config.masquerade_v6 };
+    let source = masquerade::source(config, walk.is_v6 != 0);
     let had = walk.old != 0
+        && walk.masquerade == masquerade::BY_PORT
         && walk.forward.flags & FlowFlags::REWRITE_SRC != 0
         && walk.forward.src == source
         && walk.forward.dst == walk.target
@@ -70,10 +71,15 @@ fn plan_sources(walk: &mut Walk, config: &Config, kept_port: u16) {
         flow.flags |= FlowFlags::REWRITE_SRC;
         flow.src = if walk.is_v6 == 0 { HAIRPIN_V4 } else { HAIRPIN_V6 };
     }
-    if walk.masquerade != 0 {
+    if walk.masquerade != masquerade::NONE {
         flow.flags |= FlowFlags::REWRITE_SRC;
-        flow.src = if walk.is_v6 == 0 { config.masquerade_v4 } else { config.masquerade_v6 };
+        flow.src = masquerade::source(config, walk.is_v6 != 0);
+    }
+    if walk.masquerade == masquerade::BY_PORT {
         flow.sport = kept_port;
+        if kept_port != 0 {
+            walk.masquerade = masquerade::KEPT;
+        }
     }
 }
 

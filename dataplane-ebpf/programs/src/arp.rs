@@ -9,6 +9,7 @@ use crate::{
     helpers, hook,
     maps::Kernel,
     report,
+    share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
 };
@@ -68,6 +69,7 @@ fn try_answer(skb: &Skb) -> Result<i32, Stop> {
     if arp.operation != REQUEST || probe || arp.target == own {
         return Err(Stop::Return(hook::DROP));
     }
+    share::take(skb.ifindex(), Tokens::Answers)?;
     let reply = Arp {
         dst: port.mac,
         src: GATEWAY_MAC,

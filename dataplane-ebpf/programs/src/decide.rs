@@ -1,28 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! The slow path: fill in the walk, let the logic decide, insert both entries.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use weft_abi::{Addr, DropReason, Flow, FlowFlags, Hook, LocalKind, PortKind};
 use weft_logic::{
     Frame as _, Tables as _, admit,
     decide::{self, Origin, Sender, Walk},
-    flow as life,
+    flow::{self as life, Connection},
     header::{Ethernet, TcpFlags},
-    plan, protocol,
+    masquerade, plan, protocol,
 };
 
 use crate::{
     family::{Family, V4, V6},
     helpers, hook,
     maps::{self, Kernel},
+    masquerade::weft_masquerade,
     report,
+    share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
     tunnel,
 };
-
-/// Ports of the masquerade range that are tried for one flow.
-const MASQUERADE_ATTEMPTS: u32 = 8;
 
 /// DHCP (RFC 2131) and DHCPv6 (RFC 8415) ports, network byte order.
 const DHCP_SERVER: u16 = 67_u16.to_be();
@@ -68,14 +67,41 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     if answers {
         stop::check(weft_judge_reply())?;
     } else {
-        stop::check(weft_judge())?;
-        stop::check(weft_plan())?;
+        open(skb)?;
     }
     stop::check(weft_insert(skb.len(), u32::from(answers)))?;
     if !answers {
         report::decided(skb, hook);
     }
     Ok(())
+}
+
+/// Decides on a flow that answers no other one, within its port's share, and reserves what it leaves under.
+#[inline(always)]
+fn open(skb: &Skb) -> Result<(), DropReason> {
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    // One that is decided again goes on, whatever its port does beside it.
+    let (new, counts) = (walk.old == 0, walk.old == 0 && walk.found == 0);
+    if new && walk.sender == Sender::Workload as u32 {
+        share::take(walk.key.ifindex, Tokens::Flows)?;
+    }
+    stop::check(weft_judge())?;
+    stop::check(weft_plan())?;
+    if counts {
+        stop::check(share::weft_make_room())?;
+    }
+    // The functions above have written to it.
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if needs_reservation(walk) {
+        stop::check(weft_masquerade(skb.raw()))?;
+    }
+    Ok(())
+}
+
+/// Whether the entry of a masqueraded flow's answers is put in where it reserves what the flow leaves under.
+#[inline(always)]
+const fn needs_reservation(walk: &Walk) -> bool {
+    walk.masquerade == masquerade::BY_PORT || walk.masquerade == masquerade::BY_ADDRESS
 }
 
 /// [`recall`]: 1 where the flow answers another one.
@@ -195,16 +221,13 @@ fn recall<F: Family>(walk: &mut Walk) -> bool {
     flow.flags & FlowFlags::REPLY != 0
 }
 
-/// Whether neither direction of the connection of `flow` had a packet lately.
+/// Whether the connection of `flow`, the entry for the walk's key, is over.
 #[inline(always)]
 fn is_over<F: Family>(flow: &Flow, walk: &Walk) -> bool {
-    let protocol = walk.key.protocol as u8;
-    if !life::is_idle(flow, protocol, walk.now) {
-        return false;
-    }
-    let Some(other) = F::flow(&F::narrow(&life::answer_key(flow, walk.key.protocol))) else { return true };
+    let other = F::flow(&F::narrow(&life::answer_key(flow, walk.key.protocol)));
     // SAFETY: the entry lives under RCU for as long as the program runs.
-    life::is_idle(unsafe { &*other }, protocol, walk.now)
+    let other = other.map(|other| unsafe { &*other });
+    Connection::of(walk.key.dport, walk.key.protocol, flow, other).is_over(walk.now)
 }
 
 /// Writes the entry of the packet's own direction.
@@ -217,13 +240,10 @@ fn update<F: Family>(walk: &Walk) -> Result<(), DropReason> {
     }
 }
 
-/// Inserts the reverse entry, then the forward one: no answer can come before its entry is there. A masqueraded flow's
-/// reverse entry is also what reserves its port.
+/// Inserts the reverse entry, then the forward one: no answer can come before its entry is there.
 #[inline(always)]
 fn insert<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
-    if walk.masquerade != 0 && walk.forward.sport == 0 {
-        reserve_port::<F>(walk)?;
-    } else {
+    if !needs_reservation(walk) {
         let answer = F::narrow(&walk.reverse_key);
         if walk.old != 0 {
             remember::<F>(walk, &answer);
@@ -232,7 +252,11 @@ fn insert<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
             return Err(DropReason::FlowTable);
         }
     }
-    update::<F>(walk)
+    update::<F>(walk)?;
+    if walk.old == 0 && walk.found == 0 {
+        share::book(walk);
+    }
+    Ok(())
 }
 
 /// Of an entry that is only decided again, the counters and the TCP state go on.
@@ -243,26 +267,6 @@ fn remember<F: Family>(walk: &mut Walk, answer: &F::Key) {
     let flow = unsafe { &*found };
     (walk.reverse.packets, walk.reverse.bytes) = (flow.packets, flow.bytes);
     (walk.reverse.state, walk.reverse.last_seen) = (flow.state, flow.last_seen);
-}
-
-/// Reserves a port of the masquerade range for the flow; one whose connection is over is free.
-#[inline(always)]
-fn reserve_port<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
-    let config = Kernel.config().ok_or(DropReason::Kernel)?;
-    for attempt in 0..MASQUERADE_ATTEMPTS {
-        plan::masquerade(walk, config, attempt);
-        let answer = F::narrow(&walk.reverse_key);
-        let flags = match F::flow(&answer) {
-            // SAFETY: the entry lives under RCU for as long as the program runs.
-            Some(taken) if !is_over::<F>(unsafe { &*taken }, walk) => continue,
-            Some(_) => BPF_ANY,
-            None => BPF_NOEXIST,
-        };
-        if F::insert(&answer, &walk.reverse, u64::from(flags)) {
-            return Ok(());
-        }
-    }
-    Err(DropReason::MasqueradeFull)
 }
 
 #[inline(always)]
@@ -289,6 +293,9 @@ pub fn guest_configuration(skb: &Skb, walk: &Walk) -> Stop {
     }
     if port.kind != PortKind::Tap as u8 {
         return Stop::Drop(DropReason::Multicast);
+    }
+    if let Err(reason) = share::take(walk.key.ifindex, Tokens::Answers) {
+        return Stop::Drop(reason);
     }
     if helpers::set_packet_type(skb.raw(), helpers::PACKET_OTHERHOST) {
         Stop::Return(hook::NEXT)

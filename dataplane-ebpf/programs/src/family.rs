@@ -39,6 +39,10 @@ pub trait Family {
     fn flow(key: &Self::Key) -> Option<*mut Flow>;
     /// Inserts or replaces an entry; see `bpf_map_update_elem` for `flags`.
     fn insert(key: &Self::Key, flow: &Flow, flags: u64) -> bool;
+    /// [`Family::flow`] of a key in common form; one in a map value takes no stack where it is the family's own.
+    fn find(key: &FlowKey6) -> Option<*mut Flow>;
+    /// Removes an entry, if it is there.
+    fn remove(key: &FlowKey6);
     /// How many routers the packet may pass yet.
     fn hops(ip: &Self::Header) -> u8;
     /// Rewrites addresses and ports as the flow says; `hop`: and counts one router.
@@ -100,6 +104,16 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn find(key: &FlowKey6) -> Option<*mut Flow> {
+        FLOWS4.get_ptr_mut(Self::narrow(key))
+    }
+
+    #[inline(always)]
+    fn remove(key: &FlowKey6) {
+        let _was_there = FLOWS4.remove(Self::narrow(key));
+    }
+
+    #[inline(always)]
     fn hops(ip: &Ipv4) -> u8 {
         ip.ttl
     }
@@ -155,6 +169,16 @@ impl Family for V6 {
     #[inline(always)]
     fn insert(key: &FlowKey6, flow: &Flow, flags: u64) -> bool {
         FLOWS6.insert(key, flow, flags).is_ok()
+    }
+
+    #[inline(always)]
+    fn find(key: &FlowKey6) -> Option<*mut Flow> {
+        FLOWS6.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn remove(key: &FlowKey6) {
+        let _was_there = FLOWS6.remove(key);
     }
 
     #[inline(always)]

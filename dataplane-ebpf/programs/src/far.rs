@@ -5,67 +5,117 @@
 //! that leads there, and what they found comes back through a map as plain numbers.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
-use weft_abi::{DropReason, FragmentKey, FragmentPorts};
+use weft_abi::DropReason;
 use weft_logic::{
     Frame as _,
     decide::Far as Found,
-    header::{ETHERNET, Kind, Piece, TcpFlags, Transport},
+    fragment,
+    header::{self, ETHERNET, Kind, Piece, TcpFlags, Transport},
 };
 
 use crate::{
     family::{Family, V4, V6},
-    maps::{self, FRAGMENTS},
+    helpers,
+    maps::{self, FRAGMENTS, IDENTIFIERS, NEXT_IDENTIFIERS},
+    share::{self, Tokens},
     skb::Skb,
-    stop::code,
+    stop::{check, code},
 };
 
-/// [`Found::kind`] of an ICMP error; every other number but 0 is a link-local ICMPv6 type, and these start at 130.
-const ICMP_ERROR: u8 = 1;
+/// [`Found::piece`].
+const WHOLE: u8 = 0;
+const FIRST: u8 = 1;
+const LATER: u8 = 2;
 
 /// The largest offset of a transport header; a mask, for the verifier.
 pub const OFFSETS: usize = 0x3ff;
 
-/// A family whose far transport headers are found by a function of its own.
+/// A family whose far transport headers are found by functions of their own.
 pub trait Far: Family {
-    /// [`Family::parse_far`] and the look-up of a fragment's ports; what it found is in the walk's `far`. 0, or the reason + 1.
-    fn find_far(skb: &Skb, ifindex: u32) -> u32;
+    /// [`Family::parse_far`]; what it found is in the walk's `far`. 0, or the reason + 1.
+    fn parse_into_walk(skb: &Skb) -> u32;
+    /// For a piece of a datagram: records or fills in its ports. 0, or the reason + 1.
+    fn find_datagram(skb: &Skb, ifindex: u32) -> u32;
+    /// The identification of the datagram that the packet is a piece of, as in the packet.
+    fn identification(skb: &Skb) -> Option<u32>;
 }
 
 impl Far for V4 {
     #[inline(always)]
-    fn find_far(skb: &Skb, ifindex: u32) -> u32 {
-        weft_parse_far_v4(skb.raw(), ifindex)
+    fn parse_into_walk(skb: &Skb) -> u32 {
+        weft_parse_far_v4(skb.raw())
+    }
+
+    #[inline(always)]
+    fn find_datagram(skb: &Skb, ifindex: u32) -> u32 {
+        weft_find_datagram_v4(skb.raw(), ifindex)
+    }
+
+    #[inline(always)]
+    fn identification(skb: &Skb) -> Option<u32> {
+        skb.load::<u16>(ETHERNET + 4).map(u32::from)
     }
 }
 
 impl Far for V6 {
     #[inline(always)]
-    fn find_far(skb: &Skb, ifindex: u32) -> u32 {
-        weft_parse_far_v6(skb.raw(), ifindex)
+    fn parse_into_walk(skb: &Skb) -> u32 {
+        weft_parse_far_v6(skb.raw())
+    }
+
+    #[inline(always)]
+    fn find_datagram(skb: &Skb, ifindex: u32) -> u32 {
+        weft_find_datagram_v6(skb.raw(), ifindex)
+    }
+
+    #[inline(always)]
+    fn identification(skb: &Skb) -> Option<u32> {
+        skb.load(header::ipv6_identification_at(skb)? & OFFSETS)
     }
 }
 
-/// [`Far::find_far`] of IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn weft_parse_far_v4(skb: *mut __sk_buff, ifindex: u32) -> u32 {
-    code(parse::<V4>(&Skb::of(skb), ifindex))
+/// The transport header of a packet that has none right behind its IP header.
+#[inline(always)]
+pub fn find<F: Far>(skb: &Skb, ifindex: u32) -> Result<Transport, DropReason> {
+    check(F::parse_into_walk(skb))?;
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if walk.far.piece != WHOLE {
+        check(F::find_datagram(skb, ifindex))?;
+    }
+    Ok(found(&walk.far))
 }
 
-/// [`Far::find_far`] of IPv6.
+/// [`Far::parse_into_walk`] of IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_parse_far_v6(skb: *mut __sk_buff, ifindex: u32) -> u32 {
-    code(parse::<V6>(&Skb::of(skb), ifindex))
+extern "C" fn weft_parse_far_v4(skb: *mut __sk_buff) -> u32 {
+    code(parse::<V4>(&Skb::of(skb)))
+}
+
+/// [`Far::parse_into_walk`] of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_parse_far_v6(skb: *mut __sk_buff) -> u32 {
+    code(parse::<V6>(&Skb::of(skb)))
+}
+
+/// [`Far::find_datagram`] of IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_find_datagram_v4(skb: *mut __sk_buff, ifindex: u32) -> u32 {
+    code(find_datagram::<V4>(&Skb::of(skb), ifindex))
+}
+
+/// [`Far::find_datagram`] of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_find_datagram_v6(skb: *mut __sk_buff, ifindex: u32) -> u32 {
+    code(find_datagram::<V6>(&Skb::of(skb), ifindex))
 }
 
 #[inline(always)]
-fn parse<F: Family>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
-    let mut transport = F::parse_far(skb)?;
-    if transport.piece != Piece::Whole {
-        let ip: F::Header = skb.read(ETHERNET).ok_or(DropReason::Truncated)?;
-        ports::<F>(ifindex, &ip, &mut transport)?;
-    }
+fn parse<F: Family>(skb: &Skb) -> Result<(), DropReason> {
+    let transport = F::parse_far(skb)?;
     // Beyond, `found` and the functions that rewrite would be somewhere else.
     if transport.offset > OFFSETS {
         return Err(DropReason::ExtensionHeaders);
@@ -77,47 +127,82 @@ fn parse<F: Family>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
         dport: transport.dport,
         protocol: transport.protocol,
         flags: transport.flags.0,
-        later: u8::from(transport.piece == Piece::Later),
-        kind: match transport.kind {
-            Kind::Flow => 0,
-            Kind::IcmpError => ICMP_ERROR,
-            Kind::Link(kind) => kind,
+        piece: match transport.piece {
+            Piece::Whole => WHOLE,
+            Piece::First => FIRST,
+            Piece::Later => LATER,
         },
+        kind: transport.kind.0,
     };
     Ok(())
 }
 
 /// What [`parse`] found.
 #[inline(always)]
-pub fn found(far: &Found) -> Transport {
+fn found(far: &Found) -> Transport {
     Transport {
         protocol: far.protocol,
         flags: TcpFlags(far.flags),
         sport: far.sport,
         dport: far.dport,
         offset: far.offset as usize & OFFSETS,
-        piece: if far.later == 0 { Piece::Whole } else { Piece::Later },
-        fragment_id: 0,
-        kind: match far.kind {
-            0 => Kind::Flow,
-            ICMP_ERROR => Kind::IcmpError,
-            kind => Kind::Link(kind),
+        piece: match far.piece {
+            FIRST => Piece::First,
+            LATER => Piece::Later,
+            _ => Piece::Whole,
         },
+        fragment_id: 0,
+        kind: Kind(far.kind),
     }
 }
 
-/// Records the ports that a first fragment tells, fills in those of a later one.
+/// Records the datagram that a first fragment tells of, fills in the ports of a later one; the walk's `masqueraded_id`
+/// is then what the fragment is masqueraded with.
+///
+/// Every datagram gets a fresh one, from a counter per destination: the receiver puts together what has one identifier, and
+/// all workloads come to it from one address. Were it the workload's own, or a function of it, another one could choose its
+/// identifiers so that its pieces are taken for somebody else's.
 #[inline(always)]
-fn ports<F: Family>(ifindex: u32, ip: &F::Header, transport: &mut Transport) -> Result<(), DropReason> {
-    let packet = F::widen(&F::key(ifindex, ip, transport));
-    let key =
-        FragmentKey { src: packet.src, dst: packet.dst, id: transport.fragment_id, ifindex, protocol: packet.protocol };
-    if transport.piece == Piece::First {
-        let ports = FragmentPorts { sport: transport.sport, dport: transport.dport };
-        return FRAGMENTS.insert(key, ports, u64::from(BPF_ANY)).map_err(|_| DropReason::FlowTable);
-    }
+fn find_datagram<F: Far>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    let ip: F::Header = skb.read(ETHERNET).ok_or(DropReason::Truncated)?;
+    let id = F::identification(skb).ok_or(DropReason::Truncated)?;
+    let packet = F::widen(&F::key(ifindex, &ip, &found(&walk.far)));
+    let (key, now) = (fragment::key(&packet, id), helpers::coarse_ticks());
     // SAFETY: values are replaced whole; a reader under RCU sees one or the other.
-    let ports = unsafe { FRAGMENTS.get(key) }.ok_or(DropReason::FragmentUnknown)?;
-    (transport.sport, transport.dport) = (ports.sport, ports.dport);
-    Ok(())
+    let known = unsafe { FRAGMENTS.get(key) }.filter(|known| fragment::belongs(&packet, id, known));
+    if walk.far.piece == LATER {
+        let known = known.ok_or(DropReason::FragmentUnknown)?;
+        (walk.far.sport, walk.far.dport) = (known.sport, known.dport);
+        walk.masqueraded_id = known.masqueraded_id;
+        return Ok(());
+    }
+    share::take(ifindex, Tokens::Fragments)?;
+    walk.masqueraded_id = match known {
+        Some(known) if fragment::is_again(known, now) => known.masqueraded_id,
+        _ => next_identifier(fragment::destination(&packet)),
+    };
+    let datagram = fragment::datagram(&packet, id, walk.masqueraded_id, now);
+    FRAGMENTS.insert(key, datagram, u64::from(BPF_ANY)).map_err(|_| DropReason::FlowTable)
+}
+
+/// An identifier that no datagram to this destination had lately; they begin anywhere.
+#[inline(always)]
+fn next_identifier(destination: u32) -> u32 {
+    let Some(next) = NEXT_IDENTIFIERS.get_ptr_mut(destination & (IDENTIFIERS - 1)) else { return helpers::random() };
+    if helpers::fetch_add(next, 1) == 0 {
+        helpers::fetch_add(next, helpers::random());
+    }
+    helpers::fetch_add(next, 1)
+}
+
+/// Writes the identifier that a piece of an IPv6 datagram is masqueraded with: 0, or the number of the reason + 1. No checksum
+/// covers the fragment header. Exported, and thereby global to the verifier, as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_identify_v6(skb: *mut __sk_buff) -> u32 {
+    let Some(walk) = maps::walk() else { return code(Err(DropReason::Kernel)) };
+    let at = header::ipv6_identification_at(&Skb::of(skb)).unwrap_or(usize::MAX) & OFFSETS;
+    let id = walk.masqueraded_id;
+    code(if helpers::store(skb, at, &id) { Ok(()) } else { Err(DropReason::Kernel) })
 }

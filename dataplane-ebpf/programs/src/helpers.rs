@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Every raw helper call of the programs.
 
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::Ordering;
 use core::{ffi::c_void, mem, ptr};
 
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-        bpf_redir_neigh, bpf_tunnel_key,
+        bpf_redir_neigh, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2, bpf_tunnel_key,
     },
     helpers::generated as raw,
 };
-use weft_abi::Addr;
+use weft_abi::{Addr, FlowKey6};
 
 /// Address families as `bpf_redir_neigh` takes them.
 const AF_INET: u32 = 2;
@@ -26,6 +29,13 @@ pub const PACKET_OTHERHOST: u32 = 3;
 pub fn coarse_ticks() -> u32 {
     // SAFETY: no arguments.
     (unsafe { raw::bpf_ktime_get_coarse_ns() } >> weft_abi::TICK_SHIFT) as u32
+}
+
+/// The coarse monotonic clock in nanoseconds; it moves with the timer interrupt, every 1 to 10 ms.
+#[inline(always)]
+pub fn coarse_ns() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { raw::bpf_ktime_get_coarse_ns() }
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
@@ -216,9 +226,88 @@ pub fn grow_head(skb: *mut __sk_buff, len: u32) -> bool {
     unsafe { raw::bpf_skb_change_head(skb, len, 0) == 0 }
 }
 
+/// What a `bpf_loop` body returns to go on (0) or to end (1), from a word of its state that is 0 or 1. Read anew, so that the
+/// verifier sees that it is nothing else.
+#[inline(always)]
+pub fn ends(done: &u32) -> i64 {
+    // SAFETY: a reference.
+    i64::from(unsafe { ptr::from_ref(done).read_volatile() } & 1)
+}
+
 /// Calls `body` up to `times` times with `state`, until it returns 1 (`bpf_loop`, kernel 5.17).
 #[inline(always)]
 pub fn repeat<T>(times: u32, body: unsafe extern "C" fn(u32, *mut T) -> i64, state: &mut T) {
     // SAFETY: `body` takes exactly what the helper passes on: an index and `state`.
     let _rounds = unsafe { raw::bpf_loop(times, body as *mut c_void, ptr::from_mut(state).cast(), 0) };
+}
+
+/// Whether this network namespace has a socket for packets of this key, one that listens included.
+#[inline(always)]
+pub fn has_socket(skb: *mut __sk_buff, key: &FlowKey6, tcp: bool) -> bool {
+    // SAFETY: all zero is a valid value of this C union.
+    let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
+    let size = if key.src.is_v4() {
+        tuple.__bindgen_anon_1.ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: key.src.v4_word(),
+            daddr: key.dst.v4_word(),
+            sport: key.sport,
+            dport: key.dport,
+        };
+        mem::size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>()
+    } else {
+        tuple.__bindgen_anon_1.ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: key.src.0,
+            daddr: key.dst.0,
+            sport: key.sport,
+            dport: key.dport,
+        };
+        mem::size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>()
+    };
+    // SAFETY: `skb` is the program's context, `tuple` lives over the call, its size is told; u64::MAX: the device's namespace.
+    let socket = unsafe {
+        if tcp {
+            raw::bpf_skc_lookup_tcp(skb.cast(), &mut tuple, size as u32, u64::MAX, 0)
+        } else {
+            raw::bpf_sk_lookup_udp(skb.cast(), &mut tuple, size as u32, u64::MAX, 0)
+        }
+    };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the reference that the look-up took.
+    let _released = unsafe { raw::bpf_sk_release(socket.cast()) };
+    true
+}
+
+/// Adds to a word that other CPUs add to as well; what it was before. Relaxed, the backend would use the instruction that does
+/// not tell.
+#[inline(always)]
+pub fn fetch_add(word: *mut u32, value: u32) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: callers give an aligned word of a map value.
+    let before = unsafe {
+        use core::intrinsics::{AtomicOrdering, atomic_xadd};
+        atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(word, value)
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above.
+    let before = unsafe { core::sync::atomic::AtomicU32::from_ptr(word) }.fetch_add(value, Ordering::SeqCst);
+    before
+}
+
+/// Writes `new` to a word if it is still `old`; whether it was.
+#[inline(always)]
+pub fn compare_exchange(word: *mut u32, old: u32, new: u32) -> bool {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: callers give an aligned word of a map value.
+    let (_, exchanged) = unsafe {
+        use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above.
+    let exchanged = unsafe { core::sync::atomic::AtomicU32::from_ptr(word) }
+        .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+        .is_ok();
+    exchanged
 }

@@ -15,6 +15,7 @@ use crate::{
     helpers,
     maps::Kernel,
     report,
+    share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
 };
@@ -57,9 +58,10 @@ pub fn counts<const HOOK: u8>(flow: &Flow) -> bool {
 #[inline(always)]
 pub fn exceeded<F: Family>(skb: &Skb, transport: &Transport) -> Result<i32, Stop> {
     let near = ETHERNET + if F::IS_V6 { IPV6 } else { IPV4 };
-    if transport.offset != near || transport.piece == Piece::Later || transport.kind != Kind::Flow {
+    if transport.offset != near || transport.piece == Piece::Later || transport.kind != Kind::FLOW {
         return Err(DropReason::HopLimit.into());
     }
+    share::take(skb.ifindex(), Tokens::Answers)?;
     stop::resume(if F::IS_V6 { weft_exceeded_v6(skb.raw()) } else { weft_exceeded_v4(skb.raw()) })
 }
 

@@ -5,6 +5,9 @@
 
 #![no_std]
 #![no_main]
+// Atomic operations: the target's `core` has them as intrinsics only.
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "the only atomic operations of this target"))]
 #![expect(unreachable_pub, reason = "a binary: pub means for the other modules")]
 #![expect(missing_docs, reason = "the entry points that the macro makes have none")]
 
@@ -18,10 +21,12 @@ mod hook;
 mod hop_limit;
 mod icmp_error;
 mod maps;
+mod masquerade;
 mod neighbour;
 mod offload;
 mod report;
 mod rewrite;
+mod share;
 mod skb;
 mod stop;
 mod to_workload;

@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, Backend, COUNTERS, Config, DROP_REASONS, Event, Flow, FlowKey4, FlowKey6, FragmentKey, FragmentPorts, Local,
-    Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey, Tally, WORLD_IDENTITY, generation,
+    Addr, Backend, COUNTERS, Config, DROP_REASONS, Datagram, Event, Flow, FlowKey4, FlowKey6, FragmentKey, Local, Port,
+    Remote, RuleKey, Rules, Service, ServiceKey, Share, SlotKey, Tally, WORLD_IDENTITY, generation,
 };
 use weft_logic::{Tables, decide::Walk, policy};
 
@@ -42,9 +42,12 @@ pub static FLOWS4: LruHashMap<FlowKey4, Flow, 65536> = LruHashMap::new();
 /// Flow table of IPv6.
 #[btf_map]
 pub static FLOWS6: LruHashMap<FlowKey6, Flow, 65536> = LruHashMap::new();
-/// Ports of datagrams in pieces.
+/// Datagrams in pieces.
 #[btf_map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 1024> = LruHashMap::new();
+pub static FRAGMENTS: LruHashMap<FragmentKey, Datagram, 1024> = LruHashMap::new();
+/// What each port has taken of what all share.
+#[btf_map]
+pub static SHARES: HashMap<u32, Share, 1024, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static DROPS: PerCpuArray<Tally, { DROP_REASONS.len() }> = PerCpuArray::new();
 #[btf_map]
@@ -59,6 +62,51 @@ static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 /// The peer that is looked up in a policy. Not pinned.
 #[btf_map]
 static PEER: PerCpuArray<Addr, 1> = PerCpuArray::new();
+
+/// A connection of an account, in the order they came in.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct OpenedKey {
+    /// The port.
+    pub ifindex: u32,
+    /// Index in [`Share::flows`].
+    pub account: u32,
+    /// Its number, modulo [`REMEMBERED`].
+    pub slot: u32,
+}
+
+/// Connections of one account that are remembered at most.
+pub const REMEMBERED: u32 = 8192;
+
+/// Openers' keys of the connections of accounts that run out of room. Not pinned.
+#[btf_map]
+pub static OPENERS: LruHashMap<OpenedKey, FlowKey6, 32768> = LruHashMap::new();
+
+/// A connection that is asked to make room: its opener's key and that of its answers. Not pinned.
+#[btf_map]
+static ASKED: PerCpuArray<[FlowKey6; 2], 1> = PerCpuArray::new();
+
+/// This CPU's room for the keys of a connection that is asked to make room.
+#[inline(always)]
+pub fn asked() -> Option<&'static mut [FlowKey6; 2]> {
+    // SAFETY: as for `walk`.
+    ASKED.get_ptr_mut(0).map(|keys| unsafe { &mut *keys })
+}
+
+/// A share of nothing: the programs have no stack for one. Not pinned, never written.
+#[btf_map]
+pub static NO_SHARE: Array<Share, 1> = Array::new();
+
+/// Destinations towards which a workload found no masquerade port free, and when, in nanoseconds. Not pinned.
+#[btf_map]
+pub static FULL: LruHashMap<FlowKey6, u64, 1024> = LruHashMap::new();
+
+/// Destinations, by hash, that share a counter of identifiers of masqueraded datagrams in pieces. A power of two.
+pub const IDENTIFIERS: u32 = 1024;
+
+/// The next identifier of each; see `far`. Not pinned.
+#[btf_map]
+pub static NEXT_IDENTIFIERS: Array<u32, { IDENTIFIERS as usize }> = Array::new();
 
 /// The counter at `index`.
 #[inline(always)]

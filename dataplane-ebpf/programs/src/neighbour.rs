@@ -15,6 +15,7 @@ use crate::{
     decide, helpers, hook,
     maps::{self, Kernel},
     report,
+    share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
 };
@@ -131,6 +132,7 @@ fn answer(skb: &Skb) -> Result<i32, Stop> {
     if asked.target == port.v6 {
         return Err(Stop::Return(hook::DROP));
     }
+    share::take(skb.ifindex(), Tokens::Answers)?;
     write_answer(skb, &ip, &asked.target, port.mac)?;
     report::count(Counter::ArpAnswered);
     skb.set_mark(weft_abi::MARK_DELIVERED);

@@ -3,13 +3,14 @@
 
 use core::{mem::MaybeUninit, ptr};
 
+use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{DropReason, SkbLayout};
 use weft_logic::{
     header::{Piece, Transport},
     offload, protocol,
 };
 
-use crate::{helpers, skb::Skb};
+use crate::{helpers, skb::Skb, stop};
 
 /// Set by the loader. No helper shows these fields, and objects made of Rust cannot call the kernel's functions.
 #[unsafe(no_mangle)]
@@ -30,6 +31,20 @@ pub fn check(skb: &Skb, transport: &Transport) -> Result<(), DropReason> {
     if segment != 0 && segment < offload::MIN_SEGMENT && transport.protocol == protocol::TCP {
         return Err(DropReason::ChecksumOffload);
     }
+    let later = u32::from(transport.piece == Piece::Later);
+    stop::check(weft_check_checksum(skb.raw(), u32::from(transport.protocol), transport.offset as u32, later))
+}
+
+/// [`try_check`], by a function of its own for its stack; 0, or the number of the reason + 1. Global to the verifier, as in
+/// `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_check_checksum(skb: *mut __sk_buff, protocol: u32, offset: u32, later: u32) -> u32 {
+    stop::code(try_check(skb, protocol as u8, offset, later != 0))
+}
+
+#[inline(always)]
+fn try_check(skb: *mut __sk_buff, protocol: u8, offset: u32, later: bool) -> Result<(), DropReason> {
     // SAFETY: a valid static; volatile, as the loader sets another value than the compiler sees. The map behind it is
     // frozen, so that the verifier knows the value.
     let layout = unsafe { ptr::read_volatile(&raw const SKB_LAYOUT) };
@@ -37,7 +52,7 @@ pub fn check(skb: &Skb, transport: &Transport) -> Result<(), DropReason> {
         return Ok(());
     }
     let mut window = MaybeUninit::<Window>::uninit();
-    if !helpers::read_kernel(&mut window, skb.raw() as usize + usize::from(layout.start)) {
+    if !helpers::read_kernel(&mut window, skb as usize + usize::from(layout.start)) {
         return Err(DropReason::Kernel);
     }
     let bytes = window.as_ptr().cast::<u8>();
@@ -47,11 +62,7 @@ pub fn check(skb: &Skb, transport: &Transport) -> Result<(), DropReason> {
         let summed = *bytes.add(usize::from(layout.summed)) >> layout.summed_shift & 3;
         (summed, half(layout.csum_start), half(layout.csum_offset), half(layout.mac_header))
     };
-    if summed != PARTIAL {
-        return Ok(());
-    }
     // On this hook the packet begins with its Ethernet header.
-    let harmless = transport.piece != Piece::Later
-        && offload::is_harmless(transport.protocol, transport.offset as u32, start.wrapping_sub(mac), field);
-    if harmless { Ok(()) } else { Err(DropReason::ChecksumOffload) }
+    let harmless = !later && offload::is_harmless(protocol, offset, start.wrapping_sub(mac), field);
+    if summed != PARTIAL || harmless { Ok(()) } else { Err(DropReason::ChecksumOffload) }
 }

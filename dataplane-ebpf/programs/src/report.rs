@@ -30,8 +30,13 @@ pub fn dropped(skb: &Skb, hook: u8, reason: DropReason) -> i32 {
             (*tally).bytes += u64::from(skb.len());
         }
     }
-    // Link chatter of every guest (router solicitations, MLD) would drown the events that matter.
-    if !matches!(reason, DropReason::Multicast) {
+    // Link chatter of every guest (router solicitations, MLD) would drown the events that matter, and so would what a
+    // workload sends beyond its rate: to tell of it costs more than to drop it.
+    let quiet = matches!(
+        reason,
+        DropReason::Multicast | DropReason::FlowRate | DropReason::AnswerRate | DropReason::FragmentShare
+    );
+    if !quiet {
         weft_emit(skb.raw(), u32::from(hook), EventKind::Drop as u32, reason as u32);
     }
     hook::DROP

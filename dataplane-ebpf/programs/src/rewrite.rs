@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Rewriting addresses and ports. Direct writes come first: the checksum helper makes packet pointers void.
 
-use weft_abi::{Addr, DropReason, Flow, FlowFlags};
+use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags};
 use weft_logic::{
     checksum,
     header::{ETHERNET, IPV4, IPV6, Ipv4, Ipv6, Piece, Transport},
     protocol,
 };
 
-use crate::{helpers, skb::Skb};
+use crate::{far, helpers, maps, skb::Skb, stop};
 
 const REWRITE: u16 = FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
 
@@ -24,12 +24,19 @@ pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow, hop: bool)
     let ttl = if hop { ip.ttl.wrapping_sub(1) } else { ip.ttl };
     let diff = checksum::word_diff(ip.src, src) + checksum::word_diff(ip.dst, dst);
     let [old_half, half] = [ip.ttl, ttl].map(|ttl| u16::from_ne_bytes([ttl, ip.protocol]));
-    let header = checksum::update(ip.checksum, diff + checksum::half_diff(old_half, half));
+    let mut header_diff = diff + checksum::half_diff(old_half, half);
+    if needs_identifier(transport, flow) {
+        let id = maps::walk().ok_or(DropReason::Kernel)?.masqueraded_id as u16;
+        header_diff += checksum::half_diff(ip.id, id);
+        let at = skb.at::<u16>(ETHERNET + 4).ok_or(DropReason::Truncated)?;
+        // SAFETY: `at` checked the bounds.
+        unsafe { *at = id };
+    }
     let tail = skb.at::<[u8; 12]>(ETHERNET + 8).ok_or(DropReason::Truncated)?.cast::<u8>();
     // SAFETY: `at` checked 12 bytes from the time to live on: it and the protocol, checksum, source, destination.
     unsafe {
         *tail.cast::<u16>() = half;
-        *tail.add(2).cast::<u16>() = header;
+        *tail.add(2).cast::<u16>() = checksum::update(ip.checksum, header_diff);
         *tail.add(4).cast::<u32>() = src;
         *tail.add(8).cast::<u32>() = dst;
     }
@@ -64,7 +71,16 @@ pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow, hop: bool)
             (*addresses)[1] = flow.dst;
         }
     }
+    if needs_identifier(transport, flow) {
+        stop::check(far::weft_identify_v6(skb.raw()))?;
+    }
     l4(skb, transport, flow, diff, ETHERNET + IPV6)
+}
+
+/// Whether the packet is a piece of a datagram that is masqueraded: see `far` for its identifier.
+#[inline(always)]
+fn needs_identifier(transport: &Transport, flow: &Flow) -> bool {
+    transport.piece != Piece::Whole && flow.deliver == Deliver::Route as u8 && flow.flags & FlowFlags::REWRITE_SRC != 0
 }
 
 /// Ports (or echo identifier) and checksum of the transport header. `near`: where it is without options.
@@ -78,9 +94,8 @@ fn l4(skb: &Skb, transport: &Transport, flow: &Flow, address_diff: u64, near: us
     let ports_move = sport != transport.sport || dport != transport.dport;
     let port_diff = checksum::half_diff(transport.sport, sport) + checksum::half_diff(transport.dport, dport);
     let ports_at = match transport.protocol {
-        protocol::TCP | protocol::UDP | protocol::SCTP => transport.offset,
         protocol::ICMP | protocol::ICMPV6 => transport.offset + 4,
-        _ => return Ok(()),
+        _ => transport.offset,
     };
     if ports_move && transport.protocol != protocol::SCTP {
         write_ports(skb, transport, sport, dport, ports_at, near)?;
@@ -90,9 +105,11 @@ fn l4(skb: &Skb, transport: &Transport, flow: &Flow, address_diff: u64, near: us
         protocol::UDP => (transport.offset + 6, true),
         protocol::ICMP => (transport.offset + 2, false),
         protocol::ICMPV6 => (transport.offset + 2, true),
+        protocol::UDP_LITE | protocol::DCCP => (transport.offset + 6, true),
         _ => return Ok(()),
     };
-    let optional = transport.protocol == protocol::UDP;
+    // A sum of 0 is written as 0xffff where 0 says that there is none.
+    let optional = matches!(transport.protocol, protocol::UDP | protocol::UDP_LITE);
     let addresses_kept = !has_pseudo_header
         || helpers::replace_l4_checksum(skb.raw(), field, checksum::fold32(address_diff), true, optional);
     let ports_kept =
@@ -111,7 +128,8 @@ fn write_ports(
     near: usize,
 ) -> Result<(), DropReason> {
     if matches!(transport.protocol, protocol::ICMP | protocol::ICMPV6) {
-        let id = if transport.sport != 0 { sport } else { dport };
+        // The other one is 0.
+        let id = sport | dport;
         return if helpers::store(skb.raw(), ports_at, &id) { Ok(()) } else { Err(DropReason::Kernel) };
     }
     if transport.offset == near {

@@ -80,9 +80,9 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         check_offload(skb, &transport)?;
     }
     let flow = match transport.kind {
-        Kind::Flow => flow::<F, HOOK>(skb, ifindex, &ip, &transport)?,
-        Kind::IcmpError => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport)?,
-        Kind::Link(kind) => return neighbour::handle::<HOOK>(skb, kind),
+        Kind::FLOW => flow::<F, HOOK>(skb, ifindex, &ip, &transport)?,
+        Kind::ICMP_ERROR => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport)?,
+        Kind(kind) => return neighbour::handle::<HOOK>(skb, kind),
     };
     let hop = hop_limit::counts::<HOOK>(flow);
     if hop && F::hops(&ip) <= 1 {
@@ -106,9 +106,7 @@ fn parse<F: Far>(skb: &Skb, ifindex: u32) -> Result<(F::Header, Transport), Drop
     if let Some(transport) = near {
         return Ok((ip, transport));
     }
-    check(F::find_far(skb, ifindex))?;
-    let walk = maps::walk().ok_or(DropReason::Kernel)?;
-    Ok((ip, far::found(&walk.far)))
+    Ok((ip, far::find::<F>(skb, ifindex)?))
 }
 
 /// The slow path, by a function of its own: what it decided is in the walk's `forward`.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Options, extension headers, datagrams in pieces: the transport header is found, translated, or there is a reason.
 
+use std::collections::BTreeSet;
+
 use etherparse::{
     IpFragOffset, IpHeaders, IpNumber, Ipv4Options, Ipv6FragmentHeader, Ipv6RawExtHeader,
     ip_number::{IPV6_DESTINATION_OPTIONS, IPV6_HEADER_HOP_BY_HOP},
@@ -8,7 +10,7 @@ use etherparse::{
 use weft_abi::DropReason;
 
 use crate::{
-    node::{CLIENT, CLIENT_IP, Node, OUTSIDE_IP, SERVER, SERVER_IP, VIP, mac},
+    node::{CLIENT, CLIENT_IP, NATIVE_IP, Node, OUTSIDE_IP, SERVER, SERVER_IP, VIP, VM_IP, mac},
     packet::{L4, SYN, Seen, frame, ip, ip_headers, sum, tuple, word},
 };
 
@@ -92,10 +94,16 @@ fn headers_too_long_or_too_many_are_refused() {
     }
 }
 
-/// The datagram in two pieces: 24 bytes of the transport part, and the rest.
+/// A datagram of the client in two pieces: 24 bytes of the transport part, and the rest.
 fn pieces(family: usize, dst: &str, l4: L4, id: u16) -> [Vec<u8>; 2] {
+    pieces_of(CLIENT, CLIENT_IP[family], dst, l4, id)
+}
+
+/// [`pieces`] of any workload.
+fn pieces_of(ifindex: u32, src: &str, dst: &str, l4: L4, id: u16) -> [Vec<u8>; 2] {
     let payload = b"0123456789abcdefghij";
-    let whole = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(dst)), l4, payload);
+    let family = usize::from(ip(src).is_ipv6());
+    let whole = frame(mac(ifindex), ip_headers(ip(src), ip(dst)), l4, payload);
     if family == 0 { pieces_v4(&whole, id) } else { pieces_v6(&whole, id) }
 }
 
@@ -183,4 +191,66 @@ fn an_atomic_fragment_is_whole() {
     packet[19] += 8;
     let seen = node.from_workload(CLIENT, &packet).redirected();
     assert_eq!(seen.tuple, tuple(CLIENT_IP[1], 4000, SERVER_IP[1], 8080));
+}
+
+/// The identification of a piece.
+fn id(family: usize, piece: &[u8]) -> u32 {
+    if family == 0 { word(piece, 18).into() } else { u32::from_be_bytes(piece[58..62].try_into().expect("four bytes")) }
+}
+
+#[test]
+fn masqueraded_pieces_of_two_workloads_never_have_one_identifier() {
+    let node = Node::new();
+    for family in 0..2 {
+        let mut seen = BTreeSet::new();
+        for round in 0..100 {
+            // The same identifier, protocol and destination: the receiver would put together what is not one datagram's.
+            for (ifindex, address) in [(CLIENT, CLIENT_IP[family]), (SERVER, SERVER_IP[family])] {
+                let pieces = pieces_of(ifindex, address, OUTSIDE_IP[family], L4::Udp(4000, 80), 7 + round);
+                let sent = [0, 1].map(|piece| {
+                    let outcome = node.from_workload(ifindex, &pieces[piece]);
+                    outcome.redirected();
+                    id(family, &outcome.bytes)
+                });
+                assert_eq!(sent[0], sent[1], "the pieces of one datagram");
+                assert!(seen.insert(sent[0]), "{} was given twice", sent[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_first_piece_that_comes_twice_keeps_its_identifier_and_one_to_a_workload_too() {
+    let node = Node::new();
+    for family in 0..2 {
+        let pieces = pieces(family, OUTSIDE_IP[family], L4::Udp(4000, 80), 7);
+        let sent = [0, 0, 1].map(|piece| id(family, &node.from_workload(CLIENT, &pieces[piece]).bytes));
+        assert!(sent[0] == sent[1] && sent[0] == sent[2], "{sent:?}");
+        let pieces = self::pieces(family, SERVER_IP[family], L4::Udp(4000, 80), 7);
+        for piece in &pieces {
+            assert_eq!(id(family, &node.from_workload(CLIENT, piece).bytes), 7, "not masqueraded");
+        }
+    }
+}
+
+#[test]
+fn pieces_of_one_workload_push_out_its_own_only() {
+    let node = Node::new();
+    let [first, last] = pieces_of(SERVER, SERVER_IP[0], CLIENT_IP[0], L4::Udp(4000, 80), 1);
+    node.from_workload(SERVER, &first).redirected();
+    for id in 0..3000 {
+        let [flood, _] = pieces(0, SERVER_IP[0], L4::Udp(4000, 80), id);
+        node.from_workload(CLIENT, &flood).redirected();
+    }
+    node.from_workload(SERVER, &last).redirected();
+    let of_client = node.maps().fragments().iter().map(Result::unwrap).filter(|(key, _)| key.ifindex == CLIENT).count();
+    assert_eq!(of_client, weft_abi::FRAGMENT_SLOTS as usize);
+    // And those from other nodes to one workload push out none to another.
+    let [first, last] = pieces_of(SERVER, NATIVE_IP[0], CLIENT_IP[0], L4::Udp(4000, 80), 1);
+    node.from_uplink(&first).redirected();
+    for id in 0..3000 {
+        let [flood, _] = pieces_of(SERVER, NATIVE_IP[0], VM_IP[0], L4::Udp(4000, 80), id);
+        node.from_uplink(&flood).redirected();
+    }
+    node.from_uplink(&last).redirected();
 }

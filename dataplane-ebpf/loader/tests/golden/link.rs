@@ -12,7 +12,7 @@ use crate::{
     packet::{L4, check_transport, frame, ip, ip_headers, parse, pseudo_header, sum, v4, v6},
 };
 
-fn arp(operation: u16, sender_mac: [u8; 6], sender: &str, target: &str) -> Vec<u8> {
+pub(crate) fn arp(operation: u16, sender_mac: [u8; 6], sender: &str, target: &str) -> Vec<u8> {
     let mut packet = [[0xff; 6], mac(CLIENT)].concat();
     packet.extend([8, 6, 0, 1, 8, 0, 6, 4]);
     packet.extend(operation.to_be_bytes());
@@ -66,7 +66,7 @@ fn arp_that_lies_is_dropped() {
 }
 
 /// A neighbour message with one link-layer address option.
-fn neighbour(kind: u8, src: &str, target: &str, option_mac: [u8; 6]) -> Vec<u8> {
+pub(crate) fn neighbour(kind: u8, src: &str, target: &str, option_mac: [u8; 6]) -> Vec<u8> {
     let (src, dst) = (ip(src), ip("ff02::1:ff00:99"));
     let mut body = vec![kind, 0, 0, 0, 0, 0, 0, 0];
     body.extend(v6(ip(target)));

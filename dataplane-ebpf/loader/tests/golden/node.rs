@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A node's maps with a few workloads and Services, and packets through its hooks.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use weft_abi::{
     Addr, Backend, CidrKey, Config, Counter, Deliver, DropReason, Flow, FlowKey4, FlowKey6, GenerationRef, Local,
@@ -133,6 +138,8 @@ impl Node {
             vxlan_port: VXLAN_PORT.to_be(),
             node_v4: Addr::from(ip(HOST_IP[0])),
             node_v6: Addr::from(ip(HOST_IP[1])),
+            // No shares and rates but where a test sets them.
+            ..Config::default()
         };
         self.maps().config().set(0, &config).unwrap();
         for address in HOST_IP.into_iter().chain(HOST_OTHER_IP) {
@@ -307,18 +314,40 @@ impl Node {
 
     /// Lets all flows be idle for too long.
     pub(crate) fn age(&self) {
+        self.age_by(LONG);
+    }
+
+    /// Lets all flows be idle for `ticks` more.
+    pub(crate) fn age_by(&self, ticks: u32) {
         for (key, flow) in self.maps().flows4().iter().map(Result::unwrap) {
-            self.maps().flows4().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(LONG), ..flow }).unwrap();
+            self.maps().flows4().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow }).unwrap();
         }
         for (key, flow) in self.maps().flows6().iter().map(Result::unwrap) {
-            self.maps().flows6().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(LONG), ..flow }).unwrap();
+            self.maps().flows6().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow }).unwrap();
         }
+    }
+
+    /// Changes the node's facts.
+    pub(crate) fn reconfigure(&self, change: impl FnOnce(&mut Config)) {
+        let mut config = self.maps().config().get(0).unwrap();
+        change(&mut config);
+        self.maps().config().set(0, &config).unwrap();
     }
 
     /// Removes all flow entries.
     pub(crate) fn flush(&self) {
         self.maps().flows4().retain(|_, _| false).unwrap();
         self.maps().flows6().retain(|_, _| false).unwrap();
+    }
+}
+
+/// Tries until it works, for ten seconds: tokens and what is remembered for a second come and go with time.
+#[track_caller]
+pub(crate) fn eventually(mut works: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !works() {
+        assert!(Instant::now() < end, "not within ten seconds");
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -399,6 +428,22 @@ impl Outcome {
     pub(crate) fn redirected_unchanged(&self, packet: &[u8]) {
         self.redirected();
         assert_eq!(self.bytes[12..], packet[12..], "changed on its way");
+    }
+
+    /// Asserts that the packet was redirected with nothing but its Ethernet addresses changed, and one router passed.
+    #[track_caller]
+    pub(crate) fn redirected_a_hop_on(&self, packet: &[u8]) {
+        self.redirected();
+        let mut expected = packet.to_vec();
+        if packet[14] >> 4 == 4 {
+            expected[22] -= 1;
+            expected[24..26].fill(0);
+            let checksum = !packet::sum(&[&expected[14..34]]);
+            expected[24..26].copy_from_slice(&checksum.to_be_bytes());
+        } else {
+            expected[21] -= 1;
+        }
+        assert_eq!(self.bytes[12..], expected[12..], "changed on its way");
     }
 
     /// Asserts that a flow entry alone decided.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The outside: masquerade out and back, the host's own traffic.
 
-use weft_abi::{Config, Deliver, DropReason, Flow, FlowFlags};
+use weft_abi::{Config, Deliver, DropReason, FlowFlags};
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, HOST_IP, HOST_MAC, LONG, MASQUERADE, Node, OUTSIDE_IP, SERVER, SERVER_IP, UPLINK, delivers,
-        key, mac, workload,
+        CLIENT, CLIENT_IP, HOST_IP, HOST_MAC, MASQUERADE, Node, OUTSIDE_IP, SERVER, SERVER_IP, UPLINK, delivers, key,
+        mac, workload,
     },
     packet::{L4, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple, word},
 };
@@ -69,49 +69,6 @@ fn an_echo_leaves_with_an_identifier_of_its_own() {
 }
 
 #[test]
-fn a_port_belongs_to_one_flow_per_destination_until_that_is_over() {
-    let node = Node::new();
-    let mut used = Vec::new();
-    let mut full = 0;
-    for port in 1..200 {
-        let outcome = node.from_workload(CLIENT, &out(0, CLIENT, L4::Udp(port, 53)));
-        if outcome.drops.is_empty() {
-            used.push(outcome.redirected().tuple.sport);
-        } else {
-            outcome.dropped(DropReason::MasqueradeFull);
-            full += 1;
-        }
-    }
-    let taken = used.len();
-    used.sort_unstable();
-    used.dedup();
-    assert_eq!(used.len(), taken, "no port was given twice");
-    assert_eq!(taken, usize::from(MASQUERADE.1), "all ports of the range were given");
-    assert!(full > 0);
-    // Another destination has the whole range.
-    node.from_workload(CLIENT, &out(0, CLIENT, L4::Udp(1, 54))).redirected();
-    // Without answers a flow lives on; when it is over it gives its port back.
-    for (key, flow) in node.maps().flows4().iter().map(Result::unwrap) {
-        if key.ifindex == weft_abi::UPLINK {
-            let last_seen = flow.last_seen.wrapping_sub(LONG);
-            node.maps().flows4().insert(&key, &Flow { last_seen, ..flow }).unwrap();
-        }
-    }
-    assert_full(&node, true);
-    node.age();
-    assert_full(&node, false);
-}
-
-/// Whether a flow towards the exhausted destination finds no port.
-fn assert_full(node: &Node, full: bool) {
-    let refused = (300..320).all(|port| {
-        let outcome = node.from_workload(CLIENT, &out(0, CLIENT, L4::Udp(port, 53)));
-        outcome.action == crate::node::SHOT
-    });
-    assert_eq!(refused, full);
-}
-
-#[test]
 fn a_masqueraded_flow_keeps_its_port_when_it_decides_again_and_so_do_its_replies() {
     let node = Node::new();
     for family in 0..2 {
@@ -135,7 +92,7 @@ fn without_an_address_of_the_node_in_this_family_nothing_leads_out() {
     node.maps().config().set(0, &Config { masquerade_v6: weft_abi::Addr::UNSPECIFIED, ..config }).unwrap();
     node.from_workload(CLIENT, &out(1, CLIENT, L4::Udp(1, 53))).dropped(DropReason::NoRoute);
     node.from_workload(CLIENT, &out(0, CLIENT, L4::Udp(1, 53))).redirected();
-    // Without ports there is nothing to tell flows apart by.
+    // It answers nothing that came by this node.
     node.from_workload(CLIENT, &out(0, CLIENT, L4::EchoReply(5))).dropped(DropReason::Unrewritable);
 }
 

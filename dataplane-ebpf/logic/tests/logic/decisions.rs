@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags, FlowKey6};
 use weft_logic::{
     decide::{self, Sender, Walk},
-    flow, plan,
+    flow, masquerade, plan,
 };
 
 use crate::world::{FIRST_PORT, HOST, OVERLAY, UPLINK, WORKLOADS, World, host, mac, v4, vip, walk, workload};
@@ -51,8 +51,9 @@ fn worlds() -> impl Strategy<Value = World> {
 fn decided(world: &World, walk: &mut Walk) -> Result<(), DropReason> {
     decide::decide(world, walk)?;
     plan::plan(walk, &world.config);
-    if walk.masquerade != 0 && walk.forward.sport == 0 {
-        plan::masquerade(walk, &world.config, 0);
+    if walk.masquerade == masquerade::BY_PORT {
+        let port = masquerade::port(&world.config, walk.key.ifindex, walk.random, 0);
+        plan::masquerade(walk, port.to_be());
     }
     Ok(())
 }

@@ -94,7 +94,7 @@ proptest! {
             other => panic!("{other:?}"),
         };
         prop_assert_eq!((ours.protocol, ours.offset), (payload.ip_number.0, offset_of(&bytes, payload.payload)));
-        prop_assert_eq!((ours.piece, ours.kind), (Piece::Whole, Kind::Flow));
+        prop_assert_eq!((ours.piece, ours.kind), (Piece::Whole, Kind::FLOW));
         let ports = (u16::from_be(ours.sport), u16::from_be(ours.dport));
         match sliced.transport.expect("a transport header") {
             TransportSlice::Udp(udp) => prop_assert_eq!(ports, (udp.source_port(), udp.destination_port())),

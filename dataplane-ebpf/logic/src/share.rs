@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a port may take of what all share: tokens by time, room by count.
+
+use weft_abi::{Config, FlowAccount, OPENED, RECEIVED};
+
+use crate::flow;
+
+/// Nanoseconds of a second.
+const SECOND: u64 = 1_000_000_000;
+
+/// Takes a token of a bucket that `rate` tokens a second fill up to twice as many (0: it is never empty); whether there was
+/// one. `full_at` is all that the bucket is: the time at which it is full again, in nanoseconds of the clock of `now`.
+#[inline(always)]
+pub const fn take_token(full_at: &mut u64, rate: u32, now: u64) -> bool {
+    if rate == 0 {
+        return true;
+    }
+    let cost = SECOND / rate as u64;
+    let from = if *full_at > now { *full_at } else { now };
+    if from - now + cost > 2 * SECOND {
+        return false;
+    }
+    *full_at = from + cost;
+    true
+}
+
+/// What a further connection of an account finds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Room {
+    /// There is room for it.
+    Free,
+    /// One of the account's own must make room for it.
+    Own,
+}
+
+/// Whether a further connection of one family has room, its account and those of all ports having these. `v6`: 0 or 1.
+///
+/// A port takes its share; what is left beyond `flow_most` is kept for those that have less than their floor. So one port's
+/// flows never push out another's, and neither do those of all others together.
+#[inline(always)]
+#[must_use]
+pub const fn room(config: &Config, v6: bool, account: u32, all: u32) -> Room {
+    let (share, most, floor) = if v6 {
+        (config.flow_share[1], config.flow_most[1], config.flow_floor[1])
+    } else {
+        (config.flow_share[0], config.flow_most[0], config.flow_floor[0])
+    };
+    if share == 0 || (account < share && (all < most || account < floor)) { Room::Free } else { Room::Own }
+}
+
+/// Whether the programs should remember a connection in the order it came in: where room gets scarce, for the account or for
+/// all. Those that came before are never asked to make room, and who stays below pays nothing.
+#[inline(always)]
+#[must_use]
+pub const fn is_remembered(config: &Config, v6: bool, account: u32, all: u32) -> bool {
+    let (share, most) =
+        if v6 { (config.flow_share[1], config.flow_most[1]) } else { (config.flow_share[0], config.flow_most[0]) };
+    share != 0 && (account >= share / 2 || all >= most / 2)
+}
+
+/// The account of a connection: whose, and its index in [`weft_abi::Share::flows`]. `from`: the `ifindex` of its opener's key;
+/// `to`: the device that it leads to. None: it is the host's, which is not held to a share.
+///
+/// What comes from other nodes and the outside is booked on its receiver: nobody here opened it, and a flood closes for the
+/// one that it is aimed at.
+#[inline(always)]
+#[must_use]
+pub const fn account(from: u32, to: u32, v6: bool, host: u32) -> Option<(u32, usize)> {
+    if from == host {
+        return None;
+    }
+    let (ifindex, first) = if flow::is_from_outside(from) { (to, RECEIVED) } else { (from, OPENED) };
+    Some((ifindex, first + v6 as usize))
+}
+
+/// Forgets the oldest ones that have been written over: a ring of `size` holds no more.
+#[inline(always)]
+pub const fn bound(account: &mut FlowAccount, size: u32) {
+    if account.next.wrapping_sub(account.oldest) > size {
+        account.oldest = account.next.wrapping_sub(size);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_then_its_rate() {
+        let (mut full_at, start) = (0, 77 * SECOND);
+        let taken = |full_at: &mut u64, now| (0..1000).filter(|_| take_token(full_at, 100, now)).count();
+        assert_eq!(taken(&mut full_at, start), 200, "twice the rate at once");
+        assert_eq!(taken(&mut full_at, start), 0);
+        assert_eq!(taken(&mut full_at, start + SECOND / 2), 50);
+        assert_eq!(taken(&mut full_at, start + 100 * SECOND), 200, "never more than the burst");
+        assert_eq!((0..1000).filter(|_| take_token(&mut full_at, 0, start)).count(), 1000, "0 is no limit");
+    }
+
+    #[test]
+    fn a_port_has_its_share_and_when_the_table_fills_its_floor() {
+        let config = Config { flow_share: [100, 50], flow_most: [300, 150], flow_floor: [10, 5], ..Config::default() };
+        assert_eq!(room(&config, false, 99, 299), Room::Free);
+        assert_eq!(room(&config, false, 100, 100), Room::Own);
+        assert_eq!(room(&config, false, 10, 300), Room::Own);
+        assert_eq!(room(&config, false, 9, 400), Room::Free);
+        assert_eq!(room(&config, true, 49, 149), Room::Free);
+        assert_eq!(room(&config, true, 50, 50), Room::Own);
+        assert_eq!(room(&Config::default(), false, u32::MAX, u32::MAX), Room::Free);
+    }
+
+    #[test]
+    fn connections_are_booked_on_who_opened_them_or_who_receives_them() {
+        assert_eq!(account(7, 9, false, 1), Some((7, OPENED)));
+        assert_eq!(account(7, 9, true, 1), Some((7, OPENED + 1)));
+        assert_eq!(account(weft_abi::OVERLAY, 9, true, 1), Some((9, RECEIVED + 1)));
+        assert_eq!(account(1, 9, false, 1), None);
+    }
+
+    #[test]
+    fn a_ring_forgets_what_it_wrote_over() {
+        let mut account = FlowAccount { count: 0, oldest: u32::MAX - 1, next: 9 };
+        bound(&mut account, 100);
+        assert_eq!(account.oldest, u32::MAX - 1);
+        bound(&mut account, 8);
+        assert_eq!(account.oldest, 1);
+    }
+}

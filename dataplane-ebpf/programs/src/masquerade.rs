@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! Reserving what a masqueraded flow leaves under. The entry of its answers is the reservation.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use weft_abi::{Config, Deliver, DropReason, Flow, FlowKey6};
+use weft_logic::{
+    Tables as _,
+    decide::Walk,
+    flow::{self as life, Connection},
+    masquerade, plan, protocol,
+};
+
+use crate::{
+    family::{Family, V4, V6},
+    helpers,
+    maps::{self, FULL, Kernel},
+    share, stop,
+};
+
+/// How long a destination is remembered that had no port free: a search costs some microseconds of softirq.
+const FULL_FOR_NS: u64 = 1_000_000_000;
+
+/// What stands against a reservation; from [`REUSABLE`] on the idle time is added.
+const FREE: u32 = 0;
+/// The flow that has it is over.
+const OVER: u32 = 1;
+/// Another workload's flow has it, or one that goes on.
+const TAKEN: u32 = 2;
+/// Another flow of the workload has it and may give it up.
+const REUSABLE: u32 = 3;
+
+/// Reserves a port, or the addresses alone, for the flow in the walk: 0, or the number of the reason + 1.
+///
+/// The functions here are exported, and thereby global to the verifier, as in `far`: it would walk the search for every state
+/// of it. Each has what it needs of the stack to itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_masquerade(skb: *mut __sk_buff) -> u32 {
+    stop::code(reserve(skb))
+}
+
+#[inline(always)]
+fn reserve(skb: *mut __sk_buff) -> Result<(), DropReason> {
+    let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return Err(DropReason::Kernel) };
+    if walk.masquerade == masquerade::BY_ADDRESS {
+        return if claim_addresses() { Ok(()) } else { Err(DropReason::MasqueradeTaken) };
+    }
+    if weft_is_full(0) != 0 {
+        return Err(DropReason::MasqueradeFull);
+    }
+    if keeps_port(walk, config) && claim(skb, weft_look_at_reservation()) {
+        count_kept(walk, config);
+        return Ok(());
+    }
+    let mut search = Search { skb, reserved: 0, reusable: 0, idle: 0 };
+    helpers::repeat(masquerade::ATTEMPTS, try_port, &mut search);
+    if search.reserved != 0 || reuse(&search) {
+        return Ok(());
+    }
+    let _full = weft_is_full(1);
+    Err(DropReason::MasqueradeFull)
+}
+
+/// State of the search for a port.
+struct Search {
+    skb: *mut __sk_buff,
+    /// A port was reserved.
+    reserved: u32,
+    /// A port that another flow of the workload may give up, network byte order; 0: none.
+    reusable: u32,
+    /// [`REUSABLE`] and how long that flow has been idle.
+    idle: u32,
+}
+
+/// `bpf_loop` body: 0 goes on, 1 ends.
+unsafe extern "C" fn try_port(attempt: u32, search: *mut Search) -> i64 {
+    // SAFETY: `repeat` hands over the state it was given.
+    let search = unsafe { &mut *search };
+    let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return 1 };
+    let port = masquerade::port(config, walk.key.ifindex, walk.random, attempt).to_be();
+    plan::masquerade(walk, port);
+    let found = weft_look_at_reservation();
+    search.reserved = u32::from(claim(search.skb, found));
+    if found >= REUSABLE && found > search.idle {
+        (search.reusable, search.idle) = (u32::from(port), found);
+    }
+    helpers::ends(&search.reserved)
+}
+
+/// Reserves the port in the walk, where nothing but what was `found` stands against it.
+#[inline(always)]
+fn claim(skb: *mut __sk_buff, found: u32) -> bool {
+    found <= OVER && weft_is_the_hosts(skb) == 0 && weft_reserve(u32::from(found == OVER)) != 0
+}
+
+/// A protocol without ports can be spoken by one workload to one destination: answers tell no more than that.
+#[inline(always)]
+fn claim_addresses() -> bool {
+    let found = weft_look_at_reservation();
+    found != TAKEN && weft_reserve(u32::from(found != FREE)) != 0
+}
+
+/// Takes the port that another flow of the workload gives up, if there is one.
+#[inline(always)]
+fn reuse(search: &Search) -> bool {
+    let Some(walk) = maps::walk() else { return false };
+    plan::masquerade(walk, search.reusable as u16);
+    search.reusable != 0 && weft_reserve(1) != 0
+}
+
+/// What stands against the reservation in the walk.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_look_at_reservation() -> u32 {
+    let Some(walk) = maps::walk() else { return TAKEN };
+    if walk.is_v6 == 0 { look::<V4>(walk) } else { look::<V6>(walk) }
+}
+
+#[inline(always)]
+fn look<F: Family>(walk: &Walk) -> u32 {
+    let Some(found) = F::flow(&F::narrow(&walk.reverse_key)) else { return FREE };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let taken = unsafe { &*found };
+    let opener = F::flow(&F::narrow(&life::answer_key(taken, walk.key.protocol)));
+    // SAFETY: as above.
+    let opener = opener.map(|opener| unsafe { &*opener });
+    let connection = Connection::of(walk.reverse_key.dport, walk.key.protocol, taken, opener);
+    let own = is_own(walk, taken);
+    if connection.is_over(walk.now) {
+        OVER
+    } else if own && (walk.masquerade == masquerade::BY_ADDRESS || connection.makes_room(walk.now)) {
+        REUSABLE + connection.idle(walk.now)
+    } else {
+        TAKEN
+    }
+}
+
+/// Whether an entry of answers leads to the workload that sent the walk's packet.
+#[inline(always)]
+fn is_own(walk: &Walk, answers: &Flow) -> bool {
+    let local = answers.deliver == Deliver::Peer as u8 || answers.deliver == Deliver::Port as u8;
+    local && answers.ifindex == walk.key.ifindex
+}
+
+/// Makes the reservation in the walk; `replaces`: in the place of what [`weft_look_at_reservation`] found. 1 if it stands.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_reserve(replaces: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return 0 };
+    u32::from(match (walk.is_v6 == 0, replaces == 0) {
+        (true, true) => V4::insert(&V4::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_NOEXIST)),
+        (true, false) => replace::<V4>(walk),
+        (false, true) => V6::insert(&walk.reverse_key, &walk.reverse, u64::from(BPF_NOEXIST)),
+        (false, false) => replace::<V6>(walk),
+    })
+}
+
+/// Puts the walk's flow in the place of one that is over; not if another CPU did so, or a packet came for it, just now.
+///
+/// The other flow's own entry goes as well: it would go on sending under a port that leads back to somebody else.
+#[inline(always)]
+fn replace<F: Family>(walk: &Walk) -> bool {
+    let answer = F::narrow(&walk.reverse_key);
+    let Some(found) = F::flow(&answer) else { return F::insert(&answer, &walk.reverse, u64::from(BPF_NOEXIST)) };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let (taken, last_seen) = unsafe { (&*found, &raw mut (*found).last_seen) };
+    if !helpers::compare_exchange(last_seen, taken.last_seen, walk.now) {
+        return false;
+    }
+    F::remove(&life::answer_key(taken, walk.key.protocol));
+    F::insert(&answer, &walk.reverse, u64::from(BPF_ANY))
+}
+
+/// Sets the source port that the workload chose, where it may keep it.
+#[inline(always)]
+fn keeps_port(walk: &mut Walk, config: &Config) -> bool {
+    let sport = walk.key.sport;
+    let port = u16::from_be(sport);
+    let keeps = masquerade::in_range(config, port)
+        && (masquerade::is_own(config, walk.key.ifindex, port)
+            || share::of(walk.key.ifindex).is_some_and(|share| masquerade::may_keep(config, share.kept)));
+    if keeps {
+        plan::masquerade(walk, sport);
+    }
+    keeps
+}
+
+#[inline(always)]
+fn count_kept(walk: &Walk, config: &Config) {
+    if masquerade::is_own(config, walk.key.ifindex, u16::from_be(walk.key.sport)) {
+        return;
+    }
+    if let Some(share) = share::of(walk.key.ifindex) {
+        helpers::fetch_add(&raw mut share.kept, 1);
+    }
+}
+
+/// 1: the host has a socket that the answers would be for, or listens on the port, and keeps it. Of ICMP and protocols without
+/// ports the kernel does not tell.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_is_the_hosts(skb: *mut __sk_buff) -> u32 {
+    let Some(walk) = maps::walk() else { return 1 };
+    let tcp = walk.key.protocol == u32::from(protocol::TCP);
+    let has_sockets = tcp || walk.key.protocol == u32::from(protocol::UDP);
+    u32::from(has_sockets && helpers::has_socket(skb, &walk.reverse_key, tcp))
+}
+
+/// 1: no port was free towards the walk's destination just now; `note`: from now on. For the workload alone: no other one is
+/// refused for what it has taken.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_is_full(note: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return 1 };
+    let key = FlowKey6 { ifindex: walk.key.ifindex, dport: 0, ..walk.reverse_key };
+    let now = helpers::coarse_ns();
+    if note != 0 {
+        let _forgotten_at_worst = FULL.insert(key, now, u64::from(BPF_ANY));
+        return 1;
+    }
+    // SAFETY: values are words, written whole.
+    let since = unsafe { FULL.get(key) };
+    u32::from(since.is_some_and(|since| now.wrapping_sub(*since) < FULL_FOR_NS))
+}
