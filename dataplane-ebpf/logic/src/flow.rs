@@ -95,12 +95,14 @@ impl<'f> Connection<'f> {
         if self.protocol == protocol::TCP && self.is_answered() && !self.has_state(FlowState::Closing) {
             return false;
         }
-        let closed = match self.other {
-            Some(other) => is_closing(self.flow) && is_closing(other),
+        let done = match self.other {
+            Some(other) if self.protocol == protocol::TCP => is_closing(self.flow) && is_closing(other),
+            // Each question has its answer.
+            Some(other) => self.is_answered() && self.is_brief() && self.flow.packets == other.packets,
             None => false,
         };
         // Two to three seconds: longer than an answer, or what follows a FIN or RST, is under way.
-        closed || idle > 2 && (self.protocol == protocol::TCP || !self.is_answered() || self.is_brief())
+        done || idle > 2 && (self.protocol == protocol::TCP || !self.is_answered() || self.is_brief())
     }
 
     const fn is_answered(&self) -> bool {
@@ -258,6 +260,82 @@ mod tests {
     fn an_entry_that_another_cpu_just_touched_is_not_void() {
         let flow = Flow { last_seen: 11, ..Flow::default() };
         assert!(!is_void(&flow, protocol::UDP, TcpFlags(0), 10));
+    }
+
+    /// Both entries of a connection, `packets` of each direction, `states` of each.
+    fn both(packets: [u64; 2], states: [FlowState; 2]) -> [Flow; 2] {
+        let flow = |index: usize| Flow {
+            packets: packets[index],
+            state: states[index] as u8,
+            last_seen: 100,
+            ..Flow::default()
+        };
+        let answers = Flow { flags: FlowFlags::REPLY, sport: 53_u16.to_be(), ..flow(1) };
+        [flow(0), answers]
+    }
+
+    /// The idle time after which it is over, asked from either entry.
+    fn timeout_of(protocol_number: u8, dport: u16, [there, back]: &[Flow; 2]) -> u32 {
+        let protocol_number = u32::from(protocol_number);
+        let asked = Connection::of(dport.to_be(), protocol_number, there, Some(back));
+        let back = Flow { sport: dport.to_be(), ..*back };
+        let answered = Connection::of(4000_u16.to_be(), protocol_number, &back, Some(there));
+        assert_eq!(asked.timeout(), answered.timeout(), "both entries tell the same");
+        let idle = |ticks| asked.is_over(100 + ticks);
+        assert!(!idle(asked.timeout()) && idle(asked.timeout() + 1));
+        asked.timeout()
+    }
+
+    #[test]
+    fn a_connection_lives_by_both_of_its_directions() {
+        use FlowState::{Closing, Established, New};
+        let tcp = |packets, states| timeout_of(protocol::TCP, 443, &both(packets, states));
+        assert_eq!(tcp([1, 0], [New, New]), timeout::UNANSWERED);
+        assert_eq!(tcp([500, 0], [Established, New]), timeout::UNANSWERED, "nobody answers: no hours");
+        assert_eq!(tcp([1, 1], [New, New]), timeout::TRANSITORY);
+        assert_eq!(tcp([2, 1], [Established, New]), timeout::ESTABLISHED);
+        assert_eq!(tcp([9, 9], [Established, Established]), timeout::ESTABLISHED);
+        for states in [[Closing, Established], [Established, Closing], [Closing, Closing]] {
+            assert_eq!(tcp([9, 9], states), timeout::TRANSITORY, "closed by one is closed");
+        }
+        let of = |protocol_number, dport, packets| timeout_of(protocol_number, dport, &both(packets, [New, New]));
+        assert_eq!(of(protocol::UDP, 53, [1, 0]), timeout::UNANSWERED);
+        assert_eq!(of(protocol::UDP, 53, [2, 2]), timeout::BRIEF);
+        assert_eq!(of(protocol::UDP, 53, [3, 2]), timeout::DATAGRAM);
+        assert_eq!(of(protocol::UDP, 5060, [1, 1]), timeout::DATAGRAM);
+        assert_eq!(of(protocol::ICMP, 0, [1, 1]), timeout::BRIEF);
+        assert_eq!(of(47, 0, [1, 1]), timeout::DATAGRAM);
+    }
+
+    #[test]
+    fn a_direction_that_is_silent_ends_nothing() {
+        let [there, back] = both([50, 50], [FlowState::New, FlowState::New]);
+        let there = Flow { last_seen: 1000, ..there };
+        for (flow, other) in [(&there, &back), (&back, &there)] {
+            let connection = Connection::of(9, 17, flow, Some(other));
+            assert_eq!(connection.idle(1005), 5);
+            assert_eq!(connection.idle(999), 0, "another CPU has seen the next tick");
+            assert!(!connection.is_over(1000 + timeout::DATAGRAM) && connection.is_over(1001 + timeout::DATAGRAM));
+        }
+        assert!(Connection::of(9, 17, &there, None).is_over(1001 + timeout::UNANSWERED));
+    }
+
+    #[test]
+    fn what_somebody_waits_for_makes_no_room() {
+        use FlowState::{Closing, Established, New};
+        let room = |protocol_number: u8, packets, states, idle| {
+            let [there, back] = both(packets, states);
+            Connection::of(53_u16.to_be(), protocol_number.into(), &there, Some(&back)).makes_room(100 + idle)
+        };
+        let (tcp, udp) = (protocol::TCP, protocol::UDP);
+        assert!(room(tcp, [9, 9], [Closing, Closing], 0));
+        assert!(!room(tcp, [9, 9], [Closing, Established], 2) && room(tcp, [9, 9], [Closing, Established], 3));
+        assert!(!room(tcp, [9, 9], [Established, Established], timeout::ESTABLISHED));
+        assert!(!room(tcp, [1, 1], [New, New], 60), "a handshake under way");
+        assert!(!room(tcp, [1, 0], [New, New], 2) && room(tcp, [1, 0], [New, New], 3));
+        assert!(room(udp, [1, 1], [New, New], 0) && room(udp, [2, 2], [New, New], 0));
+        assert!(!room(udp, [2, 1], [New, New], 2) && room(udp, [2, 1], [New, New], 3), "one of two answers is missing");
+        assert!(!room(udp, [9, 9], [New, New], timeout::DATAGRAM) && room(udp, [9, 9], [New, New], 181));
     }
 
     #[test]

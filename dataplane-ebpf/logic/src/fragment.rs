@@ -15,7 +15,7 @@ const AGAIN: u32 = 1;
 #[must_use]
 pub const fn key(packet: &FlowKey6, id: u32) -> FragmentKey {
     // Neighbours in the order of identifiers, in either byte order, have slots of their own.
-    let step = id + (id >> 8) + (id >> 16) + (id >> 24);
+    let step = id.wrapping_add(id >> 8).wrapping_add(id >> 16).wrapping_add(id >> 24);
     let place = mix(word(&packet.src) ^ mix(word(&packet.dst) ^ packet.protocol)).wrapping_add(step) % FRAGMENT_SLOTS;
     let group = if flow::is_from_outside(packet.ifindex) { mix(word(&packet.dst)) % FRAGMENT_GROUPS } else { 0 };
     FragmentKey { ifindex: packet.ifindex, slot: group * FRAGMENT_SLOTS + place }

@@ -172,7 +172,7 @@ mod tests {
         let mut full = 0;
         for flow in 0_u32..20_000 {
             // Other ports are taken for each flow: those whose hash says so.
-            let taken = |port: u16| mix(u32::from(port) ^ (flow << 16)) % 10 != 0;
+            let taken = |port: u16| !mix(u32::from(port) ^ (flow << 16)).is_multiple_of(10);
             let seed = mix(flow ^ 0x5a5a_0000);
             full += u32::from((0..ATTEMPTS).all(|attempt| taken(port(&config, 9, seed, attempt))));
         }

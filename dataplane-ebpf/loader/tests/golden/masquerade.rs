@@ -104,11 +104,11 @@ fn a_port_that_was_given_up_leads_back_to_one_flow_only() {
     let port = ask(&node, CLIENT, 1);
     node.age_by(5);
     assert_eq!(ask(&node, CLIENT, 2), port);
-    let seen = node.from_uplink(&back(0, L4::Udp(53, MASQUERADE.0))).hit().redirected();
-    assert_eq!(seen.tuple, tuple(OUTSIDE_IP[0], 53, CLIENT_IP[0], 2));
     // The first flow is gone whole: it does not go on under a port that is another one's.
     let outcome = node.from_workload(CLIENT, &out(0, CLIENT, L4::Udp(1, 53)));
     outcome.missed().dropped(DropReason::MasqueradeFull);
+    let seen = node.from_uplink(&back(0, L4::Udp(53, MASQUERADE.0))).hit().redirected();
+    assert_eq!(seen.tuple, tuple(OUTSIDE_IP[0], 53, CLIENT_IP[0], 2));
 }
 
 /// Whether the range's only port is given to another workload after these many idle ticks.
