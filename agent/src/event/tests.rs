@@ -2,12 +2,7 @@
 use std::{convert::Infallible, net::SocketAddr};
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::{
-    Request, Response, StatusCode,
-    body::Incoming,
-    server::conn::http1,
-    service::service_fn,
-};
+use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::mpsc};

@@ -21,10 +21,8 @@ use super::{
 use crate::{node::Node, shell::Shell as _, wait::until_ok};
 
 /// Somebody who is nowhere in the bed.
-pub(super) const STRANGER: (IpAddr, IpAddr) = (
-    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 9)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x88, 0, 0, 0, 0, 9)),
-);
+pub(super) const STRANGER: (IpAddr, IpAddr) =
+    (IpAddr::V4(Ipv4Addr::new(198, 51, 100, 9)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x88, 0, 0, 0, 0, 9)));
 /// Gateways of the pods of node 1.
 const GATEWAYS: (IpAddr, IpAddr) =
     (IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 1, 0, 0, 0, 1)));
@@ -239,7 +237,8 @@ fn neighbours_are_free(site: &Site, network: u8) -> Result<()> {
 fn honest_neighbour_is_learned(site: &Site) -> Result<()> {
     let own = site.own();
     let wire = site.outside().sender("eth0", false)?;
-    let request = frame::arp(Link { to: [0xff; 6], from: [2, 0, 0, 0, 1, 99] }, [192, 168, 119, 199], own.v4().octets());
+    let request =
+        frame::arp(Link { to: [0xff; 6], from: [2, 0, 0, 0, 1, 99] }, [192, 168, 119, 199], own.v4().octets());
     wire.send(&request, weft_probe::frames::Offload::default())?;
     until_ok("the neighbour to be learned", Duration::from_secs(5), || {
         let table = own.sh("ip neigh show dev eth0")?.ok()?;

@@ -230,7 +230,8 @@ struct Connection(BufReader<TcpStream>);
 
 impl Connection {
     fn open(from: &Container, to: SocketAddr) -> Result<Self> {
-        let stream = from.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).with_context(|| format!("connect {to}"))?;
+        let stream =
+            from.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).with_context(|| format!("connect {to}"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(BufReader::new(stream)))
     }

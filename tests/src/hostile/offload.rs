@@ -2,11 +2,7 @@
 
 //! A4: a request for a checksum is a request to write two bytes somewhere into the packet, after policy has seen it.
 
-use std::{
-    io, mem,
-    net::SocketAddr,
-    os::fd::AsRawFd as _,
-};
+use std::{io, mem, net::SocketAddr, os::fd::AsRawFd as _};
 
 use anyhow::{Context as _, Result, ensure};
 use weft_probe::frames::Offload;
@@ -47,7 +43,9 @@ pub(super) fn cases() -> Vec<Case<Site>> {
             for (what, v4, v6) in TARGETS {
                 let (start, offset) = family.pick(v4, v6);
                 let name = format!("A4/checksum-{what}/{who}/{family}");
-                cases.push(Case::new(name, move |site: &Site| writes(site, who, family, Offload::checksum(start, offset))));
+                cases.push(Case::new(name, move |site: &Site| {
+                    writes(site, who, family, Offload::checksum(start, offset))
+                }));
             }
         }
     }
