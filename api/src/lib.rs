@@ -7,7 +7,7 @@
 //! the other.
 //!
 //! [`Client`] is the synchronous client that both use. Nothing in this crate knows how the agent works. Plugin and agent also
-//! share folders on disk: [`file`] is how either writes there.
+//! share folders on disk: [`mod@file`] is how either writes there.
 
 #![forbid(unsafe_code)]
 

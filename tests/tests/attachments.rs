@@ -5,7 +5,7 @@
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use weft_testbed::{Attachment, Bed, CniFailure, Node, Plug, Protocol, Shell, pod};
+use weft_testbed::{Attachment, Bed, CniFailure, Node, Options, Plug, Protocol, Shell, pod};
 
 /// The error that the plugin must answer.
 fn refused(outcome: Result<Value>) -> Result<CniFailure> {
@@ -165,4 +165,47 @@ fn cleanup_leaves_nothing_and_the_next_agent_begins_anew() -> Result<()> {
     node.agent_ready()?;
     assert_eq!(endpoints(node)?.len(), 0);
     Attachment::new(node, "default/again", Plug::Veth)?.add()
+}
+
+/// What a runtime makes of the network configuration that the agent wrote: the latest version that it knows of `cniVersions`, or
+/// `cniVersion` where it knows no such list.
+#[test]
+fn the_agents_network_configuration_serves_every_version_it_lists() -> Result<()> {
+    const FOLDER: &str = "/mnt/node1/net.d";
+    let config = json!({"cni": {"confDir": FOLDER}});
+    let bed = Bed::with(&Options { nodes: 1, config, ..Options::default() })?;
+    let node = bed.node(1);
+    let list: Value = serde_json::from_str(&node.sh(&format!("cat {FOLDER}/05-weft.conflist"))?.ok()?)?;
+    let as_runtime = |plug: Plug, version: &Value| -> Result<Attachment> {
+        let mut attachment = Attachment::new(node, "default/versions", plug)?;
+        let port = attachment.config["port"].take();
+        attachment.config = list["plugins"][0].clone();
+        attachment.config["port"] = port;
+        (attachment.config["name"], attachment.config["cniVersion"]) = (list["name"].clone(), version.clone());
+        Ok(attachment)
+    };
+    let versions = list["cniVersions"].as_array().with_context(|| format!("no cniVersions in {list}"))?;
+    for version in versions.iter().chain([&list["cniVersion"]]) {
+        let mut attachment = as_runtime(Plug::Veth, version)?;
+        attachment.add()?;
+        assert_eq!(attachment.result.as_ref().map(|result| &result["cniVersion"]), Some(version));
+        attachment.call("CHECK").with_context(|| format!("CHECK of version {version}"))?;
+        attachment.del()?;
+    }
+
+    let latest = versions.last().context("no version")?;
+    let mut guest = as_runtime(Plug::VhostUser, latest)?;
+    guest.add()?;
+    let result = guest.result.clone().context("no result")?;
+    let socket =
+        result["interfaces"][1]["socketPath"].as_str().with_context(|| format!("no socketPath in {result}"))?;
+    assert!(socket.ends_with("/vhost.sock"), "{socket}");
+    guest.call("STATUS")?;
+    let mut gc = as_runtime(Plug::Veth, latest)?;
+    gc.config["cni.dev/valid-attachments"] = json!([]);
+    gc.call("GC")?;
+    assert_eq!(endpoints(node)?.len(), 0, "GC has left the guest's attachment");
+    node.stop_agent(Signal::SIGKILL)?;
+    assert_eq!(refused(gc.call("STATUS"))?.code, 50);
+    Ok(())
 }
