@@ -72,7 +72,7 @@ impl Changes {
         self.pending = false;
     }
 
-    /// To be called after each look, with the time that it took: sets the pause before the next.
+    /// To be called after each look, with the time that it and what it led to took: sets the pause before the next.
     pub fn looked(&mut self, took: Duration) {
         self.next = Instant::now() + MIN_PAUSE.max(took.saturating_mul(PAUSE_PER_LOOK));
     }

@@ -115,9 +115,15 @@ impl Engine {
             if matches!(wake, Wake::Cluster) {
                 next_plan = Instant::now() + PLAN_PAUSE;
             }
+            let looks = matches!(wake, Wake::Changed | Wake::Repair);
+            let began = Instant::now();
             match self.begin(wake).await {
                 Some(turn) => self.finish(turn).await,
                 None => return,
+            }
+            if looks {
+                // With the pass that it asked for.
+                self.changes.looked(began.elapsed());
             }
         }
     }
@@ -135,21 +141,13 @@ impl Engine {
             Wake::Waiting => {}
             Wake::Pending => self.take_pending(&mut turn),
             Wake::Sweep => self.sweep(),
-            Wake::Changed => turn.replan = self.repair().await,
+            Wake::Changed => turn.replan = self.node.repair(&self.shared.work).await,
             // A pass that did not do everything is tried again.
-            Wake::Repair => turn.replan = self.repair().await | self.node.wants_pass(),
+            Wake::Repair => turn.replan = self.node.repair(&self.shared.work).await | self.node.wants_pass(),
             Wake::End => return None,
         }
         self.attach_known(&mut turn).await;
         Some(turn)
-    }
-
-    /// Looks at the node and mends it; whether a pass is due.
-    async fn repair(&mut self) -> bool {
-        let began = Instant::now();
-        let changed = self.node.repair(&self.shared.work).await;
-        self.changes.looked(began.elapsed());
-        changed
     }
 
     /// The second half: one pass for everybody, then the answers.
