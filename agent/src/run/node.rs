@@ -119,7 +119,8 @@ impl Node {
         // What follows is no part of what workloads here need: it is told, and tried again at the next repair.
         let routes = self.put_routes().await;
         self.note(routes);
-        let told = self.publish_to_folder();
+        // A folder that is away is nobody's but its owner's to make.
+        let told = if snapshot.remembered.is_none() { self.publish_to_folder() } else { Ok(()) };
         self.note(told);
         self.announce()
     }
@@ -308,7 +309,12 @@ impl Node {
 
 /// The state of the source, for readers.
 pub(super) fn source_state(config: &Config, snapshot: &Snapshot) -> SourceState {
-    SourceState { name: config.source.to_string(), synced: snapshot.synced, error: snapshot.error.clone() }
+    SourceState {
+        name: config.source.to_string(),
+        synced: snapshot.synced && snapshot.remembered.is_none(),
+        error: snapshot.error.clone(),
+        remembered_since: snapshot.remembered,
+    }
 }
 
 /// Internal addresses of all nodes.
