@@ -235,3 +235,23 @@ async fn health_tells_readiness_and_metrics() {
         assert!(metrics.contains(&line), "{line} in {metrics}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataplane_that_follows_no_more_ends_readiness_and_goes_on_answering() {
+    let failing = Some("3 passes in a row broke off".to_owned());
+    let server = serve(View { failing, broken_passes: 3, ..View::default() });
+    let listener = health::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(health::serve(listener, server.shared.clone()));
+    let text = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(PATIENCE).unwrap();
+        write!(stream, "GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    let text = text.await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 503") && text.ends_with("3 passes in a row broke off\n"), "{text}");
+    assert!(matches!(call(&server, Request::Ready).await, Ok(Answer::Done)));
+}
