@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent's configuration: a YAML file, and flags or environment variables above it.
 
+mod address;
 mod check;
 
 use std::{
     fmt, fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
 };
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use weft_api::DnsSettings;
 use weft_dataplane::MapSizes;
 
+pub use self::address::MetricsAddress;
 use crate::model::Mode;
 
 /// Where the configuration file is unless `--config` says otherwise. Only this one may be absent.
@@ -35,6 +37,9 @@ pub struct Overrides {
     /// Address of the API server, such as https://10.0.0.1:6443 (no Service address: the agent is what makes those work)
     #[arg(long, global = true, env = "WEFT_API_SERVER", value_name = "URL")]
     pub api_server: Option<String>,
+    /// Where metrics are served: an address of the node with a port, or `any:9912` [default: nowhere]
+    #[arg(long, global = true, env = "WEFT_METRICS_ADDRESS", value_name = "ADDRESS")]
+    pub metrics_address: Option<MetricsAddress>,
 }
 
 /// Where objects come from.
@@ -130,8 +135,11 @@ pub struct Config {
     pub vhost_binary: Option<PathBuf>,
     /// The CNI plugin's installation.
     pub cni: Cni,
-    /// Where health and metrics are served over HTTP.
-    pub health_address: SocketAddr,
+    /// Where health is served over HTTP, for probes; `healthAddress` with a single one is read too.
+    #[serde(alias = "healthAddress", deserialize_with = "address::one_or_many")]
+    pub health_addresses: Vec<SocketAddr>,
+    /// Where metrics are served over HTTP; none: nowhere.
+    pub metrics_address: Option<MetricsAddress>,
     /// Name service settings for guests and CNI results.
     pub dns: Dns,
     /// Entries of maps, where the programs' own sizes do not fit.
@@ -161,7 +169,8 @@ impl Default for Config {
             pin_dir: "/sys/fs/bpf/weft".into(),
             vhost_binary: None,
             cni: Cni::default(),
-            health_address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 9911)),
+            health_addresses: address::loopback(),
+            metrics_address: None,
             dns: Dns::default(),
             map_sizes: MapSizes::default(),
         }
@@ -332,6 +341,7 @@ impl Config {
         if flags.api_server.is_some() {
             self.api_server.clone_from(&flags.api_server);
         }
+        self.metrics_address = flags.metrics_address.or(self.metrics_address);
     }
 }
 

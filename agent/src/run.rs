@@ -23,8 +23,14 @@ mod memory;
 mod node;
 mod port;
 mod remembered;
+mod repair;
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -45,7 +51,7 @@ use crate::{
     apply::Applier,
     attachment::{Attachments, Settings},
     config::{Config, Source},
-    device::{self, DeviceConfig, Observation},
+    device::{self, Changes, DeviceConfig, Observation},
     event::Events,
     model::{Mode, Snapshot},
     serve::{Command, Shared, View, api, flows, health},
@@ -59,6 +65,7 @@ use crate::{
 /// What keeps it from starting, each naming its object; once it serves, nothing ends it but a signal.
 pub async fn run(config: Config) -> Result<()> {
     let _lock = lock(&config)?;
+    memory::sweep(&config);
     let (shared, commands) = Shared::new(first_view(&config));
     let mut tasks = JoinSet::new();
     serve(&config, &shared, &mut tasks).await?;
@@ -83,15 +90,31 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// One agent at a time.
+/// One agent at a time. The file is root's alone, and its folder can be written by root alone: whoever can open the file can
+/// hold its lock, and keep the agent from starting.
 fn lock(config: &Config) -> Result<Flock<fs::File>> {
-    let path = config.run_dir.join("agent.lock");
-    fs::create_dir_all(&config.run_dir)
-        .with_context(|| format!("runDir: cannot create {}", config.run_dir.display()))?;
-    let file = fs::File::create(&path).with_context(|| format!("runDir: cannot create {}", path.display()))?;
+    let folder = &config.run_dir;
+    let path = folder.join("agent.lock");
+    fs::create_dir_all(folder).with_context(|| format!("runDir: cannot create {}", folder.display()))?;
+    // The sockets of devices are below it: others may pass.
+    restrict(folder, 0o755).with_context(|| format!("runDir: cannot restrict {}", folder.display()))?;
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(&path).with_context(|| format!("runDir: cannot open {}", path.display()))?;
+    // An earlier version made it readable for everybody.
+    restrict(&path, 0o600).with_context(|| format!("runDir: cannot restrict {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, error)| anyhow::Error::from(error))
         .with_context(|| format!("cannot lock {}: another weft-agent runs on this node; end it first", path.display()))
+}
+
+/// Takes away what `most` does not allow.
+fn restrict(path: &Path, most: u32) -> io::Result<()> {
+    let mode = fs::symlink_metadata(path)?.permissions().mode() & 0o7777;
+    if mode & !most != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & most))?;
+    }
+    Ok(())
 }
 
 fn first_view(config: &Config) -> View {
@@ -111,9 +134,15 @@ fn first_view(config: &Config) -> View {
 
 async fn serve(config: &Config, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -> Result<()> {
     let api = api::listen(&config.socket)?;
-    let health = health::listen(config.health_address).await?;
+    let health = health::listen(&config.health_addresses).await?;
+    if let Some(address) = &config.metrics_address {
+        let metrics = health::listen_for_metrics(address).await?;
+        tasks.spawn(health::serve_metrics(metrics, shared.clone()));
+    }
     tasks.spawn(api::serve(api, shared.clone()));
-    tasks.spawn(health::serve(health, shared.clone()));
+    for listener in health {
+        tasks.spawn(health::serve(listener, shared.clone()));
+    }
     Ok(())
 }
 
@@ -135,6 +164,8 @@ async fn start(
 ) -> Result<()> {
     let pod_cidrs = cidrs::first(&config, &shared, &mut snapshots).await?;
     let device_config = device_config(&config, pod_cidrs);
+    // First: what changes from here on is looked at.
+    let changes = Changes::open()?;
     let observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
     let attachments = open_attachments(&config, &device_config, &observation)?;
@@ -149,6 +180,7 @@ async fn start(
         dataplane,
         attachments,
         devices,
+        guest_counters: shared.work.guests.clone(),
         memory,
         applier,
         events,
@@ -159,7 +191,7 @@ async fn start(
     let flow_events = node.dataplane.events().context("cannot read flow events")?;
     let reader = tokio::spawn(flows::read(flow_events, shared.clone()));
     node.publish(&shared, &snapshots.borrow());
-    Engine::new(shared, commands, snapshots, node).run().await;
+    Engine::new(shared, commands, snapshots, changes, node).run().await;
     reader.abort();
     bail!("the object source has ended; this is a bug of weft-agent")
 }
@@ -220,4 +252,41 @@ async fn ended() -> Result<&'static str> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt as _, symlink},
+        path::Path,
+    };
+
+    use super::lock;
+    use crate::config::Config;
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_lock_is_roots_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { run_dir: dir.path().join("run"), ..Config::default() };
+        let file = config.run_dir.join("agent.lock");
+        drop(lock(&config).unwrap());
+        assert_eq!(mode(&file), 0o600);
+        // As an earlier version, or somebody's umask, has left it.
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        fs::set_permissions(&config.run_dir, fs::Permissions::from_mode(0o777)).unwrap();
+        let held = lock(&config).unwrap();
+        assert_eq!((mode(&file), mode(&config.run_dir)), (0o600, 0o755));
+        let error = format!("{:#}", lock(&config).unwrap_err());
+        assert!(error.contains("another weft-agent runs"), "{error}");
+        drop(held);
+        fs::remove_file(&file).unwrap();
+        symlink(dir.path().join("elsewhere"), &file).unwrap();
+        lock(&config).unwrap_err();
+        assert!(!dir.path().join("elsewhere").exists());
+    }
 }

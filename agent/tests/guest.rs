@@ -12,6 +12,7 @@ use std::{
     net::{Ipv6Addr, SocketAddrV6, UdpSocket},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -99,7 +100,7 @@ async fn serve() -> GuestHandle {
         },
         hostname: Some("vm-a".to_owned()),
     };
-    guest::serve(&port).unwrap()
+    guest::serve(&port, &Arc::default()).unwrap()
 }
 
 /// Runs something that blocks while the server goes on.
@@ -305,6 +306,6 @@ fn a_dropped_handle_ends_the_service_and_an_absent_port_is_an_error() {
             dns: DnsSettings::default(),
             hostname: None,
         };
-        assert_eq!(guest::serve(&absent).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        assert_eq!(guest::serve(&absent, &Arc::default()).unwrap_err().raw_os_error(), Some(libc::ENODEV));
     });
 }

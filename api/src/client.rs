@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Answer, ApiError, Reply, Request};
+use crate::{Answer, ApiError, ErrorCode, MAX_REQUEST, Reply, Request};
 
 /// A connection to the node's agent.
 #[derive(Debug)]
@@ -74,6 +74,12 @@ impl Client {
         let mut line =
             serde_json::to_vec(request).map_err(|source| ClientError::Protocol { path: self.path.clone(), source })?;
         line.push(b'\n');
+        if line.len() > MAX_REQUEST {
+            // The agent would hang up in the middle of it.
+            let message =
+                format!("the request has {} bytes, at most {MAX_REQUEST}; name fewer attachments in it", line.len());
+            return Err(ApiError { code: ErrorCode::Invalid, message }.into());
+        }
         self.stream.get_mut().write_all(&line).map_err(|source| self.lost(source))?;
         self.next_answer()
     }

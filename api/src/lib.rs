@@ -6,12 +6,14 @@
 //! writing one [`Reply`] line per event until the client hangs up. A connection carries any number of requests, one after
 //! the other.
 //!
-//! [`Client`] is the synchronous client that both use. Nothing in this crate knows how the agent works.
+//! [`Client`] is the synchronous client that both use. Nothing in this crate knows how the agent works. Plugin and agent also
+//! share folders on disk: [`file`] is how either writes there.
 
 #![forbid(unsafe_code)]
 
 mod attachment;
 mod client;
+pub mod file;
 mod mac;
 mod report;
 
@@ -32,6 +34,10 @@ pub const API_VERSION: u32 = 1;
 
 /// Where the agent listens unless its config says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weft/agent.sock";
+
+/// Bytes that a request may have, its line's end included. Only GC's grows with what it names: 200 bytes for an attachment, so that
+/// this is 160,000 of them, more than a cluster of Kubernetes' own limits has on all nodes together.
+pub const MAX_REQUEST: usize = 32 << 20;
 
 /// One question to the agent.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -4,6 +4,7 @@
 //! Every key is validated and unknown keys are refused, because a misspelt key would otherwise silently give a workload
 //! another network than was meant. DEL reads the same configuration and goes on with what is right in it.
 
+mod capabilities;
 mod fields;
 
 use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
@@ -13,7 +14,7 @@ use tracing::level_filters::LevelFilter;
 use weft_api::{DEFAULT_SOCKET, Mac, PortKind};
 
 use crate::{
-    config::fields::Fields,
+    config::{capabilities::DEVICE_ID, fields::Fields},
     device_info,
     environment::{is_identifier, parse_address},
     error::{CniError, Code},
@@ -33,7 +34,7 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/weft/attachments";
 const DEFAULT_PENDING_DIR: &str = "/var/lib/weft/pending-del";
 
 /// Keys that the spec and its conventions define, or that Weft defines.
-const KNOWN_KEYS: [&str; 23] = [
+const KNOWN_KEYS: [&str; 25] = [
     "cniVersion",
     "cniVersions",
     "name",
@@ -57,14 +58,11 @@ const KNOWN_KEYS: [&str; 23] = [
     "pendingDir",
     "logFile",
     LOG_LEVEL,
+    DEVICE_ID,
+    capabilities::PCI_BUS_ID,
 ];
 const LOG_LEVEL: &str = "logLevel";
 const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
-/// Capabilities that Weft serves.
-const CAPABILITIES: [&str; 3] = ["ips", "mac", DEVICE_INFO_FILE];
-/// Source: Device Information Specification 1.1.0, section 5.1.
-const DEVICE_INFO_FILE: &str = "CNIDeviceInfoFile";
-
 /// One entry of `cni.dev/valid-attachments`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ValidAttachment {
@@ -139,7 +137,7 @@ impl NetworkConfig {
                 fields.problems.insert(0, unsupported.into());
                 SpecVersion::LATEST
             });
-        let port = port_kind(&mut fields);
+        let port = fields.parsed("port", "\"veth\", \"tap\" or \"vhost-user\"").unwrap_or_default();
         let config = Self {
             version,
             name,
@@ -160,7 +158,7 @@ impl NetworkConfig {
             device_info_file: device_info_file(&mut fields),
             valid_attachments: valid_attachments(&mut fields),
         };
-        refuse_capabilities(&mut fields, port);
+        capabilities::check(&mut fields, port);
         config.refuse_contradictions(&mut fields.problems);
         Ok((config, fields.problems))
     }
@@ -202,10 +200,6 @@ fn network_name(fields: &mut Fields) -> Result<String, CniError> {
     Err(CniError::config(format!(
         "field 'name' is '{name}'; it must begin with a letter or digit and hold only letters, digits, '_', '.' and '-'"
     )))
-}
-
-fn port_kind(fields: &mut Fields) -> PortKind {
-    fields.parsed("port", "\"veth\", \"tap\" or \"vhost-user\"").unwrap_or_default()
 }
 
 fn log_level(fields: &mut Fields) -> LevelFilter {
@@ -258,9 +252,13 @@ fn device_info_file(fields: &mut Fields) -> Option<PathBuf> {
     }
 }
 
+/// Null is an empty list: so Go writes one that nothing was put into.
 fn valid_attachments(fields: &mut Fields) -> Option<Vec<ValidAttachment>> {
     let expected = "a list of objects with containerID and ifname";
-    let entries: Vec<Map<String, Value>> = fields.parsed(VALID_ATTACHMENTS, expected)?;
+    if !fields.has(VALID_ATTACHMENTS) {
+        return None;
+    }
+    let entries: Vec<Map<String, Value>> = fields.parsed(VALID_ATTACHMENTS, expected).unwrap_or_default();
     let mut attachments = Vec::new();
     for entry in entries {
         let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -270,27 +268,6 @@ fn valid_attachments(fields: &mut Fields) -> Option<Vec<ValidAttachment>> {
         }
     }
     Some(attachments)
-}
-
-/// A capability that is declared and not served would be lost silently: a pod whose hostPort does not answer.
-fn refuse_capabilities(fields: &mut Fields, port: PortKind) {
-    let served = format!("weft serves {}", CAPABILITIES.join(", "));
-    let declared: Map<String, Value> = fields.parsed("capabilities", "an object").unwrap_or_default();
-    for (key, _) in declared.iter().filter(|(key, on)| *on == &Value::Bool(true) && !CAPABILITIES.contains(&&***key)) {
-        fields.problems.push(CniError::config(format!("field 'capabilities.{key}': {served}; remove it")));
-    }
-    let given: Map<String, Value> = fields.parsed("runtimeConfig", "an object").unwrap_or_default();
-    let described = declared.get(DEVICE_INFO_FILE) == Some(&Value::Bool(true)) || given.contains_key(DEVICE_INFO_FILE);
-    if described && port != PortKind::VhostUser {
-        fields.problems.push(CniError::config(format!(
-            "field 'capabilities.{DEVICE_INFO_FILE}' is for a vhost-user socket and contradicts port '{port}'; remove it, or set \
-             \"port\": \"vhost-user\""
-        )));
-    }
-    for (key, _) in given.iter().filter(|(key, _)| !CAPABILITIES.contains(&&***key)) {
-        let msg = format!("field 'runtimeConfig.{key}': {served}; remove the capability from the configuration");
-        fields.problems.push(CniError::new(Code::UnsupportedField, msg));
-    }
 }
 
 #[cfg(test)]
@@ -350,6 +327,10 @@ mod tests {
             (json!({"dns": 7}), "field 'dns'"),
             (json!({"name": "a/b"}), "field 'name' is 'a/b'"),
             (json!({"capabilities": {"portMappings": true}}), "capabilities.portMappings"),
+            (json!({"capabilities": {"infinibandGUID": true}}), "capabilities.infinibandGUID"),
+            (json!({"deviceID": 7}), "field 'deviceID'"),
+            (json!({"pciBusId": "0000:05:00.1"}), "unknown field 'pciBusId'"),
+            (json!({"runtimeConfig": {"deviceID": ["a"]}}), "field 'runtimeConfig.deviceID'"),
             (json!({"runtimeConfig": {"ips": ["x"]}}), "field 'runtimeConfig.ips': 'x'"),
             (json!({"runtimeConfig": {"mac": "x"}}), "field 'runtimeConfig.mac'"),
             (json!({"port": "tap", "capabilities": {"CNIDeviceInfoFile": true}}), "contradicts port 'tap'"),
@@ -368,6 +349,25 @@ mod tests {
             assert_eq!(error.code, Code::Config, "{error}");
             assert!(error.msg.contains(part), "{part}: {error}");
         }
+    }
+
+    /// With a device plugin's resource, a MAC, addresses, and arguments that are for somebody else.
+    #[test]
+    fn what_multus_adds_is_understood() {
+        let file = "/var/run/k8s.cni.cncf.io/devinfo/cni/default/guests-c1_net1";
+        let config = strict(json!({
+            "port": "vhost-user", "deviceID": "vhost-3", "pciBusID": "vhost-3",
+            "capabilities": {"CNIDeviceInfoFile": true, "deviceID": true, "ips": true, "mac": true},
+            "runtimeConfig": {"CNIDeviceInfoFile": file, "deviceID": "vhost-3", "ips": ["10.1.0.9/24"],
+                "mac": "02:00:00:00:00:09"},
+            "args": {"cni": {"ips": ["10.1.0.9/24"], "labels": [{"key": "a", "value": "b"}], "anything": {"else": 1}}},
+        }))
+        .unwrap();
+        assert_eq!(config.device_info_file.unwrap().to_str(), Some(file));
+        assert_eq!(config.addresses, ["10.1.0.9".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(config.mac.unwrap().to_string(), "02:00:00:00:00:09");
+        let veth = strict(json!({"deviceID": "0000:05:00.1", "pciBusID": "0000:05:00.1"})).unwrap();
+        assert_eq!(veth.port, PortKind::Veth);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{error::CniError, file};
 const VERSION: &str = "1.1.0";
 /// The workload's role: the host makes the socket, the VMM connects to it (section 3.1.5.1).
 const MODE: &str = "client";
-/// Longest name of the file; the kernel takes 255 bytes, and the temporary name is a little longer.
+/// Longest name of the file; the kernel takes 255 bytes, and its name while it is replaced is a little longer.
 const NAME_MAX: usize = 240;
 
 /// A device-info file that an attachment has, or is about to have.
@@ -53,8 +53,7 @@ impl DeviceInfo {
     /// What the system said, with the file's name.
     pub(crate) fn remove(&self) -> Result<(), CniError> {
         let own = file::read::<Value>(&self.file).is_some_and(|content| content == self.content());
-        let removed = file::remove(&file::temporary(&self.file))
-            .and_then(|()| if own { file::remove(&self.file) } else { Ok(()) });
+        let removed = if own { file::remove(&self.file) } else { file::settle(&self.file) };
         removed
             .map_err(|error| CniError::io(format!("cannot remove the device-info file {}", self.file.display()), error))
     }

@@ -78,8 +78,12 @@ impl Folder {
     /// Removes the file of `id`, also what a killed plugin has half written; one that is gone is no error.
     pub(crate) fn remove(&self, id: &AttachmentId) -> io::Result<()> {
         let path = self.path_of(id);
-        let files = [file::temporary(&path), path];
-        files.iter().try_for_each(|path| file::remove(path).map_err(naming("remove", path)))
+        file::remove(&path).map_err(naming("remove", &path))
+    }
+
+    /// Removes what killed plugins have half written, of any attachment.
+    pub(crate) fn sweep(&self) -> io::Result<()> {
+        file::sweep(&self.path).map_err(naming("sweep", &self.path))
     }
 
     /// All files that can be read.
@@ -128,6 +132,9 @@ mod tests {
 
         std::fs::write(dir.path().join("new/.n.c.eth0.json.tmp"), b"{").unwrap();
         folder.remove(&record.id).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path().join("new")).unwrap().count(), 0);
+        std::fs::write(dir.path().join("new/.n.other.eth0.json.tmp"), b"{").unwrap();
+        folder.sweep().unwrap();
         assert_eq!(std::fs::read_dir(dir.path().join("new")).unwrap().count(), 0);
     }
 

@@ -7,7 +7,7 @@ use weft_api::{AttachmentId, AttachmentSpec, Mac, PortKind};
 
 use crate::{config::NetworkConfig, environment::Environment, error::CniError};
 
-/// Longest name of a state file; the kernel takes 255 bytes, and a temporary name is a little longer.
+/// Longest name of a state file; the kernel takes 255 bytes, and its name while it is replaced is a little longer.
 const FILE_NAME_MAX: usize = 240;
 
 /// The key of the attachment that `environment` names in `config`'s network.

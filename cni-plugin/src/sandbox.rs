@@ -2,11 +2,11 @@
 //! A sandbox: the network namespace that the runtime made for a container.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     thread,
 };
@@ -47,7 +47,9 @@ impl Sandbox {
     /// Opens the network namespace at `path`, the value of `CNI_NETNS`.
     pub(crate) fn open(path: &str) -> Result<Self, OpenError> {
         let failed = |what: &str| CniError::environment(format!("CNI_NETNS '{path}' {what}"));
-        let netns = File::open(path).map_err(|error| match error.kind() {
+        // A FIFO would have the plugin wait for a writer.
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+        let netns = opened.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => OpenError::Gone(failed("does not exist; the runtime must make the namespace")),
             _ => OpenError::Wrong(failed(&format!("cannot be opened: {error}"))),
         })?;

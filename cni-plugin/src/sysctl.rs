@@ -6,11 +6,16 @@ use std::{
     io::{self, Write as _},
 };
 
-/// Settings of the host's end of a veth and of a tap: reverse path filtering would drop what a workload sends, as the
-/// host has no address there; router advertisements from a workload must not move the host's routes; and without a
-/// link-local address the host says nothing on the link.
-const HOST_END: [(&str, &str, &str); 3] =
-    [("ipv4", "rp_filter", "0"), ("ipv6", "accept_ra", "0"), ("ipv6", "addr_gen_mode", "1")];
+/// Settings of the host's end of a veth and of a tap: no way into the host's IP stack, should somebody take the programs away.
+/// What a workload sends has no return path there, is not forwarded, and meets no IPv6 at all; the programs decide before any
+/// of it and need none.
+const HOST_END: [(&str, &str, &str); 5] = [
+    ("ipv4", "rp_filter", "1"),
+    ("ipv4", "forwarding", "0"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "addr_gen_mode", "1"),
+    ("ipv6", "disable_ipv6", "1"),
+];
 
 /// Settings of the sandbox's end: IPv6 works whatever the sandbox's default is; routes come from ADD and from nobody
 /// else; and the link-local address serves at once.

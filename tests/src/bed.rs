@@ -234,6 +234,12 @@ impl Outside {
     /// The nodes' IPv6 router.
     pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x119, 0, 0, 0, 0, 0, 0xfe);
 
+    /// Its namespaces.
+    #[must_use]
+    pub fn machine(&self) -> &Namespace {
+        &self.machine
+    }
+
     /// Its address of the family of `peer`.
     #[must_use]
     pub fn address_for(&self, peer: IpAddr) -> IpAddr {

@@ -43,6 +43,21 @@ impl Binaries {
         Self::built(&running()?.0, "release", "release")
     }
 
+    /// Takes agent, plugin and CLI of another build, which is in `folder`; the probe is this build's.
+    ///
+    /// # Errors
+    /// One is missing.
+    pub fn beside(folder: &Path) -> Result<Self> {
+        let folder = folder.canonicalize().with_context(|| format!("find {}", folder.display()))?;
+        let (target, profile) = running()?;
+        Ok(Self {
+            agent: existing(&folder.join("weft-agent"))?,
+            cni: existing(&folder.join("weft-cni"))?,
+            cli: existing(&folder.join("weft"))?,
+            ..Self::built(&target, &profile, "debug")?
+        })
+    }
+
     fn built(target: &Path, profile: &str, probe_profile: &str) -> Result<Self> {
         let folder = target.join(profile);
         Ok(Self {

@@ -27,6 +27,8 @@ use traces::Traces;
 
 /// CNI spec 1.1.0: try again later. The only error that an ADD may give while the agent is away.
 const TRY_AGAIN: u32 = 11;
+/// After so many operations it is told how far it is: some ten seconds.
+const OPERATIONS_TOLD: usize = 50;
 /// Attachments at the same time.
 const MOST: usize = 40;
 
@@ -41,6 +43,9 @@ pub fn churn(ops: usize, seed: u64) -> Result<BTreeMap<&'static str, usize>> {
     let mut runtime =
         Runtime { node, random: Random::new(seed), live: Vec::new(), doubtful: Vec::new(), counts: BTreeMap::new() };
     for number in 0..ops {
+        if number.is_multiple_of(OPERATIONS_TOLD) {
+            eprintln!("churn: operation {number} of {ops}");
+        }
         runtime.operate().with_context(|| {
             format!("operation {number} of seed {seed}; the agent's log:\n{}", runtime.node.agent_log())
         })?;

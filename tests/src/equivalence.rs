@@ -32,6 +32,7 @@ pub fn equivalence(cases: usize, seed: u64) -> Result<BTreeMap<String, usize>> {
     let mut answers = BTreeMap::new();
     let mut previous = None;
     for number in 0..cases.div_ceil(CASES_PER_ROUND) {
+        eprintln!("equivalence: case {} of {cases}", number * CASES_PER_ROUND);
         let round = Round::generate(number, &mut random);
         site.apply(&round, previous.as_ref())?;
         let count = CASES_PER_ROUND.min(cases - number * CASES_PER_ROUND);

@@ -116,7 +116,7 @@ impl Node {
             "serviceCIDRs": SERVICE_CIDRS,
             "stateDir": self.file("state"),
             "cni": { "install": false },
-            "healthAddress": "127.0.0.1:9911",
+            "metricsAddress": "127.0.0.1:9912",
         });
         for (key, value) in options.config.as_object().into_iter().flatten() {
             config[key] = value.clone();
@@ -218,6 +218,14 @@ impl Node {
         serde_json::from_str(&text).with_context(|| format!("weft {arguments} printed: {text}"))
     }
 
+    /// What the agent tells Prometheus.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        self.sh("busybox wget -q -O - http://127.0.0.1:9912/metrics")?.ok()
+    }
+
     /// How many packets were dropped here for `reason`.
     ///
     /// # Errors
@@ -226,6 +234,14 @@ impl Node {
         let drops: Vec<weft_api::DropReport> = self.weft_json("drops")?;
         Ok(drops.iter().filter(|drop| drop.reason == reason).map(|drop| drop.packets).sum())
     }
+}
+
+/// A script that detaches every program of Weft from a device, as somebody with bpftool might.
+#[must_use]
+pub fn detach_programs(device: &str) -> String {
+    format!(
+        "for pin in /sys/fs/bpf/weft/*/links/$(cat /sys/class/net/{device}/ifindex)-*; do bpftool link detach pinned $pin; done"
+    )
 }
 
 impl Shell for Node {

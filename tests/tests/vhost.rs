@@ -25,7 +25,7 @@ fn served(node: &Node) -> Result<VmReport> {
 
 /// The value of a metric of the agent's, of the port's own labels and `more`.
 fn metric(node: &Node, name: &str, tap: &str, more: &str) -> Result<u64> {
-    let text = node.sh("busybox wget -q -O - http://127.0.0.1:9911/metrics")?.ok()?;
+    let text = node.metrics()?;
     let start = format!("weft_vhost_{name}{{namespace=\"default\",pod=\"guest\",interface=\"{tap}\"{more}}} ");
     let value = text.lines().find_map(|line| line.strip_prefix(&start));
     value.with_context(|| format!("no {start} in:\n{text}"))?.parse().context("not a number")

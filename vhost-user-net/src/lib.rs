@@ -14,7 +14,8 @@
 //! | [`device`] | requests carried out; one thread per queue pair; transmit and receive |
 //! | [`port`], [`tap`] | where the frames go |
 //! | [`service`], [`session`], [`socket`] | connections one after the other, as server or client; the loop of one |
-//! | [`control`], [`metrics`], [`footprint`], [`trace`] | what an operator sees |
+//! | [`pace`] | how often something may happen |
+//! | [`control`], [`metrics`], [`footprint`], [`trace`], [`log`] | what an operator sees |
 //! | [`sandbox`] | what the process may do once it is set up |
 //!
 //! The guest is hostile. Code that touches its memory is in [`memory`], [`dirty_log`], [`ring`] and the two queue
@@ -26,8 +27,10 @@ pub mod control;
 pub mod device;
 pub mod dirty_log;
 pub mod footprint;
+pub mod log;
 pub mod memory;
 pub mod metrics;
+pub mod pace;
 pub mod port;
 pub mod protocol;
 pub mod ring;

@@ -2,7 +2,7 @@
 //! `weft-vhost`: see the library's documentation.
 #![deny(unsafe_op_in_unsafe_fn)]
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use weft_vhost::args::{Args, LogFormat, SandboxMode};
+use weft_vhost::args::{Args, SandboxMode};
 use weft_vhost::control::Control;
 use weft_vhost::device::{Device, DeviceConfig};
 use weft_vhost::footprint::{self, Footprint};
@@ -23,7 +23,7 @@ use weft_vhost::port::Port;
 use weft_vhost::protocol::features;
 use weft_vhost::service::{self, Endpoint};
 use weft_vhost::tap::Tap;
-use weft_vhost::{sandbox, socket};
+use weft_vhost::{log, sandbox, socket};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     } else if args.print_capabilities {
         print_capabilities(&args)
     } else {
-        start_log(args.log_format);
+        log::start(args.log_format);
         run(args)
     };
     match result {
@@ -138,17 +138,4 @@ fn print_capabilities(args: &Args) -> Result<()> {
 
 fn print_manual() -> Result<()> {
     clap_mangen::Man::new(Args::command()).render(&mut std::io::stdout()).context("standard output")
-}
-
-fn start_log(format: LogFormat) {
-    let filter =
-        tracing_subscriber::EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
 }

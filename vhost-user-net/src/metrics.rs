@@ -33,12 +33,26 @@ pub enum DropReason {
     Disabled,
     /// Another error of the port.
     Port,
+    /// The header has a checksum written elsewhere than in the frame's own transport header.
+    BadChecksumPlace,
+    /// The header asks for segments of another protocol or family than the frame's, or for too many.
+    BadSegmentation,
 }
 
 /// Number of [`DropReason`] reasons.
-pub const DROPS: usize = 8;
-const DROP_NAMES: [&str; DROPS] =
-    ["short", "too_long", "not_negotiated", "malformed", "link_down", "no_memory", "disabled", "port"];
+pub const DROPS: usize = 10;
+const DROP_NAMES: [&str; DROPS] = [
+    "short",
+    "too_long",
+    "not_negotiated",
+    "malformed",
+    "link_down",
+    "no_memory",
+    "disabled",
+    "port",
+    "bad_checksum_place",
+    "bad_segmentation",
+];
 
 /// Counters of one ring. One thread writes them, any thread reads them.
 #[derive(Debug, Default)]

@@ -5,15 +5,21 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use crate::device::Device;
+use crate::pace::Pace;
 use crate::protocol::channel::Channel;
 use crate::session::{self, End};
+
+/// Connections that are served as fast as they come: those of a VMM that starts, and tries a few times.
+const CONNECTIONS_AT_ONCE: u32 = 32;
+/// Between two of a front end that connects again and again after that.
+const CONNECTION_PERIOD: Duration = Duration::from_millis(100);
 
 /// Where front ends come from.
 #[derive(Debug)]
@@ -58,7 +64,15 @@ pub fn run(endpoint: Endpoint, device: &mut Device, stop: BorrowedFd<'_>) -> Res
 }
 
 fn run_server(listener: &UnixListener, device: &mut Device, stop: BorrowedFd<'_>) -> Result<(), ServiceError> {
+    let mut pace = Pace::new(CONNECTIONS_AT_ONCE, CONNECTION_PERIOD);
     while wait(stop, Some(listener.as_fd()), PollTimeout::NONE)? {
+        if let Err(pause) = pace.take(Instant::now()) {
+            // A front end that connects in a loop: it waits in the listener's queue.
+            if !wait(stop, None, timeout(pause))? {
+                return Ok(());
+            }
+            continue;
+        }
         match listener.accept() {
             Ok((stream, _)) => {
                 if serve(stream, device, stop, Some(listener)) == End::Stopped {
@@ -78,7 +92,7 @@ fn run_client(
     device: &mut Device,
     stop: BorrowedFd<'_>,
 ) -> Result<(), ServiceError> {
-    let pause = PollTimeout::try_from(retry).unwrap_or(PollTimeout::MAX);
+    let pause = timeout(retry);
     let mut told = false;
     loop {
         match UnixStream::connect(path) {
@@ -134,6 +148,10 @@ fn refuse_second(listener: Option<&UnixListener>) {
         Some(Err(error)) if !is_passing(&error) => tracing::warn!(%error, "accept on the vhost-user socket"),
         _ => {}
     }
+}
+
+fn timeout(time: Duration) -> PollTimeout {
+    PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)
 }
 
 fn is_passing(error: &io::Error) -> bool {

@@ -5,7 +5,7 @@ mod peer;
 
 use anyhow::{Context, Result, ensure};
 use peer::exchange::{receive_and_see, send_and_see};
-use peer::host::{Backend, Host, Wire, eventually, frame};
+use peer::host::{Backend, Host, Wire, eventually, frame, tcp_frame};
 use peer::ram::Ram;
 use peer::ring::{DriverRing, INDIRECT, NEXT, WRITE};
 use peer::{HEADER, MERGEABLE, Options, Peer, RX, TX};
@@ -230,9 +230,15 @@ fn a_frame_longer_than_any_packet_is_dropped_and_its_ring_goes_on() -> Result<()
 fn a_header_that_lies_costs_its_frame_only() -> Result<()> {
     const OFFLOADS: u64 = features::CSUM | features::HOST_TSO4 | features::HOST_TSO6 | features::HOST_ECN;
     // flags, gso type, header length, gso size, checksum start, checksum offset
-    let lies: [(&str, [u8; HEADER], &str); 6] = [
-        ("gso size 0", [1, 1, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0], "/drops/malformed"),
-        ("checksum past the end", [1, 0, 0, 0, 0, 0, 0xff, 0xff, 16, 0, 0, 0], "/drops/malformed"),
+    let lies: [(&str, [u8; HEADER], &str); 12] = [
+        ("checksum for the destination", [1, 0, 0, 0, 0, 0, 14, 0, 16, 0, 0, 0], "/drops/bad_checksum_place"),
+        ("checksum for the source", [1, 0, 0, 0, 0, 0, 14, 0, 12, 0, 0, 0], "/drops/bad_checksum_place"),
+        ("checksum for a port", [1, 0, 0, 0, 0, 0, 34, 0, 2, 0, 0, 0], "/drops/bad_checksum_place"),
+        ("checksum of an inner packet", [1, 0, 0, 0, 0, 0, 84, 0, 16, 0, 0, 0], "/drops/bad_checksum_place"),
+        ("checksum past the end", [1, 0, 0, 0, 0, 0, 0xff, 0xff, 16, 0, 0, 0], "/drops/bad_checksum_place"),
+        ("gso size 0", [1, 1, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0], "/drops/bad_segmentation"),
+        ("gso size 1", [1, 1, 54, 0, 1, 0, 34, 0, 16, 0, 0, 0], "/drops/bad_segmentation"),
+        ("segments of the other family", [1, 4, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0], "/drops/bad_segmentation"),
         ("headers longer than the frame", [1, 1, 0xff, 0xff, 0xa8, 5, 34, 0, 16, 0, 0, 0], "/drops/malformed"),
         ("unknown gso type", [0, 0x42, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "/drops/not_negotiated"),
         ("UDP fragmentation", [1, 3, 54, 0, 8, 0, 34, 0, 6, 0, 0, 0], "/drops/not_negotiated"),
@@ -244,7 +250,7 @@ fn a_header_that_lies_costs_its_frame_only() -> Result<()> {
     let mut peer = Peer::start(&host.socket(), options(MERGEABLE | OFFLOADS))?;
     let mut expected = std::collections::BTreeMap::new();
     for (name, header, counter) in lies {
-        peer.send_with(header, &frame(200, 1))?;
+        peer.send_with(header, &tcp_frame(146))?;
         peer.rings[TX].wait_used().context(name)?;
         let count = expected.entry(counter).or_insert(0);
         *count += 1;

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use peer::exchange::send_and_see;
@@ -272,6 +273,44 @@ fn a_second_front_end_is_refused_and_the_first_goes_on() -> Result<()> {
     let mut peer = Peer::start(&host.socket(), Options::default())?;
     Raw::connect(&host.socket())?.wait_closed()?;
     send_and_see(&mut peer, &wire)
+}
+
+#[test]
+fn a_front_end_that_connects_in_a_loop_is_slowed_down() -> Result<()> {
+    let host = Host::new(1)?;
+    let start = Instant::now();
+    let backend = host.backend(&[])?;
+    for _ in 0..100 {
+        drop(UnixStream::connect(host.socket())?);
+    }
+    let served = eventually("some connections", || {
+        let served = backend.metrics()?["connections"].as_u64().context("no connections")?;
+        Ok((served >= 40).then_some(served))
+    })?;
+    // However slow this machine is, it has not served more than came at once and ten a second.
+    let most = 32 + start.elapsed().as_millis() / 100 + 1;
+    ensure!(u128::from(served) <= most, "{served} connections, {most} at most");
+    Ok(())
+}
+
+#[test]
+fn what_a_front_end_has_logged_is_bounded() -> Result<()> {
+    let host = Host::new(4)?;
+    let backend = host.backend(&["--queues", "4"])?;
+    let options = Options { pairs: 4, features: MERGEABLE | features::MQ, ..Options::default() };
+    // A line for the connection, one for its end, and for each ring two: 360, of which 200 are written at once.
+    let connections = 20;
+    for _ in 0..connections {
+        drop(Peer::start(&host.socket(), options)?);
+    }
+    eventually("a line on those that were left out", || {
+        drop(UnixStream::connect(host.socket())?);
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(backend.log()?.contains("lines were left out").then_some(()))
+    })?;
+    let lines = backend.log()?.lines().filter(|line| line.contains("ring st")).count();
+    ensure!(lines < connections * 16, "every one of {lines} lines was written");
+    Ok(())
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod peer;
 
 use anyhow::{Result, ensure};
-use peer::host::{Host, Wire, frame};
+use peer::host::{Host, Wire, frame, tcp_frame};
 use peer::ring::{INDIRECT, NEXT, WRITE};
 use peer::{HEADER, MERGEABLE, Options, PLAIN, Peer, RX, TX};
 use weft_vhost::protocol::features;
@@ -196,26 +196,6 @@ fn segmentation_frames_pass_both_ways_when_negotiated() -> Result<()> {
     peer.rings[TX].offer(0);
     peer.rings[TX].publish()?;
     backend.wait_counter(TX, "/drops/not_negotiated", 1)
-}
-
-/// An IPv4 TCP frame with this much payload and the checksum fields as an offloading sender leaves them.
-fn tcp_frame(payload: usize) -> Vec<u8> {
-    let mut bytes = vec![0xff; 6];
-    bytes.extend_from_slice(&[0x52, 0x54, 0, 0, 0, 1, 8, 0]);
-    let total = (40 + payload) as u16;
-    let mut ip = [0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
-    ip[2..4].copy_from_slice(&total.to_be_bytes());
-    let sum = |bytes: &[u8]| bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
-    let fold = |sum: u32| (sum & 0xffff) + (sum >> 16);
-    let checksum = !(fold(fold(sum(&ip))) as u16);
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-    let pseudo = fold(fold(sum(&ip[12..20]) + 6 + 20 + payload as u32)) as u16;
-    bytes.extend_from_slice(&ip);
-    bytes.extend_from_slice(&[0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff]);
-    bytes.extend_from_slice(&pseudo.to_be_bytes());
-    bytes.extend_from_slice(&[0, 0]);
-    bytes.extend((0..payload).map(|at| at as u8));
-    bytes
 }
 
 #[test]

@@ -36,22 +36,24 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds agent, plugin and CLI, and the static probe.
+/// Builds agent, plugin, CLI and device, and the static probe.
 pub(crate) fn programs() -> Result<()> {
     programs_with(&[])
 }
 
 /// Builds the same as a release.
 pub(crate) fn released_programs() -> Result<()> {
+    eprintln!("build: a release, which takes minutes unless it is there already");
     programs_with(&["--release"])
 }
 
+/// Cargo tells what it compiles: from nothing it is some hundred crates.
 fn programs_with(options: &[&str]) -> Result<()> {
+    eprintln!("build: weft-agent, weft-cni, weft, weft-vhost");
+    run(cargo().args(["build", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft", "-p", "weft-vhost"]).args(options))?;
+    eprintln!("build: weft-probe, linked statically");
     run(cargo()
-        .args(["build", "--quiet", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft", "-p", "weft-vhost"])
-        .args(options))?;
-    run(cargo()
-        .args(["build", "--quiet", "-p", "weft-probe", "--target", STATIC_TARGET, "--target-dir"])
+        .args(["build", "-p", "weft-probe", "--target", STATIC_TARGET, "--target-dir"])
         .arg(target()?.join("static"))
         .args(options)
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", STATIC))

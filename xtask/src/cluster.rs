@@ -127,11 +127,18 @@ pub(crate) fn conformance(name: &str) -> Result<ExitCode> {
 }
 
 fn raise(cluster: &Cluster) -> Result<ExitCode> {
-    cluster.up(&Binaries::build()?, CniArgument::None.into())?;
-    cluster.install(&Binaries::cached()?, &installation(false, "vxlan".to_owned()))?;
+    eprintln!("cluster: its programs");
+    let binaries = Binaries::build()?;
+    eprintln!("cluster: control plane and two nodes");
+    cluster.up(&binaries, CniArgument::None.into())?;
+    eprintln!("cluster: Weft on it");
+    cluster.install(&binaries, &installation(false, "vxlan".to_owned()))?;
+    eprintln!("cluster: a device outlives its agent");
     device(cluster)?;
+    eprintln!("cluster: upstream's conformance tests");
     let selection = Selection { focus: REQUIRED.to_owned(), skip: None, processes: 6, report_directory: None };
     let code = e2e(cluster, &selection)?;
+    eprintln!("cluster: Weft off it");
     uninstall(cluster)?;
     Ok(code)
 }

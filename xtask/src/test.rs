@@ -3,6 +3,7 @@
 //! `cargo xtask test`: the whole suite that CI runs, or one part of it.
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -11,9 +12,9 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use weft_testbed::{
-    churn,
+    Selection, churn,
     cluster::{Binaries, build_test_images},
-    equivalence,
+    equivalence, hostile, hostile_names,
 };
 
 use crate::{build, check, cluster, demo};
@@ -27,7 +28,7 @@ pub(crate) struct Arguments {
 }
 
 /// A part of the suite.
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 enum Part {
     /// Unit and integration tests of every crate, on simulated nodes and in QEMU guests.
     Crates,
@@ -53,6 +54,19 @@ enum Part {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Attacks by pods, guests and neighbours on the wire, each a named case: nobody speaks for another, and no tenant stops
+    /// a node.
+    Hostile {
+        /// Only the cases whose name this regular expression matches.
+        #[arg(long, value_name = "REGEX")]
+        case: Option<String>,
+        /// Print the names of the cases and run none.
+        #[arg(long)]
+        list: bool,
+        /// Attack agent, plugin and CLI of another build, which are in this folder.
+        #[arg(long, value_name = "DIR")]
+        programs: Option<PathBuf>,
+    },
     /// The vhost-user-net device with every front end, in the agent's care, and behind a Service.
     Vhost,
     /// A real Kubernetes with Weft on it must pass the upstream conformance tests that are Weft's.
@@ -64,13 +78,14 @@ enum Part {
 /// # Errors
 /// A part that failed; the others after it do not run.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    match arguments.part {
+    match arguments.part.clone() {
         None => suite(),
         Some(Part::Crates) => crates().map(|()| ExitCode::SUCCESS),
         Some(Part::Bed) => bed("*").map(|()| ExitCode::SUCCESS),
         Some(Part::Restart) => bed("restart").map(|()| ExitCode::SUCCESS),
         Some(Part::Churn { ops, seed }) => churning(ops, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Equivalence { cases, seed }) => equivalent(cases, seed).map(|()| ExitCode::SUCCESS),
+        Some(Part::Hostile { case, list, programs }) => attacked(&Selection { case, programs }, list),
         Some(Part::Vhost) => vhost().map(|()| ExitCode::SUCCESS),
         Some(Part::Cluster) => on_cluster(),
     }
@@ -82,6 +97,7 @@ fn suite() -> Result<ExitCode> {
     step("check", || check::run().map(drop))?;
     step("tests of the crates", crates)?;
     step("churn", || churning(300, 1))?;
+    step("hostile", || succeeded(attacked(&Selection::default(), false)?))?;
     step("equivalence", || equivalent(200, 1))?;
     step("Kubernetes for the cluster", || {
         kubernetes.join().map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?
@@ -132,6 +148,18 @@ fn churning(ops: usize, seed: u64) -> Result<()> {
     let counts = churn(ops, seed)?;
     println!("churn: {ops} operations of seed {seed}, nothing is left: {counts:?}");
     Ok(())
+}
+
+/// The closing line stands alone, for those who read it by program.
+fn attacked(selection: &Selection, list: bool) -> Result<ExitCode> {
+    if list {
+        hostile_names(selection)?.iter().for_each(|name| println!("{name}"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    build::programs()?;
+    let tally = hostile(selection)?;
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn equivalent(cases: usize, seed: u64) -> Result<()> {

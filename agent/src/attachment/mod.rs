@@ -184,6 +184,7 @@ impl Attachments {
     /// Attachments of `network` that are not in `valid`.
     #[must_use]
     pub fn garbage(&self, network: &str, valid: &[AttachmentId]) -> Vec<AttachmentId> {
+        let valid: BTreeSet<&AttachmentId> = valid.iter().collect();
         let of_network = self.records.keys().filter(|id| id.network == network);
         of_network.filter(|id| !valid.contains(id)).cloned().collect()
     }

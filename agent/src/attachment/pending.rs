@@ -12,7 +12,7 @@ use std::{
 
 use weft_api::AttachmentId;
 
-use crate::file::gone;
+use crate::file;
 
 /// The folder below the state folder.
 #[must_use]
@@ -40,7 +40,7 @@ impl Pending {
     /// # Errors
     /// The file cannot be removed.
     pub fn finish(&self) -> io::Result<()> {
-        gone(fs::remove_file(&self.file))
+        file::remove(&self.file)
     }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Attachments on disk: `<stateDir>/allocations/<network>.<container>.<ifname>.json`, one [`Attachment`] each.
 //!
-//! A file is written beside its place, made durable, and renamed; the folder is made durable after that. So after a crash at
-//! any point each file is the old one or the new one, and nothing that was answered is forgotten.
+//! A file is written, made durable, and put in its place; the folder is made durable after that. So after a crash at any
+//! point each file is the old one or the new one, and nothing that was answered is forgotten.
 
 use std::{
     collections::BTreeMap,
@@ -59,7 +59,7 @@ impl Store {
                 let record = read(&path)?;
                 records.insert(record.spec.id.clone(), record);
             } else {
-                // Left from a write that was cut off before its rename: it was never answered.
+                // Left from a write that was cut off before it was in its place: it was never answered.
                 fs::remove_file(&path).map_err(io_error("remove", &path))?;
             }
         }
@@ -69,8 +69,7 @@ impl Store {
     /// Writes the record, durably.
     pub(super) fn save(&self, record: &Attachment) -> Result<(), StoreError> {
         let path = self.path(&record.spec.id);
-        // What it cannot remove after a failure, the next start does.
-        let written = file::replace(&path, &file::temporary(&path), |file| {
+        let written = file::replace(&path, |file| {
             file.write_all(&serde_json::to_vec(record)?)?;
             file.sync_all()
         });
@@ -81,11 +80,8 @@ impl Store {
     /// Removes the record, durably; one that is gone is fine.
     pub(super) fn remove(&self, id: &AttachmentId) -> Result<(), StoreError> {
         let path = self.path(id);
-        match fs::remove_file(&path) {
-            Ok(()) => self.sync(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(StoreError::Io { call: "remove", path, source }),
-        }
+        file::remove(&path).map_err(io_error("remove", &path))?;
+        self.sync()
     }
 
     fn sync(&self) -> Result<(), StoreError> {

@@ -19,6 +19,11 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
     // RFC 1122, section 3.3.3; with IPv6 the devices ask for 1280.
     config.mtu.map_or(Ok(()), |mtu| in_range(mtu, 576..=65_535)).map_err(|e| ("mtu", e))?;
     check_socket(&config.socket).map_err(|e| ("socket", e))?;
+    if config.health_addresses.is_empty() {
+        let problem =
+            "there is none, and kubelet's probes need one; leave the key out for 127.0.0.1:9911 and [::1]:9911";
+        return Err(("healthAddresses", problem.to_owned()));
+    }
     for (field, path) in [("runDir", &config.run_dir), ("stateDir", &config.state_dir), ("pinDir", &config.pin_dir)] {
         check_absolute(path).map_err(|e| (field, e))?;
     }

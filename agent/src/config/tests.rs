@@ -22,6 +22,15 @@ fn an_empty_file_gives_the_defaults() {
 }
 
 #[test]
+fn health_is_on_loopback_of_both_families_and_metrics_nowhere() {
+    let texts = |config: &Config| config.health_addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let config = load("nodeName: n1\n").unwrap();
+    assert_eq!((texts(&config), config.metrics_address), (vec!["127.0.0.1:9911".into(), "[::1]:9911".into()], None));
+    let old = load("nodeName: n1\nhealthAddress: 0.0.0.0:9911\n").unwrap();
+    assert_eq!(texts(&old), ["0.0.0.0:9911"]);
+}
+
+#[test]
 fn every_field_is_read() {
     let text = "
 nodeName: n1
@@ -44,7 +53,8 @@ stateDir: /var/lib/a
 pinDir: /sys/fs/bpf/a
 vhostBinary: /opt/weft-vhost
 cni: {binDir: /b, confDir: /c, install: false, name: lab}
-healthAddress: '127.0.0.1:1'
+healthAddresses: ['127.0.0.1:1', '[::1]:1']
+metricsAddress: '192.0.2.1:9912'
 dns: {nameservers: [10.96.0.10], search: [cluster.local]}
 mapSizes: {flows4: 1024}
 ";
@@ -65,10 +75,12 @@ fn flags_go_above_the_file() {
         config: Some(file),
         node_name: Some("n2".to_owned()),
         source: Some(Source::Dir("/m".into())),
-        api_server: None,
+        metrics_address: Some("any:9913".parse().unwrap()),
+        ..Overrides::default()
     };
     let config = Config::load(&flags).unwrap();
     assert_eq!((config.node_name.as_str(), config.source), ("n2", Source::Dir("/m".into())));
+    assert_eq!(config.metrics_address.unwrap().to_string(), "any:9913");
 }
 
 #[rstest]
@@ -89,6 +101,11 @@ fn flags_go_above_the_file() {
 #[case::relative("nodeName: n\nrunDir: run", &["runDir", "absolute"])]
 #[case::socket(&format!("nodeName: n\nsocket: /{}", "s".repeat(107)), &["socket", "107 bytes"])]
 #[case::network("nodeName: n\ncni: {name: 'a/b'}", &["cni.name", "'a/b'"])]
+#[case::health("nodeName: n\nhealthAddress: localhost", &["healthAddresses", "'localhost'", "127.0.0.1:9911"])]
+#[case::no_health("nodeName: n\nhealthAddresses: []", &["healthAddresses", "leave the key out"])]
+#[case::metrics("nodeName: n\nmetricsAddress: '9912'", &["metricsAddress", "'9912'", "any:9912"])]
+#[case::open_metrics("nodeName: n\nmetricsAddress: '0.0.0.0:9912'", &["metricsAddress", "for its pods too", "any:9912"])]
+#[case::open_metrics_v6("nodeName: n\nmetricsAddress: '[::]:9912'", &["metricsAddress", "any:9912"])]
 #[case::map("nodeName: n\nmapSizes: {flow: 1}", &["mapSizes", "`flow`", "flows4"])]
 #[case::map_size("nodeName: n\nmapSizes: {flows4: 0}", &["mapSizes", "flows4"])]
 fn what_cannot_be_right_is_named_with_file_and_field(#[case] text: &str, #[case] parts: &[&str]) {

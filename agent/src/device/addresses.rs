@@ -39,6 +39,7 @@ pub(super) async fn apply(netlink: &Netlink, link: &Link, wanted: &[IpAddr]) -> 
     for stale in found.into_iter().filter(|found| !wanted.iter().any(|address| found.is_host_address(*address))) {
         tracing::info!(link = link.name, address = %stale.address, "removing address");
         let object = format!("address {} of '{}'", stale.address, link.name);
+        netlink.count_change();
         netlink.address().del(stale.message).execute().await.map_err(Error::netlink("delete", object))?;
     }
     Ok(())
@@ -46,6 +47,7 @@ pub(super) async fn apply(netlink: &Netlink, link: &Link, wanted: &[IpAddr]) -> 
 
 async fn add(netlink: &Netlink, link: &Link, address: IpAddr) -> Result<()> {
     tracing::info!(link = link.name, %address, "adding address");
+    netlink.count_change();
     let mut request = netlink.address().add(link.index, address, host_prefix(address));
     let mut flags = AddressFlags::Noprefixroute;
     if address.is_ipv6() {

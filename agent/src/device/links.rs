@@ -19,6 +19,7 @@ use super::{Error, Result, error::to_io, netlink::Netlink};
 pub const NAME_PREFIX: &str = "weft";
 
 const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_FORWARDING: u16 = 1;
 const IPV4_DEVCONF_RP_FILTER: u16 = 8;
 const IPV4_DEVCONF_ACCEPT_LOCAL: u16 = 23;
 
@@ -43,6 +44,8 @@ pub struct Link {
     pub multicast: bool,
     /// Index of the other end of a veth pair.
     pub peer: Option<u32>,
+    /// `net.ipv4.conf.*.forwarding`.
+    pub forwarding: i32,
     /// `net.ipv4.conf.*.rp_filter`.
     pub rp_filter: i32,
     /// `net.ipv4.conf.*.accept_local`.
@@ -69,29 +72,68 @@ pub async fn list_weft() -> Result<Vec<Link>> {
     Ok(links)
 }
 
-/// Makes the host's end of a veth, or a tap, ready: [`GATEWAY_MAC`], no IPv6 link-local address, no multicast of its own,
-/// strict `rp_filter`, up. Does nothing to a link that is so already.
+/// Makes the host's end of a veth, or a tap, ready for its programs: [`GATEWAY_MAC`], no IPv6 link-local address, no multicast
+/// of its own, no ARP, no IPv4 forwarding, strict `rp_filter`. Whether it is up stays as it is; [`open_port`] is for when it has
+/// them. Does nothing to a link that is so already.
 ///
-/// The filter is for what the programs let pass to the agent's packet socket, a guest's DHCP: routes to workloads lead into
-/// `weft0`, so the host's own stack drops it instead of answering "port unreachable".
+/// The programs need nothing of the host's IP stack there. The filter is for what they let pass to the agent's packet socket, a
+/// guest's DHCP: routes to workloads lead into `weft0`, so the host's own stack drops it instead of answering "port
+/// unreachable". Together with the plugin's `disable_ipv6` it closes the port to a workload whose programs somebody takes away.
 ///
 /// # Errors
 /// The link is absent, or the kernel refuses.
 pub async fn prepare_port(name: &str) -> Result<Link> {
     let netlink = Netlink::open()?;
     let link = existing(&netlink, name).await?;
-    let mut change = Change::of(&link).quiet(&link);
+    port_change(&link).apply(&netlink, name).await?;
+    existing(&netlink, name).await
+}
+
+/// Whether [`prepare_port`] has nothing to do.
+#[must_use]
+pub fn is_prepared(link: &Link) -> bool {
+    !port_change(link).any
+}
+
+fn port_change(link: &Link) -> Change {
+    let mut change = Change::of(link).quiet(link);
     if link.mac != Some(Mac(GATEWAY_MAC)) {
         change = change.mac(GATEWAY_MAC);
     }
-    if link.rp_filter != 1 {
-        change = change.ipv4(&[(IPV4_DEVCONF_RP_FILTER, 1)]);
+    if !link.noarp {
+        change = change.noarp();
     }
-    if !link.up {
-        change = change.up();
+    if link.rp_filter != 1 || link.forwarding != 0 {
+        change = change.ipv4(&[(IPV4_DEVCONF_RP_FILTER, 1), (IPV4_DEVCONF_FORWARDING, 0)]);
     }
-    change.apply(&netlink, name).await?;
-    existing(&netlink, name).await
+    change
+}
+
+/// Brings a port up: to be called when its programs are attached, and not before.
+///
+/// # Errors
+/// The link is absent, or the kernel refuses.
+pub async fn open_port(name: &str) -> Result<()> {
+    set_port(name, true).await
+}
+
+/// Takes a port down: nothing passes it in any direction, not even into the host's stack.
+///
+/// # Errors
+/// The link is absent, or the kernel refuses.
+pub async fn close_port(name: &str) -> Result<()> {
+    set_port(name, false).await
+}
+
+async fn set_port(name: &str, up: bool) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let link = existing(&netlink, name).await?;
+    if link.up == up {
+        return Ok(());
+    }
+    let change = Change::of(&link);
+    let change = if up { change.up() } else { change.down() };
+    change.apply(&netlink, name).await
 }
 
 /// Deletes the link of that name; false where there was none.
@@ -130,6 +172,7 @@ pub(super) async fn list_with(netlink: &Netlink) -> Result<Vec<Link>> {
 
 pub(super) async fn delete_with(netlink: &Netlink, name: &str) -> Result<bool> {
     let Some(link) = find_with(netlink, name).await? else { return Ok(false) };
+    netlink.count_change();
     match netlink.link().del(link.index).execute().await.map_err(to_io) {
         Ok(()) => Ok(true),
         Err(gone) if gone.raw_os_error() == Some(libc::ENODEV) => Ok(false),
@@ -138,6 +181,7 @@ pub(super) async fn delete_with(netlink: &Netlink, name: &str) -> Result<bool> {
 }
 
 pub(super) async fn create(netlink: &Netlink, name: &str, message: LinkMessage) -> Result<Link> {
+    netlink.count_change();
     netlink.link().add(message).execute().await.map_err(Error::netlink("create", format!("link '{name}'")))?;
     existing(netlink, name).await
 }
@@ -203,6 +247,10 @@ impl Change {
         Self { builder: self.builder.up(), any: true, ..self }
     }
 
+    pub(super) fn down(self) -> Self {
+        Self { builder: self.builder.down(), any: true, ..self }
+    }
+
     pub(super) fn noarp(self) -> Self {
         Self { builder: self.builder.arp(false), any: true, ..self }
     }
@@ -240,6 +288,7 @@ impl Change {
             message.attributes.push(LinkAttribute::AfSpecUnspec(af_spec));
         }
         tracing::info!(link = name, "changing link");
+        netlink.count_change();
         netlink.link().change(message).execute().await.map_err(Error::netlink("change", format!("link '{name}'")))
     }
 }
@@ -301,6 +350,7 @@ impl Link {
             AfSpecUnspec::Inet(items) => {
                 for item in items {
                     if let AfSpecInet::DevConf(conf) = item {
+                        self.forwarding = conf.forwarding;
                         self.rp_filter = conf.rp_filter;
                         self.accept_local = conf.accept_local;
                     }

@@ -19,9 +19,11 @@
 //! exactly them. A pass that finds everything right sends no change to the kernel, so a restarted agent disturbs nothing.
 //!
 //! Order for a caller: [`apply`], load and attach the programs, then [`apply_routes`] whenever the plan changes, and
-//! [`next_hops`] whenever the set of nodes does (native mode).
+//! [`next_hops`] whenever the set of nodes does (native mode). Others change devices and routes too: [`Changes`] tells, and
+//! [`repair`], [`apply_routes`] and [`next_hops`] compare with what is there.
 
 mod addresses;
+mod changes;
 mod error;
 mod facts;
 mod host_port;
@@ -44,6 +46,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use self::{
+    changes::Changes,
     error::{Error, Result},
     facts::gateway,
     routes::{ROUTE_PROTOCOL, RouteChanges},
@@ -104,6 +107,15 @@ pub struct Observation {
     pub pod_mtu: u32,
 }
 
+/// What [`repair`] found and did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Repaired {
+    /// The node afterwards.
+    pub observation: Observation,
+    /// Changes that the kernel was asked for; 0: everything was right.
+    pub changes: usize,
+}
+
 impl DeviceConfig {
     /// The pod CIDRs, and those that the node had before.
     pub(crate) fn all_pod_cidrs(&self) -> impl Iterator<Item = &IpNet> {
@@ -125,15 +137,45 @@ impl DeviceConfig {
 /// The configuration does not fit the node (nothing was changed then), a name is taken by a foreign device, or the kernel
 /// refuses; a later call goes on from there.
 pub async fn apply(config: &DeviceConfig) -> Result<Observation> {
+    repair(config).await.map(|repaired| repaired.observation)
+}
+
+/// As [`apply`], and tells how much there was to do.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn repair(config: &DeviceConfig) -> Result<Repaired> {
     let netlink = Netlink::open()?;
     let (uplink, pod_mtu) = requirements(&netlink, config).await?;
-    let gateways: Vec<_> = config.all_pod_cidrs().map(gateway).collect();
-    host_port::apply(&netlink, pod_mtu, &gateways).await?;
-    match config.mode {
-        Mode::Vxlan => overlay::apply(&netlink, config.vxlan_port, uplink.link.mtu).await.map(drop)?,
-        Mode::Native => overlay::remove(&netlink).await?,
+    put_devices(&netlink, config, &uplink.link, pod_mtu).await?;
+    let observation = observe_with(&netlink, config, uplink, pod_mtu).await?;
+    Ok(Repaired { observation, changes: netlink.changes() })
+}
+
+/// As [`repair`], for a node whose way out cannot be told now: devices are repaired for the uplink that it had `before`.
+///
+/// # Errors
+/// A name is taken by a foreign device, or the kernel refuses.
+pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaired> {
+    let netlink = Netlink::open()?;
+    put_devices(&netlink, config, &before.uplink, before.pod_mtu).await?;
+    let mut observation = before.clone();
+    let facts = &mut observation.facts.config;
+    let host = links::find_with(&netlink, HOST_PORT).await?;
+    facts.host_ifindex = host.map_or(0, |link| link.index);
+    if config.mode == Mode::Vxlan {
+        facts.overlay_ifindex = links::find_with(&netlink, OVERLAY).await?.map_or(0, |link| link.index);
     }
-    observe_with(&netlink, config, uplink, pod_mtu).await
+    Ok(Repaired { observation, changes: netlink.changes() })
+}
+
+async fn put_devices(netlink: &Netlink, config: &DeviceConfig, uplink: &Link, pod_mtu: u32) -> Result<()> {
+    let gateways: Vec<_> = config.all_pod_cidrs().map(gateway).collect();
+    host_port::apply(netlink, pod_mtu, &gateways).await?;
+    match config.mode {
+        Mode::Vxlan => overlay::apply(netlink, config.vxlan_port, uplink.mtu).await.map(drop),
+        Mode::Native => overlay::remove(netlink).await,
+    }
 }
 
 /// Tells what the node is, without changing anything; indexes of devices that are not there are 0.
@@ -151,7 +193,16 @@ pub async fn observe(config: &DeviceConfig) -> Result<Observation> {
 /// # Errors
 /// The first route that the kernel refused; all the others were applied.
 pub async fn apply_routes(observation: &Observation, planned: &[HostRoute]) -> Result<RouteChanges> {
-    routes::apply(&Netlink::open()?, &facts::host_routes(observation, planned)).await
+    let (changes, result) = repair_routes(observation, planned).await;
+    result.map(|()| changes)
+}
+
+/// As [`apply_routes`], and tells what was changed also where a route was refused.
+pub async fn repair_routes(observation: &Observation, planned: &[HostRoute]) -> (RouteChanges, Result<()>) {
+    match Netlink::open() {
+        Ok(netlink) => routes::apply(&netlink, &facts::host_routes(observation, planned)).await,
+        Err(error) => (RouteChanges::default(), Err(error)),
+    }
 }
 
 /// The next hop towards each address where it is a router and not the address itself: [`NodeFacts::next_hops`] of native mode.
@@ -161,13 +212,19 @@ pub async fn apply_routes(observation: &Observation, planned: &[HostRoute]) -> R
 /// The kernel does not answer at all.
 pub async fn next_hops(nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, IpAddr>> {
     let netlink = Netlink::open()?;
-    let mut hops = BTreeMap::new();
+    let (mut hops, mut unreachable) = (BTreeMap::new(), Vec::new());
     for node in nodes {
         match routes::lookup(&netlink, *node).await {
             Ok((_, Some(gateway))) => drop(hops.insert(*node, gateway)),
             Ok((_, None)) => {}
-            Err(error) => tracing::warn!(%node, %error, "no route to a node"),
+            Err(error) => {
+                tracing::debug!(%node, %error, "no route to a node");
+                unreachable.push(*node);
+            }
         }
+    }
+    if let Some(first) = unreachable.first() {
+        tracing::warn!(nodes = unreachable.len(), %first, "no route to nodes");
     }
     Ok(hops)
 }
@@ -178,7 +235,7 @@ pub async fn next_hops(nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, IpAddr>> {
 /// The first refusal of the kernel, or a foreign device under one of our names; the rest was removed.
 pub async fn remove() -> Result<()> {
     let netlink = Netlink::open()?;
-    let routes = routes::apply(&netlink, &BTreeMap::new()).await.map(drop);
+    let routes = routes::apply(&netlink, &BTreeMap::new()).await.1;
     let overlay = overlay::remove(&netlink).await;
     let host = host_port::remove(&netlink).await;
     routes.and(overlay).and(host)

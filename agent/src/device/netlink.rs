@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One rtnetlink connection in the caller's network namespace.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
@@ -9,6 +11,7 @@ use super::{Error, Result};
 /// A connection that lives as long as this value. The socket belongs to the network namespace of the thread that opened it.
 pub(super) struct Netlink {
     handle: Handle,
+    changes: AtomicUsize,
     task: JoinHandle<()>,
 }
 
@@ -20,7 +23,17 @@ impl Netlink {
             object: "rtnetlink socket".to_owned(),
             source,
         })?;
-        Ok(Self { handle, task: tokio::spawn(connection) })
+        Ok(Self { handle, changes: AtomicUsize::new(0), task: tokio::spawn(connection) })
+    }
+
+    /// Counts a change that is sent to the kernel.
+    pub(super) fn count_change(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many changes were sent.
+    pub(super) fn changes(&self) -> usize {
+        self.changes.load(Ordering::Relaxed)
     }
 }
 

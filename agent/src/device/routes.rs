@@ -41,10 +41,21 @@ pub struct RouteChanges {
     pub removed: usize,
 }
 
+impl RouteChanges {
+    /// How many routes were changed.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.added + self.replaced + self.removed
+    }
+}
+
 /// Moves the kernel's routes of protocol 119 to `wanted`. A route that fails keeps no other from being applied; the first
-/// error is returned.
-pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) -> Result<RouteChanges> {
-    let found = list(netlink).await?;
+/// error is returned beside what was changed.
+pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) -> (RouteChanges, Result<()>) {
+    let found = match list(netlink).await {
+        Ok(found) => found,
+        Err(error) => return (RouteChanges::default(), Err(error)),
+    };
     let mut changes = RouteChanges::default();
     let mut failure = Ok(());
     for route in wanted.values() {
@@ -64,7 +75,7 @@ pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) ->
             Err(error) => failure = failure.and(Err(error)),
         }
     }
-    failure.map(|()| changes)
+    (changes, failure)
 }
 
 /// Every route of protocol 119 in the main table, with the message that deletes it.

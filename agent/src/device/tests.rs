@@ -17,6 +17,8 @@ use weft_api::Mac;
 use super::{DeviceConfig, HOST_PORT, HOST_PORT_PEER, OVERLAY, RouteChanges, links};
 use crate::model::{HostRoute, Mode};
 
+mod changes;
+
 /// Runs a test in a new namespace with an uplink `up0` (its wire ends in `wire0`) of 192.0.2.10/24 and 2001:db8::10/64 behind routers .1 and ::1.
 fn on_a_node<T: Send + 'static, F: Future<Output = T>>(test: impl FnOnce() -> F + Send + 'static) -> T {
     let run = move || {
@@ -250,29 +252,6 @@ fn wait_for(mut condition: impl FnMut() -> bool) {
 }
 
 #[test]
-fn what_others_changed_is_repaired_in_place() {
-    on_a_node(|| async {
-        let first = super::apply(&config(Mode::Vxlan)).await.unwrap();
-        super::apply_routes(&first, &[]).await.unwrap();
-        let before = everything();
-        for command in [
-            "link set weft0 down",
-            "link set weft0 mtu 1300 address 02:00:00:00:00:99 arp on addrgenmode eui64",
-            "link set weft1 down multicast on",
-            "addr add 10.1.1.9/32 dev weft0",
-            "addr del 10.1.1.1/32 dev weft0",
-            "link set weft_vxlan down mtu 1200",
-        ] {
-            ip(command);
-        }
-        let second = super::apply(&config(Mode::Vxlan)).await.unwrap();
-        super::apply_routes(&second, &[]).await.unwrap();
-        assert_eq!(first, second);
-        assert_eq!(everything(), before);
-    });
-}
-
-#[test]
 fn removal_is_exact() {
     on_a_node(|| async {
         ip("link add weftpod0 type veth peer name inside");
@@ -408,10 +387,16 @@ fn ports_are_prepared_found_listed_and_deleted() {
         ip("tuntap add wefttap1 mode tap");
         ip("link add weftveth1 type veth peer name inside");
         for name in ["wefttap1", "weftveth1"] {
+            let forwarding = Command::new("sysctl").args(["-q", "-w", "net.ipv4.ip_forward=1"]).status().unwrap();
+            assert!(forwarding.success());
             let link = links::prepare_port(name).await.unwrap();
-            assert!(link.up && !link.multicast && !link.link_local, "{link:?}");
-            assert_eq!((link.mac, link.rp_filter), (Some(Mac(GATEWAY_MAC)), 1));
+            assert!(!link.up && !link.multicast && !link.link_local && link.noarp, "{link:?}");
+            assert_eq!((link.mac, link.rp_filter, link.forwarding), (Some(Mac(GATEWAY_MAC)), 1, 0));
             assert_eq!(links::prepare_port(name).await.unwrap(), link);
+            links::open_port(name).await.unwrap();
+            assert!(links::find(name).await.unwrap().unwrap().up);
+            links::close_port(name).await.unwrap();
+            assert_eq!(links::find(name).await.unwrap().unwrap(), link);
         }
         let names: Vec<_> = links::list_weft().await.unwrap().into_iter().map(|link| link.name).collect();
         assert_eq!(names, ["wefttap1", "weftveth1"]);

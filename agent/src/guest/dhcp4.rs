@@ -8,7 +8,10 @@ use dhcproto::{
     v4::{DhcpOption, DhcpOptions, HType, Message, MessageType, Opcode, OptionCode, UnknownOption},
 };
 
-use super::lease::{LEASE_SECONDS, Lease, Lease4};
+use super::{
+    lease::{LEASE_SECONDS, Lease, Lease4},
+    options::known_v4,
+};
 
 /// RFC 1542, section 2.1: relays and clients may drop shorter ones.
 const MIN_LEN: usize = 300;
@@ -29,7 +32,7 @@ pub(super) fn answer(lease: &Lease, payload: &[u8]) -> Option<Reply> {
     if payload.get(MAGIC_OFFSET..MAGIC_OFFSET + MAGIC.len())? != MAGIC {
         return None;
     }
-    let request = Message::from_bytes(payload).ok()?;
+    let request = Message::from_bytes(&known_v4(payload)?).ok()?;
     let ours = request.opcode() == Opcode::BootRequest
         && request.htype() == HType::Eth
         // `chaddr()` slices by hlen, which may lie.

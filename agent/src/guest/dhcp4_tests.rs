@@ -193,3 +193,26 @@ fn hostile_messages_do_no_harm() {
         }
     }
 }
+
+/// A request with `options` as they are.
+fn raw(options: &[u8]) -> Vec<u8> {
+    let mut message = request(MessageType::Request, set);
+    message.truncate(240);
+    message.extend(options);
+    message
+}
+
+#[test]
+fn an_option_that_does_not_decode_hides_none_after_it() {
+    let wanted = [&[53, 1, 3, 50, 4][..], &ADDRESS.octets(), &[55, 2, 119, 121, 255]].concat();
+    // Windows' FQDN in ASCII (RFC 4702, section 2.3.1), and options shorter than their RFC has them.
+    for odd in
+        [&b"\x51\x0c\0\0\0WIN-7T2Q9"[..], &[81, 2, 0, 0], &[94, 2, 1, 2], &[80, 1, 0], &[12, 1, 0xff], &[119, 1, 9]]
+    {
+        let (reply, _) = ask(&raw(&[odd, &wanted].concat())).unwrap();
+        assert_eq!(reply.opts().msg_type(), Some(MessageType::Ack), "{odd:?}");
+        for code in [OptionCode::DomainSearch, OptionCode::ClasslessStaticRoute] {
+            assert!(reply.opts().contains(code), "{odd:?}: {code:?}");
+        }
+    }
+}

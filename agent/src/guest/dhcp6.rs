@@ -12,7 +12,10 @@ use dhcproto::{
 };
 use weft_abi::GATEWAY_MAC;
 
-use super::lease::{LEASE_SECONDS, Lease, Lease6};
+use super::{
+    lease::{LEASE_SECONDS, Lease, Lease6},
+    options::known_v6,
+};
 
 /// DUID-LL (RFC 8415, section 11.4) of the gateway: the same on every node, so that a guest that moved can renew.
 const SERVER_DUID: [u8; 10] = {
@@ -23,7 +26,7 @@ const SERVER_DUID: [u8; 10] = {
 /// Answers one message of the client; nothing where none is due (RFC 8415, section 16).
 pub(super) fn answer(lease: &Lease, payload: &[u8]) -> Option<Vec<u8>> {
     let v6 = lease.v6.as_ref()?;
-    let request = Message::from_bytes(payload).ok()?;
+    let request = Message::from_bytes(&known_v6(payload)?).ok()?;
     let reply_kind = decide(&request)?;
     let mut reply = Message::new_with_id(reply_kind, request.xid());
     let options = reply.opts_mut();

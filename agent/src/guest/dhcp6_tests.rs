@@ -191,3 +191,15 @@ fn hostile_messages_do_no_harm() {
         drop(answer(&lease, &[vec![1, 1, 2, 3], nested].concat()));
     }
 }
+
+#[test]
+fn an_option_that_does_not_decode_hides_none_after_it() {
+    // Elapsed time, status code and preference shorter than their RFC has them; an address without its lifetimes.
+    for odd in [&[0, 8, 0, 1, 7][..], &[0, 13, 0, 1, 0], &[0, 7, 0, 0], &[0, 24, 0, 1, 9], &[0, 5, 0, 2, 1, 2]] {
+        let whole = request(MessageType::Request, vec![client(), server(), association(7, &[address()])]);
+        let (header, options) = whole.split_at(4);
+        let reply = answer(&Lease::new(&port()), &[header, odd, options].concat()).unwrap();
+        let reply = Message::from_bytes(&reply).unwrap();
+        assert_eq!(bound(&reply, 7), [(address(), 86_400)], "{odd:?}");
+    }
+}

@@ -15,20 +15,29 @@
 //! The IPv4 mask should be that of the node's pod CIDR: its first address is the gateway, and Weft answers ARP for every
 //! address, so that any DHCP client finds its gateway on-link. With /32 only clients that understand option 121 do.
 //!
-//! A guest is hostile: frames are limited in length, answers in number, and nothing that a guest sends is kept.
+//! A guest is hostile: frames are limited in length, answers in number, options are picked out by their lengths before they are
+//! decoded, and nothing that a guest sends is kept. A service that fails all the same is started again and told in
+//! `weft status`.
 
 mod dhcp4;
 mod dhcp6;
 mod frame;
 mod lease;
 mod names;
+mod options;
 mod respond;
 mod router;
 mod socket;
+mod supervise;
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::Ipv6Addr, time::Duration};
+use std::{
+    io,
+    net::Ipv6Addr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     task::JoinHandle,
@@ -36,10 +45,12 @@ use tokio::{
 };
 use weft_api::{AssignedAddress, DnsSettings, Mac};
 
+pub use self::supervise::Counters;
 use self::{
     lease::Lease,
     respond::{advertise, respond},
     socket::{MAX_FRAME, PortSocket},
+    supervise::{Health, Pauses, supervise},
 };
 
 /// The IPv6 gateway of every port: Weft answers neighbour solicitations for it with the gateway's MAC.
@@ -52,6 +63,8 @@ const INTERVAL: Duration = Duration::from_secs(600);
 
 /// A guest that asks more often waits; its packet socket's buffer then fills up and drops.
 const ANSWERS_PER_SECOND: u32 = 50;
+/// So many it may save up.
+const BURST: u32 = 100;
 
 /// A tap port and what its guest is to be told.
 #[derive(Clone, Debug)]
@@ -73,34 +86,62 @@ pub struct GuestPort {
 /// Serves as long as it lives; dropping it ends the task and closes the sockets.
 #[derive(Debug)]
 #[must_use = "dropping the handle ends the service"]
-pub struct GuestHandle(JoinHandle<()>);
+pub struct GuestHandle {
+    task: JoinHandle<()>,
+    health: Arc<Health>,
+}
 
-impl Drop for GuestHandle {
-    fn drop(&mut self) {
-        self.0.abort();
+impl GuestHandle {
+    /// What failed lately, if anything did.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.health.problem()
     }
 }
 
-/// Starts to serve the guest of a port; must run inside a tokio runtime, in the network namespace of the tap.
+impl Drop for GuestHandle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Starts to serve the guest of a port, counted by `counters`; must run inside a tokio runtime, in the network namespace of the
+/// tap.
 ///
 /// # Errors
 /// No packet socket on that interface: it is absent, or `CAP_NET_RAW` or (for the mark) `CAP_NET_ADMIN` is missing.
-pub fn serve(port: &GuestPort) -> io::Result<GuestHandle> {
-    let lease = Lease::new(port);
-    let v4 = PortSocket::open(port.ifindex, libc::ETH_P_IP)?;
-    let v6 = PortSocket::open(port.ifindex, libc::ETH_P_IPV6)?;
-    let server = Server { ifindex: port.ifindex, lease, v4, v6 };
-    Ok(GuestHandle(tokio::spawn(server.run())))
+pub fn serve(port: &GuestPort, counters: &Arc<Counters>) -> io::Result<GuestHandle> {
+    let (ifindex, lease) = (port.ifindex, Lease::new(port));
+    let health = Arc::new(Health::new(counters.clone()));
+    let mut first = Some(Server::open(ifindex, &lease, &health)?);
+    let start = {
+        let health = health.clone();
+        move || {
+            let server = match first.take() {
+                Some(server) => server,
+                None => Server::open(ifindex, &lease, &health)?,
+            };
+            Ok(server.run())
+        }
+    };
+    Ok(GuestHandle { task: tokio::spawn(supervise(start, health.clone(), Pauses::default())), health })
 }
 
 struct Server {
     ifindex: u32,
     lease: Lease,
+    health: Arc<Health>,
     v4: PortSocket,
     v6: PortSocket,
 }
 
 impl Server {
+    fn open(ifindex: u32, lease: &Lease, health: &Arc<Health>) -> io::Result<Self> {
+        let v4 = PortSocket::open(ifindex, libc::ETH_P_IP)?;
+        let v6 = PortSocket::open(ifindex, libc::ETH_P_IPV6)?;
+        Ok(Self { ifindex, lease: lease.clone(), health: health.clone(), v4, v6 })
+    }
+
     async fn run(self) {
         let (mut v4, mut v6) = ([0; MAX_FRAME], [0; MAX_FRAME]);
         let mut pace = Pace::new();
@@ -116,7 +157,9 @@ impl Server {
                     next_advertisement += if advertised < INITIAL_ADVERTISEMENTS { INITIAL_INTERVAL } else { INTERVAL };
                 }
             }
-            pace.wait().await;
+            if pace.wait().await {
+                self.health.counters().limited.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -137,25 +180,37 @@ impl Server {
     }
 }
 
-/// Lets [`ANSWERS_PER_SECOND`] rounds pass per second and makes the rest wait for the next one.
+/// Tokens of a port: [`ANSWERS_PER_SECOND`] come, [`BURST`] are kept, each round takes one.
 struct Pace {
+    tokens: u32,
     since: Instant,
-    rounds: u32,
 }
 
 impl Pace {
+    const INTERVAL: Duration = Duration::from_millis(1000 / ANSWERS_PER_SECOND as u64);
+
     fn new() -> Self {
-        Self { since: Instant::now(), rounds: 0 }
+        Self { tokens: BURST, since: Instant::now() }
     }
 
-    async fn wait(&mut self) {
-        self.rounds += 1;
-        let window = self.since + Duration::from_secs(1);
-        if Instant::now() >= window {
-            *self = Self::new();
-        } else if self.rounds >= ANSWERS_PER_SECOND {
-            sleep_until(window).await;
-            *self = Self::new();
+    /// Takes a token; whether it had to be waited for.
+    async fn wait(&mut self) -> bool {
+        let Some(until) = self.take(Instant::now()) else { return false };
+        sleep_until(until).await;
+        true
+    }
+
+    /// Takes a token; where there is none, the next one, which comes at the time given.
+    fn take(&mut self, now: Instant) -> Option<Instant> {
+        let intervals = now.saturating_duration_since(self.since).as_millis() / Self::INTERVAL.as_millis();
+        let whole = u32::try_from(intervals).unwrap_or(u32::MAX);
+        self.tokens = self.tokens.saturating_add(whole).min(BURST);
+        self.since = if whole >= BURST { now } else { self.since + Self::INTERVAL * whole };
+        if let Some(left) = self.tokens.checked_sub(1) {
+            self.tokens = left;
+            return None;
         }
+        self.since += Self::INTERVAL;
+        Some(self.since)
     }
 }

@@ -23,6 +23,33 @@ pub(super) fn port() -> GuestPort {
     }
 }
 
+mod pace {
+    //! How many answers a guest may have.
+
+    use std::time::Duration;
+
+    use crate::guest::{ANSWERS_PER_SECOND, BURST, Pace};
+
+    #[test]
+    fn a_guest_has_a_burst_and_then_its_rate() {
+        let mut pace = Pace::new();
+        let mut now = pace.since;
+        for number in 0..BURST {
+            assert_eq!(pace.take(now), None, "{number}");
+        }
+        let began = now;
+        for _ in 0..ANSWERS_PER_SECOND * 3 {
+            now = pace.take(now).expect("a token that nobody saved up");
+        }
+        assert_eq!(now - began, Duration::from_secs(3));
+        now += Duration::from_secs(3600);
+        for number in 0..BURST {
+            assert_eq!(pace.take(now), None, "{number}");
+        }
+        assert!(pace.take(now).is_some(), "no more than a burst is saved up");
+    }
+}
+
 mod frames {
     //! Whole frames in, whole frames out.
 

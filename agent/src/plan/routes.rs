@@ -2,7 +2,7 @@
 //! Where prefixes lead: this node's pods, other nodes' pods, Services.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     hash::Hasher,
     net::IpAddr,
 };
@@ -25,11 +25,18 @@ use crate::{
 struct Table<'a> {
     desired: &'a mut Desired,
     claims: BTreeMap<CidrKey, String>,
+    prefixes: BTreeSet<IpNet>,
+}
+
+/// A node that says that an address is its own, and the address that it encapsulates from.
+struct Claim<'a> {
+    node: &'a str,
+    via: IpAddr,
 }
 
 /// Plans `REMOTES` and the host's routes.
 pub(crate) fn describe(snapshot: &Snapshot, facts: &NodeFacts, desired: &mut Desired) {
-    let mut table = Table { desired, claims: BTreeMap::new() };
+    let mut table = Table { desired, claims: BTreeMap::new(), prefixes: BTreeSet::new() };
     for net in &facts.pod_cidrs {
         table.add(*net, Addr::UNSPECIFIED, RemoteKind::OwnPods, "this node");
     }
@@ -42,6 +49,9 @@ pub(crate) fn describe(snapshot: &Snapshot, facts: &NodeFacts, desired: &mut Des
         if key.name != facts.name {
             table.add_node(&key.name, node, facts);
         }
+    }
+    if facts.mode == Mode::Vxlan {
+        table.add_node_addresses(snapshot, facts);
     }
     desired.host_routes.sort();
     desired.routes_digest = digest(&desired.remotes);
@@ -62,6 +72,7 @@ impl Table<'_> {
                 self.desired.problems.push(format!(
                     "Node {name}: status.addresses has no InternalIP that leads to its pod CIDR {net}; its pods are unreachable"
                 ));
+                self.add(net, Addr::UNSPECIFIED, RemoteKind::Unreachable, &format!("Node {name}"));
                 continue;
             };
             let (kind, route) = match facts.mode {
@@ -75,6 +86,49 @@ impl Table<'_> {
         }
     }
 
+    /// The other nodes' own addresses: what may come from them by the tunnel beside their pods, and where nobody else may
+    /// encapsulate to. Nodes say themselves which they have (kubelets write them): none is a pod's or a Service's.
+    fn add_node_addresses(&mut self, snapshot: &Snapshot, facts: &NodeFacts) {
+        let mut claims: BTreeMap<IpAddr, Vec<Claim<'_>>> = BTreeMap::new();
+        for (key, node) in snapshot.nodes.iter().filter(|(key, _)| key.name != facts.name) {
+            let Some(via) = tunnel_peer(&internal_addresses(node)) else { continue };
+            for address in addresses(node, |kind| matches!(kind, "InternalIP" | "ExternalIP")) {
+                claims.entry(address).or_default().push(Claim { node: &key.name, via });
+            }
+        }
+        let lengths: BTreeSet<(bool, u8)> =
+            self.prefixes.iter().map(|net| (net.addr().is_ipv4(), net.prefix_len())).collect();
+        for (address, claims) in claims {
+            let mut lengths = lengths.iter().filter(|(v4, _)| *v4 == address.is_ipv4());
+            let covering = lengths.find_map(|(_, length)| {
+                Some(IpNet::new(address, *length).ok()?.trunc()).filter(|net| self.prefixes.contains(net))
+            });
+            match covering {
+                Some(net) => self.desired.problems.extend(claims.iter().map(|Claim { node, .. }| {
+                    format!("Node {node}: its address {address} lies in {net}, which is for pods or Services; give it another")
+                })),
+                None => self.add_node_address(address, &claims),
+            }
+        }
+    }
+
+    /// Of several nodes that claim an address it belongs to the one that is reached by it, else to none.
+    fn add_node_address(&mut self, address: IpAddr, claims: &[Claim<'_>]) {
+        let [first, others @ ..] = claims else { return };
+        let mut reached = claims.iter().filter(|claim| claim.via == address);
+        let owner = if others.is_empty() { Some(first) } else { reached.next().filter(|_| reached.next().is_none()) };
+        if !others.is_empty() {
+            let names: Vec<&str> = claims.iter().map(|claim| claim.node).collect();
+            let whose = owner.map_or("nobody", |claim| claim.node);
+            self.desired.problems.push(format!(
+                "Nodes {}: status.addresses of each has {address}; it is taken for that of {whose}",
+                names.join(", ")
+            ));
+        }
+        let via = owner.map_or(Addr::UNSPECIFIED, |claim| Addr::from(claim.via));
+        self.add(address.into(), via, RemoteKind::Node, &format!("Node {}", owner.unwrap_or(first).node));
+    }
+
     /// Adds a prefix unless somebody has it already.
     fn add(&mut self, net: IpNet, via: Addr, kind: RemoteKind, owner: &str) -> bool {
         let key = cidr_key(net);
@@ -85,6 +139,7 @@ impl Table<'_> {
         match self.claims.entry(key) {
             Entry::Vacant(vacant) => {
                 vacant.insert(owner.to_owned());
+                self.prefixes.insert(net.trunc());
                 self.desired.remotes.insert(key, Remote { via, kind: kind as u32 });
                 true
             }
@@ -106,15 +161,28 @@ pub(crate) fn pod_cidrs(node: &Node) -> Vec<&str> {
 }
 
 fn internal_addresses(node: &Node) -> Vec<IpAddr> {
-    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    let internal = addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
-    internal.filter_map(|address| parse_ip(&address.address)).collect()
+    addresses(node, |kind| kind == "InternalIP")
+}
+
+/// Addresses of these types, each once.
+fn addresses(node: &Node, of_type: fn(&str) -> bool) -> Vec<IpAddr> {
+    let all = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    let mut found = Vec::new();
+    for address in all.into_iter().flatten().filter(|address| of_type(&address.type_)) {
+        found.extend(parse_ip(&address.address).filter(|address| !found.contains(address)));
+    }
+    found
+}
+
+/// The address that a node encapsulates from and hears encapsulated packets at.
+fn tunnel_peer(internal: &[IpAddr]) -> Option<IpAddr> {
+    internal.iter().find(|address| address.is_ipv4()).or(internal.first()).copied()
 }
 
 /// A tunnel may carry both families over either, IPv4 by preference; a routed next hop is of the prefix's own family.
 fn next_hop(net: IpNet, addresses: &[IpAddr], facts: &NodeFacts) -> Option<IpAddr> {
     match facts.mode {
-        Mode::Vxlan => addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied(),
+        Mode::Vxlan => tunnel_peer(addresses),
         Mode::Native => {
             let address = addresses.iter().find(|address| address.is_ipv4() == net.addr().is_ipv4())?;
             Some(facts.next_hops.get(address).copied().unwrap_or(*address))

@@ -141,7 +141,7 @@ impl Node {
             self.attachments.set_pod_cidrs(&after.pod_cidrs);
         }
         (self.device_config, self.observation) = (wanted, observation);
-        self.state.routes = None;
+        self.state.routes_stand = false;
         keep(&self.config, after).map(drop)
     }
 

@@ -10,7 +10,7 @@ use crate::{
     attachment::{Attachments, Settings, pending},
     config::Config,
     device::{self, links},
-    file::gone,
+    file::{self, gone},
     vhost::{self, Cgroups},
 };
 
@@ -34,13 +34,13 @@ pub async fn run(config: &Config) -> Result<()> {
     for folder in [state.join(crate::attachment::FOLDER), pending::folder(state), install::plugin_records(config)] {
         absent(&folder, fs::remove_dir_all(&folder))?;
     }
-    for file in [
+    for path in [
         &config.socket,
         &memory::numbers_path(&config.run_dir),
         &memory::node_path(&config.state_dir),
         &remembered::path(&config.state_dir),
     ] {
-        absent(file, fs::remove_file(file))?;
+        absent(path, file::remove(path))?;
     }
     remove_if_empty(state)?;
     tracing::info!("removed links, programs, maps, devices, routes and the network configuration");

@@ -14,6 +14,7 @@ use super::node::Node;
 use crate::{
     apply::flows,
     attachment::pending::{self, Pending},
+    device::Changes,
     model::Snapshot,
     serve::{Command, Shared},
 };
@@ -28,7 +29,8 @@ const POD_PATIENCE: Duration = Duration::from_secs(3);
 const PENDING_INTERVAL: Duration = Duration::from_secs(1);
 /// Between sweeps of the flow tables. A sweep reads them whole, about 40 MiB when they are full.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
-/// Between checks of the node's devices and addresses; also after a pass that failed.
+/// Between looks at the node's devices, addresses, routes and programs that nothing has asked for: the kernel tells of most
+/// changes. Also after a pass that failed.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(15);
 
 type Reply = oneshot::Sender<Result<Answer, ApiError>>;
@@ -38,6 +40,7 @@ pub(super) struct Engine {
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    changes: Changes,
     node: Node,
     /// Attachments whose pod is not known yet, and until when they wait.
     waiting: Vec<(AttachmentId, PortLink, Reply, Instant)>,
@@ -70,6 +73,9 @@ enum Wake {
     Waiting,
     Pending,
     Sweep,
+    /// The node's devices, addresses or routes have changed.
+    Changed,
+    /// It is time to look at them again, and at what the kernel does not tell of.
     Repair,
     End,
 }
@@ -79,9 +85,10 @@ impl Engine {
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
         snapshots: watch::Receiver<Arc<Snapshot>>,
+        changes: Changes,
         node: Node,
     ) -> Self {
-        Self { shared, commands, snapshots, node, waiting: Vec::new() }
+        Self { shared, commands, snapshots, changes, node, waiting: Vec::new() }
     }
 
     /// Works until nobody can ask any more or the source ends.
@@ -102,6 +109,7 @@ impl Engine {
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Waiting,
                 _ = pendings.tick() => Wake::Pending,
                 _ = sweeps.tick() => Wake::Sweep,
+                () = self.changes.changed() => Wake::Changed,
                 _ = repairs.tick() => Wake::Repair,
             };
             if matches!(wake, Wake::Cluster) {
@@ -127,11 +135,21 @@ impl Engine {
             Wake::Waiting => {}
             Wake::Pending => self.take_pending(&mut turn),
             Wake::Sweep => self.sweep(),
-            Wake::Repair => turn.replan = self.node.repair().await,
+            Wake::Changed => turn.replan = self.repair().await,
+            // A pass that did not do everything is tried again.
+            Wake::Repair => turn.replan = self.repair().await | self.node.wants_pass(),
             Wake::End => return None,
         }
         self.attach_known(&mut turn).await;
         Some(turn)
+    }
+
+    /// Looks at the node and mends it; whether a pass is due.
+    async fn repair(&mut self) -> bool {
+        let began = Instant::now();
+        let changed = self.node.repair(&self.shared.work).await;
+        self.changes.looked(began.elapsed());
+        changed
     }
 
     /// The second half: one pass for everybody, then the answers.
@@ -140,7 +158,10 @@ impl Engine {
         let outcome = if replan { self.pass().await } else { Ok(()) };
         for (id, reply) in attached {
             let programmed = outcome.clone().and_then(|()| self.node.is_programmed(&id));
-            let served = programmed.and_then(|()| self.node.serve_guest(&id));
+            let served = match programmed {
+                Ok(()) => self.node.open_port(&id).await,
+                Err(error) => Err(error),
+            };
             answer_attach(served, self.node.devices.ready(&id), reply);
         }
         for release in releases {
@@ -249,6 +270,11 @@ impl Engine {
             Ok(0) => {}
             Ok(removed) => tracing::debug!(removed, "removed idle flow entries"),
             Err(error) => tracing::warn!(%error, "cannot sweep the flow tables"),
+        }
+        match self.node.dataplane.remove_defunct_links() {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(?removed, "removed links of programs to devices that are gone"),
+            Err(error) => tracing::warn!(%error, "cannot look for links of programs to devices that are gone"),
         }
     }
 }

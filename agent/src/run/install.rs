@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The CNI plugin's binary and network configuration, each put in place by rename: a runtime never sees half of one.
+//! The CNI plugin's binary and network configuration, each put in place whole: a runtime never sees half of one.
 
 use std::{
     fs::{self, Permissions},
@@ -11,11 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::{
-    attachment::pending,
-    config::Config,
-    file::{self, gone},
-};
+use crate::{attachment::pending, config::Config, file};
 
 /// Name of the plugin's binary; also the `type` in the network configuration.
 pub const PLUGIN: &str = "weft-cni";
@@ -47,6 +43,7 @@ pub fn install_conflist(config: &Config) -> Result<PathBuf> {
     let mut content = serde_json::to_vec_pretty(&network(config)).context("cannot write the network configuration")?;
     content.push(b'\n');
     if fs::read(&target).is_ok_and(|old| old == content) {
+        file::settle(&target).with_context(|| format!("cni.confDir: beside {}", target.display()))?;
         return Ok(target);
     }
     replace(&target, &content, 0o644).with_context(|| format!("cni.confDir: cannot write {}", target.display()))?;
@@ -59,7 +56,7 @@ pub fn install_conflist(config: &Config) -> Result<PathBuf> {
 /// A file is there and cannot be removed.
 pub fn remove(config: &Config) -> Result<()> {
     for path in [conflist(config), config.cni.bin_dir.join(PLUGIN)] {
-        gone(fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
+        file::remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
 }
@@ -73,10 +70,13 @@ pub(super) fn plugin_records(config: &Config) -> PathBuf {
     config.state_dir.join("attachments")
 }
 
-/// The list for runtimes: version 1.0.0 is what every supported one reads.
+/// The list for runtimes. One that knows `cniVersions` takes the latest version it supports: from 1.1.0 on it calls STATUS and
+/// GC, and ADD's result has `socketPath`. One that does not takes `cniVersion`, and would fail with a version it does not know.
+/// Source: CNI spec 1.1.0, "Section 1", `cniVersions`.
 fn network(config: &Config) -> serde_json::Value {
     json!({
         "cniVersion": "1.0.0",
+        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": config.cni.name,
         "plugins": [{
             "type": PLUGIN,
@@ -91,10 +91,7 @@ fn network(config: &Config) -> serde_json::Value {
 fn replace(target: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let folder = target.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
-    // Runtimes read no file that begins with a dot or ends otherwise.
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    file::replace(target, &temporary, |file| {
+    file::replace(target, |file| {
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()
@@ -121,6 +118,9 @@ mod tests {
         let conflist = install_conflist(&config).unwrap();
         let list: serde_json::Value = serde_json::from_slice(&fs::read(&conflist).unwrap()).unwrap();
         assert_eq!(list["plugins"][0]["agentSocket"], "/run/weft/agent.sock");
+        // Runtimes take the latest version they know, those before 1.1.0 the single one.
+        assert_eq!(list["cniVersions"], serde_json::json!(["0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(list["cniVersion"], "1.0.0");
         assert_eq!(fs::read_dir(&config.cni.conf_dir).unwrap().count(), 1);
         remove(&config).unwrap();
         remove(&config).unwrap();

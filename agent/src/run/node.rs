@@ -14,7 +14,10 @@ use tokio::task::block_in_place;
 use weft_api::{AttachmentId, SourceState};
 use weft_dataplane::{Dataplane, Maps, Program};
 
-use super::memory::{self, Memory};
+use super::{
+    memory::{self, Memory},
+    repair::mended,
+};
 use crate::{
     apply::Applier,
     attachment::{Attachments, Pool, pending},
@@ -22,10 +25,13 @@ use crate::{
     device::{self, DeviceConfig, Observation},
     event::Events,
     file,
-    guest::GuestHandle,
+    guest::{self, GuestHandle},
     model::{Desired, HostRoute, Mode, Snapshot},
     plan::plan,
-    serve::{Shared, metrics::Work},
+    serve::{
+        Shared,
+        metrics::{Mended, Work},
+    },
     vhost::Devices,
     watch::{NodeRecord, dir},
 };
@@ -38,27 +44,37 @@ pub(super) struct Node {
     pub(super) dataplane: Dataplane,
     pub(super) attachments: Attachments,
     pub(super) devices: Devices,
+    pub(super) guest_counters: Arc<guest::Counters>,
     pub(super) memory: Memory,
     pub(super) applier: Applier,
     pub(super) events: Events,
     pub(super) state: State,
 }
 
+/// A problem of the node, and the port that has it, if one has.
+pub(super) type Broken = (Option<AttachmentId>, String);
+
 /// What follows from the work so far.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) guests: BTreeMap<AttachmentId, GuestHandle>,
-    desired: Arc<Desired>,
+    pub(super) desired: Arc<Desired>,
     /// Nodes that next hops were looked up for (native mode).
-    neighbours: Vec<IpAddr>,
-    /// The routes of the last pass that worked.
-    pub(super) routes: Option<Vec<HostRoute>>,
+    pub(super) neighbours: Vec<IpAddr>,
+    /// The routes of the last pass.
+    planned_routes: Option<Vec<HostRoute>>,
+    /// They were all set when they were last looked at.
+    pub(super) routes_stand: bool,
     /// A pass has worked.
-    ready: bool,
+    pub(super) ready: bool,
     /// Nothing stands against being told ready any more: programs are attached, the network configuration is written.
-    announced: bool,
+    pub(super) announced: bool,
     /// What the last pass could not do.
     problems: Vec<String>,
+    /// What the last look at the node could not mend.
+    pub(super) broken: Vec<Broken>,
+    /// Those of them that were logged.
+    pub(super) told: BTreeSet<String>,
     /// Passes that broke off: the next repair tries again.
     broken_off: BrokenOff,
 }
@@ -125,12 +141,12 @@ impl Node {
             block_in_place(|| self.plan_and_apply(snapshot, work))?;
         }
         // What follows is no part of what workloads here need: it is told, and tried again at the next repair.
-        let routes = self.put_routes().await;
+        let routes = self.put_routes(work).await;
         self.note(routes);
         // A folder that is away is nobody's but its owner's to make.
         let told = if snapshot.remembered.is_none() { self.publish_to_folder() } else { Ok(()) };
         self.note(told);
-        self.announce()
+        self.announce().await
     }
 
     /// Keeps what went wrong as a problem.
@@ -172,7 +188,7 @@ impl Node {
         Ok(())
     }
 
-    /// Native mode: routers between nodes, if any. Looked up when the nodes change, and at every repair.
+    /// Native mode: routers between nodes, if any. Looked up when the nodes change, and at every look at the node.
     async fn find_next_hops(&mut self, snapshot: &Snapshot) -> Result<()> {
         if self.config.mode == Mode::Native {
             let neighbours = node_addresses(snapshot);
@@ -184,15 +200,19 @@ impl Node {
         Ok(())
     }
 
-    async fn put_routes(&mut self) -> Result<()> {
-        let desired = self.state.desired.clone();
-        let wanted = &desired.host_routes;
-        if self.state.routes.as_ref() != Some(wanted) {
-            self.state.routes = None;
-            device::apply_routes(&self.observation, wanted).await.context("cannot set the host's routes")?;
-            self.state.routes = Some(wanted.clone());
+    async fn put_routes(&mut self, work: &Work) -> Result<()> {
+        let wanted = &self.state.desired.host_routes;
+        let same = self.state.planned_routes.as_ref() == Some(wanted);
+        if self.state.routes_stand && same {
+            return Ok(());
         }
-        Ok(())
+        let (changes, result) = device::repair_routes(&self.observation, wanted).await;
+        if same {
+            mended(work, Mended::Routes, changes.count());
+        }
+        self.state.planned_routes = Some(wanted.clone());
+        self.state.routes_stand = result.is_ok();
+        result.context("cannot set the host's routes")
     }
 
     /// Where no API server does it: the other agents learn of this node's workloads.
@@ -208,12 +228,12 @@ impl Node {
     }
 
     /// After the first pass: the node's own programs, then the runtime may come.
-    fn announce(&mut self) -> Result<()> {
+    async fn announce(&mut self) -> Result<()> {
         self.state.ready = true;
         if self.state.announced {
             return Ok(());
         }
-        self.take_over_other_versions()?;
+        self.take_over_other_versions().await?;
         self.attach_node_programs()?;
         self.detach_strays()?;
         if self.config.cni.install {
@@ -225,17 +245,21 @@ impl Node {
         Ok(())
     }
 
-    fn attach_node_programs(&mut self) -> Result<()> {
+    /// The programs of the node's own devices, with name and index of each.
+    pub(super) fn node_programs(&self) -> Vec<(Program, String, u32)> {
         let config = self.observation.facts.config;
-        let uplink = self.observation.uplink.name.clone();
         let devices = [
-            (Program::FromHost, device::HOST_PORT, config.host_ifindex),
-            (Program::FromUplink, uplink.as_str(), config.uplink_ifindex),
-            (Program::FromOverlay, device::OVERLAY, config.overlay_ifindex),
+            (Program::FromHost, device::HOST_PORT.to_owned(), config.host_ifindex),
+            (Program::FromUplink, self.observation.uplink.name.clone(), config.uplink_ifindex),
+            (Program::FromOverlay, device::OVERLAY.to_owned(), config.overlay_ifindex),
         ];
-        for (program, ifname, ifindex) in devices.into_iter().filter(|(_, _, ifindex)| *ifindex != 0) {
+        devices.into_iter().filter(|(_, _, ifindex)| *ifindex != 0).collect()
+    }
+
+    pub(super) fn attach_node_programs(&mut self) -> Result<()> {
+        for (program, ifname, ifindex) in self.node_programs() {
             self.dataplane
-                .attach(program, ifname, ifindex)
+                .attach(program, &ifname, ifindex)
                 .with_context(|| format!("cannot attach {program} to {ifname}"))?;
         }
         Ok(())
@@ -255,48 +279,48 @@ impl Node {
         Ok(())
     }
 
-    /// Looks at the node again, mends what is gone; whether a pass is due.
-    pub(super) async fn repair(&mut self) -> bool {
-        self.state.neighbours.clear();
-        match device::apply(&self.device_config).await {
-            Ok(mut observation) => {
-                observation.facts.next_hops.clone_from(&self.observation.facts.next_hops);
-                let changed = observation != self.observation;
-                if changed {
-                    tracing::info!("the node's devices or addresses have changed");
-                    self.observation = observation;
-                    self.state.announced = false;
-                    self.state.routes = None;
-                }
-                changed
-                    || self.state.broken_off.passes > 0
-                    || !self.state.problems.is_empty()
-                    || self.config.mode == Mode::Native
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot look after the node's devices");
-                self.state.broken_off.passes > 0
-            }
-        }
+    /// Whether the last pass, or the last look at the node, has left something to do.
+    pub(super) fn wants_pass(&self) -> bool {
+        self.state.broken_off.passes > 0 || !self.state.problems.is_empty()
+    }
+
+    /// Everything that wants the operator's eye, each once.
+    fn problems(&self, snapshot: &Snapshot) -> Vec<String> {
+        let State { desired, problems, broken, guests, .. } = &self.state;
+        let failed = |(id, guest): (&AttachmentId, &GuestHandle)| {
+            Some(format!("DHCP and router advertisements of {id}: {}", guest.problem()?))
+        };
+        let guests: Vec<String> = guests.iter().filter_map(failed).collect();
+        // A pod that was deleted since leaves none.
+        let is_attached = |id: &AttachmentId| self.attachments.get(id).is_some_and(|record| record.link.is_some());
+        let stands = |(port, _): &&Broken| port.as_ref().is_none_or(is_attached);
+        let broken = broken.iter().filter(stands).map(|(_, problem)| problem);
+        let mut seen = BTreeSet::new();
+        let unchecked = self.dataplane.report().offload_unchecked.as_ref().map(|reason| {
+            format!("checksum offload fields of workloads are not checked: {reason}; see docs/security.md")
+        });
+        let broken_off = self.state.broken_off.problem();
+        let old = self.old_addresses();
+        let all = broken_off.iter().chain(&snapshot.problems).chain(&desired.problems).chain(problems);
+        let all = all.chain(broken).chain(&guests).chain(&unchecked).chain(&old);
+        all.filter(|problem| seen.insert(*problem)).cloned().collect()
     }
 
     /// Publishes what readers see.
     pub(super) fn publish(&self, shared: &Shared, snapshot: &Snapshot) {
         let pools = self.attachments.pools();
         self.events.tell(&self.state.desired.refusals);
-        let broken = self.state.broken_off.problem();
-        let problems = snapshot.problems.iter().chain(&self.state.desired.problems).chain(&self.state.problems);
-        let old = self.old_addresses();
-        let problems = broken.iter().chain(problems).chain(&old);
+        let problems = self.problems(snapshot);
+        let passes = &self.state.broken_off;
         shared.publish(|view| {
             view.uplink.clone_from(&self.observation.uplink.name);
             view.pod_cidrs = pools.iter().map(Pool::cidr).collect();
             view.addresses_used = pools.iter().map(|pool| (pool.used(), pool.size())).collect();
             view.source = Some(source_state(&self.config, snapshot));
             view.not_ready = self.not_ready(snapshot);
-            view.broken_passes = self.state.broken_off.passes;
-            view.failing = self.state.broken_off.failing();
-            view.problems = problems.cloned().collect();
+            view.broken_passes = passes.passes;
+            view.failing = passes.failing();
+            view.problems = problems;
             view.attachments = self.attachments.all().cloned().collect();
             view.desired = self.state.desired.clone();
         });

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What is attached to every workload's port.
-const WORKLOAD_PROGRAMS: [Program; 2] = [Program::FromWorkload, Program::ToWorkload];
+pub(super) const WORKLOAD_PROGRAMS: [Program; 2] = [Program::FromWorkload, Program::ToWorkload];
 
 impl Node {
     /// Whether there is nothing to wait for: the cluster knows the attachment's pod, or it has none, or nobody else will
@@ -45,7 +45,8 @@ impl Node {
         self.attachments.allocate(spec)
     }
 
-    /// Attaches the programs to a link; the entries come with the next pass, and until then everything is dropped.
+    /// Attaches the programs to a link that is down; the entries come with the next pass, after which [`Node::open_port`] brings
+    /// it up.
     pub(super) async fn attach(&mut self, id: &AttachmentId, link: PortLink) -> Result<(), ApiError> {
         let expected = &self.attachments.get(id).ok_or_else(|| unknown(id))?.allocation.host_ifname;
         if link.ifname != *expected || !is_there(&link).await? {
@@ -55,10 +56,21 @@ impl Node {
             );
             return Err(ApiError { code: ErrorCode::Invalid, message });
         }
+        // An older plugin brings its link up before it asks.
+        links::close_port(&link.ifname).await.map_err(refused)?;
         links::prepare_port(&link.ifname).await.map_err(refused)?;
         self.attach_programs(&link, &[]).map_err(refused)?;
         let attachment = self.attachments.link(id, Some(link))?;
         self.devices.start(attachment)
+    }
+
+    /// Brings a port up whose programs are attached and whose entries are written, and serves its guest.
+    pub(super) async fn open_port(&mut self, id: &AttachmentId) -> Result<(), ApiError> {
+        let record = self.attachments.get(id).ok_or_else(|| unknown(id))?;
+        if let Some(link) = record.link.clone() {
+            links::open_port(&link.ifname).await.map_err(refused)?;
+        }
+        self.serve_guest(id)
     }
 
     /// Whether the pass before has given the port its entry.
@@ -73,7 +85,7 @@ impl Node {
     }
 
     /// Starts to answer the guest's DHCP and router solicitations, where there is a guest.
-    pub(super) fn serve_guest(&mut self, id: &AttachmentId) -> Result<(), ApiError> {
+    fn serve_guest(&mut self, id: &AttachmentId) -> Result<(), ApiError> {
         let Attachment { spec, allocation, link } = self.attachments.get(id).ok_or_else(|| unknown(id))?;
         let Some(link) = link.as_ref().filter(|_| spec.port != PortKind::Veth) else { return Ok(()) };
         let port = GuestPort {
@@ -84,7 +96,7 @@ impl Node {
             dns: allocation.dns.clone(),
             hostname: spec.pod.as_ref().map(|pod| pod.name.clone()),
         };
-        let handle = guest::serve(&port).map_err(|error| ApiError {
+        let handle = guest::serve(&port, &self.guest_counters).map_err(|error| ApiError {
             code: ErrorCode::Io,
             message: format!("cannot serve DHCP on {}: {error}", link.ifname),
         })?;
@@ -175,25 +187,42 @@ impl Node {
         missing.try_for_each(|program| self.dataplane.attach(*program, &link.ifname, link.ifindex))
     }
 
-    /// Sees to it that every port has programs. What another ABI version serves stays its own: this version's maps know
-    /// nothing yet, and would have everything dropped.
-    fn guard_ports(&mut self) -> Result<()> {
-        let served = self.dataplane.attachments_of_other_versions().context("cannot look for other versions")?;
+    /// Sees to it that every port has programs: one that has not is down until it has. What another ABI version serves stays
+    /// its own: this version's maps know nothing yet, and would have everything dropped. Tells how many ports had none.
+    pub(super) async fn guard_ports(&mut self) -> Result<usize> {
+        let others = self.dataplane.attachments_of_other_versions().context("cannot look for other versions")?;
+        let own = self.dataplane.attachments().context("cannot look for attached programs")?;
+        let mut guarded = 0;
         for link in self.attachments.attached().iter().filter_map(|record| record.link.as_ref()) {
-            self.attach_programs(link, &served)
+            let has = |program| {
+                let wanted = Served { ifindex: link.ifindex, program };
+                own.contains(&wanted) || others.contains(&wanted)
+            };
+            if WORKLOAD_PROGRAMS.into_iter().all(has) {
+                continue;
+            }
+            if !is_there(link).await? {
+                // Nothing passes it. It is named by the look at the node.
+                continue;
+            }
+            tracing::warn!(ifname = link.ifname, "a port has lost its programs");
+            links::close_port(&link.ifname).await.with_context(|| format!("cannot close {}", link.ifname))?;
+            self.attach_programs(link, &others)
                 .with_context(|| format!("cannot attach programs to {}", link.ifname))?;
+            links::open_port(&link.ifname).await.with_context(|| format!("cannot open {}", link.ifname))?;
+            guarded += 1;
         }
-        Ok(())
+        Ok(guarded)
     }
 
     /// Once this version's maps are filled, what other ABI versions served is its own.
-    pub(super) fn take_over_other_versions(&mut self) -> Result<()> {
+    pub(super) async fn take_over_other_versions(&mut self) -> Result<()> {
         let report = self.dataplane.take_over_other_versions().context("cannot take over from another version")?;
         if !report.adopted.is_empty() {
             tracing::info!(links = report.adopted.len(), "took over from another version");
         }
         // What was of no use to take over.
-        self.guard_ports()
+        self.guard_ports().await.map(drop)
     }
 
     /// Adopts the attachments of an earlier run: programs and guests.
@@ -205,7 +234,7 @@ impl Node {
         for id in self.attachments.reconcile(has_link, has_netns)? {
             tracing::info!(%id, "released an attachment whose link and network namespace are gone");
         }
-        self.guard_ports()?;
+        self.guard_ports().await?;
         for record in self.attachments.attached() {
             self.serve_guest(&record.spec.id)?;
             self.devices.start(&record)?;

@@ -11,13 +11,10 @@ use tokio::{
     },
     sync::{Semaphore, broadcast::error::RecvError},
 };
-use weft_api::{Answer, ApiError, ErrorCode, FlowEvent, Reply, Request};
+use weft_api::{Answer, ApiError, ErrorCode, FlowEvent, MAX_REQUEST, Reply, Request};
 
 use super::{Shared, report};
-use crate::file::gone;
-
-/// A request is a line of at most this many bytes; GC of a full node stays below.
-const MAX_REQUEST: u64 = 4 << 20;
+use crate::file;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 256;
@@ -32,7 +29,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(named)?;
     }
-    gone(fs::remove_file(path)).map_err(named)?;
+    file::remove(path).map_err(named)?;
     let listener = UnixListener::bind(path).map_err(named)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(named)?;
     Ok(listener)
@@ -64,10 +61,11 @@ pub async fn serve(listener: UnixListener, shared: Arc<Shared>) {
 async fn serve_connection(stream: UnixStream, shared: &Shared) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
-    let mut line = Vec::new();
+    let mut line;
     loop {
-        line.clear();
-        (&mut reader).take(MAX_REQUEST).read_until(b'\n', &mut line).await?;
+        // Not cleared: one large request must not keep its memory for as long as the connection lasts.
+        line = Vec::new();
+        (&mut reader).take(MAX_REQUEST as u64).read_until(b'\n', &mut line).await?;
         if line.is_empty() {
             return Ok(());
         }

@@ -1,86 +1,121 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Health and metrics over HTTP: `/healthz`, `/readyz`, `/metrics`.
+//! Health over HTTP, `/healthz` and `/readyz`, for probes of this node; and metrics, `/metrics`, at an address of their own.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
-
-use http_body_util::Full;
-use hyper::{
-    Request, Response, StatusCode,
-    body::{Bytes, Incoming},
-    header::CONTENT_TYPE,
-    server::conn::http1,
-    service::service_fn,
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore};
 
-use super::{Shared, metrics};
+use hyper::{Request, StatusCode, body::Incoming};
+use tokio::net::TcpListener;
 
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 64;
-/// A client that takes longer for its request is cut off.
-const PATIENCE: Duration = Duration::from_secs(10);
+use super::{
+    Shared,
+    http::{self, Reply},
+    metrics,
+};
+use crate::config::MetricsAddress;
+
 /// The engine works at least once a second; a full pass over a large cluster takes a few.
 const HUNG: Duration = Duration::from_secs(60);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain";
 
-/// Listens on `address`.
+/// Listens on every address for health. A loopback address of a family that the node has switched off is left out, as long as
+/// there is another.
 ///
 /// # Errors
 /// What `bind` says, with the address and the field of the configuration.
-pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("healthAddress: cannot listen on {address}: {error}"));
-    TcpListener::bind(address).await.map_err(named)
-}
-
-/// Serves connections for ever.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a client of the health address");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
+pub async fn listen(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    let mut absent = None;
+    for address in addresses {
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "healthAddresses: pods of this node reach it, because it is no loopback address");
+        }
+        match TcpListener::bind(address).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if address.ip().is_loopback() && is_switched_off(&error) => {
+                tracing::info!(%address, %error, "healthAddresses: this node does not have it");
+                absent = Some(named("healthAddresses", *address, &error));
             }
-        };
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, shared.clone()));
-            let mut server = http1::Builder::new();
-            let server = server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-            if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%error, "a client of the health address went away");
-            }
-            drop(slot);
-        });
+            Err(error) => return Err(named("healthAddresses", *address, &error)),
+        }
+    }
+    match absent {
+        Some(error) if listeners.is_empty() => Err(error),
+        _ => Ok(listeners),
     }
 }
 
-async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (status, kind, text) = match request.uri().path() {
+/// Listens for scrapes.
+///
+/// # Errors
+/// As [`listen`].
+pub async fn listen_for_metrics(address: &MetricsAddress) -> io::Result<TcpListener> {
+    let wanted = address.socket();
+    match TcpListener::bind(wanted).await {
+        Err(error) if address.is_any() && is_switched_off(&error) => {
+            let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), wanted.port());
+            TcpListener::bind(v4).await.map_err(|error| named("metricsAddress", v4, &error))
+        }
+        bound => bound.map_err(|error| named("metricsAddress", wanted, &error)),
+    }
+}
+
+/// `EADDRNOTAVAIL` and `EAFNOSUPPORT`: what a node without a family says.
+fn is_switched_off(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}
+
+fn named(field: &str, address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{field}: cannot listen on {address}: {error}"))
+}
+
+/// Serves health for ever.
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    http::serve(listener, move |request| {
+        let reply = health(&request, &shared);
+        async { reply }
+    })
+    .await;
+}
+
+/// Serves metrics for ever.
+pub async fn serve_metrics(listener: TcpListener, shared: Arc<Shared>) {
+    http::serve(listener, move |request| scraped(request, shared.clone())).await;
+}
+
+fn health(request: &Request<Incoming>, shared: &Shared) -> Reply {
+    match request.uri().path() {
         "/healthz" => match shared.since_beat().filter(|since| *since > HUNG) {
-            None => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
             Some(since) => {
                 let text = format!("the engine has not worked for {} s\n", since.as_secs());
-                (StatusCode::SERVICE_UNAVAILABLE, "text/plain", text)
+                http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
             }
         },
         "/readyz" => match shared.view().unfit() {
-            None => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
-            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+            None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
+            Some(why) => http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{why}\n")),
         },
-        "/metrics" => match metrics::text(shared).await {
-            Ok(text) => (StatusCode::OK, OPEN_METRICS, text),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
-        },
-        _ => (StatusCode::NOT_FOUND, "text/plain", "there is /healthz, /readyz and /metrics\n".to_owned()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
-    Ok(response)
+        "/metrics" => not_found("metrics are at metricsAddress of the agent's configuration, where it is set\n"),
+        _ => not_found("there is /healthz and /readyz\n"),
+    }
+}
+
+async fn scraped(request: Request<Incoming>, shared: Arc<Shared>) -> Reply {
+    if request.uri().path() != "/metrics" {
+        return not_found("there is /metrics\n");
+    }
+    match metrics::text(shared).await {
+        Ok(text) => http::text(StatusCode::OK, OPEN_METRICS, text),
+        Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
+    }
+}
+
+fn not_found(text: &str) -> Reply {
+    http::text(StatusCode::NOT_FOUND, PLAIN, text.to_owned())
 }

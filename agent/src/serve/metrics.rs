@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,7 @@ use super::{
     encode::{Encoded, Labels, counter, counters, gauge, gauges},
     vms,
 };
+use crate::guest;
 
 /// Numbers of the engine's work.
 #[derive(Debug)]
@@ -32,13 +36,51 @@ pub struct Work {
     apply: Histogram,
     failures: AtomicU64,
     writes: AtomicU64,
+    mended: [AtomicU64; Mended::ALL.len()],
+    /// What the services of guests count.
+    pub guests: Arc<guest::Counters>,
+}
+
+/// What others changed on the node and the agent put back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mended {
+    /// The node's own devices and their addresses.
+    Devices,
+    /// The host's routes.
+    Routes,
+    /// Programs on devices.
+    Programs,
+    /// Settings of workloads' ports.
+    Ports,
+}
+
+impl Mended {
+    const ALL: [Self; 4] = [Self::Devices, Self::Routes, Self::Programs, Self::Ports];
+
+    /// Name in the metric's label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Devices => "devices",
+            Self::Routes => "routes",
+            Self::Programs => "programs",
+            Self::Ports => "ports",
+        }
+    }
 }
 
 impl Default for Work {
     fn default() -> Self {
         let buckets = || exponential_buckets(0.000_1, 4.0, 9);
         let (plan, apply) = (Histogram::new(buckets()), Histogram::new(buckets()));
-        Self { plan, apply, failures: AtomicU64::new(0), writes: AtomicU64::new(0) }
+        Self {
+            plan,
+            apply,
+            failures: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            mended: Default::default(),
+            guests: Arc::default(),
+        }
     }
 }
 
@@ -52,6 +94,13 @@ impl Work {
     pub fn applied(&self, took: Duration, writes: usize) {
         self.apply.observe(took.as_secs_f64());
         self.writes.fetch_add(writes as u64, Ordering::Relaxed);
+    }
+
+    /// So many changes put something back that others had changed.
+    pub fn mended(&self, what: Mended, changes: usize) {
+        if let Some(counter) = self.mended.get(what as usize) {
+            counter.fetch_add(changes as u64, Ordering::Relaxed);
+        }
     }
 
     /// An apply failed.
@@ -141,6 +190,18 @@ impl Live {
         let (used, all): (Vec<_>, Vec<_>) = pools.map(|(pool, used, all)| ((pool.clone(), used), (pool, all))).unzip();
         gauges(encoder, "addresses_used", "Addresses given out", None, used)?;
         gauges(encoder, "addresses", "Addresses in all", None, all)?;
+        let mended = Mended::ALL.iter().zip(&self.shared.work.mended);
+        let mended = mended.map(|(what, count)| (label("what", what.name()), count.load(Ordering::Relaxed)));
+        counters(encoder, "repairs", "Changes that put back what others had changed on the node", mended)?;
+        let guests = &self.shared.work.guests;
+        let (failures, limited) = (guests.failures.load(Ordering::Relaxed), guests.limited.load(Ordering::Relaxed));
+        counter(
+            encoder,
+            "guest_failures",
+            "Services of guests (DHCP, RA) that failed and were started again",
+            failures,
+        )?;
+        counter(encoder, "guest_limited", "Frames of guests to the agent that waited: too many", limited)?;
         counter(encoder, "apply_failures", "Passes that broke off", self.shared.work.failures.load(Ordering::Relaxed))?;
         counter(
             encoder,

@@ -8,6 +8,7 @@ pub mod api;
 mod encode;
 pub mod flows;
 pub mod health;
+mod http;
 pub mod metrics;
 pub mod report;
 #[cfg(test)]

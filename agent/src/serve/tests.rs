@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::Arc,
@@ -11,11 +10,14 @@ use std::{
 use tokio::sync::mpsc;
 use weft_abi::{Addr, DropReason, Event, EventKind, ServiceKey};
 use weft_api::{
-    Answer, ApiError, AttachmentId, Client, ClientError, ErrorCode, FlowEvent, FlowVerdict, PolicyReport, Request,
+    Answer, ApiError, AttachmentId, Client, ClientError, ErrorCode, FlowEvent, FlowVerdict, MAX_REQUEST, PolicyReport,
+    Request,
 };
 
-use super::{Command, Shared, View, api, flows, health};
+use super::{Command, Shared, View, api, flows};
 use crate::model::Desired;
+
+mod health;
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
 
@@ -145,6 +147,36 @@ async fn a_malformed_request_is_refused_and_the_connection_goes_on() {
     assert!(lines[2].contains("cut off"), "{text}");
 }
 
+/// 40,000 attachments with long names are 8 MiB: more than any node has.
+#[tokio::test(flavor = "multi_thread")]
+async fn gc_may_name_thousands_of_attachments() {
+    let mut server = serve(View::default());
+    let socket = server.socket.clone();
+    let known = |number| AttachmentId { network: "n".repeat(60), container_id: format!("{number:064}"), ..id() };
+    let client = tokio::task::spawn_blocking(move || {
+        let valid = (0..40_000).map(known).collect();
+        Client::connect(socket, PATIENCE)?.call(&Request::Gc { network: "weft".into(), valid })
+    });
+    let (request, reply) = tokio::select! {
+        command = server.commands.recv() => command.unwrap(),
+        () = tokio::time::sleep(PATIENCE.unwrap()) => panic!("the engine was not asked"),
+    };
+    let Request::Gc { valid, .. } = request else { panic!("{request:?}") };
+    assert_eq!((valid.len(), valid.last()), (40_000, Some(&known(39_999))));
+    reply.send(Ok(Answer::Released(vec![id()]))).unwrap();
+    assert!(matches!(client.await.unwrap(), Ok(Answer::Released(released)) if released == [id()]));
+}
+
+#[test]
+fn a_request_that_is_too_long_is_refused_with_its_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let request = Request::Gc { network: "n".repeat(MAX_REQUEST), valid: Vec::new() };
+    let error = refusal(Client::connect(&socket, PATIENCE).unwrap().call(&request));
+    assert!(error.code == ErrorCode::Invalid && error.message.contains("33554432"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn flows_are_remembered_up_to_a_bound_and_followed() {
     let server = serve(View::default());
@@ -201,57 +233,4 @@ fn an_event_is_named() {
     assert_eq!(event.service.as_deref(), Some("default/web"));
     assert_eq!(event.backend, Some(("10.0.0.2".parse().unwrap(), 8080)));
     assert_eq!((event.source_port, event.destination_port, event.ifname.as_str()), (40_000, 80, "lo"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn health_tells_readiness_and_metrics() {
-    let (shared, _commands) = Shared::new(View { not_ready: Some("starting".into()), ..View::default() });
-    let listener = health::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(health::serve(listener, shared.clone()));
-    let get = |path: &'static str| {
-        tokio::task::spawn_blocking(move || {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream.set_read_timeout(PATIENCE).unwrap();
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        })
-    };
-    let not_ready = get("/readyz").await.unwrap();
-    assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.ends_with("starting\n"), "{not_ready}");
-    assert!(get("/healthz").await.unwrap().starts_with("HTTP/1.1 200"));
-    assert!(get("/").await.unwrap().starts_with("HTTP/1.1 404"));
-    shared.publish(|view| {
-        view.not_ready = None;
-        (view.pod_cidrs, view.addresses_used) = (vec!["10.1.0.0/24".parse().unwrap()], vec![(3, 253)]);
-    });
-    assert!(get("/readyz").await.unwrap().starts_with("HTTP/1.1 200"));
-    let metrics = get("/metrics").await.unwrap();
-    assert!(metrics.contains("weft_ready 1\n") && metrics.ends_with("# EOF\n"), "{metrics}");
-    for (name, value) in [("addresses_used", 3), ("addresses", 253)] {
-        let line = format!("\nweft_{name}{{pool=\"10.1.0.0/24\"}} {value}\n");
-        assert!(metrics.contains(&line), "{line} in {metrics}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dataplane_that_follows_no_more_ends_readiness_and_goes_on_answering() {
-    let failing = Some("3 passes in a row broke off".to_owned());
-    let server = serve(View { failing, broken_passes: 3, ..View::default() });
-    let listener = health::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(health::serve(listener, server.shared.clone()));
-    let text = tokio::task::spawn_blocking(move || {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(PATIENCE).unwrap();
-        write!(stream, "GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    });
-    let text = text.await.unwrap();
-    assert!(text.starts_with("HTTP/1.1 503") && text.ends_with("3 passes in a row broke off\n"), "{text}");
-    assert!(matches!(call(&server, Request::Ready).await, Ok(Answer::Done)));
 }

@@ -9,6 +9,7 @@
 //! | `cgroup` | the control groups in which a device outlives the agent's container |
 //! | `supervise` | keeps one device running until it is told to stop |
 //! | `control` | asks a device how it is |
+//! | `log` | keeps its log short |
 //! | `board` | what readers see |
 //!
 //! A device outlives the agent: it has a session, control groups and a log file of its own, and holds nothing of the agent's.
@@ -18,6 +19,7 @@
 mod board;
 mod cgroup;
 mod control;
+mod log;
 mod process;
 mod running;
 mod spec;

@@ -4,7 +4,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{self, Read as _, Seek as _, SeekFrom},
+    io,
     os::{
         fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::process::ExitStatusExt as _,
@@ -40,10 +40,6 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 const MEMORY: u64 = 32 << 20;
 /// And so much more for each queue pair.
 const MEMORY_PER_QUEUE: u64 = 8 << 20;
-/// The end of a log that is looked at.
-const LOG_TAIL: u64 = 4096;
-/// A last line is told up to here.
-const MAX_LINE: usize = 200;
 
 /// A process of all times since the boot: its number is given again, its start time is not.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -233,20 +229,6 @@ fn describe(status: ExitStatus) -> String {
         }
         (None, None) => status.to_string(),
     }
-}
-
-/// The last line of a log, for people.
-pub(super) fn last_line(log: &Path) -> Option<String> {
-    let mut file = File::open(log).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL))).ok()?;
-    let mut tail = Vec::new();
-    file.take(LOG_TAIL).read_to_end(&mut tail).ok()?;
-    let tail = String::from_utf8_lossy(&tail);
-    // clap's hint comes after what is wrong.
-    let says = |line: &&str| !line.trim().is_empty() && !line.starts_with("For more information");
-    let line = tail.lines().rfind(says)?;
-    Some(line.trim().chars().filter(|c| !c.is_control()).take(MAX_LINE).collect())
 }
 
 fn naming(path: &Path) -> impl Fn(io::Error) -> io::Error {

@@ -9,7 +9,7 @@ use std::{
 use weft_api::{AttachmentId, Mac, PodRef};
 
 use crate::{
-    file::{gone, temporary},
+    file::{self, gone},
     model::Attachment,
 };
 
@@ -137,9 +137,7 @@ pub(super) fn record_path(folder: &Path) -> PathBuf {
 
 /// Removes a device's files and its folder; what is not a device's stays.
 pub(super) fn remove_files(folder: &Path) {
-    let files =
-        [Path::new(RECORD), &temporary(Path::new(RECORD)), Path::new(SOCKET), Path::new(CONTROL), Path::new(LOG)];
-    let files = files.iter().try_for_each(|name| gone(fs::remove_file(folder.join(name))));
+    let files = [RECORD, SOCKET, CONTROL, LOG].iter().try_for_each(|name| file::remove(&folder.join(name)));
     if let Err(error) = files.and_then(|()| gone(fs::remove_dir(folder))) {
         tracing::warn!(folder = %folder.display(), %error, "cannot remove the files of a device");
     }

@@ -2,7 +2,6 @@
 //! Keeps one device running until it is told to stop.
 
 use std::{
-    fs::File,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -16,17 +15,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     board::{DeviceState, DeviceStatus},
     cgroup::Cgroups,
-    control,
-    process::{DeviceProcess, last_line},
+    control, log,
+    process::DeviceProcess,
     spec::{DeviceSpec, remove_files},
 };
 
 /// How long a device may take to answer for the first time.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
-/// A log is emptied when it is longer than this: the folder is usually in memory.
-const MAX_LOG: u64 = 1 << 20;
-/// Between two looks at the log's length.
-const LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// Between two looks at the log's length: a device of an earlier version writes megabytes a second when a VMM connects in a loop.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One device to look after.
 #[derive(Debug)]
@@ -133,7 +130,7 @@ impl Supervision {
     }
 
     fn explain(&self, why: &str) -> String {
-        last_line(&self.spec.log_path()).map_or_else(|| why.to_owned(), |line| format!("{why}: {line}"))
+        log::last_line(&self.spec.log_path()).map_or_else(|| why.to_owned(), |line| format!("{why}: {line}"))
     }
 
     fn note(&self, why: String) {
@@ -145,14 +142,10 @@ impl Supervision {
         });
     }
 
-    /// The device appends, so that an emptied file goes on from its beginning.
     fn bound_log(&self) {
         let path = self.spec.log_path();
-        let Ok(file) = File::options().write(true).open(&path) else { return };
-        if file.metadata().is_ok_and(|log| log.len() > MAX_LOG)
-            && let Err(error) = file.set_len(0)
-        {
-            tracing::warn!(log = %path.display(), %error, "cannot empty the log of a device");
+        if let Err(error) = log::cut(&path) {
+            tracing::warn!(log = %path.display(), %error, "cannot cut the log of a device");
         }
     }
 }

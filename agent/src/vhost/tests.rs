@@ -3,9 +3,7 @@ use std::{fs, path::Path, time::Duration};
 
 use weft_api::{PortKind, PortLink};
 
-use super::{
-    Board, Cgroups, DeviceSpec, DeviceState, Devices, check_folder, process::last_line, socket_path, supervise::Pauses,
-};
+use super::{Board, Cgroups, DeviceSpec, DeviceState, Devices, check_folder, socket_path, supervise::Pauses};
 use crate::model::Attachment;
 
 fn attachment(folder: &Path, port: PortKind) -> Attachment {
@@ -58,19 +56,6 @@ fn pauses_grow_are_bounded_and_forgotten() {
     let last = (0..100).map(|_| pauses.after(short)).last().unwrap();
     assert_eq!(last, Duration::from_secs(30));
     assert_eq!(pauses.after(Duration::from_secs(60)), Duration::ZERO);
-}
-
-#[test]
-fn the_last_line_of_a_log_is_short_and_printable() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = dir.path().join("log");
-    assert_eq!(last_line(&log), None);
-    fs::write(&log, format!("first\n\u{1b}[31m{}\n\n", "x".repeat(5000))).unwrap();
-    assert_eq!(last_line(&log).unwrap().len(), 200);
-    fs::write(&log, "first\n\u{1b}[31mlast\n\n").unwrap();
-    assert_eq!(last_line(&log).unwrap(), "[31mlast");
-    fs::write(&log, "error: wrong\n\nFor more information, try '--help'.\n").unwrap();
-    assert_eq!(last_line(&log).unwrap(), "error: wrong");
 }
 
 #[tokio::test(flavor = "multi_thread")]

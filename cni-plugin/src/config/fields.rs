@@ -32,6 +32,11 @@ impl Fields {
         self.problems.extend(unknown);
     }
 
+    /// Whether a field is there, null or not.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.object.get(field).is_some()
+    }
+
     /// Reads a field at the top level; none where it is absent, null or wrong.
     pub(super) fn parsed<T: DeserializeOwned>(&mut self, field: &str, expected: &str) -> Option<T> {
         let value = self.object.get(field)?.clone();

@@ -25,6 +25,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     /// `IFF_UP`.
     pub(crate) up: bool,
+    /// `IFF_RUNNING`: it has a carrier, and the kernel sends by it.
+    pub(crate) running: bool,
     /// `ifalias`.
     pub(crate) alias: Option<String>,
     /// Index of a veth's other end, in that end's namespace.
@@ -90,10 +92,14 @@ impl Netlink {
         self.set(link, attributes, LinkFlags::empty(), "set address and mtu of")
     }
 
-    /// Brings `link` up, with `alias` for people and for DEL.
-    pub(crate) fn set_up(&mut self, link: &Link, alias: Option<&str>) -> Result<(), NetlinkError> {
-        let attributes = alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())).into_iter().collect();
-        self.set(link, attributes, LinkFlags::Up, "bring up")
+    /// Gives `link` an alias, for people and for DEL.
+    pub(crate) fn set_alias(&mut self, link: &Link, alias: &str) -> Result<(), NetlinkError> {
+        self.set(link, vec![LinkAttribute::IfAlias(alias.to_owned())], LinkFlags::empty(), "set the alias of")
+    }
+
+    /// Brings `link` up.
+    pub(crate) fn set_up(&mut self, link: &Link) -> Result<(), NetlinkError> {
+        self.set(link, Vec::new(), LinkFlags::Up, "bring up")
     }
 
     /// Deletes `link`; one that is gone is no error.
@@ -131,8 +137,9 @@ fn named(name: &str, mac: Mac, mtu: u32) -> Vec<LinkAttribute> {
 
 fn observed(message: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
-    let up = message.header.flags.contains(LinkFlags::Up);
-    let mut link = Link { index: message.header.index, up, ..Link::default() };
+    let flags = message.header.flags;
+    let (up, running) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::Running));
+    let mut link = Link { index: message.header.index, up, running, ..Link::default() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! ADD: validate, allocate, make the link, attach, configure the sandbox, answer (CNI spec 1.1.0, "ADD").
 //!
-//! The sandbox's end of a veth stays down until the agent has attached programs and policy: nothing is sent past them.
+//! The plugin makes a link that is down, and it stays so until the agent has attached programs and written policy: the agent
+//! brings the host's end up, and nothing is sent past them. The sandbox's end follows, and the answer comes when both run.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    thread,
+    time::{Duration, Instant},
+};
 
 use weft_api::{Allocation, Answer, AttachmentSpec, Client, ClientError, PortKind, PortLink, Request};
 
@@ -29,6 +34,10 @@ use crate::{
 
 /// `RT_SCOPE_LINK` of rtnetlink(7).
 const SCOPE_LINK: u8 = 253;
+/// How long a link may take from up to running. The kernel's link watch works once a second; newer kernels (6.6.8, 6.8) do its
+/// work for who asks.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
+const CARRIER_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Makes the attachment and writes its result.
 pub(super) fn run(environment: &Environment, config: &NetworkConfig, output: &mut dyn Write) -> Result<(), CniError> {
@@ -109,7 +118,7 @@ impl Add<'_> {
         let link = self.make_link(&allocation)?;
         self.attach(&link)?;
         self.describe(&allocation)?;
-        let plan = self.configure_sandbox(&allocation)?;
+        let plan = self.configure_sandbox(&allocation, &link)?;
         Ok(self.result(&allocation, &link, plan.as_ref()))
     }
 
@@ -167,8 +176,8 @@ impl Add<'_> {
         if self.spec.port != PortKind::Veth {
             self.host.set_ether(&link, allocation.gateway_mac, allocation.mtu)?;
         }
+        self.host.set_alias(&link, &alias(&self.spec.id))?;
         sysctl::set_host_end(name).map_err(|error| CniError::new(Code::Io, error.to_string()))?;
-        self.host.set_up(&link, Some(&alias(&self.spec.id)))?;
         Ok(link)
     }
 
@@ -197,7 +206,7 @@ impl Add<'_> {
         Ok(())
     }
 
-    fn configure_sandbox(&mut self, allocation: &Allocation) -> Result<Option<SandboxPlan>, CniError> {
+    fn configure_sandbox(&mut self, allocation: &Allocation, host: &Link) -> Result<Option<SandboxPlan>, CniError> {
         let Some(sandbox) = self.sandbox.as_deref_mut() else { return Ok(None) };
         let ifname = &self.spec.id.ifname;
         let link = sandbox.netlink.link(ifname)?.ok_or_else(|| {
@@ -205,7 +214,9 @@ impl Add<'_> {
         })?;
         let plan = plan(allocation, link.index, &sandbox.netlink.routes()?);
         sandbox.run(|| sysctl::set_sandbox_end(ifname))?;
-        sandbox.netlink.set_up(&link, None)?;
+        sandbox.netlink.set_up(&link)?;
+        await_running(self.host, &host.name, "on the host")?;
+        await_running(&mut sandbox.netlink, ifname, "in the sandbox")?;
         for address in &plan.addresses {
             sandbox.netlink.add_address(&link, *address)?;
         }
@@ -249,6 +260,31 @@ impl Add<'_> {
             routes: routes(allocation, plan),
             dns: self.config.dns.clone().unwrap_or_else(|| dns(allocation)),
         }
+    }
+}
+
+/// Waits until the kernel sends by the interface: until its link watch has seen the carrier, the queue takes every packet and
+/// sends none. Without it the answer to a workload's first ARP request is lost, and its first packet waits a second.
+fn await_running(netlink: &mut Netlink, name: &str, place: &str) -> Result<(), CniError> {
+    let deadline = Instant::now() + CARRIER_PATIENCE;
+    loop {
+        let state = match netlink.link(name)? {
+            Some(link) if link.running => return Ok(()),
+            Some(link) if link.up => "is up and has no carrier",
+            Some(_) => "is down",
+            None => "is gone",
+        };
+        if Instant::now() >= deadline {
+            return Err(CniError::new(
+                Code::Io,
+                format!(
+                    "the interface '{name}' {place} {state} {} s after the agent attached it; look for what else sets it (ip \
+                     monitor link)",
+                    CARRIER_PATIENCE.as_secs()
+                ),
+            ));
+        }
+        thread::sleep(CARRIER_INTERVAL);
     }
 }
 

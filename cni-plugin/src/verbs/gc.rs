@@ -9,7 +9,7 @@ use super::del;
 use crate::{
     agent::{self, PATIENCE},
     config::NetworkConfig,
-    error::CniError,
+    error::{CniError, Code},
     netlink::Netlink,
     record::{Folder, Record},
 };
@@ -17,8 +17,9 @@ use crate::{
 /// Removes what is not in `cni.dev/valid-attachments`, goes on after a failure, and tells all of them.
 pub(super) fn run(config: &NetworkConfig) -> Result<(), CniError> {
     let valid = valid(config)?;
-    let mut problems = Vec::new();
-    for (id, netns) in stale(config, &valid)? {
+    let kept: BTreeSet<&AttachmentId> = valid.iter().collect();
+    let mut problems = sweep(config);
+    for (id, netns) in stale(config, &kept)? {
         tracing::info!(%id, "removing an attachment that the runtime does not know");
         problems.extend(del::remove(config, &id, &netns).err());
     }
@@ -27,6 +28,13 @@ pub(super) fn run(config: &NetworkConfig) -> Result<(), CniError> {
         .and_then(|mut client| agent::collect_garbage(&mut client, &config.name, valid));
     problems.extend(collected.err());
     CniError::joined(problems).map_or(Ok(()), Err)
+}
+
+/// Removes what killed plugins have half written: the runtime may never name their attachments again.
+fn sweep(config: &NetworkConfig) -> Vec<CniError> {
+    let folders = [Folder::of_records(&config.state_dir), Folder::of_pending(&config.pending_dir)];
+    let swept = folders.iter().map(Folder::sweep);
+    swept.filter_map(|swept| swept.err().map(|error| CniError::new(Code::Io, error.to_string()))).collect()
 }
 
 /// Without the list everything would be garbage: refused.
@@ -43,7 +51,7 @@ fn valid(config: &NetworkConfig) -> Result<Vec<AttachmentId>, CniError> {
 }
 
 /// Attachments of the network with a record or a link that are not valid, with their namespace where it is known.
-fn stale(config: &NetworkConfig, valid: &[AttachmentId]) -> Result<Vec<(AttachmentId, String)>, CniError> {
+fn stale(config: &NetworkConfig, valid: &BTreeSet<&AttachmentId>) -> Result<Vec<(AttachmentId, String)>, CniError> {
     let records: Vec<Record> = Folder::of_records(&config.state_dir).list();
     let mut found: Vec<_> = records.into_iter().map(|record| (record.id, record.netns)).collect();
     let recorded: BTreeSet<_> = found.iter().map(|(id, _)| id.clone()).collect();

@@ -35,8 +35,6 @@ fn add_makes_what_its_result_tells(#[values("0.3.1", "0.4.0", "1.0.0", "1.1.0")]
 
     let (outer, link) = (node.netns.link("weft0000000001").unwrap(), sandbox.link("eth0").unwrap());
     assert_eq!((&outer["mtu"], &link["mtu"]), (&json!(1400), &json!(1400)));
-    node.netns.await_carrier("weft0000000001");
-    sandbox.await_carrier("eth0");
     assert_eq!((&outer["address"], &link["address"]), (&json!(GATEWAY_MAC), &json!("02:00:00:00:01:01")));
     assert_eq!(outer["ifalias"], "weft:weft/c1/eth0");
     assert_eq!(outer["inet6_addr_gen_mode"], "none");
@@ -68,6 +66,7 @@ fn packets_pass_both_ways_in_both_families() {
     let (node, sandbox) = (Node::new(), Netns::new());
     node.call("ADD", &Call::new(sandbox.path(), json!({}))).result();
     // The dataplane is not here to answer for the gateway: the host's end does.
+    assert!(node.netns.succeeds(&["sysctl", "-q", "-w", "net.ipv6.conf.weft0000000001.disable_ipv6=0"]));
     node.netns.ip("addr add 10.244.1.1/32 dev weft0000000001");
     node.netns.ip("addr add fe80::1/64 dev weft0000000001 nodad");
     node.netns.ip("addr add fd00::99/128 dev weft0000000001 nodad");
@@ -90,15 +89,54 @@ fn ipv6_works_in_a_sandbox_that_has_it_switched_off() {
 }
 
 #[test]
-fn the_hosts_end_neither_filters_nor_listens_to_router_advertisements() {
+fn the_hosts_end_leads_nowhere_without_the_programs() {
     let (node, sandbox) = (Node::new(), Netns::new());
-    node.call("ADD", &Call::new(sandbox.path(), json!({}))).result();
-    for setting in ["ipv4/conf/weft0000000001/rp_filter", "ipv6/conf/weft0000000001/accept_ra"] {
-        assert!(node.netns.succeeds(&["grep", "-qx", "0", &format!("/proc/sys/net/{setting}")]), "{setting}");
+    for family in ["ipv4", "ipv6"] {
+        let setting = format!("net.{family}.conf.default.forwarding=1");
+        assert!(node.netns.succeeds(&["sysctl", "-q", "-w", &setting]));
     }
-    node.netns.await_carrier("weft0000000001");
+    node.call("ADD", &Call::new(sandbox.path(), json!({}))).result();
+    for (setting, value) in
+        [("ipv4/rp_filter", "1"), ("ipv4/forwarding", "0"), ("ipv6/accept_ra", "0"), ("ipv6/disable_ipv6", "1")]
+    {
+        let (family, key) = setting.split_once('/').unwrap();
+        let path = format!("/proc/sys/net/{family}/conf/weft0000000001/{key}");
+        assert!(node.netns.succeeds(&["grep", "-qx", value, &path]), "{setting}");
+    }
     let addresses = node.netns.ip_json("addr show dev weft0000000001")[0]["addr_info"].clone();
     assert_eq!(addresses, json!([]));
+}
+
+#[rstest]
+fn the_agent_attaches_a_link_that_is_down(#[values("veth", "tap", "vhost-user")] port: &str) {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    node.call("ADD", &Call::new(sandbox.path(), json!({"port": port}))).result();
+    assert_eq!(node.agent.early(), Vec::<String>::new(), "up before it had programs");
+    assert!(node.netns.link("weft0000000001").unwrap()["flags"].as_array().unwrap().contains(&json!("UP")));
+}
+
+#[test]
+fn both_ends_run_when_add_answers() {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    for container in ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7"] {
+        let call = Call::new(sandbox.path(), json!({})).named(container, container);
+        let result = node.call("ADD", &call).result();
+        let outer = node.netns.link(result["interfaces"][0]["name"].as_str().unwrap()).unwrap();
+        let inner = sandbox.link(container).unwrap();
+        assert_eq!((&outer["operstate"], &inner["operstate"]), (&json!("UP"), &json!("UP")), "{container}");
+        assert!(!sandbox.ip(&format!("-6 addr show dev {container}")).contains("tentative"));
+    }
+}
+
+#[test]
+fn an_end_that_does_not_run_is_named() {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    node.agent.leave_down();
+    let before = (node.netns.snapshot(), sandbox.snapshot());
+    let (code, text) = node.call("ADD", &Call::new(sandbox.path(), json!({}))).error();
+    assert!(code == 5 && text.contains("'weft0000000001' on the host is down"), "{code} {text}");
+    assert_eq!((node.netns.snapshot(), sandbox.snapshot()), before);
+    assert!(node.agent.held().is_empty());
 }
 
 #[test]

@@ -39,6 +39,23 @@ fn a_wrong_namespace(#[case] netns: &str, #[case] part: &str) {
 }
 
 #[test]
+fn a_namespace_that_is_a_fifo_or_a_socket_is_refused_at_once() {
+    let node = Node::new();
+    let (fifo, socket) = (node.path("fifo"), node.path("socket"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for path in [fifo, socket] {
+        let path = path.to_str().unwrap().to_owned();
+        let (code, text) = node.call("ADD", &Call::new(path.clone(), json!({}))).error();
+        assert!(code == 4 && text.contains(&format!("CNI_NETNS '{path}'")), "{code} {text}");
+        assert!(node.agent.heard().is_empty());
+        node.call("DEL", &Call::new(path, json!({}))).result();
+        assert_eq!(node.agent.heard(), ["release"]);
+        node.agent.forget();
+    }
+}
+
+#[test]
 fn the_hosts_own_namespace_is_no_sandbox() {
     let node = Node::new();
     let (code, text) = node.call("ADD", &Call::new(node.netns.path(), json!({}))).error();

@@ -7,6 +7,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, Mutex, MutexGuard},
     thread,
 };
@@ -36,6 +37,12 @@ pub(crate) enum Fault {
 
 #[derive(Default)]
 struct State {
+    /// The namespace of the links that are attached.
+    netns: String,
+    /// Links stay down when they are attached.
+    idle: bool,
+    /// Links that were up when they were attached.
+    early: Vec<String>,
     heard: Vec<Request>,
     held: BTreeMap<AttachmentId, Allocation>,
     given: u8,
@@ -51,8 +58,10 @@ pub(crate) struct FakeAgent {
 }
 
 impl FakeAgent {
-    pub(crate) fn start(socket: &Path) -> Self {
-        let agent = Self { state: Arc::default(), socket: socket.to_owned() };
+    /// Listens at `socket`, and brings links of the namespace `netns` up as it attaches them.
+    pub(crate) fn start(socket: &Path, netns: &str) -> Self {
+        let state = State { netns: netns.to_owned(), ..State::default() };
+        let agent = Self { state: Arc::new(Mutex::new(state)), socket: socket.to_owned() };
         agent.listen();
         agent
     }
@@ -114,6 +123,21 @@ impl FakeAgent {
     /// The latest request of that `op`.
     pub(crate) fn latest(&self, wanted: &str) -> Request {
         lock(&self.state).heard.iter().rev().find(|request| op(request) == wanted).cloned().expect(wanted)
+    }
+
+    /// Forgets what it has heard.
+    pub(crate) fn forget(&self) {
+        lock(&self.state).heard.clear();
+    }
+
+    /// Brings no link up any more.
+    pub(crate) fn leave_down(&self) {
+        lock(&self.state).idle = true;
+    }
+
+    /// Links that the plugin had brought up before it asked to attach them.
+    pub(crate) fn early(&self) -> Vec<String> {
+        lock(&self.state).early.clone()
     }
 
     /// What is allocated now.
@@ -193,6 +217,19 @@ fn serve(state: &mut State, request: Request) -> Answer {
             let released: Vec<_> = state.held.keys().filter(|id| stale(id)).cloned().collect();
             state.held.retain(|id, _| !stale(id));
             Answer::Released(released)
+        }
+        Request::Attach { link, .. } => {
+            let ip = |arguments: &[&str]| {
+                let output = Command::new("ip").args(["-n", &state.netns]).args(arguments).output().unwrap();
+                String::from_utf8(output.stdout).unwrap()
+            };
+            if ip(&["-o", "link", "show", "dev", &link.ifname, "up"]).contains(&link.ifname) {
+                state.early.push(link.ifname.clone());
+            }
+            if !state.idle {
+                ip(&["link", "set", &link.ifname, "up"]);
+            }
+            Answer::Done
         }
         _ => Answer::Done,
     }

@@ -52,6 +52,16 @@ fn gc_while_the_agent_is_away_removes_links_and_says_so() {
     assert_eq!(node.files("pending-del"), ["weft.c1.eth0.json"]);
 }
 
+/// As libcni gives it for a runtime that knows of no attachment.
+#[test]
+fn a_list_that_is_null_is_empty() {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    let call = Call::new(sandbox.path(), json!({}));
+    node.call("ADD", &call).result();
+    node.call("GC", &call.with("cni.dev/valid-attachments", Value::Null)).result();
+    assert_eq!((node.netns.link_names(), node.agent.held().len()), (Vec::new(), 0));
+}
+
 #[test]
 fn gc_without_a_list_removes_nothing() {
     let (node, sandbox) = (Node::new(), Netns::new());
@@ -60,4 +70,30 @@ fn gc_without_a_list_removes_nothing() {
     let (code, text) = node.call("GC", &call).error();
     assert!(code == 7 && text.contains("cni.dev/valid-attachments"), "{code} {text}");
     assert_eq!(node.netns.link_names().len(), 1);
+}
+
+#[test]
+fn a_plugin_that_is_killed_while_it_writes_leaves_nothing() {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    let call = Call::new(sandbox.path(), json!({}));
+    node.call_killed_writing("ADD", &call);
+    assert_eq!(node.files("attachments"), Vec::<String>::new());
+    node.call("ADD", &call).result();
+    node.agent.die();
+    node.call_killed_writing("DEL", &call);
+    assert_eq!(node.files("pending-del"), Vec::<String>::new());
+    assert_eq!(node.files("attachments"), ["weft.c1.eth0.json"]);
+}
+
+#[test]
+fn gc_removes_what_killed_plugins_have_half_written() {
+    let node = Node::new();
+    for folder in ["attachments", "pending-del"] {
+        fs::create_dir_all(node.path(folder)).unwrap();
+        fs::write(node.path(folder).join(".weft.c9.eth0.json.tmp"), b"{").unwrap();
+    }
+    node.call("GC", &Call::new("", json!({"cni.dev/valid-attachments": []}))).result();
+    for folder in ["attachments", "pending-del"] {
+        assert_eq!(node.files(folder), Vec::<String>::new());
+    }
 }

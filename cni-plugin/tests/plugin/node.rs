@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::Write as _,
+    os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{self, Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -15,6 +16,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::fake_agent::FakeAgent;
+
+/// The signal for a file that grows beyond its limit: signal(7).
+const SIGXFSZ: i32 = 25;
 
 /// A network namespace that goes away with its owner.
 pub(crate) struct Netns(String);
@@ -48,15 +52,6 @@ impl Netns {
     /// The link called `name`.
     pub(crate) fn link(&self, name: &str) -> Option<Value> {
         self.ip_json("link").into_iter().find(|link| link["ifname"] == name)
-    }
-
-    /// Waits until `name` has a carrier: the kernel's link watch runs a moment after the link came up.
-    pub(crate) fn await_carrier(&self, name: &str) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while self.link(name).unwrap()["operstate"] != "UP" {
-            assert!(Instant::now() < deadline, "no carrier: {:?}", self.link(name));
-            thread::sleep(Duration::from_millis(5));
-        }
     }
 
     /// The names of all links but `lo`.
@@ -179,8 +174,9 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let agent = FakeAgent::start(&dir.path().join("agent.sock"));
-        Self { netns: Netns::new(), agent, dir }
+        let netns = Netns::new();
+        let agent = FakeAgent::start(&dir.path().join("agent.sock"), &netns.0);
+        Self { netns, agent, dir }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -224,9 +220,23 @@ impl Node {
         assert!(!plugin.wait().unwrap().success());
     }
 
+    /// Runs a plugin that is killed by the first byte it writes to a file.
+    pub(crate) fn call_killed_writing(&self, verb: &str, call: &Call) {
+        let mut plugin = self.start_under(&["prlimit", "--fsize=0", "--core=0"], verb, call, Stdio::null());
+        plugin.stdin.take().unwrap().write_all(self.config(call).as_bytes()).unwrap();
+        assert_eq!(plugin.wait().unwrap().signal(), Some(SIGXFSZ));
+    }
+
     fn start(&self, verb: &str, call: &Call, stdin: &str, stdout: Stdio) -> Child {
-        let mut plugin = Command::new("nsenter")
+        let mut plugin = self.start_under(&[], verb, call, stdout);
+        plugin.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        plugin
+    }
+
+    fn start_under(&self, wrapper: &[&str], verb: &str, call: &Call, stdout: Stdio) -> Child {
+        Command::new("nsenter")
             .arg(format!("--net={}", self.netns.path()))
+            .args(wrapper)
             .arg(env!("CARGO_BIN_EXE_weft-cni"))
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", call.container)
@@ -237,8 +247,6 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(stdout)
             .spawn()
-            .unwrap();
-        plugin.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-        plugin
+            .unwrap()
     }
 }

@@ -46,10 +46,14 @@ pub struct Config {
     pub masquerade_count: u16,
     /// Ethernet address of `weft0`.
     pub host_mac: [u8; 6],
-    /// Reserved, zero.
-    pub pad: u16,
+    /// UDP port of VXLAN, network byte order; 0 in native mode.
+    pub vxlan_port: u16,
+    /// The node's IPv4 address as the other nodes know it, or unspecified: the only one that hears encapsulated packets.
+    pub node_v4: Addr,
+    /// The same of IPv6.
+    pub node_v6: Addr,
 }
 
 crate::pod!(Config);
 
-const _: () = assert!(size_of::<Config>() == 60);
+const _: () = assert!(size_of::<Config>() == 92);

@@ -5,14 +5,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Addr;
 
-/// The `ifindex` of flow keys for packets that come from other nodes or from outside, whichever device they come in by.
-pub const WIRE: u32 = 0;
+/// The `ifindex` of flow keys for packets that come in by a device that leads out of the node, whichever it is: a class. No
+/// device has such an index, the kernel's are positive 32-bit integers.
+pub const UPLINK: u32 = 0x8000_0000;
+
+/// The same for packets that another node encapsulated; see [`Flow::remote`] for which node.
+pub const OVERLAY: u32 = 0xc000_0000;
 
 /// Key of an IPv4 flow, as the packet was before any rewrite.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
 pub struct FlowKey4 {
-    /// The port that sent it (its address is thereby checked), `weft0` for the host, or [`WIRE`].
+    /// The port that sent it (its address is thereby checked), `weft0` for the host, [`UPLINK`] or [`OVERLAY`].
     pub ifindex: u32,
     /// Source, network byte order.
     pub src: u32,
@@ -87,8 +91,6 @@ impl FlowFlags {
     pub const CHECK_MAC: u16 = 8;
     /// The sender is the node's own host: policy does not apply (probes).
     pub const FROM_HOST: u16 = 16;
-    /// The packet came through the VXLAN device, from the node `remote` of the reply entry.
-    pub const OVER_TUNNEL: u16 = 32;
 }
 
 /// Where a connection stands, from the packets of one direction; decides the idle time after which an entry is void.
@@ -135,7 +137,8 @@ pub struct Flow {
     pub src: Addr,
     /// New destination address.
     pub dst: Addr,
-    /// Node, or next hop, of [`Deliver::Tunnel`] and [`Deliver::Neighbour`].
+    /// Node, or next hop, of [`Deliver::Tunnel`] and [`Deliver::Neighbour`]. In an entry for [`OVERLAY`], which never goes out
+    /// again: the node that must have encapsulated the packet.
     pub remote: Addr,
     /// The sending workload's generation, if it is here.
     pub egress: GenerationRef,

@@ -19,20 +19,22 @@ mod policy;
 mod port;
 mod reason;
 mod service;
+mod skb;
 
 pub use address::{Addr, CidrKey};
 pub use config::{Config, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED, OVERLAY_MAC};
 pub use event::{Event, EventKind, Hook};
 pub use flow::{
-    Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey, FragmentPorts, GenerationRef, WIRE,
+    Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey, FragmentPorts, GenerationRef, OVERLAY, UPLINK,
 };
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
 pub use port::{Local, LocalKind, Port, PortKind, Remote, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use service::{Backend, Service, ServiceKey, SlotKey};
+pub use skb::SkbLayout;
 
-/// Version of every layout in this crate but those of [`mod@bench`].
-pub const ABI_VERSION: u32 = 2;
+/// Version of every layout in this crate but those of [`mod@bench`] and [`SkbLayout`].
+pub const ABI_VERSION: u32 = 3;
 
 /// [`Flow::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
 pub const TICK_SHIFT: u32 = 30;

@@ -69,6 +69,10 @@ pub enum RemoteKind {
     Native = 2,
     /// A Service CIDR: an address and port in it that is not in `SERVICES` leads nowhere.
     Services = 3,
+    /// An address of another node itself, which encapsulates from `via` (VXLAN). It is reached as the outside is.
+    Node = 4,
+    /// A remote node's pod CIDR without a way to it.
+    Unreachable = 5,
 }
 
 /// Where a prefix leads.

@@ -39,7 +39,7 @@ numbered! {
     UnknownEtherType = "unknown-ethertype", "neither IPv4, IPv6 nor ARP";
     UnknownPort = "unknown-port", "the interface has no port entry: the workload is not attached (yet)";
     SourceMac = "source-mac", "the sender's Ethernet address is not the workload's";
-    SourceAddress = "source-address", "the sender's IP address is not the workload's";
+    SourceAddress = "source-address", "the sender's IP address is not the workload's; from the uplink: is a pod's, a Service's or the node's own";
     ArpSpoofed = "arp-spoofed", "an ARP or neighbour message claims an address that is not the workload's";
     Multicast = "multicast", "multicast, broadcast and link-local traffic is not forwarded";
     PolicyEgress = "policy-egress", "no NetworkPolicy that selects the sender allows it";
@@ -53,9 +53,14 @@ numbered! {
     FlowTable = "flow-table", "the flow table refused an entry";
     IcmpUnrelated = "icmp-unrelated", "an ICMP error about a packet that no flow knows";
     Unrewritable = "unrewritable", "the packet's protocol cannot be translated (SCTP with another port)";
-    TunnelPeer = "tunnel-peer", "encapsulated by a node that does not own the source address";
+    TunnelPeer = "tunnel-peer", "encapsulated by somebody who is no node or does not own the source address, or for another network";
     Unmarked = "unmarked", "reached a workload's interface past the dataplane";
     Kernel = "kernel", "a kernel helper refused the packet";
+    Encapsulated = "encapsulated", "encapsulation towards a node on Weft's port that is not Weft's own";
+    ChecksumOffload = "checksum-offload", "a checksum or segmentation to be done elsewhere than in the transport header";
+    Vlan = "vlan", "the frame has a VLAN tag";
+    SourceRoute = "source-route", "an IPv4 option that names routers to go by";
+    HopLimit = "hop-limit", "the packet has passed as many routers as it may";
 }
 
 numbered! {
@@ -68,6 +73,7 @@ numbered! {
     FlowMisses = "flow-misses", "packets without a flow entry";
     FlowsRedecided = "flows-redecided", "packets whose flow entry was void or of an older generation";
     ArpAnswered = "arp-answered", "ARP and neighbour solicitations answered";
+    IcmpAnswered = "icmp-answered", "packets answered by an ICMP error";
 }
 
 /// A counter of packets and bytes.

@@ -11,7 +11,11 @@ use aya::{
 use weft_abi::bench::{DnatKey, DnatValue, Template};
 use zerocopy::IntoBytes as _;
 
-use crate::{Dataplane, Error, Program, error::Result, test_run::context};
+use crate::{
+    Dataplane, Error, Program,
+    error::Result,
+    test_run::{Arrival, context},
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-bench.o"));
 
@@ -130,7 +134,7 @@ impl Bench {
     }
 
     fn test_run(&mut self, name: &'static str, packet: &[u8], ifindex: u32, repeat: u32) -> Result<(u32, Duration)> {
-        let context = context(ifindex, 0);
+        let context = context(Arrival { ifindex, received_by: ifindex, ..Arrival::default() });
         let options =
             TestRunOptions { data_in: Some(packet), ctx_in: Some(context.as_bytes()), repeat, ..TestRunOptions::new() };
         let result = program(&mut self.ebpf, name)?.test_run(options).map_err(failed("test-run"))?;

@@ -20,6 +20,7 @@
 pub mod bench;
 mod error;
 mod events;
+mod kernel_types;
 mod layout;
 mod link;
 mod maps;
@@ -40,6 +41,8 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 
+use weft_abi::SkbLayout;
+
 use crate::pin::{PinDir, UndoPins};
 pub use crate::{
     error::{Error, Result, Source},
@@ -51,7 +54,7 @@ pub use crate::{
     pin::{MapReport, Origin},
     program::{Direction, Program},
     table::{Array, Iter, PerCpuArray, Record, Table},
-    test_run::TestRunReport,
+    test_run::{Arrival, TestRunReport},
     upgrade::remove_everything,
 };
 
@@ -74,6 +77,8 @@ pub struct OpenReport {
     pub maps: Vec<MapReport>,
     /// The links.
     pub links: LinkReport,
+    /// Why checksums that workloads leave to the kernel cannot be checked; `None`: they are.
+    pub offload_unchecked: Option<String>,
 }
 
 impl Dataplane {
@@ -87,12 +92,12 @@ impl Dataplane {
         let pins = PinDir::prepare(&options.pin_dir)?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
-        let mut ebpf = create_maps(&pins, &plan)?;
-        load_programs(&mut ebpf)?;
+        let (mut ebpf, offload_unchecked) = load(&pins, &plan)?;
         // Not before: the programs name the maps by the descriptors that this gives back.
         let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
-        let mut dataplane = Self { ebpf, maps, pins, report: OpenReport { maps: plan, ..OpenReport::default() } };
+        let mut dataplane =
+            Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload_unchecked, ..OpenReport::default() } };
         dataplane.report.links = dataplane.adopt_links()?;
         Ok(dataplane)
     }
@@ -127,8 +132,29 @@ impl Dataplane {
     }
 }
 
+/// Loads everything. Where kernel memory may not be read (no `CAP_PERFMON`, lockdown, no BTF), without the check of checksums,
+/// and with the reason.
+fn load(pins: &PinDir, plan: &[MapReport]) -> Result<(Ebpf, Option<String>)> {
+    let unchecked = match kernel_types::skb_layout() {
+        Ok(layout) => {
+            let mut ebpf = create_maps(pins, plan, layout)?;
+            match load_programs(&mut ebpf) {
+                Ok(()) => return Ok((ebpf, None)),
+                Err(Error::Verifier { source, .. }) => {
+                    format!("the kernel refused programs that read its memory: {source}")
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(reason) => reason,
+    };
+    let mut ebpf = create_maps(pins, plan, SkbLayout::default())?;
+    load_programs(&mut ebpf)?;
+    Ok((ebpf, Some(unchecked)))
+}
+
 /// Makes or opens every map at its pin, and points the programs at them.
-fn create_maps(pins: &PinDir, plan: &[MapReport]) -> Result<Ebpf> {
+fn create_maps(pins: &PinDir, plan: &[MapReport], layout: SkbLayout) -> Result<Ebpf> {
     let paths: Vec<PathBuf> = plan.iter().map(|report| pins.maps.join(report.map)).collect();
     let mut loader = EbpfLoader::new();
     // The programs use no kernel types: no need to parse the kernel's BTF.
@@ -136,6 +162,7 @@ fn create_maps(pins: &PinDir, plan: &[MapReport]) -> Result<Ebpf> {
     for (report, path) in plan.iter().zip(&paths) {
         loader.map_max_entries(report.map, report.max_entries).map_pin_path(report.map, path.as_path());
     }
+    loader.override_global(SkbLayout::GLOBAL, &layout, true);
     loader.load(OBJECT).map_err(|error| Error::object(&error))
 }
 

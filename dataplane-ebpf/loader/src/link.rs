@@ -106,6 +106,26 @@ impl Dataplane {
         live_attachments(&self.pins.links)
     }
 
+    /// Removes the pins of links whose device is gone, and tells their names: those of a device that went while programs were
+    /// being attached to it, which nobody detaches any more.
+    ///
+    /// # Errors
+    /// [`Error::Path`] or [`Error::Link`]; what is left can be tried again.
+    pub fn remove_defunct_links(&self) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        for name in list(&self.pins.links)? {
+            let pin = self.pins.links.join(&name);
+            let Some(attachment) = Attachment::from_pin_name(&name) else { continue };
+            if !is_live(&pin, attachment)?
+                && let Some(link) = open_pin(&pin, attachment)?
+            {
+                remove_pin(&pin, link.as_fd())?;
+                removed.push(name);
+            }
+        }
+        Ok(removed)
+    }
+
     /// Swaps every pinned link to this version's programs; removes the pins that no longer do anything.
     pub(crate) fn adopt_links(&mut self) -> Result<LinkReport> {
         let mut report = LinkReport::default();

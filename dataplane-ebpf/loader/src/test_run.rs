@@ -21,7 +21,7 @@ pub struct TestRunReport {
     pub ns: u64,
 }
 
-/// First fields of `struct __sk_buff`.
+/// `struct __sk_buff` up to what is set here.
 #[repr(C)]
 #[derive(Clone, Copy, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 pub(crate) struct SkBuff {
@@ -36,6 +36,9 @@ pub(crate) struct SkBuff {
     priority: u32,
     ingress_ifindex: u32,
     ifindex: u32,
+    /// Left zero.
+    others: [[u32; 11]; 3],
+    gso_size: u32,
 }
 
 /// Room for the whole `struct __sk_buff` of any kernel to come: it writes all of its own back.
@@ -44,37 +47,36 @@ const CONTEXT_ROOM: usize = 512;
 /// Room for headers that a program may add.
 const GROWTH: usize = 256;
 
-/// The context of a packet that comes through `ifindex`.
-pub(crate) fn context(ifindex: u32, mark: u32) -> SkBuff {
-    SkBuff { mark, ingress_ifindex: ifindex, ifindex, ..SkBuff::default() }
+/// How a packet comes to a program.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Arrival {
+    /// The device whose hook it is at; it must exist in the calling thread's network namespace (an index below 2: the loopback
+    /// device).
+    pub ifindex: u32,
+    /// The device that the host received it by; 0: the host made it.
+    pub received_by: u32,
+    /// `skb->mark`.
+    pub mark: u32,
+    /// `skb_shared_info.gso_size`; 0: no segments are to be made.
+    pub segment: u32,
+}
+
+/// The context of a packet.
+pub(crate) fn context(arrival: Arrival) -> SkBuff {
+    let Arrival { ifindex, received_by, mark, segment } = arrival;
+    SkBuff { mark, ingress_ifindex: received_by, ifindex, gso_size: segment, ..SkBuff::default() }
 }
 
 impl Dataplane {
-    /// Runs `program` `repeat` times over `packet` (Ethernet header first, at least 14 bytes) as if it came through the
-    /// device `ifindex`, which must exist in the calling thread's network namespace (an index below 2: the loopback device).
+    /// Runs `program` `repeat` times over `packet` (Ethernet header first, at least 14 bytes) as if it came as `arrival` says.
     ///
     /// Each run sees what the one before it left of the packet. Maps change as they would under traffic; redirects are not
     /// carried out.
     ///
     /// # Errors
     /// [`Error::Program`].
-    pub fn test_run(&self, program: Program, packet: &[u8], ifindex: u32, repeat: u32) -> Result<TestRunReport> {
-        self.test_run_marked(program, packet, ifindex, 0, repeat)
-    }
-
-    /// [`Dataplane::test_run`] of a packet that comes with this `skb->mark`.
-    ///
-    /// # Errors
-    /// [`Error::Program`].
-    pub fn test_run_marked(
-        &self,
-        program: Program,
-        packet: &[u8],
-        ifindex: u32,
-        mark: u32,
-        repeat: u32,
-    ) -> Result<TestRunReport> {
-        let context = context(ifindex, mark);
+    pub fn test_run(&self, program: Program, packet: &[u8], arrival: Arrival, repeat: u32) -> Result<TestRunReport> {
+        let context = context(arrival);
         let mut packet_out = vec![0; packet.len() + GROWTH];
         let mut context_out = [0; CONTEXT_ROOM];
         let options = TestRunOptions {

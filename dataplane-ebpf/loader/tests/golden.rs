@@ -11,10 +11,14 @@ mod support;
 
 #[path = "golden/fragments.rs"]
 mod fragments;
+#[path = "golden/hop_limit.rs"]
+mod hop_limit;
 #[path = "golden/hostile.rs"]
 mod hostile;
 #[path = "golden/icmp_error.rs"]
 mod icmp_error;
+#[path = "golden/isolation.rs"]
+mod isolation;
 #[path = "golden/life.rs"]
 mod life;
 #[path = "golden/link.rs"]

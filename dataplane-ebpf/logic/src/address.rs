@@ -3,15 +3,16 @@
 
 use weft_abi::Addr;
 
-/// Whether a packet to `addr` is never forwarded: multicast, broadcast, loopback, IPv6 link-local, unspecified.
+/// Whether a packet to or from `addr` is never forwarded: multicast, broadcast, loopback, IPv6 link-local, unspecified.
 ///
-/// IPv4 link-local destinations are forwarded (cloud metadata services live there).
+/// IPv4 link-local destinations are forwarded (cloud metadata services live there), and so is 240.0.0.0/4, which Linux takes
+/// for unicast.
 #[inline(always)]
 #[must_use]
 pub fn is_unroutable(addr: &Addr) -> bool {
     if addr.is_v4() {
         let [first, ..] = addr.v4_word().to_ne_bytes();
-        first == 0 || first == 127 || first >= 224
+        first == 0 || first == 127 || (224..240).contains(&first) || addr.v4_word() == u32::MAX
     } else {
         let [first, second, ..] = addr.0[0].to_ne_bytes();
         let loopback_or_unspecified = addr.0[0] == 0 && addr.0[1] == 0 && addr.0[2] == 0;
@@ -52,13 +53,13 @@ mod tests {
 
     #[test]
     fn only_unicast_beyond_the_link_is_routable() {
-        for addr in [v4(0, 1, 2, 3), v4(127, 0, 0, 1), v4(224, 0, 0, 1), v4(255, 255, 255, 255)] {
+        for addr in [v4(0, 1, 2, 3), v4(127, 0, 0, 1), v4(224, 0, 0, 1), v4(239, 1, 2, 3), v4(255, 255, 255, 255)] {
             assert!(is_unroutable(&addr), "{addr:x?}");
         }
         for addr in [v6(0xff02, 1), v6(0xfe80, 1), v6(0, 1), v6(0, 0)] {
             assert!(is_unroutable(&addr), "{addr:x?}");
         }
-        for addr in [v4(10, 0, 0, 1), v4(169, 254, 169, 254), v6(0x2001, 1), v6(0xfd00, 1)] {
+        for addr in [v4(10, 0, 0, 1), v4(169, 254, 169, 254), v4(240, 0, 0, 1), v6(0x2001, 1), v6(0xfd00, 1)] {
             assert!(!is_unroutable(&addr), "{addr:x?}");
         }
     }

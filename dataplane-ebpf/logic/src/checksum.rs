@@ -26,6 +26,14 @@ pub const fn addr_diff(old: &Addr, new: &Addr) -> u64 {
     word_diff(a, e) + word_diff(b, f) + word_diff(c, g) + word_diff(d, h)
 }
 
+/// The sum of an address' words, for a checksum that is computed anew: add sums, then [`update`] a field of `0xffff`.
+#[inline(always)]
+#[must_use]
+pub const fn addr_sum(addr: &Addr) -> u64 {
+    let [a, b, c, d] = addr.0;
+    a as u64 + b as u64 + c as u64 + d as u64
+}
+
 /// Folds a sum of differences to the 32 bits that `bpf_l4_csum_replace` takes with size 0.
 #[inline(always)]
 #[must_use]

@@ -2,11 +2,11 @@
 //! The decision on the first packet of a flow: admit, translate, locate, judge.
 
 use weft_abi::{
-    Addr, Config, Deliver, DropReason, Flow, FlowFlags, FlowKey6, GenerationRef, LocalKind, Port, PortKind, RemoteKind,
-    ServiceKey, SlotKey, generation,
+    Addr, Config, Deliver, DropReason, Flow, FlowFlags, FlowKey6, GenerationRef, HAIRPIN_V4, HAIRPIN_V6, LocalKind,
+    Port, PortKind, RemoteKind, ServiceKey, SlotKey, generation,
 };
 
-use crate::{Tables, address, policy, protocol, select};
+use crate::{Tables, address, admit, policy, protocol, select};
 
 /// Who sent a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -20,6 +20,18 @@ pub enum Sender {
     Overlay = 2,
     /// Anybody, through the uplink.
     Uplink = 3,
+}
+
+/// Where the host has a packet from that it sends through `weft0`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Origin {
+    /// One of its own processes made it.
+    Own = 0,
+    /// It forwards what came in through `weft0`: the dataplane has admitted its sender.
+    Dataplane = 1,
+    /// It forwards what came in by another device.
+    Elsewhere = 2,
 }
 
 /// One packet under way: what is known of it, and the decision as it grows. Lives in a per-CPU map value.
@@ -76,6 +88,8 @@ pub struct Walk {
     pub deliver: u8,
     /// The sender is the host itself: ingress policy does not apply (kubelet's probes).
     pub own_host: u8,
+    /// [`Origin`] of what the host sends.
+    pub origin: u8,
     /// There is an entry for `key`, though none to go by.
     pub found: u8,
     /// What a slow parse found.
@@ -129,7 +143,7 @@ pub fn decide<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> 
         return Err(DropReason::Multicast);
     }
     let config = tables.config().ok_or(DropReason::UnknownPort)?;
-    admit(tables, walk)?;
+    admit::admit(tables, walk)?;
     translate(tables, walk)?;
     locate(tables, walk, config)?;
     judge(tables, walk)
@@ -143,13 +157,16 @@ pub fn decide<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> 
 #[inline(always)]
 pub fn decide_reply<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
     walk.epoch = tables.generation(generation::EPOCH);
-    admit(tables, walk)?;
+    admit::admit(tables, walk)?;
     let rewritten = walk.forward.flags & FlowFlags::REWRITE_DST != 0;
     walk.target = if rewritten { walk.forward.dst } else { walk.key.dst };
     let protocol = walk.key.protocol as u8;
     let port = u16::from_be(walk.key.sport);
     walk.forward.service = GenerationRef::default();
     walk.forward.epoch = walk.epoch;
+    if walk.sender == Sender::Overlay as u32 {
+        walk.forward.remote = walk.tunnel_peer;
+    }
     walk.forward.last_seen = walk.now;
     let client = workload_at(tables, &walk.target);
     if client.is_none() && goes_to_workload(&walk.forward) {
@@ -203,41 +220,8 @@ pub fn moved<T: Tables>(tables: &T, walk: &Walk) -> bool {
     tables.generation(generation::EPOCH) != walk.epoch
 }
 
-/// The source check.
 #[inline(always)]
-fn admit<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
-    walk.from.here = 0;
-    walk.own_host = 0;
-    match walk.sender {
-        sender if sender == Sender::Workload as u32 => {
-            let port = tables.port(walk.key.ifindex).ok_or(DropReason::UnknownPort)?;
-            if walk.sender_mac != port.mac {
-                return Err(DropReason::SourceMac);
-            }
-            let own = if walk.is_v6 == 0 { &port.v4 } else { &port.v6 };
-            if *own != walk.key.src {
-                return Err(DropReason::SourceAddress);
-            }
-            set_party(&mut walk.from, port, port.egress_policy, workload_generation(tables, port));
-        }
-        sender if sender == Sender::Host as u32 => {
-            let own = tables.local(&walk.key.src).is_some_and(|local| local.kind == LocalKind::Host as u32);
-            walk.own_host = own.into();
-        }
-        sender if sender == Sender::Overlay as u32 => {
-            if let Some(remote) = tables.remote(&walk.key.src)
-                && (remote.kind != RemoteKind::Tunnel as u32 || remote.via != walk.tunnel_peer)
-            {
-                return Err(DropReason::TunnelPeer);
-            }
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-#[inline(always)]
-fn set_party(party: &mut Party, port: &Port, policy: u32, generation: GenerationRef) {
+pub(crate) fn set_party(party: &mut Party, port: &Port, policy: u32, generation: GenerationRef) {
     party.generation = generation;
     party.policy = policy;
     party.mac = port.mac;
@@ -290,6 +274,7 @@ fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(),
     walk.to.generation = GenerationRef { slot: generation::ROUTES, generation: tables.generation(generation::ROUTES) };
     if let Some(local) = tables.local(&walk.target) {
         if local.kind == LocalKind::Host as u32 {
+            refuse_encapsulation(walk, config)?;
             return set_place(walk, Deliver::Host, config.host_ifindex);
         }
         let port = tables.port(local.ifindex).ok_or(DropReason::NoEndpoint)?;
@@ -300,17 +285,40 @@ fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(),
     if walk.sender == Sender::Overlay as u32 {
         return Err(DropReason::NoEndpoint);
     }
-    let Some(remote) = tables.remote(&walk.target) else {
-        masqueraded(walk, config)?;
-        return set_place(walk, Deliver::Route, config.uplink_ifindex);
-    };
+    let Some(remote) = tables.remote(&walk.target) else { return outside(walk, config) };
+    if remote.kind == RemoteKind::Node as u32 {
+        refuse_encapsulation(walk, config)?;
+        return outside(walk, config);
+    }
     walk.remote = remote.via;
     match remote.kind {
         kind if kind == RemoteKind::Tunnel as u32 => set_place(walk, Deliver::Tunnel, config.overlay_ifindex),
         kind if kind == RemoteKind::Native as u32 => set_place(walk, Deliver::Neighbour, config.uplink_ifindex),
         kind if kind == RemoteKind::Services as u32 => Err(DropReason::NoService),
+        kind if kind == RemoteKind::Unreachable as u32 => Err(DropReason::NoRoute),
         _ => Err(DropReason::NoEndpoint),
     }
+}
+
+/// Nodes hear encapsulated packets from nodes, told by their addresses, and what leaves the node has its address: only the
+/// VXLAN device may encapsulate towards them. Elsewhere a workload may have an overlay of its own.
+#[inline(always)]
+fn refuse_encapsulation(walk: &Walk, config: &Config) -> Result<(), DropReason> {
+    let encapsulated = config.vxlan_port != 0
+        && walk.target_port == config.vxlan_port
+        && walk.key.protocol == u32::from(protocol::UDP);
+    if encapsulated { Err(DropReason::Encapsulated) } else { Ok(()) }
+}
+
+/// To other nodes themselves and whatever lies beyond.
+#[inline(always)]
+fn outside(walk: &mut Walk, config: &Config) -> Result<(), DropReason> {
+    // Link-local, and here only: what answers it has an entry.
+    if walk.target == HAIRPIN_V4 || walk.target == HAIRPIN_V6 {
+        return Err(DropReason::NoRoute);
+    }
+    masqueraded(walk, config)?;
+    set_place(walk, Deliver::Route, config.uplink_ifindex)
 }
 
 #[inline(always)]
@@ -380,7 +388,7 @@ pub fn is_configuration_server<T: Tables>(tables: &T, dst: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn workload_generation<T: Tables>(tables: &T, port: &Port) -> GenerationRef {
+pub(crate) fn workload_generation<T: Tables>(tables: &T, port: &Port) -> GenerationRef {
     GenerationRef { slot: port.workload, generation: tables.generation(port.workload) }
 }
 

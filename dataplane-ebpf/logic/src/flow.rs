@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a flow entry.
 
-use weft_abi::{Deliver, Flow, FlowKey6, FlowState, WIRE};
+use weft_abi::{Deliver, Flow, FlowKey6, FlowState, OVERLAY, UPLINK};
 
 use crate::{Tables, header::TcpFlags, protocol};
 
@@ -70,8 +70,11 @@ pub const fn is_idle(flow: &Flow, protocol_number: u8, now: u32) -> bool {
 #[inline(always)]
 #[must_use]
 pub fn answer_key(flow: &Flow, protocol_number: u32) -> FlowKey6 {
-    let leaves = [Deliver::Tunnel, Deliver::Neighbour, Deliver::Route];
-    let ifindex = if leaves.iter().any(|kind| flow.deliver == *kind as u8) { WIRE } else { flow.ifindex };
+    let ifindex = match flow.deliver {
+        kind if kind == Deliver::Tunnel as u8 => OVERLAY,
+        kind if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 => UPLINK,
+        _ => flow.ifindex,
+    };
     let Flow { src, dst, sport, dport, .. } = *flow;
     FlowKey6 { ifindex, src: dst, dst: src, sport: dport, dport: sport, protocol: protocol_number }
 }

@@ -13,6 +13,8 @@ pub const IPV4: usize = 20;
 pub const IPV6: usize = 40;
 /// IPv6 extension headers that are followed at most.
 const MAX_EXTENSIONS: u32 = 8;
+/// Bytes of IPv4 options at most, each of which may be an option.
+const MAX_OPTIONS: u32 = 40;
 
 /// EtherTypes (IEEE 802) in host byte order.
 pub mod ethertype {
@@ -250,9 +252,37 @@ pub fn ipv4_far<F: Frame>(frame: &F) -> Result<Transport, DropReason> {
     if ip.version_ihl >> 4 != 4 || header < IPV4 || total < header {
         return Err(DropReason::BadHeader);
     }
+    if has_source_route(frame, header) {
+        return Err(DropReason::SourceRoute);
+    }
     let fragment = u16::from_be(ip.fragment);
     let piece = piece(fragment & 0x1fff, fragment & 0x2000 != 0);
     far_transport(frame, ip.protocol, ETHERNET + header, total - header, piece, u32::from(ip.id))
+}
+
+/// Whether the options of an IPv4 header of `header` bytes name routers to go by (RFC 791, 3.1: loose and strict). What follows
+/// an option of a wrong length is no option: the kernel drops it.
+#[inline(always)]
+fn has_source_route<F: Frame>(frame: &F, header: usize) -> bool {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE: u8 = 131;
+    const STRICT: u8 = 137;
+    let mut offset = IPV4;
+    for _ in 0..MAX_OPTIONS {
+        if offset + 2 > header {
+            return false;
+        }
+        let Some([kind, len]) = frame.load::<[u8; 2]>(ETHERNET + offset) else { return false };
+        match kind {
+            END => return false,
+            NO_OPERATION => offset += 1,
+            LOOSE | STRICT => return true,
+            _ if len < 2 => return false,
+            _ => offset += usize::from(len),
+        }
+    }
+    false
 }
 
 /// Parses an IPv6 header and, where it is right behind, the transport header; `None`: [`ipv6_far`] must.

@@ -9,10 +9,12 @@
 #![deny(unsafe_code)]
 
 pub mod address;
+pub mod admit;
 pub mod checksum;
 pub mod decide;
 pub mod flow;
 pub mod header;
+pub mod offload;
 pub mod plan;
 pub mod policy;
 pub mod select;
@@ -35,4 +37,6 @@ pub mod protocol {
     pub const ICMPV6: u8 = 58;
     /// SCTP.
     pub const SCTP: u8 = 132;
+    /// UDP-Lite.
+    pub const UDP_LITE: u8 = 136;
 }

@@ -87,7 +87,7 @@ fn plan_forward(walk: &mut Walk, config: &Config) {
     flow.last_seen = walk.now;
     flow.deliver = walk.deliver;
     flow.ifindex = walk.ifindex;
-    flow.remote = walk.remote;
+    flow.remote = if walk.sender == Sender::Overlay as u32 { walk.tunnel_peer } else { walk.remote };
     flow.dst_mac = if walk.to.here != 0 {
         walk.to.mac
     } else if walk.deliver == Deliver::Host as u8 {
@@ -118,7 +118,8 @@ fn plan_reverse(walk: &mut Walk, config: &Config) {
     (flow.packets, flow.bytes) = (0, 0);
     (flow.src, flow.sport) = (walk.key.dst, walk.key.dport);
     (flow.dst, flow.dport) = (walk.key.src, walk.key.sport);
-    flow.remote = walk.tunnel_peer;
+    // To the node that encapsulated the packet; of what goes to a node by the tunnel, its answers must come from there.
+    flow.remote = if walk.deliver == Deliver::Tunnel as u8 { walk.remote } else { walk.tunnel_peer };
     flow.ingress = walk.forward.egress;
     flow.service = GenerationRef::default();
     (flow.egress, flow.sender_mac) = (GenerationRef::default(), [0; 6]);

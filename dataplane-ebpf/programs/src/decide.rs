@@ -4,8 +4,8 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use weft_abi::{Addr, DropReason, Flow, FlowFlags, Hook, LocalKind, PortKind};
 use weft_logic::{
-    Frame as _, Tables as _,
-    decide::{self, Sender, Walk},
+    Frame as _, Tables as _, admit,
+    decide::{self, Origin, Sender, Walk},
     flow as life,
     header::{Ethernet, TcpFlags},
     plan, protocol,
@@ -18,6 +18,7 @@ use crate::{
     report,
     skb::Skb,
     stop::{self, Stop},
+    tunnel,
 };
 
 /// Ports of the masquerade range that are tried for one flow.
@@ -52,14 +53,16 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     let may_be_the_hosts = hook::is_shared(hook) && !is_local_workload(&walk.key.dst);
     if may_be_the_hosts && walk.found == 0 {
+        stop::check(weft_admit_for_host())?;
         return Err(Stop::Return(hook::NEXT));
     }
     begin(skb, walk, hook)?;
     if is_guest_configuration(walk) {
-        return Err(guest_configuration(walk));
+        return Err(guest_configuration(skb, walk));
     }
     let answers = walk.found != 0 && weft_recall() != 0;
     if may_be_the_hosts && !answers {
+        stop::check(weft_admit_for_host())?;
         return Err(Stop::Return(hook::NEXT));
     }
     if answers {
@@ -81,6 +84,14 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
 extern "C" fn weft_recall() -> u32 {
     let Some(walk) = maps::walk() else { return 0 };
     u32::from(if walk.is_v6 == 0 { recall::<V4>(walk) } else { recall::<V6>(walk) })
+}
+
+/// [`admit::admit_for_host`] on the walk; 0, or the number of the reason + 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_admit_for_host() -> u32 {
+    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
+    stop::code(admit::admit_for_host(&Kernel, walk))
 }
 
 /// Counts the packet in and inserts the decision; `answers`: into the one entry that was looked at. 0, or the number of the
@@ -140,14 +151,21 @@ fn begin(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
     walk.random = helpers::random();
     (walk.old, walk.translated, walk.masquerade, walk.denied_by) = (0, 0, 0, 0);
     walk.tunnel_peer = Addr::UNSPECIFIED;
+    walk.origin = origin(skb) as u8;
     if hook == Hook::FromOverlay as u8 {
-        let (peer, vni) = helpers::tunnel_peer(skb.raw()).ok_or(DropReason::TunnelPeer)?;
-        if Kernel.config().is_none_or(|config| config.vni != vni) {
-            return Err(DropReason::TunnelPeer.into());
-        }
-        walk.tunnel_peer = peer;
+        walk.tunnel_peer = tunnel::peer(skb)?;
     }
     Ok(())
+}
+
+/// Of a packet that the host sends through `weft0`.
+#[inline(always)]
+fn origin(skb: &Skb) -> Origin {
+    match skb.received_by() {
+        0 => Origin::Own,
+        ifindex if ifindex == skb.ifindex() => Origin::Dataplane,
+        _ => Origin::Elsewhere,
+    }
 }
 
 #[inline(always)]
@@ -261,12 +279,20 @@ fn is_guest_configuration(walk: &Walk) -> bool {
         && decide::is_configuration_server(&Kernel, &walk.key.dst)
 }
 
-/// DHCP of a VM goes up to the agent's packet socket on this tap; containers are configured by the CNI plugin.
+/// DHCP of a VM goes up to the agent's packet socket on this tap, and to nobody else: as a packet for another host it ends
+/// before the host's IP stack. Containers are configured by the CNI plugin.
 #[inline(always)]
-pub fn guest_configuration(walk: &Walk) -> Stop {
+pub fn guest_configuration(skb: &Skb, walk: &Walk) -> Stop {
     let Some(port) = Kernel.port(walk.key.ifindex) else { return Stop::Drop(DropReason::UnknownPort) };
     if port.mac != walk.sender_mac {
         return Stop::Drop(DropReason::SourceMac);
     }
-    if port.kind == PortKind::Tap as u8 { Stop::Return(hook::NEXT) } else { Stop::Drop(DropReason::Multicast) }
+    if port.kind != PortKind::Tap as u8 {
+        return Stop::Drop(DropReason::Multicast);
+    }
+    if helpers::set_packet_type(skb.raw(), helpers::PACKET_OTHERHOST) {
+        Stop::Return(hook::NEXT)
+    } else {
+        Stop::Drop(DropReason::Kernel)
+    }
 }

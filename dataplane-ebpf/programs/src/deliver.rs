@@ -28,7 +28,7 @@ pub fn deliver(skb: &Skb, flow: &Flow) -> Result<i32, DropReason> {
     let from = if kind == Deliver::Tunnel as u8 { OVERLAY_MAC } else { GATEWAY_MAC };
     write_macs(skb, &flow.dst_mac, &from)?;
     if kind == Deliver::Peer as u8 {
-        if !skb.is_for_host() && !helpers::set_packet_host(skb.raw()) {
+        if !skb.is_for_host() && !helpers::set_packet_type(skb.raw(), helpers::PACKET_HOST) {
             return Err(DropReason::Kernel);
         }
         return Ok(helpers::redirect_peer(ifindex));

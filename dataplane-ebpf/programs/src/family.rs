@@ -39,8 +39,10 @@ pub trait Family {
     fn flow(key: &Self::Key) -> Option<*mut Flow>;
     /// Inserts or replaces an entry; see `bpf_map_update_elem` for `flags`.
     fn insert(key: &Self::Key, flow: &Flow, flags: u64) -> bool;
-    /// Rewrites addresses and ports as the flow says.
-    fn rewrite(skb: &Skb, ip: &Self::Header, transport: &Transport, flow: &Flow) -> Result<(), DropReason>;
+    /// How many routers the packet may pass yet.
+    fn hops(ip: &Self::Header) -> u8;
+    /// Rewrites addresses and ports as the flow says; `hop`: and counts one router.
+    fn rewrite(skb: &Skb, ip: &Self::Header, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason>;
 }
 
 /// IPv4.
@@ -98,8 +100,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn rewrite(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow) -> Result<(), DropReason> {
-        rewrite::ipv4(skb, ip, transport, flow)
+    fn hops(ip: &Ipv4) -> u8 {
+        ip.ttl
+    }
+
+    #[inline(always)]
+    fn rewrite(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason> {
+        rewrite::ipv4(skb, ip, transport, flow, hop)
     }
 }
 
@@ -151,7 +158,12 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn rewrite(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow) -> Result<(), DropReason> {
-        rewrite::ipv6(skb, ip, transport, flow)
+    fn hops(ip: &Ipv6) -> u8 {
+        ip.hop_limit
+    }
+
+    #[inline(always)]
+    fn rewrite(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason> {
+        rewrite::ipv6(skb, ip, transport, flow, hop)
     }
 }

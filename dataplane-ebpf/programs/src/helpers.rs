@@ -16,8 +16,10 @@ use weft_abi::Addr;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-/// `PACKET_HOST`.
+/// `PACKET_HOST`: for this host.
 pub const PACKET_HOST: u32 = 0;
+/// `PACKET_OTHERHOST`: IP ignores it, packet sockets do not.
+pub const PACKET_OTHERHOST: u32 = 3;
 
 /// The coarse monotonic clock in units of 2^30 ns (1.07 s): 7 ns a call, and no division.
 #[inline(always)]
@@ -61,6 +63,15 @@ pub fn load<T: Copy>(skb: *mut __sk_buff, offset: usize) -> Option<T> {
     }
 }
 
+/// Copies kernel memory at `address` to `value` (`CAP_PERFMON`); about 10 ns.
+#[inline(always)]
+pub fn read_kernel<T>(value: &mut mem::MaybeUninit<T>, address: usize) -> bool {
+    // SAFETY: the helper writes `size_of::<T>()` bytes to `value`, and takes any address.
+    unsafe {
+        raw::bpf_probe_read_kernel(value.as_mut_ptr().cast(), mem::size_of::<T>() as u32, address as *const c_void) == 0
+    }
+}
+
 /// Writes `value` at `offset`. The value is on the stack: from an LRU map value this helper costs 90 ns more.
 #[inline(always)]
 pub fn store<T: Copy>(skb: *mut __sk_buff, offset: usize, value: &T) -> bool {
@@ -85,11 +96,18 @@ pub fn replace_l4_checksum(skb: *mut __sk_buff, offset: usize, diff: u32, pseudo
     unsafe { raw::bpf_l4_csum_replace(skb, offset as u32, 0, u64::from(diff), flags) == 0 }
 }
 
-/// Makes the packet one for this host whatever its Ethernet destination was.
+/// Says for whom the packet is, whatever its Ethernet destination was.
 #[inline(always)]
-pub fn set_packet_host(skb: *mut __sk_buff) -> bool {
+pub fn set_packet_type(skb: *mut __sk_buff, packet_type: u32) -> bool {
     // SAFETY: plain values.
-    unsafe { raw::bpf_skb_change_type(skb, PACKET_HOST) == 0 }
+    unsafe { raw::bpf_skb_change_type(skb, packet_type) == 0 }
+}
+
+/// Cuts the packet or adds zeros, to `len` bytes. Packet pointers are void afterwards.
+#[inline(always)]
+pub fn resize(skb: *mut __sk_buff, len: u32) -> bool {
+    // SAFETY: plain values.
+    unsafe { raw::bpf_skb_change_tail(skb, len, 0) == 0 }
 }
 
 /// To the other end of a veth pair, in its namespace, without passing the host's queue. Ingress hooks only.
@@ -159,20 +177,43 @@ pub fn set_tunnel(skb: *mut __sk_buff, vni: u32, remote: &Addr) -> bool {
 /// The node that encapsulated the packet, and the network identifier.
 #[inline(always)]
 pub fn tunnel_peer(skb: *mut __sk_buff) -> Option<(Addr, u32)> {
-    // SAFETY: all zero is a valid value of this C struct.
-    let mut key: bpf_tunnel_key = unsafe { mem::zeroed() };
-    let size = mem::size_of::<bpf_tunnel_key>() as u32;
-    // SAFETY: `key` lives over the call, its size is told.
-    let got = unsafe { raw::bpf_skb_get_tunnel_key(skb, &mut key, size, 0) };
-    if got == 0 {
-        // SAFETY: without BPF_F_TUNINFO_IPV6 the kernel filled the IPv4 member.
-        let word = unsafe { key.__bindgen_anon_1.remote_ipv4 };
-        return Some((Addr::v4(word.to_be()), key.tunnel_id));
-    }
-    // SAFETY: as above.
-    let got = unsafe { raw::bpf_skb_get_tunnel_key(skb, &mut key, size, u64::from(BPF_F_TUNINFO_IPV6)) };
+    tunnel_peer_v4(skb).or_else(|| tunnel_peer_v6(skb))
+}
+
+/// [`tunnel_peer`] where it was by IPv4.
+#[inline(always)]
+pub fn tunnel_peer_v4(skb: *mut __sk_buff) -> Option<(Addr, u32)> {
+    let key = tunnel_key(skb, 0)?;
+    // SAFETY: without BPF_F_TUNINFO_IPV6 the kernel filled the IPv4 member.
+    let word = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+    Some((Addr::v4(word.to_be()), key.tunnel_id))
+}
+
+/// [`tunnel_peer`] where it was by IPv6.
+#[inline(always)]
+pub fn tunnel_peer_v6(skb: *mut __sk_buff) -> Option<(Addr, u32)> {
+    let key = tunnel_key(skb, BPF_F_TUNINFO_IPV6)?;
     // SAFETY: with the flag the kernel filled the IPv6 member.
-    (got == 0).then_some((Addr(unsafe { key.__bindgen_anon_1.remote_ipv6 }), key.tunnel_id))
+    Some((Addr(unsafe { key.__bindgen_anon_1.remote_ipv6 }), key.tunnel_id))
+}
+
+/// The tunnel metadata of a packet of the family that `flags` ask for.
+#[inline(always)]
+fn tunnel_key(skb: *mut __sk_buff, flags: u32) -> Option<bpf_tunnel_key> {
+    let mut key = mem::MaybeUninit::<bpf_tunnel_key>::uninit();
+    let size = mem::size_of::<bpf_tunnel_key>() as u32;
+    // SAFETY: `key` lives over the call and its size is told; the helper writes all of it, zeros where it fails.
+    unsafe {
+        let got = raw::bpf_skb_get_tunnel_key(skb, key.as_mut_ptr(), size, u64::from(flags));
+        (got == 0).then(|| key.assume_init())
+    }
+}
+
+/// Makes room for `len` bytes before the packet's first one. Packet pointers are void afterwards.
+#[inline(always)]
+pub fn grow_head(skb: *mut __sk_buff, len: u32) -> bool {
+    // SAFETY: plain values.
+    unsafe { raw::bpf_skb_change_head(skb, len, 0) == 0 }
 }
 
 /// Calls `body` up to `times` times with `state`, until it returns 1 (`bpf_loop`, kernel 5.17).

@@ -20,6 +20,7 @@ use crate::{
     report,
     skb::Skb,
     stop::{self, Stop},
+    tunnel,
 };
 
 /// Bytes of an ICMP or ICMPv6 error before the packet inside.
@@ -173,6 +174,9 @@ fn find<F: Inner>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(
         && skb.read::<Ethernet>(0).is_none_or(|ethernet| ethernet.src != flow.sender_mac)
     {
         return Err(DropReason::SourceMac);
+    }
+    if hook == Hook::FromOverlay as u32 && !tunnel::is_from(skb, &flow.remote) {
+        return Err(DropReason::TunnelPeer);
     }
     walk.forward = *flow;
     plan(walk, outer_src == walk.key.dst);

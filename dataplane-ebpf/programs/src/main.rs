@@ -15,14 +15,17 @@ mod family;
 mod far;
 mod helpers;
 mod hook;
+mod hop_limit;
 mod icmp_error;
 mod maps;
 mod neighbour;
+mod offload;
 mod report;
 mod rewrite;
 mod skb;
 mod stop;
 mod to_workload;
+mod tunnel;
 mod walk;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};

@@ -19,10 +19,21 @@ use crate::{
     stop::{self, Stop},
 };
 
-/// A neighbour message with one link-layer address option: 32 bytes behind the IPv6 header.
+/// A neighbour solicitation before its options (RFC 4861, 4.3).
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Neighbour {
+struct Solicitation {
+    kind: u8,
+    code: u8,
+    checksum: u16,
+    flags: u32,
+    target: Addr,
+}
+
+/// A neighbour advertisement with the target's link-layer address (RFC 4861, 4.4).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Advertisement {
     kind: u8,
     code: u8,
     checksum: u16,
@@ -35,35 +46,57 @@ struct Neighbour {
 
 const OFFSET: usize = ETHERNET + IPV6;
 const ADVERTISEMENT: u8 = 136;
+const ADVERTISEMENT_LEN: u16 = size_of::<Advertisement>() as u16;
 const SOURCE_LINK_ADDRESS: u8 = 1;
 const TARGET_LINK_ADDRESS: u8 = 2;
 /// Router, solicited, override.
 const ANSWER_FLAGS: u32 = 0xe000_0000_u32.to_be();
+/// Options of a solicitation that are looked at.
+const MAX_OPTIONS: u32 = 8;
+/// `ff02::2` (RFC 4291, 2.7.1) and the link-local address of the gateway.
+const ALL_ROUTERS: Addr = Addr::from_octets([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+const GATEWAY: Addr = Addr::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
 /// Handles link-local ICMPv6 of type `kind`.
 #[inline(always)]
 pub fn handle<const HOOK: u8>(skb: &Skb, kind: u8) -> Result<i32, Stop> {
     report::forget();
     if HOOK != Hook::FromWorkload as u8 {
-        return Err(Stop::Return(if hook::is_shared(HOOK) { hook::NEXT } else { hook::DROP }));
+        return Err(if hook::is_shared(HOOK) { Stop::Return(hook::NEXT) } else { DropReason::Multicast.into() });
     }
     match kind {
         icmp::NEIGHBOUR_SOLICITATION => stop::resume(weft_answer_neighbour(skb.raw())),
-        icmp::ROUTER_SOLICITATION => Err(solicit_router(skb)),
+        icmp::ROUTER_SOLICITATION => stop::resume(weft_solicit_router(skb.raw())),
         _ => Err(DropReason::Multicast.into()),
     }
 }
 
+/// [`solicit_router`], as [`stop::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_solicit_router(skb: *mut __sk_buff) -> u32 {
+    stop::suspend(solicit_router(&Skb::of(skb)))
+}
+
+/// RFC 4861, 6.1.1. Behind an extension header it would be something else, and so it would be to a router.
 #[inline(always)]
-fn solicit_router(skb: &Skb) -> Stop {
-    let (Some(walk), Some(ethernet)) = (maps::walk(), skb.read::<Ethernet>(0)) else {
-        return Stop::Drop(DropReason::Truncated);
-    };
-    let walk: &mut Walk = walk;
+fn solicit_router(skb: &Skb) -> Result<i32, Stop> {
+    let ethernet: Ethernet = skb.read(0).ok_or(DropReason::Truncated)?;
+    let ip: Ipv6 = skb.read(ETHERNET).ok_or(DropReason::Truncated)?;
+    let walk: &mut Walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if (ip.next_header, ip.hop_limit) != (protocol::ICMPV6, 255) {
+        return Err(DropReason::BadHeader.into());
+    }
+    if ip.dst != ALL_ROUTERS && ip.dst != GATEWAY {
+        return Err(DropReason::Multicast.into());
+    }
+    if !address::is_link_local_v6(&ip.src) && !ip.src.is_unspecified() {
+        return Err(DropReason::SourceAddress.into());
+    }
     walk.key.ifindex = skb.ifindex();
     walk.sender_mac = ethernet.src;
     walk.sender = Sender::Workload as u32;
-    decide::guest_configuration(walk)
+    Err(decide::guest_configuration(skb, walk))
 }
 
 /// [`answer`], as [`stop::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
@@ -76,75 +109,101 @@ extern "C" fn weft_answer_neighbour(skb: *mut __sk_buff) -> u32 {
 /// Turns a solicitation into its advertisement and sends it back.
 #[inline(always)]
 fn answer(skb: &Skb) -> Result<i32, Stop> {
-    skb.pull_headers::<{ OFFSET + core::mem::size_of::<Neighbour>() }>();
+    skb.pull_headers::<{ OFFSET + size_of::<Solicitation>() }>();
     let ethernet: Ethernet = skb.read(0).ok_or(DropReason::Truncated)?;
     let ip: Ipv6 = skb.read(ETHERNET).ok_or(DropReason::Truncated)?;
     let port = Kernel.port(skb.ifindex()).ok_or(DropReason::UnknownPort)?;
-    if ethernet.src != port.mac || !(ip.src == port.v6 || address::is_link_local_v6(&ip.src) || ip.src.is_unspecified())
-    {
+    let own = !port.v6.is_unspecified() && ip.src == port.v6;
+    if ethernet.src != port.mac || !(own || address::is_link_local_v6(&ip.src) || ip.src.is_unspecified()) {
         return Err(DropReason::ArpSpoofed.into());
     }
     // Duplicate address detection (RFC 4862) asks from the unspecified address and wants silence.
     if ip.src.is_unspecified() {
         return Err(Stop::Return(hook::DROP));
     }
-    let asked: Neighbour = skb.read(OFFSET).ok_or(DropReason::Truncated)?;
+    let asked: Solicitation = skb.read(OFFSET).ok_or(DropReason::Truncated)?;
     // RFC 4861 7.1.1; and behind an extension header this would be something else.
     let header = (ip.next_header, ip.hop_limit, asked.kind, asked.code);
     if header != (protocol::ICMPV6, 255, icmp::NEIGHBOUR_SOLICITATION, 0) {
         return Err(DropReason::BadHeader.into());
     }
-    if asked.option != SOURCE_LINK_ADDRESS || asked.option_len != 1 || asked.mac != port.mac {
-        return Err(DropReason::ArpSpoofed.into());
-    }
+    check_options(skb, &ip, &port.mac)?;
     if asked.target == port.v6 {
         return Err(Stop::Return(hook::DROP));
     }
-    write_answer(skb, &ip, &asked, port.mac)?;
+    write_answer(skb, &ip, &asked.target, port.mac)?;
     report::count(Counter::ArpAnswered);
     skb.set_mark(weft_abi::MARK_DELIVERED);
     Ok(helpers::redirect_out(skb.ifindex()))
 }
 
-/// Writes the advertisement over the solicitation; keeps the ICMPv6 checksum right by the difference of every changed field,
-/// the pseudo header's addresses included.
+/// The source's link-layer address may be missing (a unicast solicitation) or come behind other options; where it is, it is
+/// the port's.
 #[inline(always)]
-fn write_answer(skb: &Skb, ip: &Ipv6, asked: &Neighbour, mac: [u8; 6]) -> Result<(), DropReason> {
-    let mut reply = *asked;
-    reply.kind = ADVERTISEMENT;
-    reply.flags = ANSWER_FLAGS;
-    reply.option = TARGET_LINK_ADDRESS;
-    reply.mac = GATEWAY_MAC;
-    let diff = checksum::addr_diff(&ip.src, &asked.target)
-        + checksum::addr_diff(&ip.dst, &ip.src)
-        + checksum::half_diff(
-            u16::from_ne_bytes([asked.kind, asked.code]),
-            u16::from_ne_bytes([reply.kind, reply.code]),
-        )
-        + checksum::word_diff(asked.flags, reply.flags)
-        + checksum::half_diff(
-            u16::from_ne_bytes([asked.option, asked.option_len]),
-            u16::from_ne_bytes([reply.option, reply.option_len]),
-        )
-        + mac_diff(&asked.mac, &reply.mac);
-    reply.checksum = checksum::update(asked.checksum, diff);
-    let header = Ipv6 { src: asked.target, dst: ip.src, hop_limit: 255, ..*ip };
+fn check_options(skb: &Skb, ip: &Ipv6, mac: &[u8; 6]) -> Result<(), DropReason> {
+    let end = OFFSET + usize::from(u16::from_be(ip.payload_len));
+    let mut offset = OFFSET + size_of::<Solicitation>();
+    for _ in 0..MAX_OPTIONS {
+        if offset >= end {
+            break;
+        }
+        let option: [u8; 8] = skb.load(offset).ok_or(DropReason::Truncated)?;
+        let [kind, len, address @ ..] = option;
+        if len == 0 {
+            return Err(DropReason::BadHeader);
+        }
+        if kind == SOURCE_LINK_ADDRESS && (len != 1 || address != *mac) {
+            return Err(DropReason::ArpSpoofed);
+        }
+        offset += usize::from(len) * 8;
+    }
+    if offset == end { Ok(()) } else { Err(DropReason::BadHeader) }
+}
+
+/// Writes the advertisement for `target` over the solicitation, whatever length that had; computes the ICMPv6 checksum anew,
+/// pseudo header included (RFC 4443, 2.3).
+#[inline(always)]
+fn write_answer(skb: &Skb, ip: &Ipv6, target: &Addr, mac: [u8; 6]) -> Result<(), DropReason> {
+    let mut reply = Advertisement {
+        kind: ADVERTISEMENT,
+        code: 0,
+        checksum: 0,
+        flags: ANSWER_FLAGS,
+        target: *target,
+        option: TARGET_LINK_ADDRESS,
+        option_len: 1,
+        mac: GATEWAY_MAC,
+    };
+    let header = Ipv6 { src: *target, dst: ip.src, hop_limit: 255, payload_len: ADVERTISEMENT_LEN.to_be(), ..*ip };
+    reply.checksum = advertisement_checksum(&header, &reply);
+    if !helpers::resize(skb.raw(), OFFSET as u32 + u32::from(ADVERTISEMENT_LEN)) {
+        return Err(DropReason::Kernel);
+    }
+    skb.pull_headers::<{ OFFSET + size_of::<Advertisement>() }>();
     let ethernet = skb.at::<[[u8; 6]; 2]>(0).ok_or(DropReason::Truncated)?;
     // SAFETY: `at` checked the bounds.
     unsafe { *ethernet = [mac, GATEWAY_MAC] };
     let at = skb.at::<Ipv6>(ETHERNET).ok_or(DropReason::Truncated)?;
     // SAFETY: `at` checked the bounds.
     unsafe { *at = header };
-    let at = skb.at::<Neighbour>(OFFSET).ok_or(DropReason::Truncated)?;
+    let at = skb.at::<Advertisement>(OFFSET).ok_or(DropReason::Truncated)?;
     // SAFETY: `at` checked the bounds.
     unsafe { *at = reply };
     Ok(())
 }
 
+/// The checksum of a message whose own is 0, under this header.
 #[inline(always)]
-fn mac_diff(old: &[u8; 6], new: &[u8; 6]) -> u64 {
-    let half = |mac: &[u8; 6], index: usize| u16::from_ne_bytes([mac[index], mac[index + 1]]);
-    checksum::half_diff(half(old, 0), half(new, 0))
-        + checksum::half_diff(half(old, 2), half(new, 2))
-        + checksum::half_diff(half(old, 4), half(new, 4))
+fn advertisement_checksum(ip: &Ipv6, message: &Advertisement) -> u16 {
+    let [a, b, c, d, e, f] = message.mac;
+    let sum = checksum::addr_sum(&ip.src)
+        + checksum::addr_sum(&ip.dst)
+        + u64::from(u32::from(ADVERTISEMENT_LEN).to_be())
+        + u64::from(u32::from(protocol::ICMPV6).to_be())
+        + u64::from(u32::from_ne_bytes([message.kind, message.code, 0, 0]))
+        + u64::from(message.flags)
+        + checksum::addr_sum(&message.target)
+        + u64::from(u32::from_ne_bytes([message.option, message.option_len, a, b]))
+        + u64::from(u32::from_ne_bytes([c, d, e, f]));
+    checksum::update(u16::MAX, sum)
 }

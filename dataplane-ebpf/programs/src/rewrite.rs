@@ -12,28 +12,42 @@ use crate::{helpers, skb::Skb};
 
 const REWRITE: u16 = FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
 
-/// Rewrites an IPv4 packet; keeps the IPv4 header checksum and the transport's checksum right.
+/// Rewrites an IPv4 packet, and takes one from its time to live where it makes a `hop`; keeps the IPv4 header checksum and the
+/// transport's checksum right.
 #[inline(always)]
-pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow) -> Result<(), DropReason> {
-    if flow.flags & REWRITE == 0 {
+pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason> {
+    if flow.flags & REWRITE == 0 && !hop {
         return Ok(());
     }
     let src = if flow.flags & FlowFlags::REWRITE_SRC != 0 { flow.src.v4_word() } else { ip.src };
     let dst = if flow.flags & FlowFlags::REWRITE_DST != 0 { flow.dst.v4_word() } else { ip.dst };
+    let ttl = if hop { ip.ttl.wrapping_sub(1) } else { ip.ttl };
     let diff = checksum::word_diff(ip.src, src) + checksum::word_diff(ip.dst, dst);
-    let tail = skb.at::<[u8; 10]>(ETHERNET + 10).ok_or(DropReason::Truncated)?.cast::<u8>();
-    // SAFETY: `at` checked 10 bytes from the checksum on: checksum, source, destination.
+    let [old_half, half] = [ip.ttl, ttl].map(|ttl| u16::from_ne_bytes([ttl, ip.protocol]));
+    let header = checksum::update(ip.checksum, diff + checksum::half_diff(old_half, half));
+    let tail = skb.at::<[u8; 12]>(ETHERNET + 8).ok_or(DropReason::Truncated)?.cast::<u8>();
+    // SAFETY: `at` checked 12 bytes from the time to live on: it and the protocol, checksum, source, destination.
     unsafe {
-        *tail.cast::<u16>() = checksum::update(ip.checksum, diff);
-        *tail.add(2).cast::<u32>() = src;
-        *tail.add(6).cast::<u32>() = dst;
+        *tail.cast::<u16>() = half;
+        *tail.add(2).cast::<u16>() = header;
+        *tail.add(4).cast::<u32>() = src;
+        *tail.add(8).cast::<u32>() = dst;
+    }
+    if flow.flags & REWRITE == 0 {
+        return Ok(());
     }
     l4(skb, transport, flow, diff, ETHERNET + IPV4)
 }
 
-/// Rewrites an IPv6 packet; keeps the transport's checksum right (IPv6 has none of its own).
+/// Rewrites an IPv6 packet, and takes one from its hop limit where it makes a `hop`; keeps the transport's checksum right
+/// (IPv6 has none of its own).
 #[inline(always)]
-pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow) -> Result<(), DropReason> {
+pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason> {
+    if hop {
+        let hops = skb.at::<u16>(ETHERNET + 6).ok_or(DropReason::Truncated)?;
+        // SAFETY: `at` checked next header and hop limit.
+        unsafe { *hops = u16::from_ne_bytes([ip.next_header, ip.hop_limit.wrapping_sub(1)]) };
+    }
     if flow.flags & REWRITE == 0 {
         return Ok(());
     }

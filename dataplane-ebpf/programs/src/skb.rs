@@ -40,6 +40,20 @@ impl Skb {
         unsafe { (*self.raw).ifindex }
     }
 
+    /// The device that the host received the packet by; 0: it made the packet.
+    #[inline(always)]
+    pub fn received_by(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw).ingress_ifindex }
+    }
+
+    /// Whether the frame has, or had, a VLAN tag; the kernel has taken the outermost off before the hooks.
+    #[inline(always)]
+    pub fn has_vlan_tag(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw).vlan_present != 0 }
+    }
+
     /// EtherType in network byte order.
     #[inline(always)]
     pub fn protocol(&self) -> u16 {
@@ -59,6 +73,13 @@ impl Skb {
     pub fn set_mark(&self, mark: u32) {
         // SAFETY: as above.
         unsafe { (*self.raw).mark = mark }
+    }
+
+    /// Bytes of payload in each packet that a sender lets the kernel cut this one into; 0: it is one packet.
+    #[inline(always)]
+    pub fn gso_size(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw).gso_size }
     }
 
     /// Whether the packet's Ethernet destination was this host's.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! One packet's walk: parse, look the flow up, on a miss decide, rewrite, deliver.
 
-use weft_abi::{Counter, DropReason, Flow, FlowFlags, Hook, WIRE, generation};
+use weft_abi::{Counter, DropReason, Flow, FlowFlags, Hook, OVERLAY, UPLINK, generation};
 use weft_logic::{
     Frame as _, Tables as _, flow as life,
     header::{Ethernet, Kind, Transport, ethertype},
@@ -11,12 +11,13 @@ use crate::{
     arp, decide, deliver,
     family::{Family, V4, V6},
     far::{self, Far},
-    helpers, hook,
+    helpers, hook, hop_limit,
     icmp_error::{self, Inner},
     maps::{self, Kernel},
-    neighbour, report,
+    neighbour, offload, report,
     skb::Skb,
     stop::{Stop, check},
+    tunnel,
 };
 
 /// The whole of a hook's program.
@@ -33,16 +34,30 @@ fn process<const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
     const IPV4: u16 = ethertype::IPV4.to_be();
     const IPV6: u16 = ethertype::IPV6.to_be();
     const ARP: u16 = ethertype::ARP.to_be();
+    if skb.has_vlan_tag() {
+        return Err(tagged::<HOOK>());
+    }
     match skb.protocol() {
         IPV4 => ip::<V4, HOOK>(skb),
         IPV6 => ip::<V6, HOOK>(skb),
-        _ if HOOK != Hook::FromWorkload as u8 => Err(Stop::Return(hook::NEXT)),
-        ARP => arp::answer(skb),
+        ARP if HOOK == Hook::FromWorkload as u8 => arp::answer(skb),
+        _ if hook::is_shared(HOOK) || HOOK == Hook::FromHost as u8 => Err(Stop::Return(hook::NEXT)),
+        // Other nodes send nothing but IP: ARP from the overlay would fill the host's neighbour table.
         _ => {
             report::forget();
             Err(DropReason::UnknownEtherType.into())
         }
     }
+}
+
+/// Ports and the overlay are no trunks. On the uplink it is a frame for one of the host's VLAN devices.
+#[inline(always)]
+fn tagged<const HOOK: u8>() -> Stop {
+    if hook::is_shared(HOOK) {
+        return Stop::Return(hook::NEXT);
+    }
+    report::forget();
+    DropReason::Vlan.into()
 }
 
 #[inline(always)]
@@ -61,13 +76,28 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
             return Err(reason.into());
         }
     };
+    if HOOK == Hook::FromWorkload as u8 {
+        check_offload(skb, &transport)?;
+    }
     let flow = match transport.kind {
         Kind::Flow => flow::<F, HOOK>(skb, ifindex, &ip, &transport)?,
         Kind::IcmpError => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport)?,
         Kind::Link(kind) => return neighbour::handle::<HOOK>(skb, kind),
     };
-    F::rewrite(skb, &ip, &transport, flow)?;
+    let hop = hop_limit::counts::<HOOK>(flow);
+    if hop && F::hops(&ip) <= 1 {
+        return hop_limit::exceeded::<F>(skb, &transport);
+    }
+    F::rewrite(skb, &ip, &transport, flow, hop)?;
     Ok(deliver::deliver(skb, flow)?)
+}
+
+#[inline(always)]
+fn check_offload(skb: &Skb, transport: &Transport) -> Result<(), Stop> {
+    offload::check(skb, transport).map_err(|reason| {
+        report::forget();
+        reason.into()
+    })
 }
 
 #[inline(always)]
@@ -118,10 +148,16 @@ fn flow<F: Family, const HOOK: u8>(
     }
 }
 
-/// The port that flow keys name: what comes from other nodes and outside has none.
+/// The port that flow keys name, or the class of devices: what comes from other nodes and outside has no port.
 #[inline(always)]
 pub fn key_ifindex<const HOOK: u8>(skb: &Skb) -> u32 {
-    if HOOK == Hook::FromWorkload as u8 || HOOK == Hook::FromHost as u8 { skb.ifindex() } else { WIRE }
+    if HOOK == Hook::FromOverlay as u8 {
+        OVERLAY
+    } else if HOOK == Hook::FromUplink as u8 {
+        UPLINK
+    } else {
+        skb.ifindex()
+    }
 }
 
 /// What the flow table has on a packet.
@@ -168,6 +204,9 @@ fn usable<const HOOK: u8>(skb: &Skb, flow: &mut Flow, transport: &Transport, now
     }
     if life::is_void(flow, transport.protocol, transport.flags, now) {
         return false;
+    }
+    if HOOK == Hook::FromOverlay as u8 {
+        return tunnel::is_from(skb, &flow.remote);
     }
     HOOK != Hook::FromWorkload as u8
         || flow.flags & FlowFlags::CHECK_MAC == 0

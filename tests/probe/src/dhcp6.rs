@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{arguments::Arguments, packet::index_of};
+use weft_probe::frames::index_of;
+
+use crate::arguments::Arguments;
 
 /// All_DHCP_Relay_Agents_and_Servers, RFC 8415 section 7.1.
 const SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);

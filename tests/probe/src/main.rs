@@ -29,8 +29,8 @@ usage:
       numbered records there and back; prints a tally; exit status 0 if none was lost
   weft-probe bulk ADDR:PORT [--mib N] [--timeout MS]
       N MiB to a server of `serve` and back, every byte checked
-  weft-probe send IFACE HEX [--count N]
-      sends a raw Ethernet frame
+  weft-probe send IFACE HEX [--count N] [--offload FLAGS,SEGMENTATION,HEADER,SEGMENT,START,OFFSET]
+      sends a raw Ethernet frame, with requests to the device (virtio_net_hdr) where they are given
   weft-probe dhcp6 IFACE [--timeout MS]
       asks for an address by DHCPv6 and prints it
   weft-probe console

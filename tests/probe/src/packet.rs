@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `send`: raw Ethernet frames, as a hostile workload would send them. Also the packet socket of the DHCPv6 client.
+//! `send`: raw Ethernet frames, as a hostile workload would send them.
 
-use std::{
-    ffi::CString,
-    io, mem,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-};
+use weft_probe::frames::{FrameSender, Offload};
 
 use crate::arguments::Arguments;
 
@@ -13,9 +9,15 @@ pub(crate) fn run(arguments: &mut Arguments) -> Result<(), String> {
     let iface = arguments.required("IFACE")?;
     let frame = parse_hex(&arguments.required("HEX")?)?;
     let count: usize = arguments.option("--count")?.unwrap_or(1);
+    let offload = arguments.option::<String>("--offload")?.map(|text| parse_offload(&text)).transpose()?;
     arguments.finish()?;
+    let sender = match offload {
+        None => FrameSender::open(&iface),
+        Some(_) => FrameSender::with_offloads(&iface),
+    };
+    let sender = sender.map_err(|error| format!("{iface}: {error}"))?;
     for _ in 0..count {
-        send(&iface, &frame).map_err(|error| format!("{iface}: {error}"))?;
+        sender.send(&frame, offload.unwrap_or_default()).map_err(|error| format!("{iface}: {error}"))?;
     }
     Ok(())
 }
@@ -31,44 +33,32 @@ fn parse_hex(text: &str) -> Result<Vec<u8>, String> {
         .collect()
 }
 
-/// The index of a network interface.
-pub(crate) fn index_of(iface: &str) -> io::Result<u32> {
-    let name = CString::new(iface)?;
-    // SAFETY: `name` is a NUL-terminated string that lives through the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
-        index => Ok(index),
-    }
-}
-
-fn send(iface: &str, frame: &[u8]) -> io::Result<()> {
-    // SAFETY: plain system call; the descriptor is checked below.
-    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if raw < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `raw` was just opened and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-    // SAFETY: all zeros is a valid sockaddr_ll.
-    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    address.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
-    address.sll_ifindex = i32::try_from(index_of(iface)?).map_err(io::Error::other)?;
-    let length = u32::try_from(size_of_val(&address)).map_err(io::Error::other)?;
-    // SAFETY: buffer and address are valid for the lengths given.
-    let sent = unsafe {
-        libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const address).cast(), length)
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// Six numbers with commas: the fields of [`Offload`] in their order.
+fn parse_offload(text: &str) -> Result<Offload, String> {
+    let fields: Result<Vec<u16>, _> = text.split(',').map(str::parse).collect();
+    let fields = fields.map_err(|_| format!("'{text}' is not a list of numbers"))?;
+    let [flags, segmentation, header_len, segment_len, checksum_start, checksum_offset] =
+        <[u16; 6]>::try_from(fields).map_err(|_| format!("'{text}' has not six numbers"))?;
+    let byte = |field: u16| u8::try_from(field).map_err(|_| format!("{field} is no byte"));
+    let (flags, segmentation) = (byte(flags)?, byte(segmentation)?);
+    Ok(Offload { flags, segmentation, header_len, segment_len, checksum_start, checksum_offset })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse_hex;
+    use super::{Offload, parse_hex, parse_offload};
 
     #[test]
     fn hexadecimal_with_and_without_separators() {
         assert_eq!(parse_hex("02:00 ff").unwrap(), [2, 0, 255]);
         assert_eq!(parse_hex("0200ff").unwrap(), [2, 0, 255]);
         assert!(parse_hex("0g").is_err());
+    }
+
+    #[test]
+    fn an_offload_is_six_numbers() {
+        assert_eq!(parse_offload("1,0,0,0,34,6").unwrap(), Offload::checksum(34, 6));
+        assert!(parse_offload("1,0").is_err());
+        assert!(parse_offload("256,0,0,0,34,6").is_err());
     }
 }

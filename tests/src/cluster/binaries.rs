@@ -214,16 +214,25 @@ impl Module {
             return Ok(target);
         }
         ensure_go()?;
-        eprintln!("building {} {} into {}", self.name, self.version, target.display());
+        eprintln!("building {} {} into {}, from nothing in minutes", self.name, self.version, target.display());
         let partial = beside(&target, ".partial");
         if partial.exists() {
             fs::remove_dir_all(&partial).with_context(|| format!("remove {}", partial.display()))?;
         }
         fs::create_dir_all(&partial).with_context(|| format!("create {}", partial.display()))?;
+        let count = self.programs.len() + self.tests.len();
+        let mut names = self.programs.iter().chain(self.tests).map(|(name, _)| name).zip(1..);
+        let mut tell = || {
+            if let Some((name, number)) = names.next() {
+                eprintln!("building {} {}: {name}, {number} of {count}", self.name, self.version);
+            }
+        };
         for (name, package) in self.programs {
+            tell();
             self.go(&["build", "-o", &partial.join(name).to_string_lossy()], package)?;
         }
         for (name, package) in self.tests {
+            tell();
             self.go(&["test", "-c", "-o", &partial.join(name).to_string_lossy()], package)?;
         }
         self.copy_sources(&partial)?;

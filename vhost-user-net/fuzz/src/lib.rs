@@ -69,6 +69,8 @@ struct CheckedPort {
     /// Length of the next frame; 0 is none.
     next: AtomicUsize,
     answer: Mutex<Option<Errno>>,
+    /// Bytes of the virtio-net header in front of frames.
+    header_len: AtomicUsize,
 }
 
 impl CheckedPort {
@@ -77,6 +79,25 @@ impl CheckedPort {
         let end = start.checked_add(piece.iov_len).expect("a piece wraps around");
         assert!(piece.iov_len > 0, "an empty piece");
         assert!(self.guest.iter().any(|range| range.start <= start && end <= range.end), "a piece outside guest memory");
+    }
+
+    /// What a guest asks of the kernel for its frame leaves addresses and ports alone.
+    fn check_offloads(&self, front: &[u8]) {
+        let (header, frame) = front.split_at(self.header_len.load(Ordering::Relaxed));
+        let field = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
+        let (asked, segments, start, offset) = (header[0] & 1 != 0, header[1] != 0, field(6), field(8));
+        assert!(asked || !segments, "segments without checksums");
+        if !asked {
+            return;
+        }
+        let tags = frame[12..].chunks(4).take_while(|tag| matches!(tag, [0x81, 0, ..] | [0x88, 0xa8, ..]));
+        let ip = 14 + 4 * tags.count();
+        match frame[ip - 2..ip] {
+            [8, 0] => assert_eq!(start, ip + 4 * usize::from(frame[ip] & 0xf), "not behind the IPv4 header"),
+            [0x86, 0xdd] => assert!(start >= ip + 40, "within the IPv6 header"),
+            _ => panic!("a checksum of what is no IP packet"),
+        }
+        assert!([6, 8, 16].contains(&offset), "{offset} is no checksum's place");
     }
 }
 
@@ -100,11 +121,14 @@ impl Port for CheckedPort {
     }
 
     unsafe fn write(&self, pieces: &[libc::iovec]) -> Result<usize, Errno> {
-        // A frame in one piece is sent from guest memory, header and all.
-        let guest = if let [_header, guest @ ..] = pieces && !guest.is_empty() { guest } else { pieces };
-        assert!(!guest.is_empty(), "a write without pieces");
+        let (front, guest) = pieces.split_first().expect("a write without pieces");
         assert!(pieces.len() <= 1024, "{} pieces", pieces.len());
         guest.iter().for_each(|piece| self.check(piece));
+        let start = front.iov_base as usize;
+        let shared = self.guest.iter().any(|range| range.contains(&start) && range.end != usize::MAX);
+        assert!(!shared, "the guest could still change what was judged");
+        // SAFETY: the queue's own buffer.
+        self.check_offloads(unsafe { std::slice::from_raw_parts(front.iov_base.cast(), front.iov_len) });
         match *self.answer.lock().expect("lock") {
             Some(error) => Err(error),
             None => Ok(pieces.iter().map(|piece| piece.iov_len).sum()),
@@ -148,7 +172,13 @@ impl World {
         };
         let guest = REGIONS.map(range).into();
         let event = EventFd::new().expect("eventfd");
-        let port = CheckedPort { event, guest, next: AtomicUsize::new(0), answer: Mutex::new(None) };
+        let port = CheckedPort {
+            event,
+            guest,
+            next: AtomicUsize::new(0),
+            answer: Mutex::new(None),
+            header_len: AtomicUsize::new(12),
+        };
         let log = Arc::new(DirtyLog::map(1, 0, &memfd(4096)).expect("log"));
         Self { memory, port, log }
     }
@@ -199,6 +229,7 @@ pub fn rings(data: &[u8]) {
         }
         bits |= if choice & 16 != 0 { features::IN_ORDER } else { 0 };
         let header_len = if choice & 8 != 0 { 10 } else { 12 };
+        world.port.header_len.store(header_len, Ordering::Relaxed);
         let mut tx = TxQueue::new(world.vring(1, bits), bits, header_len);
         let mut rx = RxQueue::new(world.vring(0, bits), header_len, bits & features::MRG_RXBUF != 0);
         while !input.0.is_empty() {
@@ -211,7 +242,7 @@ pub fn rings(data: &[u8]) {
 }
 
 fn step(world: &World, input: &mut Input<'_>, tx: &mut TxQueue, rx: &mut RxQueue) -> Result<(), Violation> {
-    match input.u8() % 12 {
+    match input.u8() % 13 {
         0..=2 => descriptor(world, input),
         3 => offer(world, input),
         4 => {
@@ -230,6 +261,7 @@ fn step(world: &World, input: &mut Input<'_>, tx: &mut TxQueue, rx: &mut RxQueue
             rx.arm()?;
         }
         10 => rx.give_back(),
+        12 => frame(world, input),
         11 if input.u8() & 1 != 0 => {
             // A successor takes up what is there.
             let mut vring = world.vring(1, features::EVENT_IDX | features::IN_ORDER);
@@ -258,6 +290,33 @@ fn descriptor(world: &World, input: &mut Input<'_>) {
     bytes[12] = flags;
     bytes[14] = next % 20;
     world.write(table + 16 * u64::from(slot % 20), &bytes);
+}
+
+/// A frame with offloads that is right but for the bytes the input changes, as one chain that is offered.
+fn frame(world: &World, input: &mut Input<'_>) {
+    let [kind, header_len, index, changes, len] = input.take();
+    let (protocol, offset) = if kind & 1 != 0 { (6, 16) } else { (17, 6) };
+    let (ip, start) = match kind & 2 {
+        0 => ([&[8, 0, 0x45, 0, 0, 200, 0, 0, 0x40, 0, 64, protocol][..], &[10; 10]].concat(), 34),
+        _ => ([&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 160, protocol, 64][..], &[0xfd; 32]].concat(), 54),
+    };
+    let mut bytes = vec![1, if kind & 4 != 0 { 1 } else { 0 }, 0, 0, 200, 0, start, 0, offset, 0];
+    bytes.resize(if header_len & 1 != 0 { 10 } else { 12 }, 0);
+    bytes.extend([2; 12].iter().chain(&ip).chain(&[7; 200]));
+    for _ in 0..changes % 4 {
+        let [at, value] = input.take();
+        if let Some(byte) = bytes.get_mut(usize::from(at)) {
+            *byte = value;
+        }
+    }
+    let at = 0x8800;
+    world.write(at, &bytes);
+    let mut descriptor = [0; 16];
+    descriptor[..8].copy_from_slice(&at.to_le_bytes());
+    descriptor[8] = len.max(60);
+    world.write(RING_SPACE, &descriptor);
+    world.write(RING_SPACE + 0x404 + 2 * u64::from(index.wrapping_sub(1) % SIZE as u8), &[0, 0]);
+    world.write(RING_SPACE + 0x402, &[index % 32, 0]);
 }
 
 /// Makes a head available and moves the index, by one or by anything.
@@ -300,7 +359,8 @@ fn device() -> Device {
         let event = EventFd::new().expect("eventfd");
         // The messages target never gets far enough to move frames through checked memory: any range is its own.
         let guest = vec![0..usize::MAX];
-        Arc::new(CheckedPort { event, guest, next: AtomicUsize::new(0), answer: Mutex::new(None) })
+        let (next, answer, header_len) = (AtomicUsize::new(0), Mutex::new(None), AtomicUsize::new(12));
+        Arc::new(CheckedPort { event, guest, next, answer, header_len })
     };
     Device::new(config, vec![port(), port()]).expect("device")
 }

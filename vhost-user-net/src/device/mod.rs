@@ -2,6 +2,7 @@
 //! The device: what the front end set up, and the threads that carry it out.
 
 mod error;
+pub mod offload;
 pub mod pair;
 pub mod polling;
 mod requests;

@@ -306,6 +306,26 @@ pub fn frame(len: usize, seed: u8) -> Vec<u8> {
     frame
 }
 
+/// An IPv4 TCP frame with this much payload and the checksum fields as an offloading sender leaves them.
+pub fn tcp_frame(payload: usize) -> Vec<u8> {
+    let mut bytes = vec![0xff; 6];
+    bytes.extend_from_slice(&[0x52, 0x54, 0, 0, 0, 1, 8, 0]);
+    let total = (40 + payload) as u16;
+    let mut ip = [0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    ip[2..4].copy_from_slice(&total.to_be_bytes());
+    let sum = |bytes: &[u8]| bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
+    let fold = |sum: u32| (sum & 0xffff) + (sum >> 16);
+    let checksum = !(fold(fold(sum(&ip))) as u16);
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let pseudo = fold(fold(sum(&ip[12..20]) + 6 + 20 + payload as u32)) as u16;
+    bytes.extend_from_slice(&ip);
+    bytes.extend_from_slice(&[0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff]);
+    bytes.extend_from_slice(&pseudo.to_be_bytes());
+    bytes.extend_from_slice(&[0, 0]);
+    bytes.extend((0..payload).map(|at| at as u8));
+    bytes
+}
+
 /// Reads everything a stream has.
 pub fn read_all(mut stream: UnixStream) -> Result<String> {
     let mut text = String::new();

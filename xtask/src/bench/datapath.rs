@@ -90,10 +90,12 @@ const CASES: [Case; 12] = [
 pub(super) fn rows() -> Result<Vec<Row>> {
     let mut machine = Machine::new()?;
     let mut runs: Vec<Vec<f64>> = CASES.iter().map(|_| Vec::new()).collect();
+    eprintln!("filling the flow table");
     for case in &CASES {
         machine.warm(case)?;
     }
-    for _ in 0..RUNS {
+    for round in 1..=RUNS {
+        eprintln!("round {round} of {RUNS}");
         for (case, runs) in CASES.iter().zip(&mut runs) {
             runs.push(machine.run(case)?);
         }

@@ -49,7 +49,10 @@ fn tunnels_prefer_an_ipv4_underlay() {
     assert_eq!(remote(&desired, "10.2.0.0/24"), (RemoteKind::Tunnel as u32, via));
     assert_eq!(remote(&desired, "fd00:2::/64"), (RemoteKind::Tunnel as u32, via));
     assert_eq!(remote(&desired, "10.96.0.0/16"), (RemoteKind::Services as u32, Addr::UNSPECIFIED));
-    assert_eq!(desired.remotes.len(), 5);
+    // What comes from the node itself by the tunnel has one of these as source.
+    assert_eq!(remote(&desired, "192.0.2.2/32"), (RemoteKind::Node as u32, via));
+    assert_eq!(remote(&desired, "2001:db8::2/128"), (RemoteKind::Node as u32, via));
+    assert_eq!(desired.remotes.len(), 7);
     assert_eq!(
         desired.host_routes,
         host_routes(&[("10.2.0.0/24", None), ("10.96.0.0/16", None), ("fd00:2::/64", None)])
@@ -75,6 +78,7 @@ fn native_routes_are_of_one_family_and_by_the_next_hop() {
             ("fd00:2::/64", Some("2001:db8::2")),
         ])
     );
+    assert_eq!(remote(&desired, "fd00:3::/64"), (RemoteKind::Unreachable as u32, Addr::UNSPECIFIED));
     assert_eq!(desired.problems.len(), 1, "{:?}", desired.problems);
     assert!(
         desired.problems[0].starts_with("Node v4only: status.addresses has no InternalIP"),
@@ -93,6 +97,23 @@ fn prefixes_have_one_owner() {
     assert_eq!(desired.problems.len(), 4, "{:?}", desired.problems);
     let refused = "Node thief: prefix 10.2.0.0/24 already belongs to Node there".to_owned();
     assert!(desired.problems.contains(&refused), "{:?}", desired.problems);
+}
+
+#[test]
+fn a_node_does_not_claim_pods_services_or_the_way_to_another() {
+    let mut world = two_nodes(Mode::Vxlan);
+    // By its name it comes first.
+    let stolen = ["192.0.2.66", "10.2.0.5", "10.1.0.7", "10.96.0.10", "192.0.2.2", "2001:db8::2"];
+    node(&mut world, "a-thief", &["10.6.0.0/24"], &stolen);
+    let desired = world.plan();
+    assert_eq!(remote(&desired, "192.0.2.66/32"), (RemoteKind::Node as u32, addr("192.0.2.66")));
+    assert_eq!(remote(&desired, "192.0.2.2/32"), (RemoteKind::Node as u32, addr("192.0.2.2")));
+    assert_eq!(remote(&desired, "2001:db8::2/128"), (RemoteKind::Node as u32, Addr::UNSPECIFIED), "of nobody");
+    for pod_or_service in ["10.2.0.5/32", "10.1.0.7/32", "10.96.0.10/32"] {
+        assert!(!desired.remotes.contains_key(&cidr(pod_or_service)), "{pod_or_service}");
+    }
+    let told = |start: &str| desired.problems.iter().filter(|problem| problem.starts_with(start)).count();
+    assert_eq!((told("Node a-thief: "), told("Nodes a-thief, there: ")), (3, 2), "{:?}", desired.problems);
 }
 
 #[test]

@@ -94,11 +94,9 @@ fn yaml<K: serde::Serialize>(objects: &[K]) -> String {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), PublishError> {
+    let failed = |source| PublishError { call: "write", path: path.to_owned(), source };
     if fs::read_to_string(path).is_ok_and(|known| known == text) {
-        return Ok(());
+        return file::settle(path).map_err(failed);
     }
-    // Readers of the folder pass over what begins with a dot.
-    let unfinished = path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().display()));
-    let replaced = file::replace(path, &unfinished, |file| file.write_all(text.as_bytes()));
-    replaced.map_err(|source| PublishError { call: "write", path: path.to_owned(), source })
+    file::replace(path, |file| file.write_all(text.as_bytes())).map_err(failed)
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use etherparse::IpHeaders;
 use weft_abi::{Counter, DropReason, GATEWAY_MAC, MARK_DELIVERED};
-use weft_dataplane::Program;
+use weft_dataplane::{Arrival, Program};
 
 use crate::{
     node::{CLIENT, CLIENT_IP, NEXT, Node, REDIRECT, SERVER_IP, STRANGER, VM, VM_IP, mac},
@@ -112,6 +112,48 @@ fn neighbour_solicitations_are_answered_with_a_right_checksum() {
     }
 }
 
+/// A solicitation for `fd01::99` with these options.
+fn solicitation_with(options: &[u8]) -> Vec<u8> {
+    let mut body = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    body.extend(v6(ip("fd01::99")));
+    body.extend(options);
+    link_local(ip(CLIENT_IP[1]), ip("fd01::99"), body)
+}
+
+#[test]
+fn solicitations_are_answered_without_the_link_layer_option_and_with_others_before_it() {
+    let node = Node::new();
+    let own = [[1, 1].as_slice(), &mac(CLIENT)].concat();
+    // A nonce (RFC 3971, 5.3.2) of 6 bytes, and of 14.
+    let nonce = [14, 1, 1, 2, 3, 4, 5, 6];
+    let long_nonce = [14, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+    for options in [
+        vec![],
+        own.clone(),
+        nonce.to_vec(),
+        [nonce.as_slice(), &own].concat(),
+        [long_nonce.as_slice(), &own, &nonce].concat(),
+    ] {
+        let seen = node.from_workload(CLIENT, &solicitation_with(&options)).redirected();
+        assert_eq!(seen.transport.len(), 32, "{options:?}");
+        let mut expected = vec![136, 0, seen.transport[2], seen.transport[3], 0xe0, 0, 0, 0];
+        expected.extend(v6(ip("fd01::99")));
+        expected.extend([2, 1]);
+        expected.extend(GATEWAY_MAC);
+        assert_eq!(seen.transport, expected, "{options:?}");
+    }
+    let others = [[1, 1].as_slice(), &mac(VM)].concat();
+    for (options, reason) in [
+        ([nonce.as_slice(), &others].concat(), DropReason::ArpSpoofed),
+        ([own.as_slice(), &others].concat(), DropReason::ArpSpoofed),
+        (vec![14, 0, 0, 0, 0, 0, 0, 0], DropReason::BadHeader),
+        (vec![14, 2, 0, 0, 0, 0, 0, 0], DropReason::BadHeader),
+        ([nonce; 9].concat(), DropReason::BadHeader),
+    ] {
+        node.from_workload(CLIENT, &solicitation_with(&options)).dropped(reason);
+    }
+}
+
 #[test]
 fn neighbour_messages_that_want_silence_get_it_and_lies_are_dropped() {
     let node = Node::new();
@@ -161,6 +203,25 @@ fn router_solicitations_and_dhcp_of_a_vm_go_to_the_agent() {
         node.from_workload(VM, &packet).dropped(DropReason::SourceMac);
         node.from_workload(STRANGER, &packet).dropped(DropReason::UnknownPort);
     }
+    // Type 133 opens no way past policy: to where routers listen, from this link, and nothing before it.
+    let tricks = |src: &str, dst: &str| {
+        let mut packet = link_local(ip(src), ip(dst), vec![133, 0, 0, 0, 0, 0, 0, 0]);
+        packet[6..12].copy_from_slice(&mac(VM));
+        packet
+    };
+    node.from_workload(VM, &tricks("::", "fe80::1")).passed(&tricks("::", "fe80::1"));
+    node.from_workload(VM, &tricks("fe80::10", "2001:db8:ffff::7")).dropped(DropReason::Multicast);
+    node.from_workload(VM, &tricks("fe80::10", "ff02::1")).dropped(DropReason::Multicast);
+    node.from_workload(VM, &tricks(VM_IP[1], "ff02::2")).dropped(DropReason::SourceAddress);
+    node.from_workload(VM, &tricks("2001:db8::1", "ff02::2")).dropped(DropReason::SourceAddress);
+    let mut routed = tricks("fe80::10", "ff02::2");
+    routed[21] = 64;
+    node.from_workload(VM, &routed).dropped(DropReason::BadHeader);
+    let mut behind = tricks("fe80::10", "ff02::2");
+    behind[20] = 60;
+    behind[19] += 8;
+    behind.splice(54..54, [58, 0, 1, 4, 0, 0, 0, 0]);
+    node.from_workload(VM, &behind).dropped(DropReason::BadHeader);
     assert_eq!(node.flows(), 0);
     // The ports do not open a way round policy: towards a workload they are traffic like any other.
     let packet = frame(mac(VM), ip_headers(ip(VM_IP[0]), ip(SERVER_IP[0])), L4::Udp(68, 67), &[1]);
@@ -189,8 +250,10 @@ fn only_marked_packets_reach_a_workload_by_its_egress_hook() {
     let node = Node::new();
     let packet = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[0]), ip(VM_IP[0])), L4::Udp(1, 2), &[]);
     node.send(Program::ToWorkload, VM, &packet).dropped(DropReason::Unmarked);
-    let marked = node.send_marked(Program::ToWorkload, VM, &packet, MARK_DELIVERED);
+    let marked =
+        node.send_as(Program::ToWorkload, &packet, Arrival { ifindex: VM, mark: MARK_DELIVERED, ..Arrival::default() });
     assert_eq!((marked.action, marked.mark), (NEXT, 0), "the mark ends here");
     assert_eq!(parse(&marked.bytes).tuple.dst, ip(VM_IP[0]));
-    node.send_marked(Program::ToWorkload, VM, &packet, 1).dropped(DropReason::Unmarked);
+    node.send_as(Program::ToWorkload, &packet, Arrival { ifindex: VM, mark: 1, ..Arrival::default() })
+        .dropped(DropReason::Unmarked);
 }

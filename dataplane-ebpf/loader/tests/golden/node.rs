@@ -8,7 +8,7 @@ use weft_abi::{
     LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey,
     generation,
 };
-use weft_dataplane::{Dataplane, Maps, Program};
+use weft_dataplane::{Arrival, Dataplane, Maps, Program};
 
 use crate::{
     packet::{self, Seen, ip},
@@ -35,6 +35,8 @@ pub(crate) const STRANGER: u32 = 107;
 
 pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 4];
 pub(crate) const VNI: u32 = 7;
+/// The port that nodes hear encapsulated packets on.
+pub(crate) const VXLAN_PORT: u16 = 8472;
 /// First port of the masquerade range, and how many.
 pub(crate) const MASQUERADE: (u16, u16) = (61_000, 16);
 
@@ -43,7 +45,11 @@ pub(crate) const CLIENT_IP: [&str; 2] = ["10.1.0.10", "fd01::10"];
 pub(crate) const SERVER_IP: [&str; 2] = ["10.1.0.20", "fd01::20"];
 pub(crate) const VM_IP: [&str; 2] = ["10.1.0.30", "fd01::30"];
 pub(crate) const HOST_IP: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
-/// A workload on a node that is reached through the tunnel.
+/// Addresses of the host that other nodes do not know.
+pub(crate) const HOST_OTHER_IP: [&str; 2] = ["192.0.2.101", "2001:db8::101"];
+/// A node whose workloads are reached through the tunnel.
+pub(crate) const NODE_IP: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+/// A workload on it.
 pub(crate) const FAR_IP: [&str; 2] = ["10.2.0.5", "fd02::5"];
 /// A workload on a node that is reached natively.
 pub(crate) const NATIVE_IP: [&str; 2] = ["10.3.0.5", "fd03::5"];
@@ -124,10 +130,12 @@ impl Node {
             masquerade_first: MASQUERADE.0,
             masquerade_count: MASQUERADE.1,
             host_mac: HOST_MAC,
-            pad: 0,
+            vxlan_port: VXLAN_PORT.to_be(),
+            node_v4: Addr::from(ip(HOST_IP[0])),
+            node_v6: Addr::from(ip(HOST_IP[1])),
         };
         self.maps().config().set(0, &config).unwrap();
-        for address in HOST_IP {
+        for address in HOST_IP.into_iter().chain(HOST_OTHER_IP) {
             let local = Local { ifindex: HOST, kind: LocalKind::Host as u32 };
             self.maps().locals().insert(&Addr::from(ip(address)), &local).unwrap();
         }
@@ -157,6 +165,10 @@ impl Node {
             ("fd02::/64", RemoteKind::Tunnel, "192.0.2.2"),
             ("10.3.0.0/24", RemoteKind::Native, "192.0.2.3"),
             ("fd03::/64", RemoteKind::Native, "2001:db8::3"),
+            ("192.0.2.2/32", RemoteKind::Node, "192.0.2.2"),
+            ("2001:db8::2/128", RemoteKind::Node, "192.0.2.2"),
+            ("10.4.0.0/24", RemoteKind::Unreachable, "0.0.0.0"),
+            ("fd04::/64", RemoteKind::Unreachable, "0.0.0.0"),
             ("10.96.0.0/16", RemoteKind::Services, "0.0.0.0"),
             ("fd96::/112", RemoteKind::Services, "0.0.0.0"),
         ] {
@@ -222,15 +234,16 @@ impl Node {
         self.maps().identities().insert(&Addr::from(ip(address)), &identity).unwrap();
     }
 
-    /// Runs a hook's program on a packet and tells all that changed.
+    /// Runs a hook's program on a packet and tells all that changed. What comes from the host it has made itself.
     pub(crate) fn send(&self, program: Program, ifindex: u32, packet: &[u8]) -> Outcome {
-        self.send_marked(program, ifindex, packet, 0)
+        let received_by = if program == Program::FromHost { 0 } else { ifindex };
+        self.send_as(program, packet, Arrival { ifindex, received_by, ..Arrival::default() })
     }
 
-    /// [`Node::send`] of a packet with this `skb->mark`.
-    pub(crate) fn send_marked(&self, program: Program, ifindex: u32, packet: &[u8], mark: u32) -> Outcome {
+    /// [`Node::send`] of a packet that comes in this way.
+    pub(crate) fn send_as(&self, program: Program, packet: &[u8], arrival: Arrival) -> Outcome {
         let (drops, counts) = (self.drops(), self.counts());
-        let run = self.dataplane.test_run_marked(program, packet, ifindex, mark, 1);
+        let run = self.dataplane.test_run(program, packet, arrival, 1);
         let report = run.unwrap_or_else(|error| panic!("{error} on {packet:02x?}"));
         let moved = |before: Vec<u64>, after: Vec<u64>| -> Vec<u64> {
             after.iter().zip(before).map(|(after, before)| after - before).collect()
@@ -309,7 +322,7 @@ impl Node {
     }
 }
 
-/// The flow key of packets from a port, or [`weft_abi::WIRE`].
+/// The flow key of packets from a port, [`weft_abi::UPLINK`] or [`weft_abi::OVERLAY`].
 pub(crate) fn key(ifindex: u32, protocol: u8, tuple: packet::Tuple) -> FlowKey6 {
     FlowKey6 {
         ifindex,

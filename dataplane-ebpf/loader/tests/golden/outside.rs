@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The outside: masquerade out and back, the host's own traffic.
 
-use weft_abi::{Config, Deliver, DropReason, Flow, FlowFlags, WIRE};
+use weft_abi::{Config, Deliver, DropReason, Flow, FlowFlags};
 
 use crate::{
     node::{
@@ -92,7 +92,7 @@ fn a_port_belongs_to_one_flow_per_destination_until_that_is_over() {
     node.from_workload(CLIENT, &out(0, CLIENT, L4::Udp(1, 54))).redirected();
     // Without answers a flow lives on; when it is over it gives its port back.
     for (key, flow) in node.maps().flows4().iter().map(Result::unwrap) {
-        if key.ifindex == WIRE {
+        if key.ifindex == weft_abi::UPLINK {
             let last_seen = flow.last_seen.wrapping_sub(LONG);
             node.maps().flows4().insert(&key, &Flow { last_seen, ..flow }).unwrap();
         }
@@ -123,7 +123,7 @@ fn a_masqueraded_flow_keeps_its_port_when_it_decides_again_and_so_do_its_replies
         assert_eq!(outcome.redecided().redirected().tuple.dst, ip(CLIENT_IP[family]));
         let outcome = node.from_workload(CLIENT, &there);
         assert_eq!(outcome.redecided().redirected().tuple, first);
-        let entry = node.flow(&key(WIRE, 6, tuple(OUTSIDE_IP[family], 443, HOST_IP[family], first.sport)));
+        let entry = node.flow(&key(weft_abi::UPLINK, 6, tuple(OUTSIDE_IP[family], 443, HOST_IP[family], first.sport)));
         assert_eq!(entry.expect("an entry").packets, 1, "the reply's counters go on");
     }
 }

@@ -36,7 +36,7 @@ fn an_isolated_workload_lets_nobody_in_without_a_rule() {
             node.from_uplink(&packet).dropped(DropReason::PolicyIngress);
             // Nor one that says it were itself.
             let packet = frame(HOST_MAC, ip_headers(ip(SERVER_IP[family]), ip(SERVER_IP[family])), l4, b"");
-            node.from_uplink(&packet).dropped(DropReason::PolicyIngress);
+            node.from_uplink(&packet).dropped(DropReason::SourceAddress);
         }
     }
     assert_eq!(node.flows(), 0);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Workload to workload: source check, delivery on the node, by tunnel and natively.
 
-use weft_abi::{Addr, Deliver, DropReason, FlowFlags, GATEWAY_MAC, GenerationRef, OVERLAY_MAC, WIRE, generation};
+use weft_abi::{Addr, Deliver, DropReason, FlowFlags, GATEWAY_MAC, GenerationRef, OVERLAY_MAC, generation};
 use weft_dataplane::Program;
 
 use crate::{
@@ -118,7 +118,9 @@ fn a_remote_workload_is_reached_through_the_tunnel() {
         delivers(&flow, Deliver::Tunnel, OVERLAY);
         assert_eq!((flow.remote, flow.ingress.slot), (tunnel_end(), generation::ROUTES));
         let back = tuple(FAR_IP[family], 2, CLIENT_IP[family], 1);
-        delivers(&node.flow(&key(WIRE, 17, back)).expect("an entry"), Deliver::Peer, CLIENT);
+        let answers = node.flow(&key(weft_abi::OVERLAY, 17, back)).expect("an entry");
+        delivers(&answers, Deliver::Peer, CLIENT);
+        assert_eq!(answers.remote, tunnel_end(), "nobody else may encapsulate them");
     }
 }
 

@@ -159,6 +159,23 @@ fn detach_of_a_device_that_is_gone_removes_the_pin() {
 }
 
 #[test]
+fn the_pin_of_a_device_that_went_unnoticed_is_swept() {
+    let sandbox = Sandbox::enter();
+    let mut dataplane = sandbox.open();
+    let [(_gone_netns, gone), (_netns, veth)] = ["gone", "pod"].map(workload);
+    for veth in [&gone, &veth] {
+        dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+    }
+    assert_eq!(dataplane.remove_defunct_links().unwrap(), Vec::<String>::new());
+    let pin = format!("{}-{FROM_WORKLOAD}", gone.ifindex);
+    drop(gone);
+    assert_eq!(dataplane.remove_defunct_links().unwrap(), [pin]);
+    let left = [Attachment { ifindex: veth.ifindex, program: FROM_WORKLOAD }];
+    assert_eq!(dataplane.attachments().unwrap(), left);
+    assert_eq!(fs::read_dir(sandbox.pins("links")).unwrap().count(), 1);
+}
+
+#[test]
 fn a_name_with_another_index_is_refused_and_left_alone() {
     let sandbox = Sandbox::enter();
     let mut dataplane = sandbox.open();

@@ -4,12 +4,16 @@
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd as _;
 use weft_abi::{DropReason, EventKind, GATEWAY_MAC, Hook};
-use weft_dataplane::{Error, Program};
+use weft_dataplane::{Arrival, Error, Program};
 
 use crate::support::{Netns, Sandbox, Veth};
 
 /// `TC_ACT_SHOT`.
 const SHOT: u32 = 2;
+
+fn through(ifindex: u32) -> Arrival {
+    Arrival { ifindex, received_by: ifindex, ..Arrival::default() }
+}
 
 fn packet() -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], GATEWAY_MAC);
@@ -25,7 +29,7 @@ fn a_test_run_tells_verdict_and_packet_and_counts() {
     let dataplane = sandbox.open();
     let netns = Netns::new();
     let veth = Veth::new("pod", &netns);
-    let report = dataplane.test_run(Program::FromWorkload, &packet(), veth.ifindex, 3).unwrap();
+    let report = dataplane.test_run(Program::FromWorkload, &packet(), through(veth.ifindex), 3).unwrap();
     assert_eq!((report.action, report.packet), (SHOT, packet()));
     let tally = dataplane.maps().dropped(DropReason::UnknownPort).unwrap();
     assert_eq!((tally.packets, tally.bytes), (3, 3 * packet().len() as u64));
@@ -40,7 +44,7 @@ fn events_come_through_the_ring_and_make_it_readable() {
     let mut events = dataplane.events().unwrap();
     assert_eq!(events.next(), None);
     assert!(!readable(&events, PollTimeout::ZERO));
-    dataplane.test_run(Program::FromWorkload, &packet(), veth.ifindex, 1).unwrap();
+    dataplane.test_run(Program::FromWorkload, &packet(), through(veth.ifindex), 1).unwrap();
     assert!(readable(&events, PollTimeout::from(10_000_u16)));
     let event = events.next().expect("an event");
     assert_eq!((event.kind, event.reason), (EventKind::Drop as u8, DropReason::UnknownPort as u8));
@@ -60,7 +64,7 @@ fn a_test_run_without_its_device_or_header_is_an_error() {
     let sandbox = Sandbox::enter();
     let dataplane = sandbox.open();
     for (packet, ifindex) in [(packet(), 4_000_000), (vec![0; 13], 1)] {
-        let error = dataplane.test_run(Program::FromUplink, &packet, ifindex, 1).unwrap_err();
+        let error = dataplane.test_run(Program::FromUplink, &packet, through(ifindex), 1).unwrap_err();
         assert!(matches!(error, Error::Program { program: Program::FromUplink, .. }), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 //! Properties of decisions: both entries of a flow fit each other, whoever sends what to whom.
 
 use proptest::prelude::*;
-use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags, FlowKey6, WIRE};
+use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags, FlowKey6};
 use weft_logic::{
     decide::{self, Sender, Walk},
     flow, plan,
@@ -77,18 +77,18 @@ const fn swapped((src, sport, dst, dport): Ends) -> Ends {
 }
 
 /// The sender of the answer, as the hooks tell it.
-fn answerer(reverse: &FlowKey6, forward: &Flow) -> Sender {
+fn answerer(reverse: &FlowKey6) -> Sender {
     match reverse.ifindex {
         HOST => Sender::Host,
-        WIRE if forward.deliver == Deliver::Tunnel as u8 => Sender::Overlay,
-        WIRE => Sender::Uplink,
+        weft_abi::OVERLAY => Sender::Overlay,
+        weft_abi::UPLINK => Sender::Uplink,
         _ => Sender::Workload,
     }
 }
 
 /// The walk of the packet that answers, as the slow path begins it on the entry there is.
 fn answer(walk: &Walk) -> Walk {
-    let sender = answerer(&walk.reverse_key, &walk.forward);
+    let sender = answerer(&walk.reverse_key);
     let mut answer = Walk {
         key: walk.reverse_key,
         forward: walk.reverse,

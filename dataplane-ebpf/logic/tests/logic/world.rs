@@ -19,6 +19,7 @@ pub(crate) const OVERLAY: u32 = 92;
 pub(crate) const FIRST_PORT: u32 = 100;
 pub(crate) const WORKLOADS: u32 = 3;
 pub(crate) const VNI_PEER: u8 = 200;
+pub(crate) const VXLAN_PORT: u16 = 8472;
 
 /// Maps by key; prefixes are the third octet (10.X.0.0/16).
 #[derive(Debug, Default)]
@@ -67,6 +68,8 @@ impl World {
                 uplink_ifindex: UPLINK,
                 host_ifindex: HOST,
                 overlay_ifindex: OVERLAY,
+                vxlan_port: VXLAN_PORT.to_be(),
+                node_v4: host(),
                 masquerade_first: 61_000,
                 masquerade_count: 100,
                 ..Config::default()
@@ -78,9 +81,13 @@ impl World {
             world.add_port(index, kind, ingress, egress);
         }
         world.locals.insert(host(), Local { ifindex: HOST, kind: LocalKind::Host as u32 });
-        for (net, kind) in
-            [(1, RemoteKind::OwnPods), (2, RemoteKind::Tunnel), (3, RemoteKind::Native), (96, RemoteKind::Services)]
-        {
+        for (net, kind) in [
+            (1, RemoteKind::OwnPods),
+            (2, RemoteKind::Tunnel),
+            (3, RemoteKind::Native),
+            (4, RemoteKind::Node),
+            (96, RemoteKind::Services),
+        ] {
             world.remotes.insert(net, Remote { via: v4(0, VNI_PEER), kind: kind as u32 });
         }
         let targets = [workload(0), workload(1), workload(2), v4(2, 5), v4(3, 5), host(), v4(50, 5)];
@@ -172,8 +179,11 @@ impl Tables for World {
 pub(crate) fn walk(sender: Sender, ifindex: u32, src: Addr, dst: Addr, ports: (u16, u16), protocol: u8) -> Walk {
     let mut walk =
         Walk { sender: sender as u32, sender_mac: mac(ifindex), now: 1000, random: 0x1234_5678, ..Walk::default() };
-    let wire = matches!(sender, Sender::Overlay | Sender::Uplink);
-    walk.key.ifindex = if wire { weft_abi::WIRE } else { ifindex };
+    walk.key.ifindex = match sender {
+        Sender::Overlay => weft_abi::OVERLAY,
+        Sender::Uplink => weft_abi::UPLINK,
+        Sender::Workload | Sender::Host => ifindex,
+    };
     (walk.key.src, walk.key.dst) = (src, dst);
     (walk.key.sport, walk.key.dport) = (ports.0.to_be(), ports.1.to_be());
     walk.key.protocol = protocol.into();

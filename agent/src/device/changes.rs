@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The kernel tells that something of the node's links, addresses, routes or device settings has changed (rtnetlink(7),
+//! multicast groups). What it was is not read: who is told looks at everything, so that a message that was lost, or one of
+//! another kernel, does no harm.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket},
+};
+use tokio::{
+    io::unix::AsyncFd,
+    time::{Instant, sleep_until},
+};
+
+use super::{Error, Result};
+
+/// `RTNLGRP_*` of `linux/rtnetlink.h`, as the bits that bind(2) takes: links, IPv4 and IPv6 addresses and routes, and the
+/// settings below `net.ipv4.conf` and `net.ipv6.conf`.
+const GROUPS: u32 = group(1) | group(5) | group(7) | group(9) | group(11) | group(24) | group(25);
+/// Between two looks at least, so that a process of the node that changes things in a loop costs four looks a second.
+const MIN_PAUSE: Duration = Duration::from_millis(250);
+/// Looks take this part of the time at most: one to nine.
+const PAUSE_PER_LOOK: u32 = 9;
+/// Messages taken in one go: the socket's buffer has room for fewer.
+const MAX_DRAIN: usize = 4096;
+
+const fn group(number: u32) -> u32 {
+    1 << (number - 1)
+}
+
+/// Where the kernel's messages arrive.
+pub struct Changes {
+    fd: AsyncFd<OwnedFd>,
+    pending: bool,
+    /// The next look may begin then.
+    next: Instant,
+}
+
+impl Changes {
+    /// Listens in the network namespace of the calling thread; must run inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel gives no such socket.
+    pub fn open() -> Result<Self> {
+        let opened = subscribe().and_then(|fd| {
+            // SAFETY: the descriptor is owned, so it stays open and the same for as long as the AsyncFd has it.
+            unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+        });
+        let fd = opened.map_err(|source| Error::Netlink {
+            action: "listen to",
+            object: "changes of links, addresses and routes".to_owned(),
+            source,
+        })?;
+        Ok(Self { fd, pending: false, next: Instant::now() })
+    }
+
+    /// Waits until something has changed since the last call, and until the pause after the last look is over. Takes
+    /// whatever is queued with it. Nothing is lost if the wait is given up.
+    pub async fn changed(&mut self) {
+        while !self.pending {
+            self.wait().await;
+        }
+        sleep_until(self.next).await;
+        // What came meanwhile is seen by the same look.
+        self.drain();
+        self.pending = false;
+    }
+
+    /// To be called after each look, with the time that it took: sets the pause before the next.
+    pub fn looked(&mut self, took: Duration) {
+        self.next = Instant::now() + MIN_PAUSE.max(took.saturating_mul(PAUSE_PER_LOOK));
+    }
+
+    async fn wait(&mut self) {
+        if let Err(error) = self.fd.readable().await.map(|mut ready| ready.clear_ready()) {
+            // Without a reactor nothing else of the agent works either; the slow look goes on.
+            tracing::error!(%error, "cannot wait for changes of the node's devices");
+            std::future::pending::<()>().await;
+        }
+        self.drain();
+    }
+
+    /// Takes the queued messages. `ENOBUFS` says that there were more than fit: a change too.
+    fn drain(&mut self) {
+        let mut buffer = [0; 64];
+        for _ in 0..MAX_DRAIN {
+            match recv(self.fd.get_ref().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(_) | Err(Errno::ENOBUFS) => self.pending = true,
+                Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn subscribe() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+    Ok(fd)
+}

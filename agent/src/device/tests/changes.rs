@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What others change is told, and repaired.
+
+use std::{process::Command, time::Duration};
+
+use super::{config, everything, ip, on_a_node, to_host};
+use crate::{
+    device::{self, Changes, OVERLAY, links},
+    model::Mode,
+};
+
+#[test]
+fn what_others_changed_is_repaired_in_place() {
+    on_a_node(|| async {
+        let first = device::apply(&config(Mode::Vxlan)).await.unwrap();
+        device::apply_routes(&first, &[]).await.unwrap();
+        let before = everything();
+        for command in [
+            "link set weft0 down",
+            "link set weft0 mtu 1300 address 02:00:00:00:00:99 arp on addrgenmode eui64",
+            "link set weft1 down multicast on",
+            "addr add 10.1.1.9/32 dev weft0",
+            "addr del 10.1.1.1/32 dev weft0",
+            "link set weft_vxlan down mtu 1200",
+        ] {
+            ip(command);
+        }
+        let second = device::apply(&config(Mode::Vxlan)).await.unwrap();
+        device::apply_routes(&second, &[]).await.unwrap();
+        assert_eq!(first, second);
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn every_kind_of_change_is_told() {
+    on_a_node(|| async {
+        let mut changes = Changes::open().unwrap();
+        for command in [
+            "link add weftx type veth peer name wefty",
+            "link set weftx up",
+            "addr add 198.51.100.1/32 dev up0",
+            "addr add 2001:db8:1::1/128 dev up0",
+            "route add 203.0.113.0/24 via 192.0.2.1",
+            "route add 2001:db8:2::/64 via 2001:db8::1",
+            "route flush 203.0.113.0/24",
+            "link del weftx",
+        ] {
+            ip(command);
+            told(&mut changes).await;
+        }
+        let done = Command::new("sysctl").args(["-q", "-w", "net.ipv4.conf.up0.forwarding=1"]).status().unwrap();
+        assert!(done.success());
+        told(&mut changes).await;
+    });
+}
+
+/// Waits for a change, and for the end of what follows from it (the kernel's link watch, addresses).
+async fn told(changes: &mut Changes) {
+    tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.expect("a change that nobody told");
+    changes.looked(Duration::ZERO);
+    while tokio::time::timeout(Duration::from_millis(500), changes.changed()).await.is_ok() {
+        changes.looked(Duration::ZERO);
+    }
+}
+
+#[test]
+fn changes_that_do_not_fit_the_socket_are_one_change() {
+    on_a_node(|| async {
+        let mut changes = Changes::open().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines: String = (0..5000)
+            .map(|round| format!("addr {} 198.51.100.{}/32 dev lo\n", ["add", "del"][round / 200 % 2], round % 200 + 1))
+            .collect();
+        std::fs::write(file.path(), lines).unwrap();
+        ip(&format!("-batch {}", file.path().display()));
+        told(&mut changes).await;
+        ip("link set up0 mtu 1400");
+        told(&mut changes).await;
+    });
+}
+
+#[test]
+fn flushed_routes_and_an_uplink_that_is_away_are_repaired() {
+    on_a_node(|| async {
+        let config = config(Mode::Vxlan);
+        let first = device::apply(&config).await.unwrap();
+        let planned = [to_host("10.1.2.0/24"), to_host("fd00:1:2::/64")];
+        let all = device::apply_routes(&first, &planned).await.unwrap();
+        let before = everything();
+        for command in ["route flush proto 119", "-6 route flush proto 119"] {
+            ip(command);
+        }
+        let (changes, result) = device::repair_routes(&first, &planned).await;
+        result.unwrap();
+        assert_eq!((changes, everything()), (all, before.clone()));
+
+        ip("route del default");
+        ip("-6 route del default");
+        ip("link del weft_vxlan");
+        ip("addr flush dev weft0");
+        device::repair(&config).await.unwrap_err();
+        let kept = device::keep(&config, &first).await.unwrap();
+        // The overlay and both addresses.
+        assert!(kept.changes >= 3, "{kept:?}");
+        let overlay = links::find(OVERLAY).await.unwrap().unwrap();
+        assert_eq!(kept.observation.facts.config.overlay_ifindex, overlay.index);
+        device::repair_routes(&kept.observation, &planned).await.1.unwrap();
+        assert_eq!(device::keep(&config, &first).await.unwrap().changes, 0);
+        ip("route add default via 192.0.2.1");
+        ip("route add default via 2001:db8::1");
+        let repaired = device::repair(&config).await.unwrap();
+        assert_eq!((&repaired.observation, repaired.changes), (&kept.observation, 0));
+    });
+}

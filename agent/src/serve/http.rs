@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A small HTTP server for probes and scrapes: one request per connection, every connection is accepted, and when there are too
+//! many the one that has been silent for longest goes. Idle clients keep nobody out.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+/// Connections at a time, of one address.
+const MAX_CONNECTIONS: usize = 64;
+/// A client that takes longer for its request is cut off.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+/// A client that takes longer for everything is cut off: metrics of many devices take two seconds.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What is answered.
+pub(super) type Reply = Response<Full<Bytes>>;
+
+struct Connection {
+    task: JoinHandle<()>,
+    /// Its request has come.
+    is_asking: Arc<AtomicBool>,
+}
+
+/// Answers the requests of all connections by `answer`, for ever.
+pub(super) async fn serve<A, F>(listener: TcpListener, answer: A)
+where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    // Oldest first.
+    let mut open: Vec<Connection> = Vec::new();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an HTTP client");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        open.retain(|connection| !connection.task.is_finished());
+        if open.len() >= MAX_CONNECTIONS {
+            let silent = open.iter().position(|connection| !connection.is_asking.load(Ordering::Relaxed));
+            open.remove(silent.unwrap_or(0)).task.abort();
+        }
+        let is_asking = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(converse(stream, answer.clone(), is_asking.clone()));
+        open.push(Connection { task, is_asking });
+    }
+}
+
+async fn converse<A, F>(stream: TcpStream, answer: A, is_asking: Arc<AtomicBool>)
+where
+    A: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Reply>,
+{
+    let service = service_fn(|request| {
+        is_asking.store(true, Ordering::Relaxed);
+        let reply = answer(request);
+        async { Ok::<_, Infallible>(reply.await) }
+    });
+    let mut server = http1::Builder::new();
+    let server = server.timer(TokioTimer::new()).header_read_timeout(REQUEST_PATIENCE).keep_alive(false);
+    match timeout(PATIENCE, server.serve_connection(TokioIo::new(stream), service)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an HTTP client went away"),
+        Err(_) => tracing::debug!("an HTTP client took too long"),
+    }
+}
+
+/// A text.
+pub(super) fn text(status: StatusCode, kind: &'static str, text: String) -> Reply {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

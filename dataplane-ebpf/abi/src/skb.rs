@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where the kernel's own `struct sk_buff` has what `struct __sk_buff` does not show.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// What tells of a checksum that is left to somebody else (`CHECKSUM_PARTIAL`): offsets in bytes, for this kernel. Given to the
+/// programs as a global when they are loaded; nothing pinned has it, so [`crate::ABI_VERSION`] does not count it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct SkbLayout {
+    /// Where the [`SkbLayout::WINDOW`] bytes begin that the programs read; 0: not known, and nothing is checked.
+    pub start: u16,
+    /// The byte that `ip_summed` is in, from `start` on, as all that follow.
+    pub summed: u8,
+    /// The lowest of its two bits.
+    pub summed_shift: u8,
+    /// `csum_start`.
+    pub csum_start: u8,
+    /// `csum_offset`.
+    pub csum_offset: u8,
+    /// `mac_header`.
+    pub mac_header: u8,
+    /// Reserved, zero.
+    pub pad: u8,
+}
+
+impl SkbLayout {
+    /// How many bytes the programs read: the group of fields that a copy of a packet takes along is shorter.
+    pub const WINDOW: usize = 64;
+    /// Name of the global in the object file.
+    pub const GLOBAL: &str = "SKB_LAYOUT";
+}
+
+crate::pod!(SkbLayout);
+
+const _: () = assert!(size_of::<SkbLayout>() == 8);

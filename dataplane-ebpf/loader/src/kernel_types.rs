@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where this kernel's own structures have their fields, by the type information that it shows (BTF, kernel
+//! `Documentation/bpf/btf.rst`). The file is walked, not parsed whole: of its 150,000 types a few are of interest.
+
+use std::{fs, io};
+
+use weft_abi::SkbLayout;
+
+/// The kernel's own types (`CONFIG_DEBUG_INFO_BTF`).
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+const MAGIC: u16 = 0xeb9f;
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+/// How deep structures without a name nest.
+const DEPTH: u32 = 4;
+
+/// Why the programs cannot see what they should.
+pub(crate) type Reason = String;
+
+/// The layout of `struct sk_buff` for the programs.
+///
+/// # Errors
+/// The kernel does not show its types, or they are not as expected.
+pub(crate) fn skb_layout() -> Result<SkbLayout, Reason> {
+    let data = fs::read(VMLINUX).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => format!("{VMLINUX} is missing: this kernel was built without CONFIG_DEBUG_INFO_BTF"),
+        _ => format!("read {VMLINUX}: {error}"),
+    })?;
+    let types =
+        Types::of(&data).ok_or_else(|| format!("{VMLINUX} is not BTF of version 1 in this machine's byte order"))?;
+    layout_of(&types)
+}
+
+fn layout_of(types: &Types<'_>) -> Result<SkbLayout, Reason> {
+    let skb = types.find_struct("sk_buff").ok_or("the kernel's BTF has no struct sk_buff")?;
+    let field = |name: &str| types.field(skb, name, DEPTH).ok_or_else(|| format!("struct sk_buff has no field {name}"));
+    let bits = [field("ip_summed")?, field("csum_start")?, field("csum_offset")?, field("mac_header")?];
+    let [summed, ..] = bits;
+    let bytes = bits.map(|bit| bit / 8);
+    let start = bytes.into_iter().min().unwrap_or(0);
+    let far = || format!("the fields of struct sk_buff are further apart than {} bytes", SkbLayout::WINDOW);
+    let within = |byte: u32| {
+        let offset = u8::try_from(byte - start).ok().filter(|offset| usize::from(*offset) + 2 <= SkbLayout::WINDOW);
+        offset.ok_or_else(far)
+    };
+    Ok(SkbLayout {
+        start: u16::try_from(start).map_err(|_| far())?,
+        summed: within(bytes[0])?,
+        // Of a little-endian machine, as all are that Weft is built for.
+        summed_shift: u8::try_from(summed % 8).map_err(|_| far())?,
+        csum_start: within(bytes[1])?,
+        csum_offset: within(bytes[2])?,
+        mac_header: within(bytes[3])?,
+        pad: 0,
+    })
+}
+
+/// A BTF file.
+struct Types<'a> {
+    strings: &'a [u8],
+    /// Where each type begins, by its number - 1.
+    types: Vec<&'a [u8]>,
+}
+
+impl<'a> Types<'a> {
+    fn of(data: &'a [u8]) -> Option<Self> {
+        let half = |at: usize| Some(u16::from_ne_bytes(data.get(at..at + 2)?.try_into().ok()?));
+        if half(0)? != MAGIC || *data.get(2)? != 1 {
+            return None;
+        }
+        let header = word(data, 4)?;
+        let section = |at: usize| data.get((header + word(data, at)?) as usize..)?.get(..word(data, at + 4)? as usize);
+        let mut rest = section(8)?;
+        let strings = section(16)?;
+        let mut types = Vec::new();
+        while !rest.is_empty() {
+            types.push(rest);
+            rest = rest.get(12 + extra(word(rest, 4)?)?..)?;
+        }
+        Some(Self { strings, types })
+    }
+
+    fn named(&self, offset: u32, name: &str) -> bool {
+        let text = self.strings.get(offset as usize..).unwrap_or_default();
+        text.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+    }
+
+    /// The number of a structure of this name that has fields.
+    fn find_struct(&self, name: &str) -> Option<u32> {
+        let found = self.types.iter().position(|start| {
+            let info = word(start, 4).unwrap_or(0);
+            kind(info) == STRUCT && vlen(info) != 0 && word(start, 0).is_some_and(|offset| self.named(offset, name))
+        })?;
+        u32::try_from(found + 1).ok()
+    }
+
+    /// Bits from the start of structure or union `number` to its field, which may be in one without a name inside.
+    fn field(&self, number: u32, name: &str, depth: u32) -> Option<u32> {
+        let start = self.types.get(number.checked_sub(1)? as usize)?;
+        let info = word(start, 4)?;
+        if !matches!(kind(info), STRUCT | UNION) {
+            return None;
+        }
+        // With the flag, the upper 8 bits are the width of a bit field.
+        let mask = if info >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
+        (0..vlen(info)).find_map(|index| {
+            let at = 12 + index * 12;
+            let offset = word(start, at + 8)? & mask;
+            let label = word(start, at)?;
+            if self.named(label, name) {
+                return Some(offset);
+            }
+            let inner = self.named(label, "") && depth > 0;
+            Some(offset + inner.then(|| self.field(word(start, at + 4)?, name, depth - 1)).flatten()?)
+        })
+    }
+}
+
+fn word(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(data.get(at..at + 4)?.try_into().ok()?))
+}
+
+const fn kind(info: u32) -> u32 {
+    info >> 24 & 0x1f
+}
+
+const fn vlen(info: u32) -> usize {
+    (info & 0xffff) as usize
+}
+
+/// Bytes that follow the 12 of every type; `None`: a kind that this does not know.
+fn extra(info: u32) -> Option<usize> {
+    Some(match kind(info) {
+        // Pointer, forward declaration, typedef, volatile, const, restrict, function, float, type tag.
+        2 | 7..=12 | 16 | 18 => 0,
+        // Integer, variable, declaration tag.
+        1 | 14 | 17 => 4,
+        // Array.
+        3 => 12,
+        STRUCT | UNION => vlen(info) * 12,
+        // Enumeration, parameters of a function.
+        6 | 13 => vlen(info) * 8,
+        // Data section, enumeration of 64 bits.
+        15 | 19 => vlen(info) * 12,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `struct sk_buff { int; union { int csum; struct { u16 csum_start; u16 csum_offset }; u16 mac_header at 64 bits }; u8
+    /// ip_summed:2 }` by hand, with a forward declaration of the same name before it.
+    fn file() -> Vec<u8> {
+        let names = ["", "sk_buff", "csum_start", "csum_offset", "mac_header", "ip_summed"];
+        let mut strings = Vec::new();
+        let mut offsets = Vec::new();
+        for name in names {
+            offsets.push(u32::try_from(strings.len()).unwrap());
+            strings.extend(name.as_bytes());
+            strings.push(0);
+        }
+        let name = |text: &str| offsets[names.iter().position(|name| *name == text).unwrap()];
+        let words = [
+            // 1: u16, 2: a declaration.
+            vec![0, 1 << 24, 2, 16, name("sk_buff"), 7 << 24, 0],
+            // 3: the inner pair, 4: the union.
+            vec![0, STRUCT << 24 | 2, 4, name("csum_start"), 1, 0, name("csum_offset"), 1, 16],
+            vec![0, UNION << 24 | 2, 10, 0, 3, 0, name("mac_header"), 1, 64],
+            vec![name("sk_buff"), 1 << 31 | STRUCT << 24 | 2, 20, 0, 4, 256, name("ip_summed"), 1, 2 << 24 | 245],
+        ]
+        .concat();
+        let types: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        let lengths = [24, 0, types.len(), types.len(), strings.len()].map(|value| u32::try_from(value).unwrap());
+        let mut file = [MAGIC.to_ne_bytes().as_slice(), &[1, 0]].concat();
+        file.extend(lengths.iter().flat_map(|word| word.to_ne_bytes()));
+        file.extend(types);
+        file.extend(strings);
+        file
+    }
+
+    #[test]
+    fn fields_are_found_in_what_has_no_name() {
+        let file = file();
+        let layout = layout_of(&Types::of(&file).expect("BTF")).unwrap();
+        let expected =
+            SkbLayout { start: 30, summed: 0, summed_shift: 5, csum_start: 2, csum_offset: 4, mac_header: 10, pad: 0 };
+        assert_eq!(layout, expected);
+    }
+
+    #[test]
+    fn what_is_cut_or_lacks_a_field_is_refused_with_its_name() {
+        let mut file = file();
+        for len in 0..file.len() - 40 {
+            assert!(Types::of(&file[..len]).is_none_or(|types| layout_of(&types).is_err()), "{len} bytes");
+        }
+        let at = file.windows(10).position(|text| text == b"mac_header").unwrap();
+        file[at] = b'x';
+        let error = layout_of(&Types::of(&file).expect("BTF")).unwrap_err();
+        assert!(error.contains("mac_header"), "{error}");
+    }
+
+    /// The tests' machines show their types.
+    #[test]
+    fn this_kernel_has_them_all() {
+        let layout = skb_layout().unwrap();
+        assert!(layout.start > 0 && layout.csum_offset == layout.csum_start + 2, "{layout:?}");
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Time to live: one less beyond the node, and an answer where none is left.
+
+use weft_abi::{Counter, DropReason, GATEWAY_MAC};
+
+use crate::{
+    node::{CLIENT, CLIENT_IP, FAR_IP, HOST_IP, NATIVE_IP, Node, OUTSIDE_IP, REDIRECT, SERVER_IP, mac},
+    packet::{L4, SYN, check_transport, frame, ip, ip_headers, parse, sum},
+};
+
+/// Where IPv4 has its time to live, and IPv6 its hop limit.
+const HOPS: [usize; 2] = [22, 21];
+
+/// A packet of the client's that may pass this many routers.
+fn sent(family: usize, dst: &str, hops: u8, l4: L4) -> Vec<u8> {
+    let mut packet =
+        frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(dst)), l4, b"some data, more than is quoted");
+    packet[HOPS[family]] = hops;
+    if family == 0 {
+        packet[24..26].fill(0);
+        let checksum = !sum(&[&packet[14..34]]);
+        packet[24..26].copy_from_slice(&checksum.to_be_bytes());
+    }
+    packet
+}
+
+#[test]
+fn beyond_the_node_a_packet_has_passed_one_router() {
+    let node = Node::new();
+    for family in 0..2 {
+        for dst in [FAR_IP[family], NATIVE_IP[family], OUTSIDE_IP[family]] {
+            // A new flow, and an established one.
+            for hops in [64, 2] {
+                let outcome = node.from_workload(CLIENT, &sent(family, dst, hops, L4::Udp(4000, 53)));
+                outcome.redirected();
+                assert_eq!(outcome.bytes[HOPS[family]], hops - 1, "to {dst}");
+            }
+        }
+        let outcome = node.from_workload(CLIENT, &sent(family, SERVER_IP[family], 1, L4::Udp(4000, 53)));
+        outcome.redirected();
+        assert_eq!(outcome.bytes[HOPS[family]], 1, "on the node there is no router");
+    }
+}
+
+#[test]
+fn a_packet_whose_time_is_over_is_answered() {
+    let node = Node::new();
+    for family in 0..2 {
+        for (dst, hops, l4) in [
+            (OUTSIDE_IP[family], 1, L4::Udp(4000, 33_434)),
+            (OUTSIDE_IP[family], 0, L4::Tcp(4000, 80, SYN)),
+            (FAR_IP[family], 1, L4::Echo(7)),
+        ] {
+            let packet = sent(family, dst, hops, l4);
+            let outcome = node.from_workload(CLIENT, &packet);
+            assert_eq!((outcome.action, outcome.drops.len()), (REDIRECT, 0), "{outcome:?}");
+            assert!(outcome.counts.contains(&(Counter::IcmpAnswered, 1)), "{outcome:?}");
+            outcome.marked(true);
+            let seen = parse(&outcome.bytes);
+            assert_eq!((seen.dst_mac, seen.src_mac), (mac(CLIENT), GATEWAY_MAC));
+            assert_eq!((seen.tuple.src, seen.tuple.dst), (ip(HOST_IP[family]), ip(CLIENT_IP[family])));
+            let (protocol, kind, header) = [(1, 11, 20), (58, 3, 40)][family];
+            assert_eq!((seen.protocol, &seen.transport[..2]), (protocol, [kind, 0].as_slice()));
+            check_transport(seen.tuple.src, seen.tuple.dst, protocol, &seen.transport);
+            assert_eq!(seen.transport[4..8], [0; 4], "unused");
+            assert_eq!(seen.transport[8..], packet[14..14 + header + 8], "the packet as it came");
+        }
+    }
+}
+
+#[test]
+fn later_fragments_and_what_has_options_end_without_an_answer() {
+    let node = Node::new();
+    let mut options = sent(0, OUTSIDE_IP[0], 1, L4::Udp(4000, 53));
+    options.splice(34..34, [148, 4, 0, 0]);
+    options[14] = 0x46;
+    let total = u16::try_from(options.len() - 14).expect("short");
+    options[16..18].copy_from_slice(&total.to_be_bytes());
+    node.from_workload(CLIENT, &options).dropped(DropReason::HopLimit);
+}

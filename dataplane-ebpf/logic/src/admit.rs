@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The source check: nobody speaks for another.
+
+use weft_abi::{Addr, Config, DropReason, LocalKind, RemoteKind};
+
+use crate::{
+    Tables, address,
+    decide::{self, Origin, Sender, Walk},
+    protocol,
+};
+
+/// Checks the sender of `walk.key` by its hook, and sets the sending workload and whether it is the host itself.
+///
+/// | From | Sources that are admitted |
+/// |---|---|
+/// | a workload | its own, by its own Ethernet address |
+/// | the host itself, or the dataplane by way of the host's stack | any |
+/// | another device, forwarded by the host | those that the uplink admits, and the node's own |
+/// | the overlay | pods of the node that encapsulated the packet, and its own addresses |
+/// | the uplink | all but pods' (native mode: this node's pods'), Services' and the node's own |
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub(crate) fn admit<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+    walk.from.here = 0;
+    walk.own_host = 0;
+    if address::is_unroutable(&walk.key.src) {
+        return Err(DropReason::SourceAddress);
+    }
+    match walk.sender {
+        sender if sender == Sender::Workload as u32 => admit_workload(tables, walk),
+        sender if sender == Sender::Host as u32 => admit_host(tables, walk),
+        sender if sender == Sender::Overlay as u32 => admit_overlay(tables, walk),
+        _ => admit_uplink(tables, &walk.key.src),
+    }
+}
+
+#[inline(always)]
+fn admit_workload<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+    let port = tables.port(walk.key.ifindex).ok_or(DropReason::UnknownPort)?;
+    if walk.sender_mac != port.mac {
+        return Err(DropReason::SourceMac);
+    }
+    let own = if walk.is_v6 == 0 { &port.v4 } else { &port.v6 };
+    if *own != walk.key.src {
+        return Err(DropReason::SourceAddress);
+    }
+    decide::set_party(&mut walk.from, port, port.egress_policy, decide::workload_generation(tables, port));
+    Ok(())
+}
+
+#[inline(always)]
+fn admit_host<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+    let own = tables.local(&walk.key.src).is_some_and(|local| local.kind == LocalKind::Host as u32);
+    walk.own_host = (own && walk.origin == Origin::Own as u8).into();
+    if own || walk.origin != Origin::Elsewhere as u8 { Ok(()) } else { admit_uplink(tables, &walk.key.src) }
+}
+
+#[inline(always)]
+fn admit_overlay<T: Tables>(tables: &T, walk: &Walk) -> Result<(), DropReason> {
+    let remote = tables.remote(&walk.key.src).ok_or(DropReason::TunnelPeer)?;
+    let of_a_node = remote.kind == RemoteKind::Tunnel as u32 || remote.kind == RemoteKind::Node as u32;
+    if !of_a_node || remote.via != walk.tunnel_peer || tables.local(&walk.key.src).is_some() {
+        return Err(DropReason::TunnelPeer);
+    }
+    Ok(())
+}
+
+/// Checks the source `src` of a packet that came in from outside.
+///
+/// # Errors
+/// [`DropReason::SourceAddress`].
+#[inline(always)]
+fn admit_uplink<T: Tables>(tables: &T, src: &Addr) -> Result<(), DropReason> {
+    let taken = tables.remote(src).is_some_and(|remote| {
+        let open = remote.kind == RemoteKind::Native as u32 || remote.kind == RemoteKind::Node as u32;
+        !open
+    });
+    if taken || tables.local(src).is_some() { Err(DropReason::SourceAddress) } else { Ok(()) }
+}
+
+/// Checks a packet from the uplink that is the host stack's business: it may not speak for a pod, a Service or the node
+/// either, and what is encapsulated is for the address that the other nodes know. The VXLAN device listens on all addresses
+/// of the node, and workloads of other nodes may reach those that nobody knows with their node's address as source. Who
+/// encapsulated it is asked of what is inside, by the overlay's hook.
+///
+/// # Errors
+/// [`DropReason::SourceAddress`], [`DropReason::Encapsulated`].
+#[inline(always)]
+pub fn admit_for_host<T: Tables>(tables: &T, walk: &Walk) -> Result<(), DropReason> {
+    let config: &Config = tables.config().ok_or(DropReason::UnknownPort)?;
+    let encapsulated =
+        config.vxlan_port != 0 && walk.key.dport == config.vxlan_port && walk.key.protocol == u32::from(protocol::UDP);
+    let known = if walk.is_v6 == 0 { &config.node_v4 } else { &config.node_v6 };
+    if encapsulated && *known != walk.key.dst && is_of_a_node(tables, &walk.key.dst) {
+        return Err(DropReason::Encapsulated);
+    }
+    admit_uplink(tables, &walk.key.src)
+}
+
+/// Whether `addr` is an address of this node or another one.
+#[inline(always)]
+fn is_of_a_node<T: Tables>(tables: &T, addr: &Addr) -> bool {
+    tables.local(addr).is_some_and(|local| local.kind == LocalKind::Host as u32)
+        || tables.remote(addr).is_some_and(|remote| remote.kind == RemoteKind::Node as u32)
+}
