@@ -14,8 +14,15 @@ pub(crate) use weft_api::file::{gone, remove, replace, settle, sweep};
 /// # Errors
 /// What the file system says, with the path.
 pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let text = serde_json::to_vec(value)?;
-    replace(path, |file| file.write_all(&text))
+    save_bytes(path, &serde_json::to_vec(value)?)
+}
+
+/// Replaces `path` by `bytes`; see [`save`].
+///
+/// # Errors
+/// What the file system says, with the path.
+pub(crate) fn save_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, |file| file.write_all(bytes))
         .map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display())))
 }
 

@@ -22,6 +22,7 @@ pub mod install;
 mod memory;
 mod node;
 mod port;
+mod remembered;
 mod repair;
 
 use std::{
@@ -44,6 +45,7 @@ use self::{
     engine::Engine,
     memory::{Memory, NodeMemory},
     node::{Node, State},
+    remembered::Keeper,
 };
 use crate::{
     apply::Applier,
@@ -67,13 +69,22 @@ pub async fn run(config: Config) -> Result<()> {
     let (shared, commands) = Shared::new(first_view(&config));
     let mut tasks = JoinSet::new();
     serve(&config, &shared, &mut tasks).await?;
+    let path = remembered::path(&config.state_dir);
     let snapshots = cluster::start(source(&config), &config.node_name);
+    let snapshots = remembered::bridge(snapshots, remembered::load(&path, &config.node_name));
+    let keeper = || {
+        let (path, node) = (path.clone(), config.node_name.clone());
+        Keeper { path, node, shared: shared.clone(), snapshots: snapshots.clone() }
+    };
+    tasks.spawn(keeper().run());
+    let last = keeper();
     let config = Arc::new(config);
     let work = start(config.clone(), shared, commands, snapshots);
     tokio::select! {
         result = work => result?,
         signal = ended() => tracing::info!(signal = signal?, "ending; the dataplane goes on"),
     }
+    last.write_last().await;
     // A socket without a listener would only puzzle clients.
     drop(fs::remove_file(&config.socket));
     Ok(())

@@ -52,6 +52,10 @@ pub struct SourceState {
     pub synced: bool,
     /// Why the source does not answer now, if so.
     pub error: Option<String>,
+    /// The agent runs on what an earlier run has left, because the source has not told anything since it started: as of when
+    /// (Unix time in seconds).
+    #[serde(default)]
+    pub remembered_since: Option<u64>,
 }
 
 /// The way to one pod CIDR of another node.

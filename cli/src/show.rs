@@ -4,6 +4,7 @@
 use std::{
     fmt::Display,
     net::{IpAddr, SocketAddr},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use weft_api::{
@@ -158,7 +159,11 @@ fn source(status: &StatusReport) -> String {
     let state = &status.source;
     let synced = if state.synced { "synced" } else { "not synced yet" };
     let error = state.error.as_ref().map(|error| format!("; does not answer: {error}")).unwrap_or_default();
-    format!("{} ({synced}{error})", state.name)
+    let remembered = state.remembered_since.map(|since| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        format!("; runs on the state remembered {} ago", duration(now.saturating_sub(since)))
+    });
+    format!("{} ({synced}{error}{})", state.name, remembered.unwrap_or_default())
 }
 
 fn port_name(port: &ServicePortReport) -> String {

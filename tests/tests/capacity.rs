@@ -97,7 +97,7 @@ fn is_named(bed: &Bed) -> Result<()> {
     let endpoints: Vec<weft_api::EndpointReport> = node.weft_json("endpoints")?;
     let closed: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.state.starts_with("closed")).collect();
     ensure!(closed.len() == 1, "{endpoints:?}");
-    let metrics = node.sh("busybox wget -q -O - http://127.0.0.1:9911/metrics")?.ok()?;
+    let metrics = node.metrics()?;
     for line in
         ["weft_policies_not_fitting 3", "weft_workloads_closed 1", "weft_services_refused 0", "weft_broken_passes 0"]
     {

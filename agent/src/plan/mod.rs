@@ -37,6 +37,7 @@ mod share;
 mod tests;
 
 pub(crate) use address::parse_ip;
+pub(crate) use pods::addresses;
 pub(crate) use policy::check as check_policy;
 
 /// Plans the whole dataplane of this node.
@@ -49,8 +50,8 @@ pub(crate) use policy::check as check_policy;
 /// named in [`Desired::refusals`]. Which objects these are depends on nothing but the input: no namespace takes more than its
 /// share of what others need, and what fitted at the last plan (by `numbers`) stays.
 ///
-/// A workload whose pod the snapshot does not have is closed both ways if the snapshot is not yet synced or its namespace
-/// has any policy.
+/// A workload whose pod the snapshot does not have is closed both ways if the snapshot is not yet synced, or remembered from an
+/// earlier run, or if its namespace has any policy.
 #[must_use]
 pub fn plan(
     snapshot: &Snapshot,
@@ -69,7 +70,7 @@ pub fn plan(
     pods::describe(&owners, attachments, &mut desired);
     let policies = policy::compile(snapshot, attachments, &owners, room, numbers);
     let judged = policies.describe(snapshot, &mut desired);
-    ports::describe(facts, attachments, &judged, numbers, &mut desired);
+    ports::describe(snapshot, facts, attachments, &judged, numbers, &mut desired);
     routes::describe(snapshot, facts, &mut desired);
     desired.problems = desired.problems.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     desired

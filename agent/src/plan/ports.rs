@@ -4,9 +4,10 @@
 use std::{collections::BTreeSet, hash::Hasher};
 
 use weft_abi::{Addr, Local, LocalKind, Port, PortKind};
+use weft_api::PodRef;
 
 use crate::{
-    model::{Attachment, Desired, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind},
+    model::{Attachment, Desired, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Snapshot},
     plan::{
         digest::Digest,
         pods,
@@ -21,6 +22,7 @@ pub(crate) fn number_keys(attachments: &[Attachment]) -> BTreeSet<String> {
 
 /// Plans `PORTS` and `LOCALS`.
 pub(crate) fn describe(
+    snapshot: &Snapshot,
     facts: &NodeFacts,
     attachments: &[Attachment],
     judged: &JudgedWorkloads,
@@ -31,6 +33,8 @@ pub(crate) fn describe(
         let local = Local { ifindex: facts.config.host_ifindex, kind: LocalKind::Host as u32 };
         desired.locals.insert(Addr::from(*address), local);
     }
+    let is_remembered = snapshot.remembered.is_some();
+    let knows_pod = |pod: &PodRef| pods::find(snapshot, pod).is_some();
     for attachment in pods::in_order(attachments) {
         let id = attachment.spec.id.to_string();
         let Some(link) = &attachment.link else { continue };
@@ -39,6 +43,13 @@ pub(crate) fn describe(
             desired.problems.push(format!("workload {id}: {why}"));
             continue;
         };
+        if let Some(pod) = attachment.spec.pod.as_ref().filter(|pod| is_remembered && !knows_pod(pod)) {
+            desired.problems.push(format!(
+                "workload {}/{}: closed: its pod is not in the state that is remembered from before, and the source does not \
+                 answer",
+                pod.namespace, pod.name
+            ));
+        }
         if let (Some(pod), Some(why)) = (&attachment.spec.pod, desired.closed.get(&id)) {
             let key = ObjectKey::new(&pod.namespace, &pod.name);
             desired.problems.push(format!("workload {key}: {why}"));

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::{install, lock, memory, vhost_folder};
+use super::{install, lock, memory, remembered, vhost_folder};
 use crate::{
     attachment::{Attachments, Settings, pending},
     config::Config,
@@ -34,7 +34,12 @@ pub async fn run(config: &Config) -> Result<()> {
     for folder in [state.join(crate::attachment::FOLDER), pending::folder(state), install::plugin_records(config)] {
         absent(&folder, fs::remove_dir_all(&folder))?;
     }
-    for path in [&config.socket, &memory::numbers_path(&config.run_dir), &memory::node_path(&config.state_dir)] {
+    for path in [
+        &config.socket,
+        &memory::numbers_path(&config.run_dir),
+        &memory::node_path(&config.state_dir),
+        &remembered::path(&config.state_dir),
+    ] {
         absent(path, file::remove(path))?;
     }
     remove_if_empty(state)?;

@@ -21,7 +21,7 @@ pub(super) struct Memory {
     pub digests: Digests,
 }
 
-/// `stateDir/node.json`: lets pods start on a node that boots while the API server is away.
+/// `stateDir/node.json`: lets pods start on a node that boots while the API server is away; `remembered` has the rest.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct NodeMemory {
     /// The Node's pod CIDRs, as they were last known.

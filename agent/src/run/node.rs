@@ -91,6 +91,18 @@ struct BrokenOff {
 const BROKEN_PASSES: u32 = 3;
 
 impl BrokenOff {
+    fn count(&mut self, result: &Result<()>) {
+        *self = match result {
+            Ok(()) => Self::default(),
+            Err(error) => Self { passes: self.passes + 1, error: format!("{error:#}") },
+        };
+    }
+
+    /// Why the node is not ready for it.
+    fn failing(&self) -> Option<String> {
+        self.problem().filter(|_| self.passes >= BROKEN_PASSES)
+    }
+
     fn problem(&self) -> Option<String> {
         let Self { passes, error } = self;
         let times = format!("{passes} {} in a row", if *passes == 1 { "pass" } else { "passes" });
@@ -111,14 +123,10 @@ impl Node {
     /// more, so that nobody waits for the next change.
     pub(super) async fn pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
         let result = self.try_pass(snapshot, work).await;
-        match &result {
-            Ok(()) => self.state.broken_off = BrokenOff::default(),
-            Err(error) => {
-                work.failed();
-                self.state.broken_off.passes += 1;
-                self.state.broken_off.error = format!("{error:#}");
-            }
+        if result.is_err() {
+            work.failed();
         }
+        self.state.broken_off.count(&result);
         result
     }
 
@@ -135,7 +143,8 @@ impl Node {
         // What follows is no part of what workloads here need: it is told, and tried again at the next repair.
         let routes = self.put_routes(work).await;
         self.note(routes);
-        let told = self.publish_to_folder();
+        // A folder that is away is nobody's but its owner's to make.
+        let told = if snapshot.remembered.is_none() { self.publish_to_folder() } else { Ok(()) };
         self.note(told);
         self.announce().await
     }
@@ -315,7 +324,7 @@ impl Node {
             view.source = Some(source_state(&self.config, snapshot));
             view.not_ready = self.not_ready(snapshot);
             view.broken_passes = passes.passes;
-            view.failing = passes.problem().filter(|_| passes.passes >= BROKEN_PASSES);
+            view.failing = passes.failing();
             view.problems = problems;
             view.attachments = self.attachments.all().cloned().collect();
             view.desired = self.state.desired.clone();
@@ -337,7 +346,12 @@ impl Node {
 
 /// The state of the source, for readers.
 pub(super) fn source_state(config: &Config, snapshot: &Snapshot) -> SourceState {
-    SourceState { name: config.source.to_string(), synced: snapshot.synced, error: snapshot.error.clone() }
+    SourceState {
+        name: config.source.to_string(),
+        synced: snapshot.synced && snapshot.remembered.is_none(),
+        error: snapshot.error.clone(),
+        remembered_since: snapshot.remembered,
+    }
 }
 
 /// Internal addresses of all nodes.
@@ -348,4 +362,26 @@ fn node_addresses(snapshot: &Snapshot) -> Vec<IpAddr> {
         .filter(|address| address.type_ == "InternalIP")
         .filter_map(|address| address.address.parse().ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::BrokenOff;
+
+    #[test]
+    fn a_pass_that_breaks_off_is_a_problem_at_once_and_three_in_a_row_end_readiness() {
+        let mut broken = BrokenOff::default();
+        assert!(broken.problem().is_none() && broken.failing().is_none());
+        for passes in 1..=4 {
+            broken.count(&Err(anyhow!("map PORTS: refused").context("cannot write the dataplane's maps")));
+            let problem = broken.problem().unwrap();
+            assert!(problem.starts_with(&passes.to_string()), "{problem}");
+            assert!(problem.ends_with("cannot write the dataplane's maps: map PORTS: refused"), "{problem}");
+            assert_eq!(broken.failing().is_some(), passes >= 3);
+        }
+        broken.count(&Ok(()));
+        assert!(broken.problem().is_none() && broken.failing().is_none());
+    }
 }

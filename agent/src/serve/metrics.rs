@@ -147,6 +147,9 @@ impl Live {
         gauge(encoder, "ready", "Whether CNI requests are served", i64::from(view.not_ready.is_none()))?;
         gauge(encoder, "source_synced", "Whether every kind of object was listed once", i64::from(synced))?;
         gauge(encoder, "source_answers", "Whether the object source answers now", i64::from(answers))?;
+        let remembered = view.source.as_ref().is_some_and(|source| source.remembered_since.is_some());
+        let help = "Whether the agent runs on the state that an earlier run has left";
+        gauge(encoder, "source_remembered", help, i64::from(remembered))?;
         gauge(encoder, "endpoints", "Attachments of this node", count(view.attachments.len()))?;
         gauge(encoder, "services", "Service frontends programmed", count(view.desired.services.len()))?;
         gauge(encoder, "policies", "NetworkPolicies compiled", count(view.desired.policy_reports.len()))?;

@@ -29,7 +29,12 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
         api_version: weft_api::API_VERSION,
         node,
         mode,
-        source: source.unwrap_or(SourceState { name: "none".to_owned(), synced: false, error: None }),
+        source: source.unwrap_or(SourceState {
+            name: "none".to_owned(),
+            synced: false,
+            error: None,
+            remembered_since: None,
+        }),
         pod_cidrs,
         addresses_used,
         uplink,

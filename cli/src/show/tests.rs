@@ -56,7 +56,12 @@ fn status_tells_why_the_agent_is_not_ready_and_every_problem() {
         api_version: 1,
         node: "n1".into(),
         mode: "vxlan".into(),
-        source: SourceState { name: "kubernetes".into(), synced: false, error: Some("refused".into()) },
+        source: SourceState {
+            name: "kubernetes".into(),
+            synced: false,
+            error: Some("refused".into()),
+            remembered_since: Some(0),
+        },
         pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
         addresses_used: vec![(3, 253)],
         uplink: "eth0".into(),
@@ -74,7 +79,7 @@ fn status_tells_why_the_agent_is_not_ready_and_every_problem() {
     let text = status(&report);
     for part in [
         "not ready: not synced yet",
-        "does not answer: refused",
+        "does not answer: refused; runs on the state remembered ",
         "10.1.0.0/24: 3 of 253 used",
         "n2          10.2.0.0/24  192.0.2.2",
         "problem: svc.yaml:3: no\n",

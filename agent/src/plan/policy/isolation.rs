@@ -56,13 +56,15 @@ pub(crate) fn isolate<'a>(snapshot: &'a Snapshot, attachments: &[Attachment], fo
     for (&key, form) in forms {
         by_namespace.entry(&key.namespace).or_default().push((key, form));
     }
+    // A state that is remembered may lack a policy that selects the pod.
+    let is_current = snapshot.synced && snapshot.remembered.is_none();
     let mut isolation = Isolation::default();
     for attachment in attachments {
         let Some(pod) = &attachment.spec.pod else { continue };
         let policies = by_namespace.get(&*pod.namespace).map_or(&[][..], Vec::as_slice);
         let isolated = match pods::find(snapshot, pod) {
             Some(entry) => isolation.known(entry, policies),
-            None if snapshot.synced && policies.is_empty() => Isolated::default(),
+            None if is_current && policies.is_empty() => Isolated::default(),
             None => isolation.unknown(),
         };
         isolation.workloads.insert(attachment.spec.id.to_string(), isolated);

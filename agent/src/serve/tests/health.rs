@@ -53,6 +53,10 @@ async fn health_and_metrics_are_apart() {
         (view.pod_cidrs, view.addresses_used) = (vec!["10.1.0.0/24".parse().unwrap()], vec![(3, 253)]);
     });
     assert!(get(probes, "/readyz").await.starts_with("HTTP/1.1 200"));
+    shared.publish(|view| view.failing = Some("3 passes in a row broke off".into()));
+    let failing = get(probes, "/readyz").await;
+    assert!(failing.starts_with("HTTP/1.1 503") && failing.ends_with("broke off\n"), "{failing}");
+    shared.publish(|view| view.failing = None);
     let metrics = get(scrapes, "/metrics").await;
     assert!(metrics.contains("weft_ready 1\n") && metrics.ends_with("# EOF\n"), "{metrics}");
     for (name, value) in [("addresses_used", 3), ("addresses", 253)] {
