@@ -165,7 +165,8 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The option of `weft-probe send` for an offload.
 fn option(offload: Option<Offload>) -> String {
-    let Some(Offload { flags, segmentation, header_len, segment_len, checksum_start, checksum_offset }) = offload else {
+    let Some(Offload { flags, segmentation, header_len, segment_len, checksum_start, checksum_offset }) = offload
+    else {
         return String::new();
     };
     format!("--offload {flags},{segmentation},{header_len},{segment_len},{checksum_start},{checksum_offset}")

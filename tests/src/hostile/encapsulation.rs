@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{
     Case,
     attacker::{Attacker, Family, Who},
+    drops::counted,
     frame::{self, Frame, Link},
     net::Place as _,
     site::{self, PORT, Site, VNI, VXLAN},
@@ -21,10 +22,8 @@ use super::{
 use crate::{node::Node, shell::Shell as _, wait::until_ok};
 
 /// Somebody who is nowhere in the bed.
-pub(super) const STRANGER: (IpAddr, IpAddr) = (
-    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 9)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x88, 0, 0, 0, 0, 9)),
-);
+pub(super) const STRANGER: (IpAddr, IpAddr) =
+    (IpAddr::V4(Ipv4Addr::new(198, 51, 100, 9)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x88, 0, 0, 0, 0, 9)));
 /// Gateways of the pods of node 1.
 const GATEWAYS: (IpAddr, IpAddr) =
     (IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 1, 0, 0, 0, 1)));
@@ -68,22 +67,6 @@ fn encapsulated(attacker: &Attacker<'_>, node: SocketAddr, inner: &[u8]) -> Resu
     let family = if node.is_ipv4() { Family::V4 } else { Family::V6 };
     let payload = frame::vxlan(VNI, inner);
     Ok(vec![frame::udp(attacker.link(), attacker.socket(family, 5555)?, node, &payload).into()])
-}
-
-/// That `node` counts a drop for `reason` while `attack` runs.
-pub(super) fn counted(node: &Node, reason: &str, attack: impl FnOnce() -> Result<()>) -> Result<()> {
-    let count = || -> Result<Option<u64>> {
-        let drops: Vec<weft_api::DropReport> = node.weft_json("drops --all")?;
-        Ok(drops.iter().find(|drop| drop.reason == reason).map(|drop| drop.packets))
-    };
-    let before = count()?;
-    attack()?;
-    let before = before.with_context(|| format!("this build has no drop reason {reason}"))?;
-    until_ok(&format!("a drop for {reason} on {}", node.name()), Duration::from_secs(5), || {
-        let after = count()?.unwrap_or(0);
-        ensure!(after > before, "{before} before and {after} after; all: {}", node.weft("drops")?);
-        Ok(())
-    })
 }
 
 /// The source is a friend on the attacker's node: masqueraded, the frame comes from the node that owns it.
@@ -239,7 +222,8 @@ fn neighbours_are_free(site: &Site, network: u8) -> Result<()> {
 fn honest_neighbour_is_learned(site: &Site) -> Result<()> {
     let own = site.own();
     let wire = site.outside().sender("eth0", false)?;
-    let request = frame::arp(Link { to: [0xff; 6], from: [2, 0, 0, 0, 1, 99] }, [192, 168, 119, 199], own.v4().octets());
+    let request =
+        frame::arp(Link { to: [0xff; 6], from: [2, 0, 0, 0, 1, 99] }, [192, 168, 119, 199], own.v4().octets());
     wire.send(&request, weft_probe::frames::Offload::default())?;
     until_ok("the neighbour to be learned", Duration::from_secs(5), || {
         let table = own.sh("ip neigh show dev eth0")?.ok()?;

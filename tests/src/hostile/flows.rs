@@ -27,7 +27,7 @@ use weft_probe::frames::Offload;
 use super::{
     Case,
     attacker::{Attacker, Family},
-    encapsulation::counted,
+    drops::counted,
     frame,
     net::Place,
     tap::TapWorkload,
@@ -50,7 +50,7 @@ const FLOWS: u32 = 4_096;
 /// Pieces that are remembered.
 const FRAGMENTS: u32 = 256;
 /// Flows of one attack on the table, and on the ports towards one destination.
-const FRAMES: u16 = 40_000;
+const FRAMES: u16 = 60_000;
 /// Flows of one workload that all must be answered, and how many are under way at once.
 const HONEST_FLOWS: u16 = 6_000;
 const AT_ONCE: u16 = 50;
@@ -230,7 +230,8 @@ struct Connection(BufReader<TcpStream>);
 
 impl Connection {
     fn open(from: &Container, to: SocketAddr) -> Result<Self> {
-        let stream = from.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).with_context(|| format!("connect {to}"))?;
+        let stream =
+            from.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).with_context(|| format!("connect {to}"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(BufReader::new(stream)))
     }
@@ -259,17 +260,19 @@ fn answer_of(socket: &UdpSocket) -> Result<u16> {
     std::str::from_utf8(&buffer[..read])?.parse().context("not a port")
 }
 
-/// Two datagrams from each of many ports of the attacker's to `to`: the kernel's tables forget what was used once before what
-/// was used again.
-fn flood(attacker: &Attacker<'_>, to: SocketAddr) -> Result<()> {
+/// `times` datagrams from each of many ports of the attacker's to `to`.
+fn flood(attacker: &Attacker<'_>, to: SocketAddr, times: usize) -> Result<()> {
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
     let mut frames: Vec<frame::Frame> = Vec::new();
     for number in 0..FRAMES {
         let frame = frame::udp(attacker.link(), attacker.socket(family, 2_000 + number)?, to, b"flood");
-        frames.extend([frame.clone().into(), frame.into()]);
+        frames.extend(vec![frame.into(); times]);
     }
     send_on_every_cpu(attacker, &frames)
 }
+
+/// The kernel's tables forget what was used once before what was used again.
+const USED: usize = 2;
 
 /// Sends a part of the frames on each CPU in turn: the kernel's tables that forget keep a list of the latest for each.
 fn send_on_every_cpu(attacker: &Attacker<'_>, frames: &[frame::Frame]) -> Result<()> {
@@ -293,7 +296,7 @@ fn flows_leave_a_masqueraded_connection(site: &Site, who: &str, family: Family) 
     let _server = Server::tcp(site.bed.outside(), port, "outside")?;
     let mut connection = Connection::open(&site.calm, SocketAddr::new(site.outside(family), port))?;
     ensure!(connection.asks()? == "outside");
-    flood(&site.attacker(who)?, site.sink(family)?)?;
+    flood(&site.attacker(who)?, site.sink(family)?, USED)?;
     let answer = connection.asks().context("behind the flood")?;
     ensure!(answer == "outside", "answered by {answer}");
     Ok(())
@@ -305,7 +308,7 @@ fn flows_leave_a_connection_to_a_service(site: &Site, who: &str, family: Family)
     // With some connections a backend that is chosen anew is another one for at least one of them.
     let mut connections = (0..8).map(|_| Connection::open(&site.calm, service)).collect::<Result<Vec<_>>>()?;
     let before = connections.iter_mut().map(Connection::asks).collect::<Result<Vec<_>>>()?;
-    flood(&site.attacker(who)?, site.sink(family)?)?;
+    flood(&site.attacker(who)?, site.sink(family)?, USED)?;
     let after = connections.iter_mut().map(Connection::asks).collect::<Result<Vec<_>>>().context("behind the flood")?;
     ensure!(before == after, "{before:?} became {after:?}");
     Ok(())
@@ -315,7 +318,7 @@ fn flows_leave_new_flows_of_others(site: &Site, who: &str, family: Family) -> Re
     let port = fresh_port();
     let _server = Server::udp(site.bed.outside(), port)?;
     counted(site.node(), "flow-rate", || {
-        flood(&site.attacker(who)?, site.sink(family)?)?;
+        flood(&site.attacker(who)?, site.sink(family)?, 1)?;
         let server = SocketAddr::new(site.outside(family), port);
         until_ok("another pod's new flow", PATIENCE, || question(&site.calm, server).map(drop))
     })
@@ -326,7 +329,7 @@ fn ports_by_udp(site: &Site, who: &str, family: Family) -> Result<()> {
     let _server = Server::udp(site.bed.outside(), port)?;
     let server = SocketAddr::new(site.outside(family), port);
     question(&site.calm, server).context("before the attack")?;
-    flood(&site.attacker(who)?, server)?;
+    flood(&site.attacker(who)?, server, 1)?;
     for number in 0..20 {
         question(&site.calm, server).with_context(|| {
             format!("question {number} of another pod; drops: {}", site.node().weft("drops").unwrap_or_default())

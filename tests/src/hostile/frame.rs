@@ -176,7 +176,8 @@ fn fragments_v6(frame: &[u8], id: u32, first: usize) -> [Vec<u8>; 2] {
 fn seal(bytes: &mut [u8]) {
     let end = ETHERNET + usize::from(bytes[ETHERNET] & 0xf) * 4;
     bytes[ETHERNET + 10..ETHERNET + 12].fill(0);
-    let mut sum: u32 = bytes[ETHERNET..end].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let mut sum: u32 =
+        bytes[ETHERNET..end].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
     }

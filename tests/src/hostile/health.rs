@@ -42,8 +42,12 @@ impl Site {
 
 pub(super) fn cases() -> Vec<Case<Site>> {
     vec![
-        Case::new("B5/idle-connections-leave-probes/pod/ipv4", |site: &Site| by_a_pod(site, site.bed.node(1).v4().into())),
-        Case::new("B5/idle-connections-leave-probes/pod/ipv6", |site: &Site| by_a_pod(site, site.bed.node(1).v6().into())),
+        Case::new("B5/idle-connections-leave-probes/pod/ipv4", |site: &Site| {
+            by_a_pod(site, site.bed.node(1).v4().into())
+        }),
+        Case::new("B5/idle-connections-leave-probes/pod/ipv6", |site: &Site| {
+            by_a_pod(site, site.bed.node(1).v6().into())
+        }),
         Case::new("B5/idle-connections-leave-probes/local-user/ipv4", by_a_local_user),
         Case::new("B5/metrics-are-not-a-pods/pod/ipv4", |site: &Site| not_a_pods(site, site.bed.node(1).v4().into())),
         Case::new("B5/metrics-are-not-a-pods/pod/ipv6", |site: &Site| not_a_pods(site, site.bed.node(1).v6().into())),

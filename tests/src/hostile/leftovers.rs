@@ -61,7 +61,10 @@ fn log_of_a_vmm_that_reconnects(site: &Site) -> Result<()> {
     for _ in 0..CONNECTIONS {
         connected += usize::from(UnixStream::connect(&socket).is_ok());
     }
-    ensure!(connected > CONNECTIONS / 2, "nothing is shown: only {connected} of {CONNECTIONS} connections were accepted");
+    ensure!(
+        connected > CONNECTIONS / 2,
+        "nothing is shown: only {connected} of {CONNECTIONS} connections were accepted"
+    );
     // The device still answers, and has by then written what it has to say of the last.
     until_ok("a connection after the loop", Duration::from_secs(10), || Ok(UnixStream::connect(&socket)?))?;
     let folder = log.parent().context("the log has no folder")?;

@@ -6,6 +6,7 @@
 //! is run. Each case proves that its witness can see before it counts: see [`witness::Witness::refuses`].
 
 mod attacker;
+mod drops;
 mod encapsulation;
 mod first_moment;
 mod flows;

@@ -14,14 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 use weft_probe::frames::{FrameReceiver, FrameSender};
 
-use crate::{
-    bed::Outside,
-    cni::Attachment,
-    container::Container,
-    namespace::Namespace,
-    node::Node,
-    shell::Shell as _,
-};
+use crate::{bed::Outside, cni::Attachment, container::Container, namespace::Namespace, node::Node, shell::Shell as _};
 
 /// Somewhere with a network namespace.
 pub(super) trait Place {

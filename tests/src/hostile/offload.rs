@@ -2,11 +2,7 @@
 
 //! A4: a request for a checksum is a request to write two bytes somewhere into the packet, after policy has seen it.
 
-use std::{
-    io, mem,
-    net::SocketAddr,
-    os::fd::AsRawFd as _,
-};
+use std::{io, mem, net::SocketAddr, os::fd::AsRawFd as _};
 
 use anyhow::{Context as _, Result, ensure};
 use weft_probe::frames::Offload;
@@ -14,15 +10,16 @@ use weft_probe::frames::Offload;
 use super::{
     Case,
     attacker::{Family, Who},
-    encapsulation::counted,
+    drops::{counted, counted_by_device},
     frame::{self, Frame},
     net::Place as _,
     site::Site,
     witness::{Mark, Witness},
 };
 
-/// The reason that counts these attacks.
+/// The reasons that count these attacks: the programs', and that of the device of a vhost-user port.
 const REASON: &str = "checksum-offload";
+const DEVICE_REASON: &str = "bad_checksum_place";
 /// Where honest datagrams go to.
 const PORT: u16 = 9_009;
 
@@ -47,7 +44,9 @@ pub(super) fn cases() -> Vec<Case<Site>> {
             for (what, v4, v6) in TARGETS {
                 let (start, offset) = family.pick(v4, v6);
                 let name = format!("A4/checksum-{what}/{who}/{family}");
-                cases.push(Case::new(name, move |site: &Site| writes(site, who, family, Offload::checksum(start, offset))));
+                cases.push(Case::new(name, move |site: &Site| {
+                    writes(site, who, family, Offload::checksum(start, offset))
+                }));
             }
         }
     }
@@ -68,9 +67,11 @@ fn writes(site: &Site, who: Who, family: Family, forged: Offload) -> Result<()> 
         attacker.send(&[Frame { bytes, offload: Some(offload) }])
     };
     let honest = Offload::checksum(family.pick(TRANSPORT.0, TRANSPORT.1), CHECKSUM);
-    counted(own, REASON, || {
-        Witness::new("the wire", &receiver).refuses(|mark| send(mark, forged), |mark| send(mark, honest))
-    })?;
+    let attacked = || Witness::new("the wire", &receiver).refuses(|mark| send(mark, forged), |mark| send(mark, honest));
+    match who {
+        Who::VhostGuest => counted_by_device(own, DEVICE_REASON, attacked)?,
+        _ => counted(own, REASON, attacked)?,
+    }
     let seen = Witness::new("the wire", &receiver).sees(|mark| send(mark, honest))?;
     let source = family.pick(seen.get(26..30), seen.get(22..38)).context("a short frame")?;
     let node = own.address_for(family.any());

@@ -14,7 +14,7 @@ use weft_abi::{HAIRPIN_V4, HAIRPIN_V6};
 use super::{
     Case,
     attacker::{Family, Who},
-    encapsulation::counted,
+    drops::counted,
     frame::{self, Frame},
     net::Place as _,
     site::{PORT, Site},
@@ -147,7 +147,8 @@ fn to_an_unreachable_node(site: &Site, who: Who, family: Family) -> Result<()> {
         ensure!(status.problems.iter().any(|problem| problem.contains("lost")), "{:?}", status.problems);
         Ok(())
     });
-    let outcome = told.and_then(|()| never_leaves(site, who, family, family.pick("10.244.9.9", "fd00:244:0:9::9").parse()?));
+    let outcome =
+        told.and_then(|()| never_leaves(site, who, family, family.pick("10.244.9.9", "fd00:244:0:9::9").parse()?));
     site.bed.delete(&node)?;
     outcome
 }

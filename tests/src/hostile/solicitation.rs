@@ -136,7 +136,11 @@ fn neighbour_table(site: &Site, who: Who) -> Result<()> {
         Ok(table.lines().filter(|line| line.contains(pattern)).count())
     };
     // What the node itself looks for is in the table.
-    site::datagram(own, SocketAddr::new(Ipv6Addr::new(0xfd00, 0x119, 0, 0, 0, 0xbeef, who as u16, 1).into(), PORT), b"?")?;
+    site::datagram(
+        own,
+        SocketAddr::new(Ipv6Addr::new(0xfd00, 0x119, 0, 0, 0, 0xbeef, who as u16, 1).into(), PORT),
+        b"?",
+    )?;
     until_ok("the node to look for a neighbour", Duration::from_secs(5), || {
         ensure!(sought(":beef:")? > 0, "it does not");
         Ok(())

@@ -67,7 +67,9 @@ fn claims_the_outside(site: &Site, family: Family) -> Result<()> {
     let outside = site.outside().address_for(family.any());
     believed(site, &liar(site.peer().name(), &[outside]), || {
         let wire = Wire::to(site, site.own())?;
-        is_not_heard(site, &site.victims[0], family, |to, mark| wire.datagram(SocketAddr::new(outside, 5_120), to, mark))
+        is_not_heard(site, &site.victims[0], family, |to, mark| {
+            wire.datagram(SocketAddr::new(outside, 5_120), to, mark)
+        })
     })
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{
     Case,
     attacker::{Attacker, Family},
-    encapsulation::counted,
+    drops::counted,
     frame,
     net::Place as _,
     tap::TapWorkload,
