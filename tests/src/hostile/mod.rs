@@ -108,10 +108,13 @@ trait Group {
     fn run(&self, chosen: &Regex, binaries: &Binaries, tally: &mut Tally);
 }
 
+/// What a case does on its site.
+type Run<S> = Box<dyn Fn(&S) -> Result<()>>;
+
 /// One attack on a site.
 struct Case<S> {
     name: String,
-    run: Box<dyn Fn(&S) -> Result<()>>,
+    run: Run<S>,
 }
 
 impl<S> Case<S> {

@@ -27,8 +27,11 @@ const PORT: u16 = 9_009;
 const TRANSPORT: (u16, u16) = (34, 54);
 const CHECKSUM: u16 = 6;
 
-/// Name, and start and offset of the checksum for each family.
-const TARGETS: [(&str, (u16, u16), (u16, u16)); 5] = [
+/// Start and offset of a checksum.
+type Target = (u16, u16);
+
+/// Name, and where the checksum goes in each family.
+const TARGETS: [(&str, Target, Target); 5] = [
     // The kernel refuses a start inside of the fixed part of an IPv6 header's first 26 bytes by itself.
     ("at-an-address", (26, 0), (40, 12)),
     ("at-the-destination-address", (30, 0), (40, 0)),
