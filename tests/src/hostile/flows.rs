@@ -36,11 +36,11 @@ use super::{
     witness::{Mark, Witness},
 };
 use crate::{
-    bed::{Bed, Options},
+    bed::Bed,
     binaries::Binaries,
     container::Container,
     manifest,
-    node::Node,
+    node::{Mode, Node},
     shell::Shell as _,
     wait::until_ok,
 };
@@ -89,7 +89,7 @@ impl Site {
     }
 
     fn with(config: Value, binaries: &Binaries) -> Result<Self> {
-        let bed = Bed::of(&Options { nodes: 1, config, ..Options::default() }, binaries)?;
+        let bed = super::bed(1, Mode::Vxlan, config, binaries)?;
         let hostile = bed.container(1, "default/hostile", &[])?;
         let tap = TapWorkload::new(&Rc::clone(bed.node(1)), "default/hostile-guest")?;
         let calm = bed.container(1, "default/calm", &[])?;

@@ -32,8 +32,13 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context as _, Result};
 use regex::Regex;
+use serde_json::Value;
 
-use crate::binaries::Binaries;
+use crate::{
+    bed::{Bed, Options},
+    binaries::Binaries,
+    node::Mode,
+};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -100,6 +105,13 @@ fn groups() -> Vec<Box<dyn Group>> {
         groups.push(Box::new(Scene { make, cases }));
     }
     groups
+}
+
+/// A bed of the programs that are attacked.
+fn bed(nodes: u8, mode: Mode, mut config: Value, binaries: &Binaries) -> Result<Bed> {
+    // Earlier versions do not know the key.
+    config["metricsAddress"] = Value::Null;
+    Bed::of(&Options { nodes, mode, config }, binaries)
 }
 
 /// Cases that share a site.
