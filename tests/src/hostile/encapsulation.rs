@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{
     Case,
     attacker::{Attacker, Family, Who},
+    drops::counted,
     frame::{self, Frame, Link},
     net::Place as _,
     site::{self, PORT, Site, VNI, VXLAN},
@@ -66,22 +67,6 @@ fn encapsulated(attacker: &Attacker<'_>, node: SocketAddr, inner: &[u8]) -> Resu
     let family = if node.is_ipv4() { Family::V4 } else { Family::V6 };
     let payload = frame::vxlan(VNI, inner);
     Ok(vec![frame::udp(attacker.link(), attacker.socket(family, 5555)?, node, &payload).into()])
-}
-
-/// That `node` counts a drop for `reason` while `attack` runs.
-pub(super) fn counted(node: &Node, reason: &str, attack: impl FnOnce() -> Result<()>) -> Result<()> {
-    let count = || -> Result<Option<u64>> {
-        let drops: Vec<weft_api::DropReport> = node.weft_json("drops --all")?;
-        Ok(drops.iter().find(|drop| drop.reason == reason).map(|drop| drop.packets))
-    };
-    let before = count()?;
-    attack()?;
-    let before = before.with_context(|| format!("this build has no drop reason {reason}"))?;
-    until_ok(&format!("a drop for {reason} on {}", node.name()), Duration::from_secs(5), || {
-        let after = count()?.unwrap_or(0);
-        ensure!(after > before, "{before} before and {after} after; all: {}", node.weft("drops")?);
-        Ok(())
-    })
 }
 
 /// The source is a friend on the attacker's node: masqueraded, the frame comes from the node that owns it.

@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
 use weft_probe::frames::Offload;
 
 use super::{
@@ -29,9 +30,10 @@ use super::{
     witness::{Mark, Witness},
 };
 use crate::{
-    bed::{Bed, Options},
+    bed::Bed,
     binaries::Binaries,
     cni::{Attachment, Plug},
+    node::Mode,
 };
 
 /// Where the frames go to.
@@ -49,7 +51,7 @@ pub(super) struct Site {
 impl Site {
     /// The site.
     pub(super) fn new(binaries: &Binaries) -> Result<Self> {
-        Ok(Self { bed: Bed::of(&Options { nodes: 1, ..Options::default() }, binaries)? })
+        Ok(Self { bed: super::bed(1, Mode::Vxlan, Value::Null, binaries)? })
     }
 }
 

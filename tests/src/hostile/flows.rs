@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     io::{self, BufRead as _, BufReader, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsFd as _,
     rc::Rc,
     sync::{
         Arc,
@@ -17,6 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::socket::{setsockopt, sockopt},
     unistd::Pid,
@@ -27,18 +29,18 @@ use weft_probe::frames::Offload;
 use super::{
     Case,
     attacker::{Attacker, Family},
-    encapsulation::counted,
+    drops::counted,
     frame,
     net::Place,
     tap::TapWorkload,
     witness::{Mark, Witness},
 };
 use crate::{
-    bed::{Bed, Options},
+    bed::Bed,
     binaries::Binaries,
     container::Container,
     manifest,
-    node::Node,
+    node::{Mode, Node},
     shell::Shell as _,
     wait::until_ok,
 };
@@ -47,13 +49,16 @@ use crate::{
 const PORT: u16 = 7_200;
 /// Flow entries of each family: what the attack has many times.
 const FLOWS: u32 = 4_096;
-/// Pieces that are remembered.
-const FRAGMENTS: u32 = 256;
+/// Datagrams in pieces that are remembered, and those of one attack.
+const FRAGMENTS: u32 = 1_024;
+const PIECES: u32 = 16_384;
 /// Flows of one attack on the table, and on the ports towards one destination.
-const FRAMES: u16 = 40_000;
+const FRAMES: u16 = 60_000;
 /// Flows of one workload that all must be answered, and how many are under way at once.
 const HONEST_FLOWS: u16 = 6_000;
 const AT_ONCE: u16 = 50;
+/// Connections of one workload that are reset.
+const RESETS: u16 = 5_000;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A Service with two backends.
@@ -68,6 +73,7 @@ pub(super) struct Site {
     tap: TapWorkload,
     calm: Container,
     backends: [Container; 2],
+    busy: [Container; 4],
     bed: Bed,
 }
 
@@ -83,14 +89,16 @@ impl Site {
     }
 
     fn with(config: Value, binaries: &Binaries) -> Result<Self> {
-        let bed = Bed::of(&Options { nodes: 1, config, ..Options::default() }, binaries)?;
+        let bed = super::bed(1, Mode::Vxlan, config, binaries)?;
         let hostile = bed.container(1, "default/hostile", &[])?;
         let tap = TapWorkload::new(&Rc::clone(bed.node(1)), "default/hostile-guest")?;
         let calm = bed.container(1, "default/calm", &[])?;
         let backend = |name: &str| bed.container(1, &format!("default/{name}"), &[("app", "backend")]);
         let backends = [backend("first")?, backend("second")?];
         bed.apply(&manifest::service("default/backend", SERVICE, PORT, PORT, &[("app", "backend")]))?;
-        Ok(Self { hostile, tap, calm, backends, bed })
+        let busy = |number: usize| bed.container(1, &format!("default/busy{number}"), &[]);
+        let busy = [busy(0)?, busy(1)?, busy(2)?, busy(3)?];
+        Ok(Self { hostile, tap, calm, backends, busy, bed })
     }
 
     fn node(&self) -> &Node {
@@ -139,7 +147,7 @@ pub(super) fn usual_cases() -> Vec<Case<Site>> {
             cases.push(Case::new(format!("B4/{what}/pod/{family}"), move |site: &Site| run(site, family)));
         };
         add("6000-flows-to-one-server", many_flows);
-        add("6000-connections-that-are-reset", many_resets);
+        add("5000-connections-that-are-reset", many_resets);
     }
     cases
 }
@@ -170,11 +178,17 @@ impl Server {
     /// A server that says its name on every line that comes.
     fn tcp(place: &impl Place, port: u16, name: &'static str) -> Result<Self> {
         let listener = place.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))?;
-        listener.set_nonblocking(true)?;
-        Ok(Self::run(move || match listener.accept() {
-            Ok((stream, _)) => drop(thread::spawn(move || say(&stream, name))),
-            Err(_) => thread::sleep(Duration::from_millis(2)),
+        Ok(Self::run(move || {
+            if let Some(stream) = next_of(&listener) {
+                drop(thread::spawn(move || say(&stream, name)));
+            }
         }))
+    }
+
+    /// A server that ends every connection.
+    fn closing(place: &impl Place, port: u16) -> Result<Self> {
+        let listener = place.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))?;
+        Ok(Self::run(move || drop(next_of(&listener))))
     }
 
     /// A server that tells who asks it the port of the question; what asks nothing it does not answer.
@@ -212,11 +226,15 @@ impl Drop for Server {
     }
 }
 
+/// The next connection, if one comes soon.
+fn next_of(listener: &TcpListener) -> Option<TcpStream> {
+    let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let some = poll(&mut ready, PollTimeout::from(100_u8)).is_ok_and(|count| count > 0);
+    some.then(|| listener.accept().ok()).flatten().map(|(stream, _)| stream)
+}
+
 /// A client that goes away is its own business.
 fn say(stream: &TcpStream, name: &str) {
-    if stream.set_nonblocking(false).is_err() {
-        return;
-    }
     for line in BufReader::new(stream).lines() {
         let mut out = stream;
         if line.is_err() || writeln!(out, "{name}").is_err() {
@@ -260,17 +278,19 @@ fn answer_of(socket: &UdpSocket) -> Result<u16> {
     std::str::from_utf8(&buffer[..read])?.parse().context("not a port")
 }
 
-/// Two datagrams from each of many ports of the attacker's to `to`: the kernel's tables forget what was used once before what
-/// was used again.
-fn flood(attacker: &Attacker<'_>, to: SocketAddr) -> Result<()> {
+/// `times` datagrams from each of many ports of the attacker's to `to`.
+fn flood(attacker: &Attacker<'_>, to: SocketAddr, times: usize) -> Result<()> {
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
     let mut frames: Vec<frame::Frame> = Vec::new();
     for number in 0..FRAMES {
         let frame = frame::udp(attacker.link(), attacker.socket(family, 2_000 + number)?, to, b"flood");
-        frames.extend([frame.clone().into(), frame.into()]);
+        frames.extend(vec![frame.into(); times]);
     }
     send_on_every_cpu(attacker, &frames)
 }
+
+/// The kernel's tables forget what was used once before what was used again.
+const USED: usize = 2;
 
 /// Sends a part of the frames on each CPU in turn: the kernel's tables that forget keep a list of the latest for each.
 fn send_on_every_cpu(attacker: &Attacker<'_>, frames: &[frame::Frame]) -> Result<()> {
@@ -294,7 +314,7 @@ fn flows_leave_a_masqueraded_connection(site: &Site, who: &str, family: Family) 
     let _server = Server::tcp(site.bed.outside(), port, "outside")?;
     let mut connection = Connection::open(&site.calm, SocketAddr::new(site.outside(family), port))?;
     ensure!(connection.asks()? == "outside");
-    flood(&site.attacker(who)?, site.sink(family)?)?;
+    flood(&site.attacker(who)?, site.sink(family)?, USED)?;
     let answer = connection.asks().context("behind the flood")?;
     ensure!(answer == "outside", "answered by {answer}");
     Ok(())
@@ -306,7 +326,7 @@ fn flows_leave_a_connection_to_a_service(site: &Site, who: &str, family: Family)
     // With some connections a backend that is chosen anew is another one for at least one of them.
     let mut connections = (0..8).map(|_| Connection::open(&site.calm, service)).collect::<Result<Vec<_>>>()?;
     let before = connections.iter_mut().map(Connection::asks).collect::<Result<Vec<_>>>()?;
-    flood(&site.attacker(who)?, site.sink(family)?)?;
+    flood(&site.attacker(who)?, site.sink(family)?, USED)?;
     let after = connections.iter_mut().map(Connection::asks).collect::<Result<Vec<_>>>().context("behind the flood")?;
     ensure!(before == after, "{before:?} became {after:?}");
     Ok(())
@@ -316,7 +336,7 @@ fn flows_leave_new_flows_of_others(site: &Site, who: &str, family: Family) -> Re
     let port = fresh_port();
     let _server = Server::udp(site.bed.outside(), port)?;
     counted(site.node(), "flow-rate", || {
-        flood(&site.attacker(who)?, site.sink(family)?)?;
+        flood(&site.attacker(who)?, site.sink(family)?, 1)?;
         let server = SocketAddr::new(site.outside(family), port);
         until_ok("another pod's new flow", PATIENCE, || question(&site.calm, server).map(drop))
     })
@@ -327,7 +347,7 @@ fn ports_by_udp(site: &Site, who: &str, family: Family) -> Result<()> {
     let _server = Server::udp(site.bed.outside(), port)?;
     let server = SocketAddr::new(site.outside(family), port);
     question(&site.calm, server).context("before the attack")?;
-    flood(&site.attacker(who)?, server)?;
+    flood(&site.attacker(who)?, server, 1)?;
     for number in 0..20 {
         question(&site.calm, server).with_context(|| {
             format!("question {number} of another pod; drops: {}", site.node().weft("drops").unwrap_or_default())
@@ -368,7 +388,7 @@ fn pieces_leave_a_datagram(site: &Site, who: &str, family: Family) -> Result<()>
         Ok(frame::fragments(&whole, id, 24))
     };
     let mut many = Vec::new();
-    for id in 0..FRAGMENTS * 64 {
+    for id in 0..PIECES {
         let [first, _] = datagram(&attacker, &[b'f'; 40], 1 + id)?;
         many.push(first.into());
     }
@@ -403,6 +423,16 @@ fn neighbour_requests_are_bounded(site: &Site, who: &str, family: Family) -> Res
     until_ok("another pod's neighbours", PATIENCE, || question(&site.calm, server).map(drop))
 }
 
+/// Who has many flows: not the same pod in both families, since its share is one.
+fn busy(site: &Site, family: Family) -> &Container {
+    family.pick(&site.busy[0], &site.busy[1])
+}
+
+/// Who has many connections that are reset.
+fn resetting(site: &Site, family: Family) -> &Container {
+    family.pick(&site.busy[2], &site.busy[3])
+}
+
 /// As a forwarding DNS server asks: every question from a port of its own, which is kept.
 fn many_flows(site: &Site, family: Family) -> Result<()> {
     let port = fresh_port();
@@ -412,7 +442,7 @@ fn many_flows(site: &Site, family: Family) -> Result<()> {
     for first in (2_000..2_000 + HONEST_FLOWS).step_by(usize::from(AT_ONCE)) {
         let ports = first..first + AT_ONCE;
         let any = family.any();
-        let sockets = site.calm.inside(|| {
+        let sockets = busy(site, family).inside(|| {
             let bound = ports.map(|port| Ok((port, UdpSocket::bind(SocketAddr::new(any, port))?)));
             bound.collect::<io::Result<Vec<_>>>()
         })?;
@@ -436,20 +466,16 @@ fn many_flows(site: &Site, family: Family) -> Result<()> {
 /// A connection that its client resets does not hold its port.
 fn many_resets(site: &Site, family: Family) -> Result<()> {
     let port = fresh_port();
-    let _server = Server::tcp(site.bed.outside(), port, "outside")?;
+    let _server = Server::closing(site.bed.outside(), port)?;
     let server = SocketAddr::new(site.outside(family), port);
-    let opened = site.calm.inside(|| {
-        for number in 0..HONEST_FLOWS {
+    let opened = resetting(site, family).inside(|| {
+        for number in 0..RESETS {
             let Ok(stream) = TcpStream::connect_timeout(&server, PATIENCE) else { return Ok(number) };
             let now = libc::linger { l_onoff: 1, l_linger: 0 };
             setsockopt(&stream, sockopt::Linger, &now)?;
         }
-        Ok(HONEST_FLOWS)
+        Ok(RESETS)
     })?;
-    ensure!(
-        opened == HONEST_FLOWS,
-        "connection {opened} of {HONEST_FLOWS} was not opened; drops: {}",
-        site.node().weft("drops")?
-    );
+    ensure!(opened == RESETS, "connection {opened} of {RESETS} was not opened; drops: {}", site.node().weft("drops")?);
     Ok(())
 }

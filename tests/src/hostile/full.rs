@@ -15,11 +15,11 @@ use super::{
     witness::{Mark, Witness},
 };
 use crate::{
-    bed::{Bed, Options},
+    bed::Bed,
     binaries::Binaries,
     container::Container,
     manifest,
-    node::Node,
+    node::{Mode, Node},
     shell::Shell as _,
     wait::until_ok,
 };
@@ -186,7 +186,7 @@ fn cases(flood: Flood) -> Vec<Case<Site>> {
 impl Site {
     fn new(flood: Flood, binaries: &Binaries) -> Result<Self> {
         let config = json!({"mapSizes": flood.sizes()});
-        let bed = Bed::of(&Options { nodes: 1, config, ..Options::default() }, binaries)?;
+        let bed = super::bed(1, Mode::Vxlan, config, binaries)?;
         let greedy = bed.container(1, "greedy/greedy", &[("app", "greedy")])?;
         let calm = bed.container(1, "default/calm", &[("app", "calm")])?;
         let friend = bed.container(1, "default/friend", &[("role", "friend")])?;

@@ -12,12 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Case, net::Place};
-use crate::{
-    bed::{Bed, Options},
-    binaries::Binaries,
-    container::Container,
-    wait::until_ok,
-};
+use crate::{bed::Bed, binaries::Binaries, container::Container, node::Mode, wait::until_ok};
 
 /// The port of health.
 const PORT: u16 = 9_911;
@@ -35,7 +30,7 @@ impl Site {
     /// The site.
     pub(super) fn new(binaries: &Binaries) -> Result<Self> {
         let config = json!({"healthAddress": Value::Null});
-        let bed = Bed::of(&Options { nodes: 1, config, ..Options::default() }, binaries)?;
+        let bed = super::bed(1, Mode::Vxlan, config, binaries)?;
         Ok(Self { hostile: bed.container(1, "default/hostile", &[])?, bed })
     }
 }

@@ -5,14 +5,15 @@
 use std::{fs, os::unix::net::UnixStream, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Case;
 use crate::{
-    bed::{Bed, Options},
+    bed::Bed,
     binaries::Binaries,
     cni::{Attachment, Plug},
     manifest,
+    node::Mode,
     wait::until_ok,
 };
 
@@ -32,7 +33,7 @@ pub(super) struct Site {
 impl Site {
     /// The site.
     pub(super) fn new(binaries: &Binaries) -> Result<Self> {
-        Ok(Self { bed: Bed::of(&Options { nodes: 1, ..Options::default() }, binaries)? })
+        Ok(Self { bed: super::bed(1, Mode::Vxlan, Value::Null, binaries)? })
     }
 
     fn attachment(&self, pod: &str, plug: Plug) -> Result<Attachment> {

@@ -6,6 +6,7 @@
 //! is run. Each case proves that its witness can see before it counts: see [`witness::Witness::refuses`].
 
 mod attacker;
+mod drops;
 mod encapsulation;
 mod first_moment;
 mod flows;
@@ -31,8 +32,13 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context as _, Result};
 use regex::Regex;
+use serde_json::Value;
 
-use crate::binaries::Binaries;
+use crate::{
+    bed::{Bed, Options},
+    binaries::Binaries,
+    node::Mode,
+};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -101,16 +107,26 @@ fn groups() -> Vec<Box<dyn Group>> {
     groups
 }
 
+/// A bed of the programs that are attacked.
+fn bed(nodes: u8, mode: Mode, mut config: Value, binaries: &Binaries) -> Result<Bed> {
+    // Earlier versions do not know the key.
+    config["metricsAddress"] = Value::Null;
+    Bed::of(&Options { nodes, mode, config }, binaries)
+}
+
 /// Cases that share a site.
 trait Group {
     fn names(&self) -> Vec<String>;
     fn run(&self, chosen: &Regex, binaries: &Binaries, tally: &mut Tally);
 }
 
+/// What a case does on its site.
+type Run<S> = Box<dyn Fn(&S) -> Result<()>>;
+
 /// One attack on a site.
 struct Case<S> {
     name: String,
-    run: Box<dyn Fn(&S) -> Result<()>>,
+    run: Run<S>,
 }
 
 impl<S> Case<S> {

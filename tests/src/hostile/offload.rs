@@ -10,15 +10,16 @@ use weft_probe::frames::Offload;
 use super::{
     Case,
     attacker::{Family, Who},
-    encapsulation::counted,
+    drops::{counted, counted_by_device},
     frame::{self, Frame},
     net::Place as _,
     site::Site,
     witness::{Mark, Witness},
 };
 
-/// The reason that counts these attacks.
+/// The reasons that count these attacks: the programs', and that of the device of a vhost-user port.
 const REASON: &str = "checksum-offload";
+const DEVICE_REASON: &str = "bad_checksum_place";
 /// Where honest datagrams go to.
 const PORT: u16 = 9_009;
 
@@ -26,8 +27,11 @@ const PORT: u16 = 9_009;
 const TRANSPORT: (u16, u16) = (34, 54);
 const CHECKSUM: u16 = 6;
 
-/// Name, and start and offset of the checksum for each family.
-const TARGETS: [(&str, (u16, u16), (u16, u16)); 5] = [
+/// Start and offset of a checksum.
+type Target = (u16, u16);
+
+/// Name, and where the checksum goes in each family.
+const TARGETS: [(&str, Target, Target); 5] = [
     // The kernel refuses a start inside of the fixed part of an IPv6 header's first 26 bytes by itself.
     ("at-an-address", (26, 0), (40, 12)),
     ("at-the-destination-address", (30, 0), (40, 0)),
@@ -66,9 +70,11 @@ fn writes(site: &Site, who: Who, family: Family, forged: Offload) -> Result<()> 
         attacker.send(&[Frame { bytes, offload: Some(offload) }])
     };
     let honest = Offload::checksum(family.pick(TRANSPORT.0, TRANSPORT.1), CHECKSUM);
-    counted(own, REASON, || {
-        Witness::new("the wire", &receiver).refuses(|mark| send(mark, forged), |mark| send(mark, honest))
-    })?;
+    let attacked = || Witness::new("the wire", &receiver).refuses(|mark| send(mark, forged), |mark| send(mark, honest));
+    match who {
+        Who::VhostGuest => counted_by_device(own, DEVICE_REASON, attacked)?,
+        _ => counted(own, REASON, attacked)?,
+    }
     let seen = Witness::new("the wire", &receiver).sees(|mark| send(mark, honest))?;
     let source = family.pick(seen.get(26..30), seen.get(22..38)).context("a short frame")?;
     let node = own.address_for(family.any());

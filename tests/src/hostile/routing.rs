@@ -14,7 +14,7 @@ use weft_abi::{HAIRPIN_V4, HAIRPIN_V6};
 use super::{
     Case,
     attacker::{Family, Who},
-    encapsulation::counted,
+    drops::counted,
     frame::{self, Frame},
     net::Place as _,
     site::{PORT, Site},
@@ -107,14 +107,15 @@ fn is_answered(site: &Site, family: Family) -> Result<()> {
     let to = SocketAddr::new(site.outside().address_for(family.any()), PORT);
     let from = attacker.socket(family, 5_902)?;
     let receiver = site.hostile.receiver("eth0")?;
-    // Nobody there would be answered by ICMP as well.
-    let _listener = site.outside().udp(SocketAddr::new(family.any(), PORT))?;
-    let send = |mark: &Mark| attacker.send(&[frame::udp_with_hops(attacker.link(), from, to, 1, mark).into()]);
-    let seen = Witness::new("the sender", &receiver).sees(send)?;
-    let (protocol, kind) = family.pick((seen.get(23), seen.get(34)), (seen.get(20), seen.get(54)));
-    let expected = family.pick((Some(&1), Some(&11)), (Some(&58), Some(&3)));
-    ensure!((protocol, kind) == expected, "what came back is protocol {protocol:?} of type {kind:?}");
-    Ok(())
+    let send = || attacker.send(&[frame::udp_with_hops(attacker.link(), from, to, 1, b"<weft last hop!>").into()]);
+    // Protocol and type of the error, and the ports in what it quotes.
+    let (protocol, kind, quoted) = family.pick((23, 34, 62), (20, 54, 102));
+    let expected = family.pick((1, 11), (58, 3));
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    let error = |bytes: &[u8]| {
+        bytes.len() >= quoted + 4 && (bytes[protocol], bytes[kind]) == expected && bytes[quoted..quoted + 4] == *ports
+    };
+    Witness::new("the sender, as an error about its packet", &receiver).sees_what(send, error).map(drop)
 }
 
 /// That nothing for `to` is seen on the wire.

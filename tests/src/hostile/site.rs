@@ -18,7 +18,7 @@ use super::{
     witness::Mark,
 };
 use crate::{
-    bed::{Bed, Options, Outside},
+    bed::{Bed, Outside},
     binaries::Binaries,
     container::Container,
     manifest,
@@ -83,7 +83,7 @@ impl Site {
     }
 
     fn with(mode: Mode, binaries: &Binaries) -> Result<Self> {
-        let bed = Bed::of(&Options { mode, ..Options::default() }, binaries)?;
+        let bed = super::bed(2, mode, Value::Null, binaries)?;
         let both = |name: &str, labels: &[(&str, &str)]| -> Result<[Container; 2]> {
             let of = |number: usize| bed.container(number, &format!("default/{name}{number}"), labels);
             Ok([of(1)?, of(2)?])

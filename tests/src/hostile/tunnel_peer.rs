@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result};
 use super::{
     Case,
     attacker::Family,
-    encapsulation::{INNER, STRANGER, counted},
+    drops::counted,
+    encapsulation::{INNER, STRANGER},
     frame,
     net::Place as _,
     site::{PORT, Site, VNI, VXLAN},

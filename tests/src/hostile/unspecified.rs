@@ -10,17 +10,13 @@ use serde_json::json;
 use super::{
     Case,
     attacker::{Attacker, Family},
-    encapsulation::counted,
+    drops::counted,
     frame,
     net::Place as _,
     tap::TapWorkload,
     witness::{Mark, Witness},
 };
-use crate::{
-    bed::{Bed, Options},
-    binaries::Binaries,
-    container::Container,
-};
+use crate::{bed::Bed, binaries::Binaries, container::Container, node::Mode};
 
 /// Where the datagrams go to.
 const PORT: u16 = 7_008;
@@ -47,7 +43,7 @@ impl Site {
 
     fn of(family: Family, binaries: &Binaries) -> Result<Self> {
         let config = json!({"podCIDRs": [family.pick("10.244.1.0/24", "fd00:244:0:1::/64")]});
-        let bed = Bed::of(&Options { nodes: 1, config, ..Options::default() }, binaries)?;
+        let bed = super::bed(1, Mode::Vxlan, config, binaries)?;
         let pod = bed.container(1, "default/single", &[])?;
         let tap = TapWorkload::new(&Rc::clone(bed.node(1)), "default/single-guest")?;
         Ok(Self { pod, tap, bed, family })

@@ -10,7 +10,8 @@ use weft_probe::frames::{FrameSender, Offload};
 use super::{
     Case,
     attacker::Family,
-    encapsulation::{counted, mac_of_outside},
+    drops::counted,
+    encapsulation::mac_of_outside,
     frame::{self, Link},
     net::{Place as _, mac_of},
     site::{self, PORT, PROTECTED, SEALED, Site},

@@ -11,7 +11,7 @@ use weft_probe::frames::FrameReceiver;
 use super::{
     Case,
     attacker::{Attacker, Family, Who},
-    encapsulation::counted,
+    drops::counted,
     frame,
     net::Place as _,
     site::{PORT, Site},
@@ -71,9 +71,7 @@ fn sent(site: &Site, who: Who, family: Family, tags: &[(u16, u16)], to: To) -> R
     let attacker = site.attacker(who)?;
     let (address, receiver) = to.of(site, family)?;
     let plain = |mark: &Mark| datagram(&attacker, family, address, mark);
-    // The kernel itself takes out one tag only: what is behind it then has another type than IP.
-    let reason = if tags.len() > 1 { "unknown-ethertype" } else { REASON };
-    counted(site.own(), reason, || {
+    counted(site.own(), REASON, || {
         Witness::new("the receiver", &receiver).refuses(
             |mark| attacker.send(&[frame::tagged(&plain(mark)?, tags).into()]),
             |mark| attacker.send(&[plain(mark)?.into()]),

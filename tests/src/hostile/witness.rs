@@ -126,13 +126,18 @@ impl<'a> Witness<'a> {
     /// That what `send` sends arrives; the first arrival that has its mark.
     pub(super) fn sees(&self, send: impl Fn(&Mark) -> Result<()>) -> Result<Vec<u8>> {
         let mark = mark();
+        self.sees_what(|| send(&mark), |bytes| has(bytes, &mark))
+    }
+
+    /// That something arrives that `meant` knows, when `send` was called some times at most; the first such arrival.
+    pub(super) fn sees_what(&self, send: impl Fn() -> Result<()>, meant: impl Fn(&[u8]) -> bool) -> Result<Vec<u8>> {
         for _ in 0..ROUNDS {
-            send(&mark)?;
-            let seen = self.collect(ROUND, |bytes| has(bytes, &mark))?;
-            if let Some(found) = seen.into_iter().next_back().filter(|bytes| has(bytes, &mark)) {
+            send()?;
+            let seen = self.collect(ROUND, &meant)?;
+            if let Some(found) = seen.into_iter().next_back().filter(|bytes| meant(bytes)) {
                 return Ok(found);
             }
         }
-        bail!("what was sent did not arrive at {}", self.place)
+        bail!("what was waited for did not arrive at {}", self.place)
     }
 }
