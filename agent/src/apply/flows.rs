@@ -200,7 +200,7 @@ fn now_ticks() -> u32 {
 mod tests {
     use std::{collections::HashMap, convert::Infallible};
 
-    use weft_abi::{Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, OPENED, RECEIVED, Share};
+    use weft_abi::{ALL_PORTS, Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, OPENED, RECEIVED, Share};
     use weft_logic::flow::{answer_key, timeout};
 
     use super::{Used, is_over};
