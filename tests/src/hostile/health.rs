@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Case, net::Place};
 use crate::{bed::Bed, binaries::Binaries, container::Container, node::Mode, wait::until_ok};
@@ -29,8 +29,7 @@ pub(super) struct Site {
 impl Site {
     /// The site.
     pub(super) fn new(binaries: &Binaries) -> Result<Self> {
-        let config = json!({"healthAddress": Value::Null});
-        let bed = super::bed(1, Mode::Vxlan, config, binaries)?;
+        let bed = super::bed(1, Mode::Vxlan, Value::Null, binaries)?;
         Ok(Self { hostile: bed.container(1, "default/hostile", &[])?, bed })
     }
 }
