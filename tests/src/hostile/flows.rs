@@ -383,17 +383,19 @@ fn pieces_leave_a_datagram(site: &Site, who: &str, family: Family) -> Result<()>
     let calm = Attacker::pod(&site.calm)?;
     let to = SocketAddr::new(site.outside(family), fresh_port());
     let socket = site.bed.outside().udp(SocketAddr::new(family.any(), to.port()))?;
-    let datagram = |sender: &Attacker<'_>, payload: &[u8], id: u32| -> Result<[Vec<u8>; 2]> {
+    let datagram = |sender: &Attacker<'_>, to: SocketAddr, payload: &[u8], id: u32| -> Result<[Vec<u8>; 2]> {
         let whole = frame::udp(sender.link(), sender.socket(family, 5_200)?, to, payload);
         Ok(frame::fragments(&whole, id, 24))
     };
+    // To another place: the receiver's kernel remembers pieces as well.
+    let sink = site.sink(family)?;
     let mut many = Vec::new();
     for id in 0..PIECES {
-        let [first, _] = datagram(&attacker, &[b'f'; 40], 1 + id)?;
+        let [first, _] = datagram(&attacker, sink, &[b'f'; 40], 1 + id)?;
         many.push(first.into());
     }
     let send = |mark: &Mark| -> Result<()> {
-        let [first, later] = datagram(&calm, &[mark.as_slice(), &[b't'; 24]].concat(), 0x9001)?;
+        let [first, later] = datagram(&calm, to, &[mark.as_slice(), &[b't'; 24]].concat(), 0x9001)?;
         calm.send(&[first.into()])?;
         send_on_every_cpu(&attacker, &many)?;
         calm.send(&[later.into()])

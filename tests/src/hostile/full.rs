@@ -57,7 +57,8 @@ impl Flood {
 
     fn objects(self) -> Vec<Value> {
         match self {
-            Self::Rules | Self::Cidrs => (0..3).map(|number| blocks(number, 600)).collect(),
+            Self::Rules => (0..3).map(|number| rules(number, 600)).collect(),
+            Self::Cidrs => (0..3).map(|number| blocks(number, 600)).collect(),
             Self::Identities => many_pods(),
             Self::Services | Self::Slots => many_services(),
             Self::Blocks => vec![exceptions(4_000)],
@@ -81,12 +82,22 @@ impl Flood {
     }
 }
 
-/// A policy of the greedy tenant's own that lets so many single addresses in, none of them in the bed.
+/// An address that nobody in the bed has.
+fn block(number: usize, block: usize) -> Value {
+    json!({"ipBlock": {"cidr": format!("100.{}.{}.{}/32", 64 + number, block / 250, block % 250)}})
+}
+
+/// A policy of the greedy tenant's own that lets so many single addresses in.
 fn blocks(number: usize, count: usize) -> Value {
-    let from: Vec<Value> = (0..count)
-        .map(|block| json!({"ipBlock": {"cidr": format!("100.{}.{}.{}/32", 64 + number, block / 250, block % 250)}}))
-        .collect();
-    greedy_policy(&format!("blocks-{number}"), from)
+    greedy_policy(&format!("blocks-{number}"), (0..count).map(|of| block(number, of)).collect())
+}
+
+/// The same, each of them at a port of its own.
+fn rules(number: usize, count: usize) -> Value {
+    let mut policy = greedy_policy(&format!("rules-{number}"), Vec::new());
+    let rule = |of: usize| json!({"from": [block(number, of)], "ports": [{"protocol": "TCP", "port": 10_000 + of}]});
+    policy["spec"]["ingress"] = (0..count).map(rule).collect();
+    policy
 }
 
 fn exceptions(count: usize) -> Value {
