@@ -21,7 +21,7 @@ use crate::{
 /// How often a VMM connects.
 const CONNECTIONS: usize = 30_000;
 /// What a device may have written by then.
-const MOST_LOG: u64 = 1 << 20;
+const MOST_LOG: u64 = 256 << 10;
 /// A log of the plugin that is far too large, and what it may be after a call.
 const LARGE_LOG: u64 = 256 << 20;
 const MOST_PLUGIN_LOG: u64 = 64 << 20;
