@@ -129,7 +129,7 @@ pub struct Config {
     pub socket: PathBuf,
     /// Files that live until reboot.
     pub run_dir: PathBuf,
-    /// Files that outlive a reboot: attachments.
+    /// Files that outlive a reboot: attachments, the pod CIDRs, the last known state of the cluster.
     pub state_dir: PathBuf,
     /// Where maps and links are pinned, on a bpf file system.
     pub pin_dir: PathBuf,

@@ -80,12 +80,15 @@ impl Events {
 async fn post(client: Client, node: String, mut refusals: watch::Receiver<BTreeSet<Refusal>>) {
     let recorder = Recorder::new(client, Reporter { controller: "weft-agent".to_owned(), instance: Some(node) });
     let mut told: BTreeMap<Subject, Instant> = BTreeMap::new();
+    let mut refused: BTreeMap<Subject, Instant> = BTreeMap::new();
     loop {
         let now = Instant::now();
         told.retain(|_, at| now.duration_since(*at) < REPEAT);
-        let next = untold(&refusals.borrow_and_update(), &told);
+        refused.retain(|_, at| now.duration_since(*at) < RETRY);
+        let next = untold(&refusals.borrow_and_update(), &[&told, &refused]);
         let Some(refusal) = next else {
-            let due = told.values().min().map(|at| *at + REPEAT);
+            let again = |times: &BTreeMap<Subject, Instant>, after| times.values().min().map(|at| *at + after);
+            let due = again(&told, REPEAT).into_iter().chain(again(&refused, RETRY)).min();
             tokio::select! {
                 changed = refusals.changed() => if changed.is_err() { return },
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
@@ -98,19 +101,25 @@ async fn post(client: Client, node: String, mut refusals: watch::Receiver<BTreeS
                 sleep(PAUSE).await;
             }
             Err(error) => {
+                // Once round before it is tried again: one that is refused for good holds up no other.
                 tracing::debug!(object = %refusal.key, %error, "cannot post an Event");
-                sleep(RETRY).await;
+                refused.insert((refusal.kind, refusal.key), Instant::now());
+                sleep(PAUSE).await;
             }
         }
     }
 }
 
-/// The next object to tell of.
-fn untold(refusals: &BTreeSet<Refusal>, told: &BTreeMap<Subject, Instant>) -> Option<Refusal> {
-    if told.len() >= REMEMBERED {
+/// The next object to tell of: none of those that were told, or tried, lately.
+fn untold(refusals: &BTreeSet<Refusal>, lately: &[&BTreeMap<Subject, Instant>]) -> Option<Refusal> {
+    if lately.iter().any(|subjects| subjects.len() >= REMEMBERED) {
         return None;
     }
-    refusals.iter().find(|refusal| !told.contains_key(&(refusal.kind, refusal.key.clone()))).cloned()
+    let is_new = |refusal: &&Refusal| {
+        let subject = (refusal.kind, refusal.key.clone());
+        lately.iter().all(|subjects| !subjects.contains_key(&subject))
+    };
+    refusals.iter().find(is_new).cloned()
 }
 
 fn event(refusal: &Refusal) -> Event {

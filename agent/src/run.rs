@@ -74,7 +74,7 @@ pub async fn run(config: Config) -> Result<()> {
     let snapshots = remembered::bridge(snapshots, remembered::load(&path, &config.node_name));
     let keeper = || {
         let (path, node) = (path.clone(), config.node_name.clone());
-        Keeper { path, node, shared: shared.clone(), snapshots: snapshots.clone() }
+        Keeper { path, node, shared: shared.clone() }
     };
     tasks.spawn(keeper().run());
     let last = keeper();

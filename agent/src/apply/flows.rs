@@ -108,7 +108,8 @@ fn is_over<E>(
     if now.saturating_sub(flow.last_seen) <= timeout::BRIEF {
         return Ok(false);
     }
-    let other = find(&answer_key(flow, key.protocol))?;
+    // Of a connection that was opened again, the entry of the answers before is nobody's.
+    let other = find(&answer_key(flow, key.protocol))?.filter(|other| answer_key(other, key.protocol) == *key);
     Ok(Connection::of(key.dport, key.protocol, flow, other.as_ref()).is_over(now))
 }
 
@@ -134,9 +135,9 @@ impl Used {
         let v6 = !key.src.is_v4();
         let all = self.flows.entry(ALL_PORTS).or_default();
         all[OPENED + usize::from(v6)] += 1;
-        let Some((ifindex, account)) = share::account(key.ifindex, flow.ifindex, v6, self.config.host_ifindex) else {
-            return;
-        };
+        let forwarded = flow.flags & FlowFlags::FORWARDED != 0;
+        let host = self.config.host_ifindex;
+        let Some((ifindex, account)) = share::account(key.ifindex, flow.ifindex, v6, host, forwarded) else { return };
         if let Some(count) = self.flows.entry(ifindex).or_default().get_mut(account) {
             *count += 1;
         }
@@ -162,6 +163,9 @@ impl Used {
         let kept = self.kept.get(&ifindex).copied().unwrap_or_default();
         share.kept = kept.saturating_add(now.kept.saturating_sub(before.kept));
         share.refused = 0;
+        if ifindex == ALL_PORTS {
+            share.ports = u32::try_from(self.flows.len() - 1).unwrap_or(u32::MAX);
+        }
         share
     }
 }

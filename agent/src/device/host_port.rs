@@ -29,7 +29,7 @@ pub(super) async fn apply(netlink: &Netlink, mtu: u32, gateways: &[IpAddr]) -> R
         tracing::info!(link = HOST_PORT, "creating the host's port");
         links::create(netlink, HOST_PORT, pair(mtu)).await?;
     }
-    let settings = |mac| Settings { mac, mtu, noarp: true, any_source: true };
+    let settings = |mac| Settings { mac, mtu, noarp: true, any_source: true, up: true };
     links::repair(netlink, HOST_PORT_PEER, settings(PEER_MAC)).await?;
     let link = links::repair(netlink, HOST_PORT, settings(HOST_MAC)).await?;
     if gateways.iter().any(IpAddr::is_ipv6) {

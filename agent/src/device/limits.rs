@@ -24,8 +24,9 @@ impl Limits {
         let connections = flows.map(|entries| entries / 2);
         let percent = u64::from(settings.flow_table_percent);
         let share = |connections: u32| {
-            let share = u64::from(connections) * percent / 100;
-            u32::try_from(share).unwrap_or(u32::MAX)
+            // 0 says that there is no limit.
+            let least = u64::from(percent != 0);
+            u32::try_from((u64::from(connections) * percent / 100).max(least)).unwrap_or(u32::MAX)
         };
         Self {
             share: connections.map(share),

@@ -126,14 +126,19 @@ pub async fn close_port(name: &str) -> Result<()> {
 }
 
 async fn set_port(name: &str, up: bool) -> Result<()> {
-    let netlink = Netlink::open()?;
-    let link = existing(&netlink, name).await?;
+    set_with(&Netlink::open()?, name, up).await.map(drop)
+}
+
+/// Sets a link up or down; whether it was not so.
+pub(super) async fn set_with(netlink: &Netlink, name: &str, up: bool) -> Result<bool> {
+    let link = existing(netlink, name).await?;
     if link.up == up {
-        return Ok(());
+        return Ok(false);
     }
     let change = Change::of(&link);
     let change = if up { change.up() } else { change.down() };
-    change.apply(&netlink, name).await
+    change.apply(netlink, name).await?;
+    Ok(true)
 }
 
 /// Deletes the link of that name; false where there was none.
@@ -186,7 +191,7 @@ pub(super) async fn create(netlink: &Netlink, name: &str, message: LinkMessage) 
     existing(netlink, name).await
 }
 
-/// How one of the node's own devices should be; quiet and up in any case.
+/// How one of the node's own devices should be; quiet in any case.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
     pub(super) mac: [u8; 6],
@@ -195,6 +200,8 @@ pub(super) struct Settings {
     pub(super) noarp: bool,
     /// `rp_filter` 0 and `accept_local` 1.
     pub(super) any_source: bool,
+    /// Up, else as it is.
+    pub(super) up: bool,
 }
 
 /// Moves a link to `wanted`; sends nothing where it is so already.
@@ -216,7 +223,7 @@ pub(super) async fn repair(netlink: &Netlink, name: &str, wanted: Settings) -> R
         change = change.ipv4(&[(IPV4_DEVCONF_RP_FILTER, 0), (IPV4_DEVCONF_ACCEPT_LOCAL, 1)]);
     }
     change.apply(netlink, name).await?;
-    if !link.up {
+    if wanted.up && !link.up {
         // Last and alone: the settings above must hold before the kernel makes addresses for a device that comes up.
         Change::of(&link).up().apply(netlink, name).await?;
     }

@@ -185,6 +185,17 @@ async fn put_devices(netlink: &Netlink, config: &DeviceConfig, uplink: &Link, po
     }
 }
 
+/// Brings the overlay up, where there is one, once `from_overlay` is attached to it; whether it was down.
+///
+/// # Errors
+/// Another process has the UDP port, or the kernel refuses.
+pub async fn open_overlay(config: &DeviceConfig) -> Result<bool> {
+    match config.mode {
+        Mode::Vxlan => overlay::open(&Netlink::open()?, config.vxlan_port).await,
+        Mode::Native => Ok(false),
+    }
+}
+
 /// Tells what the node is, without changing anything; indexes of devices that are not there are 0.
 ///
 /// # Errors

@@ -11,9 +11,9 @@ use super::{
     netlink::Netlink,
 };
 
-/// Makes or repairs the device. UDP port and mode cannot be changed on a living device, so one that differs is made anew.
+/// Makes or repairs the device; a new one is down, see [`open`]. UDP port and mode cannot be changed on a living device, so one that differs is made anew.
 pub(super) async fn apply(netlink: &Netlink, port: u16, mtu: u32) -> Result<Link> {
-    let settings = Settings { mac: GATEWAY_MAC, mtu, noarp: false, any_source: false };
+    let settings = Settings { mac: GATEWAY_MAC, mtu, noarp: false, any_source: false, up: false };
     match find(netlink).await? {
         Some(link) if link.vxlan_external && link.vxlan_port == Some(port) => {}
         None => create(netlink, port, mtu).await?,
@@ -23,9 +23,14 @@ pub(super) async fn apply(netlink: &Netlink, port: u16, mtu: u32) -> Result<Link
             create(netlink, port, mtu).await?;
         }
     }
-    let repaired = links::repair(netlink, OVERLAY, settings).await;
+    links::repair(netlink, OVERLAY, settings).await
+}
+
+/// Brings the device up, whether it was down: to be called when its program is attached, and not before. Without it the frames
+/// inside of what anybody encapsulates would go into the host's stack.
+pub(super) async fn open(netlink: &Netlink, port: u16) -> Result<bool> {
     // The kernel takes the UDP port when the device comes up.
-    repaired.map_err(|error| port_taken(error, port))
+    links::set_with(netlink, OVERLAY, true).await.map_err(|error| port_taken(error, port))
 }
 
 async fn create(netlink: &Netlink, port: u16, mtu: u32) -> Result<()> {

@@ -243,7 +243,9 @@ impl Engine {
         self.node.pass(&snapshot, &self.shared.work).await.map_err(|error| {
             tracing::error!(error = format!("{error:#}"), "a pass over the dataplane broke off");
             ApiError { code: ErrorCode::Io, message: format!("{error:#}") }
-        })
+        })?;
+        self.node.state.planned = Some(snapshot);
+        Ok(())
     }
 
     async fn finish_release(&mut self, Release { ids, asked_by }: Release, outcome: &Result<(), ApiError>) {

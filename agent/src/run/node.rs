@@ -59,6 +59,8 @@ pub(super) type Broken = (Option<AttachmentId>, String);
 pub(super) struct State {
     pub(super) guests: BTreeMap<AttachmentId, GuestHandle>,
     pub(super) desired: Arc<Desired>,
+    /// What it was made of.
+    pub(super) planned: Option<Arc<Snapshot>>,
     /// Nodes that next hops were looked up for (native mode).
     pub(super) neighbours: Vec<IpAddr>,
     /// The routes of the last pass.
@@ -235,6 +237,7 @@ impl Node {
         }
         self.take_over_other_versions().await?;
         self.attach_node_programs()?;
+        device::open_overlay(&self.device_config).await.context("cannot bring the overlay up")?;
         self.detach_strays()?;
         if self.config.cni.install {
             let path = super::install::install_conflist(&self.config)?;
@@ -328,6 +331,7 @@ impl Node {
             view.problems = problems;
             view.attachments = self.attachments.all().cloned().collect();
             view.desired = self.state.desired.clone();
+            view.planned.clone_from(&self.state.planned);
         });
     }
 

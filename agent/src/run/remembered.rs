@@ -33,7 +33,7 @@ use crate::{
     file,
     model::{Desired, ObjectKey, Snapshot},
     plan,
-    serve::Shared,
+    serve::{Shared, View},
 };
 
 /// Of the file's form.
@@ -110,7 +110,9 @@ fn save(path: &Path, node: &str, snapshot: &Snapshot, desired: &Desired) -> io::
     let all = encode(node, snapshot, |pod| is_here(pod) || is_known(pod))?;
     let bytes = if all.len() <= MOST { all } else { encode(node, snapshot, is_here)? };
     if bytes.len() > MOST {
-        return Err(io::Error::other(format!("{} bytes are more than {MOST}", bytes.len())));
+        // An older state would bring back policies that were replaced since: without any, pods start closed.
+        file::gone(std::fs::remove_file(path))?;
+        return Err(io::Error::other(format!("{} bytes are more than {MOST}; it is removed", bytes.len())));
     }
     std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
     file::save_bytes(path, &bytes)
@@ -175,51 +177,56 @@ pub(super) struct Keeper {
     pub(super) path: PathBuf,
     pub(super) node: String,
     pub(super) shared: Arc<Shared>,
-    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
 impl Keeper {
-    /// Writes for ever what has changed, not too often.
-    pub(super) async fn run(mut self) {
+    /// Writes for ever what has been planned, not too often.
+    pub(super) async fn run(self) {
+        let mut views = self.shared.views();
         let mut last: Option<Arc<Snapshot>> = None;
         let (mut next, mut next_for_policies) = (Instant::now(), Instant::now());
         loop {
-            let snapshot = self.snapshots.borrow_and_update().clone();
-            let fresh = snapshot.synced && snapshot.remembered.is_none();
-            let differs = fresh && !last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &snapshot));
-            let policies = last.as_ref().is_none_or(|last| last.policies != snapshot.policies);
-            let due = if policies { next_for_policies } else { next };
-            if differs && Instant::now() >= due {
+            let view = views.borrow_and_update().clone();
+            let fresh = planned(&view).filter(|snapshot| last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, snapshot)));
+            let policies = |snapshot: &Snapshot| last.as_ref().is_none_or(|last| last.policies != snapshot.policies);
+            let due = if fresh.is_some_and(|snapshot| policies(snapshot)) { next_for_policies } else { next };
+            if let Some(snapshot) = fresh.filter(|_| Instant::now() >= due) {
                 let started = Instant::now();
-                self.write(snapshot.clone()).await;
+                self.write(&view, snapshot).await;
                 let pause = started.elapsed() * PART;
                 next = Instant::now() + pause.max(INTERVAL);
                 next_for_policies = Instant::now() + pause.max(POLICY_INTERVAL);
-                last = Some(snapshot);
+                last = Some(snapshot.clone());
                 continue;
             }
             tokio::select! {
-                changed = self.snapshots.changed() => if changed.is_err() { return },
-                () = sleep_until(due), if differs => {}
+                changed = views.changed() => if changed.is_err() { return },
+                () = sleep_until(due), if fresh.is_some() => {}
             }
         }
     }
 
-    /// Writes the state as it is now, where the source has told it.
+    /// Writes what was planned last, where the source has told it.
     pub(super) async fn write_last(&self) {
-        let snapshot = self.snapshots.borrow().clone();
-        if snapshot.synced && snapshot.remembered.is_none() {
-            self.write(snapshot).await;
+        let view = self.shared.view();
+        if let Some(snapshot) = planned(&view) {
+            self.write(&view, snapshot).await;
         }
     }
 
-    async fn write(&self, snapshot: Arc<Snapshot>) {
-        let (path, node, desired) = (self.path.clone(), self.node.clone(), self.shared.view().desired.clone());
+    async fn write(&self, view: &View, snapshot: &Arc<Snapshot>) {
+        let (path, node, desired, snapshot) =
+            (self.path.clone(), self.node.clone(), view.desired.clone(), snapshot.clone());
         let saved = tokio::task::spawn_blocking(move || save(&path, &node, &snapshot, &desired)).await;
         if let Ok(Err(error)) = saved {
             tracing::warn!(path = %self.path.display(), %error, "cannot keep the state of the cluster for the next start");
         }
     }
+}
+
+/// What the source has told, as it was planned: a plan says which pods of it policies know.
+fn planned(view: &View) -> Option<&Arc<Snapshot>> {
+    view.planned.as_ref().filter(|snapshot| snapshot.synced && snapshot.remembered.is_none())
 }
 
 #[cfg(test)]
@@ -228,7 +235,6 @@ mod tests {
     use weft_api::SourceState;
 
     use super::*;
-    use crate::serve::View;
 
     fn object<T: serde::de::DeserializeOwned>(namespace: &str, name: &str, more: Value) -> (ObjectKey, Arc<T>) {
         let mut object = more;
@@ -309,13 +315,12 @@ mod tests {
     async fn the_state_is_written_when_it_changes_and_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = path(dir.path());
-        let (source, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let source_state = SourceState { name: "kubernetes".into(), synced: true, error: None, remembered_since: None };
         let (shared, _commands) = Shared::new(View { source: Some(source_state), ..View::default() });
-        let keeper =
-            || Keeper { path: path.clone(), node: "here".into(), shared: shared.clone(), snapshots: snapshots.clone() };
+        let keeper = || Keeper { path: path.clone(), node: "here".into(), shared: shared.clone() };
+        let plan = |snapshot: Snapshot| shared.publish(|view| view.planned = Some(Arc::new(snapshot)));
         let running = tokio::spawn(keeper().run());
-        source.send_replace(Arc::new(snapshot()));
+        plan(snapshot());
         let written = async {
             while load(&path, "here").is_none() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -324,11 +329,10 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(20), written).await.unwrap();
         running.abort();
         // What is only remembered is not written again: it would look newer than it is.
-        let stale = Snapshot { remembered: Some(7), pods: BTreeMap::new(), ..snapshot() };
-        source.send_replace(Arc::new(stale));
+        plan(Snapshot { remembered: Some(7), pods: BTreeMap::new(), ..snapshot() });
         keeper().write_last().await;
         assert_eq!(load(&path, "here").unwrap().pods.len(), 1);
-        source.send_replace(Arc::new(Snapshot { pods: BTreeMap::new(), ..snapshot() }));
+        plan(Snapshot { pods: BTreeMap::new(), ..snapshot() });
         keeper().write_last().await;
         assert_eq!(load(&path, "here").unwrap().pods.len(), 0);
     }

@@ -23,7 +23,7 @@ impl Node {
         let hops = self.repair_next_hops().await;
         changed |= *hops.as_ref().unwrap_or(&false);
         let routes = self.repair_routes(work).await;
-        let programs = self.repair_programs(work);
+        let programs = self.repair_programs(work).await;
         let ports = self.repair_ports(work).await;
         let results = [devices, hops.map(drop), routes, programs];
         let told = results.into_iter().filter_map(|result| Some((None, format!("{:#}", result.err()?))));
@@ -93,7 +93,7 @@ impl Node {
     }
 
     /// Programs of the node's own devices, once they were attached.
-    fn repair_programs(&mut self, work: &Work) -> Result<()> {
+    async fn repair_programs(&mut self, work: &Work) -> Result<()> {
         if !self.state.announced {
             return Ok(());
         }
@@ -105,6 +105,8 @@ impl Node {
             self.attach_node_programs()?;
             mended(work, Mended::Programs, missing);
         }
+        let opened = device::open_overlay(&self.device_config).await.context("cannot bring the overlay up")?;
+        mended(work, Mended::Devices, usize::from(opened));
         Ok(())
     }
 

@@ -29,7 +29,7 @@ use weft_api::{Answer, ApiError, Request, SourceState};
 use weft_dataplane::Maps;
 
 use crate::{
-    model::{Attachment, Desired},
+    model::{Attachment, Desired, Snapshot},
     vhost::Board,
 };
 
@@ -66,6 +66,8 @@ pub struct View {
     pub attachments: Vec<Attachment>,
     /// The plan that was applied last.
     pub desired: Arc<Desired>,
+    /// What it was made of; none before the first one.
+    pub planned: Option<Arc<Snapshot>>,
 }
 
 impl View {
@@ -115,6 +117,12 @@ impl Shared {
     #[must_use]
     pub fn view(&self) -> Arc<View> {
         self.view.borrow().clone()
+    }
+
+    /// The views from now on.
+    #[must_use]
+    pub fn views(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
     }
 
     /// Changes the view.

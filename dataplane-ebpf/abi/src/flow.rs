@@ -91,6 +91,8 @@ impl FlowFlags {
     pub const CHECK_MAC: u16 = 8;
     /// The sender is the node's own host: policy does not apply (probes).
     pub const FROM_HOST: u16 = 16;
+    /// The host forwards it for somebody else: it is booked on its receiver.
+    pub const FORWARDED: u16 = 32;
 }
 
 /// Where a connection stands, from the packets of one direction; decides the idle time after which an entry is void.

@@ -46,8 +46,8 @@ pub struct Share {
     pub flows: [FlowAccount; ACCOUNTS],
     /// Masqueraded connections that kept a source port outside of the part of the range that is the port's own.
     pub kept: u32,
-    /// Reserved, zero.
-    pub pad: u32,
+    /// Under [`ALL_PORTS`]: ports that had connections when the sweep last counted.
+    pub ports: u32,
 }
 
 crate::pod!(Share);

@@ -2,8 +2,8 @@
 //! The decision on the first packet of a flow: admit, translate, locate, judge.
 
 use weft_abi::{
-    Addr, Config, Deliver, DropReason, Flow, FlowFlags, FlowKey6, GenerationRef, HAIRPIN_V4, HAIRPIN_V6, LocalKind,
-    Port, PortKind, RemoteKind, ServiceKey, SlotKey, generation,
+    Addr, Config, ConfigFlags, Deliver, DropReason, Flow, FlowFlags, FlowKey6, GenerationRef, HAIRPIN_V4, HAIRPIN_V6,
+    LocalKind, Port, PortKind, Remote, RemoteKind, ServiceKey, SlotKey, generation,
 };
 
 use crate::{Tables, address, admit, masquerade, policy, protocol, select};
@@ -290,7 +290,11 @@ fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(),
     let Some(remote) = tables.remote(&walk.target) else { return outside(walk, config) };
     if remote.kind == RemoteKind::Node as u32 {
         refuse_encapsulation(walk, config)?;
-        return outside(walk, config);
+        if !goes_by_tunnel(walk, config, remote) {
+            return outside(walk, config);
+        }
+        walk.remote = remote.via;
+        return set_place(walk, Deliver::Tunnel, config.overlay_ifindex);
     }
     walk.remote = remote.via;
     match remote.kind {
@@ -310,6 +314,13 @@ fn refuse_encapsulation(walk: &Walk, config: &Config) -> Result<(), DropReason> 
         && walk.target_port == config.vxlan_port
         && walk.key.protocol == u32::from(protocol::UDP);
     if encapsulated { Err(DropReason::Encapsulated) } else { Ok(()) }
+}
+
+/// A workload whose address is left alone reaches other nodes by the tunnel: on their uplinks no pod is heard.
+#[inline(always)]
+fn goes_by_tunnel(walk: &Walk, config: &Config, node: &Remote) -> bool {
+    let plain = if walk.is_v6 == 0 { ConfigFlags::PLAIN_V4 } else { ConfigFlags::PLAIN_V6 };
+    walk.sender == Sender::Workload as u32 && config.flags & plain != 0 && !node.via.is_unspecified()
 }
 
 /// To other nodes themselves and whatever lies beyond.

@@ -5,7 +5,22 @@ use crate::protocol;
 
 /// Segments of a TCP packet that is still to be cut are no shorter (`TCP_MIN_SND_MSS` of Linux): shorter ones would cost the
 /// node a packet for some bytes each.
-pub const MIN_SEGMENT: u32 = 48;
+const MIN_SEGMENT: u32 = 48;
+
+/// Datagrams that one packet may become (`UDP_MAX_SEGMENTS` of Linux, 6.8; 64 before).
+const MAX_DATAGRAMS: u32 = 128;
+
+/// Whether a packet of `len` bytes may be cut into pieces of `segment` bytes; 0: it is none to cut.
+#[inline(always)]
+#[must_use]
+pub const fn may_be_cut(protocol_number: u8, len: u32, segment: u32) -> bool {
+    match protocol_number {
+        _ if segment == 0 => true,
+        protocol::TCP => segment >= MIN_SEGMENT,
+        protocol::UDP => segment as u64 * MAX_DATAGRAMS as u64 >= len as u64,
+        _ => true,
+    }
+}
 
 /// Where the checksum is in a transport header, and the bytes of it that are judged; both 0 of one without.
 #[inline(always)]
@@ -35,6 +50,13 @@ mod tests {
 
     /// Ethernet and IPv4.
     const TRANSPORT: u32 = 34;
+
+    #[test]
+    fn what_is_cut_becomes_a_bounded_number_of_packets() {
+        assert!(may_be_cut(protocol::TCP, 65_000, 48) && !may_be_cut(protocol::TCP, 65_000, 47));
+        assert!(may_be_cut(protocol::UDP, 1_280, 10) && !may_be_cut(protocol::UDP, 1_281, 10));
+        assert!(may_be_cut(protocol::UDP, 65_000, 0) && !may_be_cut(protocol::UDP, 65_000, 1));
+    }
 
     #[test]
     fn the_checksum_of_the_transport_header_is_harmless() {

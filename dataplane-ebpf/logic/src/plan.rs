@@ -4,7 +4,7 @@
 use weft_abi::{Addr, Config, Deliver, Flow, FlowFlags, FlowState, GATEWAY_MAC, GenerationRef, HAIRPIN_V4, HAIRPIN_V6};
 
 use crate::{
-    decide::{self, Sender, Walk},
+    decide::{self, Origin, Sender, Walk},
     flow, masquerade,
 };
 
@@ -64,6 +64,9 @@ fn plan_sources(walk: &mut Walk, config: &Config, kept_port: u16) {
     }
     if walk.own_host != 0 {
         flow.flags |= FlowFlags::FROM_HOST;
+    }
+    if walk.sender == Sender::Host as u32 && walk.origin != Origin::Own as u8 {
+        flow.flags |= FlowFlags::FORWARDED;
     }
     (flow.src, flow.sport) = (walk.key.src, walk.key.sport);
     (flow.dst, flow.dport) = (walk.target, walk.target_port);

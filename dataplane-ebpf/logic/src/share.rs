@@ -33,19 +33,22 @@ pub enum Room {
     Own,
 }
 
-/// Whether a further connection of one family has room, its account and those of all ports having these. `v6`: 0 or 1.
+/// Whether a further connection of one family has room, its account and those of all ports having these; `ports`: how many ports
+/// have connections.
 ///
-/// A port takes its share; what is left beyond `flow_most` is kept for those that have less than their floor. So one port's
-/// flows never push out another's, and neither do those of all others together.
+/// A port takes its share. Beyond `flow_most`, three quarters of the table, it takes what it would have if all had the same, and
+/// the last eighth is for those that have less than their floor. So one port's flows never push out another's, and neither do
+/// those of all others together.
 #[inline(always)]
 #[must_use]
-pub const fn room(config: &Config, v6: bool, account: u32, all: u32) -> Room {
+pub const fn room(config: &Config, v6: bool, account: u32, all: u32, ports: u32) -> Room {
     let (share, most, floor) = if v6 {
         (config.flow_share[1], config.flow_most[1], config.flow_floor[1])
     } else {
         (config.flow_share[0], config.flow_most[0], config.flow_floor[0])
     };
-    if share == 0 || (account < share && (all < most || account < floor)) { Room::Free } else { Room::Own }
+    let is_fair = account < most / if ports == 0 { 1 } else { ports } && all < most + most / 6;
+    if share == 0 || (account < share && (all < most || account < floor || is_fair)) { Room::Free } else { Room::Own }
 }
 
 /// Whether the programs should remember a connection in the order it came in: where room gets scarce, for the account or for
@@ -59,17 +62,19 @@ pub const fn is_remembered(config: &Config, v6: bool, account: u32, all: u32) ->
 }
 
 /// The account of a connection: whose, and its index in [`weft_abi::Share::flows`]. `from`: the `ifindex` of its opener's key;
-/// `to`: the device that it leads to. None: it is the host's, which is not held to a share.
+/// `to`: the device that it leads to; `forwarded`: see [`weft_abi::FlowFlags::FORWARDED`]. None: it is the host's, which is not
+/// held to a share.
 ///
-/// What comes from other nodes and the outside is booked on its receiver: nobody here opened it, and a flood closes for the
-/// one that it is aimed at.
+/// What comes from other nodes and the outside, also by way of the host's stack, is booked on its receiver: nobody here opened
+/// it, and a flood closes for the one that it is aimed at.
 #[inline(always)]
 #[must_use]
-pub const fn account(from: u32, to: u32, v6: bool, host: u32) -> Option<(u32, usize)> {
-    if from == host {
+pub const fn account(from: u32, to: u32, v6: bool, host: u32, forwarded: bool) -> Option<(u32, usize)> {
+    let received = flow::is_from_outside(from) || (from == host && forwarded);
+    let (ifindex, first) = if received { (to, RECEIVED) } else { (from, OPENED) };
+    if ifindex == host {
         return None;
     }
-    let (ifindex, first) = if flow::is_from_outside(from) { (to, RECEIVED) } else { (from, OPENED) };
     Some((ifindex, first + v6 as usize))
 }
 
@@ -99,21 +104,27 @@ mod tests {
     #[test]
     fn a_port_has_its_share_and_when_the_table_fills_its_floor() {
         let config = Config { flow_share: [100, 50], flow_most: [300, 150], flow_floor: [10, 5], ..Config::default() };
-        assert_eq!(room(&config, false, 99, 299), Room::Free);
-        assert_eq!(room(&config, false, 100, 100), Room::Own);
-        assert_eq!(room(&config, false, 10, 300), Room::Own);
-        assert_eq!(room(&config, false, 9, 400), Room::Free);
-        assert_eq!(room(&config, true, 49, 149), Room::Free);
-        assert_eq!(room(&config, true, 50, 50), Room::Own);
-        assert_eq!(room(&Config::default(), false, u32::MAX, u32::MAX), Room::Free);
+        assert_eq!(room(&config, false, 99, 299, 40), Room::Free);
+        assert_eq!(room(&config, false, 100, 100, 40), Room::Own);
+        assert_eq!(room(&config, false, 10, 300, 40), Room::Own);
+        assert_eq!(room(&config, false, 9, 400, 40), Room::Free);
+        // Few ports: what all would have is more than the floor, up to the last eighth.
+        assert_eq!(room(&config, false, 74, 349, 4), Room::Free);
+        assert_eq!(room(&config, false, 75, 300, 4), Room::Own);
+        assert_eq!(room(&config, false, 74, 350, 4), Room::Own);
+        assert_eq!(room(&config, true, 49, 149, 40), Room::Free);
+        assert_eq!(room(&config, true, 50, 50, 40), Room::Own);
+        assert_eq!(room(&Config::default(), false, u32::MAX, u32::MAX, 0), Room::Free);
     }
 
     #[test]
     fn connections_are_booked_on_who_opened_them_or_who_receives_them() {
-        assert_eq!(account(7, 9, false, 1), Some((7, OPENED)));
-        assert_eq!(account(7, 9, true, 1), Some((7, OPENED + 1)));
-        assert_eq!(account(weft_abi::OVERLAY, 9, true, 1), Some((9, RECEIVED + 1)));
-        assert_eq!(account(1, 9, false, 1), None);
+        assert_eq!(account(7, 9, false, 1, false), Some((7, OPENED)));
+        assert_eq!(account(7, 9, true, 1, false), Some((7, OPENED + 1)));
+        assert_eq!(account(weft_abi::OVERLAY, 9, true, 1, false), Some((9, RECEIVED + 1)));
+        assert_eq!(account(1, 9, false, 1, true), Some((9, RECEIVED)), "what the host forwards");
+        assert_eq!(account(1, 9, false, 1, false), None, "what it sends");
+        assert_eq!(account(weft_abi::OVERLAY, 1, false, 1, false), None, "what it gets");
     }
 
     #[test]

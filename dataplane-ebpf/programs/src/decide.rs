@@ -2,7 +2,7 @@
 //! The slow path: fill in the walk, let the logic decide, insert both entries.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
-use weft_abi::{Addr, DropReason, Flow, FlowFlags, Hook, LocalKind, PortKind};
+use weft_abi::{Addr, DropReason, Flow, FlowFlags, FlowKey6, Hook, LocalKind, PortKind};
 use weft_logic::{
     Frame as _, Tables as _, admit,
     decide::{self, Origin, Sender, Walk},
@@ -92,10 +92,28 @@ fn open(skb: &Skb) -> Result<(), DropReason> {
     }
     // The functions above have written to it.
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if walk.masquerade == masquerade::KEPT && weft_has_lost_port() != 0 {
+        walk.masquerade = masquerade::BY_PORT;
+    }
     if needs_reservation(walk) {
         stop::check(weft_masquerade(skb.raw()))?;
     }
+    if new && !counts {
+        let _done = weft_forget_answers();
+    }
     Ok(())
+}
+
+/// 1: the entry that reserved the port of the walk's flow was lost, and the port is another flow's now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_has_lost_port() -> u32 {
+    let (Some(walk), Some(keys)) = (maps::walk(), maps::asked()) else { return 0 };
+    let found = if walk.is_v6 == 0 { V4::find(&walk.reverse_key) } else { V6::find(&walk.reverse_key) };
+    let Some(found) = found else { return 0 };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    keys[0] = life::answer_key(unsafe { &*found }, walk.key.protocol);
+    u32::from(keys[0] != walk.key)
 }
 
 /// Whether the entry of a masqueraded flow's answers is put in where it reserves what the flow leaves under.
@@ -179,7 +197,7 @@ fn begin(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
     walk.tunnel_peer = Addr::UNSPECIFIED;
     walk.origin = origin(skb) as u8;
     if hook == Hook::FromOverlay as u8 {
-        walk.tunnel_peer = tunnel::peer(skb)?;
+        tunnel::find_peer(skb)?;
     }
     Ok(())
 }
@@ -257,6 +275,31 @@ fn insert<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
         share::book(walk);
     }
     Ok(())
+}
+
+/// A connection that opens again on its five-tuple takes the place of the one before, whose answers may have had another key:
+/// that entry would be nobody's. Always 0. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_forget_answers() -> u32 {
+    let (Some(walk), Some(keys)) = (maps::walk(), maps::asked()) else { return 0 };
+    if walk.is_v6 == 0 {
+        forget_answers::<V4>(walk, &mut keys[0])
+    } else {
+        forget_answers::<V6>(walk, &mut keys[0])
+    }
+    0
+}
+
+#[inline(always)]
+fn forget_answers<F: Family>(walk: &Walk, answers: &mut FlowKey6) {
+    let Some(before) = F::find(&walk.key) else { return };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let before = unsafe { &*before };
+    *answers = life::answer_key(before, walk.key.protocol);
+    if before.flags & FlowFlags::REPLY == 0 && *answers != walk.reverse_key {
+        F::remove(answers);
+    }
 }
 
 /// Of an entry that is only decided again, the counters and the TCP state go on.

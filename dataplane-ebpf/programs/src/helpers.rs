@@ -184,27 +184,33 @@ pub fn set_tunnel(skb: *mut __sk_buff, vni: u32, remote: &Addr) -> bool {
     }
 }
 
-/// The node that encapsulated the packet, and the network identifier.
-#[inline(always)]
-pub fn tunnel_peer(skb: *mut __sk_buff) -> Option<(Addr, u32)> {
-    tunnel_peer_v4(skb).or_else(|| tunnel_peer_v6(skb))
+/// How a packet was encapsulated.
+#[derive(Clone, Copy)]
+pub struct Tunnel {
+    /// Who did it.
+    pub peer: Addr,
+    /// The address of this node that it was sent to (kernel 6.0).
+    pub local: Addr,
+    /// The network identifier.
+    pub vni: u32,
 }
 
-/// [`tunnel_peer`] where it was by IPv4.
+/// How the packet was encapsulated, where that was by IPv4.
 #[inline(always)]
-pub fn tunnel_peer_v4(skb: *mut __sk_buff) -> Option<(Addr, u32)> {
+pub fn tunnel_v4(skb: *mut __sk_buff) -> Option<Tunnel> {
     let key = tunnel_key(skb, 0)?;
-    // SAFETY: without BPF_F_TUNINFO_IPV6 the kernel filled the IPv4 member.
-    let word = unsafe { key.__bindgen_anon_1.remote_ipv4 };
-    Some((Addr::v4(word.to_be()), key.tunnel_id))
+    // SAFETY: without BPF_F_TUNINFO_IPV6 the kernel filled the IPv4 members.
+    let (peer, local) = unsafe { (key.__bindgen_anon_1.remote_ipv4, key.__bindgen_anon_3.local_ipv4) };
+    Some(Tunnel { peer: Addr::v4(peer.to_be()), local: Addr::v4(local.to_be()), vni: key.tunnel_id })
 }
 
-/// [`tunnel_peer`] where it was by IPv6.
+/// [`tunnel_v4`] by IPv6.
 #[inline(always)]
-pub fn tunnel_peer_v6(skb: *mut __sk_buff) -> Option<(Addr, u32)> {
+pub fn tunnel_v6(skb: *mut __sk_buff) -> Option<Tunnel> {
     let key = tunnel_key(skb, BPF_F_TUNINFO_IPV6)?;
-    // SAFETY: with the flag the kernel filled the IPv6 member.
-    Some((Addr(unsafe { key.__bindgen_anon_1.remote_ipv6 }), key.tunnel_id))
+    // SAFETY: with the flag the kernel filled the IPv6 members.
+    let (peer, local) = unsafe { (key.__bindgen_anon_1.remote_ipv6, key.__bindgen_anon_3.local_ipv6) };
+    Some(Tunnel { peer: Addr(peer), local: Addr(local), vni: key.tunnel_id })
 }
 
 /// The tunnel metadata of a packet of the family that `flags` ask for.

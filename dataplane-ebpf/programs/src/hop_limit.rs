@@ -20,12 +20,14 @@ use crate::{
     stop::{self, Stop},
 };
 
-/// Bytes of an ICMP or ICMPv6 header, and of the data behind the IP header that an error quotes.
+/// Bytes of an ICMP or ICMPv6 header.
 const ICMP: usize = 8;
-const QUOTED_DATA: usize = 8;
-/// Words of the quoted packets.
-const QUOTE4: usize = (IPV4 + QUOTED_DATA) / 4;
-const QUOTE6: usize = (IPV6 + QUOTED_DATA) / 4;
+/// Words of a quoted packet: its IP header, and 8 bytes of its data (RFC 792); of TCP the whole header, because the kernel cuts no
+/// packet before the place of a checksum that is still to be made.
+const QUOTE4: usize = (IPV4 + 8) / 4;
+const QUOTE4_TCP: usize = (IPV4 + 20) / 4;
+const QUOTE6: usize = (IPV6 + 8) / 4;
+const QUOTE6_TCP: usize = (IPV6 + 20) / 4;
 
 /// Time exceeded in transit: ICMP type and code (RFC 792), ICMPv6 type and code (RFC 4443, 3.3).
 const TIME_EXCEEDED_V4: [u8; 2] = [11, 0];
@@ -33,10 +35,10 @@ const TIME_EXCEEDED_V6: [u8; 2] = [3, 0];
 /// Time to live of the error itself.
 const HOPS: u8 = 64;
 
-/// An ICMP error with the packet that it is about.
+/// The headers of an ICMP error, before the packet that it is about.
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
-struct Error<H, const WORDS: usize> {
+struct Error<H> {
     dst: [u8; 6],
     src: [u8; 6],
     ethertype: u16,
@@ -44,7 +46,6 @@ struct Error<H, const WORDS: usize> {
     kind: [u8; 2],
     checksum: u16,
     unused: u32,
-    quote: [u32; WORDS],
 }
 
 /// Whether a packet of this hook that goes on by `flow` passes a router here.
@@ -62,35 +63,38 @@ pub fn exceeded<F: Family>(skb: &Skb, transport: &Transport) -> Result<i32, Stop
         return Err(DropReason::HopLimit.into());
     }
     share::take(skb.ifindex(), Tokens::Answers)?;
-    stop::resume(if F::IS_V6 { weft_exceeded_v6(skb.raw()) } else { weft_exceeded_v4(skb.raw()) })
+    let tcp = u32::from(transport.protocol == protocol::TCP);
+    stop::resume(if F::IS_V6 { weft_exceeded_v6(skb.raw(), tcp) } else { weft_exceeded_v4(skb.raw(), tcp) })
 }
 
 /// [`answer_v4`], as [`stop::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_exceeded_v4(skb: *mut __sk_buff) -> u32 {
-    stop::suspend(answer_v4(&Skb::of(skb)))
+extern "C" fn weft_exceeded_v4(skb: *mut __sk_buff, tcp: u32) -> u32 {
+    let skb = Skb::of(skb);
+    stop::suspend(if tcp == 0 { answer_v4::<QUOTE4>(&skb) } else { answer_v4::<QUOTE4_TCP>(&skb) })
 }
 
 /// [`answer_v6`], as [`stop::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_exceeded_v6(skb: *mut __sk_buff) -> u32 {
-    stop::suspend(answer_v6(&Skb::of(skb)))
+extern "C" fn weft_exceeded_v6(skb: *mut __sk_buff, tcp: u32) -> u32 {
+    let skb = Skb::of(skb);
+    stop::suspend(if tcp == 0 { answer_v6::<QUOTE6>(&skb) } else { answer_v6::<QUOTE6_TCP>(&skb) })
 }
 
 /// Computes the checksums of the IPv4 and the ICMP header anew.
 #[inline(always)]
-fn answer_v4(skb: &Skb) -> Result<i32, Stop> {
+fn answer_v4<const WORDS: usize>(skb: &Skb) -> Result<i32, Stop> {
     let node = Kernel.config().ok_or(DropReason::Kernel)?.node_v4;
     let (Some(ethernet), Some(asked)) = (skb.read::<Ethernet>(0), skb.read::<Ipv4>(ETHERNET)) else {
         return Err(DropReason::Truncated.into());
     };
-    let quote: [u32; QUOTE4] = skb.load(ETHERNET).ok_or(DropReason::HopLimit)?;
+    let quote: [u32; WORDS] = skb.load(ETHERNET).ok_or(DropReason::HopLimit)?;
     if node.is_unspecified() {
         return Err(DropReason::HopLimit.into());
     }
-    let total = (IPV4 + ICMP + QUOTE4 * 4) as u16;
+    let total = (IPV4 + ICMP + WORDS * 4) as u16;
     let mut ip = Ipv4 {
         version_ihl: 0x45,
         total_len: total.to_be(),
@@ -117,23 +121,22 @@ fn answer_v4(skb: &Skb) -> Result<i32, Stop> {
         kind: TIME_EXCEEDED_V4,
         checksum: checksum::update(u16::MAX, sum),
         unused: 0,
-        quote,
     };
-    send_back(skb, &error, IPV4 + ICMP)
+    send_back(skb, &error, WORDS * 4)
 }
 
 /// Computes the ICMPv6 checksum anew, pseudo header included.
 #[inline(always)]
-fn answer_v6(skb: &Skb) -> Result<i32, Stop> {
+fn answer_v6<const WORDS: usize>(skb: &Skb) -> Result<i32, Stop> {
     let node: Addr = Kernel.config().ok_or(DropReason::Kernel)?.node_v6;
     let (Some(ethernet), Some(asked)) = (skb.read::<Ethernet>(0), skb.read::<Ipv6>(ETHERNET)) else {
         return Err(DropReason::Truncated.into());
     };
-    let quote: [u32; QUOTE6] = skb.load(ETHERNET).ok_or(DropReason::HopLimit)?;
+    let quote: [u32; WORDS] = skb.load(ETHERNET).ok_or(DropReason::HopLimit)?;
     if node.is_unspecified() {
         return Err(DropReason::HopLimit.into());
     }
-    let len = (ICMP + QUOTE6 * 4) as u16;
+    let len = (ICMP + WORDS * 4) as u16;
     let ip = Ipv6 {
         version_class_label: 0x6000_0000_u32.to_be(),
         payload_len: len.to_be(),
@@ -156,9 +159,8 @@ fn answer_v6(skb: &Skb) -> Result<i32, Stop> {
         kind: TIME_EXCEEDED_V6,
         checksum: checksum::update(u16::MAX, sum),
         unused: 0,
-        quote,
     };
-    send_back(skb, &error, IPV6 + ICMP)
+    send_back(skb, &error, WORDS * 4)
 }
 
 #[inline(always)]
@@ -166,15 +168,16 @@ fn sum<const WORDS: usize>(words: &[u32; WORDS]) -> u64 {
     words.iter().map(|word| u64::from(*word)).sum()
 }
 
-/// Puts the error in the packet's place: cuts it to what is quoted, makes room for `headers` bytes before it.
+/// Puts the error's headers before the packet, which is cut to the `quoted` bytes behind its Ethernet header.
 #[inline(always)]
-fn send_back<H: Copy, const WORDS: usize>(skb: &Skb, error: &Error<H, WORDS>, headers: usize) -> Result<i32, Stop> {
-    if !helpers::resize(skb.raw(), (ETHERNET + WORDS * 4) as u32) || !helpers::grow_head(skb.raw(), headers as u32) {
+fn send_back<H: Copy>(skb: &Skb, error: &Error<H>, quoted: usize) -> Result<i32, Stop> {
+    let headers = size_of::<Error<H>>();
+    if !helpers::resize(skb.raw(), (ETHERNET + quoted) as u32)
+        || !helpers::grow_head(skb.raw(), (headers - ETHERNET) as u32)
+    {
         return Err(DropReason::Kernel.into());
     }
-    let Some(frame) = skb.at::<Error<H, WORDS>>(0) else {
-        return Err(DropReason::Kernel.into());
-    };
+    let frame = skb.at::<Error<H>>(0).ok_or(DropReason::Kernel)?;
     // SAFETY: `at` checked the bounds.
     unsafe { *frame = *error };
     report::count(Counter::IcmpAnswered);

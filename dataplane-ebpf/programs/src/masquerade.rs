@@ -6,7 +6,7 @@ use weft_abi::{Config, Deliver, DropReason, Flow, FlowKey6};
 use weft_logic::{
     Tables as _,
     decide::Walk,
-    flow::{self as life, Connection},
+    flow::{self as life, Connection, timeout},
     masquerade, plan, protocol,
 };
 
@@ -155,7 +155,8 @@ extern "C" fn weft_reserve(replaces: u32) -> u32 {
     })
 }
 
-/// Puts the walk's flow in the place of one that is over; not if another CPU did so, or a packet came for it, just now.
+/// Puts the walk's flow in the place of one that is over; not if another CPU did so, or a packet came for it, just now: no
+/// connection of another workload is over before [`timeout::BRIEF`].
 ///
 /// The other flow's own entry goes as well: it would go on sending under a port that leads back to somebody else.
 #[inline(always)]
@@ -164,7 +165,9 @@ fn replace<F: Family>(walk: &Walk) -> bool {
     let Some(found) = F::flow(&answer) else { return F::insert(&answer, &walk.reverse, u64::from(BPF_NOEXIST)) };
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let (taken, last_seen) = unsafe { (&*found, &raw mut (*found).last_seen) };
-    if !helpers::compare_exchange(last_seen, taken.last_seen, walk.now) {
+    let seen = taken.last_seen;
+    let fresh = walk.now.wrapping_sub(seen) as i32 <= timeout::BRIEF as i32;
+    if (fresh && !is_own(walk, taken)) || !helpers::compare_exchange(last_seen, seen, walk.now) {
         return false;
     }
     F::remove(&life::answer_key(taken, walk.key.protocol));

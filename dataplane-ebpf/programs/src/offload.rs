@@ -6,8 +6,9 @@ use core::{mem::MaybeUninit, ptr};
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{DropReason, SkbLayout};
 use weft_logic::{
-    header::{Piece, Transport},
-    offload, protocol,
+    Frame as _,
+    header::{Kind, Piece, Transport},
+    offload,
 };
 
 use crate::{helpers, skb::Skb, stop};
@@ -16,6 +17,11 @@ use crate::{helpers, skb::Skb, stop};
 #[unsafe(no_mangle)]
 static SKB_LAYOUT: SkbLayout =
     SkbLayout { start: 0, summed: 0, summed_shift: 0, csum_start: 0, csum_offset: 0, mac_header: 0, pad: 0 };
+
+/// What policy has judged of a packet: its headers; what is behind them too; of a later piece, another packet's headers.
+const JUDGED_HEADERS: u32 = 0;
+const JUDGED_DATA: u32 = 1;
+const JUDGED_ALL: u32 = 2;
 
 /// `CHECKSUM_PARTIAL`.
 const PARTIAL: u8 = 3;
@@ -27,24 +33,30 @@ struct Window([u8; SkbLayout::WINDOW]);
 /// Refuses a packet with a checksum that would be written over what policy has judged, and one in absurdly short segments.
 #[inline(always)]
 pub fn check(skb: &Skb, transport: &Transport) -> Result<(), DropReason> {
-    let segment = skb.gso_size();
-    if segment != 0 && segment < offload::MIN_SEGMENT && transport.protocol == protocol::TCP {
+    if !offload::may_be_cut(transport.protocol, skb.len(), skb.gso_size()) {
         return Err(DropReason::ChecksumOffload);
     }
-    let later = u32::from(transport.piece == Piece::Later);
-    stop::check(weft_check_checksum(skb.raw(), u32::from(transport.protocol), transport.offset as u32, later))
+    let judged = if transport.piece == Piece::Later {
+        JUDGED_ALL
+    } else if transport.kind == Kind::ICMP_ERROR {
+        // The packet that it quotes is what was judged.
+        JUDGED_DATA
+    } else {
+        JUDGED_HEADERS
+    };
+    stop::check(weft_check_checksum(skb.raw(), u32::from(transport.protocol), transport.offset as u32, judged))
 }
 
 /// [`try_check`], by a function of its own for its stack; 0, or the number of the reason + 1. Global to the verifier, as in
 /// `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_check_checksum(skb: *mut __sk_buff, protocol: u32, offset: u32, later: u32) -> u32 {
-    stop::code(try_check(skb, protocol as u8, offset, later != 0))
+extern "C" fn weft_check_checksum(skb: *mut __sk_buff, protocol: u32, offset: u32, judged: u32) -> u32 {
+    stop::code(try_check(skb, protocol as u8, offset, judged))
 }
 
 #[inline(always)]
-fn try_check(skb: *mut __sk_buff, protocol: u8, offset: u32, later: bool) -> Result<(), DropReason> {
+fn try_check(skb: *mut __sk_buff, protocol: u8, offset: u32, judged: u32) -> Result<(), DropReason> {
     // SAFETY: a valid static; volatile, as the loader sets another value than the compiler sees. The map behind it is
     // frozen, so that the verifier knows the value.
     let layout = unsafe { ptr::read_volatile(&raw const SKB_LAYOUT) };
@@ -63,6 +75,11 @@ fn try_check(skb: *mut __sk_buff, protocol: u8, offset: u32, later: bool) -> Res
         (summed, half(layout.csum_start), half(layout.csum_offset), half(layout.mac_header))
     };
     // On this hook the packet begins with its Ethernet header.
-    let harmless = !later && offload::is_harmless(protocol, offset, start.wrapping_sub(mac), field);
+    let start = start.wrapping_sub(mac);
+    let harmless = match judged {
+        JUDGED_HEADERS => offload::is_harmless(protocol, offset, start, field),
+        JUDGED_DATA => start == offset && offload::is_harmless(protocol, offset, start, field),
+        _ => false,
+    };
     if summed != PARTIAL || harmless { Ok(()) } else { Err(DropReason::ChecksumOffload) }
 }

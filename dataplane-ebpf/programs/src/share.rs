@@ -2,7 +2,7 @@
 //! Shares of ports: tokens by time, room in the flow table by count; see `weft_logic::share`.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use weft_abi::{ACCOUNTS, ALL_PORTS, DropReason, FlowAccount, FlowKey6, OPENED, Share};
+use weft_abi::{ACCOUNTS, ALL_PORTS, Config, DropReason, FlowAccount, FlowFlags, FlowKey6, OPENED, Share};
 use weft_logic::{
     Tables as _,
     decide::Walk,
@@ -47,13 +47,13 @@ pub fn of(ifindex: u32) -> Option<&'static mut Share> {
     Some(unsafe { &mut *found })
 }
 
-/// Takes a token of a port: 0, or the number of the reason + 1.
+/// Takes a token of a port, or says why there is none.
 #[inline(always)]
 pub fn take(ifindex: u32, tokens: Tokens) -> Result<(), DropReason> {
     stop::check(weft_take_token(ifindex, tokens as u32))
 }
 
-/// [`take`]. Exported, and thereby global to the verifier, as in `far`.
+/// [`take`]: 0, or the number of the reason + 1. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_take_token(ifindex: u32, tokens: u32) -> u32 {
@@ -97,11 +97,12 @@ pub extern "C" fn weft_make_room() -> u32 {
 fn find_room(walk: &Walk) -> Result<(), DropReason> {
     let config = Kernel.config().ok_or(DropReason::Kernel)?;
     let v6 = walk.is_v6 != 0;
-    let booked = share::account(walk.key.ifindex, walk.forward.ifindex, v6, config.host_ifindex);
+    let booked = booked_on(walk, config);
     let (true, Some((ifindex, index))) = (config.flow_share[usize::from(v6)] != 0, booked) else { return Ok(()) };
     let all = account(ALL_PORTS, OPENED + usize::from(v6)).ok_or(DropReason::FlowShare)?.count;
+    let ports = of(ALL_PORTS).map_or(0, |share| share.ports);
     let own = account(ifindex, index).ok_or(DropReason::FlowShare)?;
-    if share::room(config, v6, own.count, all) == Room::Free {
+    if share::room(config, v6, own.count, all, ports) == Room::Free {
         return Ok(());
     }
     let mut search = Search { ifindex, index: index as u32, found: 0, done: 0 };
@@ -184,12 +185,19 @@ fn give_up<F: Family>([key, answer]: &mut [FlowKey6; 2], now: u32) -> Option<boo
     Some(true)
 }
 
+/// The account of the walk's connection.
+#[inline(always)]
+fn booked_on(walk: &Walk, config: &Config) -> Option<(u32, usize)> {
+    let forwarded = walk.forward.flags & FlowFlags::FORWARDED != 0;
+    share::account(walk.key.ifindex, walk.forward.ifindex, walk.is_v6 != 0, config.host_ifindex, forwarded)
+}
+
 /// Books the new connection in the walk.
 #[inline(always)]
 pub fn book(walk: &Walk) {
     let Some(config) = Kernel.config() else { return };
     let v6 = walk.is_v6 != 0;
-    let booked = share::account(walk.key.ifindex, walk.forward.ifindex, v6, config.host_ifindex);
+    let booked = booked_on(walk, config);
     let (true, Some((ifindex, index))) = (config.flow_share[usize::from(v6)] != 0, booked) else { return };
     let (Some(all), Some(own)) = (account(ALL_PORTS, OPENED + usize::from(v6)), account(ifindex, index)) else {
         return;

@@ -5,16 +5,45 @@ use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, DropReason};
 use weft_logic::Tables as _;
 
-use crate::{helpers, maps::Kernel, skb::Skb};
+use crate::{
+    helpers::{self, Tunnel},
+    maps::{self, Kernel},
+    skb::Skb,
+    stop,
+};
 
-/// The node that encapsulated the packet, for Weft's network.
+/// Writes the node that encapsulated the packet, for Weft's network and towards the address that nodes know, to the walk's
+/// `tunnel_peer`.
 #[inline(always)]
-pub fn peer(skb: &Skb) -> Result<Addr, DropReason> {
-    let (peer, vni) = helpers::tunnel_peer(skb.raw()).ok_or(DropReason::TunnelPeer)?;
-    if Kernel.config().is_some_and(|config| config.vni == vni) { Ok(peer) } else { Err(DropReason::TunnelPeer) }
+pub fn find_peer(skb: &Skb) -> Result<(), DropReason> {
+    stop::check(weft_find_peer(skb.raw()))
 }
 
-/// Whether `node` encapsulated the packet, for Weft's network: one helper call, as its family is known.
+/// [`find_peer`], by a function of its own for its stack; 0, or the number of the reason + 1. Global to the verifier, as in
+/// `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_find_peer(skb: *mut __sk_buff) -> u32 {
+    let tunnel = helpers::tunnel_v4(skb).or_else(|| helpers::tunnel_v6(skb)).filter(is_for_us);
+    stop::code(match (tunnel, maps::walk()) {
+        (Some(tunnel), Some(walk)) => {
+            walk.tunnel_peer = tunnel.peer;
+            Ok(())
+        }
+        _ => Err(DropReason::TunnelPeer),
+    })
+}
+
+/// The VXLAN device listens on all addresses of the node. Those that other nodes do not know they do not keep their workloads
+/// from encapsulating to.
+#[inline(always)]
+fn is_for_us(tunnel: &Tunnel) -> bool {
+    let Some(config) = Kernel.config() else { return false };
+    let known = if tunnel.local.is_v4() { &config.node_v4 } else { &config.node_v6 };
+    tunnel.vni == config.vni && tunnel.local == *known
+}
+
+/// Whether `node` encapsulated the packet, as [`find_peer`] says: one helper call, as its family is known.
 #[inline(always)]
 pub fn is_from(skb: &Skb, node: &Addr) -> bool {
     weft_is_from(skb.raw(), &raw const *node) != 0
@@ -29,7 +58,6 @@ extern "C" fn weft_is_from(skb: *mut __sk_buff, node: *const Addr) -> u32 {
     }
     // SAFETY: the caller's reference; the verifier checked its size.
     let node = unsafe { &*node };
-    let Some(config) = Kernel.config() else { return 0 };
-    let found = if node.is_v4() { helpers::tunnel_peer_v4(skb) } else { helpers::tunnel_peer_v6(skb) };
-    u32::from(found.is_some_and(|(peer, vni)| vni == config.vni && peer == *node))
+    let tunnel = if node.is_v4() { helpers::tunnel_v4(skb) } else { helpers::tunnel_v6(skb) };
+    u32::from(tunnel.is_some_and(|tunnel| tunnel.peer == *node && is_for_us(&tunnel)))
 }

@@ -311,3 +311,17 @@ fn what_is_not_masqueraded_keeps_its_addresses() {
         node.from_workload(CLIENT, &out(other_family, CLIENT, L4::Udp(1, 53))).dropped(DropReason::NoRoute);
     }
 }
+
+/// A pod that opens one connection again and again, each time acknowledging what nobody sent, has one connection.
+#[test]
+fn a_connection_that_is_opened_again_leaves_nothing_of_the_one_before() {
+    for family in 0..2 {
+        let node = Node::new();
+        for _ in 0..20 {
+            for flags in [SYN, ACK] {
+                node.from_workload(CLIENT, &out(family, CLIENT, L4::Tcp(4000, 443, flags))).redirected();
+            }
+        }
+        assert_eq!(node.flows(), 2);
+    }
+}
