@@ -128,7 +128,12 @@ fn a_fresh_node_gets_its_devices_and_facts() {
             assert!(link.up && link.noarp && !link.multicast && !link.link_local && link.mtu == 1450, "{link:?}");
             assert_eq!((link.rp_filter, link.accept_local), (0, 1), "{link:?}");
         }
-        assert!(overlay.up && overlay.vxlan_external && !overlay.multicast && !overlay.link_local, "{overlay:?}");
+        assert!(overlay.vxlan_external && !overlay.multicast && !overlay.link_local, "{overlay:?}");
+        assert!(!overlay.up, "not before its program is attached");
+        let vxlan = self::config(Mode::Vxlan);
+        assert!(super::open_overlay(&vxlan).await.unwrap());
+        assert!(!super::open_overlay(&vxlan).await.unwrap(), "once");
+        assert!(links::find(OVERLAY).await.unwrap().unwrap().up);
         assert_eq!((overlay.mac, overlay.mtu, overlay.vxlan_port), (Some(Mac(GATEWAY_MAC)), 1500, Some(8472)));
         assert!(ip("-d link show weft_vxlan").contains("nolearning"));
         let addresses = ip("-o addr show dev weft0");
@@ -282,7 +287,8 @@ fn the_overlay_follows_mode_and_port() {
 
         ip("link add other type vxlan external dstport 4789");
         ip("link set other up");
-        let text = super::apply(&other).await.unwrap_err().to_string();
+        super::apply(&other).await.unwrap();
+        let text = super::open_overlay(&other).await.unwrap_err().to_string();
         assert!(text.starts_with("vxlanPort: UDP port 4789 is used"), "{text}");
     });
 }
