@@ -22,6 +22,10 @@ pub struct Template {
     pub pad: u16,
     /// Ethernet destination, then source, as in the frame.
     pub macs: [u16; 6],
+    /// IPv4 address of the node that has encapsulated each packet, host byte order; 0: it comes by no tunnel.
+    pub tunnel_peer: u32,
+    /// The network that it did that for.
+    pub vni: u32,
 }
 
 /// Key of `lru_dnat`.
@@ -69,6 +73,6 @@ pub struct DnatValue {
 
 crate::pod!(Template, DnatKey, DnatValue);
 
-const _: () = assert!(size_of::<Template>() == 32);
+const _: () = assert!(size_of::<Template>() == 40);
 const _: () = assert!(size_of::<DnatKey>() == 16);
 const _: () = assert!(size_of::<DnatValue>() == 32);

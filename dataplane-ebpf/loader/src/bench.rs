@@ -28,10 +28,12 @@ pub enum Subject {
     LruDnat,
     /// `from_workload`.
     FromWorkload,
+    /// `from_overlay`.
+    FromOverlay,
 }
 
 impl Subject {
-    const ALL: [Self; 3] = [Self::Empty, Self::LruDnat, Self::FromWorkload];
+    const ALL: [Self; 4] = [Self::Empty, Self::LruDnat, Self::FromWorkload, Self::FromOverlay];
 }
 
 /// Packets to make: IPv4 and TCP, flows that differ by source port.
@@ -47,6 +49,8 @@ pub struct Traffic {
     pub dport: u16,
     /// Ethernet destination and source.
     pub macs: [[u8; 6]; 2],
+    /// IPv4 address of the node that has encapsulated the packets and the network that it did that for, host byte order.
+    pub tunnel: Option<(u32, u32)>,
 }
 
 /// The loaded bench programs, with the dataplane's beside them.
@@ -70,6 +74,7 @@ impl Bench {
                 Subject::Empty => descriptor(program(&mut ebpf, "empty")?)?,
                 Subject::LruDnat => descriptor(program(&mut ebpf, "lru_dnat")?)?,
                 Subject::FromWorkload => descriptor(dataplane.classifier(Program::FromWorkload)?)?,
+                Subject::FromOverlay => descriptor(dataplane.classifier(Program::FromOverlay)?)?,
             };
             let map = ebpf.map_mut("PROGRAMS").ok_or(Error::Missing { kind: "map", name: "PROGRAMS" })?;
             let mut programs = ProgramArray::try_from(map).map_err(failed("use"))?;
@@ -111,7 +116,8 @@ impl Bench {
     ) -> Result<(u32, Duration)> {
         let map = self.ebpf.map_mut("TEMPLATE").ok_or(Error::Missing { kind: "map", name: "TEMPLATE" })?;
         let mut template: Array<_, Template> = Array::try_from(map).map_err(failed("use"))?;
-        let Traffic { flows, seed, dst, dport, macs } = *traffic;
+        let Traffic { flows, seed, dst, dport, macs, tunnel } = *traffic;
+        let (tunnel_peer, vni) = tunnel.unwrap_or_default();
         let value = Template {
             program: subject as u32,
             mask: flows - 1,
@@ -120,6 +126,8 @@ impl Bench {
             dport: dport.to_be(),
             pad: 0,
             macs: zerocopy::transmute!(macs),
+            tunnel_peer,
+            vni,
         };
         template.set(0, value, 0).map_err(failed("set"))?;
         self.test_run("next_packet", packet, ifindex, repeat)

@@ -16,7 +16,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use weft_abi::{
-    Addr, Backend, Config, Counter, GATEWAY_MAC, Local, LocalKind, Port, PortKind, Service, ServiceKey, SlotKey,
+    ANY_IDENTITY, Addr, Backend, CidrKey, Config, Counter, GATEWAY_MAC, Local, LocalKind, Port, PortKind, PortRule,
+    Remote, RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey,
 };
 use weft_dataplane::{
     Dataplane, MapSizes, Options,
@@ -46,6 +47,15 @@ const CLIENT_IP: [u8; 4] = [10, 1, 0, 10];
 const SERVER_IP: [u8; 4] = [10, 1, 0, 20];
 const VM_IP: [u8; 4] = [10, 1, 0, 30];
 const VIP: [u8; 4] = [10, 96, 0, 10];
+/// A pod of another node, and that node.
+const FAR_IP: [u8; 4] = [10, 2, 0, 10];
+const PEER_IP: [u8; 4] = [192, 0, 2, 2];
+const NODE_IP: [u8; 4] = [192, 0, 2, 1];
+const OVERLAY: u32 = 104;
+const VNI: u32 = 7;
+/// Policy sets of both directions: a rule each.
+const EGRESS: u32 = 1;
+const INGRESS: u32 = 2;
 /// Slot and number of the Service.
 const SERVICE: u32 = 50;
 
@@ -63,12 +73,24 @@ const fn case(name: &'static str, baseline: &'static str, subject: Subject, dst:
     Case { name, baseline, subject, dst, flows, new: false }
 }
 
+impl Case {
+    fn traffic(&self, seed: u32) -> Traffic {
+        let tunnel = (self.subject == Subject::FromOverlay).then_some((u32::from_be_bytes(PEER_IP), VNI));
+        Traffic { tunnel, ..traffic(self.dst, self.flows, seed) }
+    }
+
+    /// Whether it measures the dataplane's own programs.
+    fn is_weft(&self) -> bool {
+        matches!(self.subject, Subject::FromWorkload | Subject::FromOverlay)
+    }
+}
+
 const KI: u32 = 1 << 10;
 const LRU_1: &str = "lru_dnat_1";
 const LRU_1KI: &str = "lru_dnat_1ki";
 const LRU_64KI: &str = "lru_dnat_64ki";
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 15] = [
     case("empty", "empty", Subject::Empty, VIP, 1),
     case(LRU_1, "empty", Subject::LruDnat, VIP, 1),
     case(LRU_1KI, "empty", Subject::LruDnat, VIP, KI),
@@ -81,6 +103,9 @@ const CASES: [Case; 12] = [
     case("pod_clusterip_64ki", LRU_64KI, Subject::FromWorkload, VIP, 64 * KI),
     Case { new: true, ..case("pod_clusterip_new", LRU_64KI, Subject::FromWorkload, VIP, 64 * KI) },
     case("to_tap_1", LRU_1, Subject::FromWorkload, VM_IP, 1),
+    case("overlay_pod_1", LRU_1, Subject::FromOverlay, SERVER_IP, 1),
+    case("overlay_pod_1ki", LRU_1KI, Subject::FromOverlay, SERVER_IP, KI),
+    case("overlay_pod_64ki", LRU_64KI, Subject::FromOverlay, SERVER_IP, 64 * KI),
 ];
 
 /// Measures all rows, run by run in turn.
@@ -113,6 +138,8 @@ struct Machine {
     dataplane: Dataplane,
     bench: Bench,
     packet: Vec<u8>,
+    /// Of a pod of another node.
+    far_packet: Vec<u8>,
 }
 
 impl Machine {
@@ -125,12 +152,12 @@ impl Machine {
         let mut bench = Bench::open(&dataplane)?;
         let every = traffic(VIP, 64 * KI, 0);
         bench.prepare_lru(&every, u32::from_ne_bytes(CLIENT_IP), u32::from_ne_bytes(SERVER_IP), 8080)?;
-        Ok(Self { dataplane, bench, packet: packet() })
+        Ok(Self { dataplane, bench, packet: packet(CLIENT_IP), far_packet: packet(FAR_IP) })
     }
 
     /// Makes the flows of a row, so that its runs meet established ones.
     fn warm(&mut self, case: &Case) -> Result<()> {
-        let traffic = traffic(case.dst, case.flows, 1);
+        let traffic = case.traffic(1);
         // Every flow once at least: the order has a full period, of which the upper bits are used.
         self.measure(case.subject, &traffic, case.flows.max(256) * 8)?;
         self.drain()
@@ -146,11 +173,11 @@ impl Machine {
         if case.new {
             return self.run_new(case);
         }
-        let traffic = traffic(case.dst, case.flows, 1);
+        let traffic = case.traffic(1);
         let hits = self.hits()?;
         let value = self.beside_empty(case, &traffic, PACKETS)?;
         let hits = self.hits()? - hits;
-        let expected = if case.subject == Subject::FromWorkload { u64::from(PACKETS) } else { 0 };
+        let expected = if case.is_weft() { u64::from(PACKETS) } else { 0 };
         ensure!(hits == expected, "{}: {hits} of {expected} packets found their flow", case.name);
         Ok(value)
     }
@@ -161,9 +188,9 @@ impl Machine {
         for batch in 0..NEW_BATCHES {
             self.dataplane.maps().flows4().retain(|_, _| false)?;
             self.drain()?;
-            sum += self.beside_empty(case, &traffic(case.dst, case.flows, batch), NEW_PACKETS)?;
+            sum += self.beside_empty(case, &case.traffic(batch), NEW_PACKETS)?;
         }
-        for other in CASES.iter().filter(|other| other.subject == Subject::FromWorkload && !other.new) {
+        for other in CASES.iter().filter(|other| other.is_weft() && !other.new) {
             self.warm(other)?;
         }
         Ok(sum / f64::from(NEW_BATCHES))
@@ -182,7 +209,9 @@ impl Machine {
     }
 
     fn measure(&mut self, subject: Subject, traffic: &Traffic, packets: u32) -> Result<f64> {
-        let (action, time) = self.bench.run(subject, traffic, &self.packet, CLIENT, packets)?;
+        let (packet, ifindex) =
+            if traffic.tunnel.is_some() { (&self.far_packet, OVERLAY) } else { (&self.packet, CLIENT) };
+        let (action, time) = self.bench.run(subject, traffic, packet, ifindex, packets)?;
         let expected = if subject == Subject::Empty { OK } else { REDIRECT };
         ensure!(action == expected, "{subject:?}: action {action} instead of {expected}");
         Ok(time.as_nanos() as f64)
@@ -203,7 +232,7 @@ fn enter_namespaces() -> Result<PathBuf> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)
         .with_context(|| format!("mount bpffs on {BPFFS}"))?;
-    for ifindex in [CLIENT, SERVER, VM] {
+    for ifindex in [CLIENT, SERVER, VM, OVERLAY] {
         let mut ip = Command::new("ip");
         ip.args(["link", "add", "name", &format!("port{ifindex}"), "index", &ifindex.to_string(), "type", "bridge"]);
         ensure!(ip.status().context("start ip (iproute2)")?.success(), "{ip:?} failed");
@@ -217,7 +246,8 @@ fn mac(ifindex: u32) -> [u8; 6] {
 }
 
 fn traffic(dst: [u8; 4], flows: u32, seed: u32) -> Traffic {
-    Traffic { flows, seed, dst: u32::from_ne_bytes(dst), dport: 80, macs: [GATEWAY_MAC, mac(CLIENT)] }
+    let macs = [GATEWAY_MAC, mac(CLIENT)];
+    Traffic { flows, seed, dst: u32::from_ne_bytes(dst), dport: 80, macs, tunnel: None }
 }
 
 fn addr(octets: [u8; 4]) -> Addr {
@@ -227,16 +257,37 @@ fn addr(octets: [u8; 4]) -> Addr {
 /// Two pods, a VM and a Service of one backend.
 fn configure(dataplane: &Dataplane) -> Result<()> {
     let maps = dataplane.maps();
-    let host = Config { uplink_ifindex: 1, host_ifindex: 1, ..Config::default() };
+    let host = Config {
+        uplink_ifindex: 1,
+        host_ifindex: 1,
+        overlay_ifindex: OVERLAY,
+        vni: VNI,
+        node_v4: addr(NODE_IP),
+        ..Config::default()
+    };
     maps.config().set(0, &host)?;
     for (ifindex, kind, address) in
         [(CLIENT, PortKind::Veth, CLIENT_IP), (SERVER, PortKind::Veth, SERVER_IP), (VM, PortKind::Tap, VM_IP)]
     {
-        let port =
-            Port { v4: addr(address), workload: ifindex, mac: mac(ifindex), kind: kind as u8, ..Port::default() };
+        let port = Port {
+            v4: addr(address),
+            workload: ifindex,
+            ingress_policy: INGRESS,
+            egress_policy: EGRESS,
+            mac: mac(ifindex),
+            kind: kind as u8,
+            ..Port::default()
+        };
         maps.ports().insert(&ifindex, &port)?;
         maps.locals().insert(&addr(address), &Local { ifindex, kind: LocalKind::Workload as u32 })?;
     }
+    for (policy, port) in [(EGRESS, 0), (INGRESS, 0)] {
+        let mut rules = Rules { count: 1, ..Rules::default() };
+        rules.rules[0] = PortRule { first: port, last: u16::MAX, protocol: 6, pad: 0 };
+        maps.rules().insert(&RuleKey { policy, identity: ANY_IDENTITY, chunk: 0 }, &rules)?;
+    }
+    let far = Remote { via: addr(PEER_IP), kind: RemoteKind::Tunnel as u32 };
+    maps.remotes().insert(&CidrKey { prefix_len: 96 + 24, addr: addr([10, 2, 0, 0]) }, &far)?;
     let key = ServiceKey { addr: addr(VIP), port: 80_u16.to_be(), protocol: 6, pad: 0 };
     let backend = Backend { addr: addr(SERVER_IP), port: 8080_u16.to_be(), flags: 0 };
     maps.slots().insert(&SlotKey { service: SERVICE, generation: 0, index: 0 }, &backend)?;
@@ -244,10 +295,10 @@ fn configure(dataplane: &Dataplane) -> Result<()> {
 }
 
 /// 86 bytes: Ethernet, IPv4, TCP with ACK, 32 bytes of data.
-fn packet() -> Vec<u8> {
+fn packet(src: [u8; 4]) -> Vec<u8> {
     let mut packet = [GATEWAY_MAC, mac(CLIENT)].concat();
     packet.extend([8, 0, 0x45, 0, 0, 72, 0, 0, 0x40, 0, 64, 6, 0, 0]);
-    packet.extend([CLIENT_IP, VIP].concat());
+    packet.extend([src, VIP].concat());
     packet.extend([0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 4, 0, 0, 0, 0, 0]);
     packet.resize(86, 0);
     packet

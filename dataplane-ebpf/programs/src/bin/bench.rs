@@ -9,10 +9,12 @@
 #![expect(unreachable_pub, reason = "the entry points that the macro makes must be public")]
 #![expect(missing_docs, reason = "the entry points that the macro makes have none")]
 
+use core::mem;
+
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, bpf_tunnel_key},
     btf_maps::{Array, LruHashMap, ProgramArray},
-    helpers::generated::{bpf_redirect, bpf_tail_call},
+    helpers::generated::{bpf_redirect, bpf_skb_set_tunnel_key, bpf_tail_call},
     macros::{btf_map, classifier},
     programs::TcContext,
 };
@@ -71,12 +73,34 @@ pub fn next_packet(ctx: TcContext) -> i32 {
         (*headers).dport = (*template).dport;
         (*template).program
     };
+    let skb: *mut __sk_buff = ctx.skb.skb;
+    // SAFETY: as above.
+    let (peer, vni) = unsafe { ((*template).tunnel_peer, (*template).vni) };
+    if peer != 0 {
+        come_by_tunnel(skb, peer, vni);
+    }
     // SAFETY: on success it does not return.
     unsafe {
-        let skb: *mut __sk_buff = ctx.skb.skb;
         bpf_tail_call(skb.cast(), (&raw const PROGRAMS).cast_mut().cast(), program);
     }
     DROP
+}
+
+/// This node's address, host byte order, see [`come_by_tunnel`]: 192.0.2.1.
+const NODE: u32 = 0xc000_0201;
+
+/// Gives the packet the metadata of one that `peer` has encapsulated: what is asked as the remote address of a packet that came
+/// is the local one of a packet that goes, and the other way round.
+#[inline(always)]
+fn come_by_tunnel(skb: *mut __sk_buff, peer: u32, vni: u32) {
+    // SAFETY: all zero is a valid value of this C struct; it lives over the call, and its size is told.
+    unsafe {
+        let mut key: bpf_tunnel_key = mem::zeroed();
+        key.tunnel_id = vni;
+        key.__bindgen_anon_1.remote_ipv4 = NODE;
+        key.__bindgen_anon_3.local_ipv4 = peer;
+        bpf_skb_set_tunnel_key(skb, &mut key, mem::size_of::<bpf_tunnel_key>() as u32, 0);
+    }
 }
 
 #[classifier]
