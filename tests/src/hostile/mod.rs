@@ -172,3 +172,26 @@ impl<S> Group for Scene<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every case that the page names is there: `*` stands for the rest of a part, and what follows may be left out.
+    #[test]
+    fn the_cases_of_the_security_page_are_there() {
+        let page = include_str!("../../../docs/security.md");
+        let names = hostile_names(&Selection::default()).unwrap();
+        let quoted: Vec<&str> = page.split('`').skip(1).step_by(2).collect();
+        let cases: Vec<&str> = quoted
+            .into_iter()
+            .filter(|text| Regex::new("^[AB][0-9]+(/|$)").is_ok_and(|pattern| pattern.is_match(text)))
+            .collect();
+        assert!(cases.len() > 20, "{cases:?}");
+        for case in cases {
+            let pattern = format!("^{}(/|$)", regex::escape(case.trim_end_matches('/')).replace(r"\*", "[^/]*"));
+            let pattern = Regex::new(&pattern).unwrap();
+            assert!(names.iter().any(|name| pattern.is_match(name)), "no case is {case}");
+        }
+    }
+}
