@@ -121,7 +121,7 @@ impl Applier {
         self.observed = None;
     }
 
-    /// Moves the maps to `desired`. What cannot be written for one object is told in the summary, and closes that object and
+    /// Moves the maps to `desired`. What cannot be written for one object is named in the summary, and closes that object and
     /// what hangs on it; everything else is written.
     ///
     /// # Errors

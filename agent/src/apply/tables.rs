@@ -250,11 +250,7 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         wanted: &BTreeMap<K, W>,
         summary: &mut Summary,
     ) -> Failed<K> {
-        let mut failed = Failed::new();
-        for key in self.others(wanted) {
-            failed.note(key, self.take(table, key, summary));
-        }
-        failed
+        self.take_while(table, wanted, summary, |_| true)
     }
 
     /// As [`Known::take_others`], up to the first that cannot be removed.
@@ -264,11 +260,22 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         wanted: &BTreeMap<K, W>,
         summary: &mut Summary,
     ) -> Failed<K> {
+        self.take_while(table, wanted, summary, Failed::is_empty)
+    }
+
+    fn take_while<W>(
+        &mut self,
+        table: &dyn Table<K, V>,
+        wanted: &BTreeMap<K, W>,
+        summary: &mut Summary,
+        goes_on: impl Fn(&Failed<K>) -> bool,
+    ) -> Failed<K> {
         let mut failed = Failed::new();
         for key in self.others(wanted) {
-            if failed.is_empty() {
-                failed.note(key, self.take(table, key, summary));
+            if !goes_on(&failed) {
+                break;
             }
+            failed.note(key, self.take(table, key, summary));
         }
         failed
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The kernel tells that something of the node's links, addresses, routes or device settings has changed (rtnetlink(7),
-//! multicast groups). What it was is not read: who is told looks at everything, so that a message that was lost, or one of
+//! multicast groups). What it was is not read: whoever is woken looks at everything, so that a message that was lost, or one of
 //! another kernel, does no harm.
 
 use std::{

@@ -73,10 +73,9 @@ fn admit_overlay<T: Tables>(tables: &T, walk: &Walk) -> Result<(), DropReason> {
 /// [`DropReason::SourceAddress`].
 #[inline(always)]
 fn admit_uplink<T: Tables>(tables: &T, src: &Addr) -> Result<(), DropReason> {
-    let taken = tables.remote(src).is_some_and(|remote| {
-        let open = remote.kind == RemoteKind::Native as u32 || remote.kind == RemoteKind::Node as u32;
-        !open
-    });
+    let taken = tables
+        .remote(src)
+        .is_some_and(|remote| remote.kind != RemoteKind::Native as u32 && remote.kind != RemoteKind::Node as u32);
     if taken || tables.local(src).is_some() { Err(DropReason::SourceAddress) } else { Ok(()) }
 }
 
@@ -90,13 +89,26 @@ fn admit_uplink<T: Tables>(tables: &T, src: &Addr) -> Result<(), DropReason> {
 #[inline(always)]
 pub fn admit_for_host<T: Tables>(tables: &T, walk: &Walk) -> Result<(), DropReason> {
     let config: &Config = tables.config().ok_or(DropReason::UnknownPort)?;
-    let encapsulated =
-        config.vxlan_port != 0 && walk.key.dport == config.vxlan_port && walk.key.protocol == u32::from(protocol::UDP);
-    let known = if walk.is_v6 == 0 { &config.node_v4 } else { &config.node_v6 };
-    if encapsulated && *known != walk.key.dst && is_of_a_node(tables, &walk.key.dst) {
+    if is_encapsulation(config, walk.key.protocol, walk.key.dport)
+        && *known_address(config, walk.is_v6 != 0) != walk.key.dst
+        && is_of_a_node(tables, &walk.key.dst)
+    {
         return Err(DropReason::Encapsulated);
     }
     admit_uplink(tables, &walk.key.src)
+}
+
+/// Whether a packet of this protocol to this port (network byte order) is encapsulated as nodes do it.
+#[inline(always)]
+pub(crate) const fn is_encapsulation(config: &Config, protocol_number: u32, port: u16) -> bool {
+    config.vxlan_port != 0 && port == config.vxlan_port && protocol_number == protocol::UDP as u32
+}
+
+/// The node's address of a family that the other nodes know.
+#[inline(always)]
+#[must_use]
+pub const fn known_address(config: &Config, is_v6: bool) -> &Addr {
+    if is_v6 { &config.node_v6 } else { &config.node_v4 }
 }
 
 /// Whether `addr` is an address of this node or another one.

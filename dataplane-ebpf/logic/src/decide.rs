@@ -2,8 +2,8 @@
 //! The decision on the first packet of a flow: admit, translate, locate, judge.
 
 use weft_abi::{
-    Addr, Config, ConfigFlags, Deliver, DropReason, Flow, FlowFlags, FlowKey6, GenerationRef, HAIRPIN_V4, HAIRPIN_V6,
-    LocalKind, Port, PortKind, Remote, RemoteKind, ServiceKey, SlotKey, generation,
+    Addr, Config, Deliver, DropReason, Flow, FlowFlags, FlowKey6, GenerationRef, HAIRPIN_V4, HAIRPIN_V6, LocalKind,
+    Port, PortKind, Remote, RemoteKind, ServiceKey, SlotKey, generation,
 };
 
 use crate::{Tables, address, admit, masquerade, policy, protocol, select};
@@ -310,17 +310,17 @@ fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(),
 /// VXLAN device may encapsulate towards them. Elsewhere a workload may have an overlay of its own.
 #[inline(always)]
 fn refuse_encapsulation(walk: &Walk, config: &Config) -> Result<(), DropReason> {
-    let encapsulated = config.vxlan_port != 0
-        && walk.target_port == config.vxlan_port
-        && walk.key.protocol == u32::from(protocol::UDP);
-    if encapsulated { Err(DropReason::Encapsulated) } else { Ok(()) }
+    if admit::is_encapsulation(config, walk.key.protocol, walk.target_port) {
+        return Err(DropReason::Encapsulated);
+    }
+    Ok(())
 }
 
 /// A workload whose address is left alone reaches other nodes by the tunnel: on their uplinks no pod is heard.
 #[inline(always)]
 fn goes_by_tunnel(walk: &Walk, config: &Config, node: &Remote) -> bool {
-    let plain = if walk.is_v6 == 0 { ConfigFlags::PLAIN_V4 } else { ConfigFlags::PLAIN_V6 };
-    walk.sender == Sender::Workload as u32 && config.flags & plain != 0 && !node.via.is_unspecified()
+    let plain = masquerade::is_plain(config, walk.is_v6 != 0);
+    walk.sender == Sender::Workload as u32 && plain && !node.via.is_unspecified()
 }
 
 /// To other nodes themselves and whatever lies beyond.

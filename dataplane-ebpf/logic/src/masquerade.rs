@@ -33,15 +33,10 @@ const RANDOM_ATTEMPTS: u32 = 48;
 /// answer nothing: towards the node they would be requests.
 #[inline(always)]
 pub fn kind(config: &Config, key: &FlowKey6, is_v6: bool) -> Result<u8, DropReason> {
-    let (source, plain) = if is_v6 {
-        (&config.masquerade_v6, ConfigFlags::PLAIN_V6)
-    } else {
-        (&config.masquerade_v4, ConfigFlags::PLAIN_V4)
-    };
-    if config.flags & plain != 0 {
+    if is_plain(config, is_v6) {
         return Ok(NONE);
     }
-    if source.is_unspecified() {
+    if source(config, is_v6).is_unspecified() {
         return Err(DropReason::NoRoute);
     }
     match key.protocol as u8 {
@@ -50,6 +45,13 @@ pub fn kind(config: &Config, key: &FlowKey6, is_v6: bool) -> Result<u8, DropReas
         protocol::ICMP | protocol::ICMPV6 => Ok(BY_PORT),
         _ => Ok(BY_ADDRESS),
     }
+}
+
+/// Whether packets of a family keep their addresses.
+#[inline(always)]
+#[must_use]
+pub const fn is_plain(config: &Config, is_v6: bool) -> bool {
+    config.flags & if is_v6 { ConfigFlags::PLAIN_V6 } else { ConfigFlags::PLAIN_V4 } != 0
 }
 
 /// The address that a family is masqueraded with.

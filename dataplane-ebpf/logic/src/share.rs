@@ -42,13 +42,16 @@ pub enum Room {
 #[inline(always)]
 #[must_use]
 pub const fn room(config: &Config, v6: bool, account: u32, all: u32, ports: u32) -> Room {
-    let (share, most, floor) = if v6 {
-        (config.flow_share[1], config.flow_most[1], config.flow_floor[1])
-    } else {
-        (config.flow_share[0], config.flow_most[0], config.flow_floor[0])
-    };
+    let [share, most, floor] = limits(config, v6);
     let is_fair = account < most / if ports == 0 { 1 } else { ports } && all < most + most / 6;
     if share == 0 || (account < share && (all < most || account < floor || is_fair)) { Room::Free } else { Room::Own }
+}
+
+/// A family's share, most and floor.
+#[inline(always)]
+const fn limits(config: &Config, v6: bool) -> [u32; 3] {
+    let Config { flow_share: [share4, share6], flow_most: [most4, most6], flow_floor: [floor4, floor6], .. } = *config;
+    if v6 { [share6, most6, floor6] } else { [share4, most4, floor4] }
 }
 
 /// Whether the programs should remember a connection in the order it came in: where room gets scarce, for the account or for
@@ -56,8 +59,7 @@ pub const fn room(config: &Config, v6: bool, account: u32, all: u32, ports: u32)
 #[inline(always)]
 #[must_use]
 pub const fn is_remembered(config: &Config, v6: bool, account: u32, all: u32) -> bool {
-    let (share, most) =
-        if v6 { (config.flow_share[1], config.flow_most[1]) } else { (config.flow_share[0], config.flow_most[0]) };
+    let [share, most, _] = limits(config, v6);
     share != 0 && (account >= share / 2 || all >= most / 2)
 }
 

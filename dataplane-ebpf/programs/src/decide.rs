@@ -52,8 +52,7 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     let may_be_the_hosts = hook::is_shared(hook) && !is_local_workload(&walk.key.dst);
     if may_be_the_hosts && walk.found == 0 {
-        stop::check(weft_admit_for_host())?;
-        return Err(Stop::Return(hook::NEXT));
+        return Err(for_host());
     }
     begin(skb, walk, hook)?;
     if is_guest_configuration(walk) {
@@ -61,8 +60,7 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     }
     let answers = walk.found != 0 && weft_recall() != 0;
     if may_be_the_hosts && !answers {
-        stop::check(weft_admit_for_host())?;
-        return Err(Stop::Return(hook::NEXT));
+        return Err(for_host());
     }
     if answers {
         stop::check(weft_judge_reply())?;
@@ -74,6 +72,15 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
         report::decided(skb, hook);
     }
     Ok(())
+}
+
+/// How a packet from the uplink that is the host stack's business goes on.
+#[inline(always)]
+fn for_host() -> Stop {
+    match stop::check(weft_admit_for_host()) {
+        Ok(()) => Stop::Return(hook::NEXT),
+        Err(reason) => Stop::Drop(reason),
+    }
 }
 
 /// Decides on a flow that answers no other one, within its port's share, and reserves what it leaves under.

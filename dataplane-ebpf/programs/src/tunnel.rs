@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, DropReason};
-use weft_logic::Tables as _;
+use weft_logic::{Tables as _, admit};
 
 use crate::{
     helpers::{self, Tunnel},
@@ -39,8 +39,7 @@ extern "C" fn weft_find_peer(skb: *mut __sk_buff) -> u32 {
 #[inline(always)]
 fn is_for_us(tunnel: &Tunnel) -> bool {
     let Some(config) = Kernel.config() else { return false };
-    let known = if tunnel.local.is_v4() { &config.node_v4 } else { &config.node_v6 };
-    tunnel.vni == config.vni && tunnel.local == *known
+    tunnel.vni == config.vni && tunnel.local == *admit::known_address(config, !tunnel.local.is_v4())
 }
 
 /// Whether `node` encapsulated the packet, as [`find_peer`] says: one helper call, as its family is known.

@@ -43,10 +43,7 @@ fn process<const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         ARP if HOOK == Hook::FromWorkload as u8 => arp::answer(skb),
         _ if hook::is_shared(HOOK) || HOOK == Hook::FromHost as u8 => Err(Stop::Return(hook::NEXT)),
         // Other nodes send nothing but IP: ARP from the overlay would fill the host's neighbour table.
-        _ => {
-            report::forget();
-            Err(DropReason::UnknownEtherType.into())
-        }
+        _ => Err(drop_unread(DropReason::UnknownEtherType)),
     }
 }
 
@@ -56,8 +53,14 @@ fn tagged<const HOOK: u8>() -> Stop {
     if hook::is_shared(HOOK) {
         return Stop::Return(hook::NEXT);
     }
+    drop_unread(DropReason::Vlan)
+}
+
+/// Drops a packet that is not in the walk: its report must not name the one before.
+#[inline(always)]
+fn drop_unread(reason: DropReason) -> Stop {
     report::forget();
-    DropReason::Vlan.into()
+    reason.into()
 }
 
 #[inline(always)]
@@ -71,13 +74,10 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
     let (ip, transport) = match parse::<F>(skb, ifindex) {
         Ok(parsed) => parsed,
         Err(_) if hook::is_shared(HOOK) => return Err(Stop::Return(hook::NEXT)),
-        Err(reason) => {
-            report::forget();
-            return Err(reason.into());
-        }
+        Err(reason) => return Err(drop_unread(reason)),
     };
     if HOOK == Hook::FromWorkload as u8 {
-        check_offload(skb, &transport)?;
+        offload::check(skb, &transport).map_err(drop_unread)?;
     }
     let flow = match transport.kind {
         Kind::FLOW => flow::<F, HOOK>(skb, ifindex, &ip, &transport)?,
@@ -90,14 +90,6 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
     }
     F::rewrite(skb, &ip, &transport, flow, hop)?;
     Ok(deliver::deliver(skb, flow)?)
-}
-
-#[inline(always)]
-fn check_offload(skb: &Skb, transport: &Transport) -> Result<(), Stop> {
-    offload::check(skb, transport).map_err(|reason| {
-        report::forget();
-        reason.into()
-    })
 }
 
 #[inline(always)]
