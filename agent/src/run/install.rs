@@ -2,9 +2,9 @@
 //! The CNI plugin's binary and network configuration, each put in place whole: a runtime never sees half of one.
 
 use std::{
-    fs::{self, Permissions},
+    fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -44,10 +44,19 @@ pub fn install_conflist(config: &Config) -> Result<PathBuf> {
     content.push(b'\n');
     if fs::read(&target).is_ok_and(|old| old == content) {
         file::settle(&target).with_context(|| format!("cni.confDir: beside {}", target.display()))?;
-        return Ok(target);
+    } else {
+        replace(&target, &content, 0o644).with_context(|| format!("cni.confDir: cannot write {}", target.display()))?;
     }
-    replace(&target, &content, 0o644).with_context(|| format!("cni.confDir: cannot write {}", target.display()))?;
+    announce(&target, &content).with_context(|| format!("cni.confDir: cannot write {}", target.display()))?;
     Ok(target)
+}
+
+/// Writes the first byte of a file that is in place once more, so that whoever watches its folder reads it: containerd does so
+/// after a write, a rename or a removal, not after a file was made there. Also an unchanged file is announced, since an agent
+/// that was killed may not have come to it.
+/// Source: containerd, `internal/cri/server/cni_conf_syncer.go`.
+fn announce(target: &Path, content: &[u8]) -> io::Result<()> {
+    OpenOptions::new().write(true).open(target)?.write_all_at(&content[..1], 0)
 }
 
 /// Removes what [`install_conflist`] and [`install_plugin`] made; what is gone is fine.
@@ -102,7 +111,9 @@ fn replace(target: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
 
-    use super::{install_conflist, install_plugin, remove};
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+    use super::{CONFLIST, install_conflist, install_plugin, remove};
     use crate::config::Config;
 
     #[test]
@@ -125,6 +136,23 @@ mod tests {
         remove(&config).unwrap();
         remove(&config).unwrap();
         assert!(!conflist.exists() && !installed.exists());
+    }
+
+    /// As containerd watches it: what it reads while the file is being made has no network yet, and of the making it hears nothing.
+    #[test]
+    fn a_runtime_is_told_of_the_network_when_it_is_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.cni.conf_dir = dir.path().to_owned();
+        let watch = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+        let heard = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_DELETE;
+        watch.add_watch(dir.path(), heard).unwrap();
+        for _ in 0..2 {
+            install_conflist(&config).unwrap();
+            let events = watch.read_events().unwrap();
+            let last = events.last().and_then(|event| event.name.clone());
+            assert_eq!(last.as_deref(), Some(CONFLIST.as_ref()), "{events:?}");
+        }
     }
 
     #[test]

@@ -100,29 +100,31 @@ impl<'a> Kubectl<'a> {
     /// One is not in time: the error holds what kubectl knows about the nodes.
     pub(crate) fn wait_nodes_ready(&self) -> Result<()> {
         let waited = run(self.command().args(["wait", "node", "--all", "--for=condition=Ready", "--timeout=120s"]));
-        waited.with_context(|| self.listing(&["get", "nodes", "-o", "wide"]))
+        waited.with_context(|| self.state())
     }
 
     /// Waits until a workload of `kube-system` (`deployment/NAME`, `daemonset/NAME`) is rolled out.
     ///
     /// # Errors
-    /// It is not in time: the error holds the state of the pods.
+    /// It is not in time: the error holds the state of nodes and pods.
     pub(crate) fn wait_rolled_out(&self, workload: &str) -> Result<()> {
         let mut command = self.command();
         command.args(["--namespace", "kube-system", "rollout", "status", workload, "--timeout=120s"]);
-        run(&mut command).with_context(|| {
-            let logs = [
-                "--namespace",
-                "kube-system",
-                "logs",
-                workload,
-                "--all-pods",
-                "--all-containers",
-                "--prefix",
-                "--tail=20",
-            ];
-            format!("{}\n{}", self.listing(&["get", "pods", "-A", "-o", "wide"]), self.listing(&logs))
-        })
+        run(&mut command).with_context(|| self.state())
+    }
+
+    /// Why nodes and pods of `kube-system` are not ready, for an error message.
+    fn state(&self) -> String {
+        let ready = "jsonpath={range .items[*]}{.metadata.name}: {.status.conditions[?(@.type==\"Ready\")].message}{\"\\n\"}{end}";
+        let logs = ["-n", "kube-system", "logs", "-l", "app.kubernetes.io/name=weft", "--all-containers", "--prefix", "--tail=20"];
+        let questions: [&[&str]; 5] = [
+            &["get", "nodes", "-o", "wide"],
+            &["get", "nodes", "-o", ready],
+            &["get", "pods", "-A", "-o", "wide"],
+            &["get", "events", "-A", "--field-selector", "type=Warning"],
+            &logs,
+        ];
+        questions.map(|question| self.listing(question)).join("\n")
     }
 
     /// What kubectl prints, for an error message.
