@@ -8,13 +8,15 @@ use std::{
     time::Duration,
 };
 
-use crate::{Answer, ApiError, ErrorCode, MAX_REQUEST, Reply, Request};
+use crate::{API_VERSION, Answer, ApiError, ErrorCode, MAX_REQUEST, OLDEST_API_VERSION, Reply, Request};
 
 /// A connection to the node's agent.
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
     stream: BufReader<UnixStream>,
+    /// What was agreed on; none before the first request.
+    version: Option<u32>,
 }
 
 /// Why a request was not served.
@@ -63,14 +65,46 @@ impl Client {
                 Ok(stream)
             })
             .map_err(|source| ClientError::Unreachable { path: path.clone(), source })?;
-        Ok(Self { path, stream: BufReader::new(stream) })
+        Ok(Self { path, stream: BufReader::new(stream), version: None })
     }
 
-    /// Sends `request` and waits for its answer.
+    /// Sends `request` and waits for its answer. Before the first one agent and client agree on a version.
     ///
     /// # Errors
-    /// See [`ClientError`].
+    /// See [`ClientError`]; [`ErrorCode::Version`] for an agent that is too old for the request.
     pub fn call(&mut self, request: &Request) -> Result<Answer, ClientError> {
+        let line = self.line(request)?;
+        let version = match self.version {
+            Some(version) => version,
+            None => self.greet()?,
+        };
+        if version < request.since() {
+            let message = format!(
+                "the agent speaks version {version} of the api, this request is of version {}: update the agent",
+                request.since()
+            );
+            return Err(ApiError { code: ErrorCode::Version, message }.into());
+        }
+        self.send(&line)
+    }
+
+    fn greet(&mut self) -> Result<u32, ClientError> {
+        let hello = self.line(&Request::Hello { oldest: OLDEST_API_VERSION, newest: API_VERSION })?;
+        let version = match self.send(&hello) {
+            Ok(Answer::Hello { version, .. }) => version,
+            // An agent of version 1 knows no greeting.
+            Err(ClientError::Refused(ApiError { code: ErrorCode::Invalid, .. })) => 1,
+            Ok(other) => {
+                let message = format!("the agent answered a greeting by {other:?}; update it");
+                return Err(ApiError { code: ErrorCode::Version, message }.into());
+            }
+            Err(error) => return Err(error),
+        };
+        self.version = Some(version);
+        Ok(version)
+    }
+
+    fn line(&self, request: &Request) -> Result<Vec<u8>, ClientError> {
         let mut line =
             serde_json::to_vec(request).map_err(|source| ClientError::Protocol { path: self.path.clone(), source })?;
         line.push(b'\n');
@@ -80,7 +114,11 @@ impl Client {
                 format!("the request has {} bytes, at most {MAX_REQUEST}; name fewer attachments in it", line.len());
             return Err(ApiError { code: ErrorCode::Invalid, message }.into());
         }
-        self.stream.get_mut().write_all(&line).map_err(|source| self.lost(source))?;
+        Ok(line)
+    }
+
+    fn send(&mut self, line: &[u8]) -> Result<Answer, ClientError> {
+        self.stream.get_mut().write_all(line).map_err(|source| self.lost(source))?;
         self.next_answer()
     }
 

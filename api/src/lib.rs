@@ -4,7 +4,7 @@
 //! The CNI plugin and the CLI talk to the node's agent over a unix stream socket, by default [`DEFAULT_SOCKET`]. One JSON
 //! object a line: a [`Request`] in, one [`Reply`] line out; after [`Request::Flows`] with `follow` the agent goes on
 //! writing one [`Reply`] line per event until the client hangs up. A connection carries any number of requests, one after
-//! the other.
+//! the other; a connection that does not begin with [`Request::Hello`] speaks version 1.
 //!
 //! [`Client`] is the synchronous client that both use. Nothing in this crate knows how the agent works. Plugin and agent also
 //! share folders on disk: [`mod@file`] is how either writes there.
@@ -31,8 +31,16 @@ pub use report::{
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this contract; agent and clients of different versions refuse each other with a clear error.
-pub const API_VERSION: u32 = 1;
+/// Version of this contract. Agent and client agree on one at the start of each connection ([`Request::Hello`]).
+///
+/// | Version | What is new |
+/// |---|---|
+/// | 1 | all requests but those below; connections begin without a greeting |
+/// | 2 | [`Request::Hello`], [`Request::Explain`] |
+pub const API_VERSION: u32 = 2;
+
+/// The oldest version that is still spoken: a plugin of the version before outlives its agent by an upgrade.
+pub const OLDEST_API_VERSION: u32 = 1;
 
 /// Where the agent listens unless its config says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weft/agent.sock";
@@ -45,6 +53,14 @@ pub const MAX_REQUEST: usize = 32 << 20;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum Request {
+    /// First on a connection: which versions of this contract the client speaks. Answered by [`Answer::Hello`], or by an
+    /// [`ApiError`] with [`ErrorCode::Version`].
+    Hello {
+        /// The oldest.
+        oldest: u32,
+        /// The newest.
+        newest: u32,
+    },
     /// Is the agent able to serve ADD? Answered by [`Answer::Done`] or an [`ApiError`] with [`ErrorCode::NotReady`].
     Ready,
     /// The agent's state, for `weft status`.
@@ -112,6 +128,13 @@ pub enum Reply {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "kind", content = "value", rename_all = "kebab-case")]
 pub enum Answer {
+    /// To [`Request::Hello`].
+    Hello {
+        /// The newest version that both speak.
+        version: u32,
+        /// The agent's release.
+        agent: String,
+    },
     /// Nothing to tell.
     Done,
     /// To [`Request::Allocate`].
@@ -164,4 +187,33 @@ pub enum ErrorCode {
     Io,
     /// What CHECK found does not agree with what ADD made (CNI code 100).
     Mismatch,
+    /// Agent and client have no version of this contract in common (CNI code 101).
+    Version,
+}
+
+impl Request {
+    /// The version of this contract that has it first.
+    #[must_use]
+    pub const fn since(&self) -> u32 {
+        match self {
+            Self::Hello { .. } | Self::Explain(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// The newest version that agent and client both speak.
+///
+/// # Errors
+/// There is none: the message says who has to be updated.
+pub fn agree(oldest: u32, newest: u32, agent: &str) -> Result<u32, ApiError> {
+    let version = newest.min(API_VERSION);
+    if version >= oldest.max(OLDEST_API_VERSION) {
+        return Ok(version);
+    }
+    let older = if newest < OLDEST_API_VERSION { "the client" } else { "the agent" };
+    let message = format!(
+        "the client speaks versions {oldest} to {newest} of the api, the agent {agent} {OLDEST_API_VERSION} to {API_VERSION}: update {older}"
+    );
+    Err(ApiError { code: ErrorCode::Version, message })
 }

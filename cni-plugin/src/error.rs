@@ -118,6 +118,7 @@ impl CniError {
                 ErrorCode::NotReady => Code::Unavailable,
                 ErrorCode::Io => Code::Io,
                 ErrorCode::Mismatch => Code::Mismatch,
+                ErrorCode::Version => Code::Protocol,
             },
         };
         Self::new(code, error.to_string())

@@ -89,6 +89,10 @@ async fn serve_connection(stream: UnixStream, shared: &Shared) -> io::Result<()>
 
 async fn answer(request: Request, shared: &Shared) -> Result<Answer, ApiError> {
     match request {
+        Request::Hello { oldest, newest } => {
+            let agent = env!("CARGO_PKG_VERSION");
+            weft_api::agree(oldest, newest, agent).map(|version| Answer::Hello { version, agent: agent.to_owned() })
+        }
         Request::Status => report::status(shared).map(|status| Answer::Status(Box::new(status))),
         Request::Endpoints => Ok(Answer::Endpoints(report::endpoints(&shared.view(), &shared.devices))),
         Request::Services => Ok(Answer::Services(shared.view().desired.service_reports.clone())),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufRead as _, Read as _, Write as _},
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::Arc,
@@ -145,6 +145,58 @@ async fn a_malformed_request_is_refused_and_the_connection_goes_on() {
     assert!(lines[0].contains("invalid") && lines[0].contains("dance"), "{text}");
     assert!(lines[1].contains("done"), "{text}");
     assert!(lines[2].contains("cut off"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_are_agreed_on_and_the_one_before_goes_on() {
+    let server = serve(View::default());
+    let socket = server.socket.clone();
+    let text = tokio::task::spawn_blocking(move || {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(PATIENCE).unwrap();
+        for (oldest, newest) in [(1, 1), (1, 9), (8, 9)] {
+            writeln!(stream, "{{\"op\":\"hello\",\"oldest\":{oldest},\"newest\":{newest}}}").unwrap();
+        }
+        // As a plugin of version 1 begins.
+        stream.write_all(b"{\"op\":\"ready\"}\n").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    let text = text.await.unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].contains("\"version\":1") && lines[1].contains("\"version\":2"), "{text}");
+    assert!(
+        lines[2].contains("\"version\"") && lines[2].contains("8 to 9") && lines[2].contains("update the agent"),
+        "{text}"
+    );
+    assert!(lines[3].contains("done"), "{text}");
+}
+
+/// An agent of version 1 serves what it knows, and the client says what it does not.
+#[test]
+fn an_agent_without_a_greeting_is_of_version_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let agent = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let (mut writer, mut requests) = (stream.try_clone().unwrap(), std::io::BufReader::new(stream).lines());
+        let mut next = || requests.next().map(Result::unwrap);
+        assert!(next().unwrap().contains("hello"));
+        writer.write_all(b"{\"error\":{\"code\":\"invalid\",\"message\":\"the request does not parse\"}}\n").unwrap();
+        assert!(next().unwrap().contains("ready"));
+        writer.write_all(b"{\"ok\":{\"kind\":\"done\"}}\n").unwrap();
+        next()
+    });
+    let mut client = Client::connect(&socket, PATIENCE).unwrap();
+    assert!(matches!(client.call(&Request::Ready).unwrap(), Answer::Done));
+    let query = weft_api::ExplainQuery { from: "a".into(), to: "b".into(), port: 1, source_port: 1, protocol: 6 };
+    let error = refusal(client.call(&Request::Explain(query)));
+    assert!(error.code == ErrorCode::Version && error.message.contains("update the agent"), "{error}");
+    drop(client);
+    assert_eq!(agent.join().unwrap(), None, "nothing else was sent");
 }
 
 /// 40,000 attachments with long names are 8 MiB: more than any node has.
