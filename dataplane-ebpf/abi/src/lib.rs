@@ -106,9 +106,9 @@ pub mod map {
 
 /// Names of the programs in the object file.
 pub mod program {
-    /// tcx ingress of a workload's veth or tap.
+    /// Ingress of a workload's veth or tap, by `clsact`.
     pub const FROM_WORKLOAD: &str = "from_workload";
-    /// tcx egress of a workload's veth or tap.
+    /// Egress of a workload's veth or tap, by `clsact`.
     pub const TO_WORKLOAD: &str = "to_workload";
     /// tcx egress of the host's own port `weft0`.
     pub const FROM_HOST: &str = "from_host";

@@ -11,8 +11,8 @@
 //! # Ok::<(), weft_dataplane::Error>(())
 //! ```
 //!
-//! Everything is pinned: after the process ends, packets go on being handled, and the next [`Dataplane::open`] adopts what
-//! it finds. Requires Linux 6.6 (tcx) and `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`.
+//! Maps and tcx links are pinned, filters on ports stay by themselves: after the process ends, packets go on being handled, and
+//! the next [`Dataplane::open`] adopts what it finds. Requires Linux 6.6 (tcx) and `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`.
 
 #![deny(unsafe_code)]
 
@@ -20,6 +20,7 @@
 pub mod bench;
 mod error;
 mod events;
+mod filter;
 mod kernel_types;
 mod layout;
 mod link;
@@ -31,6 +32,7 @@ mod program;
 #[expect(unsafe_code, reason = "bpf(2) takes addresses as numbers")]
 mod sys;
 mod table;
+mod tc;
 mod test_run;
 mod upgrade;
 

@@ -219,6 +219,14 @@ impl Maps {
         Ok(self.counts.get(counter as u32)?.into_iter().fold(0, u64::wrapping_add))
     }
 
+    /// The kernel's numbers of all maps.
+    pub(crate) fn ids(&self) -> Result<Vec<u32>> {
+        let id = |(name, map): (_, &RawMap)| {
+            Ok(sys::map_info(map.fd()).map_err(Error::map(name, "ask the kernel about"))?.id)
+        };
+        self.all().map(id).collect()
+    }
+
     pub(crate) const fn events(&self) -> &RawMap {
         &self.events
     }
