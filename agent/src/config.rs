@@ -121,6 +121,9 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Whether workloads reach the outside under the node's address.
     pub masquerade: Masquerade,
+    /// Native mode: pods of a node that is a neighbour on the uplink are heard from that node's Ethernet address only. Off where
+    /// the network gives frames other source addresses than it answers ARP with.
+    pub check_neighbours: bool,
     /// Ports that masqueraded connections use; none: the most that the node's own settings leave.
     pub masquerade_ports: Option<PortRange>,
     /// What one workload may take of what all share.
@@ -164,6 +167,7 @@ impl Default for Config {
             vxlan_port: 8472,
             mtu: None,
             masquerade: Masquerade::default(),
+            check_neighbours: true,
             masquerade_ports: None,
             port_limits: PortLimits::default(),
             socket: weft_api::DEFAULT_SOCKET.into(),

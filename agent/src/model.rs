@@ -16,7 +16,7 @@ use k8s_openapi::api::{
 };
 use serde::{Deserialize, Serialize};
 use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
-use weft_api::{Allocation, AttachmentSpec, PolicyReport, PortLink, RouteReport, ServiceReport};
+use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
 /// `namespace/name`; cluster-scoped objects have an empty namespace.
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -96,8 +96,19 @@ pub struct NodeFacts {
     pub host_addresses: Vec<IpAddr>,
     /// Service CIDRs.
     pub service_cidrs: Vec<IpNet>,
-    /// The next hop towards another node's address, where it is not that address itself (native mode).
-    pub next_hops: BTreeMap<IpAddr, IpAddr>,
+    /// How another node's address is reached (native mode). Of an address that is missing nothing is known.
+    pub next_hops: BTreeMap<IpAddr, NextHop>,
+    /// Pods of a node that is a neighbour are heard from that node's Ethernet address only (native mode).
+    pub checks_neighbours: bool,
+}
+
+/// How another node is reached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NextHop {
+    /// By a router.
+    Router(IpAddr),
+    /// On the uplink itself, by this Ethernet address, where it is known.
+    Neighbour(Option<Mac>),
 }
 
 /// One workload plugged into this node; the store's record, on disk as JSON.

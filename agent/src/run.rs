@@ -211,6 +211,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired }: NodeMemory)
         vxlan_port: config.vxlan_port,
         mtu: config.mtu,
         masquerade_v4: config.masquerade.ipv4,
+        checks_neighbours: config.check_neighbours,
         masquerade_v6: config.masquerade.ipv6,
         masquerade_ports: config.masquerade_ports.map(|ports| ports.first..=ports.last),
         // Once the maps are there.

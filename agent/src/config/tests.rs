@@ -18,6 +18,7 @@ fn an_empty_file_gives_the_defaults() {
     let config = load("# nothing\nnodeName: n1\n").unwrap();
     assert_eq!(config.mode, Mode::Vxlan);
     assert_eq!(config.masquerade_ports, None);
+    assert!(config.check_neighbours);
     assert_eq!(config.socket.to_str(), Some("/run/weft/agent.sock"));
 }
 
@@ -47,6 +48,7 @@ vxlanPort: 4789
 mtu: 1400
 masquerade: {ipv4: true, ipv6: false}
 masqueradePorts: 50000-50999
+checkNeighbours: false
 portLimits: {flowsPerSecond: 5}
 socket: /run/a.sock
 runDir: /run/a
@@ -64,6 +66,7 @@ mapSizes: {flows4: 1024}
     assert_eq!(serde_yaml::to_string(&config).unwrap(), serde_yaml::to_string(&again).unwrap());
     assert_eq!(config.source, Source::Dir("/etc/weft/manifests".into()));
     assert_eq!(config.masquerade_ports, Some(PortRange { first: 50_000, last: 50_999 }));
+    assert!(!config.check_neighbours);
     assert_eq!(config.port_limits, PortLimits { flows_per_second: 5, ..PortLimits::default() });
     assert_eq!(config.map_sizes.flows4, 1024);
 }

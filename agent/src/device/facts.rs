@@ -114,6 +114,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
         host_addresses,
         service_cidrs: config.service_cidrs.clone(),
         next_hops: BTreeMap::new(),
+        checks_neighbours: config.checks_neighbours,
     };
     config.limits.put(&mut facts.config);
     facts

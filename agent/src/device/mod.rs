@@ -14,6 +14,7 @@
 //! | `rp_filter` 1, no forwarding, no IPv6 on the ports of workloads | netlink, sysctl | closed also without programs: see [`links::prepare_port`] |
 //! | gateway addresses on `weft0` | /32 and /128, no prefix route | the host answers for them; the programs answer ARP and ND |
 //! | `weft_vxlan` | external mode, no learning, gateway MAC, MTU of the uplink | remote and VNI come with each packet |
+//! | neighbours of protocol 119 (native mode) | the uplink | from which Ethernet address another node's pods are heard |
 //! | routes of protocol 119 | main table, `src` = the node's address | the host's own traffic, and reverse path checks at `weft0` |
 //!
 //! IP forwarding is not needed: the programs forward. Nothing outside of these objects is changed, and [`remove`] deletes
@@ -30,6 +31,7 @@ mod facts;
 mod host_port;
 mod limits;
 pub mod links;
+mod neighbours;
 mod netlink;
 mod overlay;
 mod ports;
@@ -40,7 +42,7 @@ mod tests;
 mod uplink;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     sync::Once,
@@ -56,7 +58,7 @@ pub use self::{
     routes::{ROUTE_PROTOCOL, RouteChanges},
 };
 use self::{links::Link, netlink::Netlink};
-use crate::model::{HostRoute, Mode, NodeFacts};
+use crate::model::{HostRoute, Mode, NextHop, NodeFacts};
 
 /// The host's own port.
 pub const HOST_PORT: &str = "weft0";
@@ -94,6 +96,8 @@ pub struct DeviceConfig {
     pub masquerade_v6: bool,
     /// Source ports of masqueraded flows; the most that the node's own settings leave where absent.
     pub masquerade_ports: Option<RangeInclusive<u16>>,
+    /// See [`NodeFacts::checks_neighbours`].
+    pub checks_neighbours: bool,
     /// What one port may take of what all share.
     pub limits: Limits,
 }
@@ -224,18 +228,25 @@ pub async fn repair_routes(observation: &Observation, planned: &[HostRoute]) -> 
     }
 }
 
-/// The next hop towards each address where it is a router and not the address itself: [`NodeFacts::next_hops`] of native mode.
+/// How each address is reached over the device `uplink`: [`NodeFacts::next_hops`] of native mode. The kernel is asked to keep
+/// the Ethernet addresses of neighbours; of one that does not answer now the address that it had `before` stands.
 /// Addresses without a route are left out (and logged): their packets have nowhere to go.
 ///
 /// # Errors
-/// The kernel does not answer at all.
-pub async fn next_hops(nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, IpAddr>> {
+/// The kernel does not answer at all, or keeps no neighbours.
+pub async fn next_hops(
+    uplink: u32,
+    nodes: &[IpAddr],
+    before: &BTreeMap<IpAddr, NextHop>,
+) -> Result<BTreeMap<IpAddr, NextHop>> {
     let netlink = Netlink::open()?;
-    let (mut hops, mut unreachable) = (BTreeMap::new(), Vec::new());
+    let (mut hops, mut neighbours, mut unreachable) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
     for node in nodes {
         match routes::lookup(&netlink, *node).await {
-            Ok((_, Some(gateway))) => drop(hops.insert(*node, gateway)),
-            Ok((_, None)) => {}
+            Ok((_, Some(gateway))) => drop(hops.insert(*node, NextHop::Router(gateway))),
+            Ok((device, None)) if device == uplink => drop(neighbours.insert(*node)),
+            // This node itself.
+            Ok(_) => {}
             Err(error) => {
                 tracing::debug!(%node, %error, "no route to a node");
                 unreachable.push(*node);
@@ -245,6 +256,14 @@ pub async fn next_hops(nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, IpAddr>> {
     if let Some(first) = unreachable.first() {
         tracing::warn!(nodes = unreachable.len(), %first, "no route to nodes");
     }
+    let known = neighbours::apply(&netlink, uplink, &neighbours).await?;
+    hops.extend(neighbours.into_iter().map(|node| {
+        let had = match before.get(&node) {
+            Some(NextHop::Neighbour(mac)) => *mac,
+            _ => None,
+        };
+        (node, NextHop::Neighbour(known.get(&node).copied().or(had)))
+    }));
     Ok(hops)
 }
 
@@ -255,9 +274,10 @@ pub async fn next_hops(nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, IpAddr>> {
 pub async fn remove() -> Result<()> {
     let netlink = Netlink::open()?;
     let routes = routes::apply(&netlink, &BTreeMap::new()).await.1;
+    let neighbours = neighbours::remove(&netlink).await;
     let overlay = overlay::remove(&netlink).await;
     let host = host_port::remove(&netlink).await;
-    routes.and(overlay).and(host)
+    routes.and(neighbours).and(overlay).and(host)
 }
 
 async fn requirements(netlink: &Netlink, config: &DeviceConfig) -> Result<(uplink::Uplink, u32)> {

@@ -15,7 +15,7 @@ use weft_abi::GATEWAY_MAC;
 use weft_api::Mac;
 
 use super::{DeviceConfig, HOST_PORT, HOST_PORT_PEER, OVERLAY, RouteChanges, links};
-use crate::model::{HostRoute, Mode};
+use crate::model::{HostRoute, Mode, NextHop};
 
 mod changes;
 
@@ -89,6 +89,7 @@ fn config(mode: Mode) -> DeviceConfig {
         masquerade_v4: true,
         masquerade_v6: false,
         masquerade_ports: Some(61000..=65535),
+        checks_neighbours: true,
         limits: super::Limits::default(),
     }
 }
@@ -373,18 +374,35 @@ fn the_uplink_is_found_by_name_by_address_or_by_default_route() {
 }
 
 #[test]
-fn next_hops_are_routers_only() {
+fn next_hops_are_routers_and_neighbours_whose_ethernet_address_the_kernel_keeps() {
     on_a_node(|| async {
-        let nodes: Vec<IpAddr> =
-            ["192.0.2.20", "203.0.113.5", "2001:db8::20", "2001:db8:5::1"].map(|a| a.parse().unwrap()).into();
-        let expected: BTreeMap<IpAddr, IpAddr> = [
-            ("203.0.113.5".parse().unwrap(), "192.0.2.1".parse().unwrap()),
-            ("2001:db8:5::1".parse().unwrap(), "2001:db8::1".parse().unwrap()),
+        let nodes: Vec<IpAddr> = ["192.0.2.10", "192.0.2.20", "203.0.113.5", "2001:db8::20", "2001:db8:5::1"]
+            .map(|a| a.parse().unwrap())
+            .into();
+        let uplink = links::find("up0").await.unwrap().unwrap().index;
+        let hops = async |nodes: &[IpAddr], before: &_| super::next_hops(uplink, nodes, before).await.unwrap();
+        let router = |address: &str| NextHop::Router(address.parse().unwrap());
+        let mut expected: BTreeMap<IpAddr, NextHop> = [
+            ("192.0.2.20".parse().unwrap(), NextHop::Neighbour(None)),
+            ("203.0.113.5".parse().unwrap(), router("192.0.2.1")),
+            ("2001:db8::20".parse().unwrap(), NextHop::Neighbour(None)),
+            ("2001:db8:5::1".parse().unwrap(), router("2001:db8::1")),
         ]
         .into();
-        assert_eq!(super::next_hops(&nodes).await.unwrap(), expected);
+        assert_eq!(hops(&nodes, &BTreeMap::new()).await, expected);
+        // As if the neighbour had answered, and then did no more.
+        ip("neigh replace 192.0.2.20 lladdr 02:00:00:00:00:20 nud stale extern_learn dev up0 protocol 119");
+        expected.insert(nodes[1], NextHop::Neighbour(Some(Mac([2, 0, 0, 0, 0, 0x20]))));
+        let answered = hops(&nodes, &BTreeMap::new()).await;
+        assert_eq!(answered, expected);
+        ip("neigh del 192.0.2.20 dev up0");
+        assert_eq!(hops(&nodes, &answered).await, expected);
+        let kept = ip("neigh show dev up0 protocol 119");
+        assert!(kept.contains("192.0.2.20") && kept.contains("managed"), "{kept}");
+        // A node that has gone.
         ip("route del default");
-        assert_eq!(super::next_hops(&nodes[..2]).await.unwrap(), BTreeMap::new());
+        assert_eq!(hops(&nodes[2..3], &BTreeMap::new()).await, BTreeMap::new());
+        assert!(!ip("neigh show dev up0 protocol 119").contains("192.0.2.20"));
     });
 }
 

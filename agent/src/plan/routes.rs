@@ -10,10 +10,10 @@ use std::{
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use weft_abi::{Addr, CidrKey, Remote, RemoteKind};
-use weft_api::RouteReport;
+use weft_api::{Mac, RouteReport};
 
 use crate::{
-    model::{Desired, HostRoute, Mode, NodeFacts, Snapshot},
+    model::{Desired, HostRoute, Mode, NextHop, NodeFacts, Snapshot},
     plan::{
         address::{cidr_key, covers_mapped, parse_ip},
         digest::Digest,
@@ -38,10 +38,10 @@ struct Claim<'a> {
 pub(crate) fn describe(snapshot: &Snapshot, facts: &NodeFacts, desired: &mut Desired) {
     let mut table = Table { desired, claims: BTreeMap::new(), prefixes: BTreeSet::new() };
     for net in &facts.pod_cidrs {
-        table.add(*net, Addr::UNSPECIFIED, RemoteKind::OwnPods, "this node");
+        table.add(*net, Remote::new(Addr::UNSPECIFIED, RemoteKind::OwnPods), "this node");
     }
     for net in &facts.service_cidrs {
-        if table.add(*net, Addr::UNSPECIFIED, RemoteKind::Services, "the Service CIDRs") {
+        if table.add(*net, Remote::new(Addr::UNSPECIFIED, RemoteKind::Services), "the Service CIDRs") {
             table.desired.host_routes.push(HostRoute { dst: net.trunc(), via: None });
         }
     }
@@ -68,18 +68,15 @@ impl Table<'_> {
                     continue;
                 }
             };
-            let Some(via) = next_hop(net, &addresses, facts) else {
+            let Some((via, remote)) = next_hop(net, &addresses, facts) else {
                 self.desired.problems.push(format!(
                     "Node {name}: status.addresses has no InternalIP that leads to its pod CIDR {net}; its pods are unreachable"
                 ));
-                self.add(net, Addr::UNSPECIFIED, RemoteKind::Unreachable, &format!("Node {name}"));
+                self.add(net, Remote::new(Addr::UNSPECIFIED, RemoteKind::Unreachable), &format!("Node {name}"));
                 continue;
             };
-            let (kind, route) = match facts.mode {
-                Mode::Vxlan => (RemoteKind::Tunnel, None),
-                Mode::Native => (RemoteKind::Native, Some(via)),
-            };
-            if self.add(net, Addr::from(via), kind, &format!("Node {name}")) {
+            let route = (facts.mode == Mode::Native).then_some(via);
+            if self.add(net, remote, &format!("Node {name}")) {
                 self.desired.host_routes.push(HostRoute { dst: net, via: route });
                 self.desired.route_reports.push(RouteReport { node: name.to_owned(), pod_cidr: net, via });
             }
@@ -126,11 +123,11 @@ impl Table<'_> {
             ));
         }
         let via = owner.map_or(Addr::UNSPECIFIED, |claim| Addr::from(claim.via));
-        self.add(address.into(), via, RemoteKind::Node, &format!("Node {}", owner.unwrap_or(first).node));
+        self.add(address.into(), Remote::new(via, RemoteKind::Node), &format!("Node {}", owner.unwrap_or(first).node));
     }
 
     /// Adds a prefix unless somebody has it already.
-    fn add(&mut self, net: IpNet, via: Addr, kind: RemoteKind, owner: &str) -> bool {
+    fn add(&mut self, net: IpNet, remote: Remote, owner: &str) -> bool {
         let key = cidr_key(net);
         if covers_mapped(net) {
             self.desired.problems.push(format!("{owner}: prefix {net} would cover all of IPv4; use a narrower one"));
@@ -140,7 +137,7 @@ impl Table<'_> {
             Entry::Vacant(vacant) => {
                 vacant.insert(owner.to_owned());
                 self.prefixes.insert(net.trunc());
-                self.desired.remotes.insert(key, Remote { via, kind: kind as u32 });
+                self.desired.remotes.insert(key, remote);
                 true
             }
             Entry::Occupied(first) => {
@@ -180,19 +177,26 @@ fn tunnel_peer(internal: &[IpAddr]) -> Option<IpAddr> {
 }
 
 /// A tunnel may carry both families over either, IPv4 by preference; a routed next hop is of the prefix's own family.
-fn next_hop(net: IpNet, addresses: &[IpAddr], facts: &NodeFacts) -> Option<IpAddr> {
-    match facts.mode {
-        Mode::Vxlan => tunnel_peer(addresses),
-        Mode::Native => {
-            let address = addresses.iter().find(|address| address.is_ipv4() == net.addr().is_ipv4())?;
-            Some(facts.next_hops.get(address).copied().unwrap_or(*address))
-        }
+fn next_hop(net: IpNet, addresses: &[IpAddr], facts: &NodeFacts) -> Option<(IpAddr, Remote)> {
+    if facts.mode == Mode::Vxlan {
+        let peer = tunnel_peer(addresses)?;
+        return Some((peer, Remote::new(Addr::from(peer), RemoteKind::Tunnel)));
     }
+    let node = *addresses.iter().find(|address| address.is_ipv4() == net.addr().is_ipv4())?;
+    Some(match facts.next_hops.get(&node) {
+        Some(NextHop::Router(router)) => (*router, Remote::new(Addr::from(*router), RemoteKind::Routed)),
+        _ if !facts.checks_neighbours => (node, Remote::new(Addr::from(node), RemoteKind::Routed)),
+        Some(NextHop::Neighbour(Some(Mac(mac)))) => {
+            (node, Remote { mac: *mac, ..Remote::new(Addr::from(node), RemoteKind::Native) })
+        }
+        Some(NextHop::Neighbour(None)) | None => (node, Remote::new(Addr::from(node), RemoteKind::Native)),
+    })
 }
 
+/// Of all but the Ethernet addresses: a flow that remembers another one is decided again by itself.
 fn digest(remotes: &BTreeMap<CidrKey, Remote>) -> u64 {
     let mut digest = Digest::default();
-    for (CidrKey { prefix_len, addr }, Remote { via, kind }) in remotes {
+    for (CidrKey { prefix_len, addr }, Remote { via, kind, .. }) in remotes {
         digest.write_u32(prefix_len.to_le());
         digest.write_u32(kind.to_le());
         for word in addr.0.iter().chain(&via.0) {

@@ -26,7 +26,7 @@ use crate::{
     event::Events,
     file,
     guest::{self, GuestHandle},
-    model::{Desired, HostRoute, Mode, Snapshot},
+    model::{Desired, HostRoute, Mode, NextHop, Snapshot},
     plan::plan,
     serve::{
         Shared,
@@ -195,11 +195,18 @@ impl Node {
         if self.config.mode == Mode::Native {
             let neighbours = node_addresses(snapshot);
             if self.state.neighbours != neighbours {
-                self.observation.facts.next_hops = device::next_hops(&neighbours).await?;
+                self.observation.facts.next_hops = self.look_up_next_hops(&neighbours).await?;
                 self.state.neighbours = neighbours;
             }
         }
         Ok(())
+    }
+
+    /// How these nodes are reached now.
+    pub(super) async fn look_up_next_hops(&self, nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, NextHop>> {
+        let Observation { facts, uplink, .. } = &self.observation;
+        let hops = device::next_hops(uplink.index, nodes, &facts.next_hops).await;
+        hops.context("cannot look for the way to other nodes")
     }
 
     async fn put_routes(&mut self, work: &Work) -> Result<()> {

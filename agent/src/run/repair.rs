@@ -70,12 +70,12 @@ impl Node {
         (changed, problem)
     }
 
-    /// Native mode: routers between nodes; whether they have changed.
+    /// Native mode: routers between nodes, and the Ethernet addresses of those without; whether they have changed.
     async fn repair_next_hops(&mut self) -> Result<bool> {
         if self.config.mode != Mode::Native {
             return Ok(false);
         }
-        let hops = device::next_hops(&self.state.neighbours).await.context("cannot look for routers between nodes")?;
+        let hops = self.look_up_next_hops(&self.state.neighbours).await?;
         let changed = hops != self.observation.facts.next_hops;
         self.observation.facts.next_hops = hops;
         Ok(changed)

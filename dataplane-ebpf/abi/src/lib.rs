@@ -40,7 +40,7 @@ pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, OPENED, RECEIVED, Share};
 pub use skb::SkbLayout;
 
 /// Version of every layout in this crate but those of [`mod@bench`] and [`SkbLayout`].
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// [`Flow::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
 pub const TICK_SHIFT: u32 = 30;

@@ -65,7 +65,7 @@ pub enum RemoteKind {
     OwnPods = 0,
     /// A remote node's pod CIDR, through the VXLAN device to `via`.
     Tunnel = 1,
-    /// A remote node's pod CIDR, natively through the uplink to the next hop `via`.
+    /// A remote node's pod CIDR, natively through the uplink to `via`, a neighbour there: its pods are heard from `mac` only.
     Native = 2,
     /// A Service CIDR: an address and port in it that is not in `SERVICES` leads nowhere.
     Services = 3,
@@ -73,6 +73,9 @@ pub enum RemoteKind {
     Node = 4,
     /// A remote node's pod CIDR without a way to it.
     Unreachable = 5,
+    /// A remote node's pod CIDR, natively through the uplink to the router `via`: what comes back may be of another one, so
+    /// that its pods are heard from every Ethernet address.
+    Routed = 6,
 }
 
 /// Where a prefix leads.
@@ -83,9 +86,21 @@ pub struct Remote {
     pub via: Addr,
     /// [`RemoteKind`].
     pub kind: u32,
+    /// Ethernet address of `via` ([`RemoteKind::Native`]); all zero: not known, and nothing is heard of its pods.
+    pub mac: [u8; 6],
+    /// Reserved, zero.
+    pub pad: u16,
+}
+
+impl Remote {
+    /// A prefix of which no Ethernet address is known.
+    #[must_use]
+    pub const fn new(via: Addr, kind: RemoteKind) -> Self {
+        Self { via, kind: kind as u32, mac: [0; 6], pad: 0 }
+    }
 }
 
 crate::pod!(Port, Local, Remote);
 
 const _: () = assert!(size_of::<Port>() == 52);
-const _: () = assert!(size_of::<Remote>() == 20);
+const _: () = assert!(size_of::<Remote>() == 28);

@@ -38,7 +38,7 @@ numbered! {
     ExtensionHeaders = "extension-headers", "more IPv6 extension headers than Weft follows, or an unknown one";
     UnknownEtherType = "unknown-ethertype", "neither IPv4, IPv6 nor ARP";
     UnknownPort = "unknown-port", "the interface has no port entry: the workload is not attached (yet)";
-    SourceMac = "source-mac", "the sender's Ethernet address is not the workload's";
+    SourceMac = "source-mac", "the sender's Ethernet address is not that of the workload or node whose address it has";
     SourceAddress = "source-address", "the sender's IP address is not the workload's; from the uplink: is a pod's, a Service's or the node's own";
     ArpSpoofed = "arp-spoofed", "an ARP or neighbour message claims an address that is not the workload's";
     Multicast = "multicast", "multicast, broadcast and link-local traffic is not forwarded";

@@ -8,25 +8,23 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
 pub struct SkbLayout {
-    /// Where the [`SkbLayout::WINDOW`] bytes begin that the programs read; 0: not known, and nothing is checked.
+    /// Where the [`SkbLayout::WINDOW`] bytes begin that the programs read of every packet; 0: not known, and nothing is checked.
     pub start: u16,
-    /// The byte that `ip_summed` is in, from `start` on, as all that follow.
+    /// Where `mac_header` is, from the beginning of the structure on. It is further away, and read where it is needed.
+    pub mac_header: u16,
+    /// The byte that `ip_summed` is in, from `start` on.
     pub summed: u8,
     /// The lowest of its two bits.
     pub summed_shift: u8,
-    /// `csum_start`.
+    /// `csum_start`, from `start` on; `csum_offset` follows it.
     pub csum_start: u8,
-    /// `csum_offset`.
-    pub csum_offset: u8,
-    /// `mac_header`.
-    pub mac_header: u8,
     /// Reserved, zero.
     pub pad: u8,
 }
 
 impl SkbLayout {
-    /// How many bytes the programs read: the group of fields that a copy of a packet takes along is shorter.
-    pub const WINDOW: usize = 64;
+    /// How many bytes the programs read of every packet: two words, which is what costs least.
+    pub const WINDOW: usize = 16;
     /// Name of the global in the object file.
     pub const GLOBAL: &str = "SKB_LAYOUT";
 }

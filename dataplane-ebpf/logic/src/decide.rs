@@ -92,6 +92,12 @@ pub struct Walk {
     pub origin: u8,
     /// There is an entry for `key`, though none to go by.
     pub found: u8,
+    /// The sender is a pod of a node that is a neighbour, by whose Ethernet address the frame was checked.
+    pub from_neighbour: u8,
+    /// The target is a pod of a node that is a neighbour: `remote_mac`, zero where it is not known, must answer.
+    pub to_neighbour: u8,
+    /// See `to_neighbour`.
+    pub remote_mac: [u8; 6],
     /// Identification that a piece of a datagram is masqueraded with, as in the packet.
     pub masqueraded_id: u32,
     /// What a slow parse found.
@@ -168,6 +174,13 @@ pub fn decide_reply<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropRe
     walk.forward.epoch = walk.epoch;
     if walk.sender == Sender::Overlay as u32 {
         walk.forward.remote = walk.tunnel_peer;
+    }
+    if walk.sender == Sender::Uplink as u32 {
+        walk.forward.flags &= !FlowFlags::CHECK_MAC;
+        if walk.from_neighbour != 0 {
+            walk.forward.flags |= FlowFlags::CHECK_MAC;
+            walk.forward.sender_mac = walk.sender_mac;
+        }
     }
     walk.forward.last_seen = walk.now;
     let client = workload_at(tables, &walk.target);
@@ -273,6 +286,7 @@ fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(),
     walk.to.policy = 0;
     walk.masquerade = masquerade::NONE;
     walk.remote = Addr::UNSPECIFIED;
+    walk.to_neighbour = 0;
     walk.to.generation = GenerationRef { slot: generation::ROUTES, generation: tables.generation(generation::ROUTES) };
     if let Some(local) = tables.local(&walk.target) {
         if local.kind == LocalKind::Host as u32 {
@@ -299,7 +313,11 @@ fn locate<T: Tables>(tables: &T, walk: &mut Walk, config: &Config) -> Result<(),
     walk.remote = remote.via;
     match remote.kind {
         kind if kind == RemoteKind::Tunnel as u32 => set_place(walk, Deliver::Tunnel, config.overlay_ifindex),
-        kind if kind == RemoteKind::Native as u32 => set_place(walk, Deliver::Neighbour, config.uplink_ifindex),
+        kind if kind == RemoteKind::Native as u32 => {
+            (walk.to_neighbour, walk.remote_mac) = (1, remote.mac);
+            set_place(walk, Deliver::Neighbour, config.uplink_ifindex)
+        }
+        kind if kind == RemoteKind::Routed as u32 => set_place(walk, Deliver::Neighbour, config.uplink_ifindex),
         kind if kind == RemoteKind::Services as u32 => Err(DropReason::NoService),
         kind if kind == RemoteKind::Unreachable as u32 => Err(DropReason::NoRoute),
         _ => Err(DropReason::NoEndpoint),

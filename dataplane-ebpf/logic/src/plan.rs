@@ -59,7 +59,7 @@ fn plan_sources(walk: &mut Walk, config: &Config, kept_port: u16) {
     let hairpin = is_hairpin(walk);
     let flow = &mut walk.forward;
     flow.flags = if walk.translated == 0 { 0 } else { FlowFlags::REWRITE_DST };
-    if walk.from.here != 0 {
+    if walk.from.here != 0 || walk.from_neighbour != 0 {
         flow.flags |= FlowFlags::CHECK_MAC;
     }
     if walk.own_host != 0 {
@@ -135,6 +135,10 @@ fn plan_reverse(walk: &mut Walk, config: &Config) {
     if walk.to.here != 0 {
         flow.flags |= FlowFlags::CHECK_MAC;
         (flow.egress, flow.sender_mac) = (walk.to.generation, walk.to.mac);
+    } else if walk.to_neighbour != 0 {
+        // One that is not known matches no frame: the first answer is decided on.
+        flow.flags |= FlowFlags::CHECK_MAC;
+        flow.sender_mac = walk.remote_mac;
     }
     way_back(walk, config);
 }

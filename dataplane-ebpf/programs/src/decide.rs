@@ -50,6 +50,7 @@ pub extern "C" fn weft_decide(skb: *mut __sk_buff, hook: u32) -> u32 {
 #[inline(always)]
 fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    walk.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
     let may_be_the_hosts = hook::is_shared(hook) && !is_local_workload(&walk.key.dst);
     if may_be_the_hosts && walk.found == 0 {
         return Err(for_host());
@@ -197,7 +198,6 @@ fn begin(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
         return Err(DropReason::BadHeader.into());
     }
     walk.sender = sender(hook) as u32;
-    walk.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
     walk.now = helpers::coarse_ticks();
     walk.random = helpers::random();
     (walk.old, walk.translated, walk.masquerade, walk.denied_by) = (0, 0, 0, 0);

@@ -15,8 +15,7 @@ use crate::{helpers, skb::Skb, stop};
 
 /// Set by the loader. No helper shows these fields, and objects made of Rust cannot call the kernel's functions.
 #[unsafe(no_mangle)]
-static SKB_LAYOUT: SkbLayout =
-    SkbLayout { start: 0, summed: 0, summed_shift: 0, csum_start: 0, csum_offset: 0, mac_header: 0, pad: 0 };
+static SKB_LAYOUT: SkbLayout = SkbLayout { start: 0, mac_header: 0, summed: 0, summed_shift: 0, csum_start: 0, pad: 0 };
 
 /// What policy has judged of a packet: its headers; what is behind them too; of a later piece, another packet's headers.
 const JUDGED_HEADERS: u32 = 0;
@@ -29,6 +28,14 @@ const PARTIAL: u8 = 3;
 /// The bytes of the kernel's `struct sk_buff` that [`SkbLayout`] describes.
 #[repr(C, align(8))]
 struct Window([u8; SkbLayout::WINDOW]);
+
+/// The two halves of a checksum that is still to be written: where it starts in the buffer, and where it goes from there.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Unwritten {
+    start: u16,
+    field: u16,
+}
 
 /// Refuses a packet with a checksum that would be written over what policy has judged, and one in absurdly short segments.
 #[inline(always)]
@@ -44,42 +51,64 @@ pub fn check(skb: &Skb, transport: &Transport) -> Result<(), DropReason> {
     } else {
         JUDGED_HEADERS
     };
-    stop::check(weft_check_checksum(skb.raw(), u32::from(transport.protocol), transport.offset as u32, judged))
-}
-
-/// [`try_check`], by a function of its own for its stack; 0, or the number of the reason + 1. Global to the verifier, as in
-/// `far`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn weft_check_checksum(skb: *mut __sk_buff, protocol: u32, offset: u32, judged: u32) -> u32 {
-    stop::code(try_check(skb, protocol as u8, offset, judged))
-}
-
-#[inline(always)]
-fn try_check(skb: *mut __sk_buff, protocol: u8, offset: u32, judged: u32) -> Result<(), DropReason> {
     // SAFETY: a valid static; volatile, as the loader sets another value than the compiler sees. The map behind it is
     // frozen, so that the verifier knows the value.
     let layout = unsafe { ptr::read_volatile(&raw const SKB_LAYOUT) };
     if layout.start == 0 {
         return Ok(());
     }
+    match unwritten(skb, &layout)? {
+        Some(Unwritten { start, field }) => {
+            let checksum = u32::from(start) | u32::from(field) << 16;
+            let protocol = u32::from(transport.protocol);
+            stop::check(weft_check_checksum(skb.raw(), checksum, protocol, transport.offset as u32, judged))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The checksum of the packet that is left to somebody else, if one is.
+#[inline(always)]
+fn unwritten(skb: &Skb, layout: &SkbLayout) -> Result<Option<Unwritten>, DropReason> {
     let mut window = MaybeUninit::<Window>::uninit();
-    if !helpers::read_kernel(&mut window, skb as usize + usize::from(layout.start)) {
+    if !helpers::read_kernel(&mut window, skb.raw() as usize + usize::from(layout.start)) {
         return Err(DropReason::Kernel);
     }
     let bytes = window.as_ptr().cast::<u8>();
-    // SAFETY: the helper wrote the window, and the loader gives offsets within it.
-    let (summed, start, field, mac) = unsafe {
-        let half = |at: u8| u32::from(*bytes.add(usize::from(at)).cast::<u16>());
+    // SAFETY: the helper wrote the window, and the loader gives offsets within it; the halves are aligned in the kernel's
+    // structure, whose fields begin where the window does.
+    unsafe {
         let summed = *bytes.add(usize::from(layout.summed)) >> layout.summed_shift & 3;
-        (summed, half(layout.csum_start), half(layout.csum_offset), half(layout.mac_header))
-    };
+        let halves = bytes.add(usize::from(layout.csum_start)).cast::<Unwritten>();
+        Ok((summed == PARTIAL).then(|| *halves))
+    }
+}
+
+/// Whether a checksum may be written to, by a function of its own for its stack; 0, or the number of the reason + 1. Global to
+/// the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_check_checksum(skb: *mut __sk_buff, checksum: u32, protocol: u32, offset: u32, judged: u32) -> u32 {
+    stop::code(try_check(skb, checksum, protocol as u8, offset, judged))
+}
+
+#[inline(always)]
+fn try_check(skb: *mut __sk_buff, checksum: u32, protocol: u8, offset: u32, judged: u32) -> Result<(), DropReason> {
+    // SAFETY: as in `check`.
+    let layout = unsafe { ptr::read_volatile(&raw const SKB_LAYOUT) };
+    let mut mac_header = MaybeUninit::<u16>::uninit();
+    if !helpers::read_kernel(&mut mac_header, skb as usize + usize::from(layout.mac_header)) {
+        return Err(DropReason::Kernel);
+    }
+    // SAFETY: the helper wrote it.
+    let mac_header = unsafe { mac_header.assume_init() };
     // On this hook the packet begins with its Ethernet header.
-    let start = start.wrapping_sub(mac);
+    let start = (checksum & 0xffff).wrapping_sub(u32::from(mac_header));
+    let field = checksum >> 16;
     let harmless = match judged {
         JUDGED_HEADERS => offload::is_harmless(protocol, offset, start, field),
         JUDGED_DATA => start == offset && offload::is_harmless(protocol, offset, start, field),
         _ => false,
     };
-    if summed != PARTIAL || harmless { Ok(()) } else { Err(DropReason::ChecksumOffload) }
+    if harmless { Ok(()) } else { Err(DropReason::ChecksumOffload) }
 }

@@ -198,7 +198,7 @@ fn usable<const HOOK: u8>(skb: &Skb, flow: &mut Flow, transport: &Transport, now
     if HOOK == Hook::FromOverlay as u8 {
         return tunnel::is_from(skb, &flow.remote);
     }
-    HOOK != Hook::FromWorkload as u8
+    HOOK == Hook::FromHost as u8
         || flow.flags & FlowFlags::CHECK_MAC == 0
         || skb.read::<Ethernet>(0).is_some_and(|ethernet| ethernet.src == flow.sender_mac)
 }

@@ -38,14 +38,14 @@ pub(super) fn cases() -> Vec<Case<Site>> {
     cases
 }
 
-/// The cases of nodes that are joined by routes. There a neighbour can pass for a pod of another node: nothing says who may send
-/// for it, and docs/security.md says so.
+/// The cases of nodes that are joined by routes.
 pub(super) fn native_cases() -> Vec<Case<Site>> {
     let mut cases = Vec::new();
     for family in Family::ALL {
         let mut add = |what: &str, run: fn(&Site, Family) -> Result<()>| {
             cases.push(Case::new(format!("A3/routed-{what}/neighbour/{family}"), move |site: &Site| run(site, family)));
         };
+        add("as-a-pod-of-another-node", as_a_pod_that_has_routes);
         add("as-a-pod-of-the-node", as_a_pod_of_the_node);
         add("as-the-node-to-a-service", as_the_node_to_a_service);
     }
@@ -87,12 +87,32 @@ fn is_not_heard(
     to: SocketAddr,
     honest: impl Fn(&Mark) -> Result<()>,
 ) -> Result<()> {
+    is_counted(site, REASON, pod, from, to, honest)
+}
+
+/// As [`is_not_heard`], for another reason.
+fn is_counted(
+    site: &Site,
+    reason: &str,
+    pod: &Container,
+    from: IpAddr,
+    to: SocketAddr,
+    honest: impl Fn(&Mark) -> Result<()>,
+) -> Result<()> {
     let wire = Wire::to(site, site.own())?;
     let receiver = pod.receiver("eth0")?;
     let from = SocketAddr::new(from, 5_600);
-    counted(site.own(), REASON, || {
+    counted(site.own(), reason, || {
         Witness::new("the pod", &receiver).refuses(|mark| wire.datagram(from, to, mark), honest)
     })
+}
+
+/// Its node is a neighbour, whose Ethernet address is known.
+fn as_a_pod_that_has_routes(site: &Site, family: Family) -> Result<()> {
+    let victim = &site.victims[0];
+    let to = SocketAddr::new(family.of(victim.addresses())?, PORT);
+    let friend = family.of(site.friends[1].addresses())?;
+    is_counted(site, "source-mac", victim, friend, to, |mark| site.honest(&site.friends[1], to, mark))
 }
 
 fn as_a_pod_of_another_node(site: &Site, family: Family) -> Result<()> {

@@ -286,7 +286,7 @@ fn configure(dataplane: &Dataplane) -> Result<()> {
         rules.rules[0] = PortRule { first: port, last: u16::MAX, protocol: 6, pad: 0 };
         maps.rules().insert(&RuleKey { policy, identity: ANY_IDENTITY, chunk: 0 }, &rules)?;
     }
-    let far = Remote { via: addr(PEER_IP), kind: RemoteKind::Tunnel as u32 };
+    let far = Remote::new(addr(PEER_IP), RemoteKind::Tunnel);
     maps.remotes().insert(&CidrKey { prefix_len: 96 + 24, addr: addr([10, 2, 0, 0]) }, &far)?;
     let key = ServiceKey { addr: addr(VIP), port: 80_u16.to_be(), protocol: 6, pad: 0 };
     let backend = Backend { addr: addr(SERVER_IP), port: 8080_u16.to_be(), flags: 0 };

@@ -59,6 +59,29 @@ fn every_kind_of_change_is_told() {
     });
 }
 
+/// Every few seconds the kernel tells of each neighbour that it is still there.
+#[test]
+fn of_neighbours_only_a_new_ethernet_address_is_told() {
+    on_a_node(|| async {
+        let mut changes = Changes::open().unwrap();
+        let silent = async |changes: &mut Changes| {
+            tokio::time::timeout(Duration::from_millis(500), changes.changed()).await.is_err()
+        };
+        let kept = |mac: &str, state: &str| {
+            ip(&format!("neigh replace 192.0.2.20 lladdr {mac} nud {state} extern_learn dev up0 protocol 119"));
+        };
+        kept("02:00:00:00:00:20", "stale");
+        told(&mut changes).await;
+        kept("02:00:00:00:00:20", "reachable");
+        ip("neigh replace 192.0.2.21 lladdr 02:00:00:00:00:21 nud reachable dev up0");
+        assert!(silent(&mut changes).await, "the same address, and a neighbour of others");
+        kept("02:00:00:00:00:22", "reachable");
+        told(&mut changes).await;
+        ip("neigh del 192.0.2.20 dev up0");
+        told(&mut changes).await;
+    });
+}
+
 /// Waits for a change, and for the end of what follows from it (the kernel's link watch, addresses).
 async fn told(changes: &mut Changes) {
     tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.expect("a change that nobody told");

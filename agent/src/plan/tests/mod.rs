@@ -61,6 +61,7 @@ impl Default for World {
             host_addresses: vec![],
             service_cidrs: vec![],
             next_hops: BTreeMap::new(),
+            checks_neighbours: true,
         };
         let snapshot = Snapshot { synced: true, ..Snapshot::default() };
         let (limits, standing) = (WIDE, Desired::default());

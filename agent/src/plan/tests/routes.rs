@@ -4,7 +4,9 @@
 use weft_abi::{CidrKey, LocalKind, RemoteKind};
 
 use super::*;
-use crate::model::HostRoute;
+use weft_api::Mac;
+
+use crate::model::{HostRoute, NextHop};
 
 fn cidr(text: &str) -> CidrKey {
     cidr_key(text.parse().unwrap())
@@ -64,10 +66,20 @@ fn tunnels_prefer_an_ipv4_underlay() {
 #[test]
 fn native_routes_are_of_one_family_and_by_the_next_hop() {
     let mut world = two_nodes(Mode::Native);
-    world.facts.next_hops.insert("192.0.2.2".parse().unwrap(), "192.0.2.254".parse().unwrap());
+    let hop = |address: &str, hop| (address.parse().unwrap(), hop);
+    let mac = Mac([2, 0, 0, 0, 0, 3]);
+    world.facts.next_hops = [
+        hop("192.0.2.2", NextHop::Router("192.0.2.254".parse().unwrap())),
+        hop("192.0.2.3", NextHop::Neighbour(Some(mac))),
+    ]
+    .into();
     node(&mut world, "v4only", &["10.3.0.0/24", "fd00:3::/64"], &["192.0.2.3"]);
     let desired = world.plan();
-    assert_eq!(remote(&desired, "10.2.0.0/24"), (RemoteKind::Native as u32, addr("192.0.2.254")));
+    assert_eq!(remote(&desired, "10.2.0.0/24"), (RemoteKind::Routed as u32, addr("192.0.2.254")));
+    // A neighbour whose Ethernet address is known, and one whose is not.
+    let [known, unknown] = ["10.3.0.0/24", "fd00:2::/64"].map(|net| desired.remotes[&cidr_key(net.parse().unwrap())]);
+    assert_eq!((known.kind, known.mac), (RemoteKind::Native as u32, mac.0));
+    assert_eq!((unknown.kind, unknown.mac), (RemoteKind::Native as u32, [0; 6]));
     assert_eq!(remote(&desired, "fd00:2::/64"), (RemoteKind::Native as u32, addr("2001:db8::2")));
     assert_eq!(
         desired.host_routes,

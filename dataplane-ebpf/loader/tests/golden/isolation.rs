@@ -6,8 +6,8 @@ use weft_dataplane::{Arrival, Program};
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, HOST_OTHER_IP, NATIVE_IP, NODE_IP, Node, OUTSIDE_IP,
-        SERVER, SERVER_IP, STRANGER, VIP, VM, VXLAN_PORT, mac,
+        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, HOST_OTHER_IP, NATIVE_IP, NATIVE_MAC, NODE_IP, Node,
+        OUTSIDE_IP, SERVER, SERVER_IP, STRANGER, VIP, VM, VXLAN_PORT, mac,
     },
     packet::{L4, SYN, frame, ip, ip_headers, v4},
 };
@@ -69,9 +69,32 @@ fn nobody_on_the_uplink_is_a_pod_of_the_overlay_a_service_or_this_node() {
                 node.from_uplink(&received(src, dst, L4::Udp(4000, 8080))).dropped(DropReason::SourceAddress);
             }
         }
-        for src in [OUTSIDE_IP[family], NODE_IP[family], NATIVE_IP[family]] {
+        for src in [OUTSIDE_IP[family], NODE_IP[family]] {
             node.from_uplink(&received(src, SERVER_IP[family], L4::Udp(4000, 8080))).redirected();
         }
+    }
+}
+
+#[test]
+fn a_pod_of_a_neighbour_is_heard_from_its_nodes_ethernet_address_on_every_path() {
+    let node = Node::new();
+    for family in 0..2 {
+        let (pod, server) = (NATIVE_IP[family], SERVER_IP[family]);
+        let asks = L4::Udp(4000, 8080);
+        // A new flow, and to the host.
+        for dst in [server, HOST_IP[family]] {
+            node.from_uplink(&received(pod, dst, asks)).dropped(DropReason::SourceMac);
+        }
+        // Into one that stands, both ways round.
+        let own = |l4, payload: &[u8]| frame(NATIVE_MAC, ip_headers(ip(pod), ip(server)), l4, payload);
+        node.from_uplink(&own(asks, b"x")).redirected();
+        node.from_uplink(&received(pod, server, asks)).dropped(DropReason::SourceMac);
+        node.from_uplink(&own(asks, b"y")).redirected();
+        let opened = frame(mac(SERVER), ip_headers(ip(server), ip(pod)), L4::Udp(5000, 53), b"x");
+        node.from_workload(SERVER, &opened).redirected();
+        let answer = L4::Udp(53, 5000);
+        node.from_uplink(&received(pod, server, answer)).dropped(DropReason::SourceMac);
+        node.from_uplink(&own(answer, b"x")).redirected();
     }
 }
 

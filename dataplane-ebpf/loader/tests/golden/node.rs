@@ -39,6 +39,8 @@ pub(crate) const OVERLAY: u32 = 106;
 pub(crate) const STRANGER: u32 = 107;
 
 pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 4];
+/// Of the node that [`NATIVE_IP`] is on.
+pub(crate) const NATIVE_MAC: [u8; 6] = [2, 0, 0, 0, 3, 3];
 pub(crate) const VNI: u32 = 7;
 /// The port that nodes hear encapsulated packets on.
 pub(crate) const VXLAN_PORT: u16 = 8472;
@@ -179,7 +181,10 @@ impl Node {
             ("10.96.0.0/16", RemoteKind::Services, "0.0.0.0"),
             ("fd96::/112", RemoteKind::Services, "0.0.0.0"),
         ] {
-            let remote = Remote { via: Addr::from(ip(via)), kind: kind as u32 };
+            let mut remote = Remote::new(Addr::from(ip(via)), kind);
+            if kind == RemoteKind::Native {
+                remote.mac = NATIVE_MAC;
+            }
             self.maps().remotes().insert(&cidr(prefix), &remote).unwrap();
         }
     }

@@ -5,8 +5,8 @@ use weft_abi::{ANY_IDENTITY, CidrKey, DropReason, PROTOCOL_ANY};
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, FAR_IP, HOST_IP, HOST_MAC, NATIVE_IP, Node, OUTSIDE_IP, SERVER, SERVER_IP, SHOT, VIP, VM,
-        VM_IP, cidr, mac,
+        CLIENT, CLIENT_IP, FAR_IP, HOST_IP, HOST_MAC, NATIVE_IP, NATIVE_MAC, Node, OUTSIDE_IP, SERVER, SERVER_IP, SHOT,
+        VIP, VM, VM_IP, cidr, mac,
     },
     packet::{L4, SYN, SYN_ACK, frame, ip, ip_headers},
 };
@@ -32,7 +32,7 @@ fn an_isolated_workload_lets_nobody_in_without_a_rule() {
         for l4 in [L4::Tcp(1, 80, SYN), L4::Udp(1, 80), L4::Echo(1)] {
             let packet = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(SERVER_IP[family])), l4, b"");
             node.from_workload(CLIENT, &packet).dropped(DropReason::PolicyIngress);
-            let packet = frame(HOST_MAC, ip_headers(ip(NATIVE_IP[family]), ip(SERVER_IP[family])), l4, b"");
+            let packet = frame(NATIVE_MAC, ip_headers(ip(NATIVE_IP[family]), ip(SERVER_IP[family])), l4, b"");
             node.from_uplink(&packet).dropped(DropReason::PolicyIngress);
             // Nor one that says it were itself.
             let packet = frame(HOST_MAC, ip_headers(ip(SERVER_IP[family]), ip(SERVER_IP[family])), l4, b"");

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who may speak for whom: sources by hook, and encapsulation towards nodes.
 
-use weft_abi::{Addr, DropReason};
+use weft_abi::{Addr, DropReason, FlowFlags, Remote, RemoteKind};
 use weft_logic::{
     admit,
     decide::{self, Origin, Sender, Walk},
+    plan,
 };
 
-use crate::world::{FIRST_PORT, HOST, UPLINK, VNI_PEER, VXLAN_PORT, World, host, v4, vip, walk, workload};
+use crate::world::{FIRST_PORT, HOST, UPLINK, VNI_PEER, VXLAN_PORT, World, host, mac, v4, vip, walk, workload};
 
 const UDP: u8 = 17;
 
@@ -46,13 +47,65 @@ fn nobody_on_the_uplink_is_a_pod_of_the_overlay_a_service_or_this_node() {
     // The outside, another node, a pod of the network's own routes.
     for src in [v4(50, 7), v4(4, 1), v4(3, 7)] {
         decide::decide(&world, &mut from(Sender::Uplink, src)).expect("somebody outside");
-        admit::admit_for_host(&world, &from(Sender::Uplink, src)).expect("somebody outside");
+        admit::admit_for_host(&world, &mut from(Sender::Uplink, src)).expect("somebody outside");
     }
     for src in [v4(2, 7), host(), workload(1), v4(1, 99), vip(0)] {
         let refused = Err(DropReason::SourceAddress);
         assert_eq!(decide::decide(&world, &mut from(Sender::Uplink, src)), refused, "{src:?}");
-        assert_eq!(admit::admit_for_host(&world, &from(Sender::Uplink, src)), refused, "{src:?} to the host");
+        assert_eq!(admit::admit_for_host(&world, &mut from(Sender::Uplink, src)), refused, "{src:?} to the host");
     }
+}
+
+#[test]
+fn a_pod_of_a_neighbour_is_heard_from_that_nodes_ethernet_address_only() {
+    let mut world = world();
+    let sent_by = |mac| Walk { sender_mac: mac, ..from(Sender::Uplink, v4(3, 7)) };
+    let refused = Err(DropReason::SourceMac);
+    for other in [[2, 0, 0, 0, 0, 99], [0; 6]] {
+        assert_eq!(decide::decide(&world, &mut sent_by(other)), refused, "{other:?}");
+        assert_eq!(admit::admit_for_host(&world, &mut sent_by(other)), refused, "{other:?} to the host");
+    }
+    let mut heard = sent_by(mac(UPLINK));
+    assert_eq!((decide::decide(&world, &mut heard), heard.from_neighbour), (Ok(()), 1));
+    // Not known yet: of nobody, also not of a frame without an address.
+    world.remotes.get_mut(&3).expect("the neighbour").mac = [0; 6];
+    for any in [mac(UPLINK), [0; 6]] {
+        assert_eq!(decide::decide(&world, &mut sent_by(any)), refused, "{any:?}");
+    }
+    // By a router.
+    world.remotes.insert(3, Remote::new(v4(0, VNI_PEER), RemoteKind::Routed));
+    let mut routed = sent_by([2, 0, 0, 0, 0, 99]);
+    assert_eq!((decide::decide(&world, &mut routed), routed.from_neighbour), (Ok(()), 0));
+}
+
+/// Both directions of what goes to and comes from a neighbour's pods remember its Ethernet address.
+#[test]
+fn the_entries_of_a_neighbours_pods_are_for_its_ethernet_address() {
+    let mut world = world();
+    let mut to = walk(Sender::Workload, FIRST_PORT, workload(0), v4(3, 7), (4000, 80), UDP);
+    decide::decide(&world, &mut to).unwrap();
+    plan::plan(&mut to, &world.config);
+    assert_eq!((to.reverse.flags & FlowFlags::CHECK_MAC, to.reverse.sender_mac), (FlowFlags::CHECK_MAC, mac(UPLINK)));
+    let mut from = from(Sender::Uplink, v4(3, 7));
+    decide::decide(&world, &mut from).unwrap();
+    plan::plan(&mut from, &world.config);
+    assert_eq!(
+        (from.forward.flags & FlowFlags::CHECK_MAC, from.forward.sender_mac),
+        (FlowFlags::CHECK_MAC, mac(UPLINK))
+    );
+    // Its next card: the answer is decided on, and goes by that one from then on.
+    let next = [2, 0, 0, 0, 0, 98];
+    world.remotes.get_mut(&3).expect("the neighbour").mac = next;
+    let answer = |mac| {
+        let mut answer = Walk {
+            sender_mac: mac,
+            forward: to.reverse,
+            ..walk(Sender::Uplink, UPLINK, v4(3, 7), workload(0), (80, 4000), UDP)
+        };
+        (decide::decide_reply(&world, &mut answer), answer.forward.sender_mac)
+    };
+    assert_eq!(answer(next), (Ok(()), next));
+    assert_eq!(answer(mac(UPLINK)).0, Err(DropReason::SourceMac));
 }
 
 #[test]
@@ -69,7 +122,7 @@ fn the_hosts_exemption_from_policy_is_for_what_it_made_itself() {
     }
     // By way of the host's stack workloads stay themselves; what comes by another device cannot be one.
     assert_eq!(isolated(workload(1), Origin::Dataplane), Err(DropReason::PolicyIngress));
-    for src in [workload(1), v4(2, 7), vip(0)] {
+    for src in [workload(1), v4(2, 7), v4(3, 7), vip(0)] {
         assert_eq!(isolated(src, Origin::Elsewhere), Err(DropReason::SourceAddress), "{src:?}");
     }
 }
@@ -111,10 +164,14 @@ fn what_is_encapsulated_reaches_the_address_that_nodes_know_and_no_other() {
     let other = v4(0, 77);
     let local = world.locals[&host()];
     world.locals.insert(other, local);
-    assert_eq!(admit::admit_for_host(&world, &to(host())), Ok(()));
-    assert_eq!(admit::admit_for_host(&world, &to(other)), Err(DropReason::Encapsulated), "another address of the host");
-    assert_eq!(admit::admit_for_host(&world, &to(v4(4, 1))), Err(DropReason::Encapsulated), "forwarded to a node");
-    assert_eq!(admit::admit_for_host(&world, &to(v4(50, 7))), Ok(()), "somebody else's overlay");
+    assert_eq!(admit::admit_for_host(&world, &mut to(host())), Ok(()));
+    assert_eq!(
+        admit::admit_for_host(&world, &mut to(other)),
+        Err(DropReason::Encapsulated),
+        "another address of the host"
+    );
+    assert_eq!(admit::admit_for_host(&world, &mut to(v4(4, 1))), Err(DropReason::Encapsulated), "forwarded to a node");
+    assert_eq!(admit::admit_for_host(&world, &mut to(v4(50, 7))), Ok(()), "somebody else's overlay");
 }
 
 #[test]

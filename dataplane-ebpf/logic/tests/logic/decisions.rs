@@ -102,6 +102,9 @@ fn answer(walk: &Walk) -> Walk {
     if sender == Sender::Workload {
         answer.sender_mac = mac(walk.reverse_key.ifindex);
     }
+    if sender == Sender::Uplink {
+        answer.sender_mac = mac(UPLINK);
+    }
     if sender == Sender::Overlay {
         answer.tunnel_peer = walk.forward.remote;
     }

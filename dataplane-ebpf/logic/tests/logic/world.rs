@@ -88,7 +88,8 @@ impl World {
             (4, RemoteKind::Node),
             (96, RemoteKind::Services),
         ] {
-            world.remotes.insert(net, Remote { via: v4(0, VNI_PEER), kind: kind as u32 });
+            let mac = if kind == RemoteKind::Native { mac(UPLINK) } else { [0; 6] };
+            world.remotes.insert(net, Remote { mac, ..Remote::new(v4(0, VNI_PEER), kind) });
         }
         let targets = [workload(0), workload(1), workload(2), v4(2, 5), v4(3, 5), host(), v4(50, 5)];
         for (index, target) in (0_u8..).zip(targets) {
