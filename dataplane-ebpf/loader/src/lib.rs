@@ -55,7 +55,7 @@ pub use crate::{
     options::{MapSizes, Options},
     pin::{MapReport, Origin},
     program::{Direction, Program},
-    table::{Array, Iter, PerCpuArray, Record, Table},
+    table::{Array, Iter, PerCpuArray, Record, Ring, Table},
     test_run::{Arrival, TestRunReport},
     upgrade::remove_everything,
 };
@@ -92,6 +92,7 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self> {
         options.sizes.validate()?;
         let pins = PinDir::prepare(&options.pin_dir)?;
+        pins.tell_of_others()?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
         let (mut ebpf, offload_unchecked) = load(&pins, &plan)?;
@@ -121,7 +122,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Map`].
     pub fn events(&self) -> Result<Events> {
-        Events::open(self.maps.events())
+        Events::open(self.maps.events().raw())
     }
 
     fn classifier(&self, program: Program) -> Result<&SchedClassifier> {

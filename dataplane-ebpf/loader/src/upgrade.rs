@@ -25,17 +25,11 @@ impl Dataplane {
     /// [`Error::Path`], [`Error::Filters`] or [`Error::Link`].
     pub fn attachments_of_other_versions(&self) -> Result<Vec<Attachment>> {
         let mut attachments = Vec::new();
-        for other in self.other_versions()? {
+        for other in self.pins.others()? {
             attachments.extend(unless_gone(live_attachments(&PinDir::of_version(&other).links))?.unwrap_or_default());
         }
         attachments.extend(self.filters_of_other_versions()?);
         Ok(attachments)
-    }
-
-    fn other_versions(&self) -> Result<Vec<PathBuf>> {
-        let mut versions = version_dirs(self.pins.root())?;
-        versions.retain(|version| PinDir::of_version(version).links != self.pins.links);
-        Ok(versions)
     }
 
     /// Takes over what other ABI versions of Weft did: swaps their links and filters to this version's programs, then removes
@@ -47,7 +41,7 @@ impl Dataplane {
         let mut report = LinkReport::default();
         // Before their maps are unpinned.
         self.take_over_filters(&mut report)?;
-        for version in self.other_versions()? {
+        for version in self.pins.others()? {
             let other = PinDir::of_version(&version);
             for name in unless_gone(list(&other.links))?.unwrap_or_default() {
                 match Attachment::from_pin_name(&name) {

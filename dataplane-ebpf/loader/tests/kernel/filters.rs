@@ -17,7 +17,7 @@ use aya::{
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, send as send_to, socket,
 };
-use weft_abi::ABI_VERSION;
+use weft_abi::{ABI_VERSION, PinFolder};
 use weft_dataplane::{Attachment, Dataplane, Error, LinkReport, Program, remove_everything};
 
 use crate::{
@@ -51,7 +51,7 @@ fn attached(veth: &Veth) -> [Attachment; 2] {
 
 fn attach(dataplane: &mut Dataplane, veth: &Veth) {
     for program in PROGRAMS {
-        dataplane.attach(program, &veth.name, veth.ifindex).unwrap();
+        dataplane.attach(program, &veth.name, veth.ifindex).expect("attach");
     }
 }
 
@@ -240,18 +240,19 @@ fn a_device_that_got_the_index_of_one_that_is_gone_has_nothing() {
 }
 
 /// Makes a pinned tcx link on a port, as builds before the filters did: `version` is that of its folder.
-fn old_link(sandbox: &Sandbox, veth: &Veth, version: u32) -> PathBuf {
+fn old_link(sandbox: &Sandbox, veth: &Veth, version: &str) -> PathBuf {
     static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-dataplane.o"));
     let mut ebpf = aya::EbpfLoader::new().btf(None).load(OBJECT).expect("load the object");
-    let program: &mut SchedClassifier = ebpf.program_mut("from_workload").unwrap().try_into().unwrap();
+    let program: &mut SchedClassifier =
+        ebpf.program_mut("from_workload").expect("a link of the old kind").try_into().expect("a link of the old kind");
     program.load().expect("load from_workload");
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(&veth.name, TcAttachType::Ingress, order).expect("attach by tcx");
-    let link = program.take_link(id).unwrap();
-    let folder = sandbox.options().pin_dir.join(format!("v{version}")).join("links");
-    fs::create_dir_all(&folder).unwrap();
+    let link = program.take_link(id).expect("a link of the old kind");
+    let folder = sandbox.options().pin_dir.join(version).join("links");
+    fs::create_dir_all(&folder).expect("a link of the old kind");
     let pin = folder.join(format!("{}-from_workload", veth.ifindex));
-    FdLink::try_from(link).unwrap().pin(&pin).expect("pin the link");
+    FdLink::try_from(link).expect("a link of the old kind").pin(&pin).expect("pin the link");
     pin
 }
 
@@ -259,7 +260,7 @@ fn old_link(sandbox: &Sandbox, veth: &Veth, version: u32) -> PathBuf {
 fn a_link_of_an_earlier_build_becomes_a_filter() {
     let sandbox = Sandbox::enter();
     let (netns, veth) = workload("pod");
-    let pin = old_link(&sandbox, &veth, ABI_VERSION);
+    let pin = old_link(&sandbox, &veth, &PinFolder.to_string());
     assert_eq!(program_ids(&veth.name).len(), 1);
     let dataplane = sandbox.open();
     assert_eq!(dataplane.report().links.adopted, attached(&veth)[..1]);
@@ -275,7 +276,7 @@ fn a_link_of_an_earlier_build_becomes_a_filter() {
 fn a_link_of_another_version_works_on_until_it_is_taken_over_and_becomes_a_filter() {
     let sandbox = Sandbox::enter();
     let (_netns, veth) = workload("pod");
-    let pin = old_link(&sandbox, &veth, ABI_VERSION + 1);
+    let pin = old_link(&sandbox, &veth, &format!("v{}", ABI_VERSION + 1));
     let old = program_ids(&veth.name);
     let mut dataplane = sandbox.open();
     assert_eq!(program_ids(&veth.name), old);
@@ -292,7 +293,7 @@ fn a_link_of_another_version_works_on_until_it_is_taken_over_and_becomes_a_filte
 /// message is put together here: RTM_NEWTFILTER with the attributes TCA_KIND and TCA_OPTIONS (descriptor, name, direct action).
 fn rename(veth: &Veth, name: &str) {
     let attribute = |kind: u16, value: &[u8]| {
-        let length = u16::try_from(4 + value.len()).unwrap();
+        let length = u16::try_from(4 + value.len()).expect("a message of netlink");
         let mut bytes = [&length.to_ne_bytes(), &kind.to_ne_bytes(), value].concat();
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
@@ -307,12 +308,12 @@ fn rename(veth: &Veth, name: &str) {
     let protocol = u32::from(3_u16.to_be());
     let object = [0, veth.ifindex, 1, 0xffff_fff2, 1 << 16 | protocol].map(u32::to_ne_bytes).concat();
     let body = [object, attribute(1, b"bpf\0"), attribute(2, &options.concat())].concat();
-    let length = u32::try_from(16 + body.len()).unwrap();
+    let length = u32::try_from(16 + body.len()).expect("a message of netlink");
     let kind_and_flags = [44_u16.to_ne_bytes(), 5_u16.to_ne_bytes()].concat();
     let message = [&length.to_ne_bytes(), kind_and_flags.as_slice(), &[0; 8], &body].concat();
-    let socket =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute).unwrap();
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).unwrap();
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)
+        .expect("a message of netlink");
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).expect("a message of netlink");
     send_to(socket.as_raw_fd(), &message, MsgFlags::empty()).expect("send to the kernel");
     assert!(filters(veth, "ingress").contains(name));
 }
@@ -335,7 +336,7 @@ fn filters_of_another_version_work_on_until_they_are_taken_over() {
     drop(other);
     let root = sandbox.options().pin_dir;
     let folder = root.join(format!("v{}", ABI_VERSION + 1));
-    fs::rename(root.join(format!("v{ABI_VERSION}")), &folder).unwrap();
+    fs::rename(root.join(PinFolder.to_string()), &folder).unwrap();
     let mut dataplane = sandbox.open();
     assert_eq!(dataplane.report().links, LinkReport::default());
     assert_eq!(dataplane.attachments().unwrap(), []);

@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use weft_abi::ABI_VERSION;
+use weft_abi::{ABI_VERSION, LAYOUT, PinFolder};
 use weft_dataplane::{Attachment, Origin, Program, remove_everything};
 
 use crate::{
@@ -15,10 +15,15 @@ const FROM_OVERLAY: Program = Program::FromOverlay;
 
 /// A sandbox in which another version has attached itself to `veth`; also where that version pinned.
 fn after_another_version(veth: &Veth, sandbox: &Sandbox) -> PathBuf {
+    after(&format!("v{}", ABI_VERSION + 1), veth, sandbox)
+}
+
+/// The same of whoever pins in that folder.
+fn after(folder: &str, veth: &Veth, sandbox: &Sandbox) -> PathBuf {
     sandbox.open().attach(FROM_OVERLAY, &veth.name, veth.ifindex).expect("attach");
     let root = sandbox.options().pin_dir;
-    let other = root.join(format!("v{}", ABI_VERSION + 1));
-    fs::rename(root.join(format!("v{ABI_VERSION}")), &other).expect("rename the pin folder");
+    let other = root.join(folder);
+    fs::rename(root.join(PinFolder.to_string()), &other).expect("rename the pin folder");
     other
 }
 
@@ -41,6 +46,22 @@ fn another_version_works_on_until_it_is_taken_over() {
     assert_eq!(dataplane.attachments().unwrap(), [attachment]);
     assert_eq!(dataplane.attachments_of_other_versions().unwrap(), []);
     assert_eq!(dataplane.take_over_other_versions().unwrap(), weft_dataplane::LinkReport::default());
+}
+
+/// Somebody has changed a layout and not thought of the version; or an earlier build, which did not tell its layouts.
+#[test]
+fn another_layout_of_the_same_version_is_another_version() {
+    for folder in [format!("v{ABI_VERSION}-{:016x}", LAYOUT ^ 1), format!("v{ABI_VERSION}")] {
+        let sandbox = Sandbox::enter();
+        let (_netns, veth) = workload("pod");
+        let other = after(&folder, &veth, &sandbox);
+        let mut dataplane = sandbox.open();
+        assert!(dataplane.report().maps.iter().all(|map| map.origin == Origin::Created), "{folder}");
+        let attachment = Attachment { ifindex: veth.ifindex, program: FROM_OVERLAY };
+        assert_eq!(dataplane.attachments_of_other_versions().unwrap(), [attachment], "{folder}");
+        assert_eq!(dataplane.take_over_other_versions().unwrap().adopted, [attachment], "{folder}");
+        assert!(!other.exists(), "{folder}");
+    }
 }
 
 #[test]
