@@ -13,6 +13,7 @@
 
 mod attachment;
 mod client;
+mod explain;
 pub mod file;
 mod mac;
 mod report;
@@ -21,6 +22,7 @@ pub use attachment::{
     Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, PodRef, PortKind, PortLink, Route,
 };
 pub use client::{Client, ClientError};
+pub use explain::{ExplainQuery, ExplainStep, Explanation};
 pub use mac::{Mac, ParseMacError};
 pub use report::{
     BackendReport, DropReport, EndpointReport, FlowEvent, FlowVerdict, MapReport, PolicyReport, RouteReport,
@@ -92,6 +94,8 @@ pub enum Request {
     Drops,
     /// vhost-user ports of this node, and what their devices tell of themselves.
     Vms,
+    /// What would happen to a packet.
+    Explain(ExplainQuery),
 }
 
 /// One line of answer.
@@ -116,6 +120,8 @@ pub enum Answer {
     Released(Vec<AttachmentId>),
     /// To [`Request::Status`].
     Status(Box<StatusReport>),
+    /// To [`Request::Explain`].
+    Explanation(Box<Explanation>),
     /// To [`Request::Endpoints`].
     Endpoints(Vec<EndpointReport>),
     /// To [`Request::Services`].

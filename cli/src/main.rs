@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
-use weft_api::{API_VERSION, Answer, Client, ClientError, DEFAULT_SOCKET, Request};
+use weft_api::{API_VERSION, Answer, Client, ClientError, DEFAULT_SOCKET, ExplainQuery, Request};
 
 use crate::print::Output;
 
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[command(
     name = "weft",
     version,
-    after_help = "Exit status: 0 done, 1 the agent cannot be asked or refuses, 3 `weft status`: the agent is not ready."
+    after_help = "Exit status: 0 done, 1 the agent cannot be asked or refuses, 3 `weft status`: the agent is not ready, 4 `weft explain`: the packet is dropped."
 )]
 struct Arguments {
     /// The agent's socket
@@ -80,6 +80,26 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// What would happen to the first packet of a flow: every look-up, and the verdict. Nothing is sent
+    ///
+    /// The programs' own logic runs on the programs' own maps. Exit status 0: the packet goes on, 4: it is dropped.
+    Explain {
+        /// An address, `NAMESPACE/NAME` of a pod, or `host` for this node
+        #[arg(long, value_name = "WHO")]
+        from: String,
+        /// An address, `NAMESPACE/NAME` of a pod, `svc/NAMESPACE/NAME` of a Service, or `host`
+        #[arg(long, value_name = "WHO")]
+        to: String,
+        /// Destination port; none for protocols without ports
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// `tcp`, `udp`, `sctp`, `icmp`, `icmpv6` or a number
+        #[arg(long, default_value = "tcp", value_parser = protocol)]
+        protocol: u8,
+        /// Source port
+        #[arg(long, value_name = "PORT", default_value_t = 40_000)]
+        source_port: u16,
+    },
     /// vhost-user ports: sockets for VMMs, devices, rings, frames
     #[command(visible_alias = "vms")]
     Vm {
@@ -106,6 +126,16 @@ enum VmCommand {
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         frames: u32,
     },
+}
+
+/// The number of an IP protocol.
+fn protocol(text: &str) -> Result<u8, String> {
+    let known = [("tcp", 6), ("udp", 17), ("sctp", 132), ("icmp", 1), ("icmpv6", 58)];
+    let lower = text.to_ascii_lowercase();
+    let named = known.iter().find(|(name, _)| *name == lower).map(|(_, number)| *number);
+    named
+        .or_else(|| text.parse().ok())
+        .ok_or_else(|| "give tcp, udp, sctp, icmp, icmpv6 or a number up to 255".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -136,6 +166,17 @@ fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
             }
             other => return unexpected(&other),
         },
+        Command::Explain { from, to, port, protocol, source_port } => {
+            let (from, to) = (from.clone(), to.clone());
+            let query = ExplainQuery { from, to, port: *port, source_port: *source_port, protocol: *protocol };
+            match ask(Request::Explain(query))? {
+                Answer::Explanation(explanation) => {
+                    output.print(&*explanation, show::explanation)?;
+                    return Ok(if explanation.forwarded { ExitCode::SUCCESS } else { ExitCode::from(4) });
+                }
+                other => return unexpected(&other),
+            }
+        }
         Command::Endpoints => match ask(Request::Endpoints)? {
             Answer::Endpoints(endpoints) => output.print(&endpoints, |endpoints| show::endpoints(endpoints))?,
             other => return unexpected(&other),

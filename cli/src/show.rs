@@ -8,11 +8,11 @@ use std::{
 };
 
 use weft_api::{
-    AttachmentId, DropReport, EndpointReport, FlowEvent, FlowVerdict, PodRef, PolicyReport, ServicePortReport,
-    ServiceReport, StatusReport,
+    AttachmentId, DropReport, EndpointReport, ExplainStep, Explanation, FlowEvent, FlowVerdict, PodRef, PolicyReport,
+    ServicePortReport, ServiceReport, StatusReport,
 };
 
-use crate::table::Table;
+use crate::{print::printable, table::Table};
 
 pub(crate) fn status(status: &StatusReport) -> String {
     let mut table = Table::new(&["node", &status.node]);
@@ -95,6 +95,28 @@ pub(crate) fn policies(policies: &[PolicyReport]) -> String {
         ]);
     }
     or(&table, "there is no NetworkPolicy")
+}
+
+pub(crate) fn explanation(explanation: &Explanation) -> String {
+    let Explanation { packet, hook, steps, verdict, differences, .. } = explanation;
+    let mut table = Table::new(&["STEP", "MAP", "LOOKED UP", "FOUND"]);
+    for ExplainStep { step, map, key, value } in steps {
+        table.row([step.clone(), map.clone(), key.clone(), value.clone()]);
+    }
+    let mut text = format!(
+        "{}\narrives at {}\n\n{}\n{}\n",
+        printable(packet),
+        printable(hook),
+        table.render(),
+        printable(verdict)
+    );
+    if !differences.is_empty() {
+        text.push_str("\nThe maps differ from the plan:\n");
+        for difference in differences {
+            text.push_str(&format!("  {}\n", printable(difference)));
+        }
+    }
+    text
 }
 
 pub(crate) fn drops(drops: &[DropReport]) -> String {

@@ -4,8 +4,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use weft_api::Explanation;
 use weft_testbed::{Bed, Container, Protocol, Shell, ingress_policy, namespace, until_ok};
 
 const PORT: u16 = 8080;
@@ -88,6 +89,43 @@ fn egress_by_pod_and_port() -> Result<()> {
     is_kept_out(&client, &other.sockets(PORT))?;
     is_kept_out(&client, &allowed.sockets(PORT + 1))?;
     is_let_in(&client, &allowed.sockets(PORT))
+}
+
+/// What `weft explain` says of a packet on the node of its sender.
+fn explained(bed: &Bed, from: &str, to: SocketAddr, source: &Container) -> Result<Explanation> {
+    let own = source.addresses().iter().find(|own| own.is_ipv4() == to.is_ipv4());
+    let own = own.with_context(|| format!("{from} has no address of the family of {to}"))?;
+    let query = format!("weft explain --from {own} --to {} --port {} -o json || [ $? = 4 ]", to.ip(), to.port());
+    let text = bed.node(1).sh(&query)?.ok()?;
+    serde_json::from_str(&text).with_context(|| format!("weft explain printed: {text}"))
+}
+
+#[test]
+fn explain_says_of_a_packet_what_happens_to_it() -> Result<()> {
+    let bed = Bed::new()?;
+    let (near, far) = (server(&bed, 1, "default/near", &[("app", "server")])?, server(&bed, 2, "default/far", &[])?);
+    let allowed = bed.container(1, "default/allowed", &[("role", "client")])?;
+    let other = bed.container(1, "default/other", &[])?;
+    bed.apply(&ingress_policy("default/near", &[("app", "server")], &[("role", "client")]))?;
+    is_kept_out(&other, &near.sockets(PORT))?;
+    is_let_in(&allowed, &near.sockets(PORT))?;
+    for (client, name, server, passes, text) in [
+        (&allowed, "default/allowed", &near, true, "delivered to"),
+        (&other, "default/other", &near, false, "dropped, policy-ingress"),
+        (&other, "default/other", &far, true, "encapsulated to node"),
+    ] {
+        for to in server.sockets(PORT) {
+            let said = explained(&bed, name, to, client)?;
+            ensure!(said.forwarded == passes && said.verdict.starts_with(text), "{name} to {to}: {said:#?}");
+            ensure!(said.packet.contains(name) && said.hook == "from_workload" && !said.steps.is_empty(), "{said:#?}");
+            ensure!(said.differences.is_empty(), "{said:#?}");
+        }
+    }
+    let named = bed.node(1).weft("explain --from default/other --to default/near --port 8080 || [ $? = 4 ]")?;
+    ensure!(named.contains("isolated by default/near") && named.contains("judge"), "{named}");
+    let unknown = bed.node(1).sh("weft explain --from default/nobody --to 10.0.0.1 2>&1; [ $? = 1 ]")?.ok()?;
+    ensure!(unknown.contains("from: default/nobody is neither an address nor known here"), "{unknown}");
+    Ok(())
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tokio::{
 };
 use weft_api::{Answer, ApiError, ErrorCode, FlowEvent, MAX_REQUEST, Reply, Request};
 
-use super::{Shared, report};
+use super::{Shared, explain, report};
 use crate::file;
 
 /// Connections at a time.
@@ -94,6 +94,11 @@ async fn answer(request: Request, shared: &Shared) -> Result<Answer, ApiError> {
         Request::Services => Ok(Answer::Services(shared.view().desired.service_reports.clone())),
         Request::Policies => Ok(Answer::Policies(shared.view().desired.policy_reports.clone())),
         Request::Drops => report::drops(shared).map(Answer::Drops),
+        Request::Explain(query) => {
+            let Some(maps) = shared.maps() else { return ready(shared).and(Err(opening())) };
+            let explained = tokio::task::block_in_place(|| explain::explain(&query, &shared.view(), &**maps));
+            explained.map(|explanation| Answer::Explanation(Box::new(explanation)))
+        }
         Request::Vms => Ok(Answer::Vms(shared.devices.reports().await)),
         Request::Ready => ready(shared).map(|()| Answer::Done),
         Request::Allocate(_) => {
@@ -112,6 +117,10 @@ fn ready(shared: &Shared) -> Result<(), ApiError> {
         None => Ok(()),
         Some(why) => Err(ApiError { code: ErrorCode::NotReady, message: format!("the agent is not ready: {why}") }),
     }
+}
+
+fn opening() -> ApiError {
+    ApiError { code: ErrorCode::NotReady, message: "the dataplane is not open yet; try again".to_owned() }
 }
 
 /// The engine takes requests once the dataplane is open: until then they would only wait.

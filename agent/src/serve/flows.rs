@@ -98,10 +98,11 @@ pub async fn read(events: Events, shared: Arc<Shared>) -> io::Result<()> {
 pub struct Ifnames(BTreeMap<u32, String>);
 
 impl Ifnames {
-    fn of(&mut self, ifindex: u32) -> String {
+    pub(super) fn of(&mut self, ifindex: u32) -> String {
         let name = self.0.entry(ifindex).or_insert_with(|| {
-            let name = nix::net::if_::if_indextoname(ifindex);
-            name.map_or_else(|_| format!("#{ifindex}"), |name| name.to_string_lossy().into_owned())
+            let name = nix::net::if_::if_indextoname(ifindex).ok().map(|name| name.to_string_lossy().into_owned());
+            // Of a device that is gone some C libraries tell an empty name.
+            name.filter(|name| !name.is_empty()).unwrap_or_else(|| format!("#{ifindex}"))
         });
         name.clone()
     }
@@ -147,7 +148,7 @@ fn delivery(number: u8) -> String {
     found.map_or_else(|| format!("delivery-{number}"), |(_, name)| name.to_owned())
 }
 
-fn protocol(number: u8) -> String {
+pub(super) fn protocol(number: u8) -> String {
     match number {
         6 => "TCP".to_owned(),
         17 => "UDP".to_owned(),

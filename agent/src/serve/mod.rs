@@ -6,6 +6,7 @@
 
 pub mod api;
 mod encode;
+mod explain;
 pub mod flows;
 pub mod health;
 mod http;

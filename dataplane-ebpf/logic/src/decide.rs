@@ -140,6 +140,32 @@ pub struct Far {
     pub kind: u8,
 }
 
+/// A part of a decision.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Step {
+    /// Whether the sender is who it says.
+    Admit,
+    /// Which backend of a Service.
+    Translate,
+    /// Where the target is.
+    Locate,
+    /// What policy says.
+    Judge,
+}
+
+impl Step {
+    /// For people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Admit => "admit",
+            Self::Translate => "translate",
+            Self::Locate => "locate",
+            Self::Judge => "judge",
+        }
+    }
+}
+
 /// Decides on `walk.key`: admit, translate, locate, judge. On success [`crate::plan::plan`] makes both entries of it.
 ///
 /// # Errors
@@ -151,9 +177,13 @@ pub fn decide<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> 
         return Err(DropReason::Multicast);
     }
     let config = tables.config().ok_or(DropReason::UnknownPort)?;
+    tables.enter(Step::Admit);
     admit::admit(tables, walk)?;
+    tables.enter(Step::Translate);
     translate(tables, walk)?;
+    tables.enter(Step::Locate);
     locate(tables, walk, config)?;
+    tables.enter(Step::Judge);
     judge(tables, walk)
 }
 

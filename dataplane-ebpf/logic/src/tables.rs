@@ -3,7 +3,7 @@
 
 use weft_abi::{Addr, Backend, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
 
-use crate::policy;
+use crate::{decide::Step, policy};
 
 /// Look-ups that a decision needs; see `weft_abi::map` for what each table holds.
 pub trait Tables {
@@ -43,4 +43,7 @@ pub trait Tables {
     }
     /// `GENERATIONS`.
     fn generation(&self, slot: u32) -> u32;
+    /// The look-ups that follow are for this part of the decision. For whoever explains one: the kernel's does nothing.
+    #[inline(always)]
+    fn enter(&self, _step: Step) {}
 }

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From what a user names to the packet as it arrives at a hook.
+
+use std::net::IpAddr;
+
+use weft_abi::{Addr, Config, FlowKey6, LocalKind, OVERLAY, RemoteKind, UPLINK};
+use weft_api::{ApiError, ErrorCode, ExplainQuery};
+use weft_logic::decide::{Origin, Sender, Walk};
+
+use super::{Reads, unreadable};
+use crate::serve::View;
+
+/// The first segment of a connection.
+const SYN: u8 = 0x02;
+
+/// The packet of `query`, as the slow path begins on it.
+///
+/// # Errors
+/// An end that is not known, two ends without a family in common, or a map that cannot be read.
+pub(super) fn walk(query: &ExplainQuery, view: &View, maps: &impl Reads) -> Result<Walk, ApiError> {
+    let config = maps.config().map_err(|error| unreadable(error.to_string()))?.unwrap_or_default();
+    let (from, to) = pair(addresses("from", &query.from, view, &config)?, addresses("to", &query.to, view, &config)?)
+        .ok_or_else(|| {
+        invalid(format!("from: {} and to: {} have no address family in common", query.from, query.to))
+    })?;
+    let mut walk = Walk {
+        key: FlowKey6 {
+            ifindex: 0,
+            src: from.into(),
+            dst: to.into(),
+            sport: query.source_port.to_be(),
+            dport: query.port.to_be(),
+            protocol: query.protocol.into(),
+        },
+        is_v6: to.is_ipv6().into(),
+        tcp_flags: SYN,
+        ..Walk::default()
+    };
+    arrive(&mut walk, &config, maps).map_err(|error| unreadable(error.to_string()))?;
+    Ok(walk)
+}
+
+/// Where a packet of this source comes in: by its port, from the host, or from where its node sends it.
+fn arrive(walk: &mut Walk, config: &Config, maps: &impl Reads) -> Result<(), weft_dataplane::Error> {
+    let src = walk.key.src;
+    if let Some(local) = maps.local(&src)? {
+        if local.kind == LocalKind::Host as u32 {
+            (walk.sender, walk.origin) = (Sender::Host as u32, Origin::Own as u8);
+            (walk.key.ifindex, walk.sender_mac) = (config.host_ifindex, config.host_mac);
+        } else {
+            (walk.sender, walk.key.ifindex) = (Sender::Workload as u32, local.ifindex);
+            walk.sender_mac = maps.port(local.ifindex)?.map_or([0; 6], |port| port.mac);
+        }
+        return Ok(());
+    }
+    (walk.sender, walk.key.ifindex) = (Sender::Uplink as u32, UPLINK);
+    let Some(remote) = maps.remote(&src)? else { return Ok(()) };
+    let tunnels = [RemoteKind::Tunnel as u32, RemoteKind::Node as u32].contains(&remote.kind);
+    if tunnels && config.overlay_ifindex != 0 {
+        (walk.sender, walk.key.ifindex, walk.tunnel_peer) = (Sender::Overlay as u32, OVERLAY, remote.via);
+    }
+    walk.sender_mac = remote.mac;
+    Ok(())
+}
+
+/// The first two of one family, IPv4 before IPv6.
+fn pair(from: Vec<IpAddr>, to: Vec<IpAddr>) -> Option<(IpAddr, IpAddr)> {
+    [true, false].into_iter().find_map(|v4| {
+        let of_family = |addresses: &[IpAddr]| addresses.iter().copied().find(|address| address.is_ipv4() == v4);
+        Some((of_family(&from)?, of_family(&to)?))
+    })
+}
+
+/// The addresses that a name or text stands for.
+fn addresses(field: &str, text: &str, view: &View, config: &Config) -> Result<Vec<IpAddr>, ApiError> {
+    if let Ok(address) = text.parse() {
+        return Ok(vec![address]);
+    }
+    let found: Vec<IpAddr> = if text == "host" {
+        [config.node_v4, config.node_v6].into_iter().filter(|addr| !addr.is_unspecified()).map(IpAddr::from).collect()
+    } else if let Some(service) = text.strip_prefix("svc/") {
+        let named = view.desired.service_names.iter().filter(|(_, name)| *name == service);
+        named.map(|(key, _)| IpAddr::from(key.addr)).collect()
+    } else {
+        let named = view.desired.names.iter().filter(|(_, name)| *name == text);
+        named.map(|(addr, _): (&Addr, _)| IpAddr::from(*addr)).collect()
+    };
+    if found.is_empty() {
+        return Err(invalid(format!(
+            "{field}: {text} is neither an address nor known here; give an address, NAMESPACE/NAME of a pod, \
+             svc/NAMESPACE/NAME of a Service, or host"
+        )));
+    }
+    Ok(found)
+}
+
+const fn invalid(message: String) -> ApiError {
+    ApiError { code: ErrorCode::Invalid, message }
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `weft explain`: the programs' own logic, run on the programs' own maps for a packet that nobody has sent.
+
+mod ends;
+mod recorder;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use weft_abi::{Addr, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, LocalKind};
+use weft_api::{ApiError, ErrorCode, ExplainQuery, Explanation};
+use weft_logic::{
+    Tables as _, admit,
+    decide::{self, Sender, Walk},
+    plan,
+};
+
+use self::recorder::Recorder;
+use super::{View, flows};
+
+/// Read access to the maps, and to a fake of them in tests.
+pub(crate) use self::recorder::Reads;
+
+/// Decides on the packet of `query` as the programs would.
+///
+/// # Errors
+/// [`ErrorCode::Invalid`] for ends that are not known, with the field and the fix; [`ErrorCode::Io`] for a map that cannot be read.
+pub(crate) fn explain(query: &ExplainQuery, view: &View, maps: &impl Reads) -> Result<Explanation, ApiError> {
+    let names = Names { view };
+    let mut walk = ends::walk(query, view, maps)?;
+    let recorder = Recorder::new(maps, view);
+    let outcome = run(&recorder, &mut walk);
+    let (steps, differences) = recorder.finish().map_err(unreadable)?;
+    let (forwarded, verdict) = match outcome {
+        Ok(Way::Decided) => (true, names.way(&walk)),
+        Ok(Way::HostStack) => {
+            (true, "goes on to the host's own IP stack: it is for no workload of this node".to_owned())
+        }
+        Err(reason) => (false, names.refusal(reason, &walk)),
+    };
+    let packet = names.ends(query.protocol, (walk.key.src, walk.key.sport), (walk.key.dst, walk.key.dport));
+    Ok(Explanation { packet, hook: hook(&walk).to_owned(), steps, forwarded, verdict, differences })
+}
+
+/// How a packet goes on.
+enum Way {
+    /// As the entries of the walk say.
+    Decided,
+    /// No program has an opinion.
+    HostStack,
+}
+
+/// As the slow path does it for a flow that answers no other one.
+fn run<R: Reads>(recorder: &Recorder<'_, R>, walk: &mut Walk) -> Result<Way, DropReason> {
+    let workload = |local: &weft_abi::Local| local.kind == LocalKind::Workload as u32;
+    if walk.sender == Sender::Uplink as u32 && !recorder.local(&walk.key.dst).is_some_and(workload) {
+        return admit::admit_for_host(recorder, walk).map(|()| Way::HostStack);
+    }
+    decide::decide(recorder, walk)?;
+    let config = recorder.config().ok_or(DropReason::UnknownPort)?;
+    plan::plan(walk, config);
+    Ok(Way::Decided)
+}
+
+const fn hook(walk: &Walk) -> &'static str {
+    match walk.sender {
+        sender if sender == Sender::Workload as u32 => "from_workload",
+        sender if sender == Sender::Host as u32 => "from_host",
+        sender if sender == Sender::Overlay as u32 => "from_overlay",
+        _ => "from_uplink",
+    }
+}
+
+/// Names of what the view knows.
+struct Names<'v> {
+    view: &'v View,
+}
+
+impl Names<'_> {
+    fn address(&self, addr: &Addr) -> String {
+        let ip = IpAddr::from(*addr);
+        self.view.desired.names.get(addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
+    }
+
+    fn end(&self, (addr, port): (Addr, u16)) -> String {
+        let ip = IpAddr::from(addr);
+        let name = self.view.desired.names.get(&addr).map(|name| format!(" ({name})")).unwrap_or_default();
+        format!("{}{name}", std::net::SocketAddr::new(ip, u16::from_be(port)))
+    }
+
+    fn ends(&self, protocol: u8, from: (Addr, u16), to: (Addr, u16)) -> String {
+        format!("{} {} -> {}", flows::protocol(protocol), self.end(from), self.end(to))
+    }
+
+    /// Where a decided packet goes, and as what.
+    fn way(&self, walk: &Walk) -> String {
+        let flow = &walk.forward;
+        let place = self.place(walk, flow);
+        let rewritten = flow.flags & (FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST) != 0;
+        if !rewritten {
+            return place;
+        }
+        let has = |flag| flow.flags & flag != 0;
+        let source = if has(FlowFlags::REWRITE_SRC) { (flow.src, flow.sport) } else { (walk.key.src, walk.key.sport) };
+        let target = if has(FlowFlags::REWRITE_DST) { (flow.dst, flow.dport) } else { (walk.key.dst, walk.key.dport) };
+        let free = if source.1 == 0 && walk.key.sport != 0 { ", under a port that is free there" } else { "" };
+        format!("{place}, as {}{free}", self.ends(walk.key.protocol.try_into().unwrap_or(0), source, target))
+    }
+
+    fn place(&self, walk: &Walk, flow: &Flow) -> String {
+        let device = flows::Ifnames::default().of(flow.ifindex);
+        let target = self.address(&walk.target);
+        let remote = IpAddr::from(walk.remote);
+        match flow.deliver {
+            kind if kind == Deliver::Peer as u8 || kind == Deliver::Port as u8 => {
+                format!("delivered to {target} by {device}")
+            }
+            kind if kind == Deliver::Host as u8 => format!("delivered to this node itself, {target}, by {device}"),
+            kind if kind == Deliver::Tunnel as u8 => format!("encapsulated to node {remote} by {device}, for {target}"),
+            kind if kind == Deliver::Neighbour as u8 => format!("routed to {remote} by {device}, for {target}"),
+            _ => format!("leaves the cluster by {device}, for {target}"),
+        }
+    }
+
+    fn refusal(&self, reason: DropReason, walk: &Walk) -> String {
+        let (name, help) = DROP_REASONS[reason as usize];
+        let policies = match reason {
+            DropReason::PolicyEgress => self.policies(walk.from.here, &walk.key.src, |(_, egress)| egress),
+            DropReason::PolicyIngress => self.policies(walk.to.here, &walk.target, |(ingress, _)| ingress),
+            _ => None,
+        };
+        let isolated = policies.map(|policies| format!(": isolated by {policies}")).unwrap_or_default();
+        format!("dropped, {name}: {help}{isolated}")
+    }
+
+    /// The policies that isolate the workload of this node with that address.
+    fn policies(
+        &self,
+        here: u8,
+        addr: &Addr,
+        direction: impl Fn(&(Vec<String>, Vec<String>)) -> &Vec<String>,
+    ) -> Option<String> {
+        let ip = IpAddr::from(*addr);
+        let mut attachments = self.view.attachments.iter().filter(|_| here != 0);
+        let id = attachments
+            .find(|attachment| attachment.allocation.addresses.iter().any(|own| own.address.addr() == ip))?
+            .spec
+            .id
+            .to_string();
+        let policies = direction(self.view.desired.isolation.get(&id)?);
+        (!policies.is_empty()).then(|| policies.join(", "))
+    }
+}
+
+fn unreadable(error: String) -> ApiError {
+    ApiError { code: ErrorCode::Io, message: error }
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The maps as the logic sees them, with every look-up written down and compared with the plan.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    fmt::Debug,
+    net::IpAddr,
+};
+
+use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+use weft_api::ExplainStep;
+use weft_dataplane::Maps;
+use weft_logic::decide::Step;
+
+use crate::{model::Desired, serve::View};
+
+/// Look-ups of one map at most: a decision needs some dozens.
+const MAX_LOOKUPS: usize = 128;
+
+type Read<T> = Result<Option<T>, weft_dataplane::Error>;
+
+/// What is read of the maps.
+pub(crate) trait Reads {
+    /// `CONFIG`.
+    fn config(&self) -> Read<Config>;
+    /// `PORTS`.
+    fn port(&self, ifindex: u32) -> Read<Port>;
+    /// `LOCALS`.
+    fn local(&self, addr: &Addr) -> Read<Local>;
+    /// `REMOTES`, longest prefix.
+    fn remote(&self, addr: &Addr) -> Read<Remote>;
+    /// `SERVICES`.
+    fn service(&self, key: &ServiceKey) -> Read<Service>;
+    /// `SLOTS`.
+    fn slot(&self, key: &SlotKey) -> Read<Backend>;
+    /// `IDENTITIES`.
+    fn single(&self, addr: &Addr) -> Read<u32>;
+    /// `CIDRS`, longest prefix.
+    fn prefix(&self, addr: &Addr) -> Read<u32>;
+    /// `RULES`.
+    fn rules(&self, key: &RuleKey) -> Read<Rules>;
+    /// `GENERATIONS`.
+    fn generation(&self, slot: u32) -> Read<u32>;
+}
+
+/// The key that finds the longest prefix of an address.
+const fn whole(addr: &Addr) -> CidrKey {
+    CidrKey { prefix_len: 128, addr: *addr }
+}
+
+impl Reads for Maps {
+    fn config(&self) -> Read<Config> {
+        Self::config(self).get(0).map(Some)
+    }
+
+    fn port(&self, ifindex: u32) -> Read<Port> {
+        self.ports().get(&ifindex)
+    }
+
+    fn local(&self, addr: &Addr) -> Read<Local> {
+        self.locals().get(addr)
+    }
+
+    fn remote(&self, addr: &Addr) -> Read<Remote> {
+        self.remotes().get(&whole(addr))
+    }
+
+    fn service(&self, key: &ServiceKey) -> Read<Service> {
+        self.services().get(key)
+    }
+
+    fn slot(&self, key: &SlotKey) -> Read<Backend> {
+        self.slots().get(key)
+    }
+
+    fn single(&self, addr: &Addr) -> Read<u32> {
+        self.identities().get(addr)
+    }
+
+    fn prefix(&self, addr: &Addr) -> Read<u32> {
+        self.cidrs().get(&whole(addr))
+    }
+
+    fn rules(&self, key: &RuleKey) -> Read<Rules> {
+        self.rules().get(key)
+    }
+
+    fn generation(&self, slot: u32) -> Read<u32> {
+        self.generations().get(slot).map(Some)
+    }
+}
+
+/// Values that were read, at places that stay: the logic borrows them.
+pub(super) struct Shelf<T>([OnceCell<T>; MAX_LOOKUPS]);
+
+impl<T> Shelf<T> {
+    const fn new() -> Self {
+        Self([const { OnceCell::new() }; MAX_LOOKUPS])
+    }
+
+    /// `None`: it is full.
+    pub(super) fn keep(&self, value: T) -> Option<&T> {
+        let free = self.0.iter().find(|cell| cell.get().is_none())?;
+        Some(free.get_or_init(|| value))
+    }
+}
+
+/// See the module.
+pub(super) struct Recorder<'a, R> {
+    pub(super) maps: &'a R,
+    pub(super) desired: &'a Desired,
+    pub(super) step: Cell<Step>,
+    steps: RefCell<Vec<ExplainStep>>,
+    differences: RefCell<Vec<String>>,
+    error: RefCell<Option<String>>,
+    pub(super) configs: Shelf<Config>,
+    pub(super) ports: Shelf<Port>,
+    pub(super) locals: Shelf<Local>,
+    pub(super) remotes: Shelf<Remote>,
+    pub(super) services: Shelf<Service>,
+    pub(super) slots: Shelf<Backend>,
+    pub(super) rules: Shelf<Rules>,
+}
+
+impl<'a, R: Reads> Recorder<'a, R> {
+    pub(super) fn new(maps: &'a R, view: &'a View) -> Self {
+        Self {
+            maps,
+            desired: &view.desired,
+            step: Cell::new(Step::Admit),
+            steps: RefCell::default(),
+            differences: RefCell::default(),
+            error: RefCell::default(),
+            configs: Shelf::new(),
+            ports: Shelf::new(),
+            locals: Shelf::new(),
+            remotes: Shelf::new(),
+            services: Shelf::new(),
+            slots: Shelf::new(),
+            rules: Shelf::new(),
+        }
+    }
+
+    /// The look-ups, and those in which map and plan differ.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub(super) fn finish(self) -> Result<(Vec<ExplainStep>, Vec<String>), String> {
+        match self.error.into_inner() {
+            Some(error) => Err(error),
+            None => Ok((self.steps.into_inner(), self.differences.into_inner())),
+        }
+    }
+
+    /// The value of a look-up; an error ends the explanation.
+    pub(super) fn read<T>(&self, read: Read<T>) -> Option<T> {
+        read.unwrap_or_else(|error| {
+            self.error.borrow_mut().get_or_insert_with(|| error.to_string());
+            None
+        })
+    }
+
+    pub(super) fn note(&self, map: &str, key: &impl ToString, value: Option<String>) {
+        let value = value.unwrap_or_else(|| "-".to_owned());
+        let step = self.step.get().name().to_owned();
+        let step = ExplainStep { step, map: map.to_owned(), key: key.to_string(), value };
+        let mut steps = self.steps.borrow_mut();
+        // The logic asks twice for some things.
+        if !steps.contains(&step) {
+            steps.push(step);
+        }
+    }
+
+    pub(super) fn compare<T: PartialEq + Debug>(
+        &self,
+        map: &str,
+        key: &impl ToString,
+        found: Option<&T>,
+        planned: Option<&T>,
+    ) {
+        if found != planned {
+            let difference = format!("{map} {}: the map has {found:?}, the plan {planned:?}", key.to_string());
+            let mut differences = self.differences.borrow_mut();
+            if !differences.contains(&difference) {
+                differences.push(difference);
+            }
+        }
+    }
+
+    pub(super) fn name(&self, addr: &Addr) -> String {
+        let ip = IpAddr::from(*addr);
+        self.desired.names.get(addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
+    }
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! On maps that hold what the plan says, and on such that do not.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use rstest::rstest;
+use weft_abi::{
+    ANY_IDENTITY, Addr, Backend, CidrKey, Config, Local, LocalKind, Port, PortRule, Remote, RemoteKind, RuleKey, Rules,
+    Service, ServiceKey, SlotKey,
+};
+use weft_api::{ErrorCode, ExplainQuery, Explanation};
+
+use super::{Reads, explain};
+use crate::{
+    model::{Desired, DesiredService},
+    serve::View,
+};
+
+type Read<T> = Result<Option<T>, weft_dataplane::Error>;
+
+const CLIENT_PORT: u32 = 1001;
+const SERVER_PORT: u32 = 1002;
+const HOST: u32 = 1003;
+const UPLINK: u32 = 1004;
+const OVERLAY: u32 = 1005;
+const TCP: u8 = 6;
+
+/// Maps as a plan wants them.
+struct Fake(Desired);
+
+impl Reads for Fake {
+    fn config(&self) -> Read<Config> {
+        Ok(Some(self.0.config))
+    }
+    fn port(&self, ifindex: u32) -> Read<Port> {
+        Ok(self.0.ports.get(&ifindex).copied())
+    }
+    fn local(&self, addr: &Addr) -> Read<Local> {
+        Ok(self.0.locals.get(addr).copied())
+    }
+    fn remote(&self, addr: &Addr) -> Read<Remote> {
+        // The prefixes of this test do not overlap.
+        let octets = |addr: &Addr| addr.0.map(u32::from_be);
+        let covers =
+            |key: &CidrKey| octets(&key.addr)[3] >> 8 == octets(addr)[3] >> 8 && key.addr.is_v4() == addr.is_v4();
+        Ok(self.0.remotes.iter().find(|(key, _)| covers(key)).map(|(_, remote)| *remote))
+    }
+    fn service(&self, key: &ServiceKey) -> Read<Service> {
+        let planned = self.0.services.get(key);
+        let count = |service: &DesiredService| u32::try_from(service.backends.len()).unwrap();
+        Ok(planned.map(|service| Service { id: service.id, generation: 1, count: count(service), flags: 0 }))
+    }
+    fn slot(&self, key: &SlotKey) -> Read<Backend> {
+        let service = self.0.services.values().find(|service| service.id == key.service);
+        Ok(service.and_then(|service| service.backends.get(key.index as usize)).copied())
+    }
+    fn single(&self, addr: &Addr) -> Read<u32> {
+        Ok(self.0.identities.get(addr).copied())
+    }
+    fn prefix(&self, _: &Addr) -> Read<u32> {
+        Ok(None)
+    }
+    fn rules(&self, key: &RuleKey) -> Read<Rules> {
+        Ok(self.0.rules.get(key).copied())
+    }
+    fn generation(&self, _: u32) -> Read<u32> {
+        Ok(Some(1))
+    }
+}
+
+fn addr(text: &str) -> Addr {
+    text.parse::<std::net::IpAddr>().unwrap().into()
+}
+
+/// A client and a server here, the server isolated for ingress but for port 80; a Service before it, another node, a host.
+fn desired() -> Desired {
+    let port =
+        |v4: &str, ingress_policy| Port { v4: addr(v4), ingress_policy, mac: [2, 0, 0, 0, 0, 7], ..Port::default() };
+    let mut rules = Rules { count: 1, ..Rules::default() };
+    rules.rules[0] = PortRule { first: 80, last: 80, protocol: TCP, pad: 0 };
+    let prefix = |net: &str| CidrKey { prefix_len: 96 + 24, addr: addr(net) };
+    let vip = ServiceKey { addr: addr("10.96.0.10"), port: 8000_u16.to_be(), protocol: TCP, pad: 0 };
+    let backend = Backend { addr: addr("10.1.0.6"), port: 80_u16.to_be(), flags: 0 };
+    Desired {
+        config: Config {
+            uplink_ifindex: UPLINK,
+            host_ifindex: HOST,
+            overlay_ifindex: OVERLAY,
+            node_v4: addr("192.0.2.1"),
+            masquerade_v4: addr("192.0.2.1"),
+            masquerade_first: 1024,
+            masquerade_count: 100,
+            ..Config::default()
+        },
+        ports: [(CLIENT_PORT, port("10.1.0.5", 0)), (SERVER_PORT, port("10.1.0.6", 3))].into(),
+        locals: [
+            (addr("10.1.0.5"), Local { ifindex: CLIENT_PORT, kind: LocalKind::Workload as u32 }),
+            (addr("10.1.0.6"), Local { ifindex: SERVER_PORT, kind: LocalKind::Workload as u32 }),
+            (addr("192.0.2.1"), Local { ifindex: HOST, kind: LocalKind::Host as u32 }),
+        ]
+        .into(),
+        remotes: [
+            (prefix("10.1.0.0"), Remote::new(Addr::UNSPECIFIED, RemoteKind::OwnPods)),
+            (prefix("10.2.0.0"), Remote::new(addr("192.0.2.2"), RemoteKind::Tunnel)),
+            (prefix("10.96.0.0"), Remote::new(Addr::UNSPECIFIED, RemoteKind::Services)),
+        ]
+        .into(),
+        services: [(vip, DesiredService { id: 70, backends: vec![backend] })].into(),
+        rules: [(RuleKey { policy: 3, identity: ANY_IDENTITY, chunk: 0 }, rules)].into(),
+        names: [(addr("10.1.0.5"), "default/client".to_owned()), (addr("10.1.0.6"), "default/server".to_owned())]
+            .into(),
+        service_names: BTreeMap::from([(vip, "default/web".to_owned())]),
+        ..Desired::default()
+    }
+}
+
+fn query(from: &str, to: &str, port: u16) -> ExplainQuery {
+    ExplainQuery { from: from.to_owned(), to: to.to_owned(), port, source_port: 40_000, protocol: TCP }
+}
+
+fn ask(query: &ExplainQuery, maps: Desired) -> Explanation {
+    let view = View { desired: Arc::new(desired()), ..View::default() };
+    explain(query, &view, &Fake(maps)).unwrap()
+}
+
+#[rstest]
+#[case::pods(
+    "default/client",
+    "default/server",
+    80,
+    "from_workload",
+    "delivered to 10.1.0.6 (default/server) by #1002"
+)]
+#[case::denied("default/client", "default/server", 81, "from_workload", "dropped, policy-ingress")]
+#[case::service(
+    "default/client",
+    "svc/default/web",
+    8000,
+    "from_workload",
+    "by #1002, as TCP 10.1.0.5:40000 (default/client) -> 10.1.0.6:80 (default/server)"
+)]
+#[case::service_port("default/client", "10.96.0.10", 8001, "from_workload", "dropped, no-service")]
+#[case::other_node("10.2.0.9", "default/server", 80, "from_overlay", "delivered to 10.1.0.6 (default/server)")]
+#[case::to_other_node("default/client", "10.2.0.9", 80, "from_workload", "encapsulated to node 192.0.2.2")]
+#[case::outside("default/client", "198.51.100.7", 443, "from_workload", "under a port that is free there")]
+#[case::probe("host", "default/server", 81, "from_host", "delivered to 10.1.0.6 (default/server)")]
+#[case::stranger("198.51.100.7", "default/server", 81, "from_uplink", "dropped, policy-ingress")]
+#[case::stranger_to_host("198.51.100.7", "host", 22, "from_uplink", "the host's own IP stack")]
+fn packets_are_decided_as_the_programs_do(
+    #[case] from: &str,
+    #[case] to: &str,
+    #[case] port: u16,
+    #[case] hook: &str,
+    #[case] verdict: &str,
+) {
+    let explained = ask(&query(from, to, port), desired());
+    assert!(explained.verdict.contains(verdict), "{explained:#?}");
+    assert_eq!((explained.hook.as_str(), explained.forwarded), (hook, !verdict.starts_with("dropped")));
+    assert!(explained.differences.is_empty() && !explained.steps.is_empty(), "{explained:#?}");
+}
+
+#[test]
+fn the_steps_are_the_look_ups_in_their_order() {
+    let explained = ask(&query("default/client", "svc/default/web", 8000), desired());
+    let steps: Vec<_> = explained.steps.iter().map(|step| (step.step.as_str(), step.map.as_str())).collect();
+    let expected = [
+        ("admit", "PORTS"),
+        ("translate", "SERVICES"),
+        ("translate", "SLOTS"),
+        ("locate", "LOCALS"),
+        ("locate", "PORTS"),
+        ("judge", "RULES"),
+    ];
+    assert_eq!(steps, expected);
+    assert_eq!(explained.steps[5].value, "allows TCP 80");
+}
+
+#[test]
+fn what_the_maps_have_and_the_plan_does_not_is_told() {
+    let mut maps = desired();
+    maps.ports.get_mut(&SERVER_PORT).unwrap().ingress_policy = 0;
+    maps.services.values_mut().next().unwrap().backends[0].port = 81_u16.to_be();
+    let explained = ask(&query("default/client", "svc/default/web", 8000), maps);
+    // The decision is that of the maps.
+    assert!(explained.forwarded, "{explained:#?}");
+    let told = explained.differences.join("\n");
+    assert_eq!(explained.differences.len(), 2, "{told}");
+    assert!(
+        told.contains("PORTS #1002: the map has") && told.contains("SLOTS backend 1 of Service number 70"),
+        "{told}"
+    );
+}
+
+#[rstest]
+#[case("default/nobody", "10.1.0.6", "from: default/nobody is neither an address nor known here")]
+#[case("10.1.0.5", "svc/default/none", "to: svc/default/none is neither")]
+#[case("10.1.0.5", "2001:db8::1", "have no address family in common")]
+fn ends_that_are_not_known_are_named(#[case] from: &str, #[case] to: &str, #[case] message: &str) {
+    let view = View { desired: Arc::new(desired()), ..View::default() };
+    let error = explain(&query(from, to, 80), &view, &Fake(desired())).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Invalid);
+    assert!(error.message.contains(message), "{}", error.message);
+}
