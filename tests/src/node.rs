@@ -185,6 +185,14 @@ impl Node {
         self.agent.borrow_mut().take().context("the agent does not run")?.stop(signal)
     }
 
+    /// Sends `signal` to the agent, and does not wait for it to end.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal_agent(&self, signal: Signal) -> Result<()> {
+        self.agent.borrow().as_ref().context("the agent does not run")?.signal(signal)
+    }
+
     /// Runs the agent's command that removes everything it has made.
     ///
     /// # Errors
@@ -236,11 +244,13 @@ impl Node {
     }
 }
 
-/// A script that detaches every program of Weft from a device, as somebody with bpftool might.
+/// A script that detaches every program of Weft from a device, as somebody with tc and bpftool might.
 #[must_use]
 pub fn detach_programs(device: &str) -> String {
     format!(
-        "for pin in /sys/fs/bpf/weft/*/links/$(cat /sys/class/net/{device}/ifindex)-*; do bpftool link detach pinned $pin; done"
+        "set -e
+         if tc qdisc show dev {device} | grep -q clsact; then tc qdisc del dev {device} clsact; exit; fi
+         for pin in /sys/fs/bpf/weft/*/links/$(cat /sys/class/net/{device}/ifindex)-*; do bpftool link detach pinned $pin; done"
     )
 }
 

@@ -110,6 +110,10 @@ fn ports_get_their_programs_and_settings_again() -> Result<()> {
             ("ports", format!("ip link set {port} down")),
             ("ports", "sysctl -q -w net.ipv4.ip_forward=0 net.ipv4.ip_forward=1".to_owned()),
             ("ports", format!("ip link set {port} arp on address 02:00:00:00:00:99")),
+            // The kernel tells nobody of this one.
+            ("ports", format!("sysctl -q -w net.ipv6.conf.{port}.disable_ipv6=0")),
+            ("programs", format!("tc filter del dev {port} ingress pref 1")),
+            ("programs", format!("tc filter del dev {port} egress")),
             ("programs", detach_programs(&port)),
             ("programs", detach_programs("weft0")),
         ] {

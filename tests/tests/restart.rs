@@ -67,7 +67,7 @@ fn killing_the_agents_loses_nothing() -> Result<()> {
 /// An agent whose maps have another layout starts with empty ones: the programs that it finds must serve until they are filled.
 #[test]
 fn another_layout_of_the_maps_loses_nothing() -> Result<()> {
-    let (pins, this) = ("/sys/fs/bpf/weft", format!("v{}", weft_abi::ABI_VERSION));
+    let (pins, this) = ("/sys/fs/bpf/weft", weft_abi::PinFolder.to_string());
     let bed = streams_go_on(&format!("mv {pins}/{this} {pins}/v0"))?;
     for node in bed.nodes() {
         assert_eq!(node.sh(&format!("ls {pins}"))?.ok()?.trim(), this, "{} keeps what is of no use", node.name());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The kernel tells that something of the node's links, addresses, routes or device settings has changed (rtnetlink(7),
+//! The kernel tells that something of the node's links, addresses, routes, device settings or filters has changed (rtnetlink(7),
 //! multicast groups). What it was is not read: whoever is woken looks at everything, so that a message that was lost, or one of
 //! another kernel, does no harm. Only of neighbours it is: of each the kernel tells every few seconds that it still answers.
 
@@ -21,9 +21,9 @@ use tokio::{
 
 use super::{Error, Result};
 
-/// `RTNLGRP_*` of `linux/rtnetlink.h`, as the bits that bind(2) takes: links, IPv4 and IPv6 addresses and routes, and the
-/// settings below `net.ipv4.conf` and `net.ipv6.conf`; neighbours.
-const GROUPS: u32 = group(1) | group(3) | group(5) | group(7) | group(9) | group(11) | group(24) | group(25);
+/// `RTNLGRP_*` of `linux/rtnetlink.h`, as the bits that bind(2) takes: links, neighbours, traffic control (the filters of ports),
+/// IPv4 and IPv6 addresses and routes, and the settings below `net.ipv4.conf` and `net.ipv6.conf`.
+const GROUPS: u32 = group(1) | group(3) | group(4) | group(5) | group(7) | group(9) | group(11) | group(24) | group(25);
 /// Between two looks at least, so that a process of the node that changes things in a loop costs four looks a second.
 const MIN_PAUSE: Duration = Duration::from_millis(250);
 /// Looks take this part of the time at most: one to nine.
@@ -56,7 +56,7 @@ impl Changes {
         });
         let fd = opened.map_err(|source| Error::Netlink {
             action: "listen to",
-            object: "changes of links, addresses and routes".to_owned(),
+            object: "changes of links, filters, addresses and routes".to_owned(),
             source,
         })?;
         Ok(Self { fd, pending: false, next: Instant::now(), neighbours: Neighbours::default() })

@@ -13,7 +13,7 @@ use rtnetlink::{
 use weft_abi::GATEWAY_MAC;
 use weft_api::Mac;
 
-use super::{Error, Result, error::to_io, netlink::Netlink};
+use super::{Error, Result, error::to_io, netlink::Netlink, sysctl};
 
 /// Every device of Weft has a name with this prefix.
 pub const NAME_PREFIX: &str = "weft";
@@ -50,6 +50,8 @@ pub struct Link {
     pub rp_filter: i32,
     /// `net.ipv4.conf.*.accept_local`.
     pub accept_local: i32,
+    /// It has IPv6: `net.ipv6.conf.*.disable_ipv6` is 0.
+    pub ipv6: bool,
     /// The kernel gives it an IPv6 link-local address when it comes up: it has IPv6, and its mode is not `addrgenmode none`.
     pub link_local: bool,
     /// UDP port of a VXLAN device, host byte order.
@@ -73,12 +75,15 @@ pub async fn list_weft() -> Result<Vec<Link>> {
 }
 
 /// Makes the host's end of a veth, or a tap, ready for its programs: [`GATEWAY_MAC`], no IPv6 link-local address, no multicast
-/// of its own, no ARP, no IPv4 forwarding, strict `rp_filter`. Whether it is up stays as it is; [`open_port`] is for when it has
+/// of its own, no ARP, no IPv6, no IPv4 forwarding, strict `rp_filter`, no `accept_local`. Whether it is up stays as it is; [`open_port`] is for when it has
 /// them. Does nothing to a link that is so already.
 ///
-/// The programs need nothing of the host's IP stack there. The filter is for what they let pass to the agent's packet socket, a
-/// guest's DHCP: routes to workloads lead into `weft0`, so the host's own stack drops it instead of answering "port
-/// unreachable". Together with the plugin's `disable_ipv6` it closes the port to a workload whose programs somebody takes away.
+/// The programs need nothing of the host's IP stack there, and what they redirect to a port does not meet it. `rp_filter` is for
+/// what they let pass to the agent's packet socket, a guest's DHCP: routes to workloads lead into `weft0`, so the host's own stack
+/// drops it instead of answering "port unreachable". All of it together closes the port to a workload whose programs somebody
+/// takes away, until they are back: no source address has its route there, and a port has no address of its own, so that a
+/// loose filter (`all.rp_filter` 2) refuses it too. What is left is a broadcast from 0.0.0.0 to the host's own sockets, whose
+/// source the kernel does not check.
 ///
 /// # Errors
 /// The link is absent, or the kernel refuses.
@@ -86,13 +91,16 @@ pub async fn prepare_port(name: &str) -> Result<Link> {
     let netlink = Netlink::open()?;
     let link = existing(&netlink, name).await?;
     port_change(&link).apply(&netlink, name).await?;
+    if link.ipv6 {
+        sysctl::disable_ipv6(name)?;
+    }
     existing(&netlink, name).await
 }
 
 /// Whether [`prepare_port`] has nothing to do.
 #[must_use]
 pub fn is_prepared(link: &Link) -> bool {
-    !port_change(link).any
+    !port_change(link).any && !link.ipv6
 }
 
 fn port_change(link: &Link) -> Change {
@@ -103,8 +111,9 @@ fn port_change(link: &Link) -> Change {
     if !link.noarp {
         change = change.noarp();
     }
-    if link.rp_filter != 1 || link.forwarding != 0 {
-        change = change.ipv4(&[(IPV4_DEVCONF_RP_FILTER, 1), (IPV4_DEVCONF_FORWARDING, 0)]);
+    if link.rp_filter != 1 || link.forwarding != 0 || link.accept_local != 0 {
+        let settings = [(IPV4_DEVCONF_RP_FILTER, 1), (IPV4_DEVCONF_FORWARDING, 0), (IPV4_DEVCONF_ACCEPT_LOCAL, 0)];
+        change = change.ipv4(&settings);
     }
     change
 }
@@ -364,6 +373,9 @@ impl Link {
                 }
             }
             AfSpecUnspec::Inet6(items) => {
+                let disabled =
+                    |item: &AfSpecInet6| matches!(item, AfSpecInet6::DevConf(conf) if conf.disable_ipv6 != 0);
+                self.ipv6 = !items.iter().any(disabled);
                 self.link_local = !items.contains(&AfSpecInet6::AddrGenMode(In6AddrGenMode::None));
             }
             _ => {}

@@ -11,6 +11,7 @@
 //! | `rp_filter` 0, `accept_local` 1 on both | by netlink | the host's own address is the source of what comes back from a hairpin |
 //! | `addrgenmode none`, multicast off on all | by netlink | no link-local address, no DAD, router solicitations or MLD reports of the host's own |
 //! | `disable_ipv6` 0 on `weft0` | sysctl, only where it differs | nodes that disable IPv6 by default |
+//! | `rp_filter` 1, no forwarding, no IPv6 on the ports of workloads | netlink, sysctl | closed also without programs: see [`links::prepare_port`] |
 //! | gateway addresses on `weft0` | /32 and /128, no prefix route | the host answers for them; the programs answer ARP and ND |
 //! | `weft_vxlan` | external mode, no learning, gateway MAC, MTU of the uplink | remote and VNI come with each packet |
 //! | neighbours of protocol 119 (native mode) | the uplink | from which Ethernet address another node's pods are heard |

@@ -14,11 +14,20 @@ const ROOT: &str = "/proc/sys/net";
 
 /// `net.ipv6.conf.<link>.disable_ipv6` = 0.
 pub(super) fn enable_ipv6(link: &str) -> Result<()> {
+    set_disable_ipv6(link, "0")
+}
+
+/// `net.ipv6.conf.<link>.disable_ipv6` = 1.
+pub(super) fn disable_ipv6(link: &str) -> Result<()> {
+    set_disable_ipv6(link, "1")
+}
+
+fn set_disable_ipv6(link: &str, value: &str) -> Result<()> {
     let path = Path::new(ROOT).join("ipv6/conf").join(link).join("disable_ipv6");
-    if read(&path)? == "0" {
+    if read(&path)? == value {
         return Ok(());
     }
-    fs::write(&path, "0").map_err(|source| Error::Sysctl { action: "write", path, source })
+    fs::write(&path, value).map_err(|source| Error::Sysctl { action: "write", path, source })
 }
 
 /// Whether `net.ipv4.conf.all.rp_filter` is strict, which no setting of a single device can soften.

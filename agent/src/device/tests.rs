@@ -412,11 +412,15 @@ fn ports_are_prepared_found_listed_and_deleted() {
         ip("tuntap add wefttap1 mode tap");
         ip("link add weftveth1 type veth peer name inside");
         for name in ["wefttap1", "weftveth1"] {
-            let forwarding = Command::new("sysctl").args(["-q", "-w", "net.ipv4.ip_forward=1"]).status().unwrap();
-            assert!(forwarding.success());
+            let accept_local = format!("net.ipv4.conf.{name}.accept_local=1");
+            let settings = ["-q", "-w", "net.ipv4.ip_forward=1", &accept_local];
+            assert!(Command::new("sysctl").args(settings).status().unwrap().success());
+            assert!(!links::is_prepared(&links::find(name).await.unwrap().unwrap()));
             let link = links::prepare_port(name).await.unwrap();
-            assert!(!link.up && !link.multicast && !link.link_local && link.noarp, "{link:?}");
+            assert!(links::is_prepared(&link));
+            assert!(!link.up && !link.multicast && !link.link_local && !link.ipv6 && link.noarp, "{link:?}");
             assert_eq!((link.mac, link.rp_filter, link.forwarding), (Some(Mac(GATEWAY_MAC)), 1, 0));
+            assert_eq!(link.accept_local, 0);
             assert_eq!(links::prepare_port(name).await.unwrap(), link);
             links::open_port(name).await.unwrap();
             assert!(links::find(name).await.unwrap().unwrap().up);

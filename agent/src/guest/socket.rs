@@ -16,7 +16,7 @@ pub(super) const MAX_FRAME: usize = 2048;
 
 /// Receives frames of one EtherType from one port and sends frames to it.
 ///
-/// Bound to an EtherType and not to all of them: then it sees a frame after the port's tcx ingress program, so only what
+/// Bound to an EtherType and not to all of them: then it sees a frame after the port's ingress program, so only what
 /// that lets pass to the host's stack, and it never sees what the host sends.
 pub(super) struct PortSocket {
     fd: AsyncFd<OwnedFd>,

@@ -178,9 +178,7 @@ impl Node {
         Ok(())
     }
 
-    /// Attaches what nobody has attached there; `served` is what other ABI versions do. One program after the other: the
-    /// kernel waits for an RCU grace period in each tcx attachment and holds the RTNL meanwhile, so that two threads take as
-    /// long (measured: 26 ms either way).
+    /// Attaches what nobody has attached there; `served` is what other ABI versions do.
     fn attach_programs(&mut self, link: &PortLink, served: &[Served]) -> Result<(), weft_dataplane::Error> {
         let is_served = |program: &Program| served.contains(&Served { ifindex: link.ifindex, program: *program });
         let mut missing = WORKLOAD_PROGRAMS.iter().filter(|program| !is_served(program));

@@ -14,6 +14,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 )]
 pub struct Addr(pub [u32; 4]);
 
+impl crate::Layout for Addr {
+    const HASH: u64 = crate::Digest::EMPTY.number(<[u32; 4] as crate::Layout>::HASH).text("address").finish();
+}
+
 impl Addr {
     /// No address.
     pub const UNSPECIFIED: Self = Self([0; 4]);
@@ -82,14 +86,16 @@ impl From<Addr> for IpAddr {
     }
 }
 
-/// A key of an LPM trie over [`Addr`]: prefix lengths are those of the 128-bit form (IPv4 `/24` is 120).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-pub struct CidrKey {
-    /// Bits of `addr` that count.
-    pub prefix_len: u32,
-    /// The network's address.
-    pub addr: Addr,
+crate::layout! {
+    /// A key of an LPM trie over [`Addr`]: prefix lengths are those of the 128-bit form (IPv4 `/24` is 120).
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct CidrKey {
+        /// Bits of `addr` that count.
+        pub prefix_len: u32,
+        /// The network's address.
+        pub addr: Addr,
+    }
 }
 
 crate::pod!(Addr, CidrKey);

@@ -23,55 +23,57 @@ pub const HAIRPIN_V6: Addr = Addr::from_octets([0xfd, 0x77, 0x65, 0x66, 0x74, 0,
 /// (`SO_MARK`) on its DHCP and RA frames. It never leaves the node: crossing a network namespace clears it.
 pub const MARK_DELIVERED: u32 = 0x7765_0001;
 
-/// Facts of the node, one entry of an array map; the agent rewrites it when they change.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Config {
-    /// Source of masqueraded IPv4 packets; unspecified: IPv4 to the outside is dropped, but for
-    /// [`ConfigFlags::PLAIN_V4`].
-    pub masquerade_v4: Addr,
-    /// Source of masqueraded IPv6 packets; unspecified: IPv6 to the outside is dropped, but for
-    /// [`ConfigFlags::PLAIN_V6`].
-    pub masquerade_v6: Addr,
-    /// The device that leads out of the node.
-    pub uplink_ifindex: u32,
-    /// The host's own port, `weft0`.
-    pub host_ifindex: u32,
-    /// The VXLAN device in external mode; 0 in native mode.
-    pub overlay_ifindex: u32,
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// First port of the masquerade range, host byte order. Best outside `net.ipv4.ip_local_port_range`: a port that the host
-    /// has a socket on is skipped, but the host does not ask the flow table before it takes one.
-    pub masquerade_first: u16,
-    /// How many ports the range has.
-    pub masquerade_count: u16,
-    /// Ethernet address of `weft0`.
-    pub host_mac: [u8; 6],
-    /// UDP port of VXLAN, network byte order; 0 in native mode.
-    pub vxlan_port: u16,
-    /// The node's IPv4 address as the other nodes know it, or unspecified: the only one that hears encapsulated packets.
-    pub node_v4: Addr,
-    /// The same of IPv6.
-    pub node_v6: Addr,
-    /// [`ConfigFlags`].
-    pub flags: u16,
-    /// Reserved, zero.
-    pub pad: u16,
-    /// Connections of one port that the flow tables of IPv4 and IPv6 take, of those that it opened and of those that were
-    /// opened towards it from other nodes and the outside; 0: as many as there is room for.
-    pub flow_share: [u32; 2],
-    /// Connections of all ports, IPv4 and IPv6, beyond which a port gets no more than `flow_floor`.
-    pub flow_most: [u32; 2],
-    /// Connections, IPv4 and IPv6, that every port gets however full the table is.
-    pub flow_floor: [u32; 2],
-    /// New flows a second of one port, on average; twice as many at once. 0: no limit.
-    pub flow_rate: u32,
-    /// What is answered for one port or handed to the agent (ARP, neighbour and router solicitations, DHCP, ICMP) a second, on
-    /// average; twice as many at once. 0: no limit.
-    pub answer_rate: u32,
-    /// Datagrams in pieces a second of one port, on average; twice as many at once. 0: no limit.
-    pub fragment_rate: u32,
+crate::layout! {
+    /// Facts of the node, one entry of an array map; the agent rewrites it when they change.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Config {
+        /// Source of masqueraded IPv4 packets; unspecified: IPv4 to the outside is dropped, but for
+        /// [`ConfigFlags::PLAIN_V4`].
+        pub masquerade_v4: Addr,
+        /// Source of masqueraded IPv6 packets; unspecified: IPv6 to the outside is dropped, but for
+        /// [`ConfigFlags::PLAIN_V6`].
+        pub masquerade_v6: Addr,
+        /// The device that leads out of the node.
+        pub uplink_ifindex: u32,
+        /// The host's own port, `weft0`.
+        pub host_ifindex: u32,
+        /// The VXLAN device in external mode; 0 in native mode.
+        pub overlay_ifindex: u32,
+        /// VXLAN network identifier.
+        pub vni: u32,
+        /// First port of the masquerade range, host byte order. Best outside `net.ipv4.ip_local_port_range`: a port that the host
+        /// has a socket on is skipped, but the host does not ask the flow table before it takes one.
+        pub masquerade_first: u16,
+        /// How many ports the range has.
+        pub masquerade_count: u16,
+        /// Ethernet address of `weft0`.
+        pub host_mac: [u8; 6],
+        /// UDP port of VXLAN, network byte order; 0 in native mode.
+        pub vxlan_port: u16,
+        /// The node's IPv4 address as the other nodes know it, or unspecified: the only one that hears encapsulated packets.
+        pub node_v4: Addr,
+        /// The same of IPv6.
+        pub node_v6: Addr,
+        /// [`ConfigFlags`].
+        pub flags: u16,
+        /// Reserved, zero.
+        pub pad: u16,
+        /// Connections of one port that the flow tables of IPv4 and IPv6 take, of those that it opened and of those that were
+        /// opened towards it from other nodes and the outside; 0: as many as there is room for.
+        pub flow_share: [u32; 2],
+        /// Connections of all ports, IPv4 and IPv6, beyond which a port gets no more than `flow_floor`.
+        pub flow_most: [u32; 2],
+        /// Connections, IPv4 and IPv6, that every port gets however full the table is.
+        pub flow_floor: [u32; 2],
+        /// New flows a second of one port, on average; twice as many at once. 0: no limit.
+        pub flow_rate: u32,
+        /// What is answered for one port or handed to the agent (ARP, neighbour and router solicitations, DHCP, ICMP) a second, on
+        /// average; twice as many at once. 0: no limit.
+        pub answer_rate: u32,
+        /// Datagrams in pieces a second of one port, on average; twice as many at once. 0: no limit.
+        pub fragment_rate: u32,
+    }
 }
 
 /// Bits of [`Config::flags`].

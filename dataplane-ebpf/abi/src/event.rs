@@ -31,40 +31,42 @@ pub enum Hook {
     FromOverlay = 4,
 }
 
-/// A record of the ring buffer.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Event {
-    /// `CLOCK_MONOTONIC` in nanoseconds.
-    pub time_ns: u64,
-    /// The device that the hook is on.
-    pub ifindex: u32,
-    /// Bytes of the packet.
-    pub len: u32,
-    /// Source as the packet said; unspecified where it was not parsed.
-    pub src: Addr,
-    /// Destination as the packet said.
-    pub dst: Addr,
-    /// Backend chosen, or unspecified.
-    pub backend: Addr,
-    /// Source port, network byte order.
-    pub sport: u16,
-    /// Destination port, network byte order.
-    pub dport: u16,
-    /// Backend's port, network byte order.
-    pub backend_port: u16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// [`EventKind`].
-    pub kind: u8,
-    /// By `kind`.
-    pub reason: u8,
-    /// [`Hook`].
-    pub hook: u8,
-    /// Reserved, zero.
-    pub pad: u16,
-    /// Policy set that denied it, or 0.
-    pub policy: u32,
+crate::layout! {
+    /// A record of the ring buffer.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Event {
+        /// `CLOCK_MONOTONIC` in nanoseconds.
+        pub time_ns: u64,
+        /// The device that the hook is on.
+        pub ifindex: u32,
+        /// Bytes of the packet.
+        pub len: u32,
+        /// Source as the packet said; unspecified where it was not parsed.
+        pub src: Addr,
+        /// Destination as the packet said.
+        pub dst: Addr,
+        /// Backend chosen, or unspecified.
+        pub backend: Addr,
+        /// Source port, network byte order.
+        pub sport: u16,
+        /// Destination port, network byte order.
+        pub dport: u16,
+        /// Backend's port, network byte order.
+        pub backend_port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// [`EventKind`].
+        pub kind: u8,
+        /// By `kind`.
+        pub reason: u8,
+        /// [`Hook`].
+        pub hook: u8,
+        /// Reserved, zero.
+        pub pad: u16,
+        /// Policy set that denied it, or 0.
+        pub policy: u32,
+    }
 }
 
 crate::pod!(Event);

@@ -12,50 +12,56 @@ pub const UPLINK: u32 = 0x8000_0000;
 /// The same for packets that another node encapsulated; see [`Flow::remote`] for which node.
 pub const OVERLAY: u32 = 0xc000_0000;
 
-/// Key of an IPv4 flow, as the packet was before any rewrite.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct FlowKey4 {
-    /// The port that sent it (its address is thereby checked), `weft0` for the host, [`UPLINK`] or [`OVERLAY`].
-    pub ifindex: u32,
-    /// Source, network byte order.
-    pub src: u32,
-    /// Destination, network byte order.
-    pub dst: u32,
-    /// Source port, network byte order; the identifier of an ICMP echo request.
-    pub sport: u16,
-    /// Destination port, network byte order; the identifier of an ICMP echo reply.
-    pub dport: u16,
-    /// IP protocol number.
-    pub protocol: u32,
+crate::layout! {
+    /// Key of an IPv4 flow, as the packet was before any rewrite.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct FlowKey4 {
+        /// The port that sent it (its address is thereby checked), `weft0` for the host, [`UPLINK`] or [`OVERLAY`].
+        pub ifindex: u32,
+        /// Source, network byte order.
+        pub src: u32,
+        /// Destination, network byte order.
+        pub dst: u32,
+        /// Source port, network byte order; the identifier of an ICMP echo request.
+        pub sport: u16,
+        /// Destination port, network byte order; the identifier of an ICMP echo reply.
+        pub dport: u16,
+        /// IP protocol number.
+        pub protocol: u32,
+    }
 }
 
-/// Key of an IPv6 flow; fields as in [`FlowKey4`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct FlowKey6 {
-    /// See [`FlowKey4::ifindex`].
-    pub ifindex: u32,
-    /// Source.
-    pub src: Addr,
-    /// Destination.
-    pub dst: Addr,
-    /// See [`FlowKey4::sport`].
-    pub sport: u16,
-    /// See [`FlowKey4::dport`].
-    pub dport: u16,
-    /// IP protocol number.
-    pub protocol: u32,
+crate::layout! {
+    /// Key of an IPv6 flow; fields as in [`FlowKey4`].
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct FlowKey6 {
+        /// See [`FlowKey4::ifindex`].
+        pub ifindex: u32,
+        /// Source.
+        pub src: Addr,
+        /// Destination.
+        pub dst: Addr,
+        /// See [`FlowKey4::sport`].
+        pub sport: u16,
+        /// See [`FlowKey4::dport`].
+        pub dport: u16,
+        /// IP protocol number.
+        pub protocol: u32,
+    }
 }
 
-/// A number that some object had when a decision was made; the decision stands while `GENERATIONS[slot]` equals it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct GenerationRef {
-    /// Index in `GENERATIONS`; 0: nothing to compare.
-    pub slot: u32,
-    /// The value then.
-    pub generation: u32,
+crate::layout! {
+    /// A number that some object had when a decision was made; the decision stands while `GENERATIONS[slot]` equals it.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct GenerationRef {
+        /// Index in `GENERATIONS`; 0: nothing to compare.
+        pub slot: u32,
+        /// The value then.
+        pub generation: u32,
+    }
 }
 
 /// How a decided packet goes on.
@@ -107,58 +113,62 @@ pub enum FlowState {
     Closing = 2,
 }
 
-/// One direction of a connection.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Flow {
-    /// Value of the epoch when the generations below were last found unmoved.
-    pub epoch: u32,
-    /// [`FlowFlags`].
-    pub flags: u16,
-    /// [`Deliver`].
-    pub deliver: u8,
-    /// [`FlowState`].
-    pub state: u8,
-    /// Where to: a port, the uplink or the VXLAN device.
-    pub ifindex: u32,
-    /// When the last packet passed, in ticks of [`crate::TICK_SHIFT`].
-    pub last_seen: u32,
-    /// Ethernet destination to write.
-    pub dst_mac: [u8; 6],
-    /// Ethernet source that the sender must have.
-    pub sender_mac: [u8; 6],
-    /// New source port, network byte order.
-    pub sport: u16,
-    /// New destination port, network byte order.
-    pub dport: u16,
-    /// Packets so far.
-    pub packets: u64,
-    /// Bytes so far, Ethernet header included.
-    pub bytes: u64,
-    /// New source address.
-    pub src: Addr,
-    /// New destination address.
-    pub dst: Addr,
-    /// Node, or next hop, of [`Deliver::Tunnel`] and [`Deliver::Neighbour`]. In an entry for [`OVERLAY`], which never goes out
-    /// again: the node that must have encapsulated the packet.
-    pub remote: Addr,
-    /// The sending workload's generation, if it is here.
-    pub egress: GenerationRef,
-    /// The receiving workload's generation if it is here, else the routes'.
-    pub ingress: GenerationRef,
-    /// The Service's generation, if one was addressed.
-    pub service: GenerationRef,
+crate::layout! {
+    /// One direction of a connection.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Flow {
+        /// Value of the epoch when the generations below were last found unmoved.
+        pub epoch: u32,
+        /// [`FlowFlags`].
+        pub flags: u16,
+        /// [`Deliver`].
+        pub deliver: u8,
+        /// [`FlowState`].
+        pub state: u8,
+        /// Where to: a port, the uplink or the VXLAN device.
+        pub ifindex: u32,
+        /// When the last packet passed, in ticks of [`crate::TICK_SHIFT`].
+        pub last_seen: u32,
+        /// Ethernet destination to write.
+        pub dst_mac: [u8; 6],
+        /// Ethernet source that the sender must have.
+        pub sender_mac: [u8; 6],
+        /// New source port, network byte order.
+        pub sport: u16,
+        /// New destination port, network byte order.
+        pub dport: u16,
+        /// Packets so far.
+        pub packets: u64,
+        /// Bytes so far, Ethernet header included.
+        pub bytes: u64,
+        /// New source address.
+        pub src: Addr,
+        /// New destination address.
+        pub dst: Addr,
+        /// Node, or next hop, of [`Deliver::Tunnel`] and [`Deliver::Neighbour`]. In an entry for [`OVERLAY`], which never goes out
+        /// again: the node that must have encapsulated the packet.
+        pub remote: Addr,
+        /// The sending workload's generation, if it is here.
+        pub egress: GenerationRef,
+        /// The receiving workload's generation if it is here, else the routes'.
+        pub ingress: GenerationRef,
+        /// The Service's generation, if one was addressed.
+        pub service: GenerationRef,
+    }
 }
 
-/// Place of a datagram in pieces: a port has [`FRAGMENT_SLOTS`] of them and no more, so that its datagrams make room for each
-/// other and never take that of another port's.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-pub struct FragmentKey {
-    /// Port it came from; see [`FlowKey4::ifindex`].
-    pub ifindex: u32,
-    /// By hash of the datagram.
-    pub slot: u32,
+crate::layout! {
+    /// Place of a datagram in pieces: a port has [`FRAGMENT_SLOTS`] of them and no more, so that its datagrams make room for each
+    /// other and never take that of another port's.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct FragmentKey {
+        /// Port it came from; see [`FlowKey4::ifindex`].
+        pub ifindex: u32,
+        /// By hash of the datagram.
+        pub slot: u32,
+    }
 }
 
 /// Datagrams in pieces of one port that are known at a time; of the wire, towards one of [`FRAGMENT_GROUPS`] groups of
@@ -168,26 +178,28 @@ pub const FRAGMENT_SLOTS: u32 = 256;
 /// Groups of destinations that datagrams from other nodes and the outside are sorted into.
 pub const FRAGMENT_GROUPS: u32 = 16;
 
-/// A datagram in pieces (RFC 791, RFC 8200 4.5), and what its first fragment told.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Datagram {
-    /// Source.
-    pub src: Addr,
-    /// Destination.
-    pub dst: Addr,
-    /// Identification, as in the packet.
-    pub id: u32,
-    /// IP protocol number.
-    pub protocol: u32,
-    /// Source port, network byte order.
-    pub sport: u16,
-    /// Destination port, network byte order.
-    pub dport: u16,
-    /// Identification that its pieces leave the node with where they are masqueraded; as in the packet.
-    pub masqueraded_id: u32,
-    /// When the first piece came, in ticks of [`crate::TICK_SHIFT`].
-    pub since: u32,
+crate::layout! {
+    /// A datagram in pieces (RFC 791, RFC 8200 4.5), and what its first fragment told.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Datagram {
+        /// Source.
+        pub src: Addr,
+        /// Destination.
+        pub dst: Addr,
+        /// Identification, as in the packet.
+        pub id: u32,
+        /// IP protocol number.
+        pub protocol: u32,
+        /// Source port, network byte order.
+        pub sport: u16,
+        /// Destination port, network byte order.
+        pub dport: u16,
+        /// Identification that its pieces leave the node with where they are masqueraded; as in the packet.
+        pub masqueraded_id: u32,
+        /// When the first piece came, in ticks of [`crate::TICK_SHIFT`].
+        pub since: u32,
+    }
 }
 
 crate::pod!(FlowKey4, FlowKey6, Flow, FragmentKey, Datagram);

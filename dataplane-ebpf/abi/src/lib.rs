@@ -4,8 +4,9 @@
 //! No logic lives here. Every type is `repr(C)` without implicit padding (zerocopy's `IntoBytes` refuses it), so a key's
 //! bytes are the same on both sides. Addresses and ports are in network byte order, everything else in the host's.
 //!
-//! Change a layout, and [`ABI_VERSION`] must change with it: it is part of the folder that the maps are pinned under, so
-//! programs and maps of different layouts never meet.
+//! A map is declared in one place, the table of `maps.rs`. Its layout is described at compile time (`layout.rs`), and what comes
+//! of all of them, [`LAYOUT`], is in the name of the folder that the maps are pinned in, together with [`ABI_VERSION`]: programs and
+//! maps of different layouts never meet, whether somebody thinks of it or not.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -15,6 +16,8 @@ pub mod bench;
 mod config;
 mod event;
 mod flow;
+mod layout;
+mod maps;
 mod policy;
 mod port;
 mod reason;
@@ -32,6 +35,9 @@ pub use flow::{
     Datagram, Deliver, FRAGMENT_GROUPS, FRAGMENT_SLOTS, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey,
     GenerationRef, OVERLAY, UPLINK,
 };
+pub(crate) use layout::layout;
+pub use layout::{Digest, Layout};
+pub use maps::{LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
 pub use port::{Local, LocalKind, Port, PortKind, Remote, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
@@ -39,76 +45,18 @@ pub use service::{Backend, Service, ServiceKey, SlotKey};
 pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, OPENED, RECEIVED, Share};
 pub use skb::SkbLayout;
 
-/// Version of every layout in this crate but those of [`mod@bench`] and [`SkbLayout`].
+/// Version of what the fields of keys and values mean, which [`LAYOUT`] does not see: change it when a number in a field means
+/// something else than before.
 pub const ABI_VERSION: u32 = 4;
 
 /// [`Flow::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
 pub const TICK_SHIFT: u32 = 30;
 
-/// Names of the maps in the object file; pinned under the same names.
-pub mod map {
-    /// `Array<u32, Config>`, one entry.
-    pub const CONFIG: &str = "CONFIG";
-    /// `HashMap<u32 ifindex, Port>`.
-    pub const PORTS: &str = "PORTS";
-    /// `HashMap<Addr, Local>`: addresses of this node, its workloads' and its own.
-    pub const LOCALS: &str = "LOCALS";
-    /// `LpmTrie<CidrKey, Remote>`: pod CIDRs of all nodes, Service CIDRs.
-    pub const REMOTES: &str = "REMOTES";
-    /// `HashMap<ServiceKey, Service>`.
-    pub const SERVICES: &str = "SERVICES";
-    /// `HashMap<SlotKey, Backend>`, not preallocated.
-    pub const SLOTS: &str = "SLOTS";
-    /// `HashMap<Addr, u32 identity>`, not preallocated: addresses that policies know singly.
-    pub const IDENTITIES: &str = "IDENTITIES";
-    /// `LpmTrie<CidrKey, u32 identity>`: every other address that policies know.
-    pub const CIDRS: &str = "CIDRS";
-    /// `HashMap<RuleKey, Rules>`, not preallocated.
-    pub const RULES: &str = "RULES";
-    /// `Array<u32, u32>`: generations; see [`crate::GenerationRef`].
-    pub const GENERATIONS: &str = "GENERATIONS";
-    /// `LruHashMap<FlowKey4, Flow>`.
-    pub const FLOWS4: &str = "FLOWS4";
-    /// `LruHashMap<FlowKey6, Flow>`.
-    pub const FLOWS6: &str = "FLOWS6";
-    /// `LruHashMap<FragmentKey, Datagram>`.
-    pub const FRAGMENTS: &str = "FRAGMENTS";
-    /// `HashMap<u32 ifindex, Share>`, not preallocated; the programs make entries, the agent removes those of ports that are gone.
-    pub const SHARES: &str = "SHARES";
-    /// `PerCpuArray<Tally>`, indexed by [`crate::DropReason`].
-    pub const DROPS: &str = "DROPS";
-    /// `PerCpuArray<u64>`, indexed by [`crate::Counter`].
-    pub const COUNTS: &str = "COUNTS";
-    /// `RingBuf` of [`crate::Event`].
-    pub const EVENTS: &str = "EVENTS";
-
-    /// Every map that is pinned.
-    pub const ALL: [&str; 17] = [
-        CONFIG,
-        PORTS,
-        LOCALS,
-        REMOTES,
-        SERVICES,
-        SLOTS,
-        IDENTITIES,
-        CIDRS,
-        RULES,
-        GENERATIONS,
-        FLOWS4,
-        FLOWS6,
-        FRAGMENTS,
-        SHARES,
-        DROPS,
-        COUNTS,
-        EVENTS,
-    ];
-}
-
 /// Names of the programs in the object file.
 pub mod program {
-    /// tcx ingress of a workload's veth or tap.
+    /// Ingress of a workload's veth or tap, by `clsact`.
     pub const FROM_WORKLOAD: &str = "from_workload";
-    /// tcx egress of a workload's veth or tap.
+    /// Egress of a workload's veth or tap, by `clsact`.
     pub const TO_WORKLOAD: &str = "to_workload";
     /// tcx egress of the host's own port `weft0`.
     pub const FROM_HOST: &str = "from_host";

@@ -15,16 +15,18 @@ pub const PROTOCOL_ANY: u8 = 0;
 /// Rules in one map value.
 pub const RULES_PER_CHUNK: usize = 10;
 
-/// What a policy set says of one identity; at most `MAX_CHUNKS` chunks, numbered from 0.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-pub struct RuleKey {
-    /// Number of the policy set, from 1; one direction of one combination of selecting policies.
-    pub policy: u32,
-    /// Identity of the peer, or [`ANY_IDENTITY`].
-    pub identity: u32,
-    /// Number of the chunk.
-    pub chunk: u32,
+crate::layout! {
+    /// What a policy set says of one identity; at most `MAX_CHUNKS` chunks, numbered from 0.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct RuleKey {
+        /// Number of the policy set, from 1; one direction of one combination of selecting policies.
+        pub policy: u32,
+        /// Identity of the peer, or [`ANY_IDENTITY`].
+        pub identity: u32,
+        /// Number of the chunk.
+        pub chunk: u32,
+    }
 }
 
 impl RuleKey {
@@ -32,30 +34,34 @@ impl RuleKey {
     pub const MAX_CHUNKS: u32 = 16;
 }
 
-/// One allowed protocol and port range; the destination port counts.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-pub struct PortRule {
-    /// First port, host byte order.
-    pub first: u16,
-    /// Last port, host byte order.
-    pub last: u16,
-    /// IP protocol number, or [`PROTOCOL_ANY`]. For ICMP and others without ports the range must be 0..=65535 to match.
-    pub protocol: u8,
-    /// Reserved, zero.
-    pub pad: u8,
+crate::layout! {
+    /// One allowed protocol and port range; the destination port counts.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct PortRule {
+        /// First port, host byte order.
+        pub first: u16,
+        /// Last port, host byte order.
+        pub last: u16,
+        /// IP protocol number, or [`PROTOCOL_ANY`]. For ICMP and others without ports the range must be 0..=65535 to match.
+        pub protocol: u8,
+        /// Reserved, zero.
+        pub pad: u8,
+    }
 }
 
-/// A chunk of rules: the packet is allowed if one of them matches it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Rules {
-    /// How many of `rules` count.
-    pub count: u16,
-    /// Not 0: the next chunk goes on.
-    pub more: u16,
-    /// The rules.
-    pub rules: [PortRule; RULES_PER_CHUNK],
+crate::layout! {
+    /// A chunk of rules: the packet is allowed if one of them matches it.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Rules {
+        /// How many of `rules` count.
+        pub count: u16,
+        /// Not 0: the next chunk goes on.
+        pub more: u16,
+        /// The rules.
+        pub rules: [PortRule; RULES_PER_CHUNK],
+    }
 }
 
 crate::pod!(RuleKey, PortRule, Rules);

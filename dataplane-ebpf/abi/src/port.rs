@@ -15,26 +15,28 @@ pub enum PortKind {
     Tap = 1,
 }
 
-/// A workload's port, keyed by the index of the host's end.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Port {
-    /// IPv4 address (mapped), or unspecified.
-    pub v4: Addr,
-    /// IPv6 address, or unspecified.
-    pub v6: Addr,
-    /// Generation slot of the workload's policy and place.
-    pub workload: u32,
-    /// Policy set that isolates it for ingress; 0: not isolated.
-    pub ingress_policy: u32,
-    /// Policy set that isolates it for egress; 0: not isolated.
-    pub egress_policy: u32,
-    /// The workload's Ethernet address.
-    pub mac: [u8; 6],
-    /// [`PortKind`].
-    pub kind: u8,
-    /// Reserved, zero.
-    pub pad: u8,
+crate::layout! {
+    /// A workload's port, keyed by the index of the host's end.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Port {
+        /// IPv4 address (mapped), or unspecified.
+        pub v4: Addr,
+        /// IPv6 address, or unspecified.
+        pub v6: Addr,
+        /// Generation slot of the workload's policy and place.
+        pub workload: u32,
+        /// Policy set that isolates it for ingress; 0: not isolated.
+        pub ingress_policy: u32,
+        /// Policy set that isolates it for egress; 0: not isolated.
+        pub egress_policy: u32,
+        /// The workload's Ethernet address.
+        pub mac: [u8; 6],
+        /// [`PortKind`].
+        pub kind: u8,
+        /// Reserved, zero.
+        pub pad: u8,
+    }
 }
 
 /// Whose a local address is.
@@ -47,14 +49,16 @@ pub enum LocalKind {
     Host = 1,
 }
 
-/// Where an address of this node is.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Local {
-    /// Index of the port; of `weft0` for the host's own addresses.
-    pub ifindex: u32,
-    /// [`LocalKind`].
-    pub kind: u32,
+crate::layout! {
+    /// Where an address of this node is.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Local {
+        /// Index of the port; of `weft0` for the host's own addresses.
+        pub ifindex: u32,
+        /// [`LocalKind`].
+        pub kind: u32,
+    }
 }
 
 /// What a prefix is.
@@ -78,18 +82,20 @@ pub enum RemoteKind {
     Routed = 6,
 }
 
-/// Where a prefix leads.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Remote {
-    /// Underlay address of the node (tunnel) or next hop (native); its family is the underlay's.
-    pub via: Addr,
-    /// [`RemoteKind`].
-    pub kind: u32,
-    /// Ethernet address of `via` ([`RemoteKind::Native`]); all zero: not known, and nothing is heard of its pods.
-    pub mac: [u8; 6],
-    /// Reserved, zero.
-    pub pad: u16,
+crate::layout! {
+    /// Where a prefix leads.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Remote {
+        /// Underlay address of the node (tunnel) or next hop (native); its family is the underlay's.
+        pub via: Addr,
+        /// [`RemoteKind`].
+        pub kind: u32,
+        /// Ethernet address of `via` ([`RemoteKind::Native`]); all zero: not known, and nothing is heard of its pods.
+        pub mac: [u8; 6],
+        /// Reserved, zero.
+        pub pad: u16,
+    }
 }
 
 impl Remote {

@@ -81,14 +81,16 @@ numbered! {
     IcmpAnswered = "icmp-answered", "packets answered by an ICMP error";
 }
 
-/// A counter of packets and bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Tally {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes, Ethernet header included.
-    pub bytes: u64,
+crate::layout! {
+    /// A counter of packets and bytes.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Tally {
+        /// Packets.
+        pub packets: u64,
+        /// Bytes, Ethernet header included.
+        pub bytes: u64,
+    }
 }
 
 crate::pod!(Tally);

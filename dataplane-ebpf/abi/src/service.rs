@@ -5,60 +5,68 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Addr;
 
-/// A frontend: what a client addresses.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-pub struct ServiceKey {
-    /// VIP.
-    pub addr: Addr,
-    /// Port, network byte order.
-    pub port: u16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Reserved, zero.
-    pub pad: u8,
+crate::layout! {
+    /// A frontend: what a client addresses.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct ServiceKey {
+        /// VIP.
+        pub addr: Addr,
+        /// Port, network byte order.
+        pub port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Reserved, zero.
+        pub pad: u8,
+    }
 }
 
-/// A frontend's backends.
-///
-/// The backends of one generation stand in `SLOTS` under (`id`, `generation`, 0..`count`). A change writes the slots of the
-/// next generation, then this value (one atomic update), then moves `GENERATIONS[id]` as [`crate::generation`] says, and only
-/// then removes the old slots: no reader ever meets a slot without a backend.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Service {
-    /// Number of the Service port; also its generation slot.
-    pub id: u32,
-    /// Generation of its backends.
-    pub generation: u32,
-    /// How many backends; 0: there is none, and new flows are refused.
-    pub count: u32,
-    /// Reserved, zero.
-    pub flags: u32,
+crate::layout! {
+    /// A frontend's backends.
+    ///
+    /// The backends of one generation stand in `SLOTS` under (`id`, `generation`, 0..`count`). A change writes the slots of the
+    /// next generation, then this value (one atomic update), then moves `GENERATIONS[id]` as [`crate::generation`] says, and only
+    /// then removes the old slots: no reader ever meets a slot without a backend.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Service {
+        /// Number of the Service port; also its generation slot.
+        pub id: u32,
+        /// Generation of its backends.
+        pub generation: u32,
+        /// How many backends; 0: there is none, and new flows are refused.
+        pub count: u32,
+        /// Reserved, zero.
+        pub flags: u32,
+    }
 }
 
-/// Key of one backend of one generation.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-pub struct SlotKey {
-    /// [`Service::id`].
-    pub service: u32,
-    /// [`Service::generation`].
-    pub generation: u32,
-    /// 0..[`Service::count`].
-    pub index: u32,
+crate::layout! {
+    /// Key of one backend of one generation.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct SlotKey {
+        /// [`Service::id`].
+        pub service: u32,
+        /// [`Service::generation`].
+        pub generation: u32,
+        /// 0..[`Service::count`].
+        pub index: u32,
+    }
 }
 
-/// One backend.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-pub struct Backend {
-    /// Address.
-    pub addr: Addr,
-    /// Port, network byte order.
-    pub port: u16,
-    /// Reserved, zero.
-    pub flags: u16,
+crate::layout! {
+    /// One backend.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Backend {
+        /// Address.
+        pub addr: Addr,
+        /// Port, network byte order.
+        pub port: u16,
+        /// Reserved, zero.
+        pub flags: u16,
+    }
 }
 
 crate::pod!(ServiceKey, Service, SlotKey, Backend);

@@ -102,6 +102,16 @@ pub enum Error {
         /// Why it failed.
         source: Source,
     },
+    /// Filters could not be looked for or removed.
+    #[error("{operation} {object}: {source}")]
+    Filters {
+        /// What was tried.
+        operation: &'static str,
+        /// Which devices.
+        object: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A name and an index do not belong to the same device.
     #[error(
         "interface {ifname} has index {found}, not {wanted}, in this network namespace: it was replaced, or this is another namespace"

@@ -11,8 +11,8 @@
 //! # Ok::<(), weft_dataplane::Error>(())
 //! ```
 //!
-//! Everything is pinned: after the process ends, packets go on being handled, and the next [`Dataplane::open`] adopts what
-//! it finds. Requires Linux 6.6 (tcx) and `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`.
+//! Maps and tcx links are pinned, filters on ports stay by themselves: after the process ends, packets go on being handled, and
+//! the next [`Dataplane::open`] adopts what it finds. Requires Linux 6.6 (tcx) and `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`.
 
 #![deny(unsafe_code)]
 
@@ -20,6 +20,7 @@
 pub mod bench;
 mod error;
 mod events;
+mod filter;
 mod kernel_types;
 mod layout;
 mod link;
@@ -31,6 +32,7 @@ mod program;
 #[expect(unsafe_code, reason = "bpf(2) takes addresses as numbers")]
 mod sys;
 mod table;
+mod tc;
 mod test_run;
 mod upgrade;
 
@@ -53,7 +55,7 @@ pub use crate::{
     options::{MapSizes, Options},
     pin::{MapReport, Origin},
     program::{Direction, Program},
-    table::{Array, Iter, PerCpuArray, Record, Table},
+    table::{Array, Iter, PerCpuArray, Record, Ring, Table},
     test_run::{Arrival, TestRunReport},
     upgrade::remove_everything,
 };
@@ -90,6 +92,7 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self> {
         options.sizes.validate()?;
         let pins = PinDir::prepare(&options.pin_dir)?;
+        pins.tell_of_others()?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
         let (mut ebpf, offload_unchecked) = load(&pins, &plan)?;
@@ -119,7 +122,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Map`].
     pub fn events(&self) -> Result<Events> {
-        Events::open(self.maps.events())
+        Events::open(self.maps.events().raw())
     }
 
     fn classifier(&self, program: Program) -> Result<&SchedClassifier> {

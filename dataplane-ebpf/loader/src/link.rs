@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Attaching programs to devices by tcx links that outlive the process.
+//! Attaching programs to devices so that they outlive the process: those of workloads' ports by filters (`filter.rs`), the rest
+//! by tcx links.
 //!
 //! Each link is pinned as `links/<ifindex>-<program>`. A program is attached before all others on its hook, so that nobody
 //! else's program decides before Weft.
@@ -19,8 +20,9 @@ use aya::programs::{
 use crate::{
     Dataplane, Error, Program,
     error::{Result, Source, chain},
+    filter,
     pin::list,
-    program::Direction,
+    program::{Anchor, Direction},
     sys::{self, LinkInfo},
 };
 
@@ -36,9 +38,9 @@ pub struct Attachment {
 /// What was found pinned, and what became of it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct LinkReport {
-    /// Links that were swapped to this version's programs without a gap.
+    /// What was swapped to this version's programs without a gap.
     pub adopted: Vec<Attachment>,
-    /// Names of pins that were removed: their device is gone, or no program has that name.
+    /// What was removed, as `<ifindex>-<program>`: its device is gone, or no program has that name.
     pub removed: Vec<String>,
 }
 
@@ -61,7 +63,7 @@ impl Attachment {
 }
 
 impl Dataplane {
-    /// Attaches `program` to a device, given by name and index, and pins the link. Does nothing if it is attached already.
+    /// Attaches `program` to a device, given by name and index. Does nothing if it is attached already.
     ///
     /// The name is resolved in the network namespace of the calling thread: call it from a thread that never leaves the
     /// host's (or the node's) namespace.
@@ -70,6 +72,10 @@ impl Dataplane {
     /// [`Error::Link`]; [`Error::Interface`] if the name does not have that index there. Then nothing is attached.
     pub fn attach(&mut self, program: Program, ifname: &str, ifindex: u32) -> Result<()> {
         let attachment = Attachment { ifindex, program };
+        if program.anchor() == Anchor::Filter {
+            named(attachment, ifname)?;
+            return self.attach_filter(attachment);
+        }
         let pin = self.link_pin(attachment);
         if let Some(link) = open_pin(&pin, attachment)? {
             let info = sys::link_info(link.as_fd()).map_err(Error::link(program, ifindex, "look at the link of"))?;
@@ -83,10 +89,11 @@ impl Dataplane {
         self.confirm(attachment, ifname, &pin)
     }
 
-    /// Detaches everything from a device, at once. A device without attachments, or that is gone, is fine.
+    /// Detaches everything from a device, at once, and leaves what is others'. A device without attachments, or that is gone, is
+    /// fine.
     ///
     /// # Errors
-    /// [`Error::Link`] or [`Error::Path`]; what is left can be tried again.
+    /// [`Error::Link`], [`Error::Filters`] or [`Error::Path`]; what is left can be tried again.
     pub fn detach(&mut self, ifindex: u32) -> Result<()> {
         for program in Program::ALL {
             let attachment = Attachment { ifindex, program };
@@ -95,15 +102,20 @@ impl Dataplane {
                 remove_pin(&pin, link.as_fd())?;
             }
         }
-        Ok(())
+        filter::detach_filters(ifindex)
     }
 
-    /// What is attached now, in order. Links whose device is gone are left out.
+    /// What is attached now, in order. Links whose device is gone are left out. Filters are those of the calling thread's network
+    /// namespace.
     ///
     /// # Errors
-    /// [`Error::Path`] or [`Error::Link`].
+    /// [`Error::Path`], [`Error::Filters`] or [`Error::Link`].
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
-        live_attachments(&self.pins.links)
+        let mut attachments = live_attachments(&self.pins.links)?;
+        attachments.extend(self.attached_filters()?);
+        attachments.sort_unstable();
+        attachments.dedup();
+        Ok(attachments)
     }
 
     /// Removes the pins of links whose device is gone, and tells their names: those of a device that went while programs were
@@ -126,7 +138,7 @@ impl Dataplane {
         Ok(removed)
     }
 
-    /// Swaps every pinned link to this version's programs; removes the pins that no longer do anything.
+    /// Swaps every pinned link and every filter to this version's programs; removes the pins that no longer do anything.
     pub(crate) fn adopt_links(&mut self) -> Result<LinkReport> {
         let mut report = LinkReport::default();
         for name in list(&self.pins.links)? {
@@ -141,16 +153,23 @@ impl Dataplane {
                 }
             }
         }
+        self.adopt_filters(&mut report)?;
         report.adopted.sort_unstable();
+        // A link that became a filter is found as both.
+        report.adopted.dedup();
         report.removed.sort_unstable();
         Ok(report)
     }
 
-    /// Swaps the program of a pinned link; `false`: the link is of no use any more.
+    /// Swaps the program of a pinned link; `false`: the link is of no use any more. A link on a port, as earlier builds made
+    /// them, becomes a filter.
     pub(crate) fn swap_if_live(&mut self, attachment: Attachment, pin: &Path) -> Result<bool> {
         let Attachment { ifindex, program } = attachment;
         if !is_live(pin, attachment)? {
             return Ok(false);
+        }
+        if program.anchor() == Anchor::Filter {
+            return self.exchange(attachment, pin);
         }
         match swap(self.classifier_mut(program)?, pin) {
             Ok(()) => Ok(true),
@@ -158,6 +177,20 @@ impl Dataplane {
             Err(_) if !is_live(pin, attachment)? => Ok(false),
             Err(error) => Err(Error::link(program, ifindex, "swap")(error)),
         }
+    }
+
+    /// Puts a filter in the place of a link: the filter first, so that at no time a packet passes unseen. What `to_workload` is
+    /// shown by both in that moment is dropped by the second, since the first takes the mark away.
+    fn exchange(&self, attachment: Attachment, pin: &Path) -> Result<bool> {
+        match self.attach_filter(attachment) {
+            Ok(()) => {}
+            Err(_) if !is_live(pin, attachment)? => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        if let Some(link) = open_pin(pin, attachment)? {
+            remove_pin(pin, link.as_fd())?;
+        }
+        Ok(true)
     }
 
     fn create_link(&mut self, attachment: Attachment, ifname: &str) -> Result<FdLink> {
@@ -192,6 +225,16 @@ impl Dataplane {
     pub(crate) fn link_pin(&self, attachment: Attachment) -> PathBuf {
         self.pins.links.join(attachment.pin_name())
     }
+}
+
+/// Checks that a device has both name and index.
+fn named(Attachment { ifindex: wanted, program }: Attachment, ifname: &str) -> Result<()> {
+    let found = nix::net::if_::if_nametoindex(ifname).map_err(|error| {
+        let source: Source = format!("interface name {ifname}: {error}").into();
+        Error::link(program, wanted, "attach")(source)
+    })?;
+    let same = found == wanted;
+    if same { Ok(()) } else { Err(Error::Interface { ifname: ifname.to_owned(), wanted, found }) }
 }
 
 /// Replaces the program of a pinned link atomically: each packet sees the old program or the new one.

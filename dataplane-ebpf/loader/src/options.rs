@@ -11,7 +11,7 @@ use crate::{Error, error::Result};
 /// How to open the dataplane.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Folder on a bpf filesystem; everything is pinned below `v<ABI_VERSION>/` in it. Its parent must exist.
+    /// Folder on a bpf filesystem; everything is pinned below [`weft_abi::PinFolder`] in it. Its parent must exist.
     pub pin_dir: PathBuf,
     /// Sizes of maps that are not there yet.
     pub sizes: MapSizes,
@@ -95,51 +95,21 @@ impl MapSizes {
         }
     }
 
-    /// Each field with its name and the map that it sizes.
-    fn fields(&self) -> [(&'static str, &'static str, u32); 12] {
-        let Self {
-            ports,
-            locals,
-            remotes,
-            services,
-            slots,
-            identities,
-            cidrs,
-            rules,
-            flows4,
-            flows6,
-            fragments,
-            events_bytes,
-        } = *self;
-        [
-            ("ports", map::PORTS, ports),
-            ("locals", map::LOCALS, locals),
-            ("remotes", map::REMOTES, remotes),
-            ("services", map::SERVICES, services),
-            ("slots", map::SLOTS, slots),
-            ("identities", map::IDENTITIES, identities),
-            ("cidrs", map::CIDRS, cidrs),
-            ("rules", map::RULES, rules),
-            ("flows4", map::FLOWS4, flows4),
-            ("flows6", map::FLOWS6, flows6),
-            ("fragments", map::FRAGMENTS, fragments),
-            ("eventsBytes", map::EVENTS, events_bytes),
-        ]
-    }
-
     /// Whether the kernel can make maps of these sizes.
     ///
     /// # Errors
     /// [`Error::Size`] names the first field that is out of range.
     pub fn validate(&self) -> Result<()> {
-        for (field, map, value) in self.fields() {
-            let (valid, requirement) = if map == map::EVENTS {
+        for (field, map, value) in self.demanded() {
+            let (field, valid, requirement) = if map == map::EVENTS {
                 (
+                    // As users write it.
+                    "eventsBytes",
                     value.is_power_of_two() && (1 << 12..=1 << 30).contains(&value),
                     "a power of two from 4096 to 1073741824",
                 )
             } else {
-                ((1..=1 << 26).contains(&value), "from 1 to 67108864")
+                (field, (1..=1 << 26).contains(&value), "from 1 to 67108864")
             };
             if !valid {
                 return Err(Error::Size { field, value, requirement });
@@ -147,12 +117,50 @@ impl MapSizes {
         }
         Ok(())
     }
-
-    /// Entries wanted for a map; `None` where the ABI fixes them.
-    pub(crate) fn entries(&self, map: &str) -> Option<u32> {
-        self.fields().into_iter().find_map(|(_, name, value)| (name == map).then_some(value))
-    }
 }
+
+/// Reads the sizes out of the table of maps.
+macro_rules! declare {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $accessor:ident: $kind:ident<$key:ty, $value:ty>, $role:ident, $size:ident($($sizing:tt)*);
+    )+) => {
+        impl MapSizes {
+            /// Entries that a new map gets, in the order of [`map::ALL`].
+            pub(crate) fn entries(&self) -> [u32; map::COUNT] {
+                [$(entries!(self, $size, $($sizing)*)),+]
+            }
+
+            /// Each field that sizes a map: its name, the map, the value.
+            fn demanded(&self) -> impl Iterator<Item = (&'static str, &'static str, u32)> {
+                [$(demanded!(self, $name, $size, $($sizing)*)),+].into_iter().flatten()
+            }
+        }
+    };
+}
+
+macro_rules! entries {
+    ($sizes:ident, fixed, $entries:expr) => {
+        $entries
+    };
+    ($sizes:ident, sized, $field:ident) => {
+        $sizes.$field
+    };
+    ($sizes:ident, per, $field:ident, $factor:expr, $more:expr) => {
+        $sizes.$field.saturating_mul($factor).saturating_add($more)
+    };
+}
+
+macro_rules! demanded {
+    ($sizes:ident, $name:ident, sized, $field:ident) => {
+        Some((stringify!($field), map::$name, $sizes.$field))
+    };
+    ($sizes:ident, $name:ident, $size:ident, $($sizing:tt)*) => {
+        None
+    };
+}
+
+weft_abi::for_each_map!(declare);
 
 impl Default for MapSizes {
     fn default() -> Self {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pin folder: `<pin_dir>/v<ABI_VERSION>/{maps,links}`.
+//! The pin folder: `<pin_dir>/v<ABI_VERSION>-<LAYOUT>/{maps,links}`.
 
 use std::{
     fs, io,
@@ -8,9 +8,9 @@ use std::{
 };
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use weft_abi::ABI_VERSION;
+use weft_abi::{MAPS, MapInfo, MapRole, PinFolder};
 
-use crate::{Error, error::Result, layout::Layout, options::MapSizes, sys};
+use crate::{Error, error::Result, layout, options::MapSizes, sys};
 
 /// Where a version pins.
 #[derive(Clone, Debug)]
@@ -48,9 +48,9 @@ impl PinDir {
         Self { version: version.to_owned(), maps: version.join("maps"), links: version.join("links") }
     }
 
-    /// The folders of this build's ABI version.
+    /// The folders of this build's ABI version and layouts.
     pub(crate) fn of_this_version(pin_dir: &Path) -> Self {
-        Self::of_version(&pin_dir.join(format!("v{ABI_VERSION}")))
+        Self::of_version(&pin_dir.join(PinFolder.to_string()))
     }
 
     /// The folder that all versions share.
@@ -68,13 +68,32 @@ impl PinDir {
         Ok(dir)
     }
 
-    /// Looks at what is pinned and decides the size of each map; changes nothing.
-    pub(crate) fn plan_maps(&self, sizes: &MapSizes) -> Result<Vec<MapReport>> {
-        Layout::ALL.iter().map(|layout| self.plan_map(layout, layout.entries(sizes))).collect()
+    /// The folders of other ABI versions or layouts.
+    pub(crate) fn others(&self) -> Result<Vec<PathBuf>> {
+        let mut versions = version_dirs(self.root())?;
+        versions.retain(|version| *version != self.version);
+        Ok(versions)
     }
 
-    fn plan_map(&self, layout: &Layout, wanted: u32) -> Result<MapReport> {
-        let (map, pin) = (layout.name, self.maps.join(layout.name));
+    /// Says aloud what it means that there are others.
+    pub(crate) fn tell_of_others(&self) -> Result<()> {
+        let state = MAPS.iter().filter(|map| map.role == MapRole::State).map(|map| map.name);
+        for dir in self.others()? {
+            tracing::warn!(
+                dir = %dir.display(), this = %PinFolder, begins_empty = ?state.clone().collect::<Vec<_>>(),
+                "maps of another layout are there: their programs serve until this version's maps are filled"
+            );
+        }
+        Ok(())
+    }
+
+    /// Looks at what is pinned and decides the size of each map; changes nothing.
+    pub(crate) fn plan_maps(&self, sizes: &MapSizes) -> Result<Vec<MapReport>> {
+        MAPS.iter().zip(sizes.entries()).map(|(map, wanted)| self.plan_map(map, wanted)).collect()
+    }
+
+    fn plan_map(&self, info: &MapInfo, wanted: u32) -> Result<MapReport> {
+        let (map, pin) = (info.name, self.maps.join(info.name));
         let fd = match sys::object_get(&pin) {
             Ok(fd) => fd,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -82,7 +101,7 @@ impl PinDir {
             }
             Err(error) => return Err(Error::path("open pinned map", pin)(error)),
         };
-        let max_entries = layout.check(fd.as_fd(), &pin)?.max_entries;
+        let max_entries = layout::check(info, fd.as_fd(), &pin)?.max_entries;
         if max_entries != wanted {
             tracing::warn!(map, max_entries, wanted, "adopted map keeps its size; remove its pin to have it made anew");
         }
@@ -90,9 +109,13 @@ impl PinDir {
     }
 }
 
-/// The folders of all ABI versions, this one's included.
+/// The folders of all ABI versions and layouts, this one's included. Earlier builds had no layout in the name.
 pub(crate) fn version_dirs(pin_dir: &Path) -> Result<Vec<PathBuf>> {
-    let is_version = |name: &str| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
+    let is_version = |name: &str| {
+        let (version, layout) = name.split_once('-').unwrap_or((name, "0"));
+        version.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
+            && u64::from_str_radix(layout, 16).is_ok()
+    };
     let names = list(pin_dir)?.into_iter().filter(|name| is_version(name));
     Ok(names.map(|name| pin_dir.join(name)).collect())
 }

@@ -5,13 +5,22 @@ use std::fmt;
 
 use weft_abi::program;
 
-/// Direction of a tcx hook, seen from the host's side of the device.
+/// Direction of a hook, seen from the host's side of the device.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Direction {
     /// Packets that the device hands to the host.
     Ingress,
     /// Packets that the host hands to the device.
     Egress,
+}
+
+/// What holds a program on a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Anchor {
+    /// A filter on its `clsact` qdisc: workloads' ports, which come and go many times a second and are Weft's alone.
+    Filter,
+    /// A pinned tcx link: devices that stay, and that others may look after, too.
+    Link,
 }
 
 /// A program of the dataplane.
@@ -46,12 +55,19 @@ impl Program {
         }
     }
 
-    /// The tcx hook that it is written for.
+    /// The hook that it is written for.
     #[must_use]
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromWorkload | Self::FromUplink | Self::FromOverlay => Direction::Ingress,
             Self::ToWorkload | Self::FromHost => Direction::Egress,
+        }
+    }
+
+    pub(crate) const fn anchor(self) -> Anchor {
+        match self {
+            Self::FromWorkload | Self::ToWorkload => Anchor::Filter,
+            Self::FromHost | Self::FromUplink | Self::FromOverlay => Anchor::Link,
         }
     }
 

@@ -11,13 +11,14 @@ use std::{
     path::Path,
 };
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 // enum bpf_cmd of include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -62,6 +63,13 @@ struct ObjAttr {
 }
 
 #[repr(C)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+#[repr(C)]
 struct LinkDetachAttr {
     link_fd: u32,
 }
@@ -89,6 +97,24 @@ pub(crate) struct LinkInfo {
     /// 0: the device is gone.
     pub(crate) ifindex: u32,
     pub(crate) attach_type: u32,
+}
+
+/// First fields of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    jited_len: u32,
+    xlated_len: u32,
+    jited: u64,
+    xlated: u64,
+    load_time: u64,
+    uid: u32,
+    /// In: room in `map_ids`; out: how many maps the program uses.
+    map_count: u32,
+    map_ids: u64,
 }
 
 /// # Safety
@@ -145,6 +171,29 @@ pub(crate) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
 /// What the kernel knows of a link.
 pub(crate) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(fd)
+}
+
+/// Numbers of the maps that a program uses, given by its number; none if the program is gone.
+pub(crate) fn maps_of_program(id: u32) -> io::Result<Vec<u32>> {
+    let mut attr = IdAttr { id, next_id: 0, open_flags: 0 };
+    // SAFETY: BPF_PROG_GET_FD_BY_ID reads numbers only.
+    let fd = match unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attr) } {
+        Ok(fd) => i32::try_from(fd).map_err(io::Error::other)?,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // More than any of Weft's programs uses; of others' the first ones.
+    let mut ids = [0_u32; 64];
+    let mut info = ProgramInfo::new_zeroed();
+    (info.map_count, info.map_ids) = (64, address_mut(ids.as_mut_bytes()));
+    let info_len = u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?;
+    let mut attr = InfoAttr { bpf_fd: fd_number(fd.as_fd()), info_len, info: address_mut(info.as_mut_bytes()) };
+    // SAFETY: BPF_OBJ_GET_INFO_BY_FD writes at most `info_len` bytes to `info` and `map_count` numbers to `map_ids`; both live
+    // past the call, and every bit pattern is valid.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
+    Ok(ids.into_iter().take(info.map_count as usize).collect())
 }
 
 /// Detaches a link at once; closing and unpinning it would only do so after an RCU grace period.

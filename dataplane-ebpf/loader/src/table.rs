@@ -24,8 +24,17 @@ pub struct Table<K, V> {
     types: PhantomData<fn(K) -> V>,
 }
 
+/// A map that was opened and checked.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) name: &'static str,
+    pub(crate) map: RawMap,
+    /// Possible CPUs.
+    pub(crate) cpus: usize,
+}
+
 impl<K: Record, V: Record> Table<K, V> {
-    pub(crate) const fn new(name: &'static str, map: RawMap) -> Self {
+    pub(crate) fn of(Opened { name, map, .. }: Opened) -> Self {
         Self { name, map, types: PhantomData }
     }
 
@@ -203,7 +212,7 @@ pub struct Array<V> {
 }
 
 impl<V: Record> Array<V> {
-    pub(crate) const fn new(name: &'static str, map: RawMap) -> Self {
+    pub(crate) fn of(Opened { name, map, .. }: Opened) -> Self {
         Self { name, map, types: PhantomData }
     }
 
@@ -252,7 +261,7 @@ pub struct PerCpuArray<V> {
 }
 
 impl<V: Record> PerCpuArray<V> {
-    pub(crate) const fn new(name: &'static str, map: RawMap, cpus: usize) -> Self {
+    pub(crate) fn of(Opened { name, map, cpus }: Opened) -> Self {
         Self { name, map, cpus, types: PhantomData }
     }
 
@@ -281,6 +290,22 @@ impl<V: Record> PerCpuArray<V> {
             .filter_map(|chunk| V::read_from_prefix(chunk).ok())
             .map(|(value, _)| value)
             .collect())
+    }
+}
+
+/// A ring of records; [`crate::Dataplane::events`] reads it.
+#[derive(Debug)]
+pub struct Ring {
+    map: RawMap,
+}
+
+impl Ring {
+    pub(crate) fn of(Opened { map, .. }: Opened) -> Self {
+        Self { map }
+    }
+
+    pub(crate) const fn raw(&self) -> &RawMap {
+        &self.map
     }
 }
 

@@ -10,8 +10,10 @@ use std::{
 use crate::{
     Dataplane, Error,
     error::Result,
+    filter::remove_every_filter,
     link::{Attachment, LinkReport, live_attachments, remove_pin},
     pin::{PinDir, list, unless_gone, version_dirs},
+    program::Anchor,
     sys,
 };
 
@@ -20,29 +22,26 @@ impl Dataplane {
     /// maps that may be empty. [`Dataplane::take_over_other_versions`] swaps them.
     ///
     /// # Errors
-    /// [`Error::Path`] or [`Error::Link`].
+    /// [`Error::Path`], [`Error::Filters`] or [`Error::Link`].
     pub fn attachments_of_other_versions(&self) -> Result<Vec<Attachment>> {
         let mut attachments = Vec::new();
-        for other in self.other_versions()? {
+        for other in self.pins.others()? {
             attachments.extend(unless_gone(live_attachments(&PinDir::of_version(&other).links))?.unwrap_or_default());
         }
+        attachments.extend(self.filters_of_other_versions()?);
         Ok(attachments)
     }
 
-    fn other_versions(&self) -> Result<Vec<PathBuf>> {
-        let mut versions = version_dirs(self.pins.root())?;
-        versions.retain(|version| PinDir::of_version(version).links != self.pins.links);
-        Ok(versions)
-    }
-
-    /// Takes over what other ABI versions of Weft pinned: swaps their links to this version's programs, then removes their
-    /// maps. Until then their programs go on with their own maps, so call it when this version's maps have been filled.
+    /// Takes over what other ABI versions of Weft did: swaps their links and filters to this version's programs, then removes
+    /// their maps. Until then their programs go on with their own maps, so call it when this version's maps have been filled.
     ///
     /// # Errors
-    /// [`Error::Path`] or [`Error::Link`]; what is left can be tried again.
+    /// [`Error::Path`], [`Error::Filters`] or [`Error::Link`]; what is left can be tried again.
     pub fn take_over_other_versions(&mut self) -> Result<LinkReport> {
         let mut report = LinkReport::default();
-        for version in self.other_versions()? {
+        // Before their maps are unpinned.
+        self.take_over_filters(&mut report)?;
+        for version in self.pins.others()? {
             let other = PinDir::of_version(&version);
             for name in unless_gone(list(&other.links))?.unwrap_or_default() {
                 match Attachment::from_pin_name(&name) {
@@ -55,6 +54,8 @@ impl Dataplane {
             remove_version(&version)?;
             tracing::info!(dir = %version.display(), "removed what another ABI version had pinned");
         }
+        report.adopted.sort_unstable();
+        report.adopted.dedup();
         Ok(report)
     }
 
@@ -62,7 +63,7 @@ impl Dataplane {
     fn take_over(&mut self, attachment: Attachment, old: &Path) -> Result<bool> {
         let new = self.link_pin(attachment);
         let taken = !exists(&new)? && self.swap_if_live(attachment, old)?;
-        if taken {
+        if taken && attachment.program.anchor() == Anchor::Link {
             fs::rename(old, &new).map_err(Error::path("move the pin", old))?;
         }
         Ok(taken)
@@ -70,11 +71,12 @@ impl Dataplane {
 }
 
 /// Detaches all programs and removes all pins of every ABI version, and `pin_dir` itself. Flows end with it. A folder that is
-/// not there is fine.
+/// not there is fine. Filters are those of the calling thread's network namespace.
 ///
 /// # Errors
-/// [`Error::Path`]; what is left can be tried again.
+/// [`Error::Path`] or [`Error::Filters`]; what is left can be tried again.
 pub fn remove_everything(pin_dir: &Path) -> Result<()> {
+    remove_every_filter()?;
     for version in unless_gone(version_dirs(pin_dir))?.unwrap_or_default() {
         remove_version(&version)?;
     }

@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "kernel/filters.rs"]
+mod filters;
 #[path = "kernel/links.rs"]
 mod links;
 #[path = "kernel/maps.rs"]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Weft's eBPF programs, one per hook. Each is a thin list of steps over `weft-logic`.
 //!
-//! Kernel minimum 6.6 (tcx links, kernel commit e420bed02507).
+//! Kernel minimum 6.6 (tcx links, kernel commit e420bed02507). `TC_ACT_*` of `clsact` and `TCX_*` are the same numbers.
 
 #![no_std]
 #![no_main]
@@ -38,7 +38,7 @@ use weft_abi::Hook;
 
 use crate::skb::Skb;
 
-/// tcx ingress of a workload's veth or tap: everything a workload sends.
+/// Ingress of a workload's veth or tap, by `clsact`: everything a workload sends.
 #[classifier]
 pub fn from_workload(ctx: TcContext) -> i32 {
     walk::run::<{ Hook::FromWorkload as u8 }>(Skb::new(&ctx))
@@ -62,7 +62,7 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
     walk::run::<{ Hook::FromOverlay as u8 }>(Skb::new(&ctx))
 }
 
-/// tcx egress of a workload's veth or tap: lets through what the programs decided, and the agent's DHCP and RA.
+/// Egress of a workload's veth or tap, by `clsact`: lets through what the programs decided, and the agent's DHCP and RA.
 #[classifier]
 pub fn to_workload(ctx: TcContext) -> i32 {
     to_workload::run(Skb::new(&ctx))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-//! The maps, and small safe accessors. Sizes here are placeholders: the loader sets them from demand.
+//! The maps, and small safe accessors. Those that are pinned stand in the table of `weft-abi`, the rest here.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -7,54 +7,58 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, Backend, COUNTERS, Config, DROP_REASONS, Datagram, Event, Flow, FlowKey4, FlowKey6, FragmentKey, Local, Port,
-    Remote, RuleKey, Rules, Service, ServiceKey, Share, SlotKey, Tally, WORLD_IDENTITY, generation,
+    Addr, Backend, Config, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, Share, SlotKey, Tally,
+    WORLD_IDENTITY,
 };
 use weft_logic::{Tables, decide::Walk, policy};
 
 use crate::helpers;
 
-const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+/// Declares the statics of the maps that are pinned. Sizes are placeholders where the loader sets them from demand.
+macro_rules! declare {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $accessor:ident: $kind:ident<$key:ty, $value:ty>, $role:ident, $size:ident($($sizing:tt)*);
+    )+) => {
+        $(
+            $(#[$doc])*
+            #[btf_map]
+            pub static $name: map!($kind, $key, $value, entries!($kind, $size, $($sizing)*)) =
+                <map!($kind, $key, $value, entries!($kind, $size, $($sizing)*))>::new();
+        )+
+    };
+}
 
-#[btf_map]
-static CONFIG: Array<Config, 1> = Array::new();
-#[btf_map]
-static PORTS: HashMap<u32, Port, 1024> = HashMap::new();
-#[btf_map]
-static LOCALS: HashMap<Addr, Local, 4096> = HashMap::new();
-#[btf_map]
-static REMOTES: LpmTrie<Addr, Remote, 4096> = LpmTrie::new();
-#[btf_map]
-static SERVICES: HashMap<ServiceKey, Service, 16384, ON_DEMAND> = HashMap::new();
-#[btf_map]
-static SLOTS: HashMap<SlotKey, Backend, 65536, ON_DEMAND> = HashMap::new();
-#[btf_map]
-static IDENTITIES: HashMap<Addr, u32, 65536, ON_DEMAND> = HashMap::new();
-#[btf_map]
-static CIDRS: LpmTrie<Addr, u32, 16384> = LpmTrie::new();
-#[btf_map]
-static RULES: HashMap<RuleKey, Rules, 65536, ON_DEMAND> = HashMap::new();
-#[btf_map]
-static GENERATIONS: Array<u32, { generation::SLOTS as usize }> = Array::new();
-/// Flow table of IPv4.
-#[btf_map]
-pub static FLOWS4: LruHashMap<FlowKey4, Flow, 65536> = LruHashMap::new();
-/// Flow table of IPv6.
-#[btf_map]
-pub static FLOWS6: LruHashMap<FlowKey6, Flow, 65536> = LruHashMap::new();
-/// Datagrams in pieces.
-#[btf_map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, Datagram, 1024> = LruHashMap::new();
-/// What each port has taken of what all share.
-#[btf_map]
-pub static SHARES: HashMap<u32, Share, 1024, ON_DEMAND> = HashMap::new();
-#[btf_map]
-static DROPS: PerCpuArray<Tally, { DROP_REASONS.len() }> = PerCpuArray::new();
-#[btf_map]
-static COUNTS: PerCpuArray<u64, { COUNTERS.len() }> = PerCpuArray::new();
-/// Flow and drop events.
-#[btf_map]
-pub static EVENTS: RingBuf<Event, 1048576> = RingBuf::new();
+/// The type of a map.
+macro_rules! map {
+    (Array, $key:ty, $value:ty, $entries:expr) => { Array<$value, { $entries }> };
+    (PerCpuArray, $key:ty, $value:ty, $entries:expr) => { PerCpuArray<$value, { $entries }> };
+    (HashMap, $key:ty, $value:ty, $entries:expr) => { HashMap<$key, $value, { $entries }> };
+    (OnDemandHashMap, $key:ty, $value:ty, $entries:expr) => {
+        HashMap<$key, $value, { $entries }, { BPF_F_NO_PREALLOC as usize }>
+    };
+    (LruHashMap, $key:ty, $value:ty, $entries:expr) => { LruHashMap<$key, $value, { $entries }> };
+    // The library puts the prefix length in front by itself: `CidrKey`.
+    (LpmTrie, $key:ty, $value:ty, $entries:expr) => { LpmTrie<Addr, $value, { $entries }> };
+    (RingBuf, $key:ty, $value:ty, $entries:expr) => { RingBuf<$value, { $entries }> };
+}
+
+/// How many entries a static asks for.
+macro_rules! entries {
+    ($kind:ident, fixed, $entries:expr) => {
+        $entries as usize
+    };
+    // A page at least.
+    (RingBuf, $size:ident, $($sizing:tt)*) => {
+        1 << 20
+    };
+    ($kind:ident, $size:ident, $($sizing:tt)*) => {
+        1024
+    };
+}
+
+weft_abi::for_each_map!(declare);
+
 /// The packet under way, too large for the 512 byte stack. Not pinned.
 #[btf_map]
 static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();

@@ -15,6 +15,7 @@ mod frame;
 mod full;
 mod health;
 mod leftovers;
+mod lost_filter;
 mod net;
 mod offload;
 mod routing;
@@ -94,6 +95,7 @@ fn groups() -> Vec<Box<dyn Group>> {
         Box::new(Scene { make: site::Site::new, cases: site::cases() }),
         Box::new(Scene { make: site::Site::native, cases: uplink::native_cases() }),
         Box::new(Scene { make: first_moment::Site::new, cases: first_moment::cases() }),
+        Box::new(Scene { make: lost_filter::Site::new, cases: lost_filter::cases() }),
         Box::new(Scene { make: unspecified::Site::ipv4, cases: unspecified::ipv4_cases() }),
         Box::new(Scene { make: unspecified::Site::ipv6, cases: unspecified::ipv6_cases() }),
         Box::new(Scene { make: flows::Site::small, cases: flows::small_cases() }),

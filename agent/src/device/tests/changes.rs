@@ -52,6 +52,10 @@ fn every_kind_of_change_is_told() {
         let done = Command::new("sysctl").args(["-q", "-w", "net.ipv4.conf.up0.forwarding=1"]).status().unwrap();
         assert!(done.success());
         told(&mut changes).await;
+        for command in ["qdisc add dev up0 clsact", "qdisc del dev up0 clsact"] {
+            assert!(Command::new("tc").args(command.split(' ')).status().unwrap().success());
+            told(&mut changes).await;
+        }
     });
 }
 

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Links: attaching, detaching, adopting, and what becomes of links whose device is gone.
+//! tcx links: attaching, detaching, adopting, and what becomes of links whose device is gone.
 
 use std::{fs, net::UdpSocket};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use weft_abi::DropReason;
-use weft_dataplane::{Attachment, Dataplane, Error, Options, Program};
+use weft_dataplane::{Attachment, Dataplane, Error, Maps, Options, Program};
 
 use crate::support::{Netns, Sandbox, Veth, eventually, ip};
 
-const FROM_WORKLOAD: Program = Program::FromWorkload;
+/// Drops whatever comes without a tunnel.
+const FROM_OVERLAY: Program = Program::FromOverlay;
 
 /// Sends a UDP datagram out of the workload's end of its veth.
-fn send(workload: &Netns) {
+pub(crate) fn send(workload: &Netns) {
     workload.run(|| {
         let socket = UdpSocket::bind("10.9.9.1:0").expect("bind in the workload's namespace");
         socket.send_to(b"weft", "10.9.9.2:9").expect("send");
@@ -30,8 +31,9 @@ pub(crate) fn workload(name: &str) -> (Netns, Veth) {
     (netns, veth)
 }
 
-fn dropped(dataplane: &Dataplane) -> u64 {
-    dataplane.maps().dropped(DropReason::UnknownPort).expect("read the counter").packets
+/// How many packets were dropped, for whatever reason.
+pub(crate) fn dropped(maps: &Maps) -> u64 {
+    DropReason::ALL.iter().map(|reason| maps.dropped(*reason).expect("read the counter").packets).sum()
 }
 
 pub(crate) fn program_ids(ifname: &str) -> Vec<u32> {
@@ -45,15 +47,15 @@ fn an_attached_program_sees_packets_until_it_is_detached() {
     let mut dataplane = sandbox.open();
     let (netns, veth) = workload("pod");
     send(&netns);
-    assert_eq!(dropped(&dataplane), 0, "nothing is attached yet");
-    for program in [FROM_WORKLOAD, Program::ToWorkload] {
+    assert_eq!(dropped(dataplane.maps()), 0, "nothing is attached yet");
+    for program in [FROM_OVERLAY, Program::FromHost] {
         dataplane.attach(program, &veth.name, veth.ifindex).unwrap();
     }
     let attached = |program| Attachment { ifindex: veth.ifindex, program };
-    assert_eq!(dataplane.attachments().unwrap(), [FROM_WORKLOAD, Program::ToWorkload].map(attached));
-    let before = dropped(&dataplane);
+    assert_eq!(dataplane.attachments().unwrap(), [Program::FromHost, FROM_OVERLAY].map(attached));
+    let before = dropped(dataplane.maps());
     send(&netns);
-    eventually("the program counts a packet", || dropped(&dataplane) > before);
+    eventually("the program counts a packet", || dropped(dataplane.maps()) > before);
     dataplane.detach(veth.ifindex).unwrap();
     assert_eq!(program_ids(&veth.name), Vec::<u32>::new(), "at once, not after a grace period");
     assert_eq!(dataplane.attachments().unwrap(), []);
@@ -67,9 +69,9 @@ fn attaching_twice_changes_nothing() {
     let sandbox = Sandbox::enter();
     let mut dataplane = sandbox.open();
     let (_netns, veth) = workload("pod");
-    dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+    dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     let programs = program_ids(&veth.name);
-    dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+    dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     assert_eq!(program_ids(&veth.name), programs);
     assert_eq!(programs.len(), 1);
 }
@@ -79,10 +81,10 @@ fn is_attached_before_programs_of_others() {
     let sandbox = Sandbox::enter();
     let (_netns, veth) = workload("pod");
     let mut other = Dataplane::open(&Options { pin_dir: sandbox.bpffs().join("other"), ..sandbox.options() }).unwrap();
-    other.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+    other.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     let others = program_ids(&veth.name);
     let mut dataplane = sandbox.open();
-    dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+    dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     let programs = program_ids(&veth.name);
     assert_eq!(programs.len(), 2);
     assert_eq!(programs[1..], others, "the other one comes last");
@@ -93,24 +95,24 @@ fn links_outlive_the_process_and_are_swapped_in_place() {
     let sandbox = Sandbox::enter();
     let (netns, veth) = workload("pod");
     let mut first = sandbox.open();
-    first.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+    first.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     let maps = first.maps().clone();
     drop(first);
     let old = program_ids(&veth.name);
     assert_eq!(old.len(), 1, "still attached");
     send(&netns);
-    eventually("it still counts", || maps.dropped(DropReason::UnknownPort).unwrap().packets > 0);
+    eventually("it still counts", || dropped(&maps) > 0);
     let second = sandbox.open();
-    let attachment = Attachment { ifindex: veth.ifindex, program: FROM_WORKLOAD };
+    let attachment = Attachment { ifindex: veth.ifindex, program: FROM_OVERLAY };
     assert_eq!(second.report().links.adopted, [attachment]);
     assert_eq!(second.report().links.removed, Vec::<String>::new());
     let new = program_ids(&veth.name);
     assert_eq!(new.len(), 1, "swapped, not added");
     assert_ne!(new, old);
-    let before = dropped(&second);
+    let before = dropped(second.maps());
     assert!(before > 0, "the counters went on");
     send(&netns);
-    eventually("the new program counts", || dropped(&second) > before);
+    eventually("the new program counts", || dropped(second.maps()) > before);
     drop(second);
     assert_eq!(program_ids(&veth.name), new, "an adopted link outlives the process, too");
 }
@@ -120,8 +122,8 @@ fn links_of_devices_that_are_gone_are_removed() {
     let sandbox = Sandbox::enter();
     let mut dataplane = sandbox.open();
     let (_netns, veth) = workload("pod");
-    let pin = format!("{}-{FROM_WORKLOAD}", veth.ifindex);
-    dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+    let pin = format!("{}-{FROM_OVERLAY}", veth.ifindex);
+    dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     drop(veth);
     assert_eq!(dataplane.attachments().unwrap(), []);
     drop(dataplane);
@@ -136,14 +138,14 @@ fn a_device_that_got_the_index_of_one_that_is_gone_is_attached_anew() {
     let mut dataplane = sandbox.open();
     let (_netns, veth) = workload("pod");
     let ifindex = veth.ifindex;
-    dataplane.attach(FROM_WORKLOAD, &veth.name, ifindex).unwrap();
+    dataplane.attach(FROM_OVERLAY, &veth.name, ifindex).unwrap();
     drop(veth);
     let netns = Netns::new();
     let successor = Veth::with_index("successor", ifindex, &netns);
     assert_eq!(dataplane.attachments().unwrap(), [], "the pin belongs to the one that is gone");
-    dataplane.attach(FROM_WORKLOAD, &successor.name, ifindex).unwrap();
+    dataplane.attach(FROM_OVERLAY, &successor.name, ifindex).unwrap();
     assert_eq!(program_ids(&successor.name).len(), 1);
-    assert_eq!(dataplane.attachments().unwrap(), [Attachment { ifindex, program: FROM_WORKLOAD }]);
+    assert_eq!(dataplane.attachments().unwrap(), [Attachment { ifindex, program: FROM_OVERLAY }]);
 }
 
 #[test]
@@ -152,7 +154,7 @@ fn detach_of_a_device_that_is_gone_removes_the_pin() {
     let mut dataplane = sandbox.open();
     let (_netns, veth) = workload("pod");
     let ifindex = veth.ifindex;
-    dataplane.attach(FROM_WORKLOAD, &veth.name, ifindex).unwrap();
+    dataplane.attach(FROM_OVERLAY, &veth.name, ifindex).unwrap();
     drop(veth);
     dataplane.detach(ifindex).unwrap();
     assert_eq!(fs::read_dir(sandbox.pins("links")).unwrap().count(), 0);
@@ -164,13 +166,13 @@ fn the_pin_of_a_device_that_went_unnoticed_is_swept() {
     let mut dataplane = sandbox.open();
     let [(_gone_netns, gone), (_netns, veth)] = ["gone", "pod"].map(workload);
     for veth in [&gone, &veth] {
-        dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+        dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     }
     assert_eq!(dataplane.remove_defunct_links().unwrap(), Vec::<String>::new());
-    let pin = format!("{}-{FROM_WORKLOAD}", gone.ifindex);
+    let pin = format!("{}-{FROM_OVERLAY}", gone.ifindex);
     drop(gone);
     assert_eq!(dataplane.remove_defunct_links().unwrap(), [pin]);
-    let left = [Attachment { ifindex: veth.ifindex, program: FROM_WORKLOAD }];
+    let left = [Attachment { ifindex: veth.ifindex, program: FROM_OVERLAY }];
     assert_eq!(dataplane.attachments().unwrap(), left);
     assert_eq!(fs::read_dir(sandbox.pins("links")).unwrap().count(), 1);
 }
@@ -180,7 +182,7 @@ fn a_name_with_another_index_is_refused_and_left_alone() {
     let sandbox = Sandbox::enter();
     let mut dataplane = sandbox.open();
     let (_netns, veth) = workload("pod");
-    let error = dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex + 100).unwrap_err();
+    let error = dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex + 100).unwrap_err();
     assert!(
         matches!(&error, Error::Interface { ifname, found, .. } if *ifname == veth.name && *found == veth.ifindex),
         "{error}"
@@ -193,8 +195,8 @@ fn a_name_with_another_index_is_refused_and_left_alone() {
 fn a_device_that_is_not_here_is_named_in_the_error() {
     let sandbox = Sandbox::enter();
     let mut dataplane = sandbox.open();
-    let error = dataplane.attach(FROM_WORKLOAD, "nowhere0", 77).unwrap_err();
-    assert!(matches!(error, Error::Link { program: FROM_WORKLOAD, ifindex: 77, .. }), "{error}");
+    let error = dataplane.attach(FROM_OVERLAY, "nowhere0", 77).unwrap_err();
+    assert!(matches!(error, Error::Link { program: FROM_OVERLAY, ifindex: 77, .. }), "{error}");
     assert!(error.to_string().contains("nowhere0"), "{error}");
     assert_eq!(fs::read_dir(sandbox.pins("links")).unwrap().count(), 0);
 }
@@ -204,11 +206,11 @@ fn a_link_of_a_program_that_no_longer_exists_is_removed() {
     let sandbox = Sandbox::enter();
     let mut dataplane = sandbox.open();
     let (_netns, veth) = workload("pod");
-    dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex).unwrap();
+    dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     drop(dataplane);
     let links = sandbox.pins("links");
     let old = format!("{}-from_the_past", veth.ifindex);
-    fs::rename(links.join(format!("{}-{FROM_WORKLOAD}", veth.ifindex)), links.join(&old)).unwrap();
+    fs::rename(links.join(format!("{}-{FROM_OVERLAY}", veth.ifindex)), links.join(&old)).unwrap();
     let dataplane = sandbox.open();
     assert_eq!(dataplane.report().links.removed, [old]);
     assert_eq!(program_ids(&veth.name), Vec::<u32>::new(), "it does not go on unseen");

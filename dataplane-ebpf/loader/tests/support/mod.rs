@@ -48,9 +48,9 @@ impl Sandbox {
         self.bpffs.path()
     }
 
-    /// Folder of this ABI version's pins, `maps` or `links`.
+    /// Folder of this version's pins, `maps` or `links`.
     pub(crate) fn pins(&self, kind: &str) -> PathBuf {
-        self.bpffs().join(format!("weft/v{}", weft_abi::ABI_VERSION)).join(kind)
+        self.bpffs().join("weft").join(weft_abi::PinFolder.to_string()).join(kind)
     }
 
     /// Options for a small dataplane in the sandbox.

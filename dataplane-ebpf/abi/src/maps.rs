@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The table of maps: the one place where a map is declared. Names and layout hashes (here), the programs' statics, and the
+//! loader's handles, checks and sizes are made of it.
+
+use crate::{ABI_VERSION, Digest, Layout};
+
+/// Gives the table of maps to a macro, `name! { line line ... }`. A line is
+///
+/// ```text
+/// #[doc = ...] NAME accessor: Kind<Key, Value>, role, size;
+/// ```
+///
+/// where `Kind` is a [`MapKind`], `role` is `derived` or `state` (see [`MapRole`]), and `size` is `fixed(entries)`, or `sized(field)`
+/// or `per(field, factor, more)` of the loader's sizes.
+#[macro_export]
+macro_rules! for_each_map {
+    ($name:ident) => {
+        $name! {
+            /// The node's facts, at index 0.
+            CONFIG config: Array<u32, $crate::Config>, derived, fixed(1);
+            /// Ports by interface index.
+            PORTS ports: HashMap<u32, $crate::Port>, derived, sized(ports);
+            /// Addresses of this node, its workloads' and its own.
+            LOCALS locals: HashMap<$crate::Addr, $crate::Local>, derived, sized(locals);
+            /// Prefixes of pods of all nodes and of Services.
+            REMOTES remotes: LpmTrie<$crate::CidrKey, $crate::Remote>, derived, sized(remotes);
+            /// Service frontends.
+            SERVICES services: OnDemandHashMap<$crate::ServiceKey, $crate::Service>, derived, sized(services);
+            /// Backends of Services.
+            SLOTS slots: OnDemandHashMap<$crate::SlotKey, $crate::Backend>, derived, sized(slots);
+            /// Identities of addresses that policies know singly.
+            IDENTITIES identities: OnDemandHashMap<$crate::Addr, u32>, derived, sized(identities);
+            /// Identities of prefixes: every other address that policies know.
+            CIDRS cidrs: LpmTrie<$crate::CidrKey, u32>, derived, sized(cidrs);
+            /// Policy rules.
+            RULES rules: OnDemandHashMap<$crate::RuleKey, $crate::Rules>, derived, sized(rules);
+            /// Generations; see `weft_abi::generation`.
+            GENERATIONS generations: Array<u32, u32>, derived, fixed($crate::generation::SLOTS);
+            /// IPv4 flows.
+            FLOWS4 flows4: LruHashMap<$crate::FlowKey4, $crate::Flow>, state, sized(flows4);
+            /// IPv6 flows.
+            FLOWS6 flows6: LruHashMap<$crate::FlowKey6, $crate::Flow>, state, sized(flows6);
+            /// Fragmented datagrams.
+            FRAGMENTS fragments: LruHashMap<$crate::FragmentKey, $crate::Datagram>, state, sized(fragments);
+            /// What each port has taken of what all share, by interface index: the programs make entries, the agent removes those of
+            /// ports that are gone. Every port has one; the host and the wire do, and ports that are just gone.
+            SHARES shares: OnDemandHashMap<u32, $crate::Share>, state, per(ports, 2, 2);
+            /// What was dropped, by `weft_abi::DropReason`.
+            DROPS drops: PerCpuArray<u32, $crate::Tally>, state, fixed($crate::DROP_REASONS.len() as u32);
+            /// What was counted, by `weft_abi::Counter`.
+            COUNTS counts: PerCpuArray<u32, u64>, state, fixed($crate::COUNTERS.len() as u32);
+            /// Flow and drop events; its size is in bytes.
+            EVENTS events: RingBuf<(), $crate::Event>, state, sized(events_bytes);
+        }
+    };
+}
+
+/// What kind of map the kernel makes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum MapKind {
+    /// All indices have a value.
+    Array,
+    /// A hash that takes its memory at once.
+    HashMap,
+    /// A hash that takes memory as entries come.
+    OnDemandHashMap,
+    /// A hash that forgets what was not used for long.
+    LruHashMap,
+    /// Longest prefix match.
+    LpmTrie,
+    /// An array with a value per CPU.
+    PerCpuArray,
+    /// Records from programs to user space.
+    RingBuf,
+}
+
+impl MapKind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Array,
+        Self::HashMap,
+        Self::OnDemandHashMap,
+        Self::LruHashMap,
+        Self::LpmTrie,
+        Self::PerCpuArray,
+        Self::RingBuf,
+    ];
+
+    /// `enum bpf_map_type` of `linux/bpf.h`.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::HashMap | Self::OnDemandHashMap => 1,
+            Self::Array => 2,
+            Self::PerCpuArray => 6,
+            Self::LruHashMap => 9,
+            Self::LpmTrie => 11,
+            Self::RingBuf => 27,
+        }
+    }
+}
+
+/// What becomes of a map that is empty.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum MapRole {
+    /// The agent fills it again from what it knows.
+    Derived,
+    /// What it held is lost.
+    State,
+}
+
+/// A line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct MapInfo {
+    /// Name in the object, and of the pin.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: MapKind,
+    /// Derived or state.
+    pub role: MapRole,
+    /// Bytes of a key, as the kernel has it.
+    pub key_size: u32,
+    /// Bytes of a value, as the kernel has it.
+    pub value_size: u32,
+    /// Of name, kind and the layouts of key and value.
+    pub hash: u64,
+}
+
+impl MapInfo {
+    const fn of<K: Layout, V: Layout>(name: &'static str, kind: MapKind, role: MapRole) -> Self {
+        let hash = Digest::EMPTY.text(name).number(kind.number() as u64).number(K::HASH).number(V::HASH).finish();
+        // A ring has records, and for the kernel neither keys nor values. The sizes are small: assertions keep them so.
+        let (key_size, value_size) = match kind {
+            MapKind::RingBuf => (0, 0),
+            _ => (size_of::<K>() as u32, size_of::<V>() as u32),
+        };
+        Self { name, kind, role, key_size, value_size, hash }
+    }
+}
+
+macro_rules! declare {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $accessor:ident: $kind:ident<$key:ty, $value:ty>, $role:ident, $size:ident($($sizing:tt)*);
+    )+) => {
+        /// Names of the maps in the object file; pinned under the same names.
+        pub mod map {
+            $($(#[$doc])* pub const $name: &str = stringify!($name);)+
+
+            /// How many there are.
+            pub const COUNT: usize = [$($name),+].len();
+
+            /// Every map that is pinned.
+            pub const ALL: [&str; COUNT] = [$($name),+];
+        }
+
+        impl MapInfo {
+            $(
+                $(#[$doc])*
+                pub const $name: Self = Self::of::<$key, $value>(map::$name, MapKind::$kind, role!($role));
+            )+
+        }
+
+        /// Every line of the table, in its order.
+        pub const MAPS: [MapInfo; map::COUNT] = [$(MapInfo::$name),+];
+    };
+}
+
+macro_rules! role {
+    (derived) => {
+        MapRole::Derived
+    };
+    (state) => {
+        MapRole::State
+    };
+}
+
+for_each_map!(declare);
+
+/// Of all maps: programs and maps of different ones never meet, since it is in the name of the folder that maps are pinned in.
+pub const LAYOUT: u64 = {
+    let mut digest = Digest::EMPTY;
+    let mut index = 0;
+    while index < MAPS.len() {
+        digest = digest.number(MAPS[index].hash);
+        index += 1;
+    }
+    digest.finish()
+};
+
+/// Name of the folder that this version's maps are pinned in: `v<ABI_VERSION>-<LAYOUT>`.
+#[derive(Clone, Copy, Debug)]
+pub struct PinFolder;
+
+impl core::fmt::Display for PinFolder {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "v{ABI_VERSION}-{LAYOUT:016x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAPS, map};
+
+    #[test]
+    fn no_two_maps_are_the_same() {
+        for (number, map) in MAPS.iter().enumerate() {
+            assert_eq!(map.name, map::ALL[number]);
+            assert!(!MAPS[..number].iter().any(|other| other.name == map.name || other.hash == map.hash), "{map:?}");
+        }
+    }
+}
