@@ -58,11 +58,7 @@ impl<'a> SliceIndex<'a> {
     pub(crate) fn new(slices: &'a BTreeMap<ObjectKey, Arc<EndpointSlice>>) -> Self {
         let mut index = Self::default();
         for (key, slice) in slices {
-            let labels = slice.metadata.labels.as_ref();
-            if is_foreign(labels) {
-                continue;
-            }
-            if let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) {
+            if let Some(service) = service_of(slice) {
                 index.0.entry(&key.namespace).or_default().entry(service).or_default().push(slice);
             }
         }
@@ -73,6 +69,12 @@ impl<'a> SliceIndex<'a> {
     pub(crate) fn of(&self, service: &ObjectKey) -> &[&'a EndpointSlice] {
         self.0.get(&*service.namespace).and_then(|services| services.get(&*service.name)).map_or(&[], Vec::as_slice)
     }
+}
+
+/// The name of the Service that a slice belongs to, unless it is another proxy's.
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<&str> {
+    let labels = slice.metadata.labels.as_ref().filter(|labels| !is_foreign(Some(labels)))?;
+    labels.get(SERVICE_NAME).map(String::as_str)
 }
 
 /// Which port of a Service, and for whom.

@@ -53,6 +53,17 @@ impl<'a> PodEntry<'a> {
         self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())
     }
 
+    /// The addresses that it says are its own, each once; none where pod selectors of policies may not mean them.
+    pub(crate) fn claims(self) -> BTreeSet<IpAddr> {
+        if self.is_peer() { addresses(self.pod).collect() } else { BTreeSet::new() }
+    }
+
+    /// Whether what it says of an address is believed.
+    pub(crate) fn is_at_home(self, address: IpAddr, places: &Places) -> bool {
+        let node = self.node();
+        node.is_some() && places.node_of(address) == node
+    }
+
     /// Whether pod selectors of policies may mean its addresses: not on the host's network, and not over.
     fn is_peer(self) -> bool {
         let on_host = self.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
@@ -62,7 +73,7 @@ impl<'a> PodEntry<'a> {
 
     /// Which of two claims to an address is the later one: the kubelet gives an address away only after its last owner has
     /// stopped, but the API may still show that one.
-    fn precedence(self) -> impl Ord + use<'a> {
+    pub(crate) fn precedence(self) -> impl Ord + use<'a> {
         let metadata = &self.pod.metadata;
         (metadata.deletion_timestamp.is_none(), metadata.creation_timestamp.as_ref(), self.key)
     }
@@ -117,12 +128,8 @@ pub(crate) fn owners<'a>(
     let mut foreign = Vec::new();
     for (key, pod) in &snapshot.pods {
         let entry = PodEntry { key, pod };
-        if !entry.is_peer() {
-            continue;
-        }
-        let node = entry.node();
-        for address in addresses(pod) {
-            if node.is_none() || places.node_of(address) != node {
+        for address in entry.claims() {
+            if !entry.is_at_home(address, &places) {
                 foreign.push((entry, address));
                 continue;
             }
@@ -150,13 +157,17 @@ pub(crate) fn owners<'a>(
     foreign.retain(|(entry, address)| {
         !owners.get(address).is_some_and(|owner| owner.is_some_and(|pod| pod.key == entry.key))
     });
-    tell_foreign(&foreign, problems);
+    tell_foreign(foreign.into_iter(), problems);
     owners
 }
 
 /// Addresses that pods claim outside of their node's pod CIDRs.
-fn tell_foreign(foreign: &[(PodEntry<'_>, IpAddr)], problems: &mut Vec<String>) {
-    for (entry, address) in foreign.iter().take(NAMED) {
+pub(crate) fn tell_foreign<'a>(
+    foreign: impl ExactSizeIterator<Item = (PodEntry<'a>, IpAddr)>,
+    problems: &mut Vec<String>,
+) {
+    let all = foreign.len();
+    for (entry, address) in foreign.take(NAMED) {
         let node = entry.node().unwrap_or("(none)");
         problems.push(format!(
             "Pod {}: status.podIPs {address} is in no pod CIDR of its node {node}: policies do not take it for this pod's; see \
@@ -164,8 +175,8 @@ fn tell_foreign(foreign: &[(PodEntry<'_>, IpAddr)], problems: &mut Vec<String>) 
             entry.key
         ));
     }
-    if foreign.len() > NAMED {
-        problems.push(format!("{} more addresses of pods are in no pod CIDR of the pod's node", foreign.len() - NAMED));
+    if all > NAMED {
+        problems.push(format!("{} more addresses of pods are in no pod CIDR of the pod's node", all - NAMED));
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
 
 mod capacity;
 mod oracle;
+mod planner;
 mod policy;
 mod properties;
 mod routes;
