@@ -13,7 +13,6 @@ use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rul
 use weft_api::{Allocation, AttachmentSpec, PolicyReport, PortLink, RouteReport, ServiceReport};
 
 mod watched;
-#[cfg(test)]
 pub(crate) use watched::watched_kinds;
 pub use watched::{Changed, Deltas, News, Snapshot, Standing};
 

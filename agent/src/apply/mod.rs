@@ -101,6 +101,12 @@ impl Applier {
         &self.digests
     }
 
+    /// Whether a patch is enough: what the maps hold is known, and is what the last plan wanted.
+    #[must_use]
+    pub const fn follows(&self) -> bool {
+        matches!(&self.observed, Some(Observed { fresh: false, .. }))
+    }
+
     /// How much room a plan has.
     ///
     /// # Errors

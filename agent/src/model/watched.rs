@@ -163,13 +163,11 @@ pub struct News {
     pub since: Option<Instant>,
 }
 
-impl News {
-    /// A whole snapshot.
+impl Snapshot {
+    /// How the source stands.
     #[must_use]
-    pub fn whole(snapshot: &Snapshot) -> Self {
-        let Snapshot { synced, problems, error, remembered, .. } = snapshot;
-        let (problems, error) = (problems.clone(), error.clone());
-        let standing = Standing { synced: *synced, problems, error, remembered: *remembered };
-        Self { deltas: Deltas::whole(snapshot), standing, since: None }
+    pub fn standing(&self) -> Standing {
+        let Self { synced, problems, error, remembered, .. } = self;
+        Standing { synced: *synced, problems: problems.clone(), error: error.clone(), remembered: *remembered }
     }
 }

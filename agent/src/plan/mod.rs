@@ -38,7 +38,7 @@ mod share;
 mod tests;
 
 pub(crate) use address::parse_ip;
-pub use planner::{Planner, Versions};
+pub use planner::{NumbersChanged, Planner, Versions};
 pub(crate) use pods::addresses;
 pub(crate) use policy::check as check_policy;
 

@@ -90,9 +90,9 @@ async fn serve_connection(stream: UnixStream, shared: &Shared) -> io::Result<()>
 async fn answer(request: Request, shared: &Shared) -> Result<Answer, ApiError> {
     match request {
         Request::Status => report::status(shared).map(|status| Answer::Status(Box::new(status))),
-        Request::Endpoints => Ok(Answer::Endpoints(report::endpoints(&shared.view(), &shared.devices))),
-        Request::Services => Ok(Answer::Services(shared.view().desired.service_reports.clone())),
-        Request::Policies => Ok(Answer::Policies(shared.view().desired.policy_reports.clone())),
+        Request::Endpoints => Ok(Answer::Endpoints(report::endpoints(shared))),
+        Request::Services => Ok(Answer::Services(shared.planner().service_reports())),
+        Request::Policies => Ok(Answer::Policies(shared.planner().policy_reports())),
         Request::Drops => report::drops(shared).map(Answer::Drops),
         Request::Vms => Ok(Answer::Vms(shared.devices.reports().await)),
         Request::Ready => ready(shared).map(|()| Answer::Done),

@@ -28,7 +28,7 @@ use weft_api::{PodRef, PolicyReport, ServiceReport};
 use self::{addresses::Addresses, services::Services};
 use super::{
     numbers::{Given, Turnover},
-    pods::{self, PodEntry},
+    pods::PodEntry,
     policy::{
         self, JudgedWorkloads, Policies,
         follow::{Followed, Recompile, Written},
@@ -53,7 +53,7 @@ pub struct Planner {
     workloads: BTreeSet<String>,
     numbers: Numbers,
     given: Given,
-    numbers_changed: bool,
+    numbers_changed: NumbersChanged,
     services: Services,
     addresses: Addresses,
     forms: Forms,
@@ -75,6 +75,17 @@ pub struct Versions {
     pub objects: u64,
     /// Of the policies among them.
     pub policies: u64,
+    /// Of the nodes.
+    pub nodes: u64,
+}
+
+/// Which of the numbers have changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NumbersChanged {
+    /// Those of Services.
+    pub services: bool,
+    /// All others.
+    pub others: bool,
 }
 
 /// Policy as it was compiled last.
@@ -121,17 +132,17 @@ impl Planner {
         Self { desired, ..Self::default() }
     }
 
-    /// Takes what the source has told.
-    pub fn take(&mut self, News { deltas, standing, since: _ }: News) {
+    /// Takes what the source has told; whether there is something to plan.
+    pub fn take(&mut self, News { deltas, standing, since: _ }: News) -> bool {
         let Standing { synced, problems, error, remembered } = standing;
+        let mut objects = 0;
         if (synced, remembered) != (self.snapshot.synced, self.snapshot.remembered) {
             (self.due.isolation, self.due.ports) = (true, true);
-            self.versions.objects += 1;
+            objects += 1;
         }
         let Snapshot { synced: is_synced, problems: known, error: why, remembered: since, .. } = &mut self.snapshot;
         (*is_synced, *known, *why, *since) = (synced, problems, error, remembered);
         let Deltas { pods, namespaces, nodes, services, slices, policies } = deltas;
-        let mut objects = 0;
         for (key, before) in pods.put(&mut self.snapshot.pods) {
             objects += 1;
             let before = before.as_ref().map(|pod| PodEntry { key: &key, pod });
@@ -149,6 +160,7 @@ impl Planner {
         }
         for _ in nodes.put(&mut self.snapshot.nodes) {
             objects += 1;
+            self.versions.nodes += 1;
             (self.due.places, self.due.routes) = (true, true);
         }
         for (key, _) in services.put(&mut self.snapshot.services) {
@@ -171,6 +183,7 @@ impl Planner {
             self.due.policies.insert(key);
         }
         self.versions.objects += objects;
+        objects > 0
     }
 
     /// Takes what the node is, and what is plugged into it.
@@ -209,9 +222,9 @@ impl Planner {
         &self.desired
     }
 
-    /// The numbers that are given out, if they have changed since this was asked last.
-    pub fn changed_numbers(&mut self) -> Option<&Numbers> {
-        std::mem::take(&mut self.numbers_changed).then_some(&self.numbers)
+    /// Which of the numbers have changed since this was asked last.
+    pub fn take_changed_numbers(&mut self) -> NumbersChanged {
+        std::mem::take(&mut self.numbers_changed)
     }
 
     /// Which state of the objects this is.
@@ -266,13 +279,14 @@ impl Planner {
         if services.fits(room, self.workloads.len()) {
             if !workloads.is_empty() || !found.numbers.is_empty() {
                 given.change_slots(numbers, workloads, &found.numbers);
-                self.numbers_changed = true;
+                self.numbers_changed.services |= !found.numbers.is_empty();
+                self.numbers_changed.others = true;
             }
             services.put(found, numbers, desired, patch);
         } else {
             let room = (room, &self.workloads);
             services.put_whole(snapshot, facts, room, (numbers, given), (desired, patch));
-            self.numbers_changed = true;
+            self.numbers_changed = NumbersChanged { services: true, others: true };
             self.due.ports = true;
         }
     }
@@ -310,7 +324,7 @@ impl Planner {
             let mut written = Written { numbers, given, desired, patch };
             match followed.follow(snapshot, owner, &dirty, room, &mut written) {
                 Ok(changed) => {
-                    self.numbers_changed |= changed;
+                    self.numbers_changed.others |= changed;
                     self.judge();
                 }
                 Err(Recompile) => self.compile(None, room, patch),
@@ -342,7 +356,7 @@ impl Planner {
         (desired.isolation, desired.closed, desired.crowded) = (isolation, closed, crowded);
         self.refused[0] = refusals;
         *given = Given::of(numbers);
-        self.numbers_changed = true;
+        self.numbers_changed.others = true;
         self.due.ports = true;
         self.policy = Some(match Followed::new(policies, numbers) {
             Ok(followed) => Policy::Followed(Box::new(followed)),
@@ -389,13 +403,15 @@ impl Planner {
     /// `namespace/name` of the pod that has an address.
     #[must_use]
     pub fn name(&self, address: Addr) -> Option<String> {
-        self.addresses.name(&self.snapshot, address.into())
+        let known = self.addresses.name(&self.snapshot, address.into());
+        known.or_else(|| self.desired.names.get(&address).cloned())
     }
 
     /// `namespace/name` of the Service that has a frontend.
     #[must_use]
     pub fn service_name(&self, frontend: &ServiceKey) -> Option<String> {
-        self.services.holder(frontend).filter(|_| self.desired.services.contains_key(frontend)).map(ToString::to_string)
+        let holder = self.services.holder(frontend).filter(|_| self.desired.services.contains_key(frontend));
+        holder.map(ToString::to_string).or_else(|| self.desired.service_names.get(frontend).cloned())
     }
 
     /// For `weft services`.

@@ -53,19 +53,8 @@ fn add_written<'a>(snapshot: &mut Snapshot, owners: &mut BTreeMap<Name, &'a Path
         snapshot.problems.push(format!("{path}: {name} is in {first} already, which counts; remove one of them"));
         return;
     }
-    insert(snapshot, name.key.clone(), object);
+    object.insert(name.key.clone(), snapshot);
     owners.insert(name, path);
-}
-
-fn insert(snapshot: &mut Snapshot, key: ObjectKey, object: &Object) {
-    match object.clone() {
-        Object::Pod(object) => drop(snapshot.pods.insert(key, Arc::new(object))),
-        Object::Namespace(object) => drop(snapshot.namespaces.insert(key, Arc::new(object))),
-        Object::Node(object) => drop(snapshot.nodes.insert(key, Arc::new(object))),
-        Object::Service(object) => drop(snapshot.services.insert(key, Arc::new(object))),
-        Object::Slice(object) => drop(snapshot.slices.insert(key, Arc::new(object))),
-        Object::Policy(object) => drop(snapshot.policies.insert(key, Arc::new(object))),
-    }
 }
 
 /// What an agent tells: labels and the like are the user's, addresses and places the agent's.
@@ -74,11 +63,11 @@ fn add_told(snapshot: &mut Snapshot, path: &Path, object: &Object) {
     match object {
         Object::Pod(told) => match snapshot.pods.get_mut(&key) {
             Some(pod) => complete_pod(Arc::make_mut(pod), told),
-            None => insert(snapshot, key, object),
+            None => object.insert(key, snapshot),
         },
         Object::Node(told) => match snapshot.nodes.get_mut(&key) {
             Some(node) => complete_node(Arc::make_mut(node), told),
-            None => insert(snapshot, key, object),
+            None => object.insert(key, snapshot),
         },
         _ => {
             let (path, name) = (path.display(), object.name());
