@@ -4,30 +4,28 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::NetworkPolicy,
+use super::{
+    ObjectKey,
+    objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service},
 };
 
-use super::ObjectKey;
-
-/// Hands the list of kinds to the macro `$then`: field, variant, type, name of the kind, plural of the API.
+/// Hands the list of kinds to the macro `$then`: field, variant, the type here and the one of the API, name of the kind, plural
+/// of the API.
 macro_rules! watched_kinds {
     ($then:ident) => {
         $then! {
             /// Pods with what the plan needs: labels, phase, addresses, node, hostNetwork.
-            pods, Pod: Pod, "Pod", "pods";
+            pods, Pod: Pod = k8s_openapi::api::core::v1::Pod, "Pod", "pods";
             /// Namespaces, for their labels.
-            namespaces, Namespace: Namespace, "Namespace", "namespaces";
+            namespaces, Namespace: Namespace = k8s_openapi::api::core::v1::Namespace, "Namespace", "namespaces";
             /// Nodes, for pod CIDRs and addresses.
-            nodes, Node: Node, "Node", "nodes";
+            nodes, Node: Node = k8s_openapi::api::core::v1::Node, "Node", "nodes";
             /// Services.
-            services, Service: Service, "Service", "services";
+            services, Service: Service = k8s_openapi::api::core::v1::Service, "Service", "services";
             /// EndpointSlices.
-            slices, Slice: EndpointSlice, "EndpointSlice", "endpointslices";
+            slices, Slice: EndpointSlice = k8s_openapi::api::discovery::v1::EndpointSlice, "EndpointSlice", "endpointslices";
             /// NetworkPolicies.
-            policies, Policy: NetworkPolicy, "NetworkPolicy", "networkpolicies";
+            policies, Policy: NetworkPolicy = k8s_openapi::api::networking::v1::NetworkPolicy, "NetworkPolicy", "networkpolicies";
         }
     };
 }
@@ -95,7 +93,7 @@ impl<T: PartialEq> Changed<T> {
 }
 
 macro_rules! declare {
-    ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty, $kind:literal, $plural:literal;)*) => {
+    ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty = $Api:ty, $kind:literal, $plural:literal;)*) => {
         /// The cluster as the source knows it: always the last good form of every object.
         #[derive(Clone, Debug, Default)]
         pub struct Snapshot {

@@ -6,17 +6,16 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod};
 use weft_abi::Addr;
 use weft_api::PodRef;
 
 use crate::{
-    model::{Attachment, Desired, NodeFacts, ObjectKey, Snapshot},
-    plan::{address::parse_ip, places::Places, policy::selector::Labels, protocol},
+    model::{
+        Attachment, Desired, NodeFacts, ObjectKey, Snapshot,
+        objects::{Container, Labels, Pod},
+    },
+    plan::{address::parse_ip, places::Places, protocol},
 };
-
-/// On the API's copy of a static pod: the uid that the kubelet and the container runtime know it by.
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// Pods whose addresses are not believed and that are named, at most.
 const NAMED: usize = 10;
@@ -38,13 +37,13 @@ impl<'a> PodEntry<'a> {
     /// The pod's labels.
     pub(crate) fn labels(self) -> &'a Labels {
         static NONE: Labels = Labels::new();
-        self.pod.metadata.labels.as_ref().unwrap_or(&NONE)
+        self.pod.metadata.labels.as_deref().unwrap_or(&NONE)
     }
 
     /// Every named port of its containers, those init containers included that keep running (sidecars, KEP-753).
     pub(crate) fn named_ports(self) -> BTreeSet<PodPort<'a>> {
         let Some(spec) = self.pod.spec.as_ref() else { return BTreeSet::new() };
-        let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let sidecars = spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
         spec.containers.iter().chain(sidecars).flat_map(container_ports).collect()
     }
 
@@ -89,7 +88,7 @@ fn container_ports(container: &Container) -> impl Iterator<Item = PodPort<'_>> {
 /// Addresses of a pod as its status tells.
 pub(crate) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> + '_ {
     let status = pod.status.as_ref();
-    let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+    let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| &*ip.ip);
     let first = status.and_then(|status| status.pod_ip.as_deref());
     all.chain(first).filter_map(parse_ip)
 }
@@ -100,9 +99,8 @@ pub(crate) fn find<'a>(snapshot: &'a Snapshot, wanted: &PodRef) -> Option<PodEnt
     let key = ObjectKey::new(&wanted.namespace, &wanted.name);
     let (key, pod) = snapshot.pods.get_key_value(&key)?;
     let metadata = &pod.metadata;
-    let mirrored = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR_ANNOTATION));
     let same = match (&wanted.uid, &metadata.uid) {
-        (Some(wanted), Some(uid)) => wanted == uid || mirrored == Some(wanted),
+        (Some(wanted), Some(uid)) => **uid == **wanted || metadata.mirrored() == Some(wanted),
         _ => true,
     };
     same.then_some(PodEntry { key, pod })

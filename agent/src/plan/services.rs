@@ -6,15 +6,14 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::{
-    core::v1::{Service, ServicePort, ServiceSpec},
-    discovery::v1::EndpointSlice,
-};
 use weft_abi::{Addr, Backend, ServiceKey, generation};
 use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
 use crate::{
-    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot},
+    model::{
+        Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
+        objects::{EndpointSlice, Service, ServicePort, ServiceSpec},
+    },
     plan::{
         address::parse_ip,
         backends::{self, Endpoint, SliceIndex, Wanted, is_foreign},
@@ -73,7 +72,7 @@ pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Fronte
 /// The spec of a Service that has frontends (`ShouldSkipService` of kube-proxy).
 fn programmed_spec(service: &Service) -> Option<&ServiceSpec> {
     let spec = service.spec.as_ref()?;
-    let skipped = is_foreign(service.metadata.labels.as_ref())
+    let skipped = is_foreign(service.metadata.labels.as_deref())
         || spec.type_.as_deref() == Some("ExternalName")
         || matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"));
     (!skipped).then_some(spec)
@@ -240,7 +239,10 @@ impl<'a> Frontends<'a> {
             if let Some(why) = refused {
                 let why = format!("does not fit: new flows to {} are refused: {why}", frontend.number_key);
                 desired.problems.push(format!("Service {}: {why}", frontend.service));
-                let uid = snapshot.services.get(frontend.service).and_then(|service| service.metadata.uid.clone());
+                let uid = snapshot
+                    .services
+                    .get(frontend.service)
+                    .and_then(|service| service.metadata.uid.as_deref().map(str::to_owned));
                 let key = frontend.service.clone();
                 desired.refusals.insert(Refusal { kind: RefusedKind::Service, key, uid, why });
             }

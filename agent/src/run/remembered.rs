@@ -13,14 +13,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use k8s_openapi::{
-    api::{
-        core::v1::{Namespace, Node, Pod, Service},
-        discovery::v1::EndpointSlice,
-        networking::v1::NetworkPolicy,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 use weft_abi::Addr;
@@ -28,7 +20,10 @@ use weft_abi::Addr;
 use super::memory;
 use crate::{
     file,
-    model::{ObjectKey, Snapshot},
+    model::{
+        ObjectKey, Snapshot,
+        objects::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, Service},
+    },
     plan::{self, Planner, Versions},
     serve::{Shared, View},
 };
@@ -86,12 +81,8 @@ pub(super) fn load(path: &Path, node: &str) -> Option<Snapshot> {
     })
 }
 
-fn keyed<T>(objects: Vec<T>, metadata: fn(&T) -> &ObjectMeta) -> BTreeMap<ObjectKey, Arc<T>> {
-    let key = |object: &T| {
-        let ObjectMeta { namespace, name, .. } = metadata(object);
-        ObjectKey::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default())
-    };
-    objects.into_iter().map(|object| (key(&object), Arc::new(object))).collect()
+fn keyed<T>(objects: Vec<T>, metadata: fn(&T) -> &Meta) -> BTreeMap<ObjectKey, Arc<T>> {
+    objects.into_iter().map(|object| (metadata(&object).key(), Arc::new(object))).collect()
 }
 
 /// Writes `snapshot` down.

@@ -177,7 +177,9 @@ impl Planner {
             objects += 1;
             self.versions.policies += 1;
             match self.snapshot.policies.get(&key) {
-                Some(policy) => drop(self.forms.insert(key.clone(), PolicyForm::read(policy, &key.namespace))),
+                Some(policy) => {
+                    drop(self.forms.insert(key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace)))
+                }
                 None => drop(self.forms.remove(&key)),
             }
             self.due.policies.insert(key);

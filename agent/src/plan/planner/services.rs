@@ -212,6 +212,6 @@ impl Services {
 }
 
 /// The name of the Service of a slice, owned.
-pub(super) fn service_of(slice: &k8s_openapi::api::discovery::v1::EndpointSlice) -> Option<String> {
+pub(super) fn service_of(slice: &crate::model::objects::EndpointSlice) -> Option<String> {
     backends::service_of(slice).map(str::to_owned)
 }

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use weft_abi::Addr;
 use weft_api::PolicyReport;
 
@@ -58,14 +58,13 @@ pub(crate) struct Policies {
 
 /// Reads every policy.
 pub(crate) fn read(snapshot: &Snapshot) -> Forms {
-    let read =
-        |(key, policy): (&ObjectKey, &std::sync::Arc<_>)| (key.clone(), PolicyForm::read(policy, &key.namespace));
-    snapshot.policies.iter().map(read).collect()
+    let policies = snapshot.policies.iter();
+    policies.map(|(key, policy)| (key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace))).collect()
 }
 
 /// What is wrong with a policy of this namespace, each `field: why`; nothing: it is valid.
-pub(crate) fn check(policy: &NetworkPolicy, namespace: &str) -> Vec<String> {
-    PolicyForm::read(policy, namespace).problems
+pub(crate) fn check(spec: Option<&NetworkPolicySpec>, namespace: &str) -> Vec<String> {
+    PolicyForm::read(spec, namespace).problems
 }
 
 /// What judges one workload: number of its set per direction (0: not isolated) and a digest of what it allows to whom.
@@ -164,7 +163,8 @@ impl Policies {
             }
         }
         for (policy, why) in &unfit {
-            let uid = snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.clone());
+            let uid =
+                snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.as_deref().map(str::to_owned));
             let (key, why) = ((*policy).clone(), format!("{NOT_FITTING}: {why}"));
             desired.refusals.insert(Refusal { kind: RefusedKind::Policy, key, uid, why });
         }

@@ -95,7 +95,7 @@ type Step = Box<dyn Fn(&mut Snapshot, &mut Deltas)>;
 fn way(old: &Snapshot, new: &Snapshot) -> Vec<Step> {
     let mut way: Vec<Step> = Vec::new();
     macro_rules! add {
-        ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty, $kind:literal, $plural:literal;)*) => {
+        ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty = $Api:ty, $kind:literal, $plural:literal;)*) => {
             $(
                 let keys: std::collections::BTreeSet<_> = old.$field.keys().chain(new.$field.keys()).cloned().collect();
                 for key in keys {

@@ -13,17 +13,17 @@ use k8s_openapi::{
 };
 
 use crate::{
-    model::{ObjectKey, Snapshot},
+    model::ObjectKey,
     watch::dir::{
         derive,
         folder::{File, RUNTIME},
-        object::{Name, Object},
+        object::{Name, Object, Written},
     },
 };
 
 /// The snapshot of all files together.
-pub(crate) fn snapshot(files: &BTreeMap<PathBuf, File>) -> Snapshot {
-    let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+pub(crate) fn snapshot(files: &BTreeMap<PathBuf, File>) -> Written {
+    let mut snapshot = Written::default();
     let (told, written): (Vec<_>, Vec<_>) = files.iter().partition(|(path, _)| path.starts_with(RUNTIME));
     let mut owners = BTreeMap::new();
     for (path, file) in &written {
@@ -46,7 +46,7 @@ pub(crate) fn snapshot(files: &BTreeMap<PathBuf, File>) -> Snapshot {
 }
 
 /// An object that the user wrote; the first file in order counts where two have the same.
-fn add_written<'a>(snapshot: &mut Snapshot, owners: &mut BTreeMap<Name, &'a Path>, path: &'a Path, object: &Object) {
+fn add_written<'a>(snapshot: &mut Written, owners: &mut BTreeMap<Name, &'a Path>, path: &'a Path, object: &Object) {
     let name = object.name();
     if let Some(first) = owners.get(&name) {
         let (path, first) = (path.display(), first.display());
@@ -58,7 +58,7 @@ fn add_written<'a>(snapshot: &mut Snapshot, owners: &mut BTreeMap<Name, &'a Path
 }
 
 /// What an agent tells: labels and the like are the user's, addresses and places the agent's.
-fn add_told(snapshot: &mut Snapshot, path: &Path, object: &Object) {
+fn add_told(snapshot: &mut Written, path: &Path, object: &Object) {
     let key = object.name().key;
     match object {
         Object::Pod(told) => match snapshot.pods.get_mut(&key) {
@@ -106,8 +106,8 @@ fn complete_node(node: &mut Node, told: &Node) {
 }
 
 /// Namespaces need no manifest; the API server labels each with its name.
-fn add_namespaces(snapshot: &mut Snapshot) {
-    let Snapshot { pods, services, slices, policies, namespaces, .. } = snapshot;
+fn add_namespaces(snapshot: &mut Written) {
+    let Written { pods, services, slices, policies, namespaces, .. } = snapshot;
     let keys = pods.keys().chain(services.keys()).chain(slices.keys()).chain(policies.keys());
     let used: BTreeSet<&str> = keys.map(|key| key.namespace.as_str()).collect();
     for name in used {

@@ -72,8 +72,12 @@ fn tell(folder: &Folder, scanned: Result<bool, String>, teller: &Teller) {
     let (deltas, next) = match scanned {
         Ok(true) => {
             let snapshot = merge::snapshot(folder.files());
-            let standing = Standing { synced: true, problems: snapshot.problems.clone(), ..Standing::default() };
-            (Deltas::whole(&snapshot), standing)
+            let problems = snapshot.problems.clone();
+            match snapshot.deltas() {
+                Ok(deltas) => (deltas, Standing { synced: true, problems, ..Standing::default() }),
+                // Every one of them was read from such a text.
+                Err(error) => return tracing::error!(%error, "objects of the folder cannot be read back"),
+            }
         }
         Ok(false) if last.error.is_some() => (Deltas::default(), Standing { error: None, ..last.clone() }),
         Err(error) if last.error.as_ref() != Some(&error) => {

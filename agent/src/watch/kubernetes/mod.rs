@@ -12,11 +12,6 @@ use futures::{
     StreamExt as _,
     stream::{BoxStream, select_all},
 };
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::NetworkPolicy,
-};
 use kube::{
     Api, Client, Resource,
     runtime::{
@@ -28,19 +23,23 @@ use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    model::{Changed as Objects, Deltas, ObjectKey, Standing, watched_kinds},
-    watch::{ApiServer, Teller, key_of},
+    model::{
+        Changed as Objects, Deltas, ObjectKey, Standing,
+        objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service},
+        watched_kinds,
+    },
+    watch::{ApiServer, Teller},
 };
 
 mod backoff;
 mod connect;
-mod strip;
+mod object;
 #[cfg(test)]
 mod tests;
 
 use backoff::Backoff;
 pub(crate) use connect::client;
-use strip::Strip;
+use object::{Object, Watched};
 
 /// How long to wait between tries to reach the API server.
 pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
@@ -117,19 +116,22 @@ async fn answers_again(client: &Client) {
     }
 }
 
-fn events<K>(
+/// One kind, event by event.
+fn events<T, A>(
     client: &Client,
     selector: Option<&str>,
-    wrap: fn(watcher::Result<Event<K>>) -> Change,
+    wrap: fn(watcher::Result<Event<T>>) -> Change,
 ) -> BoxStream<'static, Change>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Strip + 'static,
+    T: Object + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    A: Resource<DynamicType = ()> + Debug + 'static,
 {
     // From the API server's cache: a cluster of agents that start at once costs etcd nothing.
     let mut config = watcher::Config::default().any_semantic().timeout(WATCH_SECONDS);
     config.label_selector = selector.map(str::to_owned);
-    let stream = watcher(Api::<K>::all(client.clone()), config).backoff(Backoff::default());
-    stream.map(move |event| wrap(event.map(|event| event.modify(Strip::strip)))).boxed()
+    let api = Api::<Watched<T, A>>::all(client.clone());
+    let stream = watcher(api, config).backoff(Backoff::default());
+    stream.map(move |event| wrap(event.map(Watched::unwrap))).boxed()
 }
 
 /// Which objects of a kind are of any use.
@@ -138,7 +140,7 @@ fn selector(plural: &str) -> Option<&'static str> {
 }
 
 macro_rules! declare {
-    ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty, $kind:literal, $plural:literal;)*) => {
+    ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty = $Api:ty, $kind:literal, $plural:literal;)*) => {
         /// An event, or an error, of one kind.
         #[expect(clippy::large_enum_variant, reason = "one at a time, never stored")]
         enum Change {
@@ -146,7 +148,7 @@ macro_rules! declare {
         }
 
         fn changes(client: &Client) -> impl futures::Stream<Item = Change> + Unpin + use<> {
-            select_all([$(events::<$Type>(client, selector($plural), Change::$Variant),)*])
+            select_all([$(events::<$Type, $Api>(client, selector($plural), Change::$Variant),)*])
         }
 
         /// How each kind stands.
@@ -233,7 +235,7 @@ impl<K> Default for Kind<K> {
 
 impl<K> Kind<K>
 where
-    K: Resource<DynamicType = ()>,
+    K: Object,
 {
     fn apply(&mut self, name: &str, event: watcher::Result<Event<K>>, deltas: &mut Objects<K>) -> Changed {
         let event = match event {
@@ -247,7 +249,7 @@ where
                 return Changed::No;
             }
             Event::InitApply(object) => {
-                let key = key_of(object.meta());
+                let key = object.meta().key();
                 self.listing.insert(key, Arc::new(object));
                 false
             }
@@ -262,11 +264,11 @@ where
             }
             // Whether it is another one now the reader sees.
             Event::Apply(object) => {
-                deltas.objects.insert(key_of(object.meta()), Some(Arc::new(object)));
+                deltas.objects.insert(object.meta().key(), Some(Arc::new(object)));
                 true
             }
             Event::Delete(object) => {
-                deltas.objects.insert(key_of(object.meta()), None);
+                deltas.objects.insert(object.meta().key(), None);
                 true
             }
         };
