@@ -5,18 +5,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
-    sync::Arc,
 };
 
 use ipnet::IpNet;
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::NetworkPolicy,
-};
 use serde::{Deserialize, Serialize};
 use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
+
+pub mod objects;
+mod watched;
+pub(crate) use watched::watched_kinds;
+pub use watched::{Changed, Deltas, News, Snapshot, Standing};
 
 /// `namespace/name`; cluster-scoped objects have an empty namespace.
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -42,32 +41,6 @@ impl fmt::Display for ObjectKey {
         }
         f.write_str(&self.name)
     }
-}
-
-/// The cluster as the source knows it: always the last good form of every object.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// Pods with what the plan needs: labels, phase, addresses, node, hostNetwork.
-    pub pods: BTreeMap<ObjectKey, Arc<Pod>>,
-    /// Namespaces, for their labels.
-    pub namespaces: BTreeMap<ObjectKey, Arc<Namespace>>,
-    /// Nodes, for pod CIDRs and addresses.
-    pub nodes: BTreeMap<ObjectKey, Arc<Node>>,
-    /// Services.
-    pub services: BTreeMap<ObjectKey, Arc<Service>>,
-    /// EndpointSlices.
-    pub slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
-    /// NetworkPolicies.
-    pub policies: BTreeMap<ObjectKey, Arc<NetworkPolicy>>,
-    /// Every kind was listed once: until then nothing is planned.
-    pub synced: bool,
-    /// Objects that were refused, each a sentence that names file or object, line or field, and the fix.
-    pub problems: Vec<String>,
-    /// Why the source does not answer now.
-    pub error: Option<String>,
-    /// These are objects that an earlier run has left, because the source has not told anything yet: since when (Unix time
-    /// in seconds) nobody has told more.
-    pub remembered: Option<u64>,
 }
 
 /// How pods of different nodes reach each other.
@@ -112,7 +85,7 @@ pub enum NextHop {
 }
 
 /// One workload plugged into this node; the store's record, on disk as JSON.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Attachment {
     /// What was asked.
     pub spec: AttachmentSpec,

@@ -36,7 +36,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::JoinSet,
 };
 use weft_dataplane::{Dataplane, Maps, Options};
@@ -53,10 +53,11 @@ use crate::{
     config::{Config, Source},
     device::{self, Changes, DeviceConfig, Limits, Observation},
     event::Events,
-    model::{Mode, Snapshot},
+    model::{Mode, Standing},
+    plan::Planner,
     serve::{Command, Shared, View, api, flows, health},
     vhost::{self, Cgroups, Devices},
-    watch::{self as cluster, ApiServer},
+    watch::{self as cluster, ApiServer, Feed},
 };
 
 /// Runs the agent until it is told to end.
@@ -66,12 +67,13 @@ use crate::{
 pub async fn run(config: Config) -> Result<()> {
     let _lock = lock(&config)?;
     memory::sweep(&config);
-    let (shared, commands) = Shared::new(first_view(&config));
+    let (memory, numbers) = Memory::load(&config.run_dir);
+    let (shared, commands) = Shared::with(first_view(&config), Planner::new(numbers));
     let mut tasks = JoinSet::new();
     serve(&config, &shared, &mut tasks).await?;
     let path = remembered::path(&config.state_dir);
-    let snapshots = cluster::start(source(&config), &config.node_name);
-    let snapshots = remembered::bridge(snapshots, remembered::load(&path, &config.node_name));
+    let feed = cluster::start(source(&config), &config.node_name);
+    let feed = feed.or_remembered(remembered::load(&path, &config.node_name));
     let keeper = || {
         let (path, node) = (path.clone(), config.node_name.clone());
         Keeper { path, node, shared: shared.clone() }
@@ -79,7 +81,7 @@ pub async fn run(config: Config) -> Result<()> {
     tasks.spawn(keeper().run());
     let last = keeper();
     let config = Arc::new(config);
-    let work = start(config.clone(), shared, commands, snapshots);
+    let work = start(config.clone(), shared, commands, feed, memory);
     tokio::select! {
         result = work => result?,
         signal = ended() => tracing::info!(signal = signal?, "ending; the dataplane goes on"),
@@ -126,7 +128,7 @@ fn first_view(config: &Config) -> View {
         node: config.node_name.clone(),
         mode: mode.to_owned(),
         pod_cidrs: config.pod_cidrs.clone(),
-        source: Some(node::source_state(config, &Snapshot::default())),
+        source: Some(node::source_state(config, &Standing::default())),
         not_ready: Some("starting".to_owned()),
         ..View::default()
     }
@@ -160,9 +162,10 @@ async fn start(
     config: Arc<Config>,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    mut feed: Feed,
+    memory: Memory,
 ) -> Result<()> {
-    let pod_cidrs = cidrs::first(&config, &shared, &mut snapshots).await?;
+    let pod_cidrs = cidrs::first(&config, &shared, &mut feed).await?;
     let mut device_config = device_config(&config, pod_cidrs);
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
@@ -172,7 +175,6 @@ async fn start(
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
-    let memory: Memory = memory::load(&memory::numbers_path(&config.run_dir));
     let applier = Applier::new(memory.digests.clone());
     let events = Events::start(&source(&config), &config.node_name);
     let mut node = Node {
@@ -192,8 +194,8 @@ async fn start(
     shared.set_maps(node.maps().clone());
     let flow_events = node.dataplane.events().context("cannot read flow events")?;
     let reader = tokio::spawn(flows::read(flow_events, shared.clone()));
-    node.publish(&shared, &snapshots.borrow());
-    Engine::new(shared, commands, snapshots, changes, node).run().await;
+    node.publish(&shared);
+    Engine::new(shared, commands, feed, changes, node).run().await;
     reader.abort();
     bail!("the object source has ended; this is a bug of weft-agent")
 }

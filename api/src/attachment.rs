@@ -72,7 +72,7 @@ pub struct PodRef {
 }
 
 /// What an ADD asks for.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AttachmentSpec {
     /// Which attachment.
     pub id: AttachmentId,

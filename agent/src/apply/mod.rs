@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Observes the maps, diffs, and moves them closer to the plan.
+//! Moves the maps to the plan: a whole plan by comparing it with what they hold, a [`Patch`] by its keys alone.
 //!
 //! Readers look at the maps between any two writes, so that the order of writes is part of the meaning:
 //!
@@ -17,6 +17,7 @@
 //! after a pass that worked changes nothing.
 
 pub mod flows;
+mod patch;
 mod policy;
 mod services;
 mod tables;
@@ -32,6 +33,7 @@ use weft_abi::{
 };
 use weft_dataplane::Error;
 
+pub use self::patch::{Changes, Patch};
 use self::tables::Known;
 pub use self::tables::{Array, Summary, Table, Tables};
 use crate::model::{Desired, Room};
@@ -60,6 +62,8 @@ struct Observed {
     locals: Known<Addr, Local>,
     remotes: Known<CidrKey, Remote>,
     services: Known<ServiceKey, Service>,
+    /// The same Services by their numbers.
+    numbered: BTreeSet<(u32, ServiceKey)>,
     slots: Known<SlotKey, Backend>,
     identities: Known<Addr, u32>,
     cidrs: Known<CidrKey, u32>,
@@ -72,6 +76,9 @@ struct Observed {
 struct Pass<'a> {
     tables: &'a dyn Tables,
     observed: &'a mut Observed,
+    patch: &'a Patch,
+    /// Numbers of Services that may have left slots behind.
+    left: BTreeSet<u32>,
     summary: Summary,
     /// Generations to publish at its end, by slot.
     moved: BTreeMap<u32, u32>,
@@ -92,6 +99,12 @@ impl Applier {
     #[must_use]
     pub const fn digests(&self) -> &Digests {
         &self.digests
+    }
+
+    /// Whether a patch is enough: what the maps hold is known, and is what the last plan wanted.
+    #[must_use]
+    pub const fn follows(&self) -> bool {
+        matches!(&self.observed, Some(Observed { fresh: false, .. }))
     }
 
     /// How much room a plan has.
@@ -128,23 +141,47 @@ impl Applier {
     /// What the kernel refused of that which concerns everybody. The maps are then between the old and the new state, with
     /// nothing allowed that neither allows; the next pass reads them anew and goes on.
     pub fn apply(&mut self, tables: &dyn Tables, desired: &Desired) -> Result<Summary, Error> {
-        let mut observed = match self.observed.take() {
+        let observed = match self.observed.take() {
             Some(observed) => observed,
             None => Observed::read(tables)?,
         };
+        let patch = Patch::whole(&observed, &self.digests, desired);
+        self.pass(tables, observed, &patch)
+    }
+
+    /// As [`Applier::apply`], where `patch` leads from the plan applied last to `desired`: work in proportion to it. After a
+    /// pass that did not do everything, and before the first one, it is the whole plan all the same.
+    ///
+    /// # Errors
+    /// As [`Applier::apply`].
+    pub fn patch(&mut self, tables: &dyn Tables, desired: &Desired, patch: &Patch) -> Result<Summary, Error> {
+        match self.observed.take_if(|observed| !observed.fresh) {
+            Some(observed) => self.pass(tables, observed, patch),
+            None => self.apply(tables, desired),
+        }
+    }
+
+    fn pass(&mut self, tables: &dyn Tables, mut observed: Observed, patch: &Patch) -> Result<Summary, Error> {
         let mut pass = Pass {
             tables,
             observed: &mut observed,
+            patch,
+            left: BTreeSet::new(),
             summary: Summary::default(),
             moved: BTreeMap::new(),
             unsure: BTreeSet::new(),
             unsettled: BTreeSet::new(),
         };
-        pass.run(desired, &self.digests)?;
+        pass.run(&self.digests)?;
         let Pass { summary, unsettled, .. } = pass;
-        let mut workloads = desired.workload_digests.clone();
-        workloads.retain(|slot, _| !unsettled.contains(slot));
-        self.digests = Digests { workloads, routes: desired.routes_digest };
+        for (slot, digest) in &patch.workload_digests {
+            match digest {
+                Some(digest) => drop(self.digests.workloads.insert(*slot, *digest)),
+                None => drop(self.digests.workloads.remove(slot)),
+            }
+        }
+        self.digests.workloads.retain(|slot, _| !unsettled.contains(slot));
+        self.digests.routes = patch.routes_digest.unwrap_or(self.digests.routes);
         // After a refusal nothing is taken for granted.
         self.observed = summary.problems.is_empty().then_some(observed);
         Ok(summary)
@@ -153,12 +190,14 @@ impl Applier {
 
 impl Observed {
     fn read(tables: &dyn Tables) -> Result<Self, Error> {
+        let services = Known::observe(tables.services())?;
         Ok(Self {
             config: tables.config().get(0)?,
             ports: Known::observe(tables.ports())?,
             locals: Known::observe(tables.locals())?,
             remotes: Known::observe(tables.remotes())?,
-            services: Known::observe(tables.services())?,
+            numbered: services.0.iter().map(|(key, service): (&ServiceKey, &Service)| (service.id, *key)).collect(),
+            services,
             slots: Known::observe(tables.slots())?,
             identities: Known::observe(tables.identities())?,
             cidrs: Known::observe(tables.cidrs())?,
@@ -169,61 +208,63 @@ impl Observed {
 }
 
 impl Pass<'_> {
-    fn run(&mut self, desired: &Desired, digests: &Digests) -> Result<(), Error> {
-        self.put_config(&desired.config)?;
-        self.put_remotes(&desired.remotes);
-        self.put_services(&desired.services)?;
-        self.make_room_for_rules(desired);
-        let policy = policy::Change::plan(self.observed, desired);
-        self.put_policy(&policy, desired)?;
-        self.put_places(desired)?;
-        self.remove_unused_rules(desired);
-        self.move_workloads(desired, digests)?;
+    fn run(&mut self, digests: &Digests) -> Result<(), Error> {
+        let patch = self.patch;
+        self.put_config(patch.config)?;
+        self.put_remotes(&patch.remotes);
+        self.put_services()?;
+        self.make_room_for_rules();
+        let policy = policy::Change::plan(self.observed, patch);
+        self.put_policy(&policy)?;
+        self.put_places()?;
+        self.remove_unused_rules();
+        self.move_workloads(digests)?;
         self.publish()?;
         self.remove_old_slots();
         self.observed.fresh = false;
         Ok(())
     }
 
-    fn put_config(&mut self, config: &Config) -> Result<(), Error> {
-        if self.observed.config != *config {
-            self.tables.config().set(0, config)?;
-            self.observed.config = *config;
+    fn put_config(&mut self, config: Option<Config>) -> Result<(), Error> {
+        if let Some(config) = config.filter(|config| self.observed.config != *config) {
+            self.tables.config().set(0, &config)?;
+            self.observed.config = config;
             self.summary.written += 1;
         }
         Ok(())
     }
 
-    fn put_remotes(&mut self, wanted: &BTreeMap<CidrKey, Remote>) {
+    fn put_remotes(&mut self, wanted: &Changes<CidrKey, Remote>) {
         let (table, known, summary) = (self.tables.remotes(), &mut self.observed.remotes, &mut self.summary);
         let put = known.put_all(table, wanted, summary);
         put.tell("routes to pods or Services", "what they lead to is not reached", summary);
-        known.take_others(table, wanted, summary).tell("old routes", "they are still there", summary);
+        known.take_gone(table, wanted, summary).tell("old routes", "they are still there", summary);
     }
 
     /// A port before the addresses that lead to it; removals in reverse.
-    fn put_places(&mut self, desired: &Desired) -> Result<(), Error> {
-        let wanted = self.settled_ports(desired);
+    fn put_places(&mut self) -> Result<(), Error> {
+        let wanted = self.settled_ports();
         let failed = self.observed.ports.put_all(self.tables.ports(), &wanted, &mut self.summary);
         failed.tell("ports of workloads", "they are closed", &mut self.summary);
-        self.unsettled.extend(failed.keys.iter().map(|ifindex| wanted[ifindex].workload));
+        self.unsettled.extend(failed.keys.iter().filter_map(|ifindex| Some(wanted[ifindex]?.workload)));
         for ifindex in &failed.keys {
             self.remove_port(*ifindex)?;
         }
         let Observed { ports, locals, .. } = &mut *self.observed;
         let summary = &mut self.summary;
         let leads = |local: &Local| local.kind != LocalKind::Workload as u32 || ports.0.contains_key(&local.ifindex);
-        let places =
-            desired.locals.iter().filter(|(_, local)| leads(local)).map(|(addr, local)| (*addr, *local)).collect();
+        let places = self.patch.locals.iter().map(|(addr, local)| (*addr, local.filter(leads))).collect();
         let failed = locals.put_all(self.tables.locals(), &places, summary);
         failed.tell("addresses of this node", "they are not reached", summary);
-        let failed = locals.take_others(self.tables.locals(), &places, summary);
+        let failed = locals.take_gone(self.tables.locals(), &places, summary);
         failed.tell("old addresses of this node", "they are still there", summary);
-        let mut kept = wanted;
-        for local in locals.0.values() {
-            kept.extend(ports.0.get(&local.ifindex).map(|port| (local.ifindex, *port)));
+        let mut gone = wanted;
+        gone.retain(|_, port| port.is_none());
+        if !gone.is_empty() {
+            let led_to: BTreeSet<u32> = locals.0.values().map(|local| local.ifindex).collect();
+            gone.retain(|ifindex, _| !led_to.contains(ifindex));
         }
-        ports.take_others(self.tables.ports(), &kept, summary).tell("old ports", "they are still there", summary);
+        ports.take_gone(self.tables.ports(), &gone, summary).tell("old ports", "they are still there", summary);
         Ok(())
     }
 
@@ -238,10 +279,10 @@ impl Pass<'_> {
         ports.take(self.tables.ports(), ifindex, &mut self.summary)
     }
 
-    /// The ports of the plan; those of which a policy set is not as it should be are closed.
-    fn settled_ports(&mut self, desired: &Desired) -> BTreeMap<u32, Port> {
-        let mut ports = desired.ports.clone();
-        for port in ports.values_mut() {
+    /// The ports of the patch; those of which a policy set is not as it should be are closed.
+    fn settled_ports(&mut self) -> Changes<u32, Port> {
+        let mut ports = self.patch.ports.clone();
+        for port in ports.values_mut().flatten() {
             let closed = self.closed(*port);
             if closed != *port {
                 self.unsettled.insert(port.workload);
@@ -252,14 +293,12 @@ impl Pass<'_> {
     }
 
     /// Workloads that are new, changed or gone, and routes.
-    fn move_workloads(&mut self, desired: &Desired, old: &Digests) -> Result<(), Error> {
-        let new = &desired.workload_digests;
-        let is_changed =
-            |slot: &u32, digest: &u64| old.workloads.get(slot) != Some(digest) || self.unsettled.contains(slot);
-        let changed = new.iter().filter(|(slot, digest)| is_changed(slot, digest)).map(|(slot, _)| *slot);
-        let gone = old.workloads.keys().filter(|slot| !new.contains_key(slot)).copied();
-        let routes = (old.routes != desired.routes_digest).then_some(generation::ROUTES);
-        let slots: Vec<u32> = changed.chain(gone).chain(routes).collect();
+    fn move_workloads(&mut self, old: &Digests) -> Result<(), Error> {
+        let Patch { workload_digests, routes_digest, .. } = self.patch;
+        let changed = workload_digests.iter().filter(|(slot, digest)| old.workloads.get(slot) != digest.as_ref());
+        let changed = changed.map(|(slot, _)| *slot);
+        let routes = routes_digest.filter(|digest| *digest != old.routes).map(|_| generation::ROUTES);
+        let slots: BTreeSet<u32> = changed.chain(self.unsettled.iter().copied()).chain(routes).collect();
         slots.into_iter().try_for_each(|slot| self.move_next(slot))
     }
 

@@ -11,8 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_abi::{Addr, CidrKey, Port, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
 use weft_dataplane::Error;
 
-use super::{Observed, Pass};
-use crate::model::Desired;
+use super::{
+    Observed, Pass,
+    patch::{Changes, Layered, Patch},
+};
 
 /// A policy set without rules: everything is refused.
 pub(super) const CLOSED: u32 = u32::MAX;
@@ -34,29 +36,29 @@ pub(super) struct Change {
 }
 
 impl Change {
-    pub(super) fn plan(observed: &Observed, desired: &Desired) -> Self {
-        let (leaving, joining) = moves(observed, desired);
-        let used: BTreeSet<u32> = policies(desired.ports.values());
-        let (old, new) = (by_pair(&observed.rules.0), by_pair(&desired.rules));
-        let pairs: BTreeSet<Pair> = old.keys().chain(new.keys()).copied().collect();
+    pub(super) fn plan(observed: &Observed, patch: &Patch) -> Self {
+        let (leaving, joining) = moves(observed, patch);
+        let ports = observed.ports.0.iter().filter(|(ifindex, _)| !patch.ports.contains_key(ifindex));
+        let used: BTreeSet<u32> = policies(ports.map(|(_, port)| port).chain(patch.ports.values().flatten()));
+        let pairs: BTreeSet<Pair> = patch.rules.keys().map(|key| (key.policy, key.identity)).collect();
         let mut change = Self::default();
         let mut edited = BTreeSet::new();
         for pair in pairs {
-            let (old, new) = (old.get(&pair), new.get(&pair));
+            let old = chunks_of(&observed.rules.0, pair);
+            let new = changed_chunks(&old, &patch.rules, pair);
             // Rules of sets that nobody will use go last.
-            let unused = new.is_none() && !used.contains(&pair.0);
+            let unused = new.is_empty() && !used.contains(&pair.0);
             if old != new && !unused {
                 edited.insert(pair.0);
-                change.plan_pair(pair, old, new, leaving.contains(&pair.1), joining.contains(&pair.1));
+                change.plan_pair(pair, &old, new, leaving.contains(&pair.1), joining.contains(&pair.1));
             }
         }
         let identities_move = !leaving.is_empty() || !joining.is_empty();
-        change.closed = ports_to_close(observed, desired, |policy| identities_move || edited.contains(&policy));
+        change.closed = ports_to_close(observed, patch, |policy| identities_move || edited.contains(&policy));
         change
     }
 
-    fn plan_pair(&mut self, pair: Pair, old: Option<&Chunks>, new: Option<&Chunks>, leaving: bool, joining: bool) {
-        let new = new.cloned().unwrap_or_default();
+    fn plan_pair(&mut self, pair: Pair, old: &Chunks, new: Chunks, leaving: bool, joining: bool) {
         match (leaving, joining) {
             (false, _) => drop(self.before.insert(pair, new)),
             (true, false) => drop(self.after.insert(pair, new)),
@@ -72,23 +74,24 @@ impl Pass<'_> {
     /// Old rules and new ones stand beside each other for the time of a pass. A plan takes half of the map, so that this is
     /// no question; where more stands there all the same (a map that was planned otherwise), what goes is taken out first:
     /// new flows that only it allows are refused for that moment.
-    pub(super) fn make_room_for_rules(&mut self, desired: &Desired) {
-        let (table, known) = (self.tables.rules(), &mut self.observed.rules);
-        let added = desired.rules.keys().filter(|key| !known.0.contains_key(key)).count();
+    pub(super) fn make_room_for_rules(&mut self) {
+        let (table, known) = (self.tables.rules(), &self.observed.rules);
+        let new = self.patch.rules.iter().filter(|(_, rules)| rules.is_some());
+        let added = new.filter(|(key, _)| !known.0.contains_key(key)).count();
         if known.0.len() + added > table.capacity() {
-            self.remove_unused_rules(desired);
+            self.remove_unused_rules();
         }
     }
 
     /// Everything but the new ports themselves, which come after.
-    pub(super) fn put_policy(&mut self, change: &Change, desired: &Desired) -> Result<(), Error> {
+    pub(super) fn put_policy(&mut self, change: &Change) -> Result<(), Error> {
         for (ifindex, port) in &change.closed {
             self.observed.ports.put(self.tables.ports(), *ifindex, *port, &mut self.summary)?;
         }
         self.put_rules_of(&change.before)?;
-        let wrong = self.put_identities(desired);
+        let wrong = self.put_identities();
         if !wrong.is_empty() {
-            let rules = self.observed.rules.0.keys().chain(desired.rules.keys());
+            let rules = self.observed.rules.0.keys().chain(self.patch.rules.keys());
             let sets: Vec<u32> = rules.filter(|key| wrong.contains(&key.identity)).map(|key| key.policy).collect();
             self.close_sets(sets)?;
         }
@@ -121,6 +124,9 @@ impl Pass<'_> {
         let ports: Vec<(u32, Port)> = self.observed.ports.0.iter().map(|(ifindex, port)| (*ifindex, *port)).collect();
         for (ifindex, port) in ports {
             let closed = self.closed(port);
+            if closed != port && !self.patch.ports.contains_key(&ifindex) {
+                self.unsettled.insert(port.workload);
+            }
             self.observed.ports.put(self.tables.ports(), ifindex, closed, &mut self.summary)?;
         }
         Ok(())
@@ -135,22 +141,23 @@ impl Pass<'_> {
     /// An exact address stands above every prefix, so it is written first and removed last. Returns the identities that some
     /// address has wrongly, because it could not be written or removed. After a refusal no prefix is written around what is
     /// not there, and nothing is removed: an address would get an answer that is neither its old one nor its new one.
-    fn put_identities(&mut self, desired: &Desired) -> BTreeSet<u32> {
+    fn put_identities(&mut self) -> BTreeSet<u32> {
+        let patch = self.patch;
         let Observed { identities, cidrs, .. } = &mut *self.observed;
         let (exact, tries, summary) = (self.tables.identities(), self.tables.cidrs(), &mut self.summary);
-        let mut addresses = identities.put_all(exact, &desired.identities, summary);
+        let mut addresses = identities.put_all(exact, &patch.identities, summary);
         let is_held_up = |prefix: &CidrKey, failed: &[CidrKey]| {
             let inner = failed.iter().map(|inner| (inner.addr, inner.prefix_len));
             let inner = inner.chain(addresses.keys.iter().map(|address| (*address, 128)));
             // Beyond that many it is not worth looking.
             failed.len() + addresses.keys.len() > 64 || inner.into_iter().any(|inner| is_within(inner, prefix))
         };
-        let mut prefixes = cidrs.put_unless(tries, &desired.cidrs, summary, is_held_up);
+        let mut prefixes = cidrs.put_unless(tries, &patch.cidrs, summary, is_held_up);
         if addresses.is_empty() && prefixes.is_empty() {
-            prefixes = cidrs.take_in_order(tries, &desired.cidrs, summary);
+            prefixes = cidrs.take_in_order(tries, &patch.cidrs, summary);
         }
         if addresses.is_empty() && prefixes.is_empty() {
-            addresses = identities.take_others(exact, &desired.identities, summary);
+            addresses = identities.take_gone(exact, &patch.identities, summary);
         }
         let closed = "the workloads whose policies know them are closed";
         addresses.tell("addresses that policies know", closed, summary);
@@ -158,9 +165,9 @@ impl Pass<'_> {
         if addresses.is_empty() && prefixes.is_empty() {
             return BTreeSet::new();
         }
-        let stale_addresses = identities.others(&desired.identities);
-        let stale_prefixes = cidrs.others(&desired.cidrs);
-        let now = Lookup::new(&identities.0, &cidrs.0);
+        let stale_addresses = identities.gone(&patch.identities);
+        let stale_prefixes = cidrs.gone(&patch.cidrs);
+        let now = Lookup::new(Layered::new(&identities.0), Layered::new(&cidrs.0));
         let addresses = addresses.keys.iter().chain(&stale_addresses).map(|address| now.identity(address));
         addresses.chain(prefixes.keys.iter().chain(&stale_prefixes).map(|prefix| now.covering(prefix))).collect()
     }
@@ -178,9 +185,9 @@ impl Pass<'_> {
     }
 
     /// In the order of chunks, so that none says that more comes where nothing is: where one stays, those after it do.
-    pub(super) fn remove_unused_rules(&mut self, desired: &Desired) {
+    pub(super) fn remove_unused_rules(&mut self) {
         let (mut stuck, mut first) = (None, None);
-        for key in self.observed.rules.others(&desired.rules) {
+        for key in self.observed.rules.gone(&self.patch.rules) {
             // Of a set that could not be written old chunks may still lead to others; it is closed.
             if stuck == Some((key.policy, key.identity)) || self.unsure.contains(&key.policy) {
                 continue;
@@ -196,12 +203,22 @@ impl Pass<'_> {
     }
 }
 
-fn by_pair(rules: &BTreeMap<RuleKey, Rules>) -> BTreeMap<Pair, Chunks> {
-    let mut pairs: BTreeMap<Pair, Chunks> = BTreeMap::new();
-    for (key, value) in rules {
-        pairs.entry((key.policy, key.identity)).or_default().insert(key.chunk, *value);
+fn chunks_of(rules: &BTreeMap<RuleKey, Rules>, (policy, identity): Pair) -> Chunks {
+    let key = |chunk| RuleKey { policy, identity, chunk };
+    rules.range(key(0)..=key(u32::MAX)).map(|(key, rules)| (key.chunk, *rules)).collect()
+}
+
+/// `old` after the changes of its pair.
+fn changed_chunks(old: &Chunks, changes: &Changes<RuleKey, Rules>, (policy, identity): Pair) -> Chunks {
+    let key = |chunk| RuleKey { policy, identity, chunk };
+    let mut chunks = old.clone();
+    for (key, rules) in changes.range(key(0)..=key(u32::MAX)) {
+        match rules {
+            Some(rules) => drop(chunks.insert(key.chunk, *rules)),
+            None => drop(chunks.remove(&key.chunk)),
+        }
     }
-    pairs
+    chunks
 }
 
 fn policies<'a>(ports: impl Iterator<Item = &'a Port>) -> BTreeSet<u32> {
@@ -209,9 +226,10 @@ fn policies<'a>(ports: impl Iterator<Item = &'a Port>) -> BTreeSet<u32> {
 }
 
 /// Ports that go from one policy set to another while `unsettled` says that what the old one allows changes as well.
-fn ports_to_close(observed: &Observed, desired: &Desired, unsettled: impl Fn(u32) -> bool) -> BTreeMap<u32, Port> {
+fn ports_to_close(observed: &Observed, patch: &Patch, unsettled: impl Fn(u32) -> bool) -> BTreeMap<u32, Port> {
     let close = |old: u32, new: u32| if old != 0 && new != 0 && old != new && unsettled(old) { CLOSED } else { old };
-    let pairs = desired.ports.iter().filter_map(|(ifindex, new)| Some((*ifindex, observed.ports.0.get(ifindex)?, new)));
+    let new = patch.ports.iter().filter_map(|(ifindex, new)| Some((*ifindex, new.as_ref()?)));
+    let pairs = new.filter_map(|(ifindex, new)| Some((ifindex, observed.ports.0.get(&ifindex)?, new)));
     pairs
         .map(|(ifindex, old, new)| {
             let ingress_policy = close(old.ingress_policy, new.ingress_policy);
@@ -224,8 +242,8 @@ fn ports_to_close(observed: &Observed, desired: &Desired, unsettled: impl Fn(u32
 }
 
 /// Rules that both have.
-fn common(old: Option<&Chunks>, new: &Chunks) -> Chunks {
-    let old: BTreeSet<PortRule> = old.into_iter().flat_map(all_rules).collect();
+fn common(old: &Chunks, new: &Chunks) -> Chunks {
+    let old: BTreeSet<PortRule> = all_rules(old).collect();
     let both: BTreeSet<PortRule> = all_rules(new).filter(|rule| old.contains(rule)).collect();
     let both: Vec<PortRule> = both.into_iter().collect();
     let pieces: Vec<&[PortRule]> = both.chunks(RULES_PER_CHUNK).collect();
@@ -246,33 +264,41 @@ fn chunk_of(rules: &[PortRule], more: bool) -> Rules {
 }
 
 /// Identities that some address leaves, and those that some address joins.
-fn moves(observed: &Observed, desired: &Desired) -> (BTreeSet<u32>, BTreeSet<u32>) {
-    let old = Lookup::new(&observed.identities.0, &observed.cidrs.0);
-    let new = Lookup::new(&desired.identities, &desired.cidrs);
-    let addresses = changed(&observed.identities.0, &desired.identities);
+fn moves(observed: &Observed, patch: &Patch) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    let Observed { identities, cidrs, .. } = observed;
+    let new_identities = Layered::changed(&identities.0, &patch.identities);
+    let new_cidrs = Layered::changed(&cidrs.0, &patch.cidrs);
+    let old = Lookup::new(Layered::new(&identities.0), Layered::new(&cidrs.0));
+    let new = Lookup::new(new_identities, new_cidrs);
+    let addresses = changed(&identities.0, new_identities);
     let singly = addresses.map(|address| (old.identity(address), new.identity(address)));
-    let prefixes = changed(&observed.cidrs.0, &desired.cidrs);
+    let prefixes = changed(&cidrs.0, new_cidrs);
     let widely = prefixes.map(|prefix| (old.covering(prefix), new.covering(prefix)));
     singly.chain(widely).filter(|(from, to)| from != to).unzip()
 }
 
 /// Keys whose value differs.
-fn changed<'a, K: Ord, V: PartialEq>(old: &'a BTreeMap<K, V>, new: &'a BTreeMap<K, V>) -> impl Iterator<Item = &'a K> {
-    let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(key)));
-    keys.filter(|key| old.get(key) != new.get(key))
+fn changed<'a, K: Ord, V: PartialEq>(old: &'a BTreeMap<K, V>, new: Layered<'a, K, V>) -> impl Iterator<Item = &'a K> {
+    new.changed_keys().filter(move |key| old.get(key) != new.get(key))
 }
 
 /// What the programs would find.
 pub(super) struct Lookup<'a> {
-    identities: &'a BTreeMap<Addr, u32>,
-    cidrs: &'a BTreeMap<CidrKey, u32>,
+    identities: Layered<'a, Addr, u32>,
+    cidrs: Layered<'a, CidrKey, u32>,
     /// The prefix lengths there are, longest first.
     lengths: Vec<u32>,
 }
 
 impl<'a> Lookup<'a> {
-    pub(super) fn new(identities: &'a BTreeMap<Addr, u32>, cidrs: &'a BTreeMap<CidrKey, u32>) -> Self {
-        let lengths: BTreeSet<u32> = cidrs.keys().map(|key| key.prefix_len).collect();
+    pub(super) fn new(identities: Layered<'a, Addr, u32>, cidrs: Layered<'a, CidrKey, u32>) -> Self {
+        let mut lengths: BTreeSet<u32> = cidrs.changed_keys().map(|key| key.prefix_len).collect();
+        // Keys are in the order of lengths: one step for each length.
+        let mut from = 0;
+        while let Some((key, _)) = cidrs.under().range(CidrKey { prefix_len: from, addr: Addr::UNSPECIFIED }..).next() {
+            lengths.insert(key.prefix_len);
+            from = key.prefix_len + 1;
+        }
         Self { identities, cidrs, lengths: lengths.into_iter().rev().collect() }
     }
 

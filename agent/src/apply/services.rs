@@ -10,21 +10,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_abi::{Service, ServiceKey, SlotKey};
 use weft_dataplane::Error;
 
-use super::Pass;
+use super::{Observed, Pass, patch::Changes};
 use crate::model::DesiredService;
+
+/// Before every other key.
+const FIRST_KEY: ServiceKey = ServiceKey { addr: weft_abi::Addr::UNSPECIFIED, port: 0, protocol: 0, pad: 0 };
 
 impl Pass<'_> {
     /// Forward half: what is new. Slots of the next generation stand beside those of the last one, and what shrinks makes room
     /// for what grows: a Service that does not fit at first is put once what is published already has left its old slots,
     /// then once it has left its own. One that does not fit even so has no backend, rather than an old one: new flows to it
     /// are refused, and the summary tells it.
-    pub(super) fn put_services(&mut self, wanted: &BTreeMap<ServiceKey, DesiredService>) -> Result<(), Error> {
+    pub(super) fn put_services(&mut self) -> Result<(), Error> {
         if self.observed.fresh {
             self.find_unpublished()?;
         }
-        self.remove_gone_services(wanted)?;
-        let mut waiting: Vec<_> =
-            wanted.iter().filter(|(key, service)| self.put_service(key, service).is_err()).collect();
+        let changes = &self.patch.services;
+        self.remove_gone_services(changes)?;
+        let wanted = changes.iter().filter_map(|(key, service)| Some((key, service.as_ref()?)));
+        let mut waiting: Vec<_> = wanted.filter(|(key, service)| self.put_service(key, service).is_err()).collect();
         if waiting.is_empty() {
             return Ok(());
         }
@@ -59,7 +63,7 @@ impl Pass<'_> {
         let old = self.observed.services.0.get(key).copied();
         let generation = self.free_generation(id, old)?;
         let value = Service { id, generation, count: 0, flags: 0 };
-        if self.observed.services.put(self.tables.services(), *key, value, &mut self.summary).is_err() {
+        if self.put_value(*key, value).is_err() {
             // A Service without an entry has no backend either.
             return self.remove_service(*key, old.map(|old| old.id));
         }
@@ -70,8 +74,22 @@ impl Pass<'_> {
         }
     }
 
-    fn remove_gone_services(&mut self, wanted: &BTreeMap<ServiceKey, DesiredService>) -> Result<(), Error> {
-        for key in self.observed.services.others(wanted) {
+    /// The value that leads to the slots of its generation; those that it led to before go at the end of the pass.
+    fn put_value(&mut self, key: ServiceKey, value: Service) -> Result<(), Error> {
+        let Observed { services, numbered, .. } = &mut *self.observed;
+        let old = services.0.get(&key).map(|old| old.id);
+        services.put(self.tables.services(), key, value, &mut self.summary)?;
+        if let Some(old) = old.filter(|old| *old != value.id) {
+            numbered.remove(&(old, key));
+            self.left.insert(old);
+        }
+        numbered.insert((value.id, key));
+        self.left.insert(value.id);
+        Ok(())
+    }
+
+    fn remove_gone_services(&mut self, changes: &Changes<ServiceKey, DesiredService>) -> Result<(), Error> {
+        for key in self.observed.services.gone(changes) {
             let id = self.observed.services.0.get(&key).map(|service| service.id);
             self.remove_service(key, id)?;
         }
@@ -79,8 +97,12 @@ impl Pass<'_> {
     }
 
     fn remove_service(&mut self, key: ServiceKey, id: Option<u32>) -> Result<(), Error> {
-        self.observed.services.take(self.tables.services(), key, &mut self.summary)?;
-        id.map_or(Ok(()), |id| self.move_next(id))
+        let Observed { services, numbered, .. } = &mut *self.observed;
+        services.take(self.tables.services(), key, &mut self.summary)?;
+        let Some(id) = id else { return Ok(()) };
+        numbered.remove(&(id, key));
+        self.left.insert(id);
+        self.move_next(id)
     }
 
     /// What a pass that broke off has left.
@@ -102,10 +124,11 @@ impl Pass<'_> {
             return Ok(());
         }
         let generation = self.free_generation(wanted.id, old)?;
+        self.left.insert(wanted.id);
         self.put_slots(wanted, generation)?;
         let count = u32::try_from(wanted.backends.len()).unwrap_or(u32::MAX);
         let value = Service { id: wanted.id, generation, count, flags: 0 };
-        self.observed.services.put(self.tables.services(), *key, value, &mut self.summary)?;
+        self.put_value(*key, value)?;
         self.moved.insert(wanted.id, generation);
         match old {
             Some(old) if old.id != wanted.id => self.move_next(old.id),
@@ -150,11 +173,22 @@ impl Pass<'_> {
     }
 
     fn remove_slots(&mut self) {
-        let services = self.observed.services.0.values();
-        let live: BTreeMap<(u32, u32), u32> = services.map(|s| ((s.id, s.generation), s.count)).collect();
-        let is_live =
-            |slot: &SlotKey| live.get(&(slot.service, slot.generation)).is_some_and(|count| slot.index < *count);
-        let old: Vec<SlotKey> = self.observed.slots.0.keys().filter(|slot| !is_live(slot)).copied().collect();
+        let Observed { services, numbered, slots, fresh, .. } = &*self.observed;
+        let slot = |service, generation, index| SlotKey { service, generation, index };
+        let mut old = Vec::new();
+        let mut look_at = |id: u32| {
+            let keys = numbered.range((id, FIRST_KEY)..).take_while(|(of, _)| *of == id);
+            let live: BTreeMap<u32, u32> =
+                keys.filter_map(|(_, key)| services.0.get(key)).map(|s| (s.generation, s.count)).collect();
+            let is_live = |slot: &SlotKey| live.get(&slot.generation).is_some_and(|count| slot.index < *count);
+            let all = slots.0.range(slot(id, 0, 0)..=slot(id, u32::MAX, u32::MAX));
+            old.extend(all.map(|(slot, _)| *slot).filter(|slot| !is_live(slot)));
+        };
+        if *fresh {
+            slots.0.keys().map(|slot| slot.service).collect::<BTreeSet<_>>().into_iter().for_each(&mut look_at);
+        } else {
+            self.left.iter().copied().for_each(&mut look_at);
+        }
         let mut first = None;
         for slot in old {
             if let Err(error) = self.observed.slots.take(self.tables.slots(), slot, &mut self.summary) {

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
 use weft_dataplane::{Error, Maps, Record};
 
+use super::patch::Changes;
+
 /// A map with keys.
 pub trait Table<K, V> {
     /// All entries.
@@ -213,27 +215,28 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         Ok(())
     }
 
-    /// Writes every entry of `wanted`, in the reverse order of keys: of tries, the longest prefix first. One that cannot be
-    /// written holds up no other.
+    /// Writes every new value of `changes`, in the reverse order of keys: of tries, the longest prefix first. One that cannot
+    /// be written holds up no other.
     pub(super) fn put_all(
         &mut self,
         table: &dyn Table<K, V>,
-        wanted: &BTreeMap<K, V>,
+        changes: &Changes<K, V>,
         summary: &mut Summary,
     ) -> Failed<K> {
-        self.put_unless(table, wanted, summary, |_, _| false)
+        self.put_unless(table, changes, summary, |_, _| false)
     }
 
     /// As [`Known::put_all`], without those entries that must not be written after some have failed.
     pub(super) fn put_unless(
         &mut self,
         table: &dyn Table<K, V>,
-        wanted: &BTreeMap<K, V>,
+        changes: &Changes<K, V>,
         summary: &mut Summary,
         is_held_up: impl Fn(&K, &[K]) -> bool,
     ) -> Failed<K> {
         let mut failed = Failed::new();
-        for (key, value) in wanted.iter().rev() {
+        let wanted = changes.iter().rev().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        for (key, value) in wanted {
             if is_held_up(key, &failed.keys) {
                 failed.keys.push(*key);
             } else {
@@ -243,35 +246,35 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         failed
     }
 
-    /// Removes every entry that is not in `wanted`, in the order of keys: of tries, the shortest prefix first.
-    pub(super) fn take_others<W>(
+    /// Removes every entry that goes, in the order of keys: of tries, the shortest prefix first.
+    pub(super) fn take_gone(
         &mut self,
         table: &dyn Table<K, V>,
-        wanted: &BTreeMap<K, W>,
+        changes: &Changes<K, V>,
         summary: &mut Summary,
     ) -> Failed<K> {
-        self.take_while(table, wanted, summary, |_| true)
+        self.take_while(table, changes, summary, |_| true)
     }
 
-    /// As [`Known::take_others`], up to the first that cannot be removed.
-    pub(super) fn take_in_order<W>(
+    /// As [`Known::take_gone`], up to the first that cannot be removed.
+    pub(super) fn take_in_order(
         &mut self,
         table: &dyn Table<K, V>,
-        wanted: &BTreeMap<K, W>,
+        changes: &Changes<K, V>,
         summary: &mut Summary,
     ) -> Failed<K> {
-        self.take_while(table, wanted, summary, Failed::is_empty)
+        self.take_while(table, changes, summary, Failed::is_empty)
     }
 
-    fn take_while<W>(
+    fn take_while(
         &mut self,
         table: &dyn Table<K, V>,
-        wanted: &BTreeMap<K, W>,
+        changes: &Changes<K, V>,
         summary: &mut Summary,
         goes_on: impl Fn(&Failed<K>) -> bool,
     ) -> Failed<K> {
         let mut failed = Failed::new();
-        for key in self.others(wanted) {
+        for key in self.gone(changes) {
             if !goes_on(&failed) {
                 break;
             }
@@ -280,8 +283,9 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         failed
     }
 
-    /// Keys that are not in `wanted`.
-    pub(super) fn others<W>(&self, wanted: &BTreeMap<K, W>) -> Vec<K> {
-        self.0.keys().filter(|key| !wanted.contains_key(key)).copied().collect()
+    /// Keys that go and are still there.
+    pub(super) fn gone<W>(&self, changes: &Changes<K, W>) -> Vec<K> {
+        let gone = changes.iter().filter(|(key, value)| value.is_none() && self.0.contains_key(key));
+        gone.map(|(key, _)| *key).collect()
     }
 }

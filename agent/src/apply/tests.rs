@@ -14,7 +14,7 @@ use self::{
     cases::{ADDRESSES, address, desired},
     fake::Fake,
 };
-use super::{Applier, Digests, Summary, policy::Lookup};
+use super::{Applier, Digests, Patch, Summary, patch::Layered, policy::Lookup};
 use crate::model::Desired;
 
 /// What a reader could find: maps at one moment, or a plan.
@@ -65,13 +65,13 @@ impl From<&Desired> for State {
 
 impl State {
     fn identity(&self, address: Addr) -> u32 {
-        Lookup::new(&self.identities, &self.cidrs).identity(&address)
+        Lookup::new(Layered::new(&self.identities), Layered::new(&self.cidrs)).identity(&address)
     }
 
     fn remote(&self, address: Addr) -> Option<Remote> {
         let numbers: Vec<Remote> = self.remotes.values().copied().collect();
         let by_number = (1..).zip(self.remotes.keys()).map(|(number, key)| (*key, number)).collect();
-        let found = Lookup::new(&BTreeMap::new(), &by_number).identity(&address);
+        let found = Lookup::new(Layered::new(&BTreeMap::new()), Layered::new(&by_number)).identity(&address);
         (found > 0).then(|| numbers[found as usize - 1])
     }
 
@@ -203,6 +203,34 @@ fn check_generations(before: &BTreeMap<u32, u32>, after: &BTreeMap<u32, u32>, ol
         any |= changed;
     }
     assert_eq!(moved(generation::EPOCH), any, "epoch");
+}
+
+/// As [`apply_watched`], by the patch alone.
+fn patch_watched(applier: &mut Applier, fake: &Rc<Fake>, old: &Desired, desired: &Desired) {
+    watch(fake, desired);
+    applier.patch(&**fake, desired, &Patch::between(old, desired)).unwrap();
+    assert_eq!(format!("{:?}", State::from(&**fake)), format!("{:?}", State::from(desired)));
+    let slots: usize = desired.services.values().map(|service| service.backends.len()).sum();
+    assert_eq!(fake.slots.all().len(), slots, "old slots are left");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_patch_is_as_good_as_its_whole_plan(plans in proptest::collection::vec(desired(), 2..6)) {
+        let (whole, patched) = (Fake::new(), Fake::new());
+        let (mut one, mut other) = (Applier::default(), Applier::default());
+        let mut old = Desired::default();
+        for plan in plans {
+            one.apply(&*whole, &plan).unwrap();
+            patch_watched(&mut other, &patched, &old, &plan);
+            prop_assert_eq!(whole.generations.all(), patched.generations.all());
+            prop_assert_eq!(one.digests(), other.digests());
+            prop_assert!(other.apply(&*patched, &plan).unwrap().is_unchanged());
+            old = plan;
+        }
+    }
 }
 
 proptest! {

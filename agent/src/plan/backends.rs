@@ -7,9 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice};
-
-use crate::{model::ObjectKey, plan::address::parse_ip};
+use crate::{
+    model::{
+        ObjectKey,
+        objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Labels},
+    },
+    plan::address::parse_ip,
+};
 
 /// Labels of Services and slices that are another proxy's business, whatever their value.
 const FOREIGN_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
@@ -18,7 +22,7 @@ const FOREIGN_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Whether the labels give the object to another proxy.
-pub(crate) fn is_foreign(labels: Option<&BTreeMap<String, String>>) -> bool {
+pub(crate) fn is_foreign(labels: Option<&Labels>) -> bool {
     labels.is_some_and(|labels| FOREIGN_LABELS.iter().any(|label| labels.contains_key(*label)))
 }
 
@@ -58,11 +62,7 @@ impl<'a> SliceIndex<'a> {
     pub(crate) fn new(slices: &'a BTreeMap<ObjectKey, Arc<EndpointSlice>>) -> Self {
         let mut index = Self::default();
         for (key, slice) in slices {
-            let labels = slice.metadata.labels.as_ref();
-            if is_foreign(labels) {
-                continue;
-            }
-            if let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) {
+            if let Some(service) = service_of(slice) {
                 index.0.entry(&key.namespace).or_default().entry(service).or_default().push(slice);
             }
         }
@@ -73,6 +73,12 @@ impl<'a> SliceIndex<'a> {
     pub(crate) fn of(&self, service: &ObjectKey) -> &[&'a EndpointSlice] {
         self.0.get(&*service.namespace).and_then(|services| services.get(&*service.name)).map_or(&[], Vec::as_slice)
     }
+}
+
+/// The name of the Service that a slice belongs to, unless it is another proxy's.
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<&str> {
+    let labels = slice.metadata.labels.as_deref().filter(|labels| !is_foreign(Some(labels)))?;
+    labels.get(SERVICE_NAME).map(String::as_str)
 }
 
 /// Which port of a Service, and for whom.
@@ -92,7 +98,7 @@ pub(crate) struct Wanted<'a> {
 pub(crate) fn choose<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Vec<Endpoint<'a>> {
     let mut usable = BTreeMap::new();
     let address_type = if wanted.ipv4 { "IPv4" } else { "IPv6" };
-    for slice in slices.iter().filter(|slice| slice.address_type == address_type) {
+    for slice in slices.iter().filter(|slice| &*slice.address_type == address_type) {
         for port in slice.ports.iter().flatten().filter_map(|port| number_of(port, wanted)) {
             for endpoint in slice.endpoints.iter().flatten() {
                 if let Some(endpoint) = usable_endpoint(endpoint, port, wanted) {

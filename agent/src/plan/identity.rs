@@ -2,6 +2,7 @@
 //! Identities: numbers for the sets of peers that addresses match.
 
 mod blocks;
+mod follow;
 mod matcher;
 
 use std::{
@@ -13,8 +14,11 @@ use std::{
 use ipnet::IpNet;
 use weft_abi::WORLD_IDENTITY;
 
-pub(crate) use self::matcher::PodGroups;
 use self::{blocks::Blocks, matcher::PodMatcher};
+pub(crate) use self::{
+    follow::{Follower, Sets},
+    matcher::PodGroups,
+};
 use crate::{
     model::{Numbers, Snapshot},
     plan::policy::{compile::Allowed, peers::PeerTerm, region::Region},
@@ -34,21 +38,21 @@ const MAX_STEPS: usize = 1 << 25;
 
 /// The terms that the identities tell apart, in order.
 #[derive(Debug, Default)]
-pub(crate) struct Terms<'a> {
-    all: Vec<(&'a PeerTerm, Option<&'a Region>)>,
-    places: BTreeMap<&'a PeerTerm, u32>,
+pub(crate) struct Terms {
+    all: Vec<(Arc<PeerTerm>, Option<Arc<Region>>)>,
+    places: BTreeMap<Arc<PeerTerm>, u32>,
 }
 
-impl<'a> Terms<'a> {
+impl Terms {
     /// All terms of some policy sets.
-    pub(crate) fn of(sets: impl Iterator<Item = &'a Allowed>) -> Self {
-        let mut found: BTreeMap<&PeerTerm, Option<&Region>> = BTreeMap::new();
+    pub(crate) fn of<'a>(sets: impl Iterator<Item = &'a Allowed>) -> Self {
+        let mut found: BTreeMap<&Arc<PeerTerm>, Option<&Arc<Region>>> = BTreeMap::new();
         for allowed in sets {
-            let with_region = |term| (term, allowed.regions.get(term).map(Arc::as_ref));
+            let with_region = |term| (term, allowed.regions.get(term));
             found.extend(allowed.peers.keys().map(with_region));
         }
-        let all: Vec<_> = found.into_iter().collect();
-        let places = (0..).zip(&all).map(|(place, (term, _))| (*term, place)).collect();
+        let all: Vec<_> = found.into_iter().map(|(term, region)| (term.clone(), region.cloned())).collect();
+        let places = (0..).zip(&all).map(|(place, (term, _))| (term.clone(), place)).collect();
         Self { all, places }
     }
 
@@ -62,8 +66,13 @@ impl<'a> Terms<'a> {
         self.places.get(term).copied()
     }
 
-    fn iter(&self) -> impl Iterator<Item = (u32, &'a PeerTerm, Option<&'a Region>)> + '_ {
-        (0..).zip(&self.all).map(|(place, (term, region))| (place, *term, *region))
+    /// The term at a place.
+    pub(crate) fn at(&self, place: u32) -> Option<&PeerTerm> {
+        self.all.get(place as usize).map(|(term, _)| &**term)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u32, &Arc<PeerTerm>, Option<&Region>)> + '_ {
+        (0..).zip(&self.all).map(|(place, (term, region))| (place, term, region.as_deref()))
     }
 }
 
@@ -148,13 +157,13 @@ pub(crate) struct Identities {
 ///
 /// # Errors
 /// [`TooMuch`]: work and memory have a bound, whatever the policies are.
-pub(crate) fn identify(snapshot: &Snapshot, groups: &PodGroups<'_>, terms: &Terms<'_>) -> Result<Identities, TooMuch> {
+pub(crate) fn identify(snapshot: &Snapshot, groups: &PodGroups<'_>, terms: &Terms) -> Result<Identities, TooMuch> {
     let mut sets = MatchSets::default();
     let mut identities = Identities::default();
     let blocks = Blocks::new(terms, &mut sets, &mut identities.prefixes)?;
-    let mut matcher = PodMatcher::new(snapshot, terms);
+    let mut matcher = PodMatcher::new(terms);
     for group in groups.iter() {
-        let by_pod = matcher.matches(group, &mut sets)?;
+        let by_pod = matcher.matches(snapshot, group, &mut sets)?;
         if by_pod == 0 {
             continue;
         }
@@ -174,7 +183,7 @@ pub(crate) fn identify(snapshot: &Snapshot, groups: &PodGroups<'_>, terms: &Term
 
 impl Identities {
     /// Numbers the terms and the sets.
-    pub(crate) fn assign(&mut self, terms: &Terms<'_>, numbers: &mut Numbers) {
+    pub(crate) fn assign(&mut self, terms: &Terms, numbers: &mut Numbers) {
         let names: Vec<String> = terms.iter().map(|(_, term, _)| term.to_string()).collect();
         numbers.assign_peers(&names.iter().cloned().collect());
         let peers: Vec<Option<u32>> = names.iter().map(|name| numbers.peers.get(name).copied()).collect();
@@ -182,7 +191,7 @@ impl Identities {
             .used
             .iter()
             .filter(|id| **id != 0)
-            .filter_map(|id| Some((*id, text_of(self.sets.get(*id), &peers)?)))
+            .filter_map(|id| Some((*id, text_of(self.sets.get(*id), |place| peers[place as usize])?)))
             .collect();
         numbers.assign_identities(&texts.values().cloned().collect());
         // Without a number left the address is as good as unknown: nothing is allowed for its sake.
@@ -193,10 +202,10 @@ impl Identities {
 }
 
 /// The canonical text of a set; none where a term has no number.
-fn text_of(set: &[Match], peers: &[Option<u32>]) -> Option<String> {
+fn text_of(set: &[Match], number: impl Fn(u32) -> Option<u32>) -> Option<String> {
     let mut numbered = Vec::with_capacity(set.len());
     for (term, port) in set {
-        numbered.push((peers[*term as usize]?, *port));
+        numbered.push((number(*term)?, *port));
     }
     numbered.sort_unstable();
     let parts =

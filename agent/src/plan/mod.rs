@@ -26,6 +26,7 @@ mod digest;
 mod identity;
 mod numbers;
 mod places;
+pub(crate) mod planner;
 mod pods;
 mod policy;
 mod ports;
@@ -37,6 +38,7 @@ mod share;
 mod tests;
 
 pub(crate) use address::parse_ip;
+pub use planner::{NumbersChanged, Planner, Versions};
 pub(crate) use pods::addresses;
 pub(crate) use policy::check as check_policy;
 
@@ -68,8 +70,10 @@ pub fn plan(
     frontends.describe(snapshot, numbers, &mut desired);
     let owners = pods::owners(snapshot, facts, attachments, &mut desired.problems);
     pods::describe(&owners, attachments, &mut desired);
-    let policies = policy::compile(snapshot, attachments, &owners, room, numbers);
-    let judged = policies.describe(snapshot, &mut desired);
+    let forms = policy::read(snapshot);
+    let isolation = policy::isolation::isolate(snapshot, attachments, &forms);
+    let policies = policy::compile(snapshot, &forms, isolation, &owners, room, numbers);
+    let judged = policies.describe(snapshot, &forms, &mut desired);
     ports::describe(snapshot, facts, attachments, &judged, numbers, &mut desired);
     routes::describe(snapshot, facts, &mut desired);
     desired.problems = desired.problems.into_iter().collect::<BTreeSet<_>>().into_iter().collect();

@@ -12,6 +12,8 @@ use crate::model::Numbers;
 
 /// Key in [`Numbers::next`] of the generation slots.
 const SLOTS: &str = "slots";
+/// That of the identities.
+const IDENTITIES: &str = "identities";
 
 /// Policy sets, identities and peers: 0 means none (or the world), and the last value is [`weft_abi::ANY_IDENTITY`].
 const ORDINARY: Range<u32> = 1..u32::MAX;
@@ -38,6 +40,12 @@ impl Pool<'_> {
             }
             let Some(number) = self.take() else { return };
             table.insert(key.clone(), number);
+        }
+    }
+
+    fn free(&mut self, table: &mut BTreeMap<String, u32>, gone: &BTreeSet<String>) {
+        for number in gone.iter().filter_map(|key| table.remove(key)) {
+            self.used.remove(&number);
         }
     }
 
@@ -82,7 +90,7 @@ impl Numbers {
 
     /// Numbers exactly these sets of peers.
     pub(crate) fn assign_identities(&mut self, wanted: &BTreeSet<String>) {
-        assign(&mut self.identities, &mut self.next, "identities", wanted);
+        assign(&mut self.identities, &mut self.next, IDENTITIES, wanted);
     }
 }
 
@@ -91,6 +99,55 @@ fn assign(table: &mut BTreeMap<String, u32>, next: &mut BTreeMap<String, u32>, k
     let mut pool = Pool { used: BTreeSet::new(), next, range: ORDINARY };
     pool.keep(table, wanted);
     pool.give(table, wanted);
+}
+
+/// The generation slots and identities that are given out: so that a few of them change at the cost of a few.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    slots: BTreeSet<u32>,
+    identities: BTreeSet<u32>,
+}
+
+/// Keys that go and keys that come.
+#[derive(Debug, Default)]
+pub(crate) struct Turnover {
+    pub(crate) gone: BTreeSet<String>,
+    pub(crate) new: BTreeSet<String>,
+}
+
+impl Turnover {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.new.is_empty()
+    }
+}
+
+impl Given {
+    /// As `numbers` stand.
+    pub(crate) fn of(numbers: &Numbers) -> Self {
+        let slots = numbers.workloads.values().chain(numbers.services.values());
+        Self { slots: slots.copied().collect(), identities: numbers.identities.values().copied().collect() }
+    }
+
+    /// As [`Numbers::assign_slots`], by what has changed.
+    pub(crate) fn change_slots(&mut self, numbers: &mut Numbers, workloads: &Turnover, services: &Turnover) {
+        let next = numbers.next.entry(SLOTS.to_owned()).or_default();
+        let used = std::mem::take(&mut self.slots);
+        let mut pool = Pool { used, next, range: generation::FIRST_FREE..generation::SLOTS };
+        pool.free(&mut numbers.workloads, &workloads.gone);
+        pool.free(&mut numbers.services, &services.gone);
+        pool.give(&mut numbers.workloads, &workloads.new);
+        pool.give(&mut numbers.services, &services.new);
+        self.slots = pool.used;
+    }
+
+    /// As [`Numbers::assign_identities`], by what has changed.
+    pub(crate) fn change_identities(&mut self, numbers: &mut Numbers, sets: &Turnover) {
+        let next = numbers.next.entry(IDENTITIES.to_owned()).or_default();
+        let mut pool = Pool { used: std::mem::take(&mut self.identities), next, range: ORDINARY };
+        pool.free(&mut numbers.identities, &sets.gone);
+        pool.give(&mut numbers.identities, &sets.new);
+        self.identities = pool.used;
+    }
 }
 
 #[cfg(test)]

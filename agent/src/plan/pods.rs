@@ -6,17 +6,16 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod};
 use weft_abi::Addr;
 use weft_api::PodRef;
 
 use crate::{
-    model::{Attachment, Desired, NodeFacts, ObjectKey, Snapshot},
-    plan::{address::parse_ip, places::Places, policy::selector::Labels, protocol},
+    model::{
+        Attachment, Desired, NodeFacts, ObjectKey, Snapshot,
+        objects::{Container, Labels, Pod},
+    },
+    plan::{address::parse_ip, places::Places, protocol},
 };
-
-/// On the API's copy of a static pod: the uid that the kubelet and the container runtime know it by.
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// Pods whose addresses are not believed and that are named, at most.
 const NAMED: usize = 10;
@@ -38,19 +37,30 @@ impl<'a> PodEntry<'a> {
     /// The pod's labels.
     pub(crate) fn labels(self) -> &'a Labels {
         static NONE: Labels = Labels::new();
-        self.pod.metadata.labels.as_ref().unwrap_or(&NONE)
+        self.pod.metadata.labels.as_deref().unwrap_or(&NONE)
     }
 
     /// Every named port of its containers, those init containers included that keep running (sidecars, KEP-753).
     pub(crate) fn named_ports(self) -> BTreeSet<PodPort<'a>> {
         let Some(spec) = self.pod.spec.as_ref() else { return BTreeSet::new() };
-        let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let sidecars = spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
         spec.containers.iter().chain(sidecars).flat_map(container_ports).collect()
     }
 
     /// The node that it is on.
     fn node(self) -> Option<&'a str> {
         self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())
+    }
+
+    /// The addresses that it says are its own, each once; none where pod selectors of policies may not mean them.
+    pub(crate) fn claims(self) -> BTreeSet<IpAddr> {
+        if self.is_peer() { addresses(self.pod).collect() } else { BTreeSet::new() }
+    }
+
+    /// Whether what it says of an address is believed.
+    pub(crate) fn is_at_home(self, address: IpAddr, places: &Places) -> bool {
+        let node = self.node();
+        node.is_some() && places.node_of(address) == node
     }
 
     /// Whether pod selectors of policies may mean its addresses: not on the host's network, and not over.
@@ -62,7 +72,7 @@ impl<'a> PodEntry<'a> {
 
     /// Which of two claims to an address is the later one: the kubelet gives an address away only after its last owner has
     /// stopped, but the API may still show that one.
-    fn precedence(self) -> impl Ord + use<'a> {
+    pub(crate) fn precedence(self) -> impl Ord + use<'a> {
         let metadata = &self.pod.metadata;
         (metadata.deletion_timestamp.is_none(), metadata.creation_timestamp.as_ref(), self.key)
     }
@@ -78,7 +88,7 @@ fn container_ports(container: &Container) -> impl Iterator<Item = PodPort<'_>> {
 /// Addresses of a pod as its status tells.
 pub(crate) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> + '_ {
     let status = pod.status.as_ref();
-    let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+    let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| &*ip.ip);
     let first = status.and_then(|status| status.pod_ip.as_deref());
     all.chain(first).filter_map(parse_ip)
 }
@@ -89,9 +99,8 @@ pub(crate) fn find<'a>(snapshot: &'a Snapshot, wanted: &PodRef) -> Option<PodEnt
     let key = ObjectKey::new(&wanted.namespace, &wanted.name);
     let (key, pod) = snapshot.pods.get_key_value(&key)?;
     let metadata = &pod.metadata;
-    let mirrored = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR_ANNOTATION));
     let same = match (&wanted.uid, &metadata.uid) {
-        (Some(wanted), Some(uid)) => wanted == uid || mirrored == Some(wanted),
+        (Some(wanted), Some(uid)) => **uid == **wanted || metadata.mirrored() == Some(wanted),
         _ => true,
     };
     same.then_some(PodEntry { key, pod })
@@ -117,12 +126,8 @@ pub(crate) fn owners<'a>(
     let mut foreign = Vec::new();
     for (key, pod) in &snapshot.pods {
         let entry = PodEntry { key, pod };
-        if !entry.is_peer() {
-            continue;
-        }
-        let node = entry.node();
-        for address in addresses(pod) {
-            if node.is_none() || places.node_of(address) != node {
+        for address in entry.claims() {
+            if !entry.is_at_home(address, &places) {
                 foreign.push((entry, address));
                 continue;
             }
@@ -150,13 +155,17 @@ pub(crate) fn owners<'a>(
     foreign.retain(|(entry, address)| {
         !owners.get(address).is_some_and(|owner| owner.is_some_and(|pod| pod.key == entry.key))
     });
-    tell_foreign(&foreign, problems);
+    tell_foreign(foreign.into_iter(), problems);
     owners
 }
 
 /// Addresses that pods claim outside of their node's pod CIDRs.
-fn tell_foreign(foreign: &[(PodEntry<'_>, IpAddr)], problems: &mut Vec<String>) {
-    for (entry, address) in foreign.iter().take(NAMED) {
+pub(crate) fn tell_foreign<'a>(
+    foreign: impl ExactSizeIterator<Item = (PodEntry<'a>, IpAddr)>,
+    problems: &mut Vec<String>,
+) {
+    let all = foreign.len();
+    for (entry, address) in foreign.take(NAMED) {
         let node = entry.node().unwrap_or("(none)");
         problems.push(format!(
             "Pod {}: status.podIPs {address} is in no pod CIDR of its node {node}: policies do not take it for this pod's; see \
@@ -164,8 +173,8 @@ fn tell_foreign(foreign: &[(PodEntry<'_>, IpAddr)], problems: &mut Vec<String>) 
             entry.key
         ));
     }
-    if foreign.len() > NAMED {
-        problems.push(format!("{} more addresses of pods are in no pod CIDR of the pod's node", foreign.len() - NAMED));
+    if all > NAMED {
+        problems.push(format!("{} more addresses of pods are in no pod CIDR of the pod's node", all - NAMED));
     }
 }
 

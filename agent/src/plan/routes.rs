@@ -8,12 +8,11 @@ use std::{
 };
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node;
 use weft_abi::{Addr, CidrKey, Remote, RemoteKind};
 use weft_api::{Mac, RouteReport};
 
 use crate::{
-    model::{Desired, HostRoute, Mode, NextHop, NodeFacts, Snapshot},
+    model::{Desired, HostRoute, Mode, NextHop, NodeFacts, Snapshot, objects::Node},
     plan::{
         address::{cidr_key, covers_mapped, parse_ip},
         digest::Digest,

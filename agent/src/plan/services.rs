@@ -6,15 +6,14 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::{
-    core::v1::{Service, ServicePort, ServiceSpec},
-    discovery::v1::EndpointSlice,
-};
 use weft_abi::{Addr, Backend, ServiceKey, generation};
 use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
 use crate::{
-    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot},
+    model::{
+        Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
+        objects::{EndpointSlice, Service, ServicePort, ServiceSpec},
+    },
     plan::{
         address::parse_ip,
         backends::{self, Endpoint, SliceIndex, Wanted, is_foreign},
@@ -36,9 +35,12 @@ pub(crate) struct Frontend<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Frontends<'a> {
     all: Vec<Frontend<'a>>,
+    /// What any Service wants, whether it gets it or not.
+    wanted: Vec<ServiceKey>,
     keys: BTreeMap<ServiceKey, &'a ObjectKey>,
     numbers: BTreeSet<String>,
-    reports: Vec<ServiceReport>,
+    /// None: they are not asked for.
+    reports: Option<Vec<ServiceReport>>,
     problems: Vec<String>,
     /// Number keys of frontends without room, and why.
     refused: BTreeMap<String, String>,
@@ -49,10 +51,16 @@ pub(crate) struct Frontends<'a> {
 /// Generation slots that Services never take: a workload always gets a number.
 const FOR_WORKLOADS: usize = 4096;
 
+/// How many frontends there is room for.
+pub(crate) fn most(room: &Room<'_>, workloads: usize) -> usize {
+    let numbered = (generation::SLOTS - generation::FIRST_FREE) as usize;
+    room.services.min(numbered.saturating_sub(workloads.max(FOR_WORKLOADS)))
+}
+
 /// Finds every frontend and its endpoints.
 pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Frontends<'a> {
     let slices = SliceIndex::new(&snapshot.slices);
-    let mut frontends = Frontends::default();
+    let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
     for (key, service) in &snapshot.services {
         if let Some(spec) = programmed_spec(service) {
             frontends.add_service(key, spec, slices.of(key), &facts.name);
@@ -64,7 +72,7 @@ pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Fronte
 /// The spec of a Service that has frontends (`ShouldSkipService` of kube-proxy).
 fn programmed_spec(service: &Service) -> Option<&ServiceSpec> {
     let spec = service.spec.as_ref()?;
-    let skipped = is_foreign(service.metadata.labels.as_ref())
+    let skipped = is_foreign(service.metadata.labels.as_deref())
         || spec.type_.as_deref() == Some("ExternalName")
         || matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"));
     (!skipped).then_some(spec)
@@ -75,6 +83,49 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<&str> {
         Some(all) if !all.is_empty() => all.iter().map(String::as_str).collect(),
         _ => spec.cluster_ip.iter().map(String::as_str).collect(),
     }
+}
+
+/// What one Service comes to.
+#[derive(Debug, Default)]
+pub(crate) struct Planned {
+    /// What it wants, whether it gets it or not.
+    pub(crate) wanted: Vec<ServiceKey>,
+    /// What it gets, with the text that its number goes by and its backends.
+    pub(crate) frontends: Vec<(ServiceKey, String, Vec<Backend>)>,
+    /// What is wrong with it.
+    pub(crate) problems: Vec<String>,
+}
+
+/// Plans one Service by itself. `taken` tells which Service before it has a frontend.
+pub(crate) fn plan_one<'a>(
+    key: &'a ObjectKey,
+    service: &'a Service,
+    slices: &[&'a EndpointSlice],
+    node: &str,
+    taken: impl Fn(&ServiceKey) -> Option<&'a ObjectKey>,
+) -> Planned {
+    let Some(spec) = programmed_spec(service) else { return Planned::default() };
+    let ports = spec.ports.iter().flatten().filter_map(|port| NamedPort::of(port).ok());
+    let ports: Vec<(u16, u8)> = ports.map(|port| (port.port, port.number)).collect();
+    let mut frontends = Frontends::default();
+    for vip in cluster_ips(spec).into_iter().filter_map(parse_ip) {
+        for key in ports.iter().map(|(port, number)| frontend_key(vip, *port, *number)) {
+            frontends.keys.extend(taken(&key).map(|holder| (key, holder)));
+        }
+    }
+    frontends.add_service(key, spec, slices, node);
+    let planned = |frontend: Frontend<'_>| {
+        (frontend.key, frontend.number_key, frontend.endpoints.iter().map(backend_of).collect())
+    };
+    Planned {
+        wanted: frontends.wanted,
+        frontends: frontends.all.into_iter().map(planned).collect(),
+        problems: frontends.problems,
+    }
+}
+
+fn frontend_key(vip: IpAddr, port: u16, protocol: u8) -> ServiceKey {
+    ServiceKey { addr: Addr::from(vip), port: port.to_be(), protocol, pad: 0 }
 }
 
 impl<'a> Frontends<'a> {
@@ -99,7 +150,9 @@ impl<'a> Frontends<'a> {
                     };
                     let chosen: Vec<_> =
                         vips.iter().map(|vip| (*vip, backends::choose(slices, wanted(*vip)))).collect();
-                    reports.push(named.report(chosen.iter().flat_map(|(_, endpoints)| endpoints)));
+                    if self.reports.is_some() {
+                        reports.push(named.report(chosen.iter().flat_map(|(_, endpoints)| endpoints)));
+                    }
                     for (vip, endpoints) in chosen {
                         self.add_frontend(key, &named, vip, endpoints);
                     }
@@ -107,8 +160,10 @@ impl<'a> Frontends<'a> {
                 Err(why) => self.problems.push(format!("Service {key}: spec.ports '{}': {why}", name_of(port))),
             }
         }
-        let (namespace, name) = (key.namespace.clone(), key.name.clone());
-        self.reports.push(ServiceReport { namespace, name, cluster_ips: vips, ports: reports });
+        if let Some(all) = &mut self.reports {
+            let (namespace, name) = (key.namespace.clone(), key.name.clone());
+            all.push(ServiceReport { namespace, name, cluster_ips: vips, ports: reports });
+        }
     }
 
     fn add_frontend(
@@ -118,8 +173,9 @@ impl<'a> Frontends<'a> {
         vip: IpAddr,
         endpoints: Vec<Endpoint<'a>>,
     ) {
-        let key = ServiceKey { addr: Addr::from(vip), port: port.port.to_be(), protocol: port.number, pad: 0 };
+        let key = frontend_key(vip, port.port, port.number);
         let number_key = format!("{service}:{}/{} {vip}", port.name, port.protocol);
+        self.wanted.push(key);
         if let Some(first) = self.keys.get(&key) {
             self.problems.push(format!(
                 "Service {service}: {vip} port {}/{} is taken by Service {first}; give one of them another clusterIP or port",
@@ -135,8 +191,7 @@ impl<'a> Frontends<'a> {
 
     /// Refuses frontends for which there is no room: without an entry, or with one that has no backend.
     pub(crate) fn fit(&mut self, room: &Room<'_>, workloads: usize, numbers: &mut Numbers) {
-        let numbered = (generation::SLOTS - generation::FIRST_FREE) as usize;
-        let most = room.services.min(numbered.saturating_sub(workloads.max(FOR_WORKLOADS)));
+        let most = most(room, workloads);
         for key in self.without_room(most, numbers, |_| 1) {
             let why =
                 format!("more than {most} Service addresses times ports: remove Services or raise mapSizes.services");
@@ -165,6 +220,11 @@ impl<'a> Frontends<'a> {
         refused.map(|(frontend, _)| frontend.number_key.clone()).collect()
     }
 
+    /// For `weft services`.
+    pub(crate) fn into_reports(self) -> Vec<ServiceReport> {
+        self.reports.unwrap_or_default()
+    }
+
     /// The texts that need a number each.
     pub(crate) fn number_keys(&self) -> &BTreeSet<String> {
         &self.numbers
@@ -173,13 +233,16 @@ impl<'a> Frontends<'a> {
     /// Writes the frontends down, with the numbers they were given.
     pub(crate) fn describe(self, snapshot: &Snapshot, numbers: &Numbers, desired: &mut Desired) {
         desired.problems.extend(self.problems);
-        desired.service_reports = self.reports;
+        desired.service_reports = self.reports.unwrap_or_default();
         for frontend in self.all {
             let refused = self.refused.get(&frontend.number_key);
             if let Some(why) = refused {
                 let why = format!("does not fit: new flows to {} are refused: {why}", frontend.number_key);
                 desired.problems.push(format!("Service {}: {why}", frontend.service));
-                let uid = snapshot.services.get(frontend.service).and_then(|service| service.metadata.uid.clone());
+                let uid = snapshot
+                    .services
+                    .get(frontend.service)
+                    .and_then(|service| service.metadata.uid.as_deref().map(str::to_owned));
                 let key = frontend.service.clone();
                 desired.refusals.insert(Refusal { kind: RefusedKind::Service, key, uid, why });
             }

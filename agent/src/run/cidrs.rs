@@ -8,9 +8,9 @@
 
 use std::{fs, net::IpAddr, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     memory::{self, NodeMemory},
@@ -20,8 +20,9 @@ use crate::{
     config::Config,
     device::{self, DeviceConfig},
     file,
-    model::{Attachment, ObjectKey, Snapshot},
+    model::{Attachment, ObjectKey, Snapshot, Standing},
     serve::Shared,
+    watch::Feed,
 };
 
 /// How long a source that says nothing, not even an error, is waited for where the node had pod CIDRs before.
@@ -33,18 +34,17 @@ const NAMED: usize = 10;
 ///
 /// # Errors
 /// The source has ended, or they cannot be kept.
-pub(super) async fn first(
-    config: &Config,
-    shared: &Shared,
-    snapshots: &mut watch::Receiver<std::sync::Arc<Snapshot>>,
-) -> Result<NodeMemory> {
+pub(super) async fn first(config: &Config, shared: &Shared, feed: &mut Feed) -> Result<NodeMemory> {
     let before: NodeMemory = memory::load(&memory::node_path(&config.state_dir));
     if !config.pod_cidrs.is_empty() {
         return keep(config, before.followed_by(config.pod_cidrs.clone()));
     }
     loop {
-        let snapshot = snapshots.borrow_and_update().clone();
-        let found = node_pod_cidrs(&snapshot, &config.node_name);
+        shared.planner_mut().take(feed.take());
+        let (found, snapshot) = {
+            let planner = shared.planner();
+            (node_pod_cidrs(planner.snapshot(), &config.node_name), planner.snapshot().standing())
+        };
         if !found.is_empty() {
             return keep(config, before.followed_by(found));
         }
@@ -56,8 +56,9 @@ pub(super) async fn first(
             view.source = Some(node::source_state(config, &snapshot));
             view.not_ready = Some(no_pod_cidrs(config, &snapshot));
         });
-        match timeout(PATIENCE, snapshots.changed()).await {
-            Ok(changed) => changed.context("the object source has ended")?,
+        match timeout(PATIENCE, feed.changed()).await {
+            Ok(true) => {}
+            Ok(false) => bail!("the object source has ended"),
             Err(_) if known => return Ok(before),
             Err(_) => {}
         }
@@ -81,7 +82,7 @@ fn keep(config: &Config, memory: NodeMemory) -> Result<NodeMemory> {
     Ok(memory)
 }
 
-fn no_pod_cidrs(config: &Config, snapshot: &Snapshot) -> String {
+fn no_pod_cidrs(config: &Config, snapshot: &Standing) -> String {
     let Config { node_name, source, .. } = config;
     match &snapshot.error {
         Some(error) => format!("{source} does not answer: {error}"),
@@ -114,13 +115,14 @@ impl Node {
     ///
     /// # Errors
     /// They do not fit, or the node's devices cannot follow; the next pass tries again.
-    pub(super) async fn follow_pod_cidrs(&mut self, snapshot: &Snapshot) -> Result<()> {
+    pub(super) async fn follow_pod_cidrs(&mut self, shared: &Shared) -> Result<()> {
         let DeviceConfig { pod_cidrs, retired_pod_cidrs, .. } = &self.device_config;
         let before = NodeMemory { pod_cidrs: pod_cidrs.clone(), retired: retired_pod_cidrs.clone() };
-        let found = if self.config.pod_cidrs.is_empty() && snapshot.synced && snapshot.remembered.is_none() {
-            node_pod_cidrs(snapshot, &self.config.node_name)
-        } else {
-            Vec::new()
+        let found = {
+            let planner = shared.planner();
+            let snapshot = planner.snapshot();
+            let counts = self.config.pod_cidrs.is_empty() && snapshot.synced && snapshot.remembered.is_none();
+            if counts { node_pod_cidrs(snapshot, &self.config.node_name) } else { Vec::new() }
         };
         let mut after = if found.is_empty() { before.clone() } else { before.followed_by(found) };
         after.retired.retain(|cidr| self.attachments.all().any(|record| has_address_in(record, cidr)));
@@ -180,13 +182,12 @@ fn has_address_in(record: &Attachment, cidr: &IpNet) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Instant};
 
     use serde_json::{from_value, json};
-    use tokio::sync::watch;
 
     use super::*;
-    use crate::serve::View;
+    use crate::{model::Deltas, serve::View, watch::channel};
 
     fn snapshot(pod_cidrs: &[&str], error: Option<&str>) -> Snapshot {
         let node = json!({"metadata": {"name": "here"}, "spec": {"podCIDRs": pod_cidrs}});
@@ -200,9 +201,13 @@ mod tests {
     }
 
     async fn first_of(config: &Config, snapshot: Snapshot) -> NodeMemory {
-        let (_sender, mut receiver) = watch::channel(Arc::new(snapshot));
+        let (teller, mut feed) = channel();
+        teller.tell(Instant::now(), |deltas, standing| {
+            (*deltas, *standing) = (Deltas::whole(&snapshot), snapshot.standing());
+            true
+        });
         let (shared, _commands) = Shared::new(View::default());
-        first(config, &shared, &mut receiver).await.unwrap()
+        first(config, &shared, &mut feed).await.unwrap()
     }
 
     #[tokio::test]

@@ -37,6 +37,7 @@ pub async fn run(config: &Config) -> Result<()> {
     for path in [
         &config.socket,
         &memory::numbers_path(&config.run_dir),
+        &memory::services_path(&config.run_dir),
         &memory::node_path(&config.state_dir),
         &remembered::path(&config.state_dir),
     ] {

@@ -2,10 +2,13 @@
 //! The engine: the one place that changes anything. It takes requests and changes of the cluster in turns; in each turn all
 //! that wait share one plan and one pass over the maps, and are answered after it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as Moment},
+};
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use weft_api::{Answer, ApiError, AttachmentId, ErrorCode, PortLink, Request};
@@ -15,14 +18,12 @@ use crate::{
     apply::flows,
     attachment::pending::{self, Pending},
     device::Changes,
-    model::Snapshot,
     serve::{Command, Shared},
+    watch::Feed,
 };
 
 /// Requests of one turn at most.
 const BATCH: usize = 64;
-/// Between two plans that only the cluster's changes ask for: a burst of them shares a plan.
-const PLAN_PAUSE: Duration = Duration::from_millis(50);
 /// How long an Attach waits for its pod to be known.
 const POD_PATIENCE: Duration = Duration::from_secs(3);
 /// Between looks at the folder of recorded releases.
@@ -39,7 +40,9 @@ type Reply = oneshot::Sender<Result<Answer, ApiError>>;
 pub(super) struct Engine {
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    feed: Feed,
+    /// When the first change was read that no pass has brought to the maps yet.
+    read: Option<Moment>,
     changes: Changes,
     node: Node,
     /// Attachments whose pod is not known yet, and until when they wait.
@@ -84,11 +87,11 @@ impl Engine {
     pub(super) fn new(
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
+        feed: Feed,
         changes: Changes,
         node: Node,
     ) -> Self {
-        Self { shared, commands, snapshots, changes, node, waiting: Vec::new() }
+        Self { shared, commands, feed, read: None, changes, node, waiting: Vec::new() }
     }
 
     /// Works until nobody can ask any more or the source ends.
@@ -97,24 +100,21 @@ impl Engine {
         for ticks in [&mut pendings, &mut sweeps, &mut repairs] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let mut next_plan = Instant::now();
-        self.snapshots.mark_changed();
+        // What was told before this began.
+        self.finish(Turn { replan: true, ..Turn::default() }).await;
         loop {
             self.shared.beat();
             let mut batch = Vec::new();
             let deadline = self.waiting.iter().map(|(_, _, _, until)| *until).min();
             let wake = tokio::select! {
                 count = self.commands.recv_many(&mut batch, BATCH) => if count == 0 { Wake::End } else { Wake::Commands(batch) },
-                changed = changed(&mut self.snapshots, next_plan) => if changed { Wake::Cluster } else { Wake::End },
+                changed = self.feed.changed() => if changed { Wake::Cluster } else { Wake::End },
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Waiting,
                 _ = pendings.tick() => Wake::Pending,
                 _ = sweeps.tick() => Wake::Sweep,
                 () = self.changes.changed() => Wake::Changed,
                 _ = repairs.tick() => Wake::Repair,
             };
-            if matches!(wake, Wake::Cluster) {
-                next_plan = Instant::now() + PLAN_PAUSE;
-            }
             let looks = matches!(wake, Wake::Changed | Wake::Repair);
             let began = Instant::now();
             match self.begin(wake).await {
@@ -137,7 +137,7 @@ impl Engine {
                     self.take(request, reply, &mut turn).await;
                 }
             }
-            Wake::Cluster => turn.replan = true,
+            Wake::Cluster => turn.replan = self.take_news(),
             Wake::Waiting => {}
             Wake::Pending => self.take_pending(&mut turn),
             Wake::Sweep => self.sweep(),
@@ -165,7 +165,16 @@ impl Engine {
         for release in releases {
             self.finish_release(release, &outcome).await;
         }
-        self.node.publish(&self.shared, &self.snapshots.borrow());
+        self.node.publish(&self.shared);
+    }
+
+    /// Whether there is something to plan in what the source has told.
+    fn take_news(&mut self) -> bool {
+        let news = self.feed.take();
+        let since = news.since;
+        let changed = self.shared.planner_mut().take(news);
+        self.read = self.read.or(since.filter(|_| changed));
+        changed
     }
 
     async fn take(&mut self, request: Request, reply: Reply, turn: &mut Turn) {
@@ -217,11 +226,12 @@ impl Engine {
     /// Attaches what waits and whose pod is known, or that has waited for long enough.
     async fn attach_known(&mut self, turn: &mut Turn) {
         let now = Instant::now();
-        let snapshot = self.snapshots.borrow().clone();
-        let due: Vec<_> = self
-            .waiting
-            .extract_if(.., |(id, _, _, until)| *until <= now || self.node.knows_pod(id, &snapshot))
-            .collect();
+        let due: Vec<_> = {
+            let planner = self.shared.planner();
+            self.waiting
+                .extract_if(.., |(id, _, _, until)| *until <= now || self.node.knows_pod(id, &planner))
+                .collect()
+        };
         for (id, link, reply, _) in due {
             match self.node.attach(&id, link).await {
                 Ok(()) => {
@@ -235,16 +245,19 @@ impl Engine {
 
     /// Plans and applies. Before the source has synced nothing is planned: what is there stays as it is.
     async fn pass(&mut self) -> Result<(), ApiError> {
-        let snapshot = self.snapshots.borrow_and_update().clone();
-        if !snapshot.synced {
+        // What has come meanwhile goes with it.
+        self.take_news();
+        if !self.shared.planner().snapshot().synced {
             let message = "the object source has not told everything yet; see `weft status`".to_owned();
             return Err(ApiError { code: ErrorCode::NotReady, message });
         }
-        self.node.pass(&snapshot, &self.shared.work).await.map_err(|error| {
+        self.node.pass(&self.shared).await.map_err(|error| {
             tracing::error!(error = format!("{error:#}"), "a pass over the dataplane broke off");
             ApiError { code: ErrorCode::Io, message: format!("{error:#}") }
         })?;
-        self.node.state.planned = Some(snapshot);
+        if let Some(read) = self.read.take() {
+            self.shared.work.lagged(read.elapsed());
+        }
         Ok(())
     }
 
@@ -277,12 +290,6 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "cannot look for links of programs to devices that are gone"),
         }
     }
-}
-
-/// Waits for the next change of the cluster, and for the pause between plans; false: the source has ended.
-async fn changed(snapshots: &mut watch::Receiver<Arc<Snapshot>>, not_before: Instant) -> bool {
-    sleep_until(not_before).await;
-    snapshots.changed().await.is_ok()
 }
 
 /// Once the port's device serves, where it has one; nobody else waits for that.

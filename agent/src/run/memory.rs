@@ -2,6 +2,7 @@
 //! What a restarted agent goes on with.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -10,12 +11,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::install;
-use crate::{apply::Digests, attachment::pending, config::Config, file, model::Numbers};
+use crate::{apply::Digests, attachment::pending, config::Config, file, model::Numbers, plan::NumbersChanged};
 
-/// `runDir/numbers.json`: it lives as long as the maps do.
+/// `runDir/numbers.json` and, since they are many and change seldom, the numbers of Services beside it in `services.json`: they
+/// live as long as the maps do.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct Memory {
-    /// Numbers that the plan gave out.
+    /// Numbers that the plan gave out, without those of Services.
     pub numbers: Numbers,
     /// What the generations in the maps stand for.
     pub digests: Digests,
@@ -31,10 +33,77 @@ pub(super) struct NodeMemory {
     pub retired: Vec<IpNet>,
 }
 
+/// `runDir/services.json`.
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct Services {
+    /// See [`Numbers::services`].
+    services: BTreeMap<String, u32>,
+    /// See [`Numbers::refused`].
+    refused: BTreeSet<String>,
+}
+
+impl Memory {
+    /// What an earlier run has left: and all numbers that it gave out.
+    pub(super) fn load(run_dir: &Path) -> (Self, Numbers) {
+        let mut memory: Self = load(&numbers_path(run_dir));
+        let numbers = std::mem::take(&mut memory.numbers);
+        let services = services_path(run_dir);
+        // An earlier version had all numbers in one file.
+        if !numbers.services.is_empty() || !services.exists() {
+            return (memory, numbers);
+        }
+        let Services { services, refused } = load(&services);
+        (memory, Numbers { services, refused, ..numbers })
+    }
+
+    /// Writes the numbers that have changed.
+    pub(super) fn keep_numbers(
+        &mut self,
+        run_dir: &Path,
+        numbers: &Numbers,
+        changed: NumbersChanged,
+    ) -> anyhow::Result<()> {
+        if changed.services {
+            let (services, refused) = (numbers.services.clone(), numbers.refused.clone());
+            file::save(&services_path(run_dir), &Services { services, refused })?;
+        }
+        if changed.others {
+            let Numbers { services: _, workloads, policies, peers, identities, next, refused: _ } = numbers;
+            let kept = Numbers {
+                services: BTreeMap::new(),
+                refused: BTreeSet::new(),
+                workloads: workloads.clone(),
+                policies: policies.clone(),
+                peers: peers.clone(),
+                identities: identities.clone(),
+                next: next.clone(),
+            };
+            if kept != self.numbers {
+                self.numbers = kept;
+                file::save(&numbers_path(run_dir), self)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the digests if they have changed.
+    pub(super) fn keep_digests(&mut self, run_dir: &Path, digests: &Digests) -> anyhow::Result<()> {
+        if self.digests != *digests {
+            self.digests = digests.clone();
+            file::save(&numbers_path(run_dir), self)?;
+        }
+        Ok(())
+    }
+}
+
 /// Path of [`Memory`].
-#[must_use]
 pub(super) fn numbers_path(run_dir: &Path) -> PathBuf {
     run_dir.join("numbers.json")
+}
+
+/// Path of the numbers of Services.
+pub(super) fn services_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("services.json")
 }
 
 /// Path of [`NodeMemory`].

@@ -14,24 +14,17 @@ use tokio::task::block_in_place;
 use weft_api::{AttachmentId, SourceState};
 use weft_dataplane::{Dataplane, Maps, Program};
 
-use super::{
-    memory::{self, Memory},
-    repair::mended,
-};
+use super::{memory::Memory, repair::mended};
 use crate::{
     apply::Applier,
     attachment::{Attachments, Pool, pending},
     config::{Config, Source},
     device::{self, DeviceConfig, Observation},
     event::Events,
-    file,
     guest::{self, GuestHandle},
-    model::{Desired, HostRoute, Mode, NextHop, Snapshot},
-    plan::plan,
-    serve::{
-        Shared,
-        metrics::{Mended, Work},
-    },
+    model::{HostRoute, Mode, NextHop, Snapshot, Standing},
+    plan::Versions,
+    serve::{Shared, metrics::Mended},
     vhost::Devices,
     watch::{NodeRecord, dir},
 };
@@ -58,13 +51,13 @@ pub(super) type Broken = (Option<AttachmentId>, String);
 #[derive(Default)]
 pub(super) struct State {
     pub(super) guests: BTreeMap<AttachmentId, GuestHandle>,
-    pub(super) desired: Arc<Desired>,
-    /// What it was made of.
-    pub(super) planned: Option<Arc<Snapshot>>,
-    /// Nodes that next hops were looked up for (native mode).
+    /// Which state of the cluster was applied last.
+    pub(super) planned: Option<Versions>,
+    /// Nodes that next hops were looked up for (native mode), and as of when.
     pub(super) neighbours: Vec<IpAddr>,
+    neighbours_of: Option<u64>,
     /// The routes of the last pass.
-    planned_routes: Option<Vec<HostRoute>>,
+    pub(super) planned_routes: Option<Vec<HostRoute>>,
     /// They were all set when they were last looked at.
     pub(super) routes_stand: bool,
     /// A pass has worked.
@@ -123,30 +116,31 @@ impl Node {
 
     /// Plans and applies everything. Where something was closed only because what goes with the plan stood in its way, once
     /// more, so that nobody waits for the next change.
-    pub(super) async fn pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
-        let result = self.try_pass(snapshot, work).await;
+    pub(super) async fn pass(&mut self, shared: &Shared) -> Result<()> {
+        let result = self.try_pass(shared).await;
         if result.is_err() {
-            work.failed();
+            shared.work.failed();
         }
         self.state.broken_off.count(&result);
         result
     }
 
-    async fn try_pass(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
+    async fn try_pass(&mut self, shared: &Shared) -> Result<()> {
         self.state.problems.clear();
-        let followed = self.follow_pod_cidrs(snapshot).await;
+        let followed = self.follow_pod_cidrs(shared).await;
         self.note(followed);
-        let found = self.find_next_hops(snapshot).await;
+        let found = self.find_next_hops(shared).await;
         self.note(found);
-        block_in_place(|| self.plan_and_apply(snapshot, work))?;
-        if self.state.desired.crowded {
-            block_in_place(|| self.plan_and_apply(snapshot, work))?;
+        block_in_place(|| self.plan_and_apply(shared))?;
+        if shared.planner().desired().crowded {
+            block_in_place(|| self.plan_and_apply(shared))?;
         }
         // What follows is no part of what workloads here need: it is told, and tried again at the next repair.
-        let routes = self.put_routes(work).await;
+        let routes = self.put_routes(shared).await;
         self.note(routes);
         // A folder that is away is nobody's but its owner's to make.
-        let told = if snapshot.remembered.is_none() { self.publish_to_folder() } else { Ok(()) };
+        let is_remembered = shared.planner().snapshot().remembered.is_some();
+        let told = if !is_remembered { self.publish_to_folder() } else { Ok(()) };
         self.note(told);
         self.announce().await
     }
@@ -156,49 +150,59 @@ impl Node {
         self.state.problems.extend(result.err().map(|error| format!("{error:#}")));
     }
 
-    fn plan_and_apply(&mut self, snapshot: &Snapshot, work: &Work) -> Result<()> {
+    fn plan_and_apply(&mut self, shared: &Shared) -> Result<()> {
         let started = Instant::now();
-        let before = self.memory.clone();
-        let attached = self.attachments.attached();
         let maps = self.dataplane.maps().clone();
+        let follows = self.applier.follows();
         let room = self.applier.room(&*maps).context("cannot read the dataplane's maps")?;
-        let desired = plan(snapshot, &self.observation.facts, &attached, &room, &mut self.memory.numbers);
-        work.planned(started.elapsed());
+        let patch = {
+            let mut planner = shared.planner_mut();
+            planner.observe(&self.observation.facts, self.attachments.attached());
+            if !follows {
+                planner.distrust();
+            }
+            planner.patch(&room)
+        };
+        shared.work.planned(started.elapsed());
         // Numbers are kept before they stand in the maps, digests after the generations have moved. Where they cannot be kept
         // a restart has more to do; that is no reason to hold up policy.
-        let kept = self.remember(&before);
+        let changed = shared.planner_mut().take_changed_numbers();
+        let kept = self.memory.keep_numbers(&self.config.run_dir, shared.planner().numbers(), changed);
         self.note(kept);
         let started = Instant::now();
-        let summary = self.applier.apply(&*maps, &desired).context("cannot write the dataplane's maps")?;
-        work.applied(started.elapsed(), summary.written + summary.removed);
-        let before = self.memory.clone();
-        self.memory.digests = self.applier.digests().clone();
-        let kept = self.remember(&before);
+        let planner = shared.planner();
+        let summary =
+            self.applier.patch(&*maps, planner.desired(), &patch).context("cannot write the dataplane's maps")?;
+        self.state.planned = Some(planner.versions());
+        drop(planner);
+        shared.work.applied(started.elapsed(), summary.written + summary.removed);
+        let kept = self.memory.keep_digests(&self.config.run_dir, self.applier.digests());
         self.note(kept);
         if !summary.is_unchanged() {
             tracing::debug!(?summary, "applied a plan");
         }
         self.state.problems.extend(summary.problems);
-        self.state.desired = Arc::new(desired);
-        Ok(())
-    }
-
-    fn remember(&self, before: &Memory) -> Result<()> {
-        if self.memory != *before {
-            file::save(&memory::numbers_path(&self.config.run_dir), &self.memory)?;
-        }
         Ok(())
     }
 
     /// Native mode: routers between nodes, if any. Looked up when the nodes change, and at every look at the node.
-    async fn find_next_hops(&mut self, snapshot: &Snapshot) -> Result<()> {
-        if self.config.mode == Mode::Native {
-            let neighbours = node_addresses(snapshot);
-            if self.state.neighbours != neighbours {
-                self.observation.facts.next_hops = self.look_up_next_hops(&neighbours).await?;
-                self.state.neighbours = neighbours;
-            }
+    async fn find_next_hops(&mut self, shared: &Shared) -> Result<()> {
+        if self.config.mode != Mode::Native {
+            return Ok(());
         }
+        let (nodes, neighbours) = {
+            let planner = shared.planner();
+            let nodes = planner.versions().nodes;
+            if self.state.neighbours_of == Some(nodes) {
+                return Ok(());
+            }
+            (nodes, node_addresses(planner.snapshot()))
+        };
+        if self.state.neighbours != neighbours {
+            self.observation.facts.next_hops = self.look_up_next_hops(&neighbours).await?;
+            self.state.neighbours = neighbours;
+        }
+        self.state.neighbours_of = Some(nodes);
         Ok(())
     }
 
@@ -209,17 +213,21 @@ impl Node {
         hops.context("cannot look for the way to other nodes")
     }
 
-    async fn put_routes(&mut self, work: &Work) -> Result<()> {
-        let wanted = &self.state.desired.host_routes;
-        let same = self.state.planned_routes.as_ref() == Some(wanted);
-        if self.state.routes_stand && same {
-            return Ok(());
-        }
-        let (changes, result) = device::repair_routes(&self.observation, wanted).await;
+    async fn put_routes(&mut self, shared: &Shared) -> Result<()> {
+        let (wanted, same) = {
+            let planner = shared.planner();
+            let wanted = &planner.desired().host_routes;
+            let same = self.state.planned_routes.as_ref() == Some(wanted);
+            if self.state.routes_stand && same {
+                return Ok(());
+            }
+            (wanted.clone(), same)
+        };
+        let (changes, result) = device::repair_routes(&self.observation, &wanted).await;
         if same {
-            mended(work, Mended::Routes, changes.count());
+            mended(&shared.work, Mended::Routes, changes.count());
         }
-        self.state.planned_routes = Some(wanted.clone());
+        self.state.planned_routes = Some(wanted);
         self.state.routes_stand = result.is_ok();
         result.context("cannot set the host's routes")
     }
@@ -294,9 +302,9 @@ impl Node {
         self.state.broken_off.passes > 0 || !self.state.problems.is_empty()
     }
 
-    /// Everything that wants the operator's eye, each once.
-    fn problems(&self, snapshot: &Snapshot) -> Vec<String> {
-        let State { desired, problems, broken, guests, .. } = &self.state;
+    /// What is wrong with the node and what could not be applied, each once.
+    fn problems(&self) -> Vec<String> {
+        let State { problems, broken, guests, .. } = &self.state;
         let failed = |(id, guest): (&AttachmentId, &GuestHandle)| {
             Some(format!("DHCP and router advertisements of {id}: {}", guest.problem()?))
         };
@@ -311,38 +319,36 @@ impl Node {
         });
         let broken_off = self.state.broken_off.problem();
         let old = self.old_addresses();
-        let all = broken_off
-            .iter()
-            .chain(&snapshot.problems)
-            .chain(&self.observation.problems)
-            .chain(&desired.problems)
-            .chain(problems);
+        let all = broken_off.iter().chain(&self.observation.problems).chain(problems);
         let all = all.chain(broken).chain(&guests).chain(&unchecked).chain(&old);
         all.filter(|problem| seen.insert(*problem)).cloned().collect()
     }
 
     /// Publishes what readers see.
-    pub(super) fn publish(&self, shared: &Shared, snapshot: &Snapshot) {
+    pub(super) fn publish(&self, shared: &Shared) {
         let pools = self.attachments.pools();
-        self.events.tell(&self.state.desired.refusals);
-        let problems = self.problems(snapshot);
+        let standing = {
+            let planner = shared.planner();
+            self.events.tell(&planner.desired().refusals);
+            planner.snapshot().standing()
+        };
+        let problems = self.problems();
         let passes = &self.state.broken_off;
         shared.publish(|view| {
             view.uplink.clone_from(&self.observation.uplink.name);
             view.pod_cidrs = pools.iter().map(Pool::cidr).collect();
             view.addresses_used = pools.iter().map(|pool| (pool.used(), pool.size())).collect();
-            view.source = Some(source_state(&self.config, snapshot));
-            view.not_ready = self.not_ready(snapshot);
+            view.source = Some(source_state(&self.config, &standing));
+            view.not_ready = self.not_ready(&standing);
             view.broken_passes = passes.passes;
             view.failing = passes.failing();
             view.problems = problems;
             view.attachments = self.attachments.all().cloned().collect();
-            view.desired = self.state.desired.clone();
-            view.planned.clone_from(&self.state.planned);
+            view.planned = self.state.planned;
         });
     }
 
-    fn not_ready(&self, snapshot: &Snapshot) -> Option<String> {
+    fn not_ready(&self, snapshot: &Standing) -> Option<String> {
         if self.state.ready && self.state.announced {
             return None;
         }
@@ -356,7 +362,7 @@ impl Node {
 }
 
 /// The state of the source, for readers.
-pub(super) fn source_state(config: &Config, snapshot: &Snapshot) -> SourceState {
+pub(super) fn source_state(config: &Config, snapshot: &Standing) -> SourceState {
     SourceState {
         name: config.source.to_string(),
         synced: snapshot.synced && snapshot.remembered.is_none(),

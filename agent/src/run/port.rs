@@ -16,8 +16,8 @@ use crate::{
     config::Source,
     device::links,
     guest::{self, GuestPort},
-    model::{Attachment, Snapshot},
-    plan,
+    model::Attachment,
+    plan::Planner,
 };
 
 /// What is attached to every workload's port.
@@ -26,10 +26,10 @@ pub(super) const WORKLOAD_PROGRAMS: [Program; 2] = [Program::FromWorkload, Progr
 impl Node {
     /// Whether there is nothing to wait for: the cluster knows the attachment's pod, or it has none, or nobody else will
     /// tell of it (in a folder, a pod without a manifest is known by its attachment alone; an API server that is away).
-    pub(super) fn knows_pod(&self, id: &AttachmentId, snapshot: &Snapshot) -> bool {
+    pub(super) fn knows_pod(&self, id: &AttachmentId, planner: &Planner) -> bool {
         let pod = self.attachments.get(id).and_then(|record| record.spec.pod.as_ref());
-        let silent = matches!(self.config.source, Source::Dir(_)) || snapshot.error.is_some();
-        pod.is_none_or(|pod| silent || plan::knows_pod(snapshot, pod))
+        let silent = matches!(self.config.source, Source::Dir(_)) || planner.snapshot().error.is_some();
+        pod.is_none_or(|pod| silent || planner.knows_pod(pod))
     }
 
     /// Reserves addresses. An attachment whose link has gone may be asked for again.

@@ -13,26 +13,18 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use k8s_openapi::{
-    api::{
-        core::v1::{Namespace, Node, Pod, Service},
-        discovery::v1::EndpointSlice,
-        networking::v1::NetworkPolicy,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use weft_abi::Addr;
 
 use super::memory;
 use crate::{
     file,
-    model::{Desired, ObjectKey, Snapshot},
-    plan,
+    model::{
+        ObjectKey, Snapshot,
+        objects::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, Service},
+    },
+    plan::{self, Planner, Versions},
     serve::{Shared, View},
 };
 
@@ -46,8 +38,6 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const POLICY_INTERVAL: Duration = Duration::from_secs(1);
 /// No more than this part of the time is spent on writing.
 const PART: u32 = 20;
-/// How long a source that says nothing, not even an error, is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Path of the file.
 pub(super) fn path(state_dir: &Path) -> PathBuf {
@@ -91,24 +81,17 @@ pub(super) fn load(path: &Path, node: &str) -> Option<Snapshot> {
     })
 }
 
-fn keyed<T>(objects: Vec<T>, metadata: fn(&T) -> &ObjectMeta) -> BTreeMap<ObjectKey, Arc<T>> {
-    let key = |object: &T| {
-        let ObjectMeta { namespace, name, .. } = metadata(object);
-        ObjectKey::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default())
-    };
-    objects.into_iter().map(|object| (key(&object), Arc::new(object))).collect()
+fn keyed<T>(objects: Vec<T>, metadata: fn(&T) -> &Meta) -> BTreeMap<ObjectKey, Arc<T>> {
+    objects.into_iter().map(|object| (metadata(&object).key(), Arc::new(object))).collect()
 }
 
 /// Writes `snapshot` down.
 ///
 /// # Errors
 /// The file cannot be written, or the state is too large.
-fn save(path: &Path, node: &str, snapshot: &Snapshot, desired: &Desired) -> io::Result<()> {
-    let is_known =
-        |pod: &Pod| plan::addresses(pod).any(|address| desired.identities.contains_key(&Addr::from(address)));
-    let is_here = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
-    let all = encode(node, snapshot, |pod| is_here(pod) || is_known(pod))?;
-    let bytes = if all.len() <= MOST { all } else { encode(node, snapshot, is_here)? };
+fn save(path: &Path, node: &str, snapshot: &Snapshot) -> io::Result<()> {
+    let all = encode(node, snapshot, |_| true)?;
+    let bytes = if all.len() <= MOST { all } else { encode(node, snapshot, |pod| is_here(pod, node))? };
     if bytes.len() > MOST {
         // An older state would bring back policies that were replaced since: without any, pods start closed.
         file::gone(std::fs::remove_file(path))?;
@@ -134,44 +117,6 @@ fn encode(node: &str, snapshot: &Snapshot, is_needed: impl Fn(&Pod) -> bool) -> 
     Ok(serde_json::to_vec(&file)?)
 }
 
-/// What the source tells; until it has told everything once, and if it does not do so soon, what is remembered.
-pub(super) fn bridge(
-    mut source: watch::Receiver<Arc<Snapshot>>,
-    remembered: Option<Snapshot>,
-) -> watch::Receiver<Arc<Snapshot>> {
-    let Some(remembered) = remembered else { return source };
-    let first = source.borrow().clone();
-    let (sender, receiver) = watch::channel(first);
-    tokio::spawn(async move {
-        let deadline = Instant::now() + PATIENCE;
-        let mut remembered = Some(remembered);
-        loop {
-            let snapshot = source.borrow_and_update().clone();
-            if snapshot.synced {
-                remembered = None;
-            }
-            let is_silent = snapshot.error.is_some() || Instant::now() >= deadline;
-            let shown = match remembered.as_ref().filter(|_| is_silent) {
-                Some(known) => Arc::new(Snapshot { error: snapshot.error.clone(), ..known.clone() }),
-                None => snapshot,
-            };
-            if shown.remembered != sender.borrow().remembered {
-                tracing::info!(
-                    remembered = shown.remembered.is_some(),
-                    "whether the source has told everything has changed"
-                );
-            }
-            sender.send_replace(shown);
-            tokio::select! {
-                () = sender.closed() => return,
-                changed = source.changed() => if changed.is_err() { return },
-                () = sleep_until(deadline), if remembered.is_some() && Instant::now() < deadline => {}
-            }
-        }
-    });
-    receiver
-}
-
 /// Keeps the file up to date.
 pub(super) struct Keeper {
     pub(super) path: PathBuf,
@@ -183,20 +128,20 @@ impl Keeper {
     /// Writes for ever what has been planned, not too often.
     pub(super) async fn run(self) {
         let mut views = self.shared.views();
-        let mut last: Option<Arc<Snapshot>> = None;
+        let mut last: Option<Versions> = None;
         let (mut next, mut next_for_policies) = (Instant::now(), Instant::now());
         loop {
             let view = views.borrow_and_update().clone();
-            let fresh = planned(&view).filter(|snapshot| last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, snapshot)));
-            let policies = |snapshot: &Snapshot| last.as_ref().is_none_or(|last| last.policies != snapshot.policies);
-            let due = if fresh.is_some_and(|snapshot| policies(snapshot)) { next_for_policies } else { next };
-            if let Some(snapshot) = fresh.filter(|_| Instant::now() >= due) {
+            let fresh = planned(&view).filter(|planned| last != Some(*planned));
+            let policies = |planned: Versions| last.is_none_or(|last| last.policies != planned.policies);
+            let due = if fresh.is_some_and(policies) { next_for_policies } else { next };
+            if let Some(planned) = fresh.filter(|_| Instant::now() >= due) {
                 let started = Instant::now();
-                self.write(&view, snapshot).await;
+                self.write().await;
                 let pause = started.elapsed() * PART;
                 next = Instant::now() + pause.max(INTERVAL);
                 next_for_policies = Instant::now() + pause.max(POLICY_INTERVAL);
-                last = Some(snapshot.clone());
+                last = Some(planned);
                 continue;
             }
             tokio::select! {
@@ -208,25 +153,53 @@ impl Keeper {
 
     /// Writes what was planned last, where the source has told it.
     pub(super) async fn write_last(&self) {
-        let view = self.shared.view();
-        if let Some(snapshot) = planned(&view) {
-            self.write(&view, snapshot).await;
+        if planned(&self.shared.view()).is_some() {
+            self.write().await;
         }
     }
 
-    async fn write(&self, view: &View, snapshot: &Arc<Snapshot>) {
-        let (path, node, desired, snapshot) =
-            (self.path.clone(), self.node.clone(), view.desired.clone(), snapshot.clone());
-        let saved = tokio::task::spawn_blocking(move || save(&path, &node, &snapshot, &desired)).await;
-        if let Ok(Err(error)) = saved {
+    async fn write(&self) {
+        let (path, node, shared) = (self.path.clone(), self.node.clone(), self.shared.clone());
+        let saved = tokio::task::spawn_blocking(move || {
+            // The plan is let go before anything is written.
+            let needed = needed(&shared.planner(), &node);
+            needed.map_or(Ok(()), |needed| save(&path, &node, &needed))
+        });
+        if let Ok(Err(error)) = saved.await {
             tracing::warn!(path = %self.path.display(), %error, "cannot keep the state of the cluster for the next start");
         }
     }
 }
 
-/// What the source has told, as it was planned: a plan says which pods of it policies know.
-fn planned(view: &View) -> Option<&Arc<Snapshot>> {
-    view.planned.as_ref().filter(|snapshot| snapshot.synced && snapshot.remembered.is_none())
+/// Which state the source has told and was planned: a plan says which pods of it policies know.
+fn planned(view: &View) -> Option<Versions> {
+    view.planned.filter(|_| view.source.as_ref().is_some_and(|source| source.synced))
+}
+
+/// What the plan of this node needs; none: the source has not told it.
+fn needed(planner: &Planner, node: &str) -> Option<Snapshot> {
+    let (snapshot, desired) = (planner.snapshot(), planner.desired());
+    if !snapshot.synced || snapshot.remembered.is_some() {
+        return None;
+    }
+    let is_known =
+        |pod: &Pod| plan::addresses(pod).any(|address| desired.identities.contains_key(&Addr::from(address)));
+    let pods = snapshot.pods.iter().filter(|(_, pod)| is_here(pod, node) || is_known(pod));
+    let pods = pods.map(|(key, pod)| (key.clone(), pod.clone())).collect();
+    let Snapshot { namespaces, nodes, services, slices, policies, .. } = snapshot;
+    Some(Snapshot {
+        pods,
+        namespaces: namespaces.clone(),
+        nodes: nodes.clone(),
+        services: services.clone(),
+        slices: slices.clone(),
+        policies: policies.clone(),
+        ..Snapshot::default()
+    })
+}
+
+fn is_here(pod: &Pod, node: &str) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node)
 }
 
 #[cfg(test)]
@@ -235,6 +208,10 @@ mod tests {
     use weft_api::SourceState;
 
     use super::*;
+    use crate::{
+        model::{Deltas, Desired, News},
+        watch::{Reader, channel},
+    };
 
     fn object<T: serde::de::DeserializeOwned>(namespace: &str, name: &str, more: Value) -> (ObjectKey, Arc<T>) {
         let mut object = more;
@@ -264,6 +241,12 @@ mod tests {
         }
     }
 
+    fn planner(snapshot: &Snapshot) -> Planner {
+        let mut planner = Planner::of(desired());
+        planner.take(News { deltas: Deltas::whole(snapshot), standing: snapshot.standing(), since: None });
+        planner
+    }
+
     fn desired() -> Desired {
         let peer: std::net::IpAddr = "10.2.0.1".parse().unwrap();
         Desired { identities: [(Addr::from(peer), 1)].into(), ..Desired::default() }
@@ -274,7 +257,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = path(dir.path());
         assert!(load(&path, "here").is_none(), "no file");
-        save(&path, "here", &snapshot(), &desired()).unwrap();
+        save(&path, "here", &needed(&planner(&snapshot()), "here").unwrap()).unwrap();
         let found = load(&path, "here").unwrap();
         let names: Vec<&str> = found.pods.keys().map(|key| key.name.as_str()).collect();
         assert_eq!(names, ["mine", "peer"], "pods of this node, and those that policies know");
@@ -293,21 +276,27 @@ mod tests {
     #[tokio::test]
     async fn a_silent_source_is_waited_for_and_an_error_is_not() {
         for error in [None, Some("refused".to_owned())] {
-            let (source, receiver) = watch::channel(Arc::new(Snapshot::default()));
+            let (source, feed) = channel();
+            let tell = |snapshot: Snapshot| {
+                source.tell(std::time::Instant::now(), |deltas, standing| {
+                    (*deltas, *standing) = (Deltas::whole(&snapshot), snapshot.standing());
+                    true
+                });
+            };
             let known = Snapshot { remembered: Some(7), ..snapshot() };
-            let mut shown = bridge(receiver, Some(known));
-            assert!(!shown.borrow().synced);
+            let mut shown = Reader::new(feed.or_remembered(Some(known)));
+            assert!(!shown.now().synced);
             if error.is_some() {
-                source.send_replace(Arc::new(Snapshot { error: error.clone(), ..Snapshot::default() }));
+                tell(Snapshot { error: error.clone(), ..Snapshot::default() });
             }
-            let first = shown.wait_for(|snapshot| snapshot.synced).await.unwrap().clone();
+            let first = shown.wait_for(|snapshot| snapshot.synced).await;
             assert_eq!((first.remembered, first.policies.len(), &first.error), (Some(7), 1, &error));
-            source.send_replace(Arc::new(Snapshot { synced: true, ..Snapshot::default() }));
-            let live = shown.wait_for(|snapshot| snapshot.remembered.is_none()).await.unwrap().clone();
+            tell(Snapshot { synced: true, ..Snapshot::default() });
+            let live = shown.wait_for(|snapshot| snapshot.remembered.is_none()).await;
             assert!(live.synced && live.policies.is_empty());
             // What was remembered is over, also when the source is away again.
-            source.send_replace(Arc::new(Snapshot { synced: true, error: Some("away".into()), ..Snapshot::default() }));
-            assert!(shown.wait_for(|snapshot| snapshot.error.is_some()).await.unwrap().remembered.is_none());
+            tell(Snapshot { synced: true, error: Some("away".into()), ..Snapshot::default() });
+            assert!(shown.wait_for(|snapshot| snapshot.error.is_some()).await.remembered.is_none());
         }
     }
 
@@ -318,7 +307,11 @@ mod tests {
         let source_state = SourceState { name: "kubernetes".into(), synced: true, error: None, remembered_since: None };
         let (shared, _commands) = Shared::new(View { source: Some(source_state), ..View::default() });
         let keeper = || Keeper { path: path.clone(), node: "here".into(), shared: shared.clone() };
-        let plan = |snapshot: Snapshot| shared.publish(|view| view.planned = Some(Arc::new(snapshot)));
+        let plan = |snapshot: Snapshot| {
+            *shared.planner_mut() = planner(&snapshot);
+            let versions = shared.planner().versions();
+            shared.publish(|view| view.planned = Some(versions));
+        };
         let running = tokio::spawn(keeper().run());
         plan(snapshot());
         let written = async {
@@ -331,7 +324,7 @@ mod tests {
         // What is only remembered is not written again: it would look newer than it is.
         plan(Snapshot { remembered: Some(7), pods: BTreeMap::new(), ..snapshot() });
         keeper().write_last().await;
-        assert_eq!(load(&path, "here").unwrap().pods.len(), 1);
+        assert_eq!(load(&path, "here").unwrap().pods.len(), 2);
         plan(Snapshot { pods: BTreeMap::new(), ..snapshot() });
         keeper().write_last().await;
         assert_eq!(load(&path, "here").unwrap().pods.len(), 0);

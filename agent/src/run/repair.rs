@@ -86,7 +86,8 @@ impl Node {
         if !self.state.ready {
             return Ok(());
         }
-        let (changes, result) = device::repair_routes(&self.observation, &self.state.desired.host_routes).await;
+        let (changes, result) =
+            device::repair_routes(&self.observation, self.state.planned_routes.as_deref().unwrap_or_default()).await;
         mended(work, Mended::Routes, changes.count());
         self.state.routes_stand = result.is_ok();
         result.context("cannot set the host's routes")

@@ -11,7 +11,8 @@ use tokio::{
     },
     sync::{Semaphore, broadcast::error::RecvError},
 };
-use weft_api::{Answer, ApiError, ErrorCode, FlowEvent, MAX_REQUEST, Reply, Request};
+use weft_api::{Answer, ApiError, ErrorCode, ExplainQuery, Explanation, FlowEvent, MAX_REQUEST, Reply, Request};
+use weft_dataplane::Maps;
 
 use super::{Shared, explain, report};
 use crate::file;
@@ -94,13 +95,13 @@ async fn answer(request: Request, shared: &Shared) -> Result<Answer, ApiError> {
             weft_api::agree(oldest, newest, agent).map(|version| Answer::Hello { version, agent: agent.to_owned() })
         }
         Request::Status => report::status(shared).map(|status| Answer::Status(Box::new(status))),
-        Request::Endpoints => Ok(Answer::Endpoints(report::endpoints(&shared.view(), &shared.devices))),
-        Request::Services => Ok(Answer::Services(shared.view().desired.service_reports.clone())),
-        Request::Policies => Ok(Answer::Policies(shared.view().desired.policy_reports.clone())),
+        Request::Endpoints => Ok(Answer::Endpoints(report::endpoints(shared))),
+        Request::Services => Ok(Answer::Services(shared.planner().service_reports())),
+        Request::Policies => Ok(Answer::Policies(shared.planner().policy_reports())),
         Request::Drops => report::drops(shared).map(Answer::Drops),
         Request::Explain(query) => {
             let Some(maps) = shared.maps() else { return ready(shared).and(Err(opening())) };
-            let explained = tokio::task::block_in_place(|| explain::explain(&query, &shared.view(), &**maps));
+            let explained = tokio::task::block_in_place(|| explained(shared, &query, maps));
             explained.map(|explanation| Answer::Explanation(Box::new(explanation)))
         }
         Request::Vms => Ok(Answer::Vms(shared.devices.reports().await)),
@@ -121,6 +122,11 @@ fn ready(shared: &Shared) -> Result<(), ApiError> {
         None => Ok(()),
         Some(why) => Err(ApiError { code: ErrorCode::NotReady, message: format!("the agent is not ready: {why}") }),
     }
+}
+
+fn explained(shared: &Shared, query: &ExplainQuery, maps: &Maps) -> Result<Explanation, ApiError> {
+    let (view, planner) = (shared.view(), shared.planner());
+    explain::explain(query, &explain::Known { planner: &planner, attachments: &view.attachments }, maps)
 }
 
 fn opening() -> ApiError {

@@ -17,7 +17,8 @@ use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, ServiceKey};
 use weft_api::{FlowEvent, FlowVerdict};
 use weft_dataplane::Events;
 
-use super::{Shared, View};
+use super::Shared;
+use crate::plan::Planner;
 
 /// Events that are remembered.
 pub const REMEMBERED: usize = 4096;
@@ -71,10 +72,10 @@ pub async fn read(events: Events, shared: Arc<Shared>) -> io::Result<()> {
     let mut ifnames = Ifnames::default();
     loop {
         let mut ready = events.readable_mut().await?;
-        let (mut view, mut boot) = (shared.view(), boot_time_ns());
+        let mut boot = boot_time_ns();
         let mut count = 0_usize;
         while let Some(event) = ready.get_inner_mut().next() {
-            shared.flows.push(describe(&event, &view, boot, &mut ifnames));
+            shared.flows.push(describe(&event, &shared.planner(), boot, &mut ifnames));
             count += 1;
             if count.is_multiple_of(256) {
                 // A flood of events must not starve the rest of the agent.
@@ -83,7 +84,7 @@ pub async fn read(events: Events, shared: Arc<Shared>) -> io::Result<()> {
             if count.is_multiple_of(REMEMBERED) {
                 // Nobody could read so many: the ring drops what it cannot hold meanwhile, and counts it.
                 tokio::time::sleep(FLOOD_PAUSE).await;
-                (view, boot) = (shared.view(), boot_time_ns());
+                boot = boot_time_ns();
                 ifnames.0.clear();
             }
         }
@@ -109,9 +110,9 @@ impl Ifnames {
 }
 
 /// Makes an event readable. `boot_ns`: Unix time of the monotonic clock's zero.
-pub fn describe(event: &Event, view: &View, boot_ns: u64, ifnames: &mut Ifnames) -> FlowEvent {
+pub fn describe(event: &Event, planner: &Planner, boot_ns: u64, ifnames: &mut Ifnames) -> FlowEvent {
     let dropped = event.kind == EventKind::Drop as u8;
-    let name = |addr: &Addr| view.desired.names.get(addr).cloned();
+    let name = |addr: &Addr| planner.name(*addr);
     let key = ServiceKey { addr: event.dst, port: event.dport, protocol: event.protocol, pad: 0 };
     let has_backend = !event.backend.is_unspecified();
     FlowEvent {
@@ -126,7 +127,7 @@ pub fn describe(event: &Event, view: &View, boot_ns: u64, ifnames: &mut Ifnames)
         backend: has_backend.then(|| (event.backend.into(), u16::from_be(event.backend_port))),
         source_name: name(&event.src),
         destination_name: if has_backend { name(&event.backend) } else { name(&event.dst) },
-        service: view.desired.service_names.get(&key).cloned(),
+        service: planner.service_name(&key),
         ifname: ifnames.of(event.ifindex),
     }
 }

@@ -97,7 +97,7 @@ fn health(request: &Request<Incoming>, shared: &Shared) -> Reply {
                 http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
             }
         },
-        "/readyz" => match shared.view().unfit() {
+        "/readyz" => match shared.unfit() {
             None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
             Some(why) => http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{why}\n")),
         },

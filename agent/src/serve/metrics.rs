@@ -34,6 +34,7 @@ use crate::guest;
 pub struct Work {
     plan: Histogram,
     apply: Histogram,
+    lag: Histogram,
     failures: AtomicU64,
     writes: AtomicU64,
     mended: [AtomicU64; Mended::ALL.len()],
@@ -72,10 +73,11 @@ impl Mended {
 impl Default for Work {
     fn default() -> Self {
         let buckets = || exponential_buckets(0.000_1, 4.0, 9);
-        let (plan, apply) = (Histogram::new(buckets()), Histogram::new(buckets()));
+        let [plan, apply, lag] = [(); 3].map(|()| Histogram::new(buckets()));
         Self {
             plan,
             apply,
+            lag,
             failures: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             mended: Default::default(),
@@ -94,6 +96,11 @@ impl Work {
     pub fn applied(&self, took: Duration, writes: usize) {
         self.apply.observe(took.as_secs_f64());
         self.writes.fetch_add(writes as u64, Ordering::Relaxed);
+    }
+
+    /// So long after the source's first word of it a change stood in the maps.
+    pub fn lagged(&self, lag: Duration) {
+        self.lag.observe(lag.as_secs_f64());
     }
 
     /// So many changes put something back that others had changed.
@@ -118,6 +125,8 @@ pub async fn text(shared: std::sync::Arc<Shared>) -> Result<String, fmt::Error> 
     let mut registry = Registry::with_prefix("weft");
     registry.register("plan", "Time to plan the dataplane", shared.work.plan.clone());
     registry.register("apply", "Time to apply a plan to the maps", shared.work.apply.clone());
+    let lag = "Time from the first change of a turn being read to its last map write";
+    registry.register_with_unit("lag", lag, Unit::Seconds, shared.work.lag.clone());
     registry.register_collector(Box::new(Live { shared, vms }));
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -141,7 +150,8 @@ impl Collector for Live {
 
 impl Live {
     fn encode_state(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
-        let view = self.shared.view();
+        let (view, problems) = (self.shared.view(), self.shared.problems().len());
+        let planner = self.shared.planner();
         let synced = view.source.as_ref().is_some_and(|source| source.synced);
         let answers = view.source.as_ref().is_some_and(|source| source.error.is_none());
         gauge(encoder, "ready", "Whether CNI requests are served", i64::from(view.not_ready.is_none()))?;
@@ -151,12 +161,13 @@ impl Live {
         let help = "Whether the agent runs on the state that an earlier run has left";
         gauge(encoder, "source_remembered", help, i64::from(remembered))?;
         gauge(encoder, "endpoints", "Attachments of this node", count(view.attachments.len()))?;
-        gauge(encoder, "services", "Service frontends programmed", count(view.desired.services.len()))?;
-        gauge(encoder, "policies", "NetworkPolicies compiled", count(view.desired.policy_reports.len()))?;
-        gauge(encoder, "problems", "Problems that `weft status` shows", count(view.problems.len()))?;
+        gauge(encoder, "services", "Service frontends programmed", count(planner.desired().services.len()))?;
+        gauge(encoder, "policies", "NetworkPolicies compiled", count(planner.policy_count()))?;
+        gauge(encoder, "problems", "Problems that `weft status` shows", count(problems))?;
         let refused = |kind| {
             count(
-                view.desired
+                planner
+                    .desired()
                     .refusals
                     .iter()
                     .filter(|refusal| refusal.kind == kind)
@@ -171,7 +182,7 @@ impl Live {
             encoder,
             "workloads_closed",
             "Workloads closed because their policies do not fit",
-            count(view.desired.closed.len()),
+            count(planner.desired().closed.len()),
         )?;
         gauge(
             encoder,

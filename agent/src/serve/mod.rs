@@ -2,7 +2,8 @@
 //! What the agent shows: the local API, flow events, health and metrics.
 //!
 //! Requests that change something go to the engine ([`crate::run`]) one after the other; everything else is answered from
-//! the [`View`] that the engine publishes, so that a slow reader never holds it up.
+//! the [`View`] that the engine publishes and from the plan as it stands ([`Shared::planner`]), which is let go before the
+//! answer is sent: a slow reader never holds the engine up.
 
 pub mod api;
 mod encode;
@@ -17,8 +18,9 @@ mod tests;
 mod vms;
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -30,12 +32,16 @@ use weft_api::{Answer, ApiError, Request, SourceState};
 use weft_dataplane::Maps;
 
 use crate::{
-    model::{Attachment, Desired, Snapshot},
+    model::Attachment,
+    plan::{Planner, Versions},
     vhost::Board,
 };
 
 /// A request for the engine, and where its answer goes.
 pub type Command = (Request, oneshot::Sender<Result<Answer, ApiError>>);
+
+/// A turn of the engine takes milliseconds, the first one of a large cluster seconds: one that takes longer ends readiness.
+const STUCK: Duration = Duration::from_secs(20);
 
 /// How many requests may wait for the engine.
 pub const COMMANDS: usize = 1024;
@@ -61,14 +67,12 @@ pub struct View {
     pub broken_passes: u32,
     /// Why the node should get no new workloads although requests are served: the dataplane follows the cluster no more.
     pub failing: Option<String>,
-    /// Objects refused by the source, what the plan left out, what could not be applied.
+    /// What could not be applied, and what is wrong with the node; see [`Shared::problems`] for all.
     pub problems: Vec<String>,
     /// Every attachment.
     pub attachments: Vec<Attachment>,
-    /// The plan that was applied last.
-    pub desired: Arc<Desired>,
-    /// What it was made of; none before the first one.
-    pub planned: Option<Arc<Snapshot>>,
+    /// Which state of the cluster was applied last; none before the first one.
+    pub planned: Option<Versions>,
 }
 
 impl View {
@@ -83,6 +87,7 @@ impl View {
 #[derive(Debug)]
 pub struct Shared {
     view: watch::Sender<Arc<View>>,
+    planner: RwLock<Planner>,
     commands: mpsc::Sender<Command>,
     /// Flow events.
     pub flows: flows::Flows,
@@ -100,9 +105,16 @@ impl Shared {
     /// With a first view; also gives the end from which the engine takes its requests.
     #[must_use]
     pub fn new(view: View) -> (Arc<Self>, mpsc::Receiver<Command>) {
+        Self::with(view, Planner::default())
+    }
+
+    /// As [`Shared::new`], with a planner that goes on where an earlier run has left.
+    #[must_use]
+    pub fn with(view: View, planner: Planner) -> (Arc<Self>, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let shared = Self {
             view: watch::Sender::new(Arc::new(view)),
+            planner: RwLock::new(planner),
             commands,
             flows: flows::Flows::default(),
             devices: Board::default(),
@@ -129,6 +141,33 @@ impl Shared {
     /// Changes the view.
     pub fn publish(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| change(Arc::make_mut(view)));
+    }
+
+    /// The plan as it stands. Whoever reads it holds the engine up: ask it, and let it go.
+    pub fn planner(&self) -> RwLockReadGuard<'_, Planner> {
+        self.planner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plan, for the engine alone.
+    pub fn planner_mut(&self) -> RwLockWriteGuard<'_, Planner> {
+        self.planner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything that wants the operator's eye, each once: the node's, the source's, the plan's.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let (view, planner) = (self.view(), self.planner());
+        let all = view.problems.iter().chain(&planner.snapshot().problems).cloned().chain(planner.problems());
+        let mut seen = BTreeSet::new();
+        all.filter(|problem| seen.insert(problem.clone())).collect()
+    }
+
+    /// Why readiness is not given: see [`View::unfit`], or a turn of the engine takes too long.
+    #[must_use]
+    pub fn unfit(&self) -> Option<String> {
+        let stuck = self.since_beat().filter(|since| *since > STUCK);
+        let stuck = stuck.map(|since| format!("the engine has not finished a turn for {} s", since.as_secs()));
+        self.view().unfit().map(str::to_owned).or(stuck)
     }
 
     /// The engine works.

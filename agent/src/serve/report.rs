@@ -6,7 +6,10 @@ use weft_api::{ApiError, DropReport, EndpointReport, ErrorCode, MapReport, Sourc
 use weft_dataplane::Error;
 
 use super::{Shared, View};
-use crate::{model::Attachment, vhost::Board};
+use crate::{
+    model::{Attachment, Desired},
+    vhost::Board,
+};
 
 /// `weft status`.
 ///
@@ -23,7 +26,8 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
         max_entries: map.max_entries.into(),
         bytes: map.bytes,
     });
-    let View { node, mode, uplink, pod_cidrs, addresses_used, source, not_ready, problems, .. } = View::clone(&view);
+    let View { node, mode, uplink, pod_cidrs, addresses_used, source, not_ready, .. } = View::clone(&view);
+    let (problems, routes) = (shared.problems(), shared.planner().desired().route_reports.clone());
     Ok(StatusReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api_version: weft_api::API_VERSION,
@@ -40,7 +44,7 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
         uplink,
         not_ready,
         uptime_seconds: shared.started.elapsed().as_secs(),
-        routes: view.desired.route_reports.clone(),
+        routes,
         maps: maps.collect(),
         problems,
         events_lost,
@@ -49,22 +53,20 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
 
 /// `weft endpoints`.
 #[must_use]
-pub fn endpoints(view: &View, devices: &Board) -> Vec<EndpointReport> {
-    view.attachments.iter().map(|attachment| endpoint(attachment, view, devices)).collect()
+pub fn endpoints(shared: &Shared) -> Vec<EndpointReport> {
+    let (view, planner) = (shared.view(), shared.planner());
+    view.attachments.iter().map(|attachment| endpoint(attachment, planner.desired(), &shared.devices)).collect()
 }
 
-fn endpoint(attachment: &Attachment, view: &View, devices: &Board) -> EndpointReport {
+fn endpoint(attachment: &Attachment, desired: &Desired, devices: &Board) -> EndpointReport {
     let Attachment { spec, allocation, link } = attachment;
-    let (ingress_policies, egress_policies) =
-        view.desired.isolation.get(&spec.id.to_string()).cloned().unwrap_or_default();
+    let (ingress_policies, egress_policies) = desired.isolation.get(&spec.id.to_string()).cloned().unwrap_or_default();
     let ifindex = link.as_ref().map_or(0, |link| link.ifindex);
     let state = match link {
         None => "reserved: no link yet".to_owned(),
-        Some(_) if !view.desired.ports.contains_key(&ifindex) => {
-            "not programmed: see problems in `weft status`".to_owned()
-        }
-        Some(_) if view.desired.closed.contains_key(&spec.id.to_string()) => {
-            format!("closed: {}", view.desired.closed[&spec.id.to_string()])
+        Some(_) if !desired.ports.contains_key(&ifindex) => "not programmed: see problems in `weft status`".to_owned(),
+        Some(_) if desired.closed.contains_key(&spec.id.to_string()) => {
+            format!("closed: {}", desired.closed[&spec.id.to_string()])
         }
         Some(_) => devices.get(&spec.id).map_or_else(|| "ready".to_owned(), |device| device.state.to_string()),
     };

@@ -15,7 +15,7 @@ use weft_api::{
 };
 
 use super::{Command, Shared, View, api, flows};
-use crate::model::Desired;
+use crate::{model::Desired, plan::Planner};
 
 mod health;
 
@@ -29,9 +29,13 @@ struct Server {
 }
 
 fn serve(view: View) -> Server {
+    serve_plan(view, Planner::default())
+}
+
+fn serve_plan(view: View, planner: Planner) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("below/agent.sock");
-    let (shared, commands) = Shared::new(view);
+    let (shared, commands) = Shared::with(view, planner);
     tokio::spawn(api::serve(api::listen(&socket).unwrap(), shared.clone()));
     Server { shared, commands, socket, _dir: dir }
 }
@@ -81,7 +85,7 @@ async fn readers_are_answered_from_the_view() {
         state: "enforced".into(),
     };
     let desired = Desired { policy_reports: vec![policy.clone()], ..Desired::default() };
-    let server = serve(View { node: "n1".into(), desired: Arc::new(desired), ..View::default() });
+    let server = serve_plan(View { node: "n1".into(), ..View::default() }, Planner::of(desired));
     assert!(matches!(call(&server, Request::Ready).await, Ok(Answer::Done)));
     assert!(matches!(call(&server, Request::Policies).await, Ok(Answer::Policies(p)) if p == [policy]));
     assert!(matches!(call(&server, Request::Status).await, Ok(Answer::Status(s)) if s.node == "n1"));
@@ -263,7 +267,6 @@ fn an_event_is_named() {
         service_names: [(key, "default/web".to_owned())].into(),
         ..Desired::default()
     };
-    let view = View { desired: Arc::new(desired), ..View::default() };
     let raw = Event {
         time_ns: 5,
         ifindex: 1,
@@ -278,7 +281,7 @@ fn an_event_is_named() {
         reason: DropReason::PolicyIngress as u8,
         ..Event::default()
     };
-    let event = flows::describe(&raw, &view, 100, &mut flows::Ifnames::default());
+    let event = flows::describe(&raw, &Planner::of(desired), 100, &mut flows::Ifnames::default());
     assert_eq!((event.time_ns, event.verdict, event.reason.as_str()), (105, FlowVerdict::Dropped, "policy-ingress"));
     assert_eq!(event.source_name.as_deref(), Some("default/client"));
     assert_eq!(event.destination_name.as_deref(), Some("default/server"));

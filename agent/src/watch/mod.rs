@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Keeps a [`Snapshot`] of the cluster up to date, from the API server or from a folder of manifests. After this room
+//! Tells what changes in the cluster, from the API server or from a folder of manifests. After this room
 //! nobody knows which of the two it was.
 
-use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
-use crate::model::{ObjectKey, Snapshot};
+use crate::model::ObjectKey;
 
 pub mod dir;
+mod feed;
 pub mod kubernetes;
 
-/// Changes that come within this time of the first one are told as one.
-const COALESCE: Duration = Duration::from_millis(10);
+pub use feed::Feed;
+#[cfg(test)]
+pub(crate) use feed::Reader;
+pub(crate) use feed::{Teller, channel};
 
 /// Where objects come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -55,20 +57,19 @@ pub struct NodeRecord {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Starts to watch; must be called within a tokio runtime. The first value is an empty, unsynced snapshot; afterwards every
-/// value is whole and consistent in itself. It ends when every receiver is gone.
+/// Starts to watch; must be called within a tokio runtime. It ends when the feed is dropped.
 ///
-/// What goes wrong never ends it: [`Snapshot::error`] says why the source does not answer, [`Snapshot::problems`] which
-/// objects were refused, and the last good state stays.
+/// What goes wrong never ends it: [`crate::model::Standing::error`] says why the source does not answer,
+/// [`crate::model::Standing::problems`] which objects were refused, and the last good state stays.
 #[must_use]
-pub fn start(source: Source, node: &str) -> watch::Receiver<Arc<Snapshot>> {
-    let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
+pub fn start(source: Source, node: &str) -> Feed {
+    let (teller, feed) = channel();
     tracing::info!(%source, node, "watching");
     match source {
-        Source::Kubernetes(server) => drop(tokio::spawn(kubernetes::run(server, sender))),
-        Source::Dir(path) => drop(tokio::spawn(dir::run(path, sender))),
+        Source::Kubernetes(server) => drop(tokio::spawn(kubernetes::run(server, teller))),
+        Source::Dir(path) => drop(tokio::spawn(dir::run(path, teller))),
     }
-    receiver
+    feed
 }
 
 /// The key of an object with this metadata.

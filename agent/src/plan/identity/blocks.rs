@@ -12,7 +12,7 @@ use super::{Match, MatchSets, Meaning, SetId, Terms, TooMuch};
 use crate::plan::address::covers_mapped;
 
 /// The sets of all prefixes at which the addresses of any term begin or end.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Blocks {
     sets: BTreeMap<IpNet, SetId>,
     /// Prefix lengths that occur, longest first, of IPv4 and of IPv6.
@@ -23,7 +23,7 @@ impl Blocks {
     /// Walks the prefixes from the widest to the narrowest: each has the set of its parent, with the terms that begin at it
     /// and without those that end. Prefixes that change nothing get no entry.
     pub(super) fn new(
-        terms: &Terms<'_>,
+        terms: &Terms,
         sets: &mut MatchSets,
         prefixes: &mut BTreeMap<IpNet, Meaning>,
     ) -> Result<Self, TooMuch> {
@@ -63,7 +63,7 @@ impl Blocks {
 /// By prefix: which terms begin (true) or end there, by their places in order.
 type Borders = BTreeMap<IpNet, Vec<(u32, bool)>>;
 
-fn borders(terms: &Terms<'_>, sets: &mut MatchSets) -> Result<Borders, TooMuch> {
+fn borders(terms: &Terms, sets: &mut MatchSets) -> Result<Borders, TooMuch> {
     let mut borders = Borders::new();
     for (place, _, region) in terms.iter() {
         let Some(region) = region else { continue };

@@ -4,13 +4,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 use super::{Match, MatchSets, SetId, Terms, TooMuch};
 use crate::{
     model::{ObjectKey, Snapshot},
     plan::{
-        pods::{Owners, PodPort},
+        pods::{Owners, PodEntry, PodPort},
         policy::{
             isolation::resolve,
             peers::{NamedPort, PeerTerm, PodPeer},
@@ -28,16 +29,24 @@ pub(crate) struct PodGroup<'a> {
     pub(super) addresses: Vec<IpAddr>,
 }
 
+impl<'a> PodGroup<'a> {
+    /// One pod for itself.
+    pub(super) fn of(pod: PodEntry<'a>) -> Self {
+        let (namespace, labels, ports) = (pod.key.namespace.as_str(), pod.labels(), pod.named_ports());
+        Self { namespace, labels, ports, addresses: Vec::new() }
+    }
+}
+
 /// All pods that have an address, by what terms may ask of them.
 #[derive(Debug, Default)]
 pub(crate) struct PodGroups<'a>(Vec<PodGroup<'a>>);
 
 impl<'a> PodGroups<'a> {
     /// Sorts the pods; none where no term of `terms` is about pods.
-    pub(crate) fn new(owners: &Owners<'a>, terms: &Terms<'_>) -> Self {
+    pub(crate) fn new(owners: &Owners<'a>, terms: &Terms) -> Self {
         let of_pods = |named: bool| {
             let mut terms = terms.iter().map(|(_, term, _)| term);
-            terms.any(|term| matches!(term, PeerTerm::Pods { named: port, .. } if !named || port.is_some()))
+            terms.any(|term| matches!(&**term, PeerTerm::Pods { named: port, .. } if !named || port.is_some()))
         };
         if !of_pods(false) {
             return Self::default();
@@ -64,53 +73,72 @@ impl<'a> PodGroups<'a> {
     }
 }
 
-/// A term about pods, with its place.
-type PodTerm<'a> = (u32, &'a PodPeer, Option<&'a NamedPort>);
-
 /// The terms that each pod matches.
-pub(super) struct PodMatcher<'a> {
-    snapshot: &'a Snapshot,
-    terms: Vec<PodTerm<'a>>,
-    /// The terms that can mean a pod of a namespace, and how much work it is to ask them all.
-    by_namespace: BTreeMap<&'a str, (Vec<PodTerm<'a>>, usize)>,
+#[derive(Debug, Default)]
+pub(super) struct PodMatcher {
+    /// Those about pods, by their places.
+    terms: Vec<(u32, Arc<PeerTerm>)>,
+    by_namespace: BTreeMap<String, OfNamespace>,
     // Looked up only, never iterated.
     unions: HashMap<(SetId, SetId), SetId>,
 }
 
-impl<'a> PodMatcher<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, terms: &Terms<'a>) -> Self {
-        let of_pods = terms.iter().filter_map(|(place, term, _)| match term {
-            PeerTerm::Pods { peer, named } => Some((place, peer, named.as_ref())),
-            PeerTerm::Blocks { .. } => None,
-        });
-        Self { snapshot, terms: of_pods.collect(), by_namespace: BTreeMap::new(), unions: HashMap::new() }
+/// The terms that can mean a pod of a namespace, as places in [`PodMatcher::terms`], and how much work it is to ask them all.
+#[derive(Debug)]
+struct OfNamespace {
+    terms: Vec<usize>,
+    cost: usize,
+}
+
+fn parts(term: &PeerTerm) -> Option<(&PodPeer, Option<&NamedPort>)> {
+    match term {
+        PeerTerm::Pods { peer, named } => Some((peer, named.as_ref())),
+        PeerTerm::Blocks { .. } => None,
+    }
+}
+
+impl PodMatcher {
+    pub(super) fn new(terms: &Terms) -> Self {
+        let of_pods = terms.iter().filter(|(_, term, _)| parts(term).is_some());
+        let terms = of_pods.map(|(place, term, _)| (place, term.clone())).collect();
+        Self { terms, by_namespace: BTreeMap::new(), unions: HashMap::new() }
+    }
+
+    /// A namespace has other labels now.
+    pub(super) fn forget(&mut self, namespace: &str) {
+        self.by_namespace.remove(namespace);
     }
 
     /// The set of a group's terms.
-    pub(super) fn matches(&mut self, group: &PodGroup<'a>, sets: &mut MatchSets) -> Result<SetId, TooMuch> {
+    pub(super) fn matches(
+        &mut self,
+        snapshot: &Snapshot,
+        group: &PodGroup<'_>,
+        sets: &mut MatchSets,
+    ) -> Result<SetId, TooMuch> {
         if !self.by_namespace.contains_key(group.namespace) {
-            sets.step(self.terms.iter().map(|(_, peer, _)| peer.namespaces.cost()).sum())?;
-            let found = self.terms_of(group.namespace);
-            let cost = found.iter().map(|(_, peer, _)| peer.pods.cost()).sum();
-            self.by_namespace.insert(group.namespace, (found, cost));
+            let peers = || self.terms.iter().filter_map(|(_, term)| Some(parts(term)?.0));
+            sets.step(peers().map(|peer| peer.namespaces.cost()).sum())?;
+            let labels = namespace_labels(snapshot, group.namespace);
+            let meant = |peer: &PodPeer| peer.namespaces.matches(group.namespace, labels.as_ref());
+            let terms: Vec<usize> = peers().enumerate().filter(|(_, peer)| meant(peer)).map(|(at, _)| at).collect();
+            let costs = terms.iter().filter_map(|at| Some(parts(&self.terms[*at].1)?.0.pods.cost()));
+            let found = OfNamespace { cost: costs.sum(), terms };
+            self.by_namespace.insert(group.namespace.to_owned(), found);
         }
-        let (terms, cost) = self.by_namespace.get(group.namespace).map_or((&[][..], 0), |(terms, cost)| (terms, *cost));
-        sets.step(cost)?;
+        let Some(OfNamespace { terms, cost }) = self.by_namespace.get(group.namespace) else { return Ok(0) };
+        sets.step(*cost)?;
         let mut set: Vec<Match> = Vec::new();
-        for (place, _, named) in terms.iter().filter(|(_, peer, _)| peer.pods.matches(group.labels)) {
-            match named {
-                None => set.push((*place, 0)),
-                Some(named) => set.extend(resolve(named, &group.ports).into_iter().map(|port| (*place, port))),
+        for (place, term) in terms.iter().map(|at| &self.terms[*at]) {
+            match parts(term) {
+                Some((peer, named)) if peer.pods.matches(group.labels) => match named {
+                    None => set.push((*place, 0)),
+                    Some(named) => set.extend(resolve(named, &group.ports).into_iter().map(|port| (*place, port))),
+                },
+                _ => {}
             }
         }
         sets.intern(set)
-    }
-
-    /// The terms that can mean a pod of this namespace.
-    fn terms_of(&self, namespace: &str) -> Vec<PodTerm<'a>> {
-        let labels = namespace_labels(self.snapshot, namespace);
-        let meant = |(_, peer, _): &&PodTerm<'a>| peer.namespaces.matches(namespace, labels.as_ref());
-        self.terms.iter().filter(meant).copied().collect()
     }
 
     pub(super) fn union(&mut self, a: SetId, b: SetId, sets: &mut MatchSets) -> Result<SetId, TooMuch> {
@@ -130,7 +158,7 @@ impl<'a> PodMatcher<'a> {
 /// A namespace's labels; `kubernetes.io/metadata.name` is always among them (KEP-2161). None: it is not known.
 fn namespace_labels(snapshot: &Snapshot, name: &str) -> Option<Labels> {
     let namespace = snapshot.namespaces.get(&ObjectKey::new("", name))?;
-    let mut labels = namespace.metadata.labels.clone().unwrap_or_default();
+    let mut labels = namespace.metadata.labels.as_deref().cloned().unwrap_or_default();
     labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
     Some(labels)
 }

@@ -13,7 +13,7 @@ use weft_abi::{ANY_IDENTITY, Addr, CidrKey, PortRule, RULES_PER_CHUNK, RuleKey, 
 use crate::plan::{
     address::cidr_key,
     digest::Digest,
-    identity::{Identities, Meaning, SetId, Terms},
+    identity::{Identities, Match, Meaning, SetId, Terms},
     policy::{
         isolation::{Forms, PolicySet},
         peers::{Block, NamedPort, Peer, PeerTerm, PodPeer},
@@ -32,9 +32,9 @@ pub(crate) struct Allowed {
     /// To any peer.
     pub(crate) any: Vec<PortRule>,
     /// By peer. For a peer at a named port the list is empty: the port is part of the match.
-    pub(crate) peers: BTreeMap<PeerTerm, Vec<PortRule>>,
+    pub(crate) peers: BTreeMap<Arc<PeerTerm>, Vec<PortRule>>,
     /// The addresses of the terms of blocks.
-    pub(crate) regions: BTreeMap<PeerTerm, Arc<Region>>,
+    pub(crate) regions: BTreeMap<Arc<PeerTerm>, Arc<Region>>,
     /// The longest list of ports that was cut: more than [`MAX_RULES`] for one peer fit nowhere.
     overflow: Option<usize>,
 }
@@ -44,13 +44,7 @@ type BlocksByPorts<'f> = BTreeMap<Vec<PortRule>, BTreeSet<&'f Block>>;
 
 impl Allowed {
     /// Unites the rules of all policies of the set that is called `name`.
-    pub(crate) fn by(
-        set: &PolicySet<'_>,
-        name: &str,
-        direction: Direction,
-        forms: &Forms<'_>,
-        regions: &mut Regions,
-    ) -> Self {
+    pub(crate) fn by(set: &PolicySet, name: &str, direction: Direction, forms: &Forms, regions: &mut Regions) -> Self {
         let mut allowed = Self::default();
         let mut blocks = BlocksByPorts::new();
         for rule in set.policies.iter().filter_map(|key| forms.get(key)?.rules_of(direction)).flatten() {
@@ -64,7 +58,7 @@ impl Allowed {
         }
         allowed.any = ports::merge(allowed.any);
         for (ports, blocks) in blocks {
-            let term = PeerTerm::Blocks { set: name.to_owned(), ports: ports.clone() };
+            let term = Arc::new(PeerTerm::Blocks { set: name.to_owned(), ports: ports.clone() });
             allowed.regions.insert(term.clone(), regions.of(&blocks));
             allowed.peers.insert(term, ports);
         }
@@ -91,7 +85,7 @@ impl Allowed {
         for peer in peers {
             if let Peer::Pods(peer) = peer {
                 let term = PeerTerm::Pods { peer: peer.clone(), named: None };
-                self.peers.entry(term).or_default().extend(&ports);
+                self.peers.entry(Arc::new(term)).or_default().extend(&ports);
             }
         }
         let mut of_rule =
@@ -112,13 +106,13 @@ impl Allowed {
             let Peer::Pods(peer) = peer else { continue };
             for named in &rule.named {
                 let term = PeerTerm::Pods { peer: peer.clone(), named: Some(named.clone()) };
-                self.peers.entry(term).or_default();
+                self.peers.entry(Arc::new(term)).or_default();
             }
         }
     }
 }
 
-fn ingress_ports(rule: &Rule, set: &PolicySet<'_>) -> Vec<PortRule> {
+fn ingress_ports(rule: &Rule, set: &PolicySet) -> Vec<PortRule> {
     let resolved = rule.named.iter().flat_map(|name| {
         let numbers = set.named.get(name).into_iter().flatten();
         numbers.map(|number| single(name, *number))
@@ -145,7 +139,7 @@ pub(crate) struct Compiled {
 pub(crate) type Containing = Vec<Vec<(SetId, u16)>>;
 
 /// Turns the identities around.
-pub(crate) fn containing(identities: &Identities, terms: &Terms<'_>) -> Containing {
+pub(crate) fn containing(identities: &Identities, terms: &Terms) -> Containing {
     let mut containing = vec![Vec::new(); terms.len()];
     for set in &identities.used {
         for (term, port) in identities.sets.get(*set) {
@@ -156,25 +150,19 @@ pub(crate) fn containing(identities: &Identities, terms: &Terms<'_>) -> Containi
 }
 
 /// Compiles one policy set; none: it has more than `most` chunks.
-pub(crate) fn compile(allowed: &Allowed, terms: &Terms<'_>, containing: &Containing, most: usize) -> Option<Compiled> {
+pub(crate) fn compile(allowed: &Allowed, terms: &Terms, containing: &Containing, most: usize) -> Option<Compiled> {
     let mut found: Vec<(SetId, &PeerTerm, &[PortRule], u16)> = Vec::new();
     for (term, ports) in &allowed.peers {
         let sets = terms.place(term).map_or(&[][..], |place| &containing[place as usize]);
-        found.extend(sets.iter().map(|(set, port)| (*set, term, ports.as_slice(), *port)));
+        found.extend(sets.iter().map(|(set, port)| (*set, &**term, ports.as_slice(), *port)));
     }
     found.sort_unstable_by_key(|(set, ..)| *set);
     let mut compiled = Compiled { overflow: allowed.overflow, ..Compiled::default() };
     compiled.any = compiled.fit(allowed.any.clone());
     let mut chunks = compiled.any.len().div_ceil(RULES_PER_CHUNK);
     for of_set in found.chunk_by(|one, other| one.0 == other.0) {
-        let mut list = Vec::new();
-        for (_, term, ports, port) in of_set {
-            match term {
-                PeerTerm::Pods { named: Some(name), .. } => list.push(single(name, *port)),
-                _ => list.extend_from_slice(ports),
-            }
-        }
-        let list = compiled.fit(ports::beyond(ports::merge(list), &allowed.any));
+        let found = of_set.iter().map(|(_, term, ports, port)| (*term, *ports, *port));
+        let list = compiled.fit(list_of(found, allowed));
         chunks += list.len().div_ceil(RULES_PER_CHUNK);
         if chunks > most {
             return None;
@@ -187,7 +175,55 @@ pub(crate) fn compile(allowed: &Allowed, terms: &Terms<'_>, containing: &Contain
     Some(compiled)
 }
 
+/// The ports that some terms allow together, each with its ports and the one that the peer's pod gives to its name.
+fn list_of<'a>(terms: impl Iterator<Item = (&'a PeerTerm, &'a [PortRule], u16)>, allowed: &Allowed) -> Vec<PortRule> {
+    let mut list = Vec::new();
+    for (term, ports, port) in terms {
+        match term {
+            PeerTerm::Pods { named: Some(name), .. } => list.push(single(name, port)),
+            _ => list.extend_from_slice(ports),
+        }
+    }
+    ports::beyond(ports::merge(list), &allowed.any)
+}
+
 impl Compiled {
+    /// Adds a set of matches that came into use. False: what it allows does not fit whole.
+    pub(crate) fn add(&mut self, set: SetId, matches: &[Match], allowed: &Allowed, terms: &Terms) -> bool {
+        let found = matches.iter().filter_map(|(place, port)| {
+            let (term, ports) = allowed.peers.get_key_value(terms.at(*place)?)?;
+            Some((&**term, ports.as_slice(), *port))
+        });
+        let list = list_of(found, allowed);
+        let fits = list.len() <= MAX_RULES;
+        if fits && !list.is_empty() {
+            self.chunks += list.len().div_ceil(RULES_PER_CHUNK);
+            self.by_set.insert(set, list);
+        }
+        fits
+    }
+
+    /// Takes a set of matches out that is out of use.
+    pub(crate) fn remove(&mut self, set: SetId) {
+        if let Some(list) = self.by_set.remove(&set) {
+            self.chunks -= list.len().div_ceil(RULES_PER_CHUNK);
+        }
+    }
+
+    /// The rules of one set of matches under the numbers of both.
+    pub(crate) fn rules_of(&self, set: SetId, policy: u32, identity: u32) -> BTreeMap<RuleKey, Rules> {
+        let mut rules = BTreeMap::new();
+        if identity != WORLD_IDENTITY {
+            write_chunks(policy, identity, self.of(set), &mut rules);
+        }
+        rules
+    }
+
+    /// Whether a meaning counts for its digest.
+    pub(crate) fn tells_apart(&self, meaning: &Meaning) -> bool {
+        self.of(meaning.set) != self.of(meaning.otherwise)
+    }
+
     /// What is too much for the programs is left out: closed, not open.
     fn fit(&mut self, mut list: Vec<PortRule>) -> Vec<PortRule> {
         if list.len() > MAX_RULES {
@@ -217,7 +253,7 @@ impl Compiled {
     /// list of ports that holds for them, where it differs from what holds around them.
     pub(crate) fn digest(&self, places: &Places) -> u64 {
         let mut sums: BTreeMap<&[PortRule], u64> = BTreeMap::new();
-        for (meaning, sum) in &places.0 {
+        for (meaning, (sum, _)) in &places.0 {
             let (inside, outside) = (self.of(meaning.set), self.of(meaning.otherwise));
             if inside != outside {
                 let total = sums.entry(inside).or_default();
@@ -234,9 +270,9 @@ impl Compiled {
     }
 }
 
-/// Digests of all addresses and prefixes of one meaning, added up.
+/// Digests of all addresses and prefixes of one meaning, added up, and how many they are.
 #[derive(Debug, Default)]
-pub(crate) struct Places(BTreeMap<Meaning, u64>);
+pub(crate) struct Places(BTreeMap<Meaning, (u64, usize)>);
 
 impl Places {
     pub(crate) fn of(identities: &Identities) -> Self {
@@ -250,12 +286,26 @@ impl Places {
         places
     }
 
-    fn add(&mut self, meaning: Meaning, net: IpNet) {
-        let CidrKey { prefix_len, addr: Addr([a, b, c, d]) } = cidr_key(net);
-        let words = [prefix_len.to_le(), a, b, c, d].map(u32::to_ne_bytes);
-        let sum = self.0.entry(meaning).or_default();
-        *sum = sum.wrapping_add(Digest::spread(words.as_flattened()));
+    pub(crate) fn add(&mut self, meaning: Meaning, net: IpNet) {
+        let (sum, count) = self.0.entry(meaning).or_default();
+        *sum = sum.wrapping_add(spread(net));
+        *count += 1;
     }
+
+    pub(crate) fn remove(&mut self, meaning: Meaning, net: IpNet) {
+        let Some((sum, count)) = self.0.get_mut(&meaning) else { return };
+        *sum = sum.wrapping_sub(spread(net));
+        *count -= 1;
+        if *count == 0 {
+            self.0.remove(&meaning);
+        }
+    }
+}
+
+fn spread(net: IpNet) -> u64 {
+    let CidrKey { prefix_len, addr: Addr([a, b, c, d]) } = cidr_key(net);
+    let words = [prefix_len.to_le(), a, b, c, d].map(u32::to_ne_bytes);
+    Digest::spread(words.as_flattened())
 }
 
 fn write_list(digest: &mut Digest, list: &[PortRule]) {

@@ -40,13 +40,13 @@ pub(super) struct Candidate<'c> {
 
 /// Sets that fit together, compiled.
 #[derive(Debug, Default)]
-pub(super) struct Choice {
-    pub(super) identities: Identities,
-    pub(super) compiled: BTreeMap<SetKey, Compiled>,
+pub(crate) struct Choice {
+    pub(crate) identities: Identities,
+    pub(crate) compiled: BTreeMap<SetKey, Compiled>,
     /// The others, and why.
-    pub(super) closed: BTreeMap<SetKey, Shortage>,
+    pub(crate) closed: BTreeMap<SetKey, Shortage>,
     /// Some of them fit once what goes with this plan is gone.
-    pub(super) crowded: bool,
+    pub(crate) crowded: bool,
 }
 
 /// What there is not enough of.

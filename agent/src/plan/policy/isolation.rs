@@ -15,19 +15,19 @@ use crate::{
 };
 
 /// Every policy by its key.
-pub(crate) type Forms<'a> = BTreeMap<&'a ObjectKey, PolicyForm>;
+pub(crate) type Forms = BTreeMap<ObjectKey, PolicyForm>;
 
 /// One direction of one combination of selecting policies; shared by all workloads that have it.
-#[derive(Debug, Default)]
-pub(crate) struct PolicySet<'a> {
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct PolicySet {
     /// The policies, by key. None at all: everything is denied (the workload's pod is not known).
-    pub(crate) policies: Vec<&'a ObjectKey>,
+    pub(crate) policies: Vec<ObjectKey>,
     /// How the selected pod numbers the ports that ingress rules name.
     pub(crate) named: BTreeMap<NamedPort, BTreeSet<u16>>,
 }
 
 /// The sets that isolate one workload; none: not isolated that way.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Isolated {
     pub(crate) ingress: Option<SetKey>,
     pub(crate) egress: Option<SetKey>,
@@ -37,31 +37,32 @@ pub(crate) struct Isolated {
 pub(crate) type SetKey = (Direction, String);
 
 /// Who is isolated by what.
-#[derive(Debug, Default)]
-pub(crate) struct Isolation<'a> {
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(crate) struct Isolation {
     /// Every set that some workload needs.
-    pub(crate) sets: BTreeMap<SetKey, PolicySet<'a>>,
+    pub(crate) sets: BTreeMap<SetKey, PolicySet>,
     /// By the attachment's id as text.
     pub(crate) workloads: BTreeMap<String, Isolated>,
     /// Pods of this node that each policy selects.
-    pub(crate) selected: BTreeMap<&'a ObjectKey, BTreeSet<String>>,
+    pub(crate) selected: BTreeMap<ObjectKey, BTreeSet<String>>,
 }
 
 /// The set of a workload whose pod is not known.
 const UNKNOWN_POD: &str = "unknown pod";
 
 /// Finds the sets of every workload.
-pub(crate) fn isolate<'a>(snapshot: &'a Snapshot, attachments: &[Attachment], forms: &Forms<'a>) -> Isolation<'a> {
-    let mut by_namespace: BTreeMap<&str, Vec<(&'a ObjectKey, &PolicyForm)>> = BTreeMap::new();
-    for (&key, form) in forms {
-        by_namespace.entry(&key.namespace).or_default().push((key, form));
-    }
+pub(crate) fn isolate(snapshot: &Snapshot, attachments: &[Attachment], forms: &Forms) -> Isolation {
+    let mut by_namespace: BTreeMap<&str, Vec<(&ObjectKey, &PolicyForm)>> = BTreeMap::new();
     // A state that is remembered may lack a policy that selects the pod.
     let is_current = snapshot.synced && snapshot.remembered.is_none();
     let mut isolation = Isolation::default();
     for attachment in attachments {
         let Some(pod) = &attachment.spec.pod else { continue };
-        let policies = by_namespace.get(&*pod.namespace).map_or(&[][..], Vec::as_slice);
+        let of_namespace = || {
+            let first = ObjectKey::new(&pod.namespace, "");
+            forms.range(first..).take_while(|(key, _)| key.namespace == pod.namespace).collect()
+        };
+        let policies = &*by_namespace.entry(&pod.namespace).or_insert_with(of_namespace);
         let isolated = match pods::find(snapshot, pod) {
             Some(entry) => isolation.known(entry, policies),
             None if is_current && policies.is_empty() => Isolated::default(),
@@ -72,12 +73,12 @@ pub(crate) fn isolate<'a>(snapshot: &'a Snapshot, attachments: &[Attachment], fo
     isolation
 }
 
-impl<'a> Isolation<'a> {
-    fn known(&mut self, pod: PodEntry<'a>, policies: &[(&'a ObjectKey, &PolicyForm)]) -> Isolated {
+impl Isolation {
+    fn known(&mut self, pod: PodEntry<'_>, policies: &[(&ObjectKey, &PolicyForm)]) -> Isolated {
         let labels = pod.labels();
         let selecting: Vec<_> = policies.iter().filter(|(_, form)| form.selector.matches(labels)).collect();
         for (key, _) in &selecting {
-            self.selected.entry(key).or_default().insert(pod.key.to_string());
+            self.selected.entry((*key).clone()).or_default().insert(pod.key.to_string());
         }
         let mut set = |direction| {
             let isolating: Vec<_> =
@@ -87,13 +88,9 @@ impl<'a> Isolation<'a> {
         Isolated { ingress: set(Direction::Ingress), egress: set(Direction::Egress) }
     }
 
-    fn set_of(
-        &mut self,
-        direction: Direction,
-        isolating: &[(&'a ObjectKey, &PolicyForm)],
-        pod: PodEntry<'a>,
-    ) -> SetKey {
-        let mut set = PolicySet { policies: isolating.iter().map(|(key, _)| *key).collect(), named: BTreeMap::new() };
+    fn set_of(&mut self, direction: Direction, isolating: &[(&ObjectKey, &PolicyForm)], pod: PodEntry<'_>) -> SetKey {
+        let mut set =
+            PolicySet { policies: isolating.iter().map(|(key, _)| (*key).clone()).collect(), named: BTreeMap::new() };
         if direction == Direction::Ingress {
             let names: BTreeSet<_> = isolating.iter().flat_map(|(_, form)| ingress_names(form)).collect();
             if !names.is_empty() {
@@ -136,7 +133,7 @@ pub(crate) fn resolve(wanted: &NamedPort, ports: &BTreeSet<PodPort<'_>>) -> BTre
     matching.map(|(_, _, number)| *number).collect()
 }
 
-impl PolicySet<'_> {
+impl PolicySet {
     fn text(&self) -> String {
         let mut text: Vec<String> = self.policies.iter().map(ToString::to_string).collect();
         text.extend(self.named.iter().map(|(name, numbers)| format!("{name}={numbers:?}")));

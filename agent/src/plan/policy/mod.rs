@@ -10,12 +10,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use weft_abi::Addr;
 use weft_api::PolicyReport;
 
 use crate::{
-    model::{Attachment, Desired, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot},
+    model::{Desired, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot},
     plan::{
         address::cidr_key,
         identity::{PodGroups, Terms},
@@ -32,6 +32,7 @@ use crate::{
 
 pub(crate) mod compile;
 pub(crate) mod fit;
+pub(crate) mod follow;
 pub(crate) mod isolation;
 pub(crate) mod peers;
 pub(crate) mod ports;
@@ -48,16 +49,22 @@ const NAMED: usize = 8;
 
 /// Policy as compiled for this node.
 #[derive(Debug)]
-pub(crate) struct Policies<'a> {
-    forms: Forms<'a>,
-    isolation: Isolation<'a>,
-    choice: Choice,
+pub(crate) struct Policies {
+    pub(crate) isolation: Isolation,
+    allowed: BTreeMap<SetKey, Allowed>,
+    pub(crate) choice: Choice,
     numbers: BTreeMap<SetKey, u32>,
 }
 
+/// Reads every policy.
+pub(crate) fn read(snapshot: &Snapshot) -> Forms {
+    let policies = snapshot.policies.iter();
+    policies.map(|(key, policy)| (key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace))).collect()
+}
+
 /// What is wrong with a policy of this namespace, each `field: why`; nothing: it is valid.
-pub(crate) fn check(policy: &NetworkPolicy, namespace: &str) -> Vec<String> {
-    PolicyForm::read(policy, namespace).problems
+pub(crate) fn check(spec: Option<&NetworkPolicySpec>, namespace: &str) -> Vec<String> {
+    PolicyForm::read(spec, namespace).problems
 }
 
 /// What judges one workload: number of its set per direction (0: not isolated) and a digest of what it allows to whom.
@@ -67,72 +74,84 @@ pub(crate) struct Judged {
     pub(crate) egress: (u32, u64),
 }
 
+/// Digests of what policy sets allow to whom; see [`compile::Compiled::digest`].
+pub(crate) type SetDigests = BTreeMap<SetKey, u64>;
+
 /// What judges each workload, by the attachment's id as text.
 pub(crate) type JudgedWorkloads = BTreeMap<String, Judged>;
 
 /// Compiles all policies that matter to the workloads of this node, as far as there is room.
-pub(crate) fn compile<'a>(
-    snapshot: &'a Snapshot,
-    attachments: &[Attachment],
-    owners: &Owners<'a>,
+pub(crate) fn compile(
+    snapshot: &Snapshot,
+    forms: &Forms,
+    isolation: Isolation,
+    owners: &Owners<'_>,
     room: &Room<'_>,
     numbers: &mut Numbers,
-) -> Policies<'a> {
-    let read = |(key, policy): (&'a ObjectKey, &'a std::sync::Arc<_>)| (key, PolicyForm::read(policy, &key.namespace));
-    let forms: Forms<'a> = snapshot.policies.iter().map(read).collect();
-    let isolation = isolation::isolate(snapshot, attachments, &forms);
+) -> Policies {
     let mut regions = Regions::default();
-    let allowed: BTreeMap<&SetKey, Allowed> = isolation
+    let allowed: BTreeMap<SetKey, Allowed> = isolation
         .sets
         .iter()
-        .map(|(key, set)| (key, Allowed::by(set, &set_text(key), key.0, &forms, &mut regions)))
+        .map(|(key, set)| (key.clone(), Allowed::by(set, &set_text(key), key.0, forms, &mut regions)))
         .collect();
     let groups = PodGroups::new(owners, &Terms::of(allowed.values()));
     let candidate = |key: &SetKey, allowed| {
         let namespace = isolation.sets[key].policies.first().map_or("", |policy| policy.namespace.as_str());
         Candidate { allowed, namespace, stood: numbers.policies.contains_key(&set_text(key)) }
     };
-    let candidates = allowed.iter().map(|(key, allowed)| (*key, candidate(key, allowed))).collect();
+    let candidates = allowed.iter().map(|(key, allowed)| (key, candidate(key, allowed))).collect();
     let mut choice = Fitting { snapshot, groups: &groups, room }.choose(&candidates);
     let terms = Terms::of(choice.compiled.keys().map(|key| &allowed[key]));
     choice.identities.assign(&terms, numbers);
     numbers.assign_policies(&choice.compiled.keys().map(set_text).collect());
     let number = |key: &SetKey| numbers.policies.get(&set_text(key)).copied().unwrap_or(CLOSED);
     let numbers = choice.compiled.keys().map(|key| (key.clone(), number(key))).collect();
-    Policies { forms, isolation, choice, numbers }
+    Policies { isolation, allowed, choice, numbers }
 }
 
 fn set_text((direction, policies): &SetKey) -> String {
     format!("{direction} {policies}")
 }
 
-impl Policies<'_> {
+impl Policies {
     /// Writes identities, rules, reports and problems down, and tells what judges each workload.
-    pub(crate) fn describe(&self, snapshot: &Snapshot, desired: &mut Desired) -> JudgedWorkloads {
+    pub(crate) fn describe(&self, snapshot: &Snapshot, forms: &Forms, desired: &mut Desired) -> JudgedWorkloads {
         self.describe_identities(desired);
-        let Choice { identities, compiled, closed, crowded } = &self.choice;
-        let places = Places::of(identities);
-        let mut sets: BTreeMap<&SetKey, (u32, u64)> = closed.keys().map(|key| (key, (CLOSED, 0))).collect();
+        let Choice { identities, compiled, .. } = &self.choice;
         for (key, compiled) in compiled {
             let number = self.numbers[key];
             if number != CLOSED {
                 compiled.describe(number, identities, &mut desired.rules);
             }
-            sets.insert(key, (number, compiled.digest(&places)));
         }
-        desired.crowded = *crowded;
-        let unfit = self.describe_closed(snapshot, desired);
-        self.describe_reports(&unfit, desired);
-        let judged = |isolated: &Isolated| {
-            let of =
-                |key: &Option<SetKey>| key.as_ref().map_or((0, 0), |key| sets.get(key).copied().unwrap_or((CLOSED, 0)));
-            Judged { ingress: of(&isolated.ingress), egress: of(&isolated.egress) }
+        self.describe_reports(snapshot, forms, desired);
+        self.describe_isolation(desired);
+        self.judged(&self.digests(&Places::of(identities)))
+    }
+
+    /// The digest of what each set allows, as far as it is not closed.
+    pub(crate) fn digests(&self, places: &Places) -> SetDigests {
+        self.choice.compiled.iter().map(|(key, compiled)| (key.clone(), compiled.digest(places))).collect()
+    }
+
+    /// What judges each workload.
+    pub(crate) fn judged(&self, digests: &SetDigests) -> JudgedWorkloads {
+        let of_set = |key: &SetKey| match (self.numbers.get(key), digests.get(key)) {
+            (Some(number), Some(digest)) => (*number, *digest),
+            _ => (CLOSED, 0),
         };
+        let of = |key: &Option<SetKey>| key.as_ref().map_or((0, 0), of_set);
+        let judged = |isolated: &Isolated| Judged { ingress: of(&isolated.ingress), egress: of(&isolated.egress) };
+        self.isolation.workloads.iter().map(|(id, isolated)| (id.clone(), judged(isolated))).collect()
+    }
+
+    /// Which policies isolate each workload, by their names.
+    pub(crate) fn describe_isolation(&self, desired: &mut Desired) {
         for (id, isolated) in &self.isolation.workloads {
             let names = |key: &Option<SetKey>| self.isolation.policy_names(key.as_ref());
             desired.isolation.insert(id.clone(), (names(&isolated.ingress), names(&isolated.egress)));
         }
-        self.isolation.workloads.iter().map(|(id, isolated)| (id.clone(), judged(isolated))).collect()
     }
 
     /// What does not fit: the workloads that are closed for it, and, by policy, why.
@@ -140,11 +159,12 @@ impl Policies<'_> {
         let mut unfit = BTreeMap::new();
         for (key, shortage) in &self.choice.closed {
             for policy in &self.isolation.sets[key].policies {
-                unfit.entry(*policy).or_insert_with(|| shortage.to_string());
+                unfit.entry(policy).or_insert_with(|| shortage.to_string());
             }
         }
         for (policy, why) in &unfit {
-            let uid = snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.clone());
+            let uid =
+                snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.as_deref().map(str::to_owned));
             let (key, why) = ((*policy).clone(), format!("{NOT_FITTING}: {why}"));
             desired.refusals.insert(Refusal { kind: RefusedKind::Policy, key, uid, why });
         }
@@ -174,9 +194,12 @@ impl Policies<'_> {
         }
     }
 
-    fn describe_reports(&self, unfit: &BTreeMap<&ObjectKey, String>, desired: &mut Desired) {
+    /// Reports and problems of policies, and what is closed.
+    pub(crate) fn describe_reports(&self, snapshot: &Snapshot, forms: &Forms, desired: &mut Desired) {
+        desired.crowded = self.choice.crowded;
+        let unfit = self.describe_closed(snapshot, desired);
         let overflows = self.overflows();
-        for (key, form) in &self.forms {
+        for (key, form) in forms {
             let selected = self.isolation.selected.get(key);
             let mut wrong = form.problems.clone();
             wrong.extend(overflows.get(key).into_iter().flatten().cloned());

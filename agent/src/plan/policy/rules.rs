@@ -4,7 +4,7 @@
 use std::fmt;
 
 use k8s_openapi::{
-    api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec},
+    api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use weft_abi::{PROTOCOL_ANY, PortRule};
@@ -62,10 +62,10 @@ pub(crate) const ANY_PORT: PortRule = PortRule { first: 0, last: u16::MAX, proto
 
 impl PolicyForm {
     /// Reads a policy of `namespace`; never fails.
-    pub(crate) fn read(policy: &NetworkPolicy, namespace: &str) -> Self {
+    pub(crate) fn read(spec: Option<&NetworkPolicySpec>, namespace: &str) -> Self {
         let mut form = Self::default();
         let missing = NetworkPolicySpec::default();
-        let spec = policy.spec.as_ref().unwrap_or(&missing);
+        let spec = spec.unwrap_or(&missing);
         let (ingress, egress) = form.directions(spec);
         form.ingress = ingress.then(|| {
             let rules = spec.ingress.iter().flatten().map(|rule| (rule.from.as_deref(), rule.ports.as_deref()));

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Label selectors (meta/v1 `LabelSelector`).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeSet, fmt};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
-/// Labels of an object.
-pub(crate) type Labels = BTreeMap<String, String>;
+pub(crate) use crate::model::objects::Labels;
 
 /// A selector whose requirements must all hold; without any it selects everything. Equal selectors compare equal, however
 /// they were written down.
@@ -110,6 +106,8 @@ impl fmt::Display for Selector {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use rstest::rstest;
 
     use super::*;

@@ -269,8 +269,8 @@ fn the_bound_of_work_holds() {
     let (world, _) = holes(20_000, false);
     let policy = world.snapshot.policies.values().next().unwrap();
     let key = ObjectKey::new("x", "p");
-    let forms = BTreeMap::from([(&key, PolicyForm::read(policy, "x"))]);
-    let set = PolicySet { policies: vec![&key], named: BTreeMap::new() };
+    let forms = BTreeMap::from([(key.clone(), PolicyForm::read(policy.spec.as_ref(), "x"))]);
+    let set = PolicySet { policies: vec![key], named: BTreeMap::new() };
     let allowed = Allowed::by(&set, "x", Direction::Ingress, &forms, &mut Regions::default());
     let terms = Terms::of([&allowed].into_iter());
     let found = identify(&world.snapshot, &PodGroups::default(), &terms).unwrap();

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use crate::model::objects::{Namespace, Pod};
 use serde_json::{Value, from_value, json};
 use weft_abi::{ANY_IDENTITY, Addr, Config, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY};
 use weft_api::{Mac, PortKind, PortLink};
@@ -16,6 +16,7 @@ use crate::{
 
 mod capacity;
 mod oracle;
+mod planner;
 mod policy;
 mod properties;
 mod routes;

@@ -5,14 +5,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::{
-        core::v1::Pod,
-        networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
-    },
+    api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort},
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
 use super::{Packet, Snapshot};
+use crate::model::objects::{NetworkPolicy, Pod};
 
 /// The other end of a packet: an address, and the pod that has it.
 struct Peer<'a> {
@@ -61,7 +59,7 @@ fn allowed(snapshot: &Snapshot, subject: &Pod, direction: &str, allows: impl Fn(
             types.iter().any(|name| name == direction)
         };
         let selects = policy.metadata.namespace == subject.metadata.namespace
-            && spec.pod_selector.as_ref().is_none_or(|selector| selected(selector, subject.metadata.labels.as_ref()));
+            && spec.pod_selector.as_ref().is_none_or(|selector| selected(selector, subject.metadata.labels.as_deref()));
         if applies && selects {
             isolated = true;
             if allows(policy).is_some() {
@@ -73,7 +71,7 @@ fn allowed(snapshot: &Snapshot, subject: &Pod, direction: &str, allows: impl Fn(
 }
 
 fn owner<'a>(snapshot: &'a Snapshot, ip: &str) -> Option<&'a Pod> {
-    let has = |pod: &Pod| pod.status.as_ref().unwrap().pod_ips.as_ref().unwrap().iter().any(|have| have.ip == ip);
+    let has = |pod: &Pod| pod.status.as_ref().unwrap().pod_ips.as_ref().unwrap().iter().any(|have| *have.ip == *ip);
     let over = |pod: &Pod| matches!(pod.status.as_ref().unwrap().phase.as_deref(), Some("Succeeded" | "Failed"));
     let on_host = |pod: &Pod| pod.spec.as_ref().unwrap().host_network == Some(true);
     snapshot.pods.values().map(|pod| &**pod).find(|pod| has(pod) && !over(pod) && !on_host(pod))
@@ -99,12 +97,12 @@ fn peer_matches(snapshot: &Snapshot, policy: &NetworkPolicy, wanted: &NetworkPol
     let namespace = match &wanted.namespace_selector {
         None => wanted.pod_selector.is_some() && pod.metadata.namespace == policy.metadata.namespace,
         Some(selector) => snapshot.namespaces.values().any(|namespace| {
-            let mut labels = namespace.metadata.labels.clone().unwrap_or_default();
-            labels.insert("kubernetes.io/metadata.name".into(), namespace.metadata.name.clone().unwrap());
-            namespace.metadata.name == pod.metadata.namespace && selected(selector, Some(&labels))
+            let mut labels = namespace.metadata.labels.as_deref().cloned().unwrap_or_default();
+            labels.insert("kubernetes.io/metadata.name".into(), namespace.metadata.name.clone());
+            Some(&namespace.metadata.name) == pod.metadata.namespace.as_ref() && selected(selector, Some(&labels))
         }),
     };
-    namespace && wanted.pod_selector.as_ref().is_none_or(|selector| selected(selector, pod.metadata.labels.as_ref()))
+    namespace && wanted.pod_selector.as_ref().is_none_or(|selector| selected(selector, pod.metadata.labels.as_deref()))
 }
 
 fn selected(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
@@ -174,7 +172,7 @@ fn port_matches(wanted: &NetworkPolicyPort, (protocol, port): Packet, pod: Optio
         (Some(IntOrString::String(name)), None) => pod.is_some_and(|pod| {
             let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
             containers.flat_map(|container| container.ports.iter().flatten()).any(|have| {
-                have.name.as_ref() == Some(name)
+                have.name.as_deref() == Some(name)
                     && number(have.protocol.as_deref()) == protocol
                     && have.container_port == port
             })

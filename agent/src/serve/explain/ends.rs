@@ -3,12 +3,12 @@
 
 use std::net::IpAddr;
 
-use weft_abi::{Addr, Config, FlowKey6, LocalKind, OVERLAY, RemoteKind, UPLINK};
+use weft_abi::{Config, FlowKey6, LocalKind, OVERLAY, RemoteKind, UPLINK};
 use weft_api::{ApiError, ErrorCode, ExplainQuery};
 use weft_logic::decide::{Origin, Sender, Walk};
 
 use super::{Reads, unreadable};
-use crate::serve::View;
+use crate::plan::Planner;
 
 /// The first segment of a connection.
 const SYN: u8 = 0x02;
@@ -17,12 +17,13 @@ const SYN: u8 = 0x02;
 ///
 /// # Errors
 /// An end that is not known, two ends without a family in common, or a map that cannot be read.
-pub(super) fn walk(query: &ExplainQuery, view: &View, maps: &impl Reads) -> Result<Walk, ApiError> {
+pub(super) fn walk(query: &ExplainQuery, planner: &Planner, maps: &impl Reads) -> Result<Walk, ApiError> {
     let config = maps.config().map_err(|error| unreadable(error.to_string()))?.unwrap_or_default();
-    let (from, to) = pair(addresses("from", &query.from, view, &config)?, addresses("to", &query.to, view, &config)?)
-        .ok_or_else(|| {
-        invalid(format!("from: {} and to: {} have no address family in common", query.from, query.to))
-    })?;
+    let (from, to) =
+        pair(addresses("from", &query.from, planner, &config)?, addresses("to", &query.to, planner, &config)?)
+            .ok_or_else(|| {
+                invalid(format!("from: {} and to: {} have no address family in common", query.from, query.to))
+            })?;
     let mut walk = Walk {
         key: FlowKey6 {
             ifindex: 0,
@@ -72,18 +73,16 @@ fn pair(from: Vec<IpAddr>, to: Vec<IpAddr>) -> Option<(IpAddr, IpAddr)> {
 }
 
 /// The addresses that a name or text stands for.
-fn addresses(field: &str, text: &str, view: &View, config: &Config) -> Result<Vec<IpAddr>, ApiError> {
+fn addresses(field: &str, text: &str, planner: &Planner, config: &Config) -> Result<Vec<IpAddr>, ApiError> {
     if let Ok(address) = text.parse() {
         return Ok(vec![address]);
     }
     let found: Vec<IpAddr> = if text == "host" {
         [config.node_v4, config.node_v6].into_iter().filter(|addr| !addr.is_unspecified()).map(IpAddr::from).collect()
     } else if let Some(service) = text.strip_prefix("svc/") {
-        let named = view.desired.service_names.iter().filter(|(_, name)| *name == service);
-        named.map(|(key, _)| IpAddr::from(key.addr)).collect()
+        planner.frontends_of(service)
     } else {
-        let named = view.desired.names.iter().filter(|(_, name)| *name == text);
-        named.map(|(addr, _): (&Addr, _)| IpAddr::from(*addr)).collect()
+        planner.addresses_of(text)
     };
     if found.is_empty() {
         return Err(invalid(format!(

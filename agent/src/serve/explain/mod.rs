@@ -18,7 +18,8 @@ use weft_logic::{
 };
 
 use self::recorder::Recorder;
-use super::{View, flows};
+use super::flows;
+use crate::{model::Attachment, plan::Planner};
 
 /// Read access to the maps, and to a fake of them in tests.
 pub(crate) use self::recorder::Reads;
@@ -27,10 +28,10 @@ pub(crate) use self::recorder::Reads;
 ///
 /// # Errors
 /// [`ErrorCode::Invalid`] for ends that are not known, with the field and the fix; [`ErrorCode::Io`] for a map that cannot be read.
-pub(crate) fn explain(query: &ExplainQuery, view: &View, maps: &impl Reads) -> Result<Explanation, ApiError> {
-    let names = Names { view };
-    let mut walk = ends::walk(query, view, maps)?;
-    let recorder = Recorder::new(maps, view);
+pub(crate) fn explain(query: &ExplainQuery, known: &Known<'_>, maps: &impl Reads) -> Result<Explanation, ApiError> {
+    let names = Names { known };
+    let mut walk = ends::walk(query, known.planner, maps)?;
+    let recorder = Recorder::new(maps, known.planner);
     let outcome = run(&recorder, &mut walk);
     let (steps, differences) = recorder.finish().map_err(unreadable)?;
     let (forwarded, verdict) = match outcome {
@@ -42,6 +43,14 @@ pub(crate) fn explain(query: &ExplainQuery, view: &View, maps: &impl Reads) -> R
     };
     let packet = names.ends(query.protocol, (walk.key.src, walk.key.sport), (walk.key.dst, walk.key.dport));
     Ok(Explanation { packet, hook: hook(&walk).to_owned(), steps, forwarded, verdict, differences })
+}
+
+/// What the agent knows.
+pub(crate) struct Known<'a> {
+    /// The plan, and names.
+    pub(crate) planner: &'a Planner,
+    /// Workloads of this node.
+    pub(crate) attachments: &'a [Attachment],
 }
 
 /// How a packet goes on.
@@ -73,20 +82,20 @@ const fn hook(walk: &Walk) -> &'static str {
     }
 }
 
-/// Names of what the view knows.
-struct Names<'v> {
-    view: &'v View,
+/// Names for people.
+struct Names<'k> {
+    known: &'k Known<'k>,
 }
 
 impl Names<'_> {
     fn address(&self, addr: &Addr) -> String {
         let ip = IpAddr::from(*addr);
-        self.view.desired.names.get(addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
+        self.known.planner.name(*addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
     }
 
     fn end(&self, (addr, port): (Addr, u16)) -> String {
         let ip = IpAddr::from(addr);
-        let name = self.view.desired.names.get(&addr).map(|name| format!(" ({name})")).unwrap_or_default();
+        let name = self.known.planner.name(addr).map(|name| format!(" ({name})")).unwrap_or_default();
         format!("{}{name}", std::net::SocketAddr::new(ip, u16::from_be(port)))
     }
 
@@ -143,13 +152,13 @@ impl Names<'_> {
         direction: impl Fn(&(Vec<String>, Vec<String>)) -> &Vec<String>,
     ) -> Option<String> {
         let ip = IpAddr::from(*addr);
-        let mut attachments = self.view.attachments.iter().filter(|_| here != 0);
+        let mut attachments = self.known.attachments.iter().filter(|_| here != 0);
         let id = attachments
             .find(|attachment| attachment.allocation.addresses.iter().any(|own| own.address.addr() == ip))?
             .spec
             .id
             .to_string();
-        let policies = direction(self.view.desired.isolation.get(&id)?);
+        let policies = direction(self.known.planner.desired().isolation.get(&id)?);
         (!policies.is_empty()).then(|| policies.join(", "))
     }
 }

@@ -12,7 +12,7 @@ use weft_api::ExplainStep;
 use weft_dataplane::Maps;
 use weft_logic::decide::Step;
 
-use crate::{model::Desired, serve::View};
+use crate::{model::Desired, plan::Planner};
 
 /// Look-ups of one map at most: a decision needs some dozens.
 const MAX_LOOKUPS: usize = 128;
@@ -108,6 +108,7 @@ impl<T> Shelf<T> {
 /// See the module.
 pub(super) struct Recorder<'a, R> {
     pub(super) maps: &'a R,
+    pub(super) planner: &'a Planner,
     pub(super) desired: &'a Desired,
     pub(super) step: Cell<Step>,
     steps: RefCell<Vec<ExplainStep>>,
@@ -123,10 +124,11 @@ pub(super) struct Recorder<'a, R> {
 }
 
 impl<'a, R: Reads> Recorder<'a, R> {
-    pub(super) fn new(maps: &'a R, view: &'a View) -> Self {
+    pub(super) fn new(maps: &'a R, planner: &'a Planner) -> Self {
         Self {
             maps,
-            desired: &view.desired,
+            planner,
+            desired: planner.desired(),
             step: Cell::new(Step::Admit),
             steps: RefCell::default(),
             differences: RefCell::default(),
@@ -189,6 +191,6 @@ impl<'a, R: Reads> Recorder<'a, R> {
 
     pub(super) fn name(&self, addr: &Addr) -> String {
         let ip = IpAddr::from(*addr);
-        self.desired.names.get(addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
+        self.planner.name(*addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
     }
 }

@@ -43,7 +43,7 @@ impl<R: Reads> Tables for Recorder<'_, R> {
 
     fn service(&self, key: &ServiceKey) -> Option<&Service> {
         let service = self.read(self.maps.service(key));
-        let name = self.desired.service_names.get(key).map(|name| format!(" ({name})")).unwrap_or_default();
+        let name = self.planner.service_name(key).map(|name| format!(" ({name})")).unwrap_or_default();
         let protocol = flows::protocol(key.protocol);
         let text = format!("{} {protocol} {}{name}", IpAddr::from(key.addr), u16::from_be(key.port));
         self.note("SERVICES", &text, service.as_ref().map(|found| format!("{} backends", found.count)));

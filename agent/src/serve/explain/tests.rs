@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! On maps that hold what the plan says, and on such that do not.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use rstest::rstest;
 use weft_abi::{
@@ -10,10 +10,10 @@ use weft_abi::{
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
-use super::{Reads, explain};
+use super::{Known, Reads, explain};
 use crate::{
     model::{Desired, DesiredService},
-    serve::View,
+    plan::Planner,
 };
 
 type Read<T> = Result<Option<T>, weft_dataplane::Error>;
@@ -119,8 +119,8 @@ fn query(from: &str, to: &str, port: u16) -> ExplainQuery {
 }
 
 fn ask(query: &ExplainQuery, maps: Desired) -> Explanation {
-    let view = View { desired: Arc::new(desired()), ..View::default() };
-    explain(query, &view, &Fake(maps)).unwrap()
+    let planner = Planner::of(desired());
+    explain(query, &Known { planner: &planner, attachments: &[] }, &Fake(maps)).unwrap()
 }
 
 #[rstest]
@@ -196,8 +196,9 @@ fn what_the_maps_have_and_the_plan_does_not_is_told() {
 #[case("10.1.0.5", "svc/default/none", "to: svc/default/none is neither")]
 #[case("10.1.0.5", "2001:db8::1", "have no address family in common")]
 fn ends_that_are_not_known_are_named(#[case] from: &str, #[case] to: &str, #[case] message: &str) {
-    let view = View { desired: Arc::new(desired()), ..View::default() };
-    let error = explain(&query(from, to, 80), &view, &Fake(desired())).unwrap_err();
+    let planner = Planner::of(desired());
+    let known = Known { planner: &planner, attachments: &[] };
+    let error = explain(&query(from, to, 80), &known, &Fake(desired())).unwrap_err();
     assert_eq!(error.code, ErrorCode::Invalid);
     assert!(error.message.contains(message), "{}", error.message);
 }

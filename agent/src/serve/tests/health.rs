@@ -57,8 +57,10 @@ async fn health_and_metrics_are_apart() {
     let failing = get(probes, "/readyz").await;
     assert!(failing.starts_with("HTTP/1.1 503") && failing.ends_with("broke off\n"), "{failing}");
     shared.publish(|view| view.failing = None);
+    shared.work.lagged(std::time::Duration::from_millis(3));
     let metrics = get(scrapes, "/metrics").await;
     assert!(metrics.contains("weft_ready 1\n") && metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(metrics.contains("\nweft_lag_seconds_count 1\n"), "{metrics}");
     for (name, value) in [("addresses_used", 3), ("addresses", 253)] {
         let line = format!("\nweft_{name}{{pool=\"10.1.0.0/24\"}} {value}\n");
         assert!(metrics.contains(&line), "{line} in {metrics}");

@@ -15,15 +15,12 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use crate::{
-    model::{ObjectKey, Snapshot},
-    plan::parse_ip,
-};
+use crate::{model::ObjectKey, plan::parse_ip, watch::dir::object::Written};
 
 type Pods<'a> = BTreeMap<&'a str, Vec<&'a Pod>>;
 
 /// Slices of every Service that has a selector and an address of its own.
-pub(crate) fn slices(snapshot: &Snapshot) -> Vec<EndpointSlice> {
+pub(crate) fn slices(snapshot: &Written) -> Vec<EndpointSlice> {
     let mut pods = Pods::new();
     for (key, pod) in &snapshot.pods {
         pods.entry(&key.namespace).or_default().push(pod);

@@ -13,17 +13,17 @@ use k8s_openapi::{
 };
 
 use crate::{
-    model::{ObjectKey, Snapshot},
+    model::ObjectKey,
     watch::dir::{
         derive,
         folder::{File, RUNTIME},
-        object::{Name, Object},
+        object::{Name, Object, Written},
     },
 };
 
 /// The snapshot of all files together.
-pub(crate) fn snapshot(files: &BTreeMap<PathBuf, File>) -> Snapshot {
-    let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+pub(crate) fn snapshot(files: &BTreeMap<PathBuf, File>) -> Written {
+    let mut snapshot = Written::default();
     let (told, written): (Vec<_>, Vec<_>) = files.iter().partition(|(path, _)| path.starts_with(RUNTIME));
     let mut owners = BTreeMap::new();
     for (path, file) in &written {
@@ -46,39 +46,28 @@ pub(crate) fn snapshot(files: &BTreeMap<PathBuf, File>) -> Snapshot {
 }
 
 /// An object that the user wrote; the first file in order counts where two have the same.
-fn add_written<'a>(snapshot: &mut Snapshot, owners: &mut BTreeMap<Name, &'a Path>, path: &'a Path, object: &Object) {
+fn add_written<'a>(snapshot: &mut Written, owners: &mut BTreeMap<Name, &'a Path>, path: &'a Path, object: &Object) {
     let name = object.name();
     if let Some(first) = owners.get(&name) {
         let (path, first) = (path.display(), first.display());
         snapshot.problems.push(format!("{path}: {name} is in {first} already, which counts; remove one of them"));
         return;
     }
-    insert(snapshot, name.key.clone(), object);
+    object.insert(name.key.clone(), snapshot);
     owners.insert(name, path);
 }
 
-fn insert(snapshot: &mut Snapshot, key: ObjectKey, object: &Object) {
-    match object.clone() {
-        Object::Pod(object) => drop(snapshot.pods.insert(key, Arc::new(object))),
-        Object::Namespace(object) => drop(snapshot.namespaces.insert(key, Arc::new(object))),
-        Object::Node(object) => drop(snapshot.nodes.insert(key, Arc::new(object))),
-        Object::Service(object) => drop(snapshot.services.insert(key, Arc::new(object))),
-        Object::Slice(object) => drop(snapshot.slices.insert(key, Arc::new(object))),
-        Object::Policy(object) => drop(snapshot.policies.insert(key, Arc::new(object))),
-    }
-}
-
 /// What an agent tells: labels and the like are the user's, addresses and places the agent's.
-fn add_told(snapshot: &mut Snapshot, path: &Path, object: &Object) {
+fn add_told(snapshot: &mut Written, path: &Path, object: &Object) {
     let key = object.name().key;
     match object {
         Object::Pod(told) => match snapshot.pods.get_mut(&key) {
             Some(pod) => complete_pod(Arc::make_mut(pod), told),
-            None => insert(snapshot, key, object),
+            None => object.insert(key, snapshot),
         },
         Object::Node(told) => match snapshot.nodes.get_mut(&key) {
             Some(node) => complete_node(Arc::make_mut(node), told),
-            None => insert(snapshot, key, object),
+            None => object.insert(key, snapshot),
         },
         _ => {
             let (path, name) = (path.display(), object.name());
@@ -117,8 +106,8 @@ fn complete_node(node: &mut Node, told: &Node) {
 }
 
 /// Namespaces need no manifest; the API server labels each with its name.
-fn add_namespaces(snapshot: &mut Snapshot) {
-    let Snapshot { pods, services, slices, policies, namespaces, .. } = snapshot;
+fn add_namespaces(snapshot: &mut Written) {
+    let Written { pods, services, slices, policies, namespaces, .. } = snapshot;
     let keys = pods.keys().chain(services.keys()).chain(slices.keys()).chain(policies.keys());
     let used: BTreeSet<&str> = keys.map(|key| key.namespace.as_str()).collect();
     for name in used {

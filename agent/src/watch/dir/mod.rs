@@ -11,11 +11,17 @@
 //! | `derive` | EndpointSlices from Service selectors |
 //! | `publish` | what this node tells the others: `DIR/.weft/NODE/` |
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use tokio::{sync::watch::Sender, time::MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
-use crate::model::Snapshot;
+use crate::{
+    model::{Deltas, Standing},
+    watch::Teller,
+};
 
 mod derive;
 mod folder;
@@ -36,13 +42,13 @@ use folder::Folder;
 const POLL: Duration = Duration::from_millis(300);
 
 /// Watches until every receiver is gone.
-pub(crate) async fn run(path: PathBuf, sender: Sender<Arc<Snapshot>>) {
+pub(crate) async fn run(path: PathBuf, teller: Teller) {
     let mut folder = Folder::new(path);
     let mut ticks = tokio::time::interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = sender.closed() => return,
+            () = teller.closed() => return,
             _ = ticks.tick() => {}
         }
         let scan = tokio::task::spawn_blocking(move || {
@@ -55,24 +61,37 @@ pub(crate) async fn run(path: PathBuf, sender: Sender<Arc<Snapshot>>) {
             // Only where the runtime shuts down.
             Err(_) => return,
         };
-        tell(&folder, scanned.map_err(|error| error.to_string()), &sender);
+        tell(&folder, scanned.map_err(|error| error.to_string()), &teller);
     }
 }
 
-/// Sends what is new: another state of the folder, or that it cannot be read (any more, or again).
-fn tell(folder: &Folder, scanned: Result<bool, String>, sender: &Sender<Arc<Snapshot>>) {
-    let last = sender.borrow().clone();
-    let next = match scanned {
-        Ok(true) => merge::snapshot(folder.files()),
-        Ok(false) if last.error.is_some() => Snapshot { error: None, ..(*last).clone() },
+/// Tells what is new: another state of the folder, or that it cannot be read (any more, or again).
+fn tell(folder: &Folder, scanned: Result<bool, String>, teller: &Teller) {
+    let began = Instant::now();
+    let last = teller.standing();
+    let (deltas, next) = match scanned {
+        Ok(true) => {
+            let snapshot = merge::snapshot(folder.files());
+            let problems = snapshot.problems.clone();
+            match snapshot.deltas() {
+                Ok(deltas) => (deltas, Standing { synced: true, problems, ..Standing::default() }),
+                // Every one of them was read from such a text.
+                Err(error) => return tracing::error!(%error, "objects of the folder cannot be read back"),
+            }
+        }
+        Ok(false) if last.error.is_some() => (Deltas::default(), Standing { error: None, ..last.clone() }),
         Err(error) if last.error.as_ref() != Some(&error) => {
             tracing::warn!(error);
-            Snapshot { error: Some(error), ..(*last).clone() }
+            (Deltas::default(), Standing { error: Some(error), ..last.clone() })
         }
         _ => return,
     };
     for problem in next.problems.iter().filter(|problem| !last.problems.contains(problem)) {
         tracing::warn!(problem);
     }
-    sender.send_replace(Arc::new(next));
+    teller.tell(began, |pending, standing| {
+        pending.extend(deltas);
+        *standing = next;
+        true
+    });
 }

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{fs, net::IpAddr, path::Path, time::Duration};
 
 use rstest::rstest;
 use tempfile::TempDir;
-use tokio::sync::watch::Receiver;
 
-use super::*;
+use super::{object::Written, *};
 use crate::{
-    model::{Attachment, ObjectKey},
-    watch::{NodeRecord, Source, start},
+    model::{Attachment, ObjectKey, Snapshot},
+    watch::{NodeRecord, Reader, Source, start},
 };
 
 const SERVICE: &str = "\
@@ -53,7 +52,7 @@ impl Bench {
         fs::write(path, text).unwrap();
     }
 
-    fn scan(&mut self) -> Snapshot {
+    fn scan(&mut self) -> Written {
         self.folder.scan().unwrap();
         merge::snapshot(self.folder.files())
     }
@@ -79,7 +78,6 @@ fn two_agents_share_what_they_know() {
 
     let snapshot = bench.scan();
     assert_eq!(snapshot.problems, Vec::<String>::new());
-    assert!(snapshot.synced);
     let pod = &snapshot.pods[&key("default", "web-1")];
     assert_eq!(pod.metadata.labels.as_ref().unwrap()["app"], "web", "labels are the user's");
     assert_eq!(pod.spec.as_ref().unwrap().node_name.as_deref(), Some("a"), "the place is the agent's");
@@ -395,9 +393,8 @@ fn lines_count_from_the_beginning_of_the_file() {
     assert!(manifest.refused[0].1.starts_with(&format!("f.yaml:{line}: ")), "{:?} {line}", manifest.refused);
 }
 
-async fn wait_for(receiver: &mut Receiver<Arc<Snapshot>>, what: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
-    let found = tokio::time::timeout(Duration::from_secs(20), receiver.wait_for(|snapshot| what(snapshot)));
-    found.await.unwrap().unwrap().clone()
+async fn wait_for(reader: &mut Reader, what: impl Fn(&Snapshot) -> bool) -> Snapshot {
+    tokio::time::timeout(Duration::from_secs(20), reader.wait_for(what)).await.unwrap()
 }
 
 fn folder_source(path: &Path) -> Source {
@@ -408,7 +405,7 @@ fn folder_source(path: &Path) -> Source {
 async fn the_source_follows_the_folder_through_its_absence() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("manifests");
-    let mut receiver = start(folder_source(&path), "a");
+    let mut receiver = Reader::new(start(folder_source(&path), "a"));
     let snapshot = wait_for(&mut receiver, |snapshot| snapshot.error.is_some()).await;
     assert!(!snapshot.synced, "nothing was read yet");
     assert!(snapshot.error.as_ref().unwrap().contains("cannot list"), "{:?}", snapshot.error);

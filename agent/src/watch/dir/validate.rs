@@ -321,7 +321,7 @@ fn policy(policy: &NetworkPolicy) -> Check {
         }
     }
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
-    match check_policy(policy, namespace).first() {
+    match check_policy(policy.spec.as_ref(), namespace).first() {
         None => Ok(()),
         Some(problem) => {
             let (field, why) = problem.split_once(": ").unwrap_or(("spec", problem));

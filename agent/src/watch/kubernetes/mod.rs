@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Objects from the API server: list and watch of six kinds, merged into one snapshot.
+//! Objects from the API server: list and watch of every kind that is watched.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{
     StreamExt as _,
     stream::{BoxStream, select_all},
-};
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::NetworkPolicy,
 };
 use kube::{
     Api, Client, Resource,
@@ -20,25 +20,26 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{
-    sync::watch::Sender,
-    time::{Instant, sleep, sleep_until, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 use crate::{
-    model::{ObjectKey, Snapshot},
-    watch::{ApiServer, COALESCE, key_of},
+    model::{
+        Changed as Objects, Deltas, ObjectKey, Standing,
+        objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service},
+        watched_kinds,
+    },
+    watch::{ApiServer, Teller},
 };
 
 mod backoff;
 mod connect;
-mod strip;
+mod object;
 #[cfg(test)]
 mod tests;
 
 use backoff::Backoff;
 pub(crate) use connect::client;
-use strip::Strip;
+use object::{Object, Watched};
 
 /// How long to wait between tries to reach the API server.
 pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
@@ -54,8 +55,8 @@ const WATCH_SECONDS: u32 = 120;
 /// How often an API server that does not answer is asked whether it does again.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// Watches until every receiver is gone.
-pub(crate) async fn run(server: ApiServer, sender: Sender<Arc<Snapshot>>) {
+/// Watches until nobody reads any more.
+pub(crate) async fn run(server: ApiServer, teller: Teller) {
     let mut backoff = Backoff::default();
     let client = loop {
         match connect::client(&server).await {
@@ -63,37 +64,42 @@ pub(crate) async fn run(server: ApiServer, sender: Sender<Arc<Snapshot>>) {
             Err(error) => {
                 let error = format!("cannot set up the connection to the api server: {error:#}");
                 tracing::warn!(error);
-                sender.send_replace(Arc::new(Snapshot { error: Some(error), ..Snapshot::default() }));
+                teller.tell(Instant::now(), |_, standing| {
+                    standing.error = Some(error);
+                    true
+                });
                 tokio::select! {
-                    () = sender.closed() => return,
+                    () = teller.closed() => return,
                     () = sleep(backoff.delay()) => {}
                 }
             }
         }
     };
-    follow(client, &sender).await;
+    follow(client, &teller).await;
 }
 
-async fn follow(client: Client, sender: &Sender<Arc<Snapshot>>) {
+async fn follow(client: Client, teller: &Teller) {
     let mut changes = changes(&client);
     let mut state = State::default();
-    let mut due: Option<Instant> = None;
     loop {
         tokio::select! {
-            () = sender.closed() => return,
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                due = None;
-                sender.send_replace(Arc::new(state.snapshot()));
-            }
+            () = teller.closed() => return,
             change = changes.next() => {
                 let Some(change) = change else { return };
-                if state.apply(change) {
-                    due = due.or_else(|| Some(Instant::now() + COALESCE));
-                }
+                teller.tell(Instant::now(), |deltas, standing| {
+                    let changed = state.apply(change, deltas);
+                    if changed {
+                        state.describe(standing);
+                    }
+                    changed
+                });
             }
             () = answers_again(&client), if state.unreachable() => {
                 state.reached();
-                due = due.or_else(|| Some(Instant::now() + COALESCE));
+                teller.tell(Instant::now(), |_, standing| {
+                    state.describe(standing);
+                    true
+                });
             }
         }
     }
@@ -110,101 +116,74 @@ async fn answers_again(client: &Client) {
     }
 }
 
-/// An event, or an error, of one kind.
-#[expect(clippy::large_enum_variant, reason = "one at a time, never stored")]
-enum Change {
-    Pods(watcher::Result<Event<Pod>>),
-    Namespaces(watcher::Result<Event<Namespace>>),
-    Nodes(watcher::Result<Event<Node>>),
-    Services(watcher::Result<Event<Service>>),
-    Slices(watcher::Result<Event<EndpointSlice>>),
-    Policies(watcher::Result<Event<NetworkPolicy>>),
-}
-
-fn changes(client: &Client) -> impl futures::Stream<Item = Change> + Unpin + use<> {
-    select_all([
-        events(client, None, Change::Pods),
-        events(client, None, Change::Namespaces),
-        events(client, None, Change::Nodes),
-        events(client, Some(OURS), Change::Services),
-        events(client, Some(OURS), Change::Slices),
-        events(client, None, Change::Policies),
-    ])
-}
-
-fn events<K>(
+/// One kind, event by event.
+fn events<T, A>(
     client: &Client,
     selector: Option<&str>,
-    wrap: fn(watcher::Result<Event<K>>) -> Change,
+    wrap: fn(watcher::Result<Event<T>>) -> Change,
 ) -> BoxStream<'static, Change>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Strip + 'static,
+    T: Object + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    A: Resource<DynamicType = ()> + Debug + 'static,
 {
-    let mut config = watcher::Config::default().timeout(WATCH_SECONDS);
+    // From the API server's cache: a cluster of agents that start at once costs etcd nothing.
+    let mut config = watcher::Config::default().any_semantic().timeout(WATCH_SECONDS);
     config.label_selector = selector.map(str::to_owned);
-    let stream = watcher(Api::<K>::all(client.clone()), config).backoff(Backoff::default());
-    stream.map(move |event| wrap(event.map(|event| event.modify(Strip::strip)))).boxed()
+    let api = Api::<Watched<T, A>>::all(client.clone());
+    let stream = watcher(api, config).backoff(Backoff::default());
+    stream.map(move |event| wrap(event.map(Watched::unwrap))).boxed()
 }
 
-/// The snapshot in the making, and how each kind stands.
-#[derive(Default)]
-struct State {
-    snapshot: Snapshot,
-    pods: Kind<Pod>,
-    namespaces: Kind<Namespace>,
-    nodes: Kind<Node>,
-    services: Kind<Service>,
-    slices: Kind<EndpointSlice>,
-    policies: Kind<NetworkPolicy>,
+/// Which objects of a kind are of any use.
+fn selector(plural: &str) -> Option<&'static str> {
+    matches!(plural, "services" | "endpointslices").then_some(OURS)
 }
+
+macro_rules! declare {
+    ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty = $Api:ty, $kind:literal, $plural:literal;)*) => {
+        /// An event, or an error, of one kind.
+        #[expect(clippy::large_enum_variant, reason = "one at a time, never stored")]
+        enum Change {
+            $($Variant(watcher::Result<Event<$Type>>),)*
+        }
+
+        fn changes(client: &Client) -> impl futures::Stream<Item = Change> + Unpin + use<> {
+            select_all([$(events::<$Type, $Api>(client, selector($plural), Change::$Variant),)*])
+        }
+
+        /// How each kind stands.
+        #[derive(Default)]
+        struct State {
+            $($field: Kind<$Type>,)*
+        }
+
+        impl State {
+            /// Takes a change in; true where there is something to tell.
+            fn apply(&mut self, change: Change, deltas: &mut Deltas) -> bool {
+                let changed = match change {
+                    $(Change::$Variant(event) => self.$field.apply($plural, event, &mut deltas.$field),)*
+                };
+                match changed {
+                    Changed::No => false,
+                    // Objects of half a cluster are of no use: the first whole state is told at once.
+                    Changed::Objects => self.synced(),
+                    Changed::Standing => true,
+                }
+            }
+
+            fn synced(&self) -> bool {
+                $(self.$field.listed)&&*
+            }
+
+            fn faults(&mut self) -> Vec<&mut Option<Fault>> {
+                vec![$(&mut self.$field.fault,)*]
+            }
+        }
+    };
+}
+watched_kinds!(declare);
 
 impl State {
-    /// Takes a change in; true where there is something to tell.
-    fn apply(&mut self, change: Change) -> bool {
-        let changed = match change {
-            Change::Pods(event) => self.pods.apply("pods", event, &mut self.snapshot.pods),
-            Change::Namespaces(event) => self.namespaces.apply("namespaces", event, &mut self.snapshot.namespaces),
-            Change::Nodes(event) => self.nodes.apply("nodes", event, &mut self.snapshot.nodes),
-            Change::Services(event) => self.services.apply("services", event, &mut self.snapshot.services),
-            Change::Slices(event) => self.slices.apply("endpointslices", event, &mut self.snapshot.slices),
-            Change::Policies(event) => self.policies.apply("networkpolicies", event, &mut self.snapshot.policies),
-        };
-        match changed {
-            Changed::No => false,
-            // Objects of half a cluster are of no use: the first whole state is told at once.
-            Changed::Objects => self.synced(),
-            Changed::Standing => true,
-        }
-    }
-
-    fn synced(&mut self) -> bool {
-        self.kinds_listed().iter().all(|listed| **listed)
-    }
-
-    fn kinds_listed(&mut self) -> [&mut bool; 6] {
-        let Self { snapshot: _, pods, namespaces, nodes, services, slices, policies } = self;
-        [
-            &mut pods.listed,
-            &mut namespaces.listed,
-            &mut nodes.listed,
-            &mut services.listed,
-            &mut slices.listed,
-            &mut policies.listed,
-        ]
-    }
-
-    fn faults(&mut self) -> [&mut Option<Fault>; 6] {
-        let Self { snapshot: _, pods, namespaces, nodes, services, slices, policies } = self;
-        [
-            &mut pods.fault,
-            &mut namespaces.fault,
-            &mut nodes.fault,
-            &mut services.fault,
-            &mut slices.fault,
-            &mut policies.fault,
-        ]
-    }
-
     fn unreachable(&mut self) -> bool {
         self.faults().iter().any(|fault| fault.as_ref().is_some_and(|fault| fault.unreachable))
     }
@@ -218,11 +197,9 @@ impl State {
         }
     }
 
-    fn snapshot(&mut self) -> Snapshot {
-        let error = self.faults().iter().find_map(|fault| fault.as_ref().map(|fault| fault.text.clone()));
-        let synced = self.synced();
-        let objects = if synced { self.snapshot.clone() } else { Snapshot::default() };
-        Snapshot { synced, error, ..objects }
+    fn describe(&mut self, standing: &mut Standing) {
+        standing.synced = self.synced();
+        standing.error = self.faults().iter().find_map(|fault| fault.as_ref().map(|fault| fault.text.clone()));
     }
 }
 
@@ -258,14 +235,9 @@ impl<K> Default for Kind<K> {
 
 impl<K> Kind<K>
 where
-    K: Resource<DynamicType = ()> + PartialEq,
+    K: Object,
 {
-    fn apply(
-        &mut self,
-        name: &str,
-        event: watcher::Result<Event<K>>,
-        objects: &mut BTreeMap<ObjectKey, Arc<K>>,
-    ) -> Changed {
+    fn apply(&mut self, name: &str, event: watcher::Result<Event<K>>, deltas: &mut Objects<K>) -> Changed {
         let event = match event {
             Ok(event) => event,
             Err(error) => return self.fail(name, &error),
@@ -277,30 +249,28 @@ where
                 return Changed::No;
             }
             Event::InitApply(object) => {
-                let key = key_of(object.meta());
+                let key = object.meta().key();
                 self.listing.insert(key, Arc::new(object));
                 false
             }
             Event::InitDone => {
                 let first = !std::mem::replace(&mut self.listed, true);
-                let listing = std::mem::take(&mut self.listing);
-                let differs = *objects != listing;
-                *objects = listing;
+                deltas.extend(Objects::all(std::mem::take(&mut self.listing)));
                 if first {
                     self.fault = None;
                     return Changed::Standing;
                 }
-                differs
+                true
             }
+            // Whether it is another one now the reader sees.
             Event::Apply(object) => {
-                let key = key_of(object.meta());
-                let known = objects.get(&key).is_some_and(|known| **known == object);
-                if !known {
-                    objects.insert(key, Arc::new(object));
-                }
-                !known
+                deltas.objects.insert(object.meta().key(), Some(Arc::new(object)));
+                true
             }
-            Event::Delete(object) => objects.remove(&key_of(object.meta())).is_some(),
+            Event::Delete(object) => {
+                deltas.objects.insert(object.meta().key(), None);
+                true
+            }
         };
         match (self.fault.take(), changed) {
             (Some(_), _) => Changed::Standing,

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What changes of the maps, by key.
+
+use std::collections::BTreeMap;
+
+use weft_abi::{Addr, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
+
+use super::{Digests, Observed, tables::Known};
+use crate::model::{Desired, DesiredService};
+
+/// The new values of some keys of one map; none: the key goes.
+pub type Changes<K, V> = BTreeMap<K, Option<V>>;
+
+/// The way from one [`Desired`] to the next. A value that stands already may be among it; it costs a look-up.
+#[expect(missing_docs, reason = "named as the fields of Desired are")]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Patch {
+    pub config: Option<Config>,
+    pub ports: Changes<u32, Port>,
+    pub locals: Changes<Addr, Local>,
+    pub remotes: Changes<CidrKey, Remote>,
+    pub services: Changes<ServiceKey, DesiredService>,
+    pub identities: Changes<Addr, u32>,
+    pub cidrs: Changes<CidrKey, u32>,
+    pub rules: Changes<RuleKey, Rules>,
+    pub workload_digests: Changes<u32, u64>,
+    pub routes_digest: Option<u64>,
+}
+
+impl Patch {
+    /// From whatever the maps hold to all of `desired`.
+    pub(super) fn whole(observed: &Observed, digests: &Digests, desired: &Desired) -> Self {
+        Self {
+            config: Some(desired.config),
+            ports: all(&observed.ports, &desired.ports),
+            locals: all(&observed.locals, &desired.locals),
+            remotes: all(&observed.remotes, &desired.remotes),
+            services: all(&observed.services, &desired.services),
+            identities: all(&observed.identities, &desired.identities),
+            cidrs: all(&observed.cidrs, &desired.cidrs),
+            rules: all(&observed.rules, &desired.rules),
+            workload_digests: changes(&digests.workloads, &desired.workload_digests),
+            routes_digest: Some(desired.routes_digest),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Patch {
+    /// What is different between two plans.
+    pub(crate) fn between(old: &Desired, new: &Desired) -> Self {
+        Self {
+            config: (old.config != new.config).then_some(new.config),
+            ports: differing(&old.ports, &new.ports),
+            locals: differing(&old.locals, &new.locals),
+            remotes: differing(&old.remotes, &new.remotes),
+            services: differing(&old.services, &new.services),
+            identities: differing(&old.identities, &new.identities),
+            cidrs: differing(&old.cidrs, &new.cidrs),
+            rules: differing(&old.rules, &new.rules),
+            workload_digests: differing(&old.workload_digests, &new.workload_digests),
+            routes_digest: (old.routes_digest != new.routes_digest).then_some(new.routes_digest),
+        }
+    }
+}
+
+#[cfg(test)]
+fn differing<K: Copy + Ord, V: Clone + PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Changes<K, V> {
+    let mut all = changes(old, new);
+    all.retain(|key, value| old.get(key) != value.as_ref());
+    all
+}
+
+fn all<K: Copy + Ord, V: Clone, O>(known: &Known<K, O>, wanted: &BTreeMap<K, V>) -> Changes<K, V> {
+    changes(&known.0, wanted)
+}
+
+fn changes<K: Copy + Ord, V: Clone, O>(known: &BTreeMap<K, O>, wanted: &BTreeMap<K, V>) -> Changes<K, V> {
+    let gone = known.keys().filter(|key| !wanted.contains_key(key)).map(|key| (*key, None));
+    gone.chain(wanted.iter().map(|(key, value)| (*key, Some(value.clone())))).collect()
+}
+
+/// One map with its changes laid over it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layered<'a, K, V> {
+    under: &'a BTreeMap<K, V>,
+    over: Option<&'a Changes<K, V>>,
+}
+
+impl<'a, K: Ord, V> Layered<'a, K, V> {
+    pub(super) const fn new(under: &'a BTreeMap<K, V>) -> Self {
+        Self { under, over: None }
+    }
+
+    pub(super) const fn changed(under: &'a BTreeMap<K, V>, over: &'a Changes<K, V>) -> Self {
+        Self { under, over: Some(over) }
+    }
+
+    pub(super) fn get(&self, key: &K) -> Option<&'a V> {
+        match self.over.and_then(|over| over.get(key)) {
+            Some(changed) => changed.as_ref(),
+            None => self.under.get(key),
+        }
+    }
+
+    /// Keys that may have a value.
+    pub(super) fn changed_keys(&self) -> impl Iterator<Item = &'a K> + use<'a, K, V> {
+        self.over.into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// Entries without the changes.
+    pub(super) const fn under(&self) -> &'a BTreeMap<K, V> {
+        self.under
+    }
+}

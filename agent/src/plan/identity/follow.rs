@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Identities that follow their addresses, one by one, while the terms stay as they are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use super::{
+    Identities, MAX_MATCHES, MAX_STEPS, Meaning, SetId, Terms, TooMuch,
+    blocks::Blocks,
+    matcher::{PodGroup, PodMatcher},
+    text_of,
+};
+use crate::{
+    model::{Numbers, Snapshot},
+    plan::pods::PodEntry,
+};
+
+/// Beside [`Identities`]: what it takes to find the meaning of one address.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    blocks: Blocks,
+    matcher: PodMatcher,
+    /// How many addresses and prefixes have a set.
+    users: HashMap<SetId, usize>,
+    /// The text that each set's number goes by.
+    texts: HashMap<SetId, String>,
+}
+
+/// Sets that came into use, or went out of it.
+#[derive(Debug, Default)]
+pub(crate) struct Sets {
+    pub(crate) new: BTreeSet<SetId>,
+    pub(crate) gone: BTreeSet<SetId>,
+}
+
+impl Follower {
+    /// Goes on from what [`super::identify`] found.
+    ///
+    /// # Errors
+    /// [`TooMuch`]: there is no room to go on.
+    pub(crate) fn new(identities: &mut Identities, terms: &Terms, numbers: &Numbers) -> Result<Self, TooMuch> {
+        let blocks = Blocks::new(terms, &mut identities.sets, &mut BTreeMap::new())?;
+        let mut users = HashMap::new();
+        for meaning in identities.exact.values().chain(identities.prefixes.values()) {
+            *users.entry(meaning.set).or_default() += 1;
+        }
+        let mut follower = Self { blocks, matcher: PodMatcher::new(terms), users, texts: HashMap::new() };
+        for set in identities.used.iter().filter(|set| **set != 0) {
+            follower.name(*set, identities, terms, numbers);
+        }
+        Ok(follower)
+    }
+
+    /// A namespace has other labels now.
+    pub(crate) fn forget(&mut self, namespace: &str) {
+        self.matcher.forget(namespace);
+    }
+
+    /// What an address means; none: what its prefix does.
+    ///
+    /// # Errors
+    /// [`TooMuch`]: more work than is sure to be within the bounds of a whole plan.
+    pub(crate) fn meaning(
+        &mut self,
+        snapshot: &Snapshot,
+        pod: Option<PodEntry<'_>>,
+        address: IpAddr,
+        identities: &mut Identities,
+    ) -> Result<Option<Meaning>, TooMuch> {
+        let Some(pod) = pod else { return Ok(None) };
+        let sets = &mut identities.sets;
+        let by_pod = self.matcher.matches(snapshot, &PodGroup::of(pod), sets)?;
+        let otherwise = self.blocks.lookup(address);
+        let set = self.matcher.union(by_pod, otherwise, sets)?;
+        // What was counted here is at least what a whole plan would count.
+        if sets.steps > MAX_STEPS / 2 || sets.matches > MAX_MATCHES / 2 {
+            return Err(TooMuch);
+        }
+        Ok((by_pod != 0 && set != otherwise).then_some(Meaning { set, otherwise }))
+    }
+
+    /// An address goes from one meaning to another.
+    pub(crate) fn count(&mut self, before: Option<Meaning>, after: Option<Meaning>, sets: &mut Sets) {
+        if let Some(Meaning { set, .. }) = before
+            && let Some(users) = self.users.get_mut(&set)
+        {
+            *users -= 1;
+            if *users == 0 {
+                self.users.remove(&set);
+                if set != 0 && !sets.new.remove(&set) {
+                    sets.gone.insert(set);
+                }
+            }
+        }
+        if let Some(Meaning { set, .. }) = after {
+            let users = self.users.entry(set).or_default();
+            *users += 1;
+            if *users == 1 && set != 0 && !sets.gone.remove(&set) {
+                sets.new.insert(set);
+            }
+        }
+    }
+
+    /// The text that a set's number goes by.
+    pub(crate) fn name(
+        &mut self,
+        set: SetId,
+        identities: &Identities,
+        terms: &Terms,
+        numbers: &Numbers,
+    ) -> Option<&String> {
+        if !self.texts.contains_key(&set) {
+            let peers = identities.sets.get(set).iter().map(|(term, _)| *term).collect::<BTreeSet<u32>>();
+            let number = |place: u32| numbers.peers.get(&terms.at(place)?.to_string()).copied();
+            let peers: BTreeMap<u32, Option<u32>> = peers.into_iter().map(|place| (place, number(place))).collect();
+            let text = text_of(identities.sets.get(set), |place| peers.get(&place).copied().flatten())?;
+            self.texts.insert(set, text);
+        }
+        self.texts.get(&set)
+    }
+
+    /// A set is out of use.
+    pub(crate) fn unname(&mut self, set: SetId) -> Option<String> {
+        self.texts.remove(&set)
+    }
+}

@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The plan that stands, and follows what changes: `Deltas -> Planner -> Patch`. Every part is recomputed by the pure functions
+//! of the whole plan, as far as a change touches it:
+//!
+//! | What changed | What is planned anew |
+//! |---|---|
+//! | Service, EndpointSlice | the frontends of that Service |
+//! | Pod of another node | the meaning of its addresses |
+//! | attachment, Pod of this node | the node's ports, who isolates them, the meaning of their addresses |
+//! | Namespace | the meaning of its pods' addresses |
+//! | NetworkPolicy that selects pods here, or a workload that brings a policy set of its own | all of policy |
+//! | Node | routes, and the meaning of addresses of its pod CIDRs |
+//!
+//! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is the same
+//! as in [`mod@crate::plan`].
+
+mod addresses;
+mod services;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use weft_abi::{Addr, ServiceKey};
+use weft_api::{PodRef, PolicyReport, ServiceReport};
+
+use self::{addresses::Addresses, services::Services};
+use super::{
+    numbers::{Given, Turnover},
+    pods::PodEntry,
+    policy::{
+        self, JudgedWorkloads, Policies,
+        follow::{Followed, Recompile, Written},
+        isolation::{self, Forms, Isolation},
+        rules::PolicyForm,
+    },
+    ports, routes,
+};
+use crate::{
+    apply::{Changes, Patch},
+    model::{Attachment, Deltas, Desired, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing},
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Planner {
+    snapshot: Snapshot,
+    facts: Option<NodeFacts>,
+    attachments: Vec<Attachment>,
+    /// Pods that attachments name.
+    local: BTreeSet<ObjectKey>,
+    workloads: BTreeSet<String>,
+    numbers: Numbers,
+    given: Given,
+    numbers_changed: NumbersChanged,
+    services: Services,
+    addresses: Addresses,
+    forms: Forms,
+    policy: Option<Policy>,
+    judged: JudgedWorkloads,
+    refused: [BTreeSet<Refusal>; 2],
+    port_problems: Vec<String>,
+    route_problems: Vec<String>,
+    desired: Desired,
+    due: Due,
+    /// See [`Planner::versions`].
+    versions: Versions,
+}
+
+/// Counts what the state on disk is made of.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Versions {
+    /// Of all objects.
+    pub objects: u64,
+    /// Of the policies among them.
+    pub policies: u64,
+    /// Of the nodes.
+    pub nodes: u64,
+}
+
+/// Which of the numbers have changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NumbersChanged {
+    /// Those of Services.
+    pub services: bool,
+    /// All others.
+    pub others: bool,
+}
+
+/// Policy as it was compiled last.
+#[derive(Debug)]
+enum Policy {
+    /// It follows its addresses.
+    Followed(Box<Followed>),
+    /// It is compiled anew with each change: not everything fits.
+    Whole(Box<Policies>),
+}
+
+impl Policy {
+    fn policies(&self) -> &Policies {
+        match self {
+            Self::Followed(followed) => &followed.policies,
+            Self::Whole(policies) => policies,
+        }
+    }
+}
+
+/// What changed since the last patch, beside Services and addresses.
+#[derive(Debug, Default)]
+struct Due {
+    places: bool,
+    routes: bool,
+    attachments: bool,
+    isolation: bool,
+    ports: bool,
+    compile: bool,
+    policies: BTreeSet<ObjectKey>,
+    namespaces: BTreeSet<String>,
+}
+
+impl Planner {
+    /// Goes on with the numbers that an earlier run gave out.
+    #[must_use]
+    pub fn new(numbers: Numbers) -> Self {
+        Self { numbers, ..Self::default() }
+    }
+
+    /// A plan that somebody else has made, for tests of what shows it.
+    #[cfg(test)]
+    pub(crate) fn of(desired: Desired) -> Self {
+        Self { desired, ..Self::default() }
+    }
+
+    /// Takes what the source has told; whether there is something to plan.
+    pub fn take(&mut self, News { deltas, standing, since: _ }: News) -> bool {
+        let Standing { synced, problems, error, remembered } = standing;
+        let mut objects = 0;
+        if (synced, remembered) != (self.snapshot.synced, self.snapshot.remembered) {
+            (self.due.isolation, self.due.ports) = (true, true);
+            objects += 1;
+        }
+        let Snapshot { synced: is_synced, problems: known, error: why, remembered: since, .. } = &mut self.snapshot;
+        (*is_synced, *known, *why, *since) = (synced, problems, error, remembered);
+        let Deltas { pods, namespaces, nodes, services, slices, policies } = deltas;
+        for (key, before) in pods.put(&mut self.snapshot.pods) {
+            objects += 1;
+            let before = before.as_ref().map(|pod| PodEntry { key: &key, pod });
+            let after = self.snapshot.pods.get(&key).map(|pod| PodEntry { key: &key, pod });
+            self.addresses.touch(&key, before, after);
+            if self.local.contains(&key) {
+                self.addresses.touch_attached(&key);
+                (self.due.isolation, self.due.ports) = (true, true);
+            }
+        }
+        for (key, _) in namespaces.put(&mut self.snapshot.namespaces) {
+            objects += 1;
+            self.addresses.touch_namespace(&self.snapshot, &key.name);
+            self.due.namespaces.insert(key.name);
+        }
+        for _ in nodes.put(&mut self.snapshot.nodes) {
+            objects += 1;
+            self.versions.nodes += 1;
+            (self.due.places, self.due.routes) = (true, true);
+        }
+        for (key, _) in services.put(&mut self.snapshot.services) {
+            objects += 1;
+            self.services.touch(&key);
+        }
+        for (key, before) in slices.put(&mut self.snapshot.slices) {
+            objects += 1;
+            let before = before.and_then(|slice| services::service_of(&slice));
+            let after = self.snapshot.slices.get(&key).and_then(|slice| services::service_of(slice));
+            self.services.touch_slice(&key, before.as_deref(), after.as_deref());
+        }
+        for (key, _) in policies.put(&mut self.snapshot.policies) {
+            objects += 1;
+            self.versions.policies += 1;
+            match self.snapshot.policies.get(&key) {
+                Some(policy) => {
+                    drop(self.forms.insert(key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace)))
+                }
+                None => drop(self.forms.remove(&key)),
+            }
+            self.due.policies.insert(key);
+        }
+        self.versions.objects += objects;
+        objects > 0
+    }
+
+    /// Takes what the node is, and what is plugged into it.
+    pub fn observe(&mut self, facts: &NodeFacts, attachments: Vec<Attachment>) {
+        if self.facts.as_ref() != Some(facts) {
+            self.facts = Some(facts.clone());
+            (self.due.places, self.due.routes, self.due.ports) = (true, true, true);
+        }
+        if self.attachments != attachments {
+            self.attachments = attachments;
+            self.due.attachments = true;
+        }
+    }
+
+    /// Takes nothing for granted of what the maps hold: policy is planned whole.
+    pub fn distrust(&mut self) {
+        self.due.compile = true;
+    }
+
+    /// The numbers that are given out.
+    #[must_use]
+    pub const fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    /// What the plan is made of.
+    #[must_use]
+    pub const fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The plan as it stands. What [`Planner`] tells when it is asked is not in it: reports of Services and policies, names and
+    /// problems.
+    #[must_use]
+    pub const fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Which of the numbers have changed since this was asked last.
+    pub fn take_changed_numbers(&mut self) -> NumbersChanged {
+        std::mem::take(&mut self.numbers_changed)
+    }
+
+    /// Which state of the objects this is.
+    #[must_use]
+    pub const fn versions(&self) -> Versions {
+        self.versions
+    }
+
+    /// Plans what has changed; what the maps need for it. Before the node is known, nothing.
+    pub fn patch(&mut self, room: &Room<'_>) -> Patch {
+        let mut patch = Patch::default();
+        let Some(facts) = self.facts.clone() else { return patch };
+        if self.desired.config != facts.config {
+            self.desired.config = facts.config;
+            patch.config = Some(facts.config);
+        }
+        if self.due.places {
+            self.addresses.follow_nodes(&self.snapshot, &facts);
+        }
+        let workloads = self.follow_attachments();
+        self.patch_services(&facts, &workloads, room, &mut patch);
+        self.patch_policy(room, &mut patch);
+        self.patch_ports(&facts, &mut patch);
+        if self.due.routes {
+            self.patch_routes(&facts, &mut patch);
+        }
+        self.due = Due::default();
+        patch
+    }
+
+    /// Which workloads came and went.
+    fn follow_attachments(&mut self) -> Turnover {
+        if !self.due.attachments {
+            return Turnover::default();
+        }
+        self.addresses.follow_attachments(&self.attachments);
+        let pods = self.attachments.iter().filter_map(|attachment| attachment.spec.pod.as_ref());
+        self.local = pods.map(|PodRef { namespace, name, .. }| ObjectKey::new(namespace, name)).collect();
+        let workloads = ports::number_keys(&self.attachments);
+        let turnover = Turnover {
+            gone: self.workloads.difference(&workloads).cloned().collect(),
+            new: workloads.difference(&self.workloads).cloned().collect(),
+        };
+        self.workloads = workloads;
+        (self.due.isolation, self.due.ports) = (true, true);
+        turnover
+    }
+
+    fn patch_services(&mut self, facts: &NodeFacts, workloads: &Turnover, room: &Room<'_>, patch: &mut Patch) {
+        let Self { snapshot, numbers, given, desired, services, .. } = self;
+        let found = services.find(snapshot, facts);
+        if services.fits(room, self.workloads.len()) {
+            if !workloads.is_empty() || !found.numbers.is_empty() {
+                given.change_slots(numbers, workloads, &found.numbers);
+                self.numbers_changed.services |= !found.numbers.is_empty();
+                self.numbers_changed.others = true;
+            }
+            services.put(found, numbers, desired, patch);
+        } else {
+            let room = (room, &self.workloads);
+            services.put_whole(snapshot, facts, room, (numbers, given), (desired, patch));
+            self.numbers_changed = NumbersChanged { services: true, others: true };
+            self.due.ports = true;
+        }
+    }
+
+    fn patch_policy(&mut self, room: &Room<'_>, patch: &mut Patch) {
+        let dirty = self.addresses.take_dirty(&self.snapshot);
+        let Due { isolation: isolates, policies, namespaces, compile, .. } = &self.due;
+        let isolation = (*isolates || !policies.is_empty())
+            .then(|| isolation::isolate(&self.snapshot, &self.attachments, &self.forms));
+        let touched = isolation.is_some() || !namespaces.is_empty() || !dirty.is_empty();
+        let is_whole = match &self.policy {
+            None => true,
+            Some(Policy::Whole(policies)) => touched || policies.choice.crowded,
+            Some(Policy::Followed(followed)) => {
+                let standing = &followed.policies.isolation;
+                let mut known = standing.sets.values().flat_map(|set| &set.policies);
+                isolation.as_ref().is_some_and(|new| new.sets != standing.sets)
+                    || (!policies.is_empty() && known.any(|policy| policies.contains(policy)))
+            }
+        };
+        if is_whole || *compile {
+            return self.compile(isolation, room, patch);
+        }
+        if let Some(Policy::Followed(followed)) = &mut self.policy {
+            namespaces.iter().for_each(|namespace| followed.forget(namespace));
+            if let Some(isolation) = isolation.filter(|isolation| *isolation != followed.policies.isolation) {
+                followed.policies.isolation = isolation;
+                self.desired.isolation.clear();
+                followed.policies.describe_isolation(&mut self.desired);
+                self.due.ports = true;
+            }
+            let (snapshot, addresses) = (&self.snapshot, &self.addresses);
+            let owner = |address: IpAddr| addresses.owner(snapshot, address).flatten();
+            let Self { numbers, given, desired, .. } = self;
+            let mut written = Written { numbers, given, desired, patch };
+            match followed.follow(snapshot, owner, &dirty, room, &mut written) {
+                Ok(changed) => {
+                    self.numbers_changed.others |= changed;
+                    self.judge();
+                }
+                Err(Recompile) => self.compile(None, room, patch),
+            }
+        }
+    }
+
+    fn judge(&mut self) {
+        let Some(Policy::Followed(followed)) = &self.policy else { return };
+        let judged = followed.judged();
+        if judged != self.judged {
+            self.judged = judged;
+            self.due.ports = true;
+        }
+    }
+
+    /// All of policy.
+    fn compile(&mut self, isolation: Option<Isolation>, room: &Room<'_>, patch: &mut Patch) {
+        let Self { snapshot, attachments, forms, numbers, given, desired, .. } = self;
+        let isolation = isolation.unwrap_or_else(|| isolation::isolate(snapshot, attachments, forms));
+        let owners = self.addresses.owners(snapshot);
+        let policies = policy::compile(snapshot, forms, isolation, &owners, room, numbers);
+        let mut whole = Desired::default();
+        self.judged = policies.describe(snapshot, forms, &mut whole);
+        let Desired { identities, cidrs, rules, isolation, closed, crowded, refusals, .. } = whole;
+        set_all(&mut desired.identities, &mut patch.identities, identities);
+        set_all(&mut desired.cidrs, &mut patch.cidrs, cidrs);
+        set_all(&mut desired.rules, &mut patch.rules, rules);
+        (desired.isolation, desired.closed, desired.crowded) = (isolation, closed, crowded);
+        self.refused[0] = refusals;
+        *given = Given::of(numbers);
+        self.numbers_changed.others = true;
+        self.due.ports = true;
+        self.policy = Some(match Followed::new(policies, numbers) {
+            Ok(followed) => Policy::Followed(Box::new(followed)),
+            Err(policies) => Policy::Whole(Box::new(policies)),
+        });
+    }
+
+    /// The ports of this node, all of them: they are few.
+    fn patch_ports(&mut self, facts: &NodeFacts, patch: &mut Patch) {
+        if !self.due.ports {
+            return;
+        }
+        let Self { snapshot, attachments, numbers, desired, judged, .. } = self;
+        let mut whole = Desired { closed: desired.closed.clone(), ..Desired::default() };
+        ports::describe(snapshot, facts, attachments, judged, numbers, &mut whole);
+        set_all(&mut desired.ports, &mut patch.ports, whole.ports);
+        set_all(&mut desired.locals, &mut patch.locals, whole.locals);
+        set_all(&mut desired.workload_digests, &mut patch.workload_digests, whole.workload_digests);
+        self.port_problems = whole.problems;
+        self.refused[1] = whole.refusals;
+        let all = self.refused.iter().chain([self.services.refusals()]).flatten();
+        self.desired.refusals = all.cloned().collect();
+    }
+
+    fn patch_routes(&mut self, facts: &NodeFacts, patch: &mut Patch) {
+        let desired = &mut self.desired;
+        let mut whole = Desired::default();
+        routes::describe(&self.snapshot, facts, &mut whole);
+        set_all(&mut desired.remotes, &mut patch.remotes, whole.remotes);
+        if desired.routes_digest != whole.routes_digest {
+            desired.routes_digest = whole.routes_digest;
+            patch.routes_digest = Some(whole.routes_digest);
+        }
+        (desired.host_routes, desired.route_reports) = (whole.host_routes, whole.route_reports);
+        self.route_problems = whole.problems;
+    }
+
+    /// Whether the cluster has exactly this pod; see [`super::knows_pod`].
+    #[must_use]
+    pub fn knows_pod(&self, pod: &PodRef) -> bool {
+        super::knows_pod(&self.snapshot, pod)
+    }
+
+    /// `namespace/name` of the pod that has an address.
+    #[must_use]
+    pub fn name(&self, address: Addr) -> Option<String> {
+        let known = self.addresses.name(&self.snapshot, address.into());
+        known.or_else(|| self.desired.names.get(&address).cloned())
+    }
+
+    /// `namespace/name` of the Service that has a frontend.
+    #[must_use]
+    pub fn service_name(&self, frontend: &ServiceKey) -> Option<String> {
+        let holder = self.services.holder(frontend).filter(|_| self.desired.services.contains_key(frontend));
+        holder.map(ToString::to_string).or_else(|| self.desired.service_names.get(frontend).cloned())
+    }
+
+    /// The addresses that the pod `namespace/name` is believed to have.
+    #[must_use]
+    pub fn addresses_of(&self, pod: &str) -> Vec<IpAddr> {
+        let (namespace, name) = pod.split_once('/').unwrap_or_default();
+        let of_pod = |attachment: &&Attachment| {
+            attachment
+                .spec
+                .pod
+                .as_ref()
+                .is_some_and(|pod| (pod.namespace.as_str(), pod.name.as_str()) == (namespace, name))
+        };
+        let attached = self.attachments.iter().filter(of_pod).flat_map(|attachment| &attachment.allocation.addresses);
+        let told = self.snapshot.pods.get(&ObjectKey::new(namespace, name)).map(|pod| super::addresses(pod));
+        let others = self.desired.names.keys().map(|addr| IpAddr::from(*addr));
+        let all = attached.map(|assigned| assigned.address.addr()).chain(told.into_iter().flatten()).chain(others);
+        let believed = all.filter(|address| self.name((*address).into()).as_deref() == Some(pod));
+        believed.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The addresses at which the Service `namespace/name` is served.
+    #[must_use]
+    pub fn frontends_of(&self, service: &str) -> Vec<IpAddr> {
+        let frontends = self.desired.services.keys();
+        let own = frontends.filter(|frontend| self.service_name(frontend).as_deref() == Some(service));
+        own.map(|frontend| IpAddr::from(frontend.addr)).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// For `weft services`.
+    #[must_use]
+    pub fn service_reports(&self) -> Vec<ServiceReport> {
+        let Some(facts) = &self.facts else { return self.desired.service_reports.clone() };
+        super::services::frontends(&self.snapshot, facts).into_reports()
+    }
+
+    /// For `weft policies`.
+    #[must_use]
+    pub fn policy_reports(&self) -> Vec<PolicyReport> {
+        let Some(policy) = &self.policy else { return self.desired.policy_reports.clone() };
+        let mut told = Desired::default();
+        policy.policies().describe_reports(&self.snapshot, &self.forms, &mut told);
+        told.policy_reports
+    }
+
+    /// How many policies there are.
+    #[must_use]
+    pub fn policy_count(&self) -> usize {
+        self.forms.len().max(self.desired.policy_reports.len())
+    }
+
+    /// Objects that could not be planned, and why.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let mut told = Desired { problems: self.desired.problems.clone(), ..Desired::default() };
+        if let Some(policy) = &self.policy {
+            policy.policies().describe_reports(&self.snapshot, &self.forms, &mut told);
+        }
+        self.addresses.problems(&self.snapshot, &mut told.problems);
+        let others = self.services.problems().chain(&self.port_problems).chain(&self.route_problems);
+        let all: BTreeSet<String> = others.cloned().chain(told.problems).collect();
+        all.into_iter().collect()
+    }
+}
+
+/// Sets or removes one value of the plan, and tells the maps.
+pub(crate) fn set<K: Copy + Ord, V: Clone + PartialEq>(
+    known: &mut BTreeMap<K, V>,
+    changes: &mut Changes<K, V>,
+    key: K,
+    value: Option<V>,
+) {
+    if known.get(&key) == value.as_ref() {
+        return;
+    }
+    match &value {
+        Some(value) => drop(known.insert(key, value.clone())),
+        None => drop(known.remove(&key)),
+    }
+    changes.insert(key, value);
+}
+
+/// Makes `known` what `wanted` is, and tells the maps what is different.
+fn set_all<K: Copy + Ord, V: Clone + PartialEq>(
+    known: &mut BTreeMap<K, V>,
+    changes: &mut Changes<K, V>,
+    wanted: BTreeMap<K, V>,
+) {
+    let gone = known.keys().filter(|key| !wanted.contains_key(key)).map(|key| (*key, None));
+    changes.extend(gone);
+    let new = wanted.iter().filter(|(key, value)| known.get(key) != Some(value));
+    changes.extend(new.map(|(key, value)| (*key, Some(value.clone()))));
+    *known = wanted;
+}

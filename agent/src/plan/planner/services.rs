@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services that follow their changes: a slice changes its Service, a Service its frontends, and a frontend that changes hands
+//! the Services that want it as well.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_abi::{Backend, ServiceKey};
+
+use super::set;
+use crate::{
+    apply::Patch,
+    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot},
+    plan::{
+        backends,
+        numbers::{Given, Turnover},
+        services::{self, Planned},
+    },
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    planned: BTreeMap<ObjectKey, Standing>,
+    /// Services that want a frontend, whether they have it or not.
+    wanting: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
+    holders: BTreeMap<ServiceKey, ObjectKey>,
+    /// Slices by their Services.
+    slices: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    dirty: BTreeSet<ObjectKey>,
+    /// Frontends, and backends of them all.
+    totals: [usize; 2],
+    /// Numbers and entries are as the whole plan would have them: not before the first plan, nor where something was refused.
+    settled: bool,
+    /// Of the last whole plan.
+    refused: (Vec<String>, BTreeSet<Refusal>),
+}
+
+#[derive(Debug)]
+struct Standing {
+    wanted: Vec<ServiceKey>,
+    /// With the text of its number.
+    frontends: Vec<(ServiceKey, String)>,
+    backends: usize,
+    problems: Vec<String>,
+}
+
+/// What a turn found out.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) numbers: Turnover,
+    frontends: BTreeMap<ServiceKey, (String, Vec<Backend>)>,
+    touched: BTreeSet<ServiceKey>,
+}
+
+impl Services {
+    /// A Service has changed.
+    pub(super) fn touch(&mut self, service: &ObjectKey) {
+        self.dirty.insert(service.clone());
+    }
+
+    /// A slice has changed; `service`: the name of the one that it belonged to, and of the one that it belongs to.
+    pub(super) fn touch_slice(&mut self, key: &ObjectKey, before: Option<&str>, after: Option<&str>) {
+        let of = |name: &str| ObjectKey::new(&key.namespace, name);
+        if let Some(service) = before.map(of) {
+            if let Some(slices) = self.slices.get_mut(&service) {
+                slices.remove(key);
+                if slices.is_empty() {
+                    self.slices.remove(&service);
+                }
+            }
+            self.dirty.insert(service);
+        }
+        if let Some(service) = after.map(of) {
+            self.slices.entry(service.clone()).or_default().insert(key.clone());
+            self.dirty.insert(service);
+        }
+    }
+
+    /// Plans what has changed, Services in their order: a frontend that one of them lets go goes to the next.
+    pub(super) fn find(&mut self, snapshot: &Snapshot, facts: &NodeFacts) -> Found {
+        let mut found = Found::default();
+        while let Some(key) = self.dirty.pop_first() {
+            let Planned { wanted, frontends, problems } = self.plan(&key, snapshot, facts);
+            let old = self.withdraw(&key, &mut found);
+            let mut changed: BTreeSet<ServiceKey> = old.iter().copied().collect();
+            for frontend in frontends.iter().map(|(frontend, ..)| *frontend) {
+                if !changed.remove(&frontend) {
+                    changed.insert(frontend);
+                }
+            }
+            for want in &wanted {
+                self.wanting.entry(*want).or_default().insert(key.clone());
+            }
+            for frontend in changed {
+                let later = self.wanting.get(&frontend).into_iter().flatten().filter(|other| **other > key);
+                self.dirty.extend(later.cloned());
+            }
+            self.totals[0] += frontends.len();
+            let mut standing = Standing { wanted, frontends: Vec::new(), backends: 0, problems };
+            for (frontend, number, backends) in frontends {
+                self.holders.insert(frontend, key.clone());
+                standing.backends += backends.len();
+                if !found.numbers.gone.remove(&number) {
+                    found.numbers.new.insert(number.clone());
+                }
+                found.touched.insert(frontend);
+                standing.frontends.push((frontend, number.clone()));
+                found.frontends.insert(frontend, (number, backends));
+            }
+            self.totals[1] += standing.backends;
+            if !standing.wanted.is_empty() || !standing.problems.is_empty() {
+                self.planned.insert(key, standing);
+            }
+        }
+        found
+    }
+
+    fn plan(&self, key: &ObjectKey, snapshot: &Snapshot, facts: &NodeFacts) -> Planned {
+        let Some((key, service)) = snapshot.services.get_key_value(key) else { return Planned::default() };
+        let slices = self.slices.get(key).into_iter().flatten().filter_map(|slice| snapshot.slices.get(slice));
+        let slices: Vec<_> = slices.map(|slice| &**slice).collect();
+        let taken = |frontend: &ServiceKey| {
+            let holder = self.holders.get(frontend).filter(|holder| *holder < key)?;
+            snapshot.services.get_key_value(holder).map(|(holder, _)| holder)
+        };
+        services::plan_one(key, service, &slices, &facts.name, taken)
+    }
+
+    /// Takes what a Service had away from it; tells its frontends.
+    fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> Vec<ServiceKey> {
+        let Some(Standing { wanted, frontends, backends, .. }) = self.planned.remove(key) else { return Vec::new() };
+        for want in wanted {
+            if let Some(wanting) = self.wanting.get_mut(&want) {
+                wanting.remove(key);
+                if wanting.is_empty() {
+                    self.wanting.remove(&want);
+                }
+            }
+        }
+        self.totals[0] -= frontends.len();
+        self.totals[1] -= backends;
+        let mut had = Vec::new();
+        for (frontend, number) in frontends {
+            if self.holders.get(&frontend) == Some(key) {
+                self.holders.remove(&frontend);
+                found.frontends.remove(&frontend);
+            }
+            if !found.numbers.new.remove(&number) {
+                found.numbers.gone.insert(number);
+            }
+            found.touched.insert(frontend);
+            had.push(frontend);
+        }
+        had
+    }
+
+    /// Whether everything fits by far enough that nobody has to be asked who goes.
+    pub(super) fn fits(&self, room: &Room<'_>, workloads: usize) -> bool {
+        self.settled && self.totals[0] <= services::most(room, workloads) && self.totals[1] <= room.slots
+    }
+
+    /// Writes what was found, under the numbers that it was given since.
+    pub(super) fn put(&self, mut found: Found, numbers: &Numbers, desired: &mut Desired, patch: &mut Patch) {
+        for key in found.touched {
+            let service = match (self.holders.get(&key), found.frontends.remove(&key)) {
+                (None, _) => None,
+                (Some(_), Some((number, backends))) => {
+                    numbers.services.get(&number).map(|id| DesiredService { id: *id, backends })
+                }
+                // It has another holder, which has not changed.
+                (Some(_), None) => continue,
+            };
+            set(&mut desired.services, &mut patch.services, key, service);
+        }
+    }
+
+    /// All at once, as the whole plan does it.
+    pub(super) fn put_whole(
+        &mut self,
+        snapshot: &Snapshot,
+        facts: &NodeFacts,
+        (room, workloads): (&Room<'_>, &BTreeSet<String>),
+        (numbers, given): (&mut Numbers, &mut Given),
+        (desired, patch): (&mut Desired, &mut Patch),
+    ) {
+        let mut frontends = services::frontends(snapshot, facts);
+        frontends.fit(room, workloads.len(), numbers);
+        numbers.assign_slots(workloads, frontends.number_keys());
+        *given = Given::of(numbers);
+        let mut whole = Desired::default();
+        frontends.describe(snapshot, numbers, &mut whole);
+        super::set_all(&mut desired.services, &mut patch.services, whole.services);
+        self.settled = numbers.refused.is_empty();
+        // Where everything fits each Service tells its own.
+        self.refused = if self.settled { Default::default() } else { (whole.problems, whole.refusals) };
+    }
+
+    /// What is refused.
+    pub(super) fn refusals(&self) -> &BTreeSet<Refusal> {
+        &self.refused.1
+    }
+
+    /// What is wrong.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
+        self.planned.values().flat_map(|standing| &standing.problems).chain(&self.refused.0)
+    }
+
+    /// Whose a frontend is.
+    pub(super) fn holder(&self, frontend: &ServiceKey) -> Option<&ObjectKey> {
+        self.holders.get(frontend)
+    }
+}
+
+/// The name of the Service of a slice, owned.
+pub(super) fn service_of(slice: &crate::model::objects::EndpointSlice) -> Option<String> {
+    backends::service_of(slice).map(str::to_owned)
+}

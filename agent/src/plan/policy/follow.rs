@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Policy that follows the pods: while the policy sets of this node stay as they are, an address that changes costs what the
+//! peers of these sets ask of it, and the rules of a set of matches that nobody had before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use weft_abi::{Addr, RuleKey, WORLD_IDENTITY};
+
+use super::{CLOSED, JudgedWorkloads, Policies, SetDigests, compile::Places};
+use crate::{
+    apply::Patch,
+    model::{Desired, Numbers, Room, Snapshot},
+    plan::{
+        identity::{Follower, Meaning, SetId, Sets, Terms},
+        numbers::{Given, Turnover},
+        planner::set,
+        pods::PodEntry,
+    },
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Followed {
+    pub(crate) policies: Policies,
+    terms: Terms,
+    follower: Follower,
+    places: Places,
+    digests: SetDigests,
+}
+
+/// It takes a whole compilation.
+#[derive(Debug)]
+pub(crate) struct Recompile;
+
+/// Where changes are written.
+pub(crate) struct Written<'a> {
+    pub(crate) numbers: &'a mut Numbers,
+    pub(crate) given: &'a mut Given,
+    pub(crate) desired: &'a mut Desired,
+    pub(crate) patch: &'a mut Patch,
+}
+
+impl Followed {
+    /// Goes on from a compilation; none: it is too large, or something did not fit, so that the next change needs another one.
+    pub(crate) fn new(mut policies: Policies, numbers: &Numbers) -> Result<Self, Policies> {
+        let choice = &policies.choice;
+        let is_cut = choice.compiled.values().any(|compiled| compiled.overflow.is_some());
+        if is_cut || choice.crowded || !choice.closed.is_empty() {
+            return Err(policies);
+        }
+        let terms = Terms::of(policies.choice.compiled.keys().map(|key| &policies.allowed[key]));
+        let Ok(follower) = Follower::new(&mut policies.choice.identities, &terms, numbers) else {
+            return Err(policies);
+        };
+        let places = Places::of(&policies.choice.identities);
+        let digests = policies.digests(&places);
+        Ok(Self { policies, terms, follower, places, digests })
+    }
+
+    /// What judges each workload.
+    pub(crate) fn judged(&self) -> JudgedWorkloads {
+        self.policies.judged(&self.digests)
+    }
+
+    /// A namespace has other labels now.
+    pub(crate) fn forget(&mut self, namespace: &str) {
+        self.follower.forget(namespace);
+    }
+
+    /// Follows some addresses; whether numbers have changed.
+    ///
+    /// # Errors
+    /// [`Recompile`]: what fits has to be asked anew. What is written by then is no harm: it is what a compilation writes, or
+    /// it is written over.
+    pub(crate) fn follow<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        owner: impl Fn(IpAddr) -> Option<PodEntry<'s>>,
+        dirty: &BTreeSet<IpAddr>,
+        room: &Room<'_>,
+        written: &mut Written<'_>,
+    ) -> Result<bool, Recompile> {
+        let (mut sets, mut moved) = (Sets::default(), BTreeMap::new());
+        for address in dirty {
+            let identities = &mut self.policies.choice.identities;
+            let pod = owner(*address);
+            let after = self.follower.meaning(snapshot, pod, *address, identities).map_err(|_| Recompile)?;
+            let before = identities.exact.get(address).copied();
+            if before == after {
+                continue;
+            }
+            match after {
+                Some(after) => drop(identities.exact.insert(*address, after)),
+                None => drop(identities.exact.remove(address)),
+            }
+            self.follower.count(before, after, &mut sets);
+            let net = IpNet::from(*address);
+            before.into_iter().for_each(|before| self.places.remove(before, net));
+            after.into_iter().for_each(|after| self.places.add(after, net));
+            moved.insert(*address, (before, after));
+        }
+        if moved.is_empty() {
+            return Ok(false);
+        }
+        let added = moved.iter().filter(|(address, (_, after))| {
+            after.is_some() && !room.standing_identities.contains_key(&Addr::from(**address))
+        });
+        let added = added.count();
+        if added > 0 && room.standing_identities.len() + added > room.identities {
+            return Err(Recompile);
+        }
+        self.add_sets(&sets, room)?;
+        self.digest(&moved);
+        self.number(&sets, written);
+        self.write(&sets, &moved, written);
+        Ok(!sets.new.is_empty() || !sets.gone.is_empty())
+    }
+
+    /// Compiles what came into use.
+    fn add_sets(&mut self, sets: &Sets, room: &Room<'_>) -> Result<(), Recompile> {
+        let Policies { choice, allowed, .. } = &mut self.policies;
+        for set in &sets.new {
+            choice.identities.used.insert(*set);
+            for (key, compiled) in &mut choice.compiled {
+                let matches = choice.identities.sets.get(*set);
+                if !compiled.add(*set, matches, &allowed[key], &self.terms) {
+                    return Err(Recompile);
+                }
+            }
+        }
+        let chunks: usize = choice.compiled.values().map(|compiled| compiled.chunks).sum();
+        if !sets.new.is_empty() && chunks > room.rules { Err(Recompile) } else { Ok(()) }
+    }
+
+    /// Digests of the policy sets that tell the old or the new meaning of an address from what is around it.
+    fn digest(&mut self, moved: &BTreeMap<IpAddr, (Option<Meaning>, Option<Meaning>)>) {
+        let meanings: BTreeSet<Meaning> =
+            moved.values().flat_map(|(before, after)| [before, after]).flatten().copied().collect();
+        for (key, compiled) in &self.policies.choice.compiled {
+            if meanings.iter().any(|meaning| compiled.tells_apart(meaning)) {
+                self.digests.insert(key.clone(), compiled.digest(&self.places));
+            }
+        }
+    }
+
+    /// Numbers of the sets of matches.
+    fn number(&mut self, sets: &Sets, written: &mut Written<'_>) {
+        let identities = &self.policies.choice.identities;
+        let gone = sets.gone.iter().filter_map(|set| self.follower.unname(*set)).collect();
+        let mut named = BTreeMap::new();
+        for set in &sets.new {
+            let name = self.follower.name(*set, identities, &self.terms, written.numbers);
+            named.extend(name.map(|name| (*set, name.clone())));
+        }
+        let turnover = Turnover { gone, new: named.values().cloned().collect() };
+        if !turnover.is_empty() {
+            written.given.change_identities(written.numbers, &turnover);
+        }
+        let number = |set: &SetId| named.get(set).and_then(|name| written.numbers.identities.get(name)).copied();
+        let new: Vec<(SetId, u32)> = sets.new.iter().map(|set| (*set, number(set).unwrap_or(WORLD_IDENTITY))).collect();
+        self.policies.choice.identities.numbers.extend(new);
+    }
+
+    fn write(
+        &mut self,
+        sets: &Sets,
+        moved: &BTreeMap<IpAddr, (Option<Meaning>, Option<Meaning>)>,
+        Written { desired, patch, .. }: &mut Written<'_>,
+    ) {
+        let Policies { choice, numbers, .. } = &mut self.policies;
+        for (key, compiled) in &mut choice.compiled {
+            let policy = numbers[key];
+            for set in sets.gone.iter().filter(|_| policy != CLOSED) {
+                let Some(identity) = choice.identities.numbers.get(set).copied() else { continue };
+                for key in compiled.rules_of(*set, policy, identity).into_keys() {
+                    set_rule(desired, patch, key, None);
+                }
+            }
+            for set in sets.new.iter().filter(|_| policy != CLOSED) {
+                let Some(identity) = choice.identities.numbers.get(set).copied() else { continue };
+                for (key, rules) in compiled.rules_of(*set, policy, identity) {
+                    set_rule(desired, patch, key, Some(rules));
+                }
+            }
+            sets.gone.iter().for_each(|set| compiled.remove(*set));
+        }
+        for set in &sets.gone {
+            choice.identities.used.remove(set);
+            choice.identities.numbers.remove(set);
+        }
+        for (address, (_, after)) in moved {
+            let number = after.map(|after| choice.identities.numbers.get(&after.set).copied().unwrap_or_default());
+            set(&mut desired.identities, &mut patch.identities, Addr::from(*address), number);
+        }
+    }
+}
+
+fn set_rule(desired: &mut Desired, patch: &mut Patch, key: RuleKey, rules: Option<weft_abi::Rules>) {
+    set(&mut desired.rules, &mut patch.rules, key, rules);
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The planner that follows changes is the whole plan: the same maps, numbers, reports and problems, whatever changed and in
+//! whatever order.
+
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::{
+    properties::{Parts, build, parts},
+    *,
+};
+use crate::{
+    apply::{Applier, Changes, Patch, tests::fake::Fake},
+    model::{Deltas, News, Standing},
+    plan::Planner,
+};
+
+/// Services with the slices of their endpoints, and nodes: few names, so that they get in each other's way.
+#[derive(Clone, Debug)]
+struct More {
+    services: Vec<(u8, Value)>,
+    slices: Vec<(u8, u8, Value)>,
+    nodes: Vec<(u8, Vec<&'static str>)>,
+    own_cidr: bool,
+    attached: Vec<bool>,
+    synced: bool,
+}
+
+fn service() -> impl Strategy<Value = (u8, Value)> {
+    let port = (select(&["", "a", "b"][..]), select(&[80, 81, 0][..]), select(&["TCP", "UDP"][..]));
+    let vips = vec(select(&["10.96.0.1", "10.96.0.2", "fd00:96::1", "nowhere"][..]), 1..3);
+    (0..4u8, vips, vec(port, 0..4), any::<bool>()).prop_map(|(number, vips, ports, local)| {
+        let ports: Vec<Value> = ports
+            .into_iter()
+            .map(|(name, port, protocol)| json!({"name": name, "port": port, "protocol": protocol}))
+            .collect();
+        let policy = if local { "Local" } else { "Cluster" };
+        (number, json!({"clusterIP": vips[0], "clusterIPs": vips, "ports": ports, "internalTrafficPolicy": policy}))
+    })
+}
+
+fn slice() -> impl Strategy<Value = (u8, u8, Value)> {
+    let endpoint = (1..6u8, any::<bool>(), any::<bool>()).prop_map(|(last, ready, here)| {
+        let node = if here { "here" } else { "there" };
+        json!({"addresses": [format!("10.2.0.{last}")], "conditions": {"ready": ready, "serving": true, "terminating": !ready}, "nodeName": node})
+    });
+    let port = select(&["", "a", "b"][..]).prop_map(|name| json!({"name": name, "port": 8080, "protocol": "TCP"}));
+    (0..5u8, 0..4u8, vec(endpoint, 0..4), vec(port, 0..3)).prop_map(|(number, service, endpoints, ports)| {
+        (number, service, json!({"endpoints": endpoints, "ports": ports}))
+    })
+}
+
+fn more() -> impl Strategy<Value = More> {
+    let cidrs = vec(select(&["10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "fd00::/8", "none"][..]), 0..3);
+    let attached = vec(prop::bool::weighted(0.8), 9);
+    (
+        vec(service(), 0..5),
+        vec(slice(), 0..5),
+        vec((0..3u8, cidrs), 0..3),
+        any::<bool>(),
+        attached,
+        prop::bool::weighted(0.9),
+    )
+        .prop_map(|(services, slices, nodes, own_cidr, attached, synced)| More {
+            services,
+            slices,
+            nodes,
+            own_cidr,
+            attached,
+            synced,
+        })
+}
+
+fn build_all(world: &mut World, parts: &Parts, more: &More) {
+    build(world, parts);
+    for (number, spec) in &more.services {
+        world.service(&format!("s{number}"), spec.clone());
+    }
+    for (number, service, slice) in &more.slices {
+        world.slice(&format!("e{number}"), &format!("s{service}"), slice.clone());
+    }
+    for (number, cidrs) in &more.nodes {
+        world.node(["there", "elsewhere", "here"][usize::from(*number)], cidrs);
+    }
+    let mut kept = more.attached.iter();
+    world.attachments.retain(|_| *kept.next().unwrap_or(&true));
+    world.facts.pod_cidrs = if more.own_cidr { vec!["10.3.0.0/16".parse().unwrap()] } else { vec![] };
+    world.facts.host_addresses = if more.own_cidr { vec!["10.3.0.1".parse().unwrap()] } else { vec![] };
+    world.snapshot.remembered = (!more.synced).then_some(7);
+}
+
+/// One change of one object.
+type Step = Box<dyn Fn(&mut Snapshot, &mut Deltas)>;
+
+/// The way from one snapshot to another, one object at a time.
+fn way(old: &Snapshot, new: &Snapshot) -> Vec<Step> {
+    let mut way: Vec<Step> = Vec::new();
+    macro_rules! add {
+        ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty = $Api:ty, $kind:literal, $plural:literal;)*) => {
+            $(
+                let keys: std::collections::BTreeSet<_> = old.$field.keys().chain(new.$field.keys()).cloned().collect();
+                for key in keys {
+                    let value = new.$field.get(&key).cloned();
+                    if old.$field.get(&key) == value.as_ref() {
+                        continue;
+                    }
+                    way.push(Box::new(move |snapshot, deltas| {
+                        deltas.$field.objects.insert(key.clone(), value.clone());
+                        match &value {
+                            Some(value) => drop(snapshot.$field.insert(key.clone(), value.clone())),
+                            None => drop(snapshot.$field.remove(&key)),
+                        }
+                    }));
+                }
+            )*
+        };
+    }
+    crate::model::watched_kinds!(add);
+    way
+}
+
+fn room<'a>(limits: Limits, standing: &'a Desired) -> Room<'a> {
+    let Limits { services, slots, identities, cidrs, rules } = limits;
+    let Desired { identities: standing_identities, cidrs: standing_cidrs, .. } = standing;
+    Room { services, slots, identities, cidrs, rules, standing_identities, standing_cidrs }
+}
+
+/// The standing plan with everything that is told only when it is asked for.
+fn told(planner: &Planner, whole: &Desired) -> Desired {
+    let mut told = planner.desired().clone();
+    told.service_reports = planner.service_reports();
+    told.policy_reports = planner.policy_reports();
+    told.problems = planner.problems();
+    told.names = whole.names.keys().filter_map(|addr| Some((*addr, planner.name(*addr)?))).collect();
+    let frontends = whole.service_names.keys();
+    told.service_names = frontends.filter_map(|key| Some((*key, planner.service_name(key)?))).collect();
+    told
+}
+
+fn laid_over<K: Ord + Copy, V: Clone>(under: &BTreeMap<K, V>, changes: &Changes<K, V>) -> BTreeMap<K, V> {
+    let mut all = under.clone();
+    for (key, value) in changes {
+        match value {
+            Some(value) => drop(all.insert(*key, value.clone())),
+            None => drop(all.remove(key)),
+        }
+    }
+    all
+}
+
+fn leads(old: &Desired, patch: &Patch, new: &Desired) -> Result<(), TestCaseError> {
+    prop_assert_eq!(&laid_over(&old.services, &patch.services), &new.services);
+    prop_assert_eq!(&laid_over(&old.ports, &patch.ports), &new.ports);
+    prop_assert_eq!(&laid_over(&old.locals, &patch.locals), &new.locals);
+    prop_assert_eq!(&laid_over(&old.remotes, &patch.remotes), &new.remotes);
+    prop_assert_eq!(&laid_over(&old.identities, &patch.identities), &new.identities);
+    prop_assert_eq!(&laid_over(&old.cidrs, &patch.cidrs), &new.cidrs);
+    prop_assert_eq!(&laid_over(&old.rules, &patch.rules), &new.rules);
+    prop_assert_eq!(&laid_over(&old.workload_digests, &patch.workload_digests), &new.workload_digests);
+    prop_assert_eq!(patch.routes_digest.unwrap_or(old.routes_digest), new.routes_digest);
+    prop_assert_eq!(patch.config.unwrap_or(old.config), new.config);
+    Ok(())
+}
+
+/// Both plan; they agree in everything.
+fn agree(world: &mut World, planner: &mut Planner) -> Result<Patch, TestCaseError> {
+    let old = world.standing.clone();
+    planner.observe(&world.facts, world.attachments.clone());
+    let patch = planner.patch(&room(world.limits, &old));
+    let whole = world.plan();
+    prop_assert_eq!(&told(planner, &whole), &whole);
+    leads(&old, &patch, &whole)?;
+    prop_assert_eq!(planner.numbers(), &world.numbers);
+    Ok(patch)
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    prop_oneof![
+        3 => Just(WIDE),
+        1 => (1..12_usize, 1..16_usize, 1..30_usize, 1..12_usize, 1..20_usize).prop_map(
+            |(services, slots, identities, cidrs, rules)| Limits { services, slots, identities, cidrs, rules }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changes_in_any_order_and_in_any_batches_give_the_whole_plan(
+        worlds in vec((parts(), more()), 1..4), orders in vec(vec((any::<u32>(), 0..4u8), 64), 4), limits in limits(),
+    ) {
+        let mut world = World { limits, ..World::default() };
+        let (mut planner, fake, mut applier) = (Planner::default(), Fake::new(), Applier::default());
+        for ((parts, more), order) in worlds.iter().zip(&orders) {
+            let mut next = World::default();
+            build_all(&mut next, parts, more);
+            let mut way: Vec<(u32, bool, Step)> = Vec::new();
+            for (step, (place, ends)) in self::way(&world.snapshot, &next.snapshot).into_iter().zip(order.iter().cycle()) {
+                way.push((*place, *ends == 0, step));
+            }
+            way.sort_by_key(|(place, ..)| *place);
+            world.facts = next.facts.clone();
+            world.attachments = next.attachments.clone();
+            world.snapshot.remembered = next.snapshot.remembered;
+            let mut deltas = Deltas::default();
+            let last = way.len();
+            for (at, (_, ends, step)) in way.into_iter().enumerate() {
+                step(&mut world.snapshot, &mut deltas);
+                if ends || at + 1 == last {
+                    let standing = Standing { synced: true, remembered: world.snapshot.remembered, ..Standing::default() };
+                    planner.take(News { deltas: std::mem::take(&mut deltas), standing, since: None });
+                    let patch = agree(&mut world, &mut planner)?;
+                    let summary = applier.patch(&*fake, planner.desired(), &patch).unwrap();
+                    prop_assert_eq!(summary.problems, Vec::<String>::new());
+                    prop_assert_eq!(&fake.identities.all(), &world.standing.identities);
+                    prop_assert_eq!(&fake.rules.all(), &world.standing.rules);
+                }
+            }
+            let nothing = agree(&mut world, &mut planner)?;
+            prop_assert!(world.standing.crowded || nothing == Patch::default() || limits.cidrs != WIDE.cidrs, "{nothing:?}");
+        }
+    }
+}
