@@ -2,7 +2,7 @@
 //! Identities that follow their addresses, one by one, while the terms stay as they are.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     net::IpAddr,
 };
 
@@ -111,12 +111,12 @@ impl Follower {
         terms: &Terms,
         numbers: &Numbers,
     ) -> Option<&String> {
-        if !self.texts.contains_key(&set) {
+        if let Entry::Vacant(vacant) = self.texts.entry(set) {
             let peers = identities.sets.get(set).iter().map(|(term, _)| *term).collect::<BTreeSet<u32>>();
             let number = |place: u32| numbers.peers.get(&terms.at(place)?.to_string()).copied();
             let peers: BTreeMap<u32, Option<u32>> = peers.into_iter().map(|place| (place, number(place))).collect();
             let text = text_of(identities.sets.get(set), |place| peers.get(&place).copied().flatten())?;
-            self.texts.insert(set, text);
+            vacant.insert(text);
         }
         self.texts.get(&set)
     }

@@ -362,7 +362,7 @@ impl Planner {
         self.due.ports = true;
         self.policy = Some(match Followed::new(policies, numbers) {
             Ok(followed) => Policy::Followed(Box::new(followed)),
-            Err(policies) => Policy::Whole(Box::new(policies)),
+            Err(policies) => Policy::Whole(policies),
         });
     }
 

@@ -46,15 +46,15 @@ pub(crate) struct Written<'a> {
 
 impl Followed {
     /// Goes on from a compilation; none: it is too large, or something did not fit, so that the next change needs another one.
-    pub(crate) fn new(mut policies: Policies, numbers: &Numbers) -> Result<Self, Policies> {
+    pub(crate) fn new(mut policies: Policies, numbers: &Numbers) -> Result<Self, Box<Policies>> {
         let choice = &policies.choice;
         let is_cut = choice.compiled.values().any(|compiled| compiled.overflow.is_some());
         if is_cut || choice.crowded || !choice.closed.is_empty() {
-            return Err(policies);
+            return Err(Box::new(policies));
         }
         let terms = Terms::of(policies.choice.compiled.keys().map(|key| &policies.allowed[key]));
         let Ok(follower) = Follower::new(&mut policies.choice.identities, &terms, numbers) else {
-            return Err(policies);
+            return Err(Box::new(policies));
         };
         let places = Places::of(&policies.choice.identities);
         let digests = policies.digests(&places);

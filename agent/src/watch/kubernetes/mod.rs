@@ -142,7 +142,6 @@ fn selector(plural: &str) -> Option<&'static str> {
 macro_rules! declare {
     ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty = $Api:ty, $kind:literal, $plural:literal;)*) => {
         /// An event, or an error, of one kind.
-        #[expect(clippy::large_enum_variant, reason = "one at a time, never stored")]
         enum Change {
             $($Variant(watcher::Result<Event<$Type>>),)*
         }
