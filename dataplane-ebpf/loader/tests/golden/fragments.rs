@@ -10,7 +10,7 @@ use etherparse::{
 use weft_abi::DropReason;
 
 use crate::{
-    node::{CLIENT, CLIENT_IP, NATIVE_IP, Node, OUTSIDE_IP, SERVER, SERVER_IP, VIP, VM_IP, mac},
+    node::{CLIENT, CLIENT_IP, NATIVE_IP, NATIVE_MAC, Node, OUTSIDE_IP, SERVER, SERVER_IP, VIP, VM_IP, mac},
     packet::{L4, SYN, Seen, frame, ip, ip_headers, sum, tuple, word},
 };
 
@@ -103,7 +103,8 @@ fn pieces(family: usize, dst: &str, l4: L4, id: u16) -> [Vec<u8>; 2] {
 fn pieces_of(ifindex: u32, src: &str, dst: &str, l4: L4, id: u16) -> [Vec<u8>; 2] {
     let payload = b"0123456789abcdefghij";
     let family = usize::from(ip(src).is_ipv6());
-    let whole = frame(mac(ifindex), ip_headers(ip(src), ip(dst)), l4, payload);
+    let sender = if src == NATIVE_IP[family] { NATIVE_MAC } else { mac(ifindex) };
+    let whole = frame(sender, ip_headers(ip(src), ip(dst)), l4, payload);
     if family == 0 { pieces_v4(&whole, id) } else { pieces_v6(&whole, id) }
 }
 

@@ -6,7 +6,8 @@ use weft_abi::DropReason;
 use crate::{
     link::{arp, neighbour},
     node::{
-        CLIENT, CLIENT_IP, NATIVE_IP, Node, OUTSIDE_IP, REDIRECT, SERVER, SERVER_IP, SHOT, VM, VM_IP, eventually, mac,
+        CLIENT, CLIENT_IP, NATIVE_IP, NATIVE_MAC, Node, OUTSIDE_IP, REDIRECT, SERVER, SERVER_IP, SHOT, VM, VM_IP,
+        eventually, mac,
     },
     packet::{ACK, FIN_ACK, L4, SYN, SYN_ACK, frame, ip, ip_headers},
 };
@@ -107,7 +108,7 @@ fn closed_connections_make_room_at_once_and_established_ones_never() {
 fn what_comes_from_other_nodes_counts_for_its_receiver_and_apart() {
     let node = node();
     let flood = |dst, sport| {
-        node.from_uplink(&frame([2, 0, 0, 0, 9, 9], ip_headers(ip(NATIVE_IP[0]), ip(dst)), L4::Udp(sport, 9), b"x"))
+        node.from_uplink(&frame(NATIVE_MAC, ip_headers(ip(NATIVE_IP[0]), ip(dst)), L4::Udp(sport, 9), b"x"))
     };
     for port in 0..SHARE {
         flood(CLIENT_IP[0], port).redirected();

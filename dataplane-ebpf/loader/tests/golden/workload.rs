@@ -6,8 +6,8 @@ use weft_dataplane::Program;
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, NATIVE_IP, NONE, Node, OVERLAY, SERVER, SERVER_IP,
-        STRANGER, UPLINK, VM, VM_IP, delivers, key, mac, tunnel_end, workload,
+        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, NATIVE_IP, NATIVE_MAC, NONE, Node, OVERLAY, SERVER,
+        SERVER_IP, STRANGER, UPLINK, VM, VM_IP, delivers, key, mac, tunnel_end, workload,
     },
     packet::{ACK, L4, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple},
 };
@@ -135,7 +135,7 @@ fn a_remote_workload_is_reached_natively_and_answers_by_the_uplink() {
         delivers(&flow, Deliver::Neighbour, UPLINK);
         let via = ["192.0.2.3", "2001:db8::3"][family];
         assert_eq!(flow.remote, Addr::from(ip(via)));
-        let back = frame(HOST_MAC, ip_headers(ip(NATIVE_IP[family]), ip(CLIENT_IP[family])), L4::Udp(2, 1), b"x");
+        let back = frame(NATIVE_MAC, ip_headers(ip(NATIVE_IP[family]), ip(CLIENT_IP[family])), L4::Udp(2, 1), b"x");
         assert_eq!(node.from_uplink(&back).hit().redirected().dst_mac, mac(CLIENT));
     }
 }
@@ -200,7 +200,7 @@ fn other_nodes_reach_workloads_by_the_uplink_and_nothing_else() {
     let node = Node::new();
     for family in 0..2 {
         let packet = |destination: &str| {
-            frame(HOST_MAC, ip_headers(ip(NATIVE_IP[family]), ip(destination)), L4::Udp(1, 2), b"x")
+            frame(NATIVE_MAC, ip_headers(ip(NATIVE_IP[family]), ip(destination)), L4::Udp(1, 2), b"x")
         };
         assert_eq!(node.from_uplink(&packet(SERVER_IP[family])).redirected().dst_mac, mac(SERVER));
         let back = frame(mac(SERVER), ip_headers(ip(SERVER_IP[family]), ip(NATIVE_IP[family])), L4::Udp(2, 1), b"x");
