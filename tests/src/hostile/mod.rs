@@ -28,6 +28,8 @@ mod uplink;
 mod vlan;
 mod witness;
 
+pub(crate) use net::{Place, mac_of};
+
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context as _, Result};

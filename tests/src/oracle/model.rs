@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The oracle itself: what Kubernetes and Weft's own documentation promise for a packet. Pure, and written from their text; it
+//! shares nothing with planner and programs, so that a mistake has to be made twice to stay unseen.
+
+mod policy;
+mod route;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use self::{route::Place, service::Frontend};
+use super::world::{From, Packet, Protocol, World};
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Verdict {
+    /// It arrives somewhere.
+    Delivered {
+        to: Target,
+        /// Address and port that the receiver sees as its own.
+        address: IpAddr,
+        port: u16,
+        source: Source,
+    },
+    /// It goes no further.
+    Dropped(Reason),
+    /// The dataplane leaves it to the node's own network stack.
+    Kernel,
+}
+
+/// Where a packet arrives.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Target {
+    /// A pod of this node, `namespace/name`.
+    Pod(String),
+    /// The node itself.
+    Host,
+    /// Another node, for its pods.
+    Node(String),
+    /// Whatever is beyond, other nodes' own addresses included.
+    Outside,
+}
+
+/// Whom the receiver sees as the sender.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Source {
+    /// Who it is.
+    Kept,
+    /// The node.
+    Masqueraded,
+    /// Somebody else than the receiver itself, who is the sender: its answer has to leave it.
+    NotItself,
+}
+
+/// Why a packet goes no further.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Reason {
+    /// The sender may not have this source.
+    Source,
+    /// A policy of the sender.
+    Egress,
+    /// A policy of the receiver.
+    Ingress,
+    /// The Service has no endpoint to use.
+    NoBackend,
+    /// No Service has this address and port.
+    NoService,
+    /// A node's pods, and none of them has this address.
+    Unreachable,
+    /// This protocol cannot be translated so.
+    Untranslatable,
+}
+
+/// What is known not to be as it should, each by its own name; see `known.rs`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Quirks {
+    /// UDP through a Service chooses again at any change.
+    pub(super) udp_moves: bool,
+    /// TCP through a Service ends with the Service's port.
+    pub(super) tcp_ends_with_service: bool,
+    /// SCTP to another port is refused.
+    pub(super) sctp_keeps_port: bool,
+}
+
+/// What may become of the first packet of a connection at node `here`: one of these, by the choice of a backend.
+pub(super) fn answer(world: &World, here: &str, packet: &Packet, quirks: Quirks) -> Vec<Verdict> {
+    if !route::may_speak(world, here, packet) {
+        return vec![Verdict::Dropped(Reason::Source)];
+    }
+    match service::frontend(world, packet.destination, packet.dport, packet.protocol) {
+        None => vec![onward(world, here, packet, packet.destination, packet.dport, false)],
+        Some(frontend) => {
+            let backends = service::backends(world, here, &frontend, packet.destination.is_ipv4());
+            if backends.is_empty() {
+                return vec![Verdict::Dropped(Reason::NoBackend)];
+            }
+            backends.iter().map(|backend| to_backend(world, here, packet, *backend, quirks)).collect()
+        }
+    }
+}
+
+/// What may become of the next packet of a connection that went to `backend` when it began, or was not translated. A
+/// connection keeps a backend that serves, whatever the protocol; a TCP connection keeps it in any case.
+pub(super) fn answer_standing(
+    world: &World,
+    here: &str,
+    packet: &Packet,
+    backend: Option<(IpAddr, u16)>,
+    quirks: Quirks,
+) -> Vec<Verdict> {
+    let Some(backend) = backend else { return answer(world, here, packet, quirks) };
+    if !route::may_speak(world, here, packet) {
+        return vec![Verdict::Dropped(Reason::Source)];
+    }
+    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol);
+    let serves = frontend
+        .as_ref()
+        .is_some_and(|frontend: &Frontend<'_>| service::serves(world, frontend, backend, packet.destination.is_ipv4()));
+    let tcp = packet.protocol == Protocol::Tcp;
+    let kept = if tcp { frontend.is_some() || !quirks.tcp_ends_with_service } else { serves && !quirks.udp_moves };
+    if kept {
+        return vec![to_backend(world, here, packet, backend, quirks)];
+    }
+    answer(world, here, packet, quirks)
+}
+
+/// What becomes of an answer: it arrives where the question came from, as if nothing had been translated.
+pub(super) fn back(world: &World, here: &str, packet: &Packet) -> Target {
+    match &packet.from {
+        From::Pod(id) => Target::Pod(id.clone()),
+        From::Host => Target::Host,
+        From::Wire => match route::place(world, here, packet.source) {
+            Place::OtherNode(node) => Target::Node(node),
+            _ => Target::Outside,
+        },
+    }
+}
+
+/// What becomes of a packet that came to node `here` from another node's pod: only the receiver's part is left.
+pub(super) fn arriving(world: &World, here: &str, source: IpAddr, packet: &Packet) -> Verdict {
+    let arrived = Packet { from: From::Wire, source, ..packet.clone() };
+    onward(world, here, &arrived, packet.destination, packet.dport, false)
+}
+
+fn to_backend(world: &World, here: &str, packet: &Packet, (address, port): (IpAddr, u16), quirks: Quirks) -> Verdict {
+    if quirks.sctp_keeps_port && packet.protocol == Protocol::Sctp && port != packet.dport {
+        return Verdict::Dropped(Reason::Untranslatable);
+    }
+    onward(world, here, packet, address, port, true)
+}
+
+/// After the choice of a backend: where it is, and whether both ends allow it.
+fn onward(world: &World, here: &str, packet: &Packet, address: IpAddr, port: u16, translated: bool) -> Verdict {
+    let place = route::place(world, here, address);
+    let from_pod = matches!(packet.from, From::Pod(_));
+    let target = match place {
+        Place::Pod(id) => Target::Pod(id),
+        Place::Host if packet.from == From::Wire && !translated => return Verdict::Kernel,
+        Place::Host => Target::Host,
+        Place::OwnUnused if packet.from == From::Wire => return Verdict::Kernel,
+        Place::OwnUnused => return Verdict::Dropped(Reason::Unreachable),
+        Place::Service => return Verdict::Dropped(Reason::NoService),
+        _ if packet.from == From::Wire && !translated => return Verdict::Kernel,
+        Place::OtherNode(node) => Target::Node(node),
+        Place::Outside => Target::Outside,
+    };
+    let itself = address == packet.source;
+    if !itself && let Some(reason) = policy::refuses(world, here, packet, address, port) {
+        return Verdict::Dropped(reason);
+    }
+    let source = match target {
+        Target::Outside if from_pod => Source::Masqueraded,
+        _ if itself && translated => Source::NotItself,
+        _ => Source::Kept,
+    };
+    Verdict::Delivered { to: target, address, port, source }
+}
