@@ -116,7 +116,16 @@ impl<'a> Kubectl<'a> {
     /// Why nodes and pods of `kube-system` are not ready, for an error message.
     fn state(&self) -> String {
         let ready = "jsonpath={range .items[*]}{.metadata.name}: {.status.conditions[?(@.type==\"Ready\")].message}{\"\\n\"}{end}";
-        let logs = ["-n", "kube-system", "logs", "-l", "app.kubernetes.io/name=weft", "--all-containers", "--prefix", "--tail=20"];
+        let logs = [
+            "-n",
+            "kube-system",
+            "logs",
+            "-l",
+            "app.kubernetes.io/name=weft",
+            "--all-containers",
+            "--prefix",
+            "--tail=20",
+        ];
         let questions: [&[&str]; 5] = [
             &["get", "nodes", "-o", "wide"],
             &["get", "nodes", "-o", ready],

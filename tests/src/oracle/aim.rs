@@ -14,13 +14,14 @@ use crate::random::Random;
 /// First source port that packets have; below are ports that objects name, and those that masquerade prefers.
 const FIRST_PORT: u16 = 40_000;
 
-/// Source ports that no packet of the same sender has had.
+/// Source ports that no packet of a chain has had, whoever sent it: two connections that look alike once they are translated are
+/// not what a case is about.
 #[derive(Debug, Default)]
-pub(super) struct FreshPorts(BTreeMap<(From, Protocol, bool), u16>);
+pub(super) struct FreshPorts(BTreeMap<(Protocol, bool), u16>);
 
 impl FreshPorts {
-    pub(super) fn take(&mut self, from: &From, protocol: Protocol, ipv4: bool) -> u16 {
-        let next = self.0.entry((from.clone(), protocol, ipv4)).or_insert(FIRST_PORT);
+    fn take(&mut self, protocol: Protocol, ipv4: bool) -> u16 {
+        let next = self.0.entry((protocol, ipv4)).or_insert(FIRST_PORT);
         let port = *next;
         *next = next.checked_add(1).unwrap_or(FIRST_PORT);
         port
@@ -40,7 +41,7 @@ pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut
     let (destination, protocol, dport) = target(random, world, here, &from, ipv4);
     let source = source(random, world, here, &from, ipv4);
     let dport = if protocol == Protocol::Echo { 0 } else { dport };
-    let sport = ports.take(&from, protocol, ipv4);
+    let sport = ports.take(protocol, ipv4);
     let wrong_mac = matches!(from, From::Pod(_)) && random.chance(1);
     Packet { from, source, destination, protocol, sport, dport, wrong_mac }
 }
@@ -73,7 +74,8 @@ fn source(random: &mut Random, world: &World, here: &str, from: &From, ipv4: boo
 
 fn target(random: &mut Random, world: &World, here: &str, from: &From, ipv4: bool) -> (IpAddr, Protocol, u16) {
     let family = usize::from(!ipv4);
-    let protocol = *random.pick(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Udp, Protocol::Sctp, Protocol::Echo]);
+    let protocol =
+        *random.pick(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Udp, Protocol::Sctp, Protocol::Echo]);
     // What leads from the wire to a Service or to another node is nobody's promise.
     let choice = if *from == From::Wire { 60 + random.below(35) } else { random.below(100) };
     // The host's own stack reaches everything but pods and Services by itself.

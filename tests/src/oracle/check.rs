@@ -36,7 +36,9 @@ pub(super) enum Outcome {
     Right(Verdict),
     /// Not as it should be, and on the list.
     Known(&'static Known, Verdict),
-    Wrong { expected: Vec<Verdict> },
+    Wrong {
+        expected: Vec<Verdict>,
+    },
 }
 
 /// Compares `seen` with what `oracle` says, first without what is known to be wrong.
@@ -52,9 +54,17 @@ pub(super) fn judge(
     if let Some(verdict) = fits(expected.clone()) {
         return Outcome::Right(verdict);
     }
+    // One alone first, then two together.
     for known in KNOWN {
         if let Some(verdict) = fits(oracle((known.quirk)())) {
             return Outcome::Known(known, verdict);
+        }
+    }
+    for (at, known) in KNOWN.iter().enumerate() {
+        for other in &KNOWN[at + 1..] {
+            if let Some(verdict) = fits(oracle((known.quirk)().and((other.quirk)()))) {
+                return Outcome::Known(known, verdict);
+            }
         }
     }
     Outcome::Wrong { expected }
@@ -68,9 +78,7 @@ fn fits(seen: &Seen, verdict: &Verdict, packet: &Packet, world: &World, here: &s
         (Seen::Sent(sent), Verdict::Delivered { to, address, port, source }) => {
             let source_fits = match source {
                 Source::Kept => (sent.source, sent.sport) == (packet.source, packet.sport),
-                Source::Masqueraded => {
-                    world.node(here).is_some_and(|node| node.addresses.contains(&sent.source))
-                }
+                Source::Masqueraded => world.node(here).is_some_and(|node| node.addresses.contains(&sent.source)),
                 Source::NotItself => sent.source != packet.source,
             };
             (&sent.to, sent.address, sent.port) == (to, *address, *port) && source_fits
@@ -89,6 +97,7 @@ fn class(name: &str) -> Option<Reason> {
         "no-service" => Reason::NoService,
         "no-endpoint" | "no-route" => Reason::Unreachable,
         "unrewritable" => Reason::Untranslatable,
+        "masquerade-taken" => Reason::Taken,
         _ => return None,
     })
 }

@@ -62,12 +62,27 @@ fn transport(frame: &Frame, ipv4: bool) -> Vec<u8> {
     let ports = [frame.sport.to_be_bytes(), frame.dport.to_be_bytes()].concat();
     let head = match frame.protocol {
         Protocol::Tcp => {
-            let rest = [0, 0, 0, 1, 0, 0, 0, if frame.tcp_flags & ACK != 0 { 1 } else { 0 }, 0x50, frame.tcp_flags, 0xff, 0xff];
+            let rest = [
+                0,
+                0,
+                0,
+                1,
+                0,
+                0,
+                0,
+                if frame.tcp_flags & ACK != 0 { 1 } else { 0 },
+                0x50,
+                frame.tcp_flags,
+                0xff,
+                0xff,
+            ];
             [ports, rest.to_vec(), vec![0; 4]].concat()
         }
         Protocol::Udp => [ports, vec![0, 16, 0, 0]].concat(),
         // One chunk: DATA of 16 + 8 bytes.
-        Protocol::Sctp => [ports, vec![0, 0, 0, 9, 0, 0, 0, 0], vec![0, 3, 0, 24, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]].concat(),
+        Protocol::Sctp => {
+            [ports, vec![0, 0, 0, 9, 0, 0, 0, 0], vec![0, 3, 0, 24, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]].concat()
+        }
         Protocol::Echo => {
             let kind = match (ipv4, frame.reply) {
                 (true, false) => 8,
@@ -127,7 +142,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Frame> {
         ensure!(ip.len() > 40, "an IPv6 packet of {} bytes", ip.len());
         (40, ip[6], ip[7], IpAddr::from(take::<16>(&ip[8..])), IpAddr::from(take::<16>(&ip[24..])))
     };
-    let length = if ipv4 { u16::from_be_bytes(take(&ip[2..])) as usize } else { 40 + u16::from_be_bytes(take(&ip[4..])) as usize };
+    let length = if ipv4 {
+        u16::from_be_bytes(take(&ip[2..])) as usize
+    } else {
+        40 + u16::from_be_bytes(take(&ip[4..])) as usize
+    };
     ensure!(length <= ip.len() && length >= size + 16, "a length of {length} in {} bytes", ip.len());
     let transport = &ip[size..length];
     let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Echo]

@@ -227,10 +227,7 @@ fn remote_pod(random: &mut Random, node: u8, number: u8) -> Pod {
 
 fn vips(number: usize) -> Vec<IpAddr> {
     let last = 10 + number as u8;
-    vec![
-        Ipv4Addr::new(10, 96, 0, last).into(),
-        Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, last.into()).into(),
-    ]
+    vec![Ipv4Addr::new(10, 96, 0, last).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, last.into()).into()]
 }
 
 fn service_name(number: usize) -> String {

@@ -23,6 +23,14 @@ pub(super) const KNOWN: &[Known] = &[
         quirk: || Quirks { tcp_ends_with_service: true, ..Quirks::default() },
     },
     Known {
+        name: "B2: established TCP whose backend's pod is gone from this node moves to another backend",
+        quirk: || Quirks { tcp_leaves_gone_pod: true, ..Quirks::default() },
+    },
+    Known {
+        name: "C7: a connection from the wire goes on after a node has come whose pods have its source",
+        quirk: || Quirks { wire_stays: true, ..Quirks::default() },
+    },
+    Known {
         name: "SCTP to an endpoint with another port is refused (`unrewritable`)",
         quirk: || Quirks { sctp_keeps_port: true, ..Quirks::default() },
     },

@@ -74,6 +74,21 @@ pub(super) enum Reason {
     Unreachable,
     /// This protocol cannot be translated so.
     Untranslatable,
+    /// It has no ports to tell workloads apart, and another one speaks it to this destination.
+    Taken,
+}
+
+impl Quirks {
+    /// What either has.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            udp_moves: self.udp_moves || other.udp_moves,
+            tcp_ends_with_service: self.tcp_ends_with_service || other.tcp_ends_with_service,
+            tcp_leaves_gone_pod: self.tcp_leaves_gone_pod || other.tcp_leaves_gone_pod,
+            wire_stays: self.wire_stays || other.wire_stays,
+            sctp_keeps_port: self.sctp_keeps_port || other.sctp_keeps_port,
+        }
+    }
 }
 
 /// What is known not to be as it should, each by its own name; see `known.rs`.
@@ -83,6 +98,10 @@ pub(super) struct Quirks {
     pub(super) udp_moves: bool,
     /// TCP through a Service ends with the Service's port.
     pub(super) tcp_ends_with_service: bool,
+    /// TCP whose pod is gone from this node chooses again.
+    pub(super) tcp_leaves_gone_pod: bool,
+    /// A connection from the wire goes on when its source has become a pod's.
+    pub(super) wire_stays: bool,
     /// SCTP to another port is refused.
     pub(super) sctp_keeps_port: bool,
 }
@@ -93,15 +112,24 @@ pub(super) fn answer(world: &World, here: &str, packet: &Packet, quirks: Quirks)
         return vec![Verdict::Dropped(Reason::Source)];
     }
     match service::frontend(world, packet.destination, packet.dport, packet.protocol) {
-        None => vec![onward(world, here, packet, packet.destination, packet.dport, false)],
+        None => or_taken(packet, vec![onward(world, here, packet, packet.destination, packet.dport, false)]),
         Some(frontend) => {
             let backends = service::backends(world, here, &frontend, packet.destination.is_ipv4());
             if backends.is_empty() {
                 return vec![Verdict::Dropped(Reason::NoBackend)];
             }
-            backends.iter().map(|backend| to_backend(world, here, packet, *backend, quirks)).collect()
+            or_taken(packet, backends.iter().map(|backend| to_backend(world, here, packet, *backend, quirks)).collect())
         }
     }
+}
+
+/// SCTP leaves the node by its address alone, and to one destination for one workload at a time.
+fn or_taken(packet: &Packet, mut verdicts: Vec<Verdict>) -> Vec<Verdict> {
+    let masqueraded = |verdict: &Verdict| matches!(verdict, Verdict::Delivered { source: Source::Masqueraded, .. });
+    if packet.protocol == Protocol::Sctp && verdicts.iter().any(masqueraded) {
+        verdicts.push(Verdict::Dropped(Reason::Taken));
+    }
+    verdicts
 }
 
 /// What may become of the next packet of a connection that went to `backend` when it began, or was not translated. A
@@ -113,6 +141,9 @@ pub(super) fn answer_standing(
     backend: Option<(IpAddr, u16)>,
     quirks: Quirks,
 ) -> Vec<Verdict> {
+    if quirks.wire_stays && packet.from == From::Wire && backend.is_none() {
+        return vec![onward(world, here, packet, packet.destination, packet.dport, false)];
+    }
     let Some(backend) = backend else { return answer(world, here, packet, quirks) };
     if !route::may_speak(world, here, packet) {
         return vec![Verdict::Dropped(Reason::Source)];
@@ -122,9 +153,11 @@ pub(super) fn answer_standing(
         .as_ref()
         .is_some_and(|frontend: &Frontend<'_>| service::serves(world, frontend, backend, packet.destination.is_ipv4()));
     let tcp = packet.protocol == Protocol::Tcp;
-    let kept = if tcp { frontend.is_some() || !quirks.tcp_ends_with_service } else { serves && !quirks.udp_moves };
+    let gone = route::place(world, here, backend.0) == Place::OwnUnused;
+    let ends = quirks.tcp_ends_with_service && frontend.is_none() || quirks.tcp_leaves_gone_pod && gone;
+    let kept = if tcp { !ends } else { serves && !quirks.udp_moves };
     if kept {
-        return vec![to_backend(world, here, packet, backend, quirks)];
+        return or_taken(packet, vec![to_backend(world, here, packet, backend, quirks)]);
     }
     answer(world, here, packet, quirks)
 }

@@ -7,7 +7,7 @@ use std::{fs::File, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
-use weft_abi::{Addr, Deliver, DROP_REASONS, DropReason, Flow, FlowKey4, FlowKey6, GATEWAY_MAC, UPLINK};
+use weft_abi::{Addr, DROP_REASONS, Deliver, DropReason, Flow, FlowKey4, FlowKey6, GATEWAY_MAC, UPLINK};
 use weft_dataplane::Maps;
 use weft_probe::frames::index_of;
 
@@ -85,7 +85,14 @@ impl Runner {
     ///
     /// # Errors
     /// It became something that no packet should: a wrong checksum, a missing entry, an unknown place.
-    pub(super) fn send(&mut self, site: &Site, world: &World, from: &From, wrong_mac: bool, mut frame: Frame) -> Result<Seen> {
+    pub(super) fn send(
+        &mut self,
+        site: &Site,
+        world: &World,
+        from: &From,
+        wrong_mac: bool,
+        mut frame: Frame,
+    ) -> Result<Seen> {
         frame.hops = HOPS;
         let (program, ifindex, key_ifindex) = match from {
             From::Pod(id) => {
@@ -148,7 +155,10 @@ impl Runner {
         // The host's own packets have passed none yet.
         let hops = if *from == From::Host { HOPS } else { hops };
         ensure!(out.hops == hops, "{to:?} gets it with {} hops left of {HOPS}", out.hops);
-        ensure!((out.protocol, out.reply, out.tcp_flags) == (frame.protocol, frame.reply, frame.tcp_flags), "another packet: {out:?}");
+        ensure!(
+            (out.protocol, out.reply, out.tcp_flags) == (frame.protocol, frame.reply, frame.tcp_flags),
+            "another packet: {out:?}"
+        );
         let Frame { destination: address, source, sport, dport: port, .. } = *out;
         Ok(Seen::Sent(Sent { to, address, port, source, sport }))
     }
@@ -171,11 +181,18 @@ impl Runner {
 
     /// Where an entry leads, the Ethernet address that must be written, and the hops that are left there: whatever goes on to
     /// another machine has passed a router.
-    fn target(&self, site: &Site, world: &World, flow: &Flow, address: IpAddr) -> Result<(Target, Option<[u8; 6]>, u8)> {
+    fn target(
+        &self,
+        site: &Site,
+        world: &World,
+        flow: &Flow,
+        address: IpAddr,
+    ) -> Result<(Target, Option<[u8; 6]>, u8)> {
         let is = |deliver: Deliver| flow.deliver == deliver as u8;
         if is(Deliver::Peer) || is(Deliver::Port) {
             let found = site.plugged.iter().find(|(_, plugged)| plugged.ifindex == flow.ifindex);
-            let (id, plugged) = found.with_context(|| format!("it goes to device {}, which is no pod's", flow.ifindex))?;
+            let (id, plugged) =
+                found.with_context(|| format!("it goes to device {}, which is no pod's", flow.ifindex))?;
             return Ok((Target::Pod(id.clone()), Some(plugged.mac), HOPS));
         }
         if is(Deliver::Host) {

@@ -2,7 +2,7 @@
 
 //! A chain of states on the path `run`: in each, new connections and, after a change, those that stand.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -47,8 +47,8 @@ struct Standing {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Count {
     pub(super) passed: u64,
-    pub(super) known: std::collections::BTreeMap<&'static str, u64>,
-    pub(super) verdicts: std::collections::BTreeMap<String, u64>,
+    pub(super) known: BTreeMap<&'static str, u64>,
+    pub(super) verdicts: BTreeMap<String, u64>,
 }
 
 /// Something was seen that the oracle does not say.
@@ -86,10 +86,21 @@ impl Session {
     /// # Errors
     /// That did not work: no verdict on any packet.
     pub(super) fn enter(&mut self, state: &State) -> Result<()> {
+        let devices = |site: &Site| -> BTreeMap<String, u32> {
+            site.plugged.iter().map(|(id, plugged)| (id.clone(), plugged.ifindex)).collect()
+        };
+        let before = devices(&self.site);
         self.site.apply(&state.world)?;
         if let Some(id) = &state.event.replug {
             self.site.plug_anew(id, &state.world)?;
         }
+        let after = devices(&self.site);
+        // Connections end with the device of their pod: a new one begins anew.
+        let anew = |id: &String| after.get(id).is_some_and(|now| before.get(id).is_some_and(|was| was != now));
+        self.standing.retain(|standing| {
+            let by = matches!(&standing.packet.from, From::Pod(id) if anew(id));
+            !by && !matches!(&standing.sent.to, Target::Pod(id) if anew(id))
+        });
         if state.event.restart {
             self.site.restart(1, &state.world)?;
             self.runner.renew()?;
@@ -140,9 +151,13 @@ impl Session {
         };
         self.book("standing", &verdict);
         let Seen::Sent(sent) = seen else { return Ok(None) };
-        let same_place = (&sent.to, sent.address, sent.port) == (&standing.sent.to, standing.sent.address, standing.sent.port);
+        let same_place =
+            (&sent.to, sent.address, sent.port) == (&standing.sent.to, standing.sent.address, standing.sent.port);
         if same_place && (sent.source, sent.sport) != (standing.sent.source, standing.sent.sport) {
-            return Ok(Some(format!("it comes from {}:{} now, from {}:{} before", sent.source, sent.sport, standing.sent.source, standing.sent.sport)));
+            return Ok(Some(format!(
+                "it comes from {}:{} now, from {}:{} before",
+                sent.source, sent.sport, standing.sent.source, standing.sent.sport
+            )));
         }
         if same_place && let Some(text) = self.answered(world, &packet, &sent)? {
             return Ok(Some(text));
@@ -243,7 +258,8 @@ impl Session {
         let to = model::back(world, HERE, packet);
         let (address, port, source, sport) = (packet.source, packet.sport, packet.destination, packet.dport);
         // The host's own connection needs no program on its way back, unless it was translated.
-        if seen == Seen::Kernel && to == Target::Host && (sent.address, sent.port) == (packet.destination, packet.dport) {
+        if seen == Seen::Kernel && to == Target::Host && (sent.address, sent.port) == (packet.destination, packet.dport)
+        {
             return Ok(None);
         }
         let expected = Seen::Sent(Sent { to, address, port, source, sport });

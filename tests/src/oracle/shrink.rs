@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     session::{Failure, Session, State},
-    world::World,
+    world::{Packet, World},
 };
 
 /// Attempts for one failure at most; each puts worlds into practice.
-const ATTEMPTS: usize = 150;
+const ATTEMPTS: usize = 80;
+/// Packets of the same kind that a small state has, and the first one's source port.
+const COPIES: u16 = 24;
+const FIRST_COPY: u16 = 30_000;
 
 /// A failure as it was found.
 pub(super) struct Failing {
@@ -65,13 +68,17 @@ struct Shrinking<'s> {
 pub(super) fn shrink(session: &mut Session, Failing { states, failure }: Failing) -> Result<Replay> {
     let packet = failure.packet.clone();
     let mut shrinking = Shrinking { session, best: states, failure, attempts: 0 };
-    let only = |state: &State| State { packets: vec![packet.clone()], ..state.clone() };
+    let copies = copies(&packet);
+    let only = |state: &State| State { packets: copies.clone(), ..state.clone() };
     let last: Vec<State> = shrinking.best.last().map(only).into_iter().collect();
     if !shrinking.take(last) {
         // Where the connection was opened, and everything from there on.
         let opened = shrinking.best.iter().position(|state| state.packets.contains(&packet)).unwrap_or(0);
         let mut fewer = shrinking.best[opened..].to_vec();
-        fewer.iter_mut().for_each(|state| state.packets.retain(|other| *other == packet));
+        fewer.iter_mut().for_each(|state| state.packets.clear());
+        if let Some(first) = fewer.first_mut() {
+            first.packets = copies;
+        }
         if shrinking.take(fewer.clone()) && fewer.len() > 2 {
             shrinking.take([fewer[0].clone(), fewer[fewer.len() - 1].clone()].to_vec());
         }
@@ -83,6 +90,12 @@ pub(super) fn shrink(session: &mut Session, Failing { states, failure }: Failing
     }
     let Shrinking { best, failure, .. } = shrinking;
     Ok(Replay { failure: failure.to_string(), states: best })
+}
+
+/// The packet, and others of its kind: the choice of a backend is random.
+fn copies(packet: &Packet) -> Vec<Packet> {
+    let more = (0..COPIES).map(|more| Packet { sport: FIRST_COPY + more, ..packet.clone() });
+    std::iter::once(packet.clone()).chain(more).collect()
 }
 
 impl Shrinking<'_> {
@@ -124,7 +137,9 @@ impl Shrinking<'_> {
 /// Every part of a world that may be left out, by a name that is the same in all states.
 fn names(world: &World) -> Vec<String> {
     let mut names = Vec::new();
-    names.extend(world.namespaces.iter().filter(|other| !other.labels.is_empty()).map(|other| format!("labels {}", other.name)));
+    names.extend(
+        world.namespaces.iter().filter(|other| !other.labels.is_empty()).map(|other| format!("labels {}", other.name)),
+    );
     names.extend(world.pods.iter().map(|pod| format!("pod {}", pod.id())));
     names.extend(world.nodes.iter().map(|node| format!("node {}", node.name)));
     names.extend(world.services.iter().map(|service| format!("service {}", service.name)));
@@ -143,7 +158,11 @@ fn names(world: &World) -> Vec<String> {
 
 fn remove(world: &mut World, group: &[String]) {
     let goes = |name: String| group.contains(&name);
-    world.namespaces.iter_mut().filter(|other| goes(format!("labels {}", other.name))).for_each(|other| other.labels.clear());
+    world
+        .namespaces
+        .iter_mut()
+        .filter(|other| goes(format!("labels {}", other.name)))
+        .for_each(|other| other.labels.clear());
     world.pods.retain(|pod| !goes(format!("pod {}", pod.id())));
     world.nodes.retain(|node| node.name == super::site::HERE || !goes(format!("node {}", node.name)));
     world.services.retain(|service| !goes(format!("service {}", service.name)));

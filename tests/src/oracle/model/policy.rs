@@ -25,7 +25,8 @@ pub(super) fn refuses(world: &World, here: &str, packet: &Packet, address: IpAdd
         From::Pod(id) => world.pod(id),
         From::Host | From::Wire => owner(world, packet.source),
     };
-    let (source, receiver) = (Party { address: packet.source, pod: sender }, Party { address, pod: owner(world, address) });
+    let (source, receiver) =
+        (Party { address: packet.source, pod: sender }, Party { address, pod: owner(world, address) });
     if let (From::Pod(_), Some(pod)) = (&packet.from, sender)
         && !allows(world, pod, Direction::Egress, &receiver, &receiver, packet.protocol, port)
     {
@@ -64,9 +65,10 @@ fn allows(
     isolating.peek().is_none()
         || isolating.any(|policy| {
             let rules = if direction == Direction::Ingress { &policy.ingress } else { &policy.egress };
-            rules.iter().flatten().any(|rule| {
-                peers_match(world, policy, rule, peer) && ports_match(rule, receiver, protocol, port)
-            })
+            rules
+                .iter()
+                .flatten()
+                .any(|rule| peers_match(world, policy, rule, peer) && ports_match(rule, receiver, protocol, port))
         })
 }
 

@@ -39,7 +39,8 @@ pub(super) fn place(world: &World, here: &str, address: IpAddr) -> Place {
         if owner.name != here {
             return Place::OtherNode(owner.name.clone());
         }
-        let pod = world.pods.iter().find(|pod| pod.node == here && !pod.host_network && pod.addresses.contains(&address));
+        let pod =
+            world.pods.iter().find(|pod| pod.node == here && !pod.host_network && pod.addresses.contains(&address));
         return pod.map_or(Place::OwnUnused, |pod| Place::Pod(pod.id()));
     }
     if is_service(address) { Place::Service } else { Place::Outside }
@@ -53,9 +54,7 @@ fn is_service(address: IpAddr) -> bool {
 /// the node itself.
 pub(super) fn may_speak(world: &World, here: &str, packet: &Packet) -> bool {
     match &packet.from {
-        From::Pod(id) => {
-            !packet.wrong_mac && world.pod(id).is_some_and(|pod| pod.addresses.contains(&packet.source))
-        }
+        From::Pod(id) => !packet.wrong_mac && world.pod(id).is_some_and(|pod| pod.addresses.contains(&packet.source)),
         From::Host => true,
         From::Wire => match place(world, here, packet.source) {
             Place::Outside => true,

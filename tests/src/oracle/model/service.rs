@@ -30,7 +30,8 @@ pub(super) fn backends(world: &World, here: &str, frontend: &Frontend<'_>, ipv4:
         usable.iter().filter(|(endpoint, _)| condition(endpoint)).map(|(_, backend)| *backend).collect()
     };
     let ready = chosen(is_ready);
-    let used = if ready.is_empty() { chosen(|endpoint| is_serving(endpoint) && is_terminating(endpoint)) } else { ready };
+    let used =
+        if ready.is_empty() { chosen(|endpoint| is_serving(endpoint) && is_terminating(endpoint)) } else { ready };
     used.into_iter().collect()
 }
 
