@@ -38,7 +38,7 @@ pub use hostile::{Selection, Tally, hostile, hostile_names};
 pub use manifest::{ingress_policy, namespace, pod, service};
 pub use namespace::Namespace;
 pub use node::{Mode, Node, detach_programs};
-pub use oracle::{OracleOptions, OracleReport, oracle, oracle_replay};
+pub use oracle::{OracleOptions, OraclePath, OracleReport, oracle, oracle_replay, oracle_wire};
 pub use process::{Outcome, Process};
 pub use random::Random;
 pub use shell::{Answer, Job, Protocol, Shell};

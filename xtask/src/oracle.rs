@@ -2,20 +2,22 @@
 
 //! `cargo xtask oracle`: what must become of a packet, beside what becomes of it.
 
+mod mutants;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use weft_testbed::{OracleOptions, OracleReport, oracle, oracle_replay};
+use weft_testbed::{OracleOptions, OraclePath, OracleReport, oracle, oracle_replay, oracle_wire};
 
 use crate::build;
 
 /// Arguments of `cargo xtask oracle`.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// How many packets.
-    #[arg(long, default_value_t = 10_000)]
-    cases: u64,
+    /// How many packets; for each mutant, 100000.
+    #[arg(long)]
+    cases: Option<u64>,
     /// Which sequence.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -31,12 +33,29 @@ pub(crate) struct Arguments {
     /// Do again what this file of a failure says.
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
+    /// Build each fault of this file into a copy of the sources, and see whether it is found.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "tests/mutants.json")]
+    mutants: Option<PathBuf>,
+    /// Only mutants whose name has this in it.
+    #[arg(long, value_name = "TEXT", requires = "mutants")]
+    only: Option<String>,
+    /// Where the copy is made and built, by default `target/mutants`.
+    #[arg(long, value_name = "DIR", requires = "mutants")]
+    target_dir: Option<PathBuf>,
 }
+
+/// Packets of a run, and of one mutant's.
+const CASES: u64 = 10_000;
+const MUTANT_CASES: u64 = 100_000;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Path {
     /// `BPF_PROG_TEST_RUN` of the programs that an agent has loaded.
     Run,
+    /// Real packets between containers of two nodes.
+    Veth,
+    /// Real packets between guests on taps and containers.
+    Tap,
 }
 
 /// Runs what `arguments` ask for. The closing line stands alone, for those who read it by program.
@@ -45,6 +64,10 @@ enum Path {
 /// Nothing could be compared.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     build::programs()?;
+    if let Some(file) = &arguments.mutants {
+        mutants::check(arguments)?;
+        return mutants::run(file, arguments);
+    }
     let report = match &arguments.replay {
         Some(file) => oracle_replay(file, arguments.programs.as_deref())?,
         None => compare(arguments)?,
@@ -53,14 +76,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn compare(arguments: &Arguments) -> Result<OracleReport> {
-    let Path::Run = arguments.path;
-    oracle(&OracleOptions {
-        cases: arguments.cases,
+    let options = OracleOptions {
+        cases: arguments.cases.unwrap_or(CASES),
         seed: arguments.seed,
         jobs: arguments.jobs,
         programs: arguments.programs.clone(),
-        failures: Some(build::root().join("target/oracle")),
-    })
+        failures: Some(failures()),
+    };
+    match arguments.path {
+        Path::Run => oracle(&options),
+        Path::Veth => oracle_wire(&options, OraclePath::Veth),
+        Path::Tap => oracle_wire(&options, OraclePath::Tap),
+    }
+}
+
+/// The folder of failures' files.
+pub(crate) fn failures() -> PathBuf {
+    build::root().join("target/oracle")
 }
 
 /// Prints what came of it.

@@ -29,6 +29,7 @@ mod vlan;
 mod witness;
 
 pub(crate) use net::{Place, mac_of};
+pub(crate) use tap::OpenTap;
 
 use std::{path::PathBuf, time::Instant};
 

@@ -29,12 +29,12 @@ impl FreshPorts {
 }
 
 /// A packet that somebody on node `here` sends, or that comes to it.
-pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts, wire: bool) -> Packet {
+pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts) -> Packet {
     let local: Vec<_> = world.pods.iter().filter(|pod| pod.node == here && !pod.host_network).collect();
     let ipv4 = random.chance(50);
     let from = match random.below(20) {
         0..3 => From::Host,
-        3..6 if wire => From::Wire,
+        3..6 => From::Wire,
         _ if local.is_empty() => From::Host,
         _ => From::Pod(random.pick(&local).id()),
     };

@@ -88,7 +88,7 @@ fn fits(seen: &Seen, verdict: &Verdict, packet: &Packet, world: &World, here: &s
 }
 
 /// The oracle's word for a counter of drops.
-fn class(name: &str) -> Option<Reason> {
+pub(super) fn class(name: &str) -> Option<Reason> {
     Some(match name {
         "source-address" | "source-mac" | "tunnel-peer" => Reason::Source,
         "policy-egress" => Reason::Egress,

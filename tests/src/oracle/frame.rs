@@ -155,6 +155,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Frame> {
     let Some(protocol) = protocol else { bail!("IP protocol {number}") };
     check_transport(transport, protocol, pseudo_sum(source, destination, number, transport.len()), ipv4)?;
     let (first, second) = (u16::from_be_bytes(take(transport)), u16::from_be_bytes(take(&transport[2..])));
+    let echo = matches!((ipv4, transport[0]), (true, 0 | 8) | (false, 128 | 129));
+    ensure!(protocol != Protocol::Echo || echo, "a message of ICMP of type {}", transport[0]);
     let reply = protocol == Protocol::Echo && matches!((ipv4, transport[0]), (true, 0) | (false, 129));
     let id = u16::from_be_bytes(take(&transport[4..]));
     let (sport, dport) = match protocol {

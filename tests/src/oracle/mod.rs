@@ -10,6 +10,7 @@
 //! | `generate`, `aim` | random worlds, changes, packets |
 //! | `manifest`, `site` | a world put into practice on simulated nodes |
 //! | `run`, `bpf`, `frame` | packets through the loaded programs |
+//! | `wire` | real packets between two nodes |
 //! | `session`, `check`, `known` | cases, what was seen beside what may be, and what is known to be wrong |
 //! | `shrink` | a failure made small, in a file that replays |
 
@@ -25,6 +26,7 @@ mod run;
 mod session;
 mod shrink;
 mod site;
+mod wire;
 mod world;
 
 use std::{
@@ -38,14 +40,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use serde::{Deserialize, Serialize};
 
 use self::{
     aim::FreshPorts,
     generate::Size,
     session::{Count, Event, Session, State},
-    shrink::{Failing, Replay},
+    shrink::{Failing, Ground, Replay},
     site::{HERE, Site},
-    world::{Mode, PortKind},
+    wire::Wire,
+    world::{Mode, Packet, PortKind, World},
 };
 use crate::{binaries::Binaries, random::Random};
 
@@ -53,8 +57,34 @@ use crate::{binaries::Binaries, random::Random};
 const PER_STATE: usize = 100;
 /// States that follow from each other; then everything is new.
 const CHAIN: usize = 15;
+/// The same on a wire.
+const PER_WIRE_STATE: usize = 40;
+const WIRE_CHAIN: usize = 6;
 /// Failures after which a run ends.
 const ENOUGH: u64 = 10;
+
+/// How packets go.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum OraclePath {
+    /// Through the programs that an agent has loaded, by `BPF_PROG_TEST_RUN`.
+    Run,
+    /// Between containers.
+    Veth,
+    /// Between guests on taps, and containers.
+    Tap,
+    /// Between guests on vhost-user sockets, and containers.
+    Vhost,
+}
+
+impl OraclePath {
+    fn kinds(self) -> Vec<PortKind> {
+        match self {
+            Self::Run | Self::Veth => vec![PortKind::Veth],
+            Self::Tap => vec![PortKind::Tap, PortKind::Veth],
+            Self::Vhost => vec![PortKind::Vhost, PortKind::Veth],
+        }
+    }
+}
 
 /// What to compare.
 #[derive(Clone, Debug)]
@@ -127,6 +157,29 @@ fn report(count: Count, failures: Vec<String>) -> OracleReport {
     }
 }
 
+/// Compares on a path of the wire: real packets between two nodes, one after the other.
+///
+/// # Errors
+/// As [`oracle`].
+pub fn oracle_wire(options: &OracleOptions, path: OraclePath) -> Result<OracleReport> {
+    let binaries = binaries(options.programs.as_deref())?;
+    let board = Board { cases: AtomicU64::new(0), stop: AtomicBool::new(false), report: Mutex::default() };
+    let kinds = path.kinds();
+    for mode in [Mode::Vxlan, Mode::Native] {
+        let half = if mode == Mode::Vxlan { options.cases / 2 } else { options.cases };
+        if board.stop.load(Ordering::Relaxed) || half == 0 {
+            continue;
+        }
+        let size = Size { mode, real: vec![1, 2], pods: 3, kinds: kinds.clone(), others: vec![] };
+        let mut ground = Wire::new(Site::new(mode, 2, &binaries)?)?;
+        let options = OracleOptions { cases: half, ..options.clone() };
+        let chains = usize::from(mode == Mode::Native)..;
+        work_on(&mut ground, chains.step_by(2), &size, path, &options, &board)?;
+    }
+    let (count, failures) = board.report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(report(count, failures))
+}
+
 /// Chains `worker`, `worker + jobs` and so on, which are all of one mode, until there are cases enough.
 fn work(worker: usize, jobs: usize, options: &OracleOptions, binaries: &Binaries, board: &Board) -> Result<()> {
     let mode = if worker % 2 == 0 { Mode::Vxlan } else { Mode::Native };
@@ -146,16 +199,30 @@ fn work_at(
     board: &Board,
 ) -> Result<()> {
     let mut session = Session::new(Site::new(mode, 1, binaries)?)?;
-    for chain in (worker..).step_by(jobs) {
+    let kinds = vec![PortKind::Veth, PortKind::Tap, PortKind::Veth];
+    let size = Size { mode, real: vec![1], pods: 4, kinds, others: vec![2, 3] };
+    work_on(&mut session, (worker..).step_by(jobs), &size, OraclePath::Run, options, board)
+}
+
+/// The chains of these numbers, until there are cases enough.
+fn work_on(
+    ground: &mut dyn Ground,
+    chains: impl Iterator<Item = usize>,
+    size: &Size,
+    path: OraclePath,
+    options: &OracleOptions,
+    board: &Board,
+) -> Result<()> {
+    for chain in chains {
         if board.stop.load(Ordering::Relaxed) || board.cases.load(Ordering::Relaxed) >= options.cases {
             break;
         }
         let mut random = Random::new(options.seed.wrapping_mul(1_000_003).wrapping_add(chain as u64));
-        let states = chain_of(&mut random, mode);
+        let states = chain_of(&mut random, size, path);
         let name = format!("seed {}, chain {chain}", options.seed);
-        let failing = follow(&mut session, &states, options, board).with_context(|| name.clone())?;
+        let failing = follow(ground, &states, options, board).with_context(|| name.clone())?;
         if let Some(failing) = failing {
-            let text = keep(&mut session, failing, &format!("{}-{chain}", options.seed), options)?;
+            let text = keep(ground, failing, &format!("{path:?}-{}-{chain}", options.seed), options, path)?;
             eprintln!("oracle: {name}: {text}");
             let mut report = board.report.lock().unwrap_or_else(PoisonError::into_inner);
             report.1.push(text);
@@ -165,37 +232,62 @@ fn work_at(
         }
     }
     let mut report = board.report.lock().unwrap_or_else(PoisonError::into_inner);
-    report.0.add(&session.count);
+    report.0.add(ground.count());
     Ok(())
 }
 
 /// Worlds that follow from each other, and packets for each.
-fn chain_of(random: &mut Random, mode: Mode) -> Vec<State> {
-    let kinds = vec![PortKind::Veth, PortKind::Tap, PortKind::Veth];
-    let size = Size { mode, real: vec![1], pods: 4, kinds, others: vec![2, 3] };
+fn chain_of(random: &mut Random, size: &Size, path: OraclePath) -> Vec<State> {
+    let (length, packets) = if path == OraclePath::Run { (CHAIN, PER_STATE) } else { (WIRE_CHAIN, PER_WIRE_STATE) };
     let mut ports = FreshPorts::default();
-    let mut world = generate::world(random, &size);
+    let mut world = generate::world(random, size);
     let mut states = Vec::new();
-    for number in 0..CHAIN {
+    for number in 0..length {
         let mut event = Event::default();
         if number > 0 {
-            world = generate::change(random, &world, &size);
+            world = generate::change(random, &world, size);
             event.restart = random.chance(4);
             let local: Vec<String> = world.pods.iter().filter(|pod| pod.node == HERE).map(world::Pod::id).collect();
             event.replug = (!local.is_empty() && random.chance(6)).then(|| random.pick(&local).clone());
         }
-        let packets = (0..PER_STATE).map(|_| aim::packet(random, &world, HERE, &mut ports, true)).collect();
+        let packets = packets_for(random, &world, size, packets, &mut ports);
         states.push(State { event, world: world.clone(), packets });
     }
     states
 }
 
+/// On a wire, what nobody would see is not sent: it would only be waited for.
+fn packets_for(random: &mut Random, world: &World, size: &Size, count: usize, ports: &mut FreshPorts) -> Vec<Packet> {
+    let mut packets = Vec::new();
+    for number in 0.. {
+        if packets.len() == count || number == 10 * count {
+            break;
+        }
+        let here = generate::node_name(size.real[number % size.real.len()]);
+        let packet = aim::packet(random, world, &here, ports);
+        if size.real.len() == 1 || (wire::is_seen(world, &packet).unwrap_or(false) && here_or_pod(&packet, &here)) {
+            packets.push(packet);
+        }
+    }
+    packets
+}
+
+/// Hosts and the wire send to the first node only.
+fn here_or_pod(packet: &Packet, here: &str) -> bool {
+    here == HERE || matches!(packet.from, world::From::Pod(_))
+}
+
 /// Goes through `states` until a packet is wrong.
-fn follow(session: &mut Session, states: &[State], options: &OracleOptions, board: &Board) -> Result<Option<Failing>> {
+fn follow(
+    session: &mut dyn Ground,
+    states: &[State],
+    options: &OracleOptions,
+    board: &Board,
+) -> Result<Option<Failing>> {
     session.begin()?;
     for (number, state) in states.iter().enumerate() {
         session.enter(state).with_context(|| format!("state {number}"))?;
-        let before = session.count.passed;
+        let before = session.count().passed;
         let standing = session.standing();
         let mut failure = session.go_on(&state.world)?.map(|failure| (0, failure));
         for (at, packet) in state.packets.iter().enumerate().take(PER_STATE.saturating_sub(standing)) {
@@ -204,8 +296,8 @@ fn follow(session: &mut Session, states: &[State], options: &OracleOptions, boar
             }
             failure = session.case(&state.world, packet)?.map(|failure| (at + 1, failure));
         }
-        let cases = board.cases.fetch_add(session.count.passed - before, Ordering::Relaxed);
-        if cases / 10_000 != (cases + session.count.passed - before) / 10_000 {
+        let cases = board.cases.fetch_add(session.count().passed - before, Ordering::Relaxed);
+        if cases / 10_000 != (cases + session.count().passed - before) / 10_000 {
             eprintln!("oracle: {cases} cases");
         }
         if let Some((sent, failure)) = failure {
@@ -221,12 +313,18 @@ fn follow(session: &mut Session, states: &[State], options: &OracleOptions, boar
 }
 
 /// Makes a failure small and writes it down; what to tell of it.
-fn keep(session: &mut Session, failing: Failing, name: &str, options: &OracleOptions) -> Result<String> {
+fn keep(
+    session: &mut dyn Ground,
+    failing: Failing,
+    name: &str,
+    options: &OracleOptions,
+    path: OraclePath,
+) -> Result<String> {
     let Some(folder) = &options.failures else { return Ok(failing.failure.to_string()) };
     // Its cases are no cases of the run.
-    let count = session.count.clone();
-    let replay = shrink::shrink(session, failing)?;
-    session.count = count;
+    let count = session.count().clone();
+    let replay = shrink::shrink(session, failing, path)?;
+    *session.count() = count;
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let path = folder.join(format!("{name}.json"));
     fs::write(&path, serde_json::to_vec_pretty(&replay)?).with_context(|| format!("write {}", path.display()))?;
@@ -244,9 +342,14 @@ pub fn oracle_replay(path: &Path, programs: Option<&Path>) -> Result<OracleRepor
     // A thread of its own: it goes into the node's network.
     let replayed = thread::scope(|scope| {
         let work = || -> Result<(Count, Vec<String>)> {
-            let mut session = Session::new(Site::new(mode, 1, &binaries(programs)?)?)?;
-            let failure = shrink::replay(&mut session, &replay.states)?;
-            Ok((session.count, failure.iter().map(ToString::to_string).collect()))
+            let nodes = if replay.path == OraclePath::Run { 1 } else { 2 };
+            let site = Site::new(mode, nodes, &binaries(programs)?)?;
+            let mut ground: Box<dyn Ground> = match replay.path {
+                OraclePath::Run => Box::new(Session::new(site)?),
+                OraclePath::Veth | OraclePath::Tap | OraclePath::Vhost => Box::new(Wire::new(site)?),
+            };
+            let failure = shrink::replay(&mut *ground, &replay.states)?;
+            Ok((ground.count().clone(), failure.iter().map(ToString::to_string).collect()))
         };
         scope.spawn(work).join().map_err(|_| anyhow!("the replay panicked"))?
     });

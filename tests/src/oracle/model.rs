@@ -174,10 +174,68 @@ pub(super) fn back(world: &World, here: &str, packet: &Packet) -> Target {
     }
 }
 
-/// What becomes of a packet that came to node `here` from another node's pod: only the receiver's part is left.
-pub(super) fn arriving(world: &World, here: &str, source: IpAddr, packet: &Packet) -> Verdict {
-    let arrived = Packet { from: From::Wire, source, ..packet.clone() };
-    onward(world, here, &arrived, packet.destination, packet.dport, false)
+/// Where a packet is seen in the end.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Spot {
+    /// A pod, `namespace/name`.
+    Pod(String),
+    /// The node of this name itself.
+    Host(String),
+    Outside,
+}
+
+/// What becomes of a packet on its whole way.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Final {
+    At {
+        spot: Spot,
+        address: IpAddr,
+        port: u16,
+        source: Source,
+        /// The node whose address a masqueraded packet has.
+        node: String,
+    },
+    Dropped(Reason),
+    /// Wherever it ends, nobody of this world sees it.
+    Nowhere,
+}
+
+/// Where packets with these verdicts at node `here` end: what goes to another node is judged there for its receiver.
+pub(super) fn end_to_end(world: &World, here: &str, packet: &Packet, verdicts: Vec<Verdict>) -> Vec<Final> {
+    verdicts.into_iter().map(|verdict| ends(world, here, packet, verdict)).collect()
+}
+
+fn ends(world: &World, here: &str, packet: &Packet, verdict: Verdict) -> Final {
+    let Verdict::Delivered { to, address, port, source } = verdict else {
+        return match verdict {
+            Verdict::Dropped(reason) => Final::Dropped(reason),
+            _ => Final::Nowhere,
+        };
+    };
+    let at = |spot| Final::At { spot, address, port, source, node: here.to_owned() };
+    match to {
+        Target::Pod(id) => at(Spot::Pod(id)),
+        Target::Host => at(Spot::Host(here.to_owned())),
+        Target::Outside => match world.nodes.iter().find(|node| node.addresses.contains(&address)) {
+            Some(node) if source == Source::Masqueraded => at(Spot::Host(node.name.clone())),
+            Some(_) => Final::Nowhere,
+            None if is_outside(address) => at(Spot::Outside),
+            None => Final::Nowhere,
+        },
+        Target::Node(there) => {
+            let arrived = Packet { from: From::Wire, destination: address, dport: port, ..packet.clone() };
+            match onward(world, &there, &arrived, address, port, false) {
+                Verdict::Delivered { to: Target::Pod(id), .. } => at(Spot::Pod(id)),
+                Verdict::Dropped(reason) => Final::Dropped(reason),
+                _ => Final::Nowhere,
+            }
+        }
+    }
+}
+
+/// Whether an address is that of the outside of a simulated site.
+pub(super) fn is_outside(address: IpAddr) -> bool {
+    [IpAddr::V4(crate::OUTSIDE_V4), IpAddr::V6(crate::OUTSIDE_V6)].contains(&address)
 }
 
 fn to_backend(world: &World, here: &str, packet: &Packet, (address, port): (IpAddr, u16), quirks: Quirks) -> Verdict {

@@ -13,6 +13,7 @@ use super::{
     known::Known,
     model::{self, Source, Target, Verdict},
     run::Runner,
+    shrink::Ground,
     site::{HERE, Site},
     world::{From, Mode, Packet, Protocol, World},
 };
@@ -75,61 +76,6 @@ impl Session {
         Ok(Self { site, runner, standing: Vec::new(), count: Count::default() })
     }
 
-    /// Forgets what stands: what follows depends on nothing before.
-    pub(super) fn begin(&mut self) -> Result<()> {
-        self.standing.clear();
-        self.runner.clear()
-    }
-
-    /// Puts the state's world into practice.
-    ///
-    /// # Errors
-    /// That did not work: no verdict on any packet.
-    pub(super) fn enter(&mut self, state: &State) -> Result<()> {
-        let devices = |site: &Site| -> BTreeMap<String, u32> {
-            site.plugged.iter().map(|(id, plugged)| (id.clone(), plugged.ifindex)).collect()
-        };
-        let before = devices(&self.site);
-        self.site.apply(&state.world)?;
-        if let Some(id) = &state.event.replug {
-            self.site.plug_anew(id, &state.world)?;
-        }
-        let after = devices(&self.site);
-        // Connections end with the device of their pod: a new one begins anew.
-        let anew = |id: &String| after.get(id).is_some_and(|now| before.get(id).is_some_and(|was| was != now));
-        self.standing.retain(|standing| {
-            let by = matches!(&standing.packet.from, From::Pod(id) if anew(id));
-            !by && !matches!(&standing.sent.to, Target::Pod(id) if anew(id))
-        });
-        if state.event.restart {
-            self.site.restart(1, &state.world)?;
-            self.runner.renew()?;
-        }
-        Ok(())
-    }
-
-    /// How many connections stand.
-    pub(super) fn standing(&self) -> usize {
-        self.standing.len()
-    }
-
-    /// Sends a packet of every standing connection, until one is wrong.
-    pub(super) fn go_on(&mut self, world: &World) -> Result<Option<Failure>> {
-        for mut standing in std::mem::take(&mut self.standing) {
-            let packet = standing.packet.clone();
-            if !self.can_send(&packet.from) {
-                continue;
-            }
-            let text = match self.again(world, &mut standing) {
-                Ok(None) => continue,
-                Ok(Some(text)) => text,
-                Err(error) => format!("{error:#}"),
-            };
-            return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
-        }
-        Ok(None)
-    }
-
     fn can_send(&self, from: &From) -> bool {
         match from {
             From::Pod(id) => self.site.plugged.contains_key(id),
@@ -168,19 +114,6 @@ impl Session {
         standing.sent = sent;
         self.standing.push(standing.clone());
         Ok(None)
-    }
-
-    /// One case: the first packet of a connection, the next one, the answer.
-    pub(super) fn case(&mut self, world: &World, packet: &Packet) -> Result<Option<Failure>> {
-        if !self.can_send(&packet.from) {
-            return Ok(None);
-        }
-        let text = match self.open(world, packet) {
-            Ok(None) => return Ok(None),
-            Ok(Some(text)) => text,
-            Err(error) => format!("{error:#}"),
-        };
-        Ok(Some(Failure { packet: packet.clone(), text }))
     }
 
     fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
@@ -286,6 +219,67 @@ impl Session {
 
     fn book_known(&mut self, known: &'static Known) {
         *self.count.known.entry(known.name).or_default() += 1;
+    }
+}
+
+impl Ground for Session {
+    fn begin(&mut self) -> Result<()> {
+        self.standing.clear();
+        self.runner.clear()
+    }
+
+    fn enter(&mut self, state: &State) -> Result<()> {
+        let before = self.site.devices();
+        self.site.apply(&state.world)?;
+        if let Some(id) = &state.event.replug {
+            self.site.plug_anew(id, &state.world)?;
+        }
+        let after = self.site.devices();
+        // Connections end with a pod's device: what its successor has begins anew.
+        let anew =
+            |address: IpAddr| after.get(&address).is_some_and(|now| before.get(&address).is_some_and(|was| was != now));
+        self.standing.retain(|standing| !anew(standing.packet.source) && !anew(standing.sent.address));
+        if state.event.restart {
+            self.site.restart(1, &state.world)?;
+            self.runner.renew()?;
+        }
+        Ok(())
+    }
+
+    fn standing(&self) -> usize {
+        self.standing.len()
+    }
+
+    fn go_on(&mut self, world: &World) -> Result<Option<Failure>> {
+        for mut standing in std::mem::take(&mut self.standing) {
+            let packet = standing.packet.clone();
+            if !self.can_send(&packet.from) {
+                continue;
+            }
+            let text = match self.again(world, &mut standing) {
+                Ok(None) => continue,
+                Ok(Some(text)) => text,
+                Err(error) => format!("{error:#}"),
+            };
+            return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
+        }
+        Ok(None)
+    }
+
+    fn case(&mut self, world: &World, packet: &Packet) -> Result<Option<Failure>> {
+        if !self.can_send(&packet.from) {
+            return Ok(None);
+        }
+        let text = match self.open(world, packet) {
+            Ok(None) => return Ok(None),
+            Ok(Some(text)) => text,
+            Err(error) => format!("{error:#}"),
+        };
+        Ok(Some(Failure { packet: packet.clone(), text }))
+    }
+
+    fn count(&mut self) -> &mut Count {
+        &mut self.count
     }
 }
 

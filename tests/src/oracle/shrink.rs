@@ -8,7 +8,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    session::{Failure, Session, State},
+    OraclePath,
+    session::{Count, Failure, State},
     world::{Packet, World},
 };
 
@@ -17,6 +18,30 @@ const ATTEMPTS: usize = 80;
 /// Packets of the same kind that a small state has, and the first one's source port.
 const COPIES: u16 = 24;
 const FIRST_COPY: u16 = 30_000;
+
+/// Where states are entered and packets sent.
+pub(super) trait Ground {
+    /// Forgets what stands: what follows depends on nothing before.
+    fn begin(&mut self) -> Result<()>;
+
+    /// Puts a state's world into practice.
+    ///
+    /// # Errors
+    /// That did not work: no verdict on any packet.
+    fn enter(&mut self, state: &State) -> Result<()>;
+
+    /// How many connections stand.
+    fn standing(&self) -> usize;
+
+    /// Sends a packet of every standing connection, until one is wrong.
+    fn go_on(&mut self, world: &World) -> Result<Option<Failure>>;
+
+    /// One case: the first packet of a connection, the answer, the next one.
+    fn case(&mut self, world: &World, packet: &Packet) -> Result<Option<Failure>>;
+
+    /// What was counted.
+    fn count(&mut self) -> &mut Count;
+}
 
 /// A failure as it was found.
 pub(super) struct Failing {
@@ -27,6 +52,8 @@ pub(super) struct Failing {
 /// The file of a failure.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Replay {
+    /// How packets went.
+    pub(super) path: OraclePath,
     /// What was wrong.
     pub(super) failure: String,
     /// The states in their order; the last packet of the last one fails, or a connection of an earlier one.
@@ -40,7 +67,7 @@ impl fmt::Display for Failure {
 }
 
 /// Goes through `states` from nothing; what is wrong, if anything.
-pub(super) fn replay(session: &mut Session, states: &[State]) -> Result<Option<Failure>> {
+pub(super) fn replay(session: &mut dyn Ground, states: &[State]) -> Result<Option<Failure>> {
     session.begin()?;
     for state in states {
         session.enter(state)?;
@@ -58,14 +85,18 @@ pub(super) fn replay(session: &mut Session, states: &[State]) -> Result<Option<F
 
 /// Tries what is smaller than what fails so far.
 struct Shrinking<'s> {
-    session: &'s mut Session,
+    session: &'s mut dyn Ground,
     best: Vec<State>,
     failure: Failure,
     attempts: usize,
 }
 
 /// See the module. What does not fail a second time is kept as it was.
-pub(super) fn shrink(session: &mut Session, Failing { states, failure }: Failing) -> Result<Replay> {
+pub(super) fn shrink(
+    session: &mut dyn Ground,
+    Failing { states, failure }: Failing,
+    path: OraclePath,
+) -> Result<Replay> {
     let packet = failure.packet.clone();
     let mut shrinking = Shrinking { session, best: states, failure, attempts: 0 };
     let copies = copies(&packet);
@@ -89,7 +120,7 @@ pub(super) fn shrink(session: &mut Session, Failing { states, failure }: Failing
         shrinking.drop_objects();
     }
     let Shrinking { best, failure, .. } = shrinking;
-    Ok(Replay { failure: failure.to_string(), states: best })
+    Ok(Replay { path, failure: failure.to_string(), states: best })
 }
 
 /// The packet, and others of its kind: the choice of a backend is random.

@@ -95,6 +95,15 @@ impl Site {
         Ok(())
     }
 
+    /// The device of each pod's address.
+    pub(super) fn devices(&self) -> BTreeMap<IpAddr, (String, u32)> {
+        let of_pod = |plugged: &Plugged| {
+            let device = (plugged.node.clone(), plugged.ifindex);
+            plugged.addresses.clone().into_iter().map(move |address| (address, device.clone()))
+        };
+        self.plugged.values().flat_map(of_pod).collect()
+    }
+
     /// Takes a pod's device away and makes it anew.
     pub(super) fn plug_anew(&mut self, id: &str, world: &World) -> Result<()> {
         if self.plugged.remove(id).is_some() {
@@ -150,7 +159,7 @@ impl Site {
     fn content(&self, client: &mut Client) -> Result<()> {
         let Answer::Status(status) = client.call(&Request::Status)? else { bail!("another answer") };
         let StatusReport { problems, .. } = *status;
-        let unexpected: Vec<&String> = problems.iter().filter(|problem| !problem.contains("podIPs")).collect();
+        let unexpected: Vec<&String> = problems.iter().filter(|problem| !problem.contains("pod CIDR of")).collect();
         ensure!(unexpected.is_empty(), "the agent finds: {unexpected:?}");
         Ok(())
     }
