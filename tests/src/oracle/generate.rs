@@ -150,7 +150,9 @@ fn change_pod(random: &mut Random, world: &mut World, size: &Size) {
     let index = 11 + random.below(size.pods + 1) as u8;
     let address = pod_addresses(node, index);
     let before = world.pods.len();
-    world.pods.retain(|pod| !pod.addresses.iter().any(|own| address.contains(own)));
+    // By its name too: one that is on its node's network has other addresses.
+    let name = pod_name(node, index);
+    world.pods.retain(|pod| pod.name != name && !pod.addresses.iter().any(|own| address.contains(own)));
     if before == world.pods.len() || random.chance(40) {
         world.pods.push(if size.real.contains(&node) {
             let kind = *random.pick(&size.kinds);
@@ -199,7 +201,7 @@ fn named_ports(random: &mut Random) -> Vec<NamedPort> {
 fn local_pod(random: &mut Random, node: u8, number: u8, kind: PortKind) -> Pod {
     Pod {
         namespace: (*random.pick(&NAMESPACES)).to_owned(),
-        name: format!("pod-{node}-{number}"),
+        name: pod_name(node, number),
         node: node_name(node),
         labels: labels(random),
         addresses: pod_addresses(node, number),
@@ -208,6 +210,10 @@ fn local_pod(random: &mut Random, node: u8, number: u8, kind: PortKind) -> Pod {
         host_network: false,
         finished: false,
     }
+}
+
+fn pod_name(node: u8, number: u8) -> String {
+    format!("pod-{node}-{number}")
 }
 
 fn remote_pod(random: &mut Random, node: u8, number: u8) -> Pod {

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::route::is_service;
 use self::{route::Place, service::Frontend};
 use super::world::{From, Packet, Protocol, World};
 

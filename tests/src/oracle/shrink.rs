@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Attempts for one failure at most; each puts worlds into practice.
-const ATTEMPTS: usize = 80;
+const ATTEMPTS: usize = 60;
 /// Packets of the same kind that a small state has, and the first one's source port.
 const COPIES: u16 = 24;
 const FIRST_COPY: u16 = 30_000;
@@ -89,6 +89,7 @@ struct Shrinking<'s> {
     best: Vec<State>,
     failure: Failure,
     attempts: usize,
+    path: OraclePath,
 }
 
 /// See the module. What does not fail a second time is kept as it was.
@@ -98,7 +99,7 @@ pub(super) fn shrink(
     path: OraclePath,
 ) -> Result<Replay> {
     let packet = failure.packet.clone();
-    let mut shrinking = Shrinking { session, best: states, failure, attempts: 0 };
+    let mut shrinking = Shrinking { session, best: states, failure, attempts: 0, path };
     let copies = copies(&packet);
     let only = |state: &State| State { packets: copies.clone(), ..state.clone() };
     let last: Vec<State> = shrinking.best.last().map(only).into_iter().collect();
@@ -143,12 +144,12 @@ impl Shrinking<'_> {
     }
 
     fn size(&self) -> usize {
-        self.best.iter().map(|state| names(&state.world).len()).sum()
+        self.best.iter().map(|state| names(&state.world, self.path).len()).sum()
     }
 
     /// Without each object, in all states; then without each rule and endpoint.
     fn drop_objects(&mut self) {
-        let mut all: Vec<String> = self.best.iter().flat_map(|state| names(&state.world)).collect();
+        let mut all: Vec<String> = self.best.iter().flat_map(|state| names(&state.world, self.path)).collect();
         all.sort_unstable();
         all.dedup();
         let mut step = all.len().div_ceil(2);
@@ -166,13 +167,15 @@ impl Shrinking<'_> {
 }
 
 /// Every part of a world that may be left out, by a name that is the same in all states.
-fn names(world: &World) -> Vec<String> {
+fn names(world: &World, path: OraclePath) -> Vec<String> {
     let mut names = Vec::new();
     names.extend(
         world.namespaces.iter().filter(|other| !other.labels.is_empty()).map(|other| format!("labels {}", other.name)),
     );
     names.extend(world.pods.iter().map(|pod| format!("pod {}", pod.id())));
-    names.extend(world.nodes.iter().map(|node| format!("node {}", node.name)));
+    // On a wire every node has an agent.
+    let nodes = world.nodes.iter().filter(|node| path == OraclePath::Run && node.name != super::site::HERE);
+    names.extend(nodes.map(|node| format!("node {}", node.name)));
     names.extend(world.services.iter().map(|service| format!("service {}", service.name)));
     for slice in &world.slices {
         names.push(format!("slice {}", slice.name));
@@ -195,7 +198,7 @@ fn remove(world: &mut World, group: &[String]) {
         .filter(|other| goes(format!("labels {}", other.name)))
         .for_each(|other| other.labels.clear());
     world.pods.retain(|pod| !goes(format!("pod {}", pod.id())));
-    world.nodes.retain(|node| node.name == super::site::HERE || !goes(format!("node {}", node.name)));
+    world.nodes.retain(|node| !goes(format!("node {}", node.name)));
     world.services.retain(|service| !goes(format!("service {}", service.name)));
     world.slices.retain(|slice| !goes(format!("slice {}", slice.name)));
     for slice in &mut world.slices {

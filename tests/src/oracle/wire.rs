@@ -22,7 +22,7 @@ use super::{
     session::{Count, Failure, State},
     shrink::Ground,
     site::{HERE, Plugged, Site},
-    world::{From, Packet, PortKind, Protocol, World},
+    world::{From, Mode, Packet, PortKind, Protocol, World},
 };
 use crate::hostile::{OpenTap, Place as _, mac_of};
 
@@ -223,7 +223,9 @@ impl Wire {
             let addressed = |frame: &Frame| {
                 let node = self.site.bed.nodes().iter().find(|node| node.name() == name);
                 let here = node.is_some_and(|node| node.address_for(frame.destination) == frame.destination);
-                (frame.macs[0] == *mac && here && of_nodes).then(|| Spot::Host(name.clone()))
+                let masqueraded =
+                    self.site.bed.nodes().iter().any(|node| node.address_for(frame.source) == frame.source);
+                (frame.macs[0] == *mac && here && masqueraded && of_nodes).then(|| Spot::Host(name.clone()))
             };
             self.look(uplink, &meant, &mut seen, addressed)?;
         }
@@ -483,6 +485,10 @@ pub(super) fn is_seen(world: &World, packet: &Packet) -> Result<bool> {
         From::Pod(id) => world.pod(id).context("no such pod")?.node.clone(),
         From::Host | From::Wire => HERE.to_owned(),
     };
+    // Where pods are routed, hosts reach them by themselves.
+    if packet.from == From::Host && world.mode == Mode::Native && !model::is_service(packet.destination) {
+        return Ok(false);
+    }
     let finals = model::end_to_end(world, &here, packet, model::answer(world, &here, packet, Quirks::default()));
     ensure!(!finals.is_empty(), "no answer");
     // Answers to whom the wire pretends to be go to him.

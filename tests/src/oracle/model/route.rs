@@ -46,7 +46,8 @@ pub(super) fn place(world: &World, here: &str, address: IpAddr) -> Place {
     if is_service(address) { Place::Service } else { Place::Outside }
 }
 
-fn is_service(address: IpAddr) -> bool {
+/// Whether an address is in a Service's prefix.
+pub(in crate::oracle) fn is_service(address: IpAddr) -> bool {
     SERVICE_CIDRS.iter().filter_map(|text| text.parse::<IpNet>().ok()).any(|cidr| cidr.contains(&address))
 }
 
