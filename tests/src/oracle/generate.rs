@@ -306,7 +306,8 @@ fn endpoint(random: &mut Random, world: &World, ipv4: bool) -> Endpoint {
             (address, Some(node))
         }
     };
-    let (ready, serving, terminating) = match random.below(10) {
+    let (ready, serving, terminating) = match random.below(11) {
+        10 => (Some(false), None, Some(true)),
         0 => (Some(false), Some(true), Some(true)),
         1 => (Some(false), Some(false), Some(true)),
         2 => (Some(false), Some(true), Some(false)),

@@ -87,11 +87,11 @@ impl Session {
         let packet = standing.packet.clone();
         let seen = self.forward(world, &packet, ACK)?;
         let oracle = |quirks| model::answer_standing(world, HERE, &packet, standing.backend, quirks);
-        let verdict = match check::judge(&seen, &packet, world, HERE, oracle) {
-            Outcome::Right(verdict) => verdict,
+        let (verdict, known) = match check::judge(&seen, &packet, world, HERE, oracle) {
+            Outcome::Right(verdict) => (verdict, false),
             Outcome::Known(known, verdict) => {
                 self.book_known(known);
-                verdict
+                (verdict, true)
             }
             Outcome::Wrong { expected } => return Ok(Some(differ(&expected, &seen))),
         };
@@ -105,7 +105,10 @@ impl Session {
                 sent.source, sent.sport, standing.sent.source, standing.sent.sport
             )));
         }
-        if same_place && let Some(text) = self.answered(world, &packet, &sent)? {
+        if same_place
+            && !known
+            && let Some(text) = self.answered(world, &packet, &sent)?
+        {
             return Ok(Some(text));
         }
         if standing.backend.is_some() {

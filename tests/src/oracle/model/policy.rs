@@ -65,10 +65,10 @@ fn allows(
     isolating.peek().is_none()
         || isolating.any(|policy| {
             let rules = if direction == Direction::Ingress { &policy.ingress } else { &policy.egress };
-            rules
-                .iter()
-                .flatten()
-                .any(|rule| peers_match(world, policy, rule, peer) && ports_match(rule, receiver, protocol, port))
+            rules.iter().flatten().any(|rule| {
+                let ports = |names| ports_match(rule, receiver, protocol, port, names);
+                rule_matches(world, policy, rule, direction, peer, ports)
+            })
         })
 }
 
@@ -80,9 +80,21 @@ fn isolates(policy: &Policy, direction: Direction) -> bool {
     }
 }
 
-fn peers_match(world: &World, policy: &Policy, rule: &Rule, party: &Party<'_>) -> bool {
+/// A name is a port's of each peer pod: towards a block it is nobody's.
+fn rule_matches(
+    world: &World,
+    policy: &Policy,
+    rule: &Rule,
+    direction: Direction,
+    party: &Party<'_>,
+    ports_match: impl Fn(bool) -> bool,
+) -> bool {
     let peers = rule.peers.as_deref().unwrap_or_default();
-    peers.is_empty() || peers.iter().any(|peer| peer_matches(world, policy, peer, party))
+    let names = |peer: &Peer| direction == Direction::Ingress || matches!(peer, Peer::Pods { .. });
+    if peers.is_empty() {
+        return ports_match(true);
+    }
+    peers.iter().any(|peer| peer_matches(world, policy, peer, party) && ports_match(names(peer)))
 }
 
 fn peer_matches(world: &World, policy: &Policy, peer: &Peer, party: &Party<'_>) -> bool {
@@ -107,9 +119,10 @@ fn namespace_labels(world: &World, name: &str) -> Labels {
     labels
 }
 
-fn ports_match(rule: &Rule, receiver: &Party<'_>, protocol: Protocol, port: u16) -> bool {
+fn ports_match(rule: &Rule, receiver: &Party<'_>, protocol: Protocol, port: u16, names: bool) -> bool {
     let ports = rule.ports.as_deref().unwrap_or_default();
-    ports.is_empty() || ports.iter().any(|wanted| port_matches(wanted, receiver, protocol, port))
+    let counts = |wanted: &&PolicyPort| names || !matches!(wanted.port, Some(PortRef::Name(_)));
+    ports.is_empty() || ports.iter().filter(counts).any(|wanted| port_matches(wanted, receiver, protocol, port))
 }
 
 /// A name means the receiver's own port of this name and protocol.

@@ -181,6 +181,27 @@ fn what_is_left_out_of_a_rule_means_all() {
     }
 }
 
+/// A name is a port's of each peer pod, so that with a block it can match nobody; for ingress it is the receiver's own.
+#[test]
+fn a_named_port_means_nobody_in_a_block() {
+    let named = PolicyPort { protocol: None, port: Some(PortRef::Name("http".to_owned())), end: None };
+    let block = Peer::Block { cidr: "10.244.0.0/16".parse().unwrap(), except: Vec::new() };
+    let pods = Peer::Pods { pods: Some(Selector::default()), namespaces: None };
+    for (direction, peer, allowed) in
+        [(Direction::Egress, block.clone(), false), (Direction::Egress, pods, true), (Direction::Ingress, block, true)]
+    {
+        let rules = vec![Rule { peers: Some(vec![peer]), ports: Some(vec![named.clone()]) }];
+        let [ingress, egress] = match direction {
+            Direction::Ingress => [Some(rules), None],
+            Direction::Egress => [None, Some(rules)],
+        };
+        let mut policy = policy(Some(vec![direction]), ingress, egress);
+        policy.selector = selector(&[("app", if direction == Direction::Egress { "a" } else { "b" })]);
+        let world = World { policies: vec![policy], ..world() };
+        assert_eq!(to_b(&world, "red/a", Protocol::Tcp, 8080).is_none(), allowed, "{direction:?}");
+    }
+}
+
 #[test]
 fn a_pod_selector_alone_means_the_policys_own_namespace() {
     let pods = |pods, namespaces| Peer::Pods { pods, namespaces };
