@@ -182,7 +182,7 @@ pub fn oracle_wire(options: &OracleOptions, path: OraclePath) -> Result<OracleRe
 
 /// Chains `worker`, `worker + jobs` and so on, which are all of one mode, until there are cases enough.
 fn work(worker: usize, jobs: usize, options: &OracleOptions, binaries: &Binaries, board: &Board) -> Result<()> {
-    let mode = if worker % 2 == 0 { Mode::Vxlan } else { Mode::Native };
+    let mode = if worker.is_multiple_of(2) { Mode::Vxlan } else { Mode::Native };
     let done = work_at(worker, jobs, mode, options, binaries, board);
     if done.is_err() {
         board.stop.store(true, Ordering::Relaxed);
