@@ -132,10 +132,14 @@ impl Bed {
     /// # Errors
     /// The object has no kind or name, or the folder cannot be written.
     pub fn apply(&self, object: &Value) -> Result<()> {
-        let name = manifest::file_name(object)?;
-        let staged = self.shared.join(&name);
-        fs::write(&staged, serde_yaml::to_string(object)?).context("write a manifest")?;
-        fs::rename(&staged, self.shared.join("manifests").join(&name)).context("place a manifest")
+        self.place(&manifest::file_name(object)?, &serde_yaml::to_string(object)?)
+    }
+
+    /// Puts a file into the manifests' folder, or replaces it, atomically.
+    pub(crate) fn place(&self, name: &str, text: &str) -> Result<()> {
+        let staged = self.shared.join(name);
+        fs::write(&staged, text).context("write a manifest")?;
+        fs::rename(&staged, self.shared.join("manifests").join(name)).context("place a manifest")
     }
 
     /// Takes an object out of the manifests' folder.

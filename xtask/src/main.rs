@@ -8,6 +8,7 @@ mod check;
 mod cluster;
 mod demo;
 mod fuzz;
+mod oracle;
 mod test;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Command {
     Demo,
     /// Drive a part of Weft with random call sequences.
     Fuzz(fuzz::Arguments),
+    /// Compare random packets in random clusters with what the oracle says of them.
+    Oracle(oracle::Arguments),
     /// Run the whole suite that CI runs, or one part of it.
     Test(test::Arguments),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Demo => demo::run(),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Oracle(arguments) => oracle::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {

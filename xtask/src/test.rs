@@ -17,7 +17,7 @@ use weft_testbed::{
     equivalence, hostile, hostile_names,
 };
 
-use crate::{build, check, cluster, demo};
+use crate::{build, check, cluster, demo, oracle};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Args)]
@@ -67,6 +67,8 @@ enum Part {
         #[arg(long, value_name = "DIR")]
         programs: Option<PathBuf>,
     },
+    /// Random packets in random clusters do as the oracle says: some thousands through the loaded programs, some on wires.
+    Oracle,
     /// The vhost-user-net device with every front end, in the agent's care, and behind a Service.
     Vhost,
     /// A real Kubernetes with Weft on it must pass the upstream conformance tests that are Weft's.
@@ -86,6 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(Part::Churn { ops, seed }) => churning(ops, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Equivalence { cases, seed }) => equivalent(cases, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Hostile { case, list, programs }) => attacked(&Selection { case, programs }, list),
+        Some(Part::Oracle) => oracle::part(),
         Some(Part::Vhost) => vhost().map(|()| ExitCode::SUCCESS),
         Some(Part::Cluster) => on_cluster(),
     }
@@ -98,6 +101,7 @@ fn suite() -> Result<ExitCode> {
     step("tests of the crates", crates)?;
     step("churn", || churning(300, 1))?;
     step("hostile", || succeeded(attacked(&Selection::default(), false)?))?;
+    step("oracle", || succeeded(oracle::part()?))?;
     step("equivalence", || equivalent(200, 1))?;
     step("Kubernetes for the cluster", || {
         kubernetes.join().map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?

@@ -29,6 +29,9 @@ mod uplink;
 mod vlan;
 mod witness;
 
+pub(crate) use net::{Place, mac_of};
+pub(crate) use tap::OpenTap;
+
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context as _, Result};

@@ -17,7 +17,7 @@ use weft_probe::frames::{FrameReceiver, FrameSender};
 use crate::{bed::Outside, cni::Attachment, container::Container, namespace::Namespace, node::Node, shell::Shell as _};
 
 /// Somewhere with a network namespace.
-pub(super) trait Place {
+pub(crate) trait Place {
     /// The namespace's file, as this process reaches it.
     fn net(&self) -> PathBuf;
 
@@ -96,7 +96,7 @@ impl Place for Namespace {
 }
 
 /// The Ethernet address of an interface of a node.
-pub(super) fn mac_of(node: &Node, iface: &str) -> Result<[u8; 6]> {
+pub(crate) fn mac_of(node: &Node, iface: &str) -> Result<[u8; 6]> {
     let text = node.sh(&format!("cat /sys/class/net/{iface}/address"))?.ok()?;
     let mac: weft_api::Mac = text.trim().parse().with_context(|| format!("{iface} has the address {text}"))?;
     Ok(mac.0)

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     mem,
     net::IpAddr,
     os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
@@ -51,11 +51,11 @@ impl TapWorkload {
 
 /// A tap that was opened.
 #[derive(Debug)]
-pub(super) struct OpenTap(File);
+pub(crate) struct OpenTap(File);
 
 impl OpenTap {
     /// Opens a tap of the network namespace of this thread.
-    pub(super) fn open(name: &str) -> io::Result<Self> {
+    pub(crate) fn open(name: &str) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         // SAFETY: all zeros is a valid ifreq.
         let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -77,10 +77,22 @@ impl OpenTap {
     }
 
     /// Sends a frame as the guest.
-    pub(super) fn send(&self, frame: &[u8], offload: Offload) -> io::Result<()> {
+    pub(crate) fn send(&self, frame: &[u8], offload: Offload) -> io::Result<()> {
         let mut bytes = offload.to_bytes().to_vec();
         bytes.resize(HEADER, 0);
         bytes.extend_from_slice(frame);
         (&self.0).write_all(&bytes)
+    }
+    /// The next frame that the guest gets, if there is one.
+    pub(crate) fn receive(&self) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; 70_000];
+        match (&self.0).read(&mut bytes) {
+            Ok(length) => {
+                bytes.truncate(length);
+                Ok(bytes.get(HEADER..).map(<[u8]>::to_vec))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Packets at values where the answer changes: borders of port ranges, named ports, Services without endpoints, undefined ports,
+//! pods of other nodes, one's own Service, addresses of nobody.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{
+    generate::{PORTS, outside},
+    world::{From, Mode, Packet, PortRef, Protocol, World, node_addresses, pod_addresses},
+};
+use crate::random::Random;
+
+/// First source port that packets have; below are ports that objects name, and those that masquerade prefers.
+const FIRST_PORT: u16 = 40_000;
+
+/// Source ports that no packet of a chain has had, whoever sent it: two connections that look alike once they are translated are
+/// not what a case is about.
+#[derive(Debug, Default)]
+pub(super) struct FreshPorts(BTreeMap<(Protocol, bool), u16>);
+
+impl FreshPorts {
+    fn take(&mut self, protocol: Protocol, ipv4: bool) -> u16 {
+        let next = self.0.entry((protocol, ipv4)).or_insert(FIRST_PORT);
+        let port = *next;
+        *next = next.checked_add(1).unwrap_or(FIRST_PORT);
+        port
+    }
+}
+
+/// A packet that somebody on node `here` sends, or that comes to it.
+pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts) -> Packet {
+    let local: Vec<_> = world.pods.iter().filter(|pod| pod.node == here && !pod.host_network).collect();
+    let ipv4 = random.chance(50);
+    let from = match random.below(20) {
+        0..3 => From::Host,
+        3..6 => From::Wire,
+        _ if local.is_empty() => From::Host,
+        _ => From::Pod(random.pick(&local).id()),
+    };
+    let (destination, protocol, dport) = target(random, world, here, &from, ipv4);
+    let source = source(random, world, here, &from, ipv4);
+    let dport = if protocol == Protocol::Echo { 0 } else { dport };
+    let sport = ports.take(protocol, ipv4);
+    let wrong_mac = matches!(from, From::Pod(_)) && random.chance(1);
+    Packet { from, source, destination, protocol, sport, dport, wrong_mac }
+}
+
+/// Nearly always an honest one.
+fn source(random: &mut Random, world: &World, here: &str, from: &From, ipv4: bool) -> IpAddr {
+    let family = usize::from(!ipv4);
+    let mut others: Vec<IpAddr> = world.pods.iter().filter_map(|pod| pod.address(ipv4)).collect();
+    others.push(pod_addresses(1, 200)[family]);
+    match from {
+        From::Host => world.node(here).map_or_else(|| outside(ipv4), |node| node.addresses[family]),
+        From::Pod(id) => {
+            let lie = [outside(ipv4), node_addresses(1)[family], node_addresses(2)[family]];
+            match random.below(40) {
+                0 => *random.pick(&lie),
+                1 => *random.pick(&others),
+                _ => world.pod(id).and_then(|pod| pod.address(ipv4)).unwrap_or_else(|| outside(ipv4)),
+            }
+        }
+        From::Wire => match random.below(10) {
+            0 => node_addresses(1)[family],
+            1 => node_addresses(2)[family],
+            2 => *random.pick(&others),
+            3 if world.mode == Mode::Vxlan => pod_addresses(2, 200)[family],
+            3..7 if world.mode == Mode::Native => *random.pick(&others),
+            _ => outside(ipv4),
+        },
+    }
+}
+
+fn target(random: &mut Random, world: &World, here: &str, from: &From, ipv4: bool) -> (IpAddr, Protocol, u16) {
+    let family = usize::from(!ipv4);
+    let protocol =
+        *random.pick(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Udp, Protocol::Sctp, Protocol::Echo]);
+    // What leads from the wire to a Service or to another node is nobody's promise.
+    let choice = if *from == From::Wire { 60 + random.below(35) } else { random.below(100) };
+    // The host's own stack reaches everything but pods and Services by itself.
+    let choice = if *from == From::Host { choice % 80 } else { choice };
+    let local: Vec<_> = world.pods.iter().filter(|pod| pod.node == here || *from != From::Wire).collect();
+    match choice {
+        0..50 => {
+            let frontends: Vec<_> = world
+                .services
+                .iter()
+                .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
+                .filter_map(|(service, port)| {
+                    let vip = service.addresses.iter().copied().find(|vip| vip.is_ipv4() == ipv4)?;
+                    Some((vip, port.protocol, port.port))
+                })
+                .collect();
+            if frontends.is_empty() {
+                return (pod_addresses(1, 11)[family], protocol, near(random));
+            }
+            let (vip, of_port, port) = *random.pick(&frontends);
+            match random.below(10) {
+                0 => (vip, protocol, near(random)),
+                _ => (vip, of_port, port),
+            }
+        }
+        50..80 | 84..92 if !local.is_empty() => {
+            let pod = random.pick(&local);
+            let address = match pod.address(ipv4) {
+                Some(address) if !pod.host_network => address,
+                _ => pod_addresses(1, 200)[family],
+            };
+            let (protocol, port) = policy_target(random, world, protocol);
+            let named: Vec<_> = pod.ports.iter().collect();
+            match random.below(4) {
+                0 if !named.is_empty() => {
+                    let named = random.pick(&named);
+                    (address, named.protocol, named.port)
+                }
+                _ => (address, protocol, port),
+            }
+        }
+        _ => {
+            let address = match random.below(6) {
+                0 => pod_addresses(1, 200)[family],
+                1 if *from == From::Wire => node_addresses(1)[family],
+                1 => pod_addresses(2, 200)[family],
+                2 | 3 if *from != From::Wire => outside(ipv4),
+                4 if *from != From::Wire => node_addresses(2)[family],
+                _ => node_addresses(1)[family],
+            };
+            (address, protocol, near(random))
+        }
+    }
+}
+
+/// A port at which some policy changes its mind, or beside it.
+fn policy_target(random: &mut Random, world: &World, protocol: Protocol) -> (Protocol, u16) {
+    let rules = world.policies.iter().flat_map(|policy| policy.ingress.iter().chain(&policy.egress)).flatten();
+    let borders: Vec<(Protocol, u16)> = rules
+        .flat_map(|rule| rule.ports.iter().flatten())
+        .flat_map(|port| {
+            let protocol = port.protocol.unwrap_or(Protocol::Tcp);
+            let first = match port.port {
+                Some(PortRef::Number(number)) => Some(number),
+                _ => None,
+            };
+            let ends = [first, port.end].into_iter().flatten();
+            ends.flat_map(move |end| [end.saturating_sub(1).max(1), end, end.saturating_add(1)])
+                .map(move |port| (protocol, port))
+        })
+        .collect();
+    if borders.is_empty() || random.chance(40) { (protocol, near(random)) } else { *random.pick(&borders) }
+}
+
+fn near(random: &mut Random) -> u16 {
+    let port = *random.pick(&PORTS);
+    match random.below(4) {
+        0 => port.saturating_add(1),
+        1 => port.saturating_sub(1).max(1),
+        _ => port,
+    }
+}

@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Random worlds, made of few names, labels and numbers, so that objects meet each other.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use super::{
+    site::HERE,
+    world::{
+        Direction, Endpoint, Expression, Labels, Mode, NamedPort, Namespace, Node, Operator, Peer, Pod, Policy,
+        PolicyPort, PortKind, PortRef, Protocol, Rule, Selector, Service, ServicePort, Slice, SlicePort, World,
+        node_addresses, pod_addresses, pod_cidrs,
+    },
+};
+use crate::{OUTSIDE_V4, OUTSIDE_V6, random::Random};
+
+pub(super) const NAMESPACES: [&str; 3] = ["red", "blue", "green"];
+const KEYS: [&str; 3] = ["app", "tier", "env"];
+const VALUES: [&str; 3] = ["a", "b", "c"];
+const PORT_NAMES: [&str; 3] = ["http", "dns", "peer"];
+/// Numbers that objects name; packets aim at them and beside them.
+pub(super) const PORTS: [u16; 8] = [1, 53, 80, 443, 5000, 5010, 8080, 65535];
+const TRANSPORTS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+/// Services of a namespace at most.
+const SERVICES: usize = 6;
+
+/// How large worlds are.
+#[derive(Clone, Debug)]
+pub(super) struct Size {
+    pub(super) mode: Mode,
+    /// Numbers of the nodes that have agents; the first is [`HERE`].
+    pub(super) real: Vec<u8>,
+    /// Pods of each of these.
+    pub(super) pods: usize,
+    /// What these pods are plugged in by.
+    pub(super) kinds: Vec<PortKind>,
+    /// Nodes of which there is only the object.
+    pub(super) others: Vec<u8>,
+}
+
+/// Name of node `number`.
+pub(super) fn node_name(number: u8) -> String {
+    format!("node{number}")
+}
+
+/// A new world.
+pub(super) fn world(random: &mut Random, size: &Size) -> World {
+    let mut world = World { mode: size.mode, ..World::default() };
+    world.nodes = size.real.iter().map(|number| node(*number)).collect();
+    for name in NAMESPACES {
+        world.namespaces.push(Namespace { name: name.to_owned(), labels: labels(random) });
+    }
+    for number in &size.real {
+        for index in 0..size.pods {
+            let kind = size.kinds[index % size.kinds.len()];
+            world.pods.push(local_pod(random, *number, 11 + index as u8, kind));
+        }
+    }
+    for number in &size.others {
+        if random.chance(85) {
+            world.nodes.push(node(*number));
+        }
+        for index in 0..1 + random.below(3) {
+            world.pods.push(remote_pod(random, *number, 11 + index as u8));
+        }
+    }
+    for number in 0..1 + random.below(SERVICES) {
+        add_service(random, &mut world, number);
+    }
+    for number in 0..random.below(7) {
+        let policy = policy(random, &world, number);
+        world.policies.push(policy);
+    }
+    world
+}
+
+/// A world that follows `world`: something comes, goes or changes.
+pub(super) fn change(random: &mut Random, world: &World, size: &Size) -> World {
+    let mut next = world.clone();
+    for _ in 0..1 + random.below(3) {
+        change_one(random, &mut next, size);
+    }
+    next
+}
+
+fn change_one(random: &mut Random, world: &mut World, size: &Size) {
+    match random.below(12) {
+        0..3 => {
+            let number = random.below(7);
+            let policy = policy(random, world, number);
+            world.policies.retain(|other| other.name != policy.name || other.namespace != policy.namespace);
+            world.policies.push(policy);
+        }
+        3 => remove_one(random, &mut world.policies),
+        4 | 5 => {
+            let number = random.below(SERVICES);
+            remove_service(world, number);
+            if random.chance(80) {
+                add_service(random, world, number);
+            }
+        }
+        6 | 7 => change_endpoint(random, world),
+        8 => {
+            let at = random.below(world.pods.len());
+            world.pods[at].labels = labels(random);
+            world.pods[at].ports = named_ports(random);
+        }
+        9 => {
+            let at = random.below(world.namespaces.len());
+            world.namespaces[at].labels = labels(random);
+        }
+        10 => change_pod(random, world, size),
+        _ => change_node(random, world, size),
+    }
+}
+
+fn remove_one<T>(random: &mut Random, list: &mut Vec<T>) {
+    if !list.is_empty() {
+        list.remove(random.below(list.len()));
+    }
+}
+
+/// An endpoint comes, goes, or has other conditions.
+fn change_endpoint(random: &mut Random, world: &mut World) {
+    if world.slices.is_empty() {
+        return;
+    }
+    let at = random.below(world.slices.len());
+    let ipv4 = world.slices[at].ipv4;
+    let new = endpoint(random, world, ipv4);
+    let slice = &mut world.slices[at];
+    match random.below(3) {
+        0 => slice.endpoints.push(new),
+        1 => remove_one(random, &mut slice.endpoints),
+        _ if slice.endpoints.is_empty() => {}
+        _ => {
+            let at = random.below(slice.endpoints.len());
+            let Endpoint { ready, serving, terminating, .. } = new;
+            let old = slice.endpoints[at].clone();
+            slice.endpoints[at] = Endpoint { ready, serving, terminating, ..old };
+        }
+    }
+}
+
+/// A pod comes, goes, or is made anew.
+fn change_pod(random: &mut Random, world: &mut World, size: &Size) {
+    let node = *random.pick(&[size.real.clone(), size.others.clone()].concat());
+    let index = 11 + random.below(size.pods + 1) as u8;
+    let address = pod_addresses(node, index);
+    let before = world.pods.len();
+    // By its name too: one that is on its node's network has other addresses.
+    let name = pod_name(node, index);
+    world.pods.retain(|pod| pod.name != name && !pod.addresses.iter().any(|own| address.contains(own)));
+    if before == world.pods.len() || random.chance(40) {
+        world.pods.push(if size.real.contains(&node) {
+            let kind = *random.pick(&size.kinds);
+            local_pod(random, node, index, kind)
+        } else {
+            remote_pod(random, node, index)
+        });
+    }
+}
+
+fn change_node(random: &mut Random, world: &mut World, size: &Size) {
+    let Some(number) = size.others.get(random.below(size.others.len().max(1))) else { return };
+    let name = node_name(*number);
+    let before = world.nodes.len();
+    world.nodes.retain(|node| node.name != name);
+    if before == world.nodes.len() {
+        world.nodes.push(node(*number));
+    }
+}
+
+fn node(number: u8) -> Node {
+    Node { name: node_name(number), addresses: node_addresses(number), pod_cidrs: pod_cidrs(number) }
+}
+
+fn labels(random: &mut Random) -> Labels {
+    let mut labels = Labels::new();
+    for key in KEYS {
+        if random.chance(55) {
+            labels.insert(key.to_owned(), (*random.pick(&VALUES)).to_owned());
+        }
+    }
+    labels
+}
+
+fn named_ports(random: &mut Random) -> Vec<NamedPort> {
+    let mut ports = Vec::new();
+    for name in PORT_NAMES {
+        if random.chance(60) {
+            let (protocol, port) = (*random.pick(&TRANSPORTS), *random.pick(&PORTS));
+            ports.push(NamedPort { name: name.to_owned(), protocol, port });
+        }
+    }
+    ports
+}
+
+fn local_pod(random: &mut Random, node: u8, number: u8, kind: PortKind) -> Pod {
+    Pod {
+        namespace: (*random.pick(&NAMESPACES)).to_owned(),
+        name: pod_name(node, number),
+        node: node_name(node),
+        labels: labels(random),
+        addresses: pod_addresses(node, number),
+        ports: named_ports(random),
+        kind,
+        host_network: false,
+        finished: false,
+    }
+}
+
+fn pod_name(node: u8, number: u8) -> String {
+    format!("pod-{node}-{number}")
+}
+
+fn remote_pod(random: &mut Random, node: u8, number: u8) -> Pod {
+    let mut pod = local_pod(random, node, number, PortKind::Veth);
+    match random.below(10) {
+        0 => drop(pod.addresses.remove(1)),
+        1 => drop(pod.addresses.remove(0)),
+        2 => {
+            pod.host_network = true;
+            pod.addresses = node_addresses(node);
+        }
+        3 => pod.finished = true,
+        _ => {}
+    }
+    pod
+}
+
+fn vips(number: usize) -> Vec<IpAddr> {
+    let last = 10 + number as u8;
+    vec![Ipv4Addr::new(10, 96, 0, last).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, last.into()).into()]
+}
+
+fn service_name(number: usize) -> String {
+    format!("service-{number}")
+}
+
+fn remove_service(world: &mut World, number: usize) {
+    let name = service_name(number);
+    world.services.retain(|service| service.name != name);
+    world.slices.retain(|slice| slice.service != name);
+}
+
+fn add_service(random: &mut Random, world: &mut World, number: usize) {
+    let namespace = NAMESPACES[number % NAMESPACES.len()].to_owned();
+    let name = service_name(number);
+    let mut addresses = vips(number);
+    match random.below(12) {
+        0 => drop(addresses.remove(1)),
+        1 => drop(addresses.remove(0)),
+        2 => addresses.clear(),
+        _ => {}
+    }
+    let mut ports: Vec<ServicePort> = Vec::new();
+    for at in 0..1 + random.below(3) {
+        let (protocol, port) = (*random.pick(&TRANSPORTS), *random.pick(&PORTS));
+        if !ports.iter().any(|other| (other.protocol, other.port) == (protocol, port)) {
+            ports.push(ServicePort { name: format!("p{at}"), protocol, port });
+        }
+    }
+    if ports.len() == 1 && random.chance(50) {
+        ports[0].name = String::new();
+    }
+    for ipv4 in [true, false] {
+        for at in 0..random.below(3) {
+            let slice = Slice {
+                namespace: namespace.clone(),
+                name: format!("{name}-{}-{at}", if ipv4 { "v4" } else { "v6" }),
+                service: name.clone(),
+                ipv4,
+                ports: ports.iter().filter_map(|port| slice_port(random, port)).collect(),
+                endpoints: (0..random.below(4)).map(|_| endpoint(random, world, ipv4)).collect(),
+            };
+            world.slices.push(slice);
+        }
+    }
+    let (local, foreign) = (random.chance(12), random.chance(6));
+    world.services.push(Service { namespace, name, addresses, ports, local, foreign });
+}
+
+/// Most slices have the port, with a number of their own.
+fn slice_port(random: &mut Random, port: &ServicePort) -> Option<SlicePort> {
+    if random.chance(8) {
+        return None;
+    }
+    let name = (!port.name.is_empty() || random.chance(50)).then(|| port.name.clone());
+    let protocol = if port.protocol == Protocol::Tcp && random.chance(30) { None } else { Some(port.protocol) };
+    let number = if port.protocol == Protocol::Sctp && random.chance(70) { port.port } else { *random.pick(&PORTS) };
+    Some(SlicePort { name, protocol, port: (!random.chance(4)).then_some(number) })
+}
+
+fn endpoint(random: &mut Random, world: &World, ipv4: bool) -> Endpoint {
+    let pods: Vec<(IpAddr, &str)> =
+        world.pods.iter().filter_map(|pod| Some((pod.address(ipv4)?, pod.node.as_str()))).collect();
+    let (address, node) = match random.below(16) {
+        0 => (outside(ipv4), None),
+        1 => (node_addresses(1)[usize::from(!ipv4)], Some(HERE)),
+        _ if pods.is_empty() => (outside(ipv4), None),
+        _ => {
+            let (address, node) = *random.pick(&pods);
+            (address, Some(node))
+        }
+    };
+    let (ready, serving, terminating) = match random.below(11) {
+        10 => (Some(false), None, Some(true)),
+        0 => (Some(false), Some(true), Some(true)),
+        1 => (Some(false), Some(false), Some(true)),
+        2 => (Some(false), Some(true), Some(false)),
+        3 => (Some(false), None, None),
+        4 => (None, None, None),
+        _ => (Some(true), Some(true), Some(false)),
+    };
+    Endpoint { addresses: vec![address], node: node.map(str::to_owned), ready, serving, terminating }
+}
+
+pub(super) fn outside(ipv4: bool) -> IpAddr {
+    if ipv4 { OUTSIDE_V4.into() } else { OUTSIDE_V6.into() }
+}
+
+fn selector(random: &mut Random) -> Selector {
+    let mut selector = Selector::default();
+    for key in KEYS {
+        match random.below(10) {
+            0..2 => drop(selector.labels.insert(key.to_owned(), (*random.pick(&VALUES)).to_owned())),
+            2 => selector.expressions.push(expression(random, key)),
+            _ => {}
+        }
+    }
+    selector
+}
+
+fn expression(random: &mut Random, key: &str) -> Expression {
+    let operator = *random.pick(&[Operator::In, Operator::NotIn, Operator::Exists, Operator::DoesNotExist]);
+    let values = match operator {
+        Operator::In | Operator::NotIn => VALUES[..1 + random.below(2)].iter().map(|v| (*v).to_owned()).collect(),
+        Operator::Exists | Operator::DoesNotExist => Vec::new(),
+    };
+    Expression { key: key.to_owned(), operator, values }
+}
+
+fn policy(random: &mut Random, world: &World, number: usize) -> Policy {
+    let types = match random.below(6) {
+        0 => None,
+        1 | 2 => Some(vec![Direction::Ingress]),
+        3 | 4 => Some(vec![Direction::Egress]),
+        _ => Some(vec![Direction::Ingress, Direction::Egress]),
+    };
+    let mut rules = |percent| -> Option<Vec<Rule>> {
+        random.chance(percent).then(|| (0..random.below(4)).map(|_| rule(random, world)).collect())
+    };
+    let (ingress, egress) = (rules(80), rules(60));
+    Policy {
+        namespace: NAMESPACES[number % NAMESPACES.len()].to_owned(),
+        name: format!("policy-{number}"),
+        selector: selector(random),
+        types,
+        ingress,
+        egress,
+    }
+}
+
+fn rule(random: &mut Random, world: &World) -> Rule {
+    let peers = random.chance(80).then(|| (0..random.below(4)).map(|_| peer(random, world)).collect());
+    let ports = random.chance(65).then(|| (0..random.below(4)).map(|_| policy_port(random)).collect());
+    Rule { peers, ports }
+}
+
+fn peer(random: &mut Random, world: &World) -> Peer {
+    match random.below(10) {
+        0..3 => Peer::Pods { pods: Some(selector(random)), namespaces: None },
+        3..5 => Peer::Pods { pods: None, namespaces: Some(namespace_selector(random)) },
+        5..7 => Peer::Pods { pods: Some(selector(random)), namespaces: Some(namespace_selector(random)) },
+        _ => block(random, world),
+    }
+}
+
+fn namespace_selector(random: &mut Random) -> Selector {
+    let mut selector = selector(random);
+    if random.chance(30) {
+        selector.labels.insert("kubernetes.io/metadata.name".to_owned(), (*random.pick(&NAMESPACES)).to_owned());
+    }
+    selector
+}
+
+/// A block around an address that packets have, and holes around others.
+fn block(random: &mut Random, world: &World) -> Peer {
+    let ipv4 = random.chance(50);
+    let lengths: &[u8] = if ipv4 { &[0, 8, 16, 24, 28, 31, 32] } else { &[0, 16, 48, 64, 120, 127, 128] };
+    let at = random.below(lengths.len());
+    let cidr = around(interesting(random, world, ipv4), lengths[at]);
+    let mut except = Vec::new();
+    for _ in 0..random.below(3) {
+        if at + 1 < lengths.len() {
+            let length = lengths[at + 1 + random.below(lengths.len() - at - 1)];
+            let hole = around(interesting(random, world, ipv4), length);
+            if cidr.contains(&hole) && !except.contains(&hole) {
+                except.push(hole);
+            }
+        }
+    }
+    Peer::Block { cidr, except }
+}
+
+fn around(address: IpAddr, length: u8) -> IpNet {
+    IpNet::new(address, length).unwrap_or_else(|_| address.into()).trunc()
+}
+
+/// An address that something has.
+fn interesting(random: &mut Random, world: &World, ipv4: bool) -> IpAddr {
+    let pods: Vec<IpAddr> = world.pods.iter().filter_map(|pod| pod.address(ipv4)).collect();
+    match random.below(8) {
+        0 => outside(ipv4),
+        1 => node_addresses(1)[usize::from(!ipv4)],
+        2 => node_addresses(2)[usize::from(!ipv4)],
+        3 => vips(random.below(SERVICES))[usize::from(!ipv4)],
+        _ if pods.is_empty() => outside(ipv4),
+        _ => *random.pick(&pods),
+    }
+}
+
+fn policy_port(random: &mut Random) -> PolicyPort {
+    let protocol = if random.chance(20) { None } else { Some(*random.pick(&TRANSPORTS)) };
+    let (port, end) = match random.below(8) {
+        0 => (None, None),
+        1 | 2 => (Some(PortRef::Name((*random.pick(&PORT_NAMES)).to_owned())), None),
+        3 | 4 => {
+            let first = *random.pick(&PORTS);
+            let last = first.saturating_add([0, 1, 10, 500, u16::MAX][random.below(5)]);
+            (Some(PortRef::Number(first)), Some(last))
+        }
+        _ => (Some(PortRef::Number(*random.pick(&PORTS))), None),
+    };
+    PolicyPort { protocol, port, end }
+}

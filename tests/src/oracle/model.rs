@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The oracle itself: what Kubernetes and Weft's own documentation promise for a packet. Pure, and written from their text; it
+//! shares nothing with planner and programs, so that a mistake has to be made twice to stay unseen.
+
+mod policy;
+mod route;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub(super) use self::route::is_service;
+use self::{route::Place, service::Frontend};
+use super::world::{From, Packet, Protocol, World};
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Verdict {
+    /// It arrives somewhere.
+    Delivered {
+        to: Target,
+        /// Address and port that the receiver sees as its own.
+        address: IpAddr,
+        port: u16,
+        source: Source,
+    },
+    /// It goes no further.
+    Dropped(Reason),
+    /// The dataplane leaves it to the node's own network stack.
+    Kernel,
+}
+
+/// Where a packet arrives.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Target {
+    /// A pod of this node, `namespace/name`.
+    Pod(String),
+    /// The node itself.
+    Host,
+    /// Another node, for its pods.
+    Node(String),
+    /// Whatever is beyond, other nodes' own addresses included.
+    Outside,
+}
+
+/// Whom the receiver sees as the sender.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Source {
+    /// Who it is.
+    Kept,
+    /// The node.
+    Masqueraded,
+    /// Somebody else than the receiver itself, who is the sender: its answer has to leave it.
+    NotItself,
+}
+
+/// Why a packet goes no further.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Reason {
+    /// The sender may not have this source.
+    Source,
+    /// A policy of the sender.
+    Egress,
+    /// A policy of the receiver.
+    Ingress,
+    /// The Service has no endpoint to use.
+    NoBackend,
+    /// No Service has this address and port.
+    NoService,
+    /// A node's pods, and none of them has this address.
+    Unreachable,
+    /// This protocol cannot be translated so.
+    Untranslatable,
+    /// It has no ports to tell workloads apart, and another one speaks it to this destination.
+    Taken,
+}
+
+impl Quirks {
+    /// What either has.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            udp_moves: self.udp_moves || other.udp_moves,
+            tcp_ends_with_service: self.tcp_ends_with_service || other.tcp_ends_with_service,
+            tcp_leaves_gone_pod: self.tcp_leaves_gone_pod || other.tcp_leaves_gone_pod,
+            wire_stays: self.wire_stays || other.wire_stays,
+            sctp_keeps_port: self.sctp_keeps_port || other.sctp_keeps_port,
+        }
+    }
+}
+
+/// What is known not to be as it should, each by its own name; see `known.rs`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Quirks {
+    /// UDP through a Service chooses again at any change.
+    pub(super) udp_moves: bool,
+    /// TCP through a Service ends with the Service's port.
+    pub(super) tcp_ends_with_service: bool,
+    /// TCP whose pod is gone from this node chooses again.
+    pub(super) tcp_leaves_gone_pod: bool,
+    /// A connection from the wire goes on when its source has become a pod's.
+    pub(super) wire_stays: bool,
+    /// SCTP to another port is refused.
+    pub(super) sctp_keeps_port: bool,
+}
+
+/// What may become of the first packet of a connection at node `here`: one of these, by the choice of a backend.
+pub(super) fn answer(world: &World, here: &str, packet: &Packet, quirks: Quirks) -> Vec<Verdict> {
+    if !route::may_speak(world, here, packet) {
+        return vec![Verdict::Dropped(Reason::Source)];
+    }
+    match service::frontend(world, packet.destination, packet.dport, packet.protocol) {
+        None => or_taken(packet, vec![onward(world, here, packet, packet.destination, packet.dport, false)]),
+        Some(frontend) => {
+            let backends = service::backends(world, here, &frontend, packet.destination.is_ipv4());
+            if backends.is_empty() {
+                return vec![Verdict::Dropped(Reason::NoBackend)];
+            }
+            or_taken(packet, backends.iter().map(|backend| to_backend(world, here, packet, *backend, quirks)).collect())
+        }
+    }
+}
+
+/// SCTP leaves the node by its address alone, and to one destination for one workload at a time.
+fn or_taken(packet: &Packet, mut verdicts: Vec<Verdict>) -> Vec<Verdict> {
+    let masqueraded = |verdict: &Verdict| matches!(verdict, Verdict::Delivered { source: Source::Masqueraded, .. });
+    if packet.protocol == Protocol::Sctp && verdicts.iter().any(masqueraded) {
+        verdicts.push(Verdict::Dropped(Reason::Taken));
+    }
+    verdicts
+}
+
+/// What may become of the next packet of a connection that went to `backend` when it began, or was not translated. A
+/// connection keeps a backend that serves, whatever the protocol; a TCP connection keeps it in any case.
+pub(super) fn answer_standing(
+    world: &World,
+    here: &str,
+    packet: &Packet,
+    backend: Option<(IpAddr, u16)>,
+    quirks: Quirks,
+) -> Vec<Verdict> {
+    if quirks.wire_stays && packet.from == From::Wire && backend.is_none() {
+        return vec![onward(world, here, packet, packet.destination, packet.dport, false)];
+    }
+    let Some(backend) = backend else { return answer(world, here, packet, quirks) };
+    if !route::may_speak(world, here, packet) {
+        return vec![Verdict::Dropped(Reason::Source)];
+    }
+    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol);
+    let serves = frontend
+        .as_ref()
+        .is_some_and(|frontend: &Frontend<'_>| service::serves(world, frontend, backend, packet.destination.is_ipv4()));
+    let tcp = packet.protocol == Protocol::Tcp;
+    let gone = route::place(world, here, backend.0) == Place::OwnUnused;
+    let ends = quirks.tcp_ends_with_service && frontend.is_none() || quirks.tcp_leaves_gone_pod && gone;
+    let kept = if tcp { !ends } else { serves && !quirks.udp_moves };
+    if kept {
+        return or_taken(packet, vec![to_backend(world, here, packet, backend, quirks)]);
+    }
+    answer(world, here, packet, quirks)
+}
+
+/// What becomes of an answer: it arrives where the question came from, as if nothing had been translated.
+pub(super) fn back(world: &World, here: &str, packet: &Packet) -> Target {
+    match &packet.from {
+        From::Pod(id) => Target::Pod(id.clone()),
+        From::Host => Target::Host,
+        From::Wire => match route::place(world, here, packet.source) {
+            Place::OtherNode(node) => Target::Node(node),
+            _ => Target::Outside,
+        },
+    }
+}
+
+/// Where a packet is seen in the end.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Spot {
+    /// A pod, `namespace/name`.
+    Pod(String),
+    /// The node of this name itself.
+    Host(String),
+    Outside,
+}
+
+/// What becomes of a packet on its whole way.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Final {
+    At {
+        spot: Spot,
+        address: IpAddr,
+        port: u16,
+        source: Source,
+        /// The node whose address a masqueraded packet has.
+        node: String,
+    },
+    Dropped(Reason),
+    /// Wherever it ends, nobody of this world sees it.
+    Nowhere,
+}
+
+/// Where packets with these verdicts at node `here` end: what goes to another node is judged there for its receiver.
+pub(super) fn end_to_end(world: &World, here: &str, packet: &Packet, verdicts: Vec<Verdict>) -> Vec<Final> {
+    verdicts.into_iter().map(|verdict| ends(world, here, packet, verdict)).collect()
+}
+
+fn ends(world: &World, here: &str, packet: &Packet, verdict: Verdict) -> Final {
+    let Verdict::Delivered { to, address, port, source } = verdict else {
+        return match verdict {
+            Verdict::Dropped(reason) => Final::Dropped(reason),
+            _ => Final::Nowhere,
+        };
+    };
+    let at = |spot| Final::At { spot, address, port, source, node: here.to_owned() };
+    match to {
+        Target::Pod(id) => at(Spot::Pod(id)),
+        Target::Host => at(Spot::Host(here.to_owned())),
+        Target::Outside => match world.nodes.iter().find(|node| node.addresses.contains(&address)) {
+            Some(node) if source == Source::Masqueraded => at(Spot::Host(node.name.clone())),
+            Some(_) => Final::Nowhere,
+            None if is_outside(address) => at(Spot::Outside),
+            None => Final::Nowhere,
+        },
+        Target::Node(there) => {
+            let arrived = Packet { from: From::Wire, destination: address, dport: port, ..packet.clone() };
+            match onward(world, &there, &arrived, address, port, false) {
+                Verdict::Delivered { to: Target::Pod(id), .. } => at(Spot::Pod(id)),
+                Verdict::Dropped(reason) => Final::Dropped(reason),
+                _ => Final::Nowhere,
+            }
+        }
+    }
+}
+
+/// Whether an address is that of the outside of a simulated site.
+pub(super) fn is_outside(address: IpAddr) -> bool {
+    [IpAddr::V4(crate::OUTSIDE_V4), IpAddr::V6(crate::OUTSIDE_V6)].contains(&address)
+}
+
+fn to_backend(world: &World, here: &str, packet: &Packet, (address, port): (IpAddr, u16), quirks: Quirks) -> Verdict {
+    if quirks.sctp_keeps_port && packet.protocol == Protocol::Sctp && port != packet.dport {
+        return Verdict::Dropped(Reason::Untranslatable);
+    }
+    onward(world, here, packet, address, port, true)
+}
+
+/// After the choice of a backend: where it is, and whether both ends allow it.
+fn onward(world: &World, here: &str, packet: &Packet, address: IpAddr, port: u16, translated: bool) -> Verdict {
+    let place = route::place(world, here, address);
+    let from_pod = matches!(packet.from, From::Pod(_));
+    let target = match place {
+        Place::Pod(id) => Target::Pod(id),
+        Place::Host if packet.from == From::Wire && !translated => return Verdict::Kernel,
+        Place::Host => Target::Host,
+        Place::OwnUnused if packet.from == From::Wire => return Verdict::Kernel,
+        Place::OwnUnused => return Verdict::Dropped(Reason::Unreachable),
+        Place::Service => return Verdict::Dropped(Reason::NoService),
+        _ if packet.from == From::Wire && !translated => return Verdict::Kernel,
+        Place::OtherNode(node) => Target::Node(node),
+        Place::Outside => Target::Outside,
+    };
+    let itself = address == packet.source;
+    if !itself && let Some(reason) = policy::refuses(world, here, packet, address, port) {
+        return Verdict::Dropped(reason);
+    }
+    let source = match target {
+        Target::Outside if from_pod => Source::Masqueraded,
+        _ if itself && translated => Source::NotItself,
+        _ => Source::Kept,
+    };
+    Verdict::Delivered { to: target, address, port, source }
+}

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A chain of states on the path `run`: in each, new connections and, after a change, those that stand.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    check::{self, Outcome, Seen, Sent},
+    frame::{ACK, Frame, HOPS, SYN, SYN_ACK},
+    known::Known,
+    model::{self, Source, Target, Verdict},
+    run::Runner,
+    shrink::Ground,
+    site::{HERE, Site},
+    world::{From, Mode, Packet, Protocol, World},
+};
+
+/// What happens to the node between two states, beside the change of objects.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(super) struct Event {
+    /// The agent is killed and started again.
+    pub(super) restart: bool,
+    /// The pod's device is made anew.
+    pub(super) replug: Option<String>,
+}
+
+/// One state, and the packets that are sent in it.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(super) struct State {
+    pub(super) event: Event,
+    pub(super) world: World,
+    pub(super) packets: Vec<Packet>,
+}
+
+/// A connection that stands.
+#[derive(Clone, Debug)]
+struct Standing {
+    packet: Packet,
+    /// Where its Service led.
+    backend: Option<(IpAddr, u16)>,
+    sent: Sent,
+}
+
+/// Counts of a run.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Count {
+    pub(super) passed: u64,
+    pub(super) known: BTreeMap<&'static str, u64>,
+    pub(super) verdicts: BTreeMap<String, u64>,
+}
+
+/// Something was seen that the oracle does not say.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) packet: Packet,
+    pub(super) text: String,
+}
+
+/// A site with its programs, from one state to the next.
+pub(super) struct Session {
+    pub(super) site: Site,
+    runner: Runner,
+    standing: Vec<Standing>,
+    pub(super) count: Count,
+}
+
+/// Connections that go on into the next state.
+const KEPT: usize = 40;
+
+impl Session {
+    pub(super) fn new(site: Site) -> Result<Self> {
+        let runner = Runner::enter(&site)?;
+        Ok(Self { site, runner, standing: Vec::new(), count: Count::default() })
+    }
+
+    fn can_send(&self, from: &From) -> bool {
+        match from {
+            From::Pod(id) => self.site.plugged.contains_key(id),
+            From::Host | From::Wire => true,
+        }
+    }
+
+    fn again(&mut self, world: &World, standing: &mut Standing) -> Result<Option<String>> {
+        let packet = standing.packet.clone();
+        let seen = self.forward(world, &packet, ACK)?;
+        let oracle = |quirks| model::answer_standing(world, HERE, &packet, standing.backend, quirks);
+        let (verdict, known) = match check::judge(&seen, &packet, world, HERE, oracle) {
+            Outcome::Right(verdict) => (verdict, false),
+            Outcome::Known(known, verdict) => {
+                self.book_known(known);
+                (verdict, true)
+            }
+            Outcome::Wrong { expected } => return Ok(Some(differ(&expected, &seen))),
+        };
+        self.book("standing", &verdict);
+        let Seen::Sent(sent) = seen else { return Ok(None) };
+        let same_place =
+            (&sent.to, sent.address, sent.port) == (&standing.sent.to, standing.sent.address, standing.sent.port);
+        if same_place && (sent.source, sent.sport) != (standing.sent.source, standing.sent.sport) {
+            return Ok(Some(format!(
+                "it comes from {}:{} now, from {}:{} before",
+                sent.source, sent.sport, standing.sent.source, standing.sent.sport
+            )));
+        }
+        if same_place
+            && !known
+            && let Some(text) = self.answered(world, &packet, &sent)?
+        {
+            return Ok(Some(text));
+        }
+        if standing.backend.is_some() {
+            standing.backend = Some((sent.address, sent.port));
+        }
+        standing.sent = sent;
+        self.standing.push(standing.clone());
+        Ok(None)
+    }
+
+    fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
+        let seen = self.forward(world, packet, SYN)?;
+        let oracle = |quirks| model::answer(world, HERE, packet, quirks);
+        let verdict = match check::judge(&seen, packet, world, HERE, oracle) {
+            Outcome::Right(verdict) => verdict,
+            Outcome::Known(known, verdict) => {
+                self.book_known(known);
+                verdict
+            }
+            Outcome::Wrong { expected } => return Ok(Some(differ(&expected, &seen))),
+        };
+        self.book("new", &verdict);
+        let Seen::Sent(sent) = seen else {
+            let again = self.forward(world, packet, SYN)?;
+            return Ok(match check::judge(&again, packet, world, HERE, oracle) {
+                Outcome::Wrong { expected } => Some(format!("at the second try: {}", differ(&expected, &again))),
+                Outcome::Right(_) | Outcome::Known(..) => None,
+            });
+        };
+        if let Some(text) = self.answered(world, packet, &sent)? {
+            return Ok(Some(text));
+        }
+        let next = self.forward(world, packet, ACK)?;
+        if next != Seen::Sent(sent.clone()) {
+            return Ok(Some(format!("the next packet: {next:?}, the first: {sent:?}")));
+        }
+        if self.standing.len() < KEPT {
+            let translated = (sent.address, sent.port) != (packet.destination, packet.dport);
+            let backend = translated.then_some((sent.address, sent.port));
+            self.standing.push(Standing { packet: packet.clone(), backend, sent });
+        }
+        Ok(None)
+    }
+
+    fn forward(&mut self, world: &World, packet: &Packet, tcp_flags: u8) -> Result<Seen> {
+        let tcp_flags = if packet.protocol == Protocol::Tcp { tcp_flags } else { 0 };
+        let frame = Frame {
+            macs: [[0; 6]; 2],
+            source: packet.source,
+            destination: packet.destination,
+            protocol: packet.protocol,
+            sport: packet.sport,
+            dport: packet.dport,
+            hops: HOPS,
+            tcp_flags,
+            reply: false,
+        };
+        self.runner.send(&self.site, world, &packet.from, packet.wrong_mac, frame)
+    }
+
+    /// Sends the answer of whoever got the packet; what is wrong with it.
+    fn answered(&mut self, world: &World, packet: &Packet, sent: &Sent) -> Result<Option<String>> {
+        let from = match &sent.to {
+            Target::Pod(id) => From::Pod(id.clone()),
+            Target::Host => From::Host,
+            // What comes out of a tunnel cannot be made up for a program: the wire's paths do it.
+            Target::Node(_) if world.mode == Mode::Vxlan => return Ok(None),
+            Target::Node(_) | Target::Outside => From::Wire,
+        };
+        let reply = packet.protocol == Protocol::Echo;
+        let frame = Frame {
+            macs: [[0; 6]; 2],
+            source: sent.address,
+            destination: sent.source,
+            protocol: packet.protocol,
+            sport: sent.port,
+            dport: sent.sport,
+            hops: HOPS,
+            tcp_flags: if packet.protocol == Protocol::Tcp { SYN_ACK } else { 0 },
+            reply,
+        };
+        let seen = self.runner.send(&self.site, world, &from, false, frame)?;
+        let to = model::back(world, HERE, packet);
+        let (address, port, source, sport) = (packet.source, packet.sport, packet.destination, packet.dport);
+        // The host's own connection needs no program on its way back, unless it was translated.
+        if seen == Seen::Kernel && to == Target::Host && (sent.address, sent.port) == (packet.destination, packet.dport)
+        {
+            return Ok(None);
+        }
+        let expected = Seen::Sent(Sent { to, address, port, source, sport });
+        Ok((seen != expected).then(|| format!("its answer: {seen:?}, and not {expected:?}; it had gone as {sent:?}")))
+    }
+
+    fn book(&mut self, kind: &str, verdict: &Verdict) {
+        self.count.passed += 1;
+        let word = match verdict {
+            Verdict::Dropped(reason) => format!("{reason:?}"),
+            Verdict::Kernel => "Kernel".to_owned(),
+            Verdict::Delivered { to, source, .. } => {
+                let place = match to {
+                    Target::Pod(_) => "Pod",
+                    Target::Host => "Host",
+                    Target::Node(_) => "Node",
+                    Target::Outside => "Outside",
+                };
+                if *source == Source::Kept { place.to_owned() } else { format!("{place} {source:?}") }
+            }
+        };
+        *self.count.verdicts.entry(format!("{kind}: {word}")).or_default() += 1;
+    }
+
+    fn book_known(&mut self, known: &'static Known) {
+        *self.count.known.entry(known.name).or_default() += 1;
+    }
+}
+
+impl Ground for Session {
+    fn begin(&mut self) -> Result<()> {
+        self.standing.clear();
+        self.runner.clear()
+    }
+
+    fn enter(&mut self, state: &State) -> Result<()> {
+        let before = self.site.devices();
+        self.site.apply(&state.world)?;
+        if let Some(id) = &state.event.replug {
+            self.site.plug_anew(id, &state.world)?;
+        }
+        let after = self.site.devices();
+        // Connections end with a pod's device: what its successor has begins anew.
+        let anew =
+            |address: IpAddr| after.get(&address).is_some_and(|now| before.get(&address).is_some_and(|was| was != now));
+        self.standing.retain(|standing| !anew(standing.packet.source) && !anew(standing.sent.address));
+        if state.event.restart {
+            self.site.restart(1, &state.world)?;
+            self.runner.renew()?;
+        }
+        Ok(())
+    }
+
+    fn standing(&self) -> usize {
+        self.standing.len()
+    }
+
+    fn go_on(&mut self, world: &World) -> Result<Option<Failure>> {
+        for mut standing in std::mem::take(&mut self.standing) {
+            let packet = standing.packet.clone();
+            if !self.can_send(&packet.from) {
+                continue;
+            }
+            let text = match self.again(world, &mut standing) {
+                Ok(None) => continue,
+                Ok(Some(text)) => text,
+                Err(error) => format!("{error:#}"),
+            };
+            return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
+        }
+        Ok(None)
+    }
+
+    fn case(&mut self, world: &World, packet: &Packet) -> Result<Option<Failure>> {
+        if !self.can_send(&packet.from) {
+            return Ok(None);
+        }
+        let text = match self.open(world, packet) {
+            Ok(None) => return Ok(None),
+            Ok(Some(text)) => text,
+            Err(error) => format!("{error:#}"),
+        };
+        Ok(Some(Failure { packet: packet.clone(), text }))
+    }
+
+    fn count(&mut self) -> &mut Count {
+        &mut self.count
+    }
+}
+
+fn differ(expected: &[Verdict], seen: &Seen) -> String {
+    format!("seen {seen:?}, expected one of {expected:?}")
+}
+
+impl Count {
+    /// Both together.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        for (name, count) in &other.known {
+            *self.known.entry(name).or_default() += count;
+        }
+        for (name, count) in &other.verdicts {
+            *self.verdicts.entry(name.clone()).or_default() += count;
+        }
+    }
+}

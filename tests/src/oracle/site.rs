@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A world put into practice: simulated nodes with real agents, the world's pods plugged in, and the moment when every agent has
+//! applied it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use weft_api::{Answer, Client, Request, StatusReport};
+use weft_probe::frames::index_of;
+
+use super::{
+    generate::node_name,
+    manifest,
+    world::{Mode, Pod, PortKind, World},
+};
+use crate::{
+    bed::{self, Bed, Options},
+    binaries::Binaries,
+    cni::{Attachment, Plug},
+    hostile::Place as _,
+    node,
+    wait::until_ok,
+};
+
+/// The node that most questions are asked at.
+pub(super) const HERE: &str = "node1";
+
+pub(super) const SERVICE_CIDRS: [&str; 2] = bed::SERVICE_CIDRS;
+
+/// The file that the world is in.
+const FILE: &str = "world.yaml";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A pod that is plugged in.
+pub(super) struct Plugged {
+    /// None where the attachment belongs to another device.
+    pub(super) attachment: Attachment,
+    pub(super) ifindex: u32,
+    pub(super) mac: [u8; 6],
+    addresses: Vec<IpAddr>,
+    pub(super) kind: PortKind,
+    pub(super) node: String,
+}
+
+/// See the module.
+pub(super) struct Site {
+    // Before the bed: attachments are released by its agents.
+    pub(super) plugged: BTreeMap<String, Plugged>,
+    pub(super) bed: Bed,
+    generation: u32,
+}
+
+impl Site {
+    /// So many nodes with agents.
+    pub(super) fn new(mode: Mode, nodes: u8, binaries: &Binaries) -> Result<Self> {
+        let mode = match mode {
+            Mode::Vxlan => node::Mode::Vxlan,
+            Mode::Native => node::Mode::Native,
+        };
+        let bed = Bed::of(&Options { nodes, mode, ..Options::default() }, binaries)?;
+        Ok(Self { plugged: BTreeMap::new(), bed, generation: 0 })
+    }
+
+    /// Puts `world` in the place of the one before; every agent has applied it when this returns.
+    ///
+    /// # Errors
+    /// A pod cannot be plugged in, an agent refuses an object, or does not apply it in time.
+    pub(super) fn apply(&mut self, world: &World) -> Result<()> {
+        let real: BTreeSet<&str> = self.bed.nodes().iter().map(|node| node.name()).collect();
+        let wanted: BTreeMap<String, &Pod> = world
+            .pods
+            .iter()
+            .filter(|pod| real.contains(pod.node.as_str()) && !pod.host_network)
+            .map(|pod| (pod.id(), pod))
+            .collect();
+        self.plugged.retain(|id, plugged| {
+            wanted.get(id).is_some_and(|pod| {
+                (&pod.node, &pod.addresses, pod.kind) == (&plugged.node, &plugged.addresses, plugged.kind)
+            })
+        });
+        self.write(world)?;
+        for (id, pod) in wanted {
+            if !self.plugged.contains_key(&id) {
+                let plugged = self.plug(&id, pod).with_context(|| format!("plug in {id}"))?;
+                self.plugged.insert(id, plugged);
+            }
+        }
+        Ok(())
+    }
+
+    /// The device of each pod's address.
+    pub(super) fn devices(&self) -> BTreeMap<IpAddr, (String, u32)> {
+        let of_pod = |plugged: &Plugged| {
+            let device = (plugged.node.clone(), plugged.ifindex);
+            plugged.addresses.clone().into_iter().map(move |address| (address, device.clone()))
+        };
+        self.plugged.values().flat_map(of_pod).collect()
+    }
+
+    /// Takes a pod's device away and makes it anew.
+    pub(super) fn plug_anew(&mut self, id: &str, world: &World) -> Result<()> {
+        if self.plugged.remove(id).is_some() {
+            let pod = world.pod(id).context("the pod is not in the world")?;
+            let plugged = self.plug(id, pod).with_context(|| format!("plug in {id} again"))?;
+            self.plugged.insert(id.to_owned(), plugged);
+        }
+        Ok(())
+    }
+
+    /// Kills an agent and starts it again; the world is applied when this returns.
+    pub(super) fn restart(&mut self, number: usize, world: &World) -> Result<()> {
+        let node = self.bed.node(number);
+        node.stop_agent(Signal::SIGKILL)?;
+        node.start_agent()?;
+        node.agent_ready()?;
+        self.write(world)
+    }
+
+    fn write(&mut self, world: &World) -> Result<()> {
+        self.generation += 1;
+        let names: Vec<&str> = self.bed.nodes().iter().map(|node| node.name()).collect();
+        self.bed.place(FILE, &manifest::documents(world, &names, self.generation)?)?;
+        for number in 1..=names.len() {
+            self.wait(number).with_context(|| format!("the agent's log: {}", self.bed.node(number).agent_log()))?;
+        }
+        Ok(())
+    }
+
+    fn socket(&self, number: usize) -> PathBuf {
+        self.bed.node(number).machine().path("run/weft/agent.sock")
+    }
+
+    /// Until the agent reports the Service that marks the state: it stands in the same file as everything else.
+    fn wait(&self, number: usize) -> Result<()> {
+        let mut client = Client::connect(self.socket(number), Some(PATIENCE))?;
+        let name = manifest::marker_name(self.generation);
+        let until = std::time::Instant::now() + PATIENCE;
+        loop {
+            let Answer::Services(services) = client.call(&Request::Services)? else { bail!("another answer") };
+            if services.iter().any(|service| service.namespace == "oracle" && service.name == name) {
+                return self.content(&mut client);
+            }
+            if std::time::Instant::now() > until {
+                let status = client.call(&Request::Status)?;
+                bail!("{} has not applied state {}: {status:?}", node_name(number as u8), self.generation);
+            }
+            std::thread::sleep(Duration::from_millis(3));
+        }
+    }
+
+    /// What an agent refuses would be compared with an answer that knows it. Addresses that are not their pod's are named.
+    fn content(&self, client: &mut Client) -> Result<()> {
+        let Answer::Status(status) = client.call(&Request::Status)? else { bail!("another answer") };
+        let StatusReport { problems, .. } = *status;
+        let unexpected: Vec<&String> = problems.iter().filter(|problem| !problem.contains("pod CIDR of")).collect();
+        ensure!(unexpected.is_empty(), "the agent finds: {unexpected:?}");
+        Ok(())
+    }
+
+    fn plug(&self, id: &str, pod: &Pod) -> Result<Plugged> {
+        let node = self.bed.nodes().iter().find(|node| node.name() == pod.node).context("the node has no agent")?;
+        let plug = match pod.kind {
+            PortKind::Veth => Plug::Veth,
+            PortKind::Tap => Plug::Tap,
+            PortKind::Vhost => Plug::VhostUser,
+        };
+        let mut attachment = Attachment::new(node, id, plug)?;
+        let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+        attachment.args = format!("{};IP={}", attachment.args, addresses.join(","));
+        attachment.add()?;
+        let name = text(&attachment.interface(false)?, "name")?;
+        // The guest's address is the same behind a tap, whose own is the gateway's.
+        let mac = match pod.kind {
+            PortKind::Veth => text(&attachment.interface(true)?, "mac")?.parse::<weft_api::Mac>()?.0,
+            PortKind::Tap | PortKind::Vhost => self.guest_mac(node.name(), id)?,
+        };
+        let ifindex = node.inside(move || index_of(&name))?;
+        Ok(Plugged {
+            attachment,
+            ifindex,
+            mac,
+            addresses: pod.addresses.clone(),
+            kind: pod.kind,
+            node: pod.node.clone(),
+        })
+    }
+
+    fn guest_mac(&self, node: &str, id: &str) -> Result<[u8; 6]> {
+        let number = self.bed.nodes().iter().position(|found| found.name() == node).context("no such node")? + 1;
+        let mut client = Client::connect(self.socket(number), Some(PATIENCE))?;
+        until_ok("the endpoint is reported", PATIENCE, || {
+            let Answer::Endpoints(endpoints) = client.call(&Request::Endpoints)? else { bail!("another answer") };
+            let of_pod = |endpoint: &&weft_api::EndpointReport| {
+                endpoint.pod.as_ref().is_some_and(|pod| format!("{}/{}", pod.namespace, pod.name) == id)
+            };
+            Ok(endpoints.iter().find(of_pod).context("no such endpoint")?.mac.0)
+        })
+    }
+}
+
+fn text(interface: &serde_json::Value, key: &str) -> Result<String> {
+    Ok(interface[key].as_str().with_context(|| format!("no {key} in {interface}"))?.to_owned())
+}
