@@ -141,6 +141,7 @@ fn main() {
         host_addresses: vec![IpAddr::from([10, 0, 0, 1])],
         service_cidrs: vec!["10.96.0.0/16".parse().expect("a prefix")],
         next_hops: BTreeMap::new(),
+        checks_neighbours: true,
     };
     let attachments = (0..30).map(|n| attachment(n * NODES)).collect();
     let mut bench = Bench { planner: Planner::new(Numbers::default()), facts, attachments };

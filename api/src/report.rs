@@ -30,6 +30,9 @@ pub struct StatusReport {
     /// Why the agent cannot serve ADD now; none: it can.
     #[serde(default)]
     pub not_ready: Option<String>,
+    /// The maps hold what the objects ask for that the source has told so far.
+    #[serde(default)]
+    pub applied: bool,
     /// Seconds since the agent started.
     pub uptime_seconds: u64,
     /// Pinned maps with their sizes.

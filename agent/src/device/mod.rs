@@ -149,7 +149,12 @@ impl DeviceConfig {
 /// The configuration does not fit the node (nothing was changed then), a name is taken by a foreign device, or the kernel
 /// refuses; a later call goes on from there.
 pub async fn apply(config: &DeviceConfig) -> Result<Observation> {
-    repair(config).await.map(|repaired| repaired.observation)
+    let observation = repair(config).await.map(|repaired| repaired.observation)?;
+    if config.mode == Mode::Vxlan {
+        // Of an earlier run in another mode.
+        neighbours::remove(&Netlink::open()?).await?;
+    }
+    Ok(observation)
 }
 
 /// As [`apply`], and tells how much there was to do.

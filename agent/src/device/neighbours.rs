@@ -35,17 +35,22 @@ struct Entry {
 /// Kernel 5.16 (`NTF_EXT_MANAGED`).
 ///
 /// # Errors
-/// The kernel refuses an entry.
+/// The kernel does not tell its neighbours, or keeps one that is ours.
 pub(super) async fn apply(netlink: &Netlink, device: u32, wanted: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, Mac>> {
-    let mut entries = list(netlink).await?;
-    entries.retain(|entry| entry.message.header.ifindex == device);
-    let ours: BTreeSet<IpAddr> = entries.iter().filter(|entry| entry.ours).map(|entry| entry.address).collect();
+    let entries = list(netlink).await?;
+    let is_wanted = |entry: &Entry| entry.message.header.ifindex == device && wanted.contains(&entry.address);
+    let ours: BTreeSet<IpAddr> =
+        entries.iter().filter(|entry| entry.ours && is_wanted(entry)).map(|entry| entry.address).collect();
     for address in wanted.difference(&ours) {
-        keep(netlink, device, *address).await?;
+        if let Err(error) = keep(netlink, device, *address).await {
+            // Its node's pods are not heard; the others' are.
+            tracing::warn!(%address, %error, "cannot keep a neighbour");
+        }
     }
-    let known = entries.iter().filter_map(|entry| Some((entry.address, entry.mac?)));
-    let known = known.filter(|(address, _)| wanted.contains(address)).collect();
-    for entry in entries.into_iter().filter(|entry| entry.ours && !wanted.contains(&entry.address)) {
+    let known = entries.iter().filter(|entry| is_wanted(entry));
+    let known = known.filter_map(|entry| Some((entry.address, entry.mac?))).collect();
+    // Also those on the device that was the uplink before.
+    for entry in entries.into_iter().filter(|entry| entry.ours && !is_wanted(entry)) {
         forget(netlink, entry).await?;
     }
     Ok(known)

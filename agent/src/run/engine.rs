@@ -102,13 +102,14 @@ impl Engine {
         }
         // What was told before this began.
         self.finish(Turn { replan: true, ..Turn::default() }).await;
+        let mut next_news = Instant::now();
         loop {
             self.shared.beat();
             let mut batch = Vec::new();
             let deadline = self.waiting.iter().map(|(_, _, _, until)| *until).min();
             let wake = tokio::select! {
                 count = self.commands.recv_many(&mut batch, BATCH) => if count == 0 { Wake::End } else { Wake::Commands(batch) },
-                changed = self.feed.changed() => if changed { Wake::Cluster } else { Wake::End },
+                changed = news(&mut self.feed, next_news) => if changed { Wake::Cluster } else { Wake::End },
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Waiting,
                 _ = pendings.tick() => Wake::Pending,
                 _ = sweeps.tick() => Wake::Sweep,
@@ -116,10 +117,15 @@ impl Engine {
                 _ = repairs.tick() => Wake::Repair,
             };
             let looks = matches!(wake, Wake::Changed | Wake::Repair);
+            let is_news = matches!(wake, Wake::Cluster);
             let began = Instant::now();
             match self.begin(wake).await {
                 Some(turn) => self.finish(turn).await,
                 None => return,
+            }
+            if is_news {
+                // Where every change plans much, changes take half of the time at most: requests come between.
+                next_news = Instant::now() + began.elapsed();
             }
             if looks {
                 // With the pass that it asked for.
@@ -290,6 +296,12 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "cannot look for links of programs to devices that are gone"),
         }
     }
+}
+
+/// Waits for news of the cluster, taken not before `not_before`; false: the source has ended.
+async fn news(feed: &mut Feed, not_before: Instant) -> bool {
+    sleep_until(not_before).await;
+    feed.changed().await
 }
 
 /// Once the port's device serves, where it has one; nobody else waits for that.

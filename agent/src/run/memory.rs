@@ -79,8 +79,9 @@ impl Memory {
                 next: next.clone(),
             };
             if kept != self.numbers {
-                self.numbers = kept;
-                file::save(&numbers_path(run_dir), self)?;
+                let next = Self { numbers: kept, digests: self.digests.clone() };
+                file::save(&numbers_path(run_dir), &next)?;
+                *self = next;
             }
         }
         Ok(())
@@ -89,8 +90,9 @@ impl Memory {
     /// Writes the digests if they have changed.
     pub(super) fn keep_digests(&mut self, run_dir: &Path, digests: &Digests) -> anyhow::Result<()> {
         if self.digests != *digests {
-            self.digests = digests.clone();
-            file::save(&numbers_path(run_dir), self)?;
+            let next = Self { numbers: self.numbers.clone(), digests: digests.clone() };
+            file::save(&numbers_path(run_dir), &next)?;
+            *self = next;
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::{
     event::Events,
     guest::{self, GuestHandle},
     model::{HostRoute, Mode, NextHop, Snapshot, Standing},
-    plan::Versions,
+    plan::{NumbersChanged, Versions},
     serve::{Shared, metrics::Mended},
     vhost::Devices,
     watch::{NodeRecord, dir},
@@ -53,6 +53,8 @@ pub(super) struct State {
     pub(super) guests: BTreeMap<AttachmentId, GuestHandle>,
     /// Which state of the cluster was applied last.
     pub(super) planned: Option<Versions>,
+    /// Numbers that could not be kept on disk.
+    unsaved: NumbersChanged,
     /// Nodes that next hops were looked up for (native mode), and as of when.
     pub(super) neighbours: Vec<IpAddr>,
     neighbours_of: Option<u64>,
@@ -166,8 +168,12 @@ impl Node {
         shared.work.planned(started.elapsed());
         // Numbers are kept before they stand in the maps, digests after the generations have moved. Where they cannot be kept
         // a restart has more to do; that is no reason to hold up policy.
-        let changed = shared.planner_mut().take_changed_numbers();
+        let mut changed = shared.planner_mut().take_changed_numbers();
+        changed.add(std::mem::take(&mut self.state.unsaved));
         let kept = self.memory.keep_numbers(&self.config.run_dir, shared.planner().numbers(), changed);
+        if kept.is_err() {
+            self.state.unsaved = changed;
+        }
         self.note(kept);
         let started = Instant::now();
         let planner = shared.planner();
@@ -371,14 +377,17 @@ pub(super) fn source_state(config: &Config, snapshot: &Standing) -> SourceState 
     }
 }
 
-/// Internal addresses of all nodes.
+/// The first internal address of each family of all nodes: those that lead to their pods.
 fn node_addresses(snapshot: &Snapshot) -> Vec<IpAddr> {
     let statuses = snapshot.nodes.values().filter_map(|node| node.status.as_ref());
-    let addresses = statuses.flat_map(|status| status.addresses.iter().flatten());
-    addresses
-        .filter(|address| address.type_ == "InternalIP")
-        .filter_map(|address| address.address.parse().ok())
-        .collect()
+    let of_node = statuses.flat_map(|status| {
+        let all = status.addresses.iter().flatten().filter(|address| address.type_ == "InternalIP");
+        let mut all = all.filter_map(|address| address.address.parse().ok());
+        let first: Option<IpAddr> = all.next();
+        let other = all.find(|address| Some(address.is_ipv4()) != first.map(|first| first.is_ipv4()));
+        first.into_iter().chain(other)
+    });
+    of_node.collect()
 }
 
 #[cfg(test)]

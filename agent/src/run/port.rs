@@ -9,7 +9,7 @@ use tokio::task::block_in_place;
 use weft_api::{Allocation, ApiError, AttachmentId, AttachmentSpec, ErrorCode, PortKind, PortLink};
 use weft_dataplane::{Attachment as Served, Program};
 
-use super::node::Node;
+use super::node::{Broken, Node};
 use crate::{
     apply::flows,
     attachment::unknown,
@@ -186,12 +186,17 @@ impl Node {
     }
 
     /// Sees to it that every port has programs: one that has not is down until it has. What another ABI version serves stays
-    /// its own: this version's maps know nothing yet, and would have everything dropped. Tells how many ports had none.
-    pub(super) async fn guard_ports(&mut self) -> Result<usize> {
+    /// its own: this version's maps know nothing yet, and would have everything dropped. One that cannot have them stays down
+    /// alone.
+    ///
+    /// # Errors
+    /// What is attached cannot be told.
+    pub(super) async fn guard_ports(&mut self) -> Result<Guarded> {
         let others = self.dataplane.attachments_of_other_versions().context("cannot look for other versions")?;
         let own = self.dataplane.attachments().context("cannot look for attached programs")?;
-        let mut guarded = 0;
-        for link in self.attachments.attached().iter().filter_map(|record| record.link.as_ref()) {
+        let mut guarded = Guarded::default();
+        for record in self.attachments.attached() {
+            let Some(link) = &record.link else { continue };
             let has = |program| {
                 let wanted = Served { ifindex: link.ifindex, program };
                 own.contains(&wanted) || others.contains(&wanted)
@@ -199,18 +204,27 @@ impl Node {
             if WORKLOAD_PROGRAMS.into_iter().all(has) {
                 continue;
             }
-            if !is_there(link).await? {
-                // Nothing passes it. It is named by the look at the node.
-                continue;
+            match self.guard_port(link, &others).await {
+                Ok(mended) => guarded.mended += usize::from(mended),
+                Err(error) => {
+                    let problem = format!("link {} of {}: {error:#}", link.ifname, record.spec.id);
+                    guarded.closed.push((Some(record.spec.id.clone()), problem));
+                }
             }
-            tracing::warn!(ifname = link.ifname, "a port has lost its programs");
-            links::close_port(&link.ifname).await.with_context(|| format!("cannot close {}", link.ifname))?;
-            self.attach_programs(link, &others)
-                .with_context(|| format!("cannot attach programs to {}", link.ifname))?;
-            links::open_port(&link.ifname).await.with_context(|| format!("cannot open {}", link.ifname))?;
-            guarded += 1;
         }
         Ok(guarded)
+    }
+
+    /// Gives a port its programs while it is down; false: it is gone, and nothing passes it. It is named by the look at the node.
+    async fn guard_port(&mut self, link: &PortLink, others: &[Served]) -> Result<bool> {
+        if !is_there(link).await? {
+            return Ok(false);
+        }
+        tracing::warn!(ifname = link.ifname, "a port has lost its programs");
+        links::close_port(&link.ifname).await.context("cannot close it")?;
+        self.attach_programs(link, others).context("cannot attach programs, so it stays down")?;
+        links::open_port(&link.ifname).await.context("cannot open it")?;
+        Ok(true)
     }
 
     /// Once this version's maps are filled, what other ABI versions served is its own.
@@ -220,7 +234,8 @@ impl Node {
             tracing::info!(links = report.adopted.len(), "took over from another version");
         }
         // What was of no use to take over.
-        self.guard_ports().await.map(drop)
+        self.guard_ports().await?.tell();
+        Ok(())
     }
 
     /// Adopts the attachments of an earlier run: programs and guests.
@@ -232,12 +247,30 @@ impl Node {
         for id in self.attachments.reconcile(has_link, has_netns)? {
             tracing::info!(%id, "released an attachment whose link and network namespace are gone");
         }
-        self.guard_ports().await?;
+        self.guard_ports().await?.tell();
         for record in self.attachments.attached() {
             self.serve_guest(&record.spec.id)?;
             self.devices.start(&record)?;
         }
         self.devices.sweep().await.context("cannot look for devices of an earlier run")
+    }
+}
+
+/// What came of a look at the programs of ports.
+#[derive(Default)]
+pub(super) struct Guarded {
+    /// How many have got their programs back.
+    pub(super) mended: usize,
+    /// Those that cannot have them, and are down.
+    pub(super) closed: Vec<Broken>,
+}
+
+impl Guarded {
+    /// Logs the ports that are closed. The next look at the node tries again, and `weft status` names them.
+    fn tell(&self) {
+        for (_, problem) in &self.closed {
+            tracing::warn!(problem, "a port is closed");
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 //! follows from what was set before; each look compares with what is there.
 
 use anyhow::{Context as _, Result};
+use weft_api::AttachmentId;
 use weft_dataplane::Attachment as Served;
 
 use super::{
     node::{Broken, Node, State},
-    port::WORKLOAD_PROGRAMS,
+    port::{Guarded, WORKLOAD_PROGRAMS},
 };
 use crate::{
     device::{self, Repaired, links},
@@ -117,15 +118,16 @@ impl Node {
             Ok(links) => self.guard_ports().await.map(|guarded| (links, guarded)),
             Err(error) => Err(error.into()),
         };
-        let (links, guarded) = match looked {
+        let (links, Guarded { mended: guarded, closed }) = match looked {
             Ok(looked) => looked,
             Err(error) => return vec![(None, format!("cannot look after the ports of workloads: {error:#}"))],
         };
         mended(work, Mended::Programs, guarded * WORKLOAD_PROGRAMS.len());
+        let is_closed = |id: &AttachmentId| closed.iter().any(|(closed, _)| closed.as_ref() == Some(id));
         let mut problems = Vec::new();
         let mut settings = 0;
         for record in self.attachments.attached() {
-            let Some(port) = &record.link else { continue };
+            let Some(port) = record.link.as_ref().filter(|_| !is_closed(&record.spec.id)) else { continue };
             let name = &port.ifname;
             let found = links.iter().find(|link| link.index == port.ifindex && link.name == *name);
             let result = match found {
@@ -139,6 +141,7 @@ impl Node {
             }
         }
         mended(work, Mended::Ports, settings);
+        problems.extend(closed);
         problems
     }
 }

@@ -10,6 +10,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{Semaphore, broadcast::error::RecvError},
+    task::block_in_place,
 };
 use weft_api::{Answer, ApiError, ErrorCode, ExplainQuery, Explanation, FlowEvent, MAX_REQUEST, Reply, Request};
 use weft_dataplane::Maps;
@@ -96,12 +97,12 @@ async fn answer(request: Request, shared: &Shared) -> Result<Answer, ApiError> {
         }
         Request::Status => report::status(shared).map(|status| Answer::Status(Box::new(status))),
         Request::Endpoints => Ok(Answer::Endpoints(report::endpoints(shared))),
-        Request::Services => Ok(Answer::Services(shared.planner().service_reports())),
-        Request::Policies => Ok(Answer::Policies(shared.planner().policy_reports())),
+        Request::Services => Ok(Answer::Services(block_in_place(|| shared.planner().service_reports()))),
+        Request::Policies => Ok(Answer::Policies(block_in_place(|| shared.planner().policy_reports()))),
         Request::Drops => report::drops(shared).map(Answer::Drops),
         Request::Explain(query) => {
             let Some(maps) = shared.maps() else { return ready(shared).and(Err(opening())) };
-            let explained = tokio::task::block_in_place(|| explained(shared, &query, maps));
+            let explained = block_in_place(|| explained(shared, &query, maps));
             explained.map(|explanation| Answer::Explanation(Box::new(explanation)))
         }
         Request::Vms => Ok(Answer::Vms(shared.devices.reports().await)),

@@ -43,6 +43,7 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
         addresses_used,
         uplink,
         not_ready,
+        applied: view.planned == Some(shared.planner().versions()),
         uptime_seconds: shared.started.elapsed().as_secs(),
         routes,
         maps: maps.collect(),

@@ -136,9 +136,13 @@ fn plan_reverse(walk: &mut Walk, config: &Config) {
         flow.flags |= FlowFlags::CHECK_MAC;
         (flow.egress, flow.sender_mac) = (walk.to.generation, walk.to.mac);
     } else if walk.to_neighbour != 0 {
-        // One that is not known matches no frame: the first answer is decided on.
         flow.flags |= FlowFlags::CHECK_MAC;
         flow.sender_mac = walk.remote_mac;
+        if walk.remote_mac == [0; 6] {
+            // Not known, and a frame may have such an address: whatever answers first is decided on.
+            flow.epoch = walk.epoch.wrapping_sub(1);
+            flow.service = decide::NEVER;
+        }
     }
     way_back(walk, config);
 }

@@ -14,7 +14,7 @@ use super::{
     attacker::{Attacker, Family, Who},
     drops::counted,
     frame::{self, Frame, Link},
-    net::Place as _,
+    net::{Place as _, mac_of},
     site::{self, PORT, Site, VNI, VXLAN},
     uplink::Wire,
     witness::{Mark, Witness},
@@ -252,7 +252,5 @@ fn forwarded(site: &Site, family: Family) -> Result<()> {
 
 /// The Ethernet address of the machine beyond.
 pub(super) fn mac_of_outside(site: &Site) -> Result<[u8; 6]> {
-    let text = site.outside().sh("cat /sys/class/net/eth0/address")?.ok()?;
-    let mac: weft_api::Mac = text.trim().parse()?;
-    Ok(mac.0)
+    mac_of(site.outside(), "eth0")
 }

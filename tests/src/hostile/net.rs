@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 use weft_probe::frames::{FrameReceiver, FrameSender};
 
-use crate::{bed::Outside, cni::Attachment, container::Container, namespace::Namespace, node::Node, shell::Shell as _};
+use crate::{bed::Outside, cni::Attachment, container::Container, namespace::Namespace, node::Node, shell::Shell};
 
 /// Somewhere with a network namespace.
 pub(crate) trait Place {
@@ -95,9 +95,9 @@ impl Place for Namespace {
     }
 }
 
-/// The Ethernet address of an interface of a node.
-pub(crate) fn mac_of(node: &Node, iface: &str) -> Result<[u8; 6]> {
-    let text = node.sh(&format!("cat /sys/class/net/{iface}/address"))?.ok()?;
+/// The Ethernet address of an interface.
+pub(crate) fn mac_of(machine: &dyn Shell, iface: &str) -> Result<[u8; 6]> {
+    let text = machine.sh(&format!("cat /sys/class/net/{iface}/address"))?.ok()?;
     let mac: weft_api::Mac = text.trim().parse().with_context(|| format!("{iface} has the address {text}"))?;
     Ok(mac.0)
 }

@@ -40,6 +40,9 @@ pub(super) struct Size {
     pub(super) others: Vec<u8>,
 }
 
+/// Nodes that are only objects, on the path `run`.
+pub(super) const ELSEWHERE: [u8; 2] = [2, 3];
+
 /// Name of node `number`.
 pub(super) fn node_name(number: u8) -> String {
     format!("node{number}")

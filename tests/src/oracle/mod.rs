@@ -200,7 +200,7 @@ fn work_at(
 ) -> Result<()> {
     let mut session = Session::new(Site::new(mode, 1, binaries)?)?;
     let kinds = vec![PortKind::Veth, PortKind::Tap, PortKind::Veth];
-    let size = Size { mode, real: vec![1], pods: 4, kinds, others: vec![2, 3] };
+    let size = Size { mode, real: vec![1], pods: 4, kinds, others: generate::ELSEWHERE.into() };
     work_on(&mut session, (worker..).step_by(jobs), &size, OraclePath::Run, options, board)
 }
 

@@ -19,7 +19,7 @@ use super::{
     site::Site,
     world::{self, From, Mode, Protocol, World},
 };
-use crate::hostile::Place as _;
+use crate::{hostile::Place as _, shell::Shell as _};
 
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
@@ -33,6 +33,8 @@ pub(super) struct Runner {
     host: u32,
     uplink: u32,
     uplink_mac: [u8; 6],
+    /// Of whoever is on the wire: another node, or the outside.
+    wire_mac: [u8; 6],
     before: Vec<u64>,
 }
 
@@ -60,11 +62,13 @@ impl Runner {
         setns(File::open(node.net())?, CloneFlags::CLONE_NEWNET).context("enter the node's network")?;
         let pins = node.machine().path("sys/fs/bpf/weft");
         let maps = Maps::open(&pins).context("open the agent's maps")?;
-        let flows = bpf::map_id(&pins.join(format!("v{}/maps/{}", weft_abi::ABI_VERSION, weft_abi::map::FLOWS4)))?;
+        let flows = bpf::map_id(&pins.join(format!("{}/maps/{}", weft_abi::PinFolder, weft_abi::map::FLOWS4)))?;
         let programs = Programs::find(flows)?;
-        let uplink_mac = crate::hostile::mac_of(node, "eth0")?;
+        let uplink_mac = crate::hostile::mac_of(&**node, "eth0")?;
+        let wire_mac = crate::hostile::mac_of(site.bed.outside(), "eth0")?;
+        stand_in(site)?;
         let (host, uplink) = (index_of("weft0")?, index_of("eth0")?);
-        Ok(Self { maps, flows, programs, host, uplink, uplink_mac, before: Vec::new() })
+        Ok(Self { maps, flows, programs, host, uplink, uplink_mac, wire_mac, before: Vec::new() })
     }
 
     /// After an agent's start, which may have swapped the programs.
@@ -105,7 +109,7 @@ impl Runner {
                 (&self.programs.from_host, self.host, self.host)
             }
             From::Wire => {
-                frame.macs = [self.uplink_mac, [2, 0, 0, 0, 0, 9]];
+                frame.macs = [self.uplink_mac, self.wire_mac];
                 (&self.programs.from_uplink, self.uplink, UPLINK)
             }
         };
@@ -212,4 +216,16 @@ impl Runner {
         let node = world.nodes.iter().find(owns).filter(|_| world.mode == Mode::Native);
         Ok((node.map_or(Target::Outside, |node| Target::Node(node.name.clone())), None, HOPS - 1))
     }
+}
+
+/// The outside answers for the nodes that are only objects: the agent keeps the Ethernet addresses of its neighbours.
+fn stand_in(site: &Site) -> Result<()> {
+    for number in super::generate::ELSEWHERE {
+        for address in world::node_addresses(number) {
+            let family = if address.is_ipv4() { "" } else { "nodad" };
+            let length = if address.is_ipv4() { 32 } else { 128 };
+            site.bed.outside().sh(&format!("ip addr add {address}/{length} dev eth0 {family}"))?.ok()?;
+        }
+    }
+    Ok(())
 }

@@ -137,31 +137,24 @@ impl Site {
         self.bed.node(number).machine().path("run/weft/agent.sock")
     }
 
-    /// Until the agent reports the Service that marks the state: it stands in the same file as everything else.
+    /// Until the agent reports the Service that marks the state, which stands in the same file as everything else, and has
+    /// applied it.
     fn wait(&self, number: usize) -> Result<()> {
         let mut client = Client::connect(self.socket(number), Some(PATIENCE))?;
         let name = manifest::marker_name(self.generation);
         let until = std::time::Instant::now() + PATIENCE;
         loop {
             let Answer::Services(services) = client.call(&Request::Services)? else { bail!("another answer") };
-            if services.iter().any(|service| service.namespace == "oracle" && service.name == name) {
-                return self.content(&mut client);
+            let told = services.iter().any(|service| service.namespace == "oracle" && service.name == name);
+            let Answer::Status(status) = client.call(&Request::Status)? else { bail!("another answer") };
+            if told && status.applied {
+                return content(*status);
             }
             if std::time::Instant::now() > until {
-                let status = client.call(&Request::Status)?;
                 bail!("{} has not applied state {}: {status:?}", node_name(number as u8), self.generation);
             }
             std::thread::sleep(Duration::from_millis(3));
         }
-    }
-
-    /// What an agent refuses would be compared with an answer that knows it. Addresses that are not their pod's are named.
-    fn content(&self, client: &mut Client) -> Result<()> {
-        let Answer::Status(status) = client.call(&Request::Status)? else { bail!("another answer") };
-        let StatusReport { problems, .. } = *status;
-        let unexpected: Vec<&String> = problems.iter().filter(|problem| !problem.contains("pod CIDR of")).collect();
-        ensure!(unexpected.is_empty(), "the agent finds: {unexpected:?}");
-        Ok(())
     }
 
     fn plug(&self, id: &str, pod: &Pod) -> Result<Plugged> {
@@ -207,4 +200,11 @@ impl Site {
 
 fn text(interface: &serde_json::Value, key: &str) -> Result<String> {
     Ok(interface[key].as_str().with_context(|| format!("no {key} in {interface}"))?.to_owned())
+}
+
+/// What an agent refuses would be compared with an answer that knows it. Addresses that are not their pod's are named.
+fn content(StatusReport { problems, .. }: StatusReport) -> Result<()> {
+    let unexpected: Vec<&String> = problems.iter().filter(|problem| !problem.contains("pod CIDR of")).collect();
+    ensure!(unexpected.is_empty(), "the agent finds: {unexpected:?}");
+    Ok(())
 }

@@ -107,7 +107,7 @@ impl Wire {
         let (mut hosts, mut maps) = (Vec::new(), Vec::new());
         for node in site.bed.nodes() {
             let open = |device| -> Result<Tap> { Ok(Tap::Socket(node.sender(device, false)?, node.receiver(device)?)) };
-            hosts.push((node.name().to_owned(), open("weft0")?, open("eth0")?, mac_of(node, "eth0")?));
+            hosts.push((node.name().to_owned(), open("weft0")?, open("eth0")?, mac_of(&**node, "eth0")?));
             maps.push(Maps::open(&node.machine().path("sys/fs/bpf/weft"))?);
         }
         let (taps, standing, count) = (BTreeMap::new(), Vec::new(), Count::default());

@@ -88,6 +88,14 @@ pub struct NumbersChanged {
     pub others: bool,
 }
 
+impl NumbersChanged {
+    /// Those that have changed before, too.
+    pub fn add(&mut self, before: Self) {
+        self.services |= before.services;
+        self.others |= before.others;
+    }
+}
+
 /// Policy as it was compiled last.
 #[derive(Debug)]
 enum Policy {

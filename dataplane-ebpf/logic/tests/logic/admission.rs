@@ -5,7 +5,7 @@ use weft_abi::{Addr, DropReason, FlowFlags, Remote, RemoteKind};
 use weft_logic::{
     admit,
     decide::{self, Origin, Sender, Walk},
-    plan,
+    flow, plan,
 };
 
 use crate::world::{FIRST_PORT, HOST, UPLINK, VNI_PEER, VXLAN_PORT, World, host, mac, v4, vip, walk, workload};
@@ -106,6 +106,12 @@ fn the_entries_of_a_neighbours_pods_are_for_its_ethernet_address() {
     };
     assert_eq!(answer(next), (Ok(()), next));
     assert_eq!(answer(mac(UPLINK)).0, Err(DropReason::SourceMac));
+    // Not known: no frame goes by the entry, also not one without an address.
+    world.remotes.get_mut(&3).expect("the neighbour").mac = [0; 6];
+    let mut to = walk(Sender::Workload, FIRST_PORT, workload(0), v4(3, 7), (4000, 80), UDP);
+    decide::decide(&world, &mut to).unwrap();
+    plan::plan(&mut to, &world.config);
+    assert!(to.reverse.epoch != to.epoch && !flow::stands(&world, &to.reverse));
 }
 
 #[test]
