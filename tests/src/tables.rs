@@ -101,6 +101,14 @@ impl Tables {
         Ok(self.maps.cidrs().get(&CidrKey { prefix_len: 128, addr })?.unwrap_or(WORLD_IDENTITY))
     }
 
+    /// Whether a workload is served behind device `ifindex`.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn is_port(&self, ifindex: u32) -> Result<bool> {
+        Ok(self.maps.ports().get(&ifindex)?.is_some())
+    }
+
     /// Whether policies let `peer` reach the TCP port `port` of the workload behind device `ifindex`.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -46,7 +46,7 @@ struct Inner {
     /// A watch that began before the last break ends without a word.
     breaks: u64,
     watches: usize,
-    listed: Option<(Instant, usize)>,
+    lists: usize,
     cut_lists: usize,
     expired_pages: usize,
     mark: Option<Frozen>,
@@ -195,8 +195,8 @@ impl Collection {
         self.lock().watches
     }
 
-    pub(super) fn listed(&self) -> Option<(Instant, usize)> {
-        self.lock().listed
+    pub(super) fn lists(&self) -> usize {
+        self.lock().lists
     }
 
     /// Whether this answer to a list is to be cut.
@@ -210,10 +210,8 @@ impl Collection {
     }
 
     /// A list is out to its last byte.
-    pub(super) fn list_ended(&self, at: Instant) {
-        let mut inner = self.lock();
-        let count = inner.listed.map_or(0, |(_, count)| count);
-        inner.listed = Some((at, count + 1));
+    pub(super) fn list_ended(&self) {
+        self.lock().lists += 1;
     }
 
     /// The version of what is served; the latest where that is asked for.

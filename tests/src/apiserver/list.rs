@@ -2,7 +2,7 @@
 
 //! Lists: whole or in pages, written as they are generated.
 
-use std::{io, sync::atomic::Ordering, time::Instant};
+use std::{io, sync::atomic::Ordering, thread, time::Duration};
 
 use super::{
     Shared,
@@ -14,10 +14,15 @@ use super::{
 
 /// Objects that are generated before they are written.
 const AT_ONCE: usize = 500;
+/// How often a list that is held looks whether it still is.
+const HELD: Duration = Duration::from_millis(5);
 
 /// Answers a list. As from a watch cache, `limit` counts only where the client wants the latest version: with
 /// `resourceVersion=0`, or any other of which newer ones will do too, the list comes whole.
 pub(super) fn answer(shared: &Shared, connection: &mut Connection, asked: &Asked<'_>) -> io::Result<()> {
+    while shared.held.load(Ordering::SeqCst) && !shared.ended.load(Ordering::SeqCst) {
+        thread::sleep(HELD);
+    }
     let collection = shared.collection(asked.kind);
     let token = asked.option("continue");
     let of_cache = token.is_empty() && !asked.option("resourceVersion").is_empty();
@@ -86,11 +91,10 @@ fn write(
     let next = page.next.map_or_else(String::new, |next| encode(&next, *version));
     text += &format!(r#"],"metadata":{{"resourceVersion":"{version}","continue":"{next}"}}}}"#);
     bytes.fetch_add(text.len() as u64, Ordering::Relaxed);
-    let at = Instant::now();
     connection.part(text.as_bytes(), || ())?;
     connection.finish()?;
     if next.is_empty() {
-        collection.list_ended(at);
+        collection.list_ended();
     }
     Ok(())
 }

@@ -19,7 +19,9 @@ mod selector;
 mod watch;
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsRawFd as _, OwnedFd, RawFd},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -58,7 +60,10 @@ struct Shared {
     version: AtomicU64,
     counts: [Counts; Kind::ALL.len()],
     ended: AtomicBool,
-    sockets: Mutex<Vec<TcpStream>>,
+    /// No list is answered.
+    held: AtomicBool,
+    /// What is to be shut down at the end, by descriptor.
+    sockets: Mutex<BTreeMap<RawFd, TcpStream>>,
     requests: Mutex<Vec<String>>,
 }
 
@@ -72,6 +77,13 @@ struct Counts {
 impl Shared {
     fn collection(&self, kind: Kind) -> &Collection {
         &self.collections[kind as usize]
+    }
+
+    /// Shuts `socket` down at the end, if it is there still.
+    fn remember(&self, socket: TcpStream) -> RawFd {
+        let descriptor = socket.as_raw_fd();
+        lock(&self.sockets).insert(descriptor, socket);
+        descriptor
     }
 
     fn counts(&self, kind: Kind) -> &Counts {
@@ -94,6 +106,7 @@ impl ApiServer {
             version: AtomicU64::new(1000),
             counts: std::array::from_fn(|_| Counts::default()),
             ended: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             sockets: Mutex::default(),
             requests: Mutex::default(),
         };
@@ -116,7 +129,7 @@ impl ApiServer {
         let watched = listener.try_clone().context("duplicate the listener")?;
         thread::spawn(move || accept(&shared, &listener));
         // A listener is shut down like a connection, and its accept(2) ends.
-        lock(&self.shared.sockets).push(TcpStream::from(std::os::fd::OwnedFd::from(watched)));
+        self.shared.remember(TcpStream::from(OwnedFd::from(watched)));
         Ok(())
     }
 
@@ -194,10 +207,15 @@ impl ApiServer {
         self.shared.collection(kind).watches()
     }
 
-    /// When the last byte of a whole list of `kind` was written, and how many were.
+    /// How many lists of all kinds are out to their last byte.
     #[must_use]
-    pub fn listed(&self, kind: Kind) -> Option<(std::time::Instant, usize)> {
-        self.shared.collection(kind).listed()
+    pub fn lists(&self) -> usize {
+        self.shared.collections.iter().map(Collection::lists).sum()
+    }
+
+    /// Lets every list wait for its answer, or no more.
+    pub fn hold_lists(&self, held: bool) {
+        self.shared.held.store(held, Ordering::SeqCst);
     }
 
     /// Tells the watches of `kind` the version that all they know is of.
@@ -252,7 +270,7 @@ impl ApiServer {
 impl Drop for ApiServer {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
-        for socket in lock(&self.shared.sockets).drain(..) {
+        for socket in lock(&self.shared.sockets).values() {
             // Its peer may have closed it.
             drop(socket.shutdown(Shutdown::Both));
         }
@@ -268,12 +286,16 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             return;
         }
         let Ok(stream) = stream else { continue };
-        if let Ok(known) = stream.try_clone() {
-            lock(&shared.sockets).push(known);
-        }
+        let Ok(known) = stream.try_clone() else { continue };
+        let descriptor = shared.remember(known);
         let shared = Arc::clone(shared);
-        // A client that goes away in the middle is no fault of the server.
-        thread::spawn(move || drop(answer::serve(&shared, stream)));
+        thread::spawn(move || {
+            // A client that goes away in the middle is no fault of the server.
+            drop(answer::serve(&shared, stream));
+            if let Some(known) = lock(&shared.sockets).remove(&descriptor) {
+                drop(known.shutdown(Shutdown::Both));
+            }
+        });
     }
 }
 

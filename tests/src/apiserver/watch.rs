@@ -70,7 +70,7 @@ pub(super) fn answer(shared: &Shared, connection: &mut Connection, asked: &Asked
         let mut object = bookmark(asked.kind, version);
         object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         tell(shared, connection, asked.kind, &line("BOOKMARK", &object.to_string()), &[])?;
-        collection.list_ended(Instant::now());
+        collection.list_ended();
     }
     follow(shared, connection, asked, place)?;
     drop(watching);
