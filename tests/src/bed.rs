@@ -83,6 +83,24 @@ impl Bed {
     /// # Errors
     /// As [`Bed::with`].
     pub fn of(options: &Options, binaries: &Binaries) -> Result<Self> {
+        let bed = Self::idle(options, binaries)?;
+        for node in &bed.nodes {
+            node.start_agent()?;
+        }
+        for node in &bed.nodes {
+            node.agent_ready()?;
+        }
+        for node in &bed.nodes {
+            node.agent_knows(bed.nodes.len() - 1)?;
+        }
+        Ok(bed)
+    }
+
+    /// Makes the site of the programs given; its agents do not run yet.
+    ///
+    /// # Errors
+    /// Not root, or a program is missing.
+    pub fn idle(options: &Options, binaries: &Binaries) -> Result<Self> {
         let switch = Namespace::new("switch", None, &switch_script(binaries))?;
         let outside = Outside { machine: Namespace::new("outside", Some(&switch), "")? };
         connect(&switch, &outside.machine, "outside")?;
@@ -92,15 +110,6 @@ impl Bed {
             let machine = Namespace::new(&format!("node{number}"), Some(&switch), "")?;
             connect(&switch, &machine, &format!("node{number}"))?;
             nodes.push(Rc::new(Node::new(machine, number, options)?));
-        }
-        for node in &nodes {
-            node.start_agent()?;
-        }
-        for node in &nodes {
-            node.agent_ready()?;
-        }
-        for node in &nodes {
-            node.agent_knows(nodes.len() - 1)?;
         }
         let shared = switch.path(SHARED);
         Ok(Self { nodes, outside, switch, shared })

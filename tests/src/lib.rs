@@ -6,6 +6,7 @@
 //! the real CNI plugin, guests of QEMU on a tap. Nothing of it has a name on the machine, and all of it ends with the
 //! process that made it, however that ends.
 
+pub mod apiserver;
 pub mod cluster;
 pub mod load;
 
@@ -25,6 +26,7 @@ mod process;
 mod random;
 mod serial;
 mod shell;
+mod tables;
 mod vm;
 mod wait;
 
@@ -42,5 +44,6 @@ pub use oracle::{OracleOptions, OraclePath, OracleReport, oracle, oracle_replay,
 pub use process::{Outcome, Process};
 pub use random::Random;
 pub use shell::{Answer, Job, Protocol, Shell};
+pub use tables::{Frontend, Tables};
 pub use vm::{Guest, Nic, Vm};
 pub use wait::{until, until_ok};

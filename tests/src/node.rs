@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -191,6 +191,14 @@ impl Node {
     /// It does not run.
     pub fn signal_agent(&self, signal: Signal) -> Result<()> {
         self.agent.borrow().as_ref().context("the agent does not run")?.signal(signal)
+    }
+
+    /// The agent's process.
+    ///
+    /// # Errors
+    /// It was not started.
+    pub fn agent_pid(&self) -> Result<Pid> {
+        self.agent.borrow().as_ref().map(Process::pid).context("the agent does not run")
     }
 
     /// Runs the agent's command that removes everything it has made.

@@ -88,6 +88,12 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Its number, as this process sees it.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.inner
+    }
+
     /// Sends `signal` to it.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 mod cni;
 mod datapath;
 mod net;
+mod scale;
 mod table;
 mod vm;
 
@@ -28,6 +29,8 @@ pub(crate) struct Arguments {
     /// Measure the programs that are in `target/release` already.
     #[arg(long)]
     no_build: bool,
+    #[command(flatten)]
+    scale: scale::Options,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -40,6 +43,8 @@ enum Name {
     Vm,
     /// ADD and DEL at 1 and 20 per second, beside the bridge plugin with host-local.
     Cni,
+    /// One node's agent in a large cluster that a fake API server serves, beside what is to be reached.
+    Scale,
     /// The vhost-user-net device, beside bare system calls on the same tap.
     Vhost,
 }
@@ -58,6 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Name::Net => ("net", net::rows()?),
         Name::Vm => ("vm", vm::rows()?),
         Name::Cni => ("cni", cni::rows()?),
+        Name::Scale => ("scale", scale::rows(&arguments.scale)?),
         Name::Vhost => return vhost(),
     };
     Report::new(name, rows)?.publish()?;

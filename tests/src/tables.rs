@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the data path of a node has been told, read from its maps: nobody's claims.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Result, bail};
+use weft_abi::{ANY_IDENTITY, Addr, CidrKey, PROTOCOL_ANY, RuleKey, Service, ServiceKey, SlotKey, WORLD_IDENTITY};
+use weft_dataplane::{Maps, Options};
+
+use crate::node::Node;
+
+const TCP: u8 = 6;
+
+/// The maps of a node's agent.
+pub struct Tables {
+    maps: Maps,
+}
+
+/// A frontend's value at a moment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Frontend(Service);
+
+impl Tables {
+    /// Of `node`, whose agent has made them.
+    ///
+    /// # Errors
+    /// They are not there yet, or of another build.
+    pub fn of(node: &Node) -> Result<Self> {
+        Ok(Self { maps: Maps::open(&node.machine().path(Options::PIN_DIR))? })
+    }
+
+    /// How many frontends and backends there are; backends of a change that goes on are counted twice.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn services(&self) -> Result<(usize, usize)> {
+        Ok((self.maps.services().len()?, self.maps.slots().len()?))
+    }
+
+    /// The TCP frontend at `to`.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn frontend(&self, to: SocketAddr) -> Result<Option<Frontend>> {
+        let key = ServiceKey { addr: to.ip().into(), port: to.port().to_be(), protocol: TCP, pad: 0 };
+        Ok(self.maps.services().get(&key)?.map(Frontend))
+    }
+
+    /// Whether the frontend at `to`, which was `before`, has other backends now, and those of before are gone: the end of a
+    /// change.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn has_moved(&self, to: SocketAddr, before: Frontend) -> Result<bool> {
+        let Service { id, generation, count, .. } = before.0;
+        if self.frontend(to)?.is_some_and(|now| now == before) {
+            return Ok(false);
+        }
+        let last = SlotKey { service: id, generation, index: count.saturating_sub(1) };
+        Ok(self.maps.slots().get(&last)?.is_none())
+    }
+
+    /// Where the TCP frontend at `to` leads, sorted; `None`: there is none.
+    ///
+    /// # Errors
+    /// A backend is missing that the frontend counts.
+    pub fn backends(&self, to: SocketAddr) -> Result<Option<Vec<SocketAddr>>> {
+        loop {
+            let Some(frontend) = self.frontend(to)? else { return Ok(None) };
+            let found = self.backends_of(&frontend.0)?;
+            if self.frontend(to)? != Some(frontend) {
+                // Read while it changed.
+                continue;
+            }
+            let Some(mut found) = found else { bail!("{to}: {frontend:?} counts backends that are not there") };
+            found.sort_unstable();
+            return Ok(Some(found));
+        }
+    }
+
+    fn backends_of(&self, service: &Service) -> Result<Option<Vec<SocketAddr>>> {
+        let mut found = Vec::new();
+        for index in 0..service.count {
+            let key = SlotKey { service: service.id, generation: service.generation, index };
+            let Some(backend) = self.maps.slots().get(&key)? else { return Ok(None) };
+            found.push(SocketAddr::new(backend.addr.into(), u16::from_be(backend.port)));
+        }
+        Ok(Some(found))
+    }
+
+    /// What policies know `address` as, and whether they know it singly.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn identity(&self, address: IpAddr) -> Result<u32> {
+        let addr = Addr::from(address);
+        if let Some(identity) = self.maps.identities().get(&addr)? {
+            return Ok(identity);
+        }
+        Ok(self.maps.cidrs().get(&CidrKey { prefix_len: 128, addr })?.unwrap_or(WORLD_IDENTITY))
+    }
+
+    /// Whether a workload is served behind device `ifindex`.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn is_port(&self, ifindex: u32) -> Result<bool> {
+        Ok(self.maps.ports().get(&ifindex)?.is_some())
+    }
+
+    /// Whether policies let `peer` reach the TCP port `port` of the workload behind device `ifindex`.
+    ///
+    /// # Errors
+    /// There is no such workload.
+    pub fn admits(&self, ifindex: u32, peer: IpAddr, port: u16) -> Result<bool> {
+        let Some(workload) = self.maps.ports().get(&ifindex)? else { bail!("device {ifindex} is no port") };
+        let policy = workload.ingress_policy;
+        if policy == 0 {
+            return Ok(true);
+        }
+        for identity in [self.identity(peer)?, ANY_IDENTITY] {
+            if self.allows(policy, identity, port)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn allows(&self, policy: u32, identity: u32, port: u16) -> Result<bool> {
+        for chunk in 0..RuleKey::MAX_CHUNKS {
+            let Some(rules) = self.maps.rules().get(&RuleKey { policy, identity, chunk })? else { break };
+            let allowed = rules.rules[..usize::from(rules.count)]
+                .iter()
+                .any(|rule| matches!(rule.protocol, PROTOCOL_ANY | TCP) && (rule.first..=rule.last).contains(&port));
+            if allowed {
+                return Ok(true);
+            }
+            if rules.more == 0 {
+                break;
+            }
+        }
+        Ok(false)
+    }
+}
