@@ -66,6 +66,7 @@ fn status_tells_why_the_agent_is_not_ready_and_every_problem() {
         addresses_used: vec![(3, 253)],
         uplink: "eth0".into(),
         not_ready: Some("not synced yet".into()),
+        applied: true,
         uptime_seconds: 61,
         maps: Vec::new(),
         routes: vec![RouteReport {
