@@ -327,3 +327,20 @@ fn a_pod_is_never_open() -> Result<()> {
     site.wait_while("the policy is gone", closed, || Ok(!site.tables.admits(ifindex, peer, 1000)?))?;
     site.local_policies_hold()
 }
+
+/// Events of an object as it was before, after the one of how it is.
+#[test]
+fn events_in_another_order_take_nothing_back() -> Result<()> {
+    let site = Site::new()?;
+    site.change(1, OLD)?;
+    let old = site.server.get(Kind::EndpointSlices, &site.population.slice(1)).context("no slice")?;
+    site.change(1, NEW)?;
+    site.server.inject(Kind::EndpointSlices, "MODIFIED", &old);
+    site.server.inject(Kind::EndpointSlices, "DELETED", &old);
+    site.server.put(Kind::EndpointSlices, site.slice(3, NEW)?)?;
+    let stays = || {
+        ensure!(site.leads_to(1, NEW)?, "Service 1 leads to {:?}", site.tables.backends(site.vip(1))?);
+        Ok(())
+    };
+    site.wait_while("what came after", stays, || site.leads_to(3, NEW))
+}

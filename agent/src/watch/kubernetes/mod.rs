@@ -10,6 +10,7 @@ use std::{
 
 use futures::{
     StreamExt as _,
+    future::ready,
     stream::{BoxStream, select_all},
 };
 use kube::{
@@ -34,12 +35,14 @@ use crate::{
 mod backoff;
 mod connect;
 mod object;
+mod order;
 #[cfg(test)]
 mod tests;
 
 use backoff::Backoff;
 pub(crate) use connect::client;
 use object::{Object, Watched};
+use order::Order;
 
 /// How long to wait between tries to reach the API server.
 pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
@@ -131,7 +134,9 @@ where
     config.label_selector = selector.map(str::to_owned);
     let api = Api::<Watched<T, A>>::all(client.clone());
     let stream = watcher(api, config).backoff(Backoff::default());
-    stream.map(move |event| wrap(event.map(Watched::unwrap))).boxed()
+    let mut order = Order::default();
+    let in_order = stream.filter(move |event| ready(event.as_ref().map_or(true, |event| order.is_next(event))));
+    in_order.map(move |event| wrap(event.map(Watched::unwrap))).boxed()
 }
 
 /// Which objects of a kind are of any use.

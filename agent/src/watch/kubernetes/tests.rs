@@ -6,7 +6,10 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,6 +36,8 @@ struct Store {
     forbidden: Mutex<BTreeSet<String>>,
     queries: Mutex<Vec<String>>,
     events: broadcast::Sender<(String, Value)>,
+    /// Of the next event.
+    version: AtomicU64,
 }
 
 /// A running server; it and all its connections end when it is dropped.
@@ -51,7 +56,14 @@ fn full(status: StatusCode, value: &Value) -> Response<Body> {
 impl Store {
     fn new() -> Arc<Self> {
         let events = broadcast::channel(100).0;
-        Arc::new(Self { objects: Mutex::default(), forbidden: Mutex::default(), queries: Mutex::default(), events })
+        let version = AtomicU64::new(9);
+        Arc::new(Self {
+            objects: Mutex::default(),
+            forbidden: Mutex::default(),
+            queries: Mutex::default(),
+            events,
+            version,
+        })
     }
 
     fn put(&self, plural: &str, object: Value) {
@@ -61,7 +73,8 @@ impl Store {
 
     fn send(&self, plural: &str, kind: &str, mut object: Value) {
         if object["kind"] != "Status" {
-            object["metadata"]["resourceVersion"] = json!("9");
+            let version = self.version.fetch_add(1, Ordering::Relaxed);
+            object["metadata"]["resourceVersion"] = json!(version.to_string());
         }
         // Nobody may be watching yet.
         drop(self.events.send((plural.to_owned(), json!({"type": kind, "object": object}))));
