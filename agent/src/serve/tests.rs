@@ -45,6 +45,22 @@ async fn call(server: &Server, request: Request) -> Result<Answer, ClientError> 
     tokio::task::spawn_blocking(move || Client::connect(socket, PATIENCE)?.call(&request)).await.unwrap()
 }
 
+/// Says `bytes` to an agent and hangs up; all that it answers.
+async fn converse(bytes: &'static [u8]) -> String {
+    let server = serve(View::default());
+    let socket = server.socket.clone();
+    let text = tokio::task::spawn_blocking(move || {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(PATIENCE).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    text.await.unwrap()
+}
+
 fn refusal(result: Result<Answer, ClientError>) -> ApiError {
     match result {
         Err(ClientError::Refused(error)) => error,
@@ -132,18 +148,7 @@ async fn an_engine_that_ends_leaves_nobody_waiting() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_request_is_refused_and_the_connection_goes_on() {
-    let server = serve(View::default());
-    let socket = server.socket.clone();
-    let text = tokio::task::spawn_blocking(move || {
-        let mut stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(PATIENCE).unwrap();
-        stream.write_all(b"{\"op\":\"dance\"}\n{\"op\":\"ready\"}\n{\"op\":\"re").unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    });
-    let text = text.await.unwrap();
+    let text = converse(b"{\"op\":\"dance\"}\n{\"op\":\"ready\"}\n{\"op\":\"re").await;
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
     assert!(lines[0].contains("invalid") && lines[0].contains("dance"), "{text}");
@@ -153,22 +158,12 @@ async fn a_malformed_request_is_refused_and_the_connection_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_are_agreed_on_and_the_one_before_goes_on() {
-    let server = serve(View::default());
-    let socket = server.socket.clone();
-    let text = tokio::task::spawn_blocking(move || {
-        let mut stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(PATIENCE).unwrap();
-        for (oldest, newest) in [(1, 1), (1, 9), (8, 9)] {
-            writeln!(stream, "{{\"op\":\"hello\",\"oldest\":{oldest},\"newest\":{newest}}}").unwrap();
-        }
-        // As a plugin of version 1 begins.
-        stream.write_all(b"{\"op\":\"ready\"}\n").unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    });
-    let text = text.await.unwrap();
+    // At last as a plugin of version 1 begins.
+    let text = converse(
+        b"{\"op\":\"hello\",\"oldest\":1,\"newest\":1}\n{\"op\":\"hello\",\"oldest\":1,\"newest\":9}\n\
+          {\"op\":\"hello\",\"oldest\":8,\"newest\":9}\n{\"op\":\"ready\"}\n",
+    )
+    .await;
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].contains("\"version\":1") && lines[1].contains("\"version\":2"), "{text}");
     assert!(

@@ -14,7 +14,7 @@ use super::{
     attacker::{Attacker, Family, Who},
     drops::counted,
     frame::{self, Frame, Link},
-    net::{Place as _, mac_of},
+    net::Place as _,
     site::{self, PORT, Site, VNI, VXLAN},
     uplink::Wire,
     witness::{Mark, Witness},
@@ -248,9 +248,4 @@ fn forwarded(site: &Site, family: Family) -> Result<()> {
         };
         Witness::new("a socket of the other node", &socket).refuses(attack, |mark| wire.datagram(from, honest, mark))
     })
-}
-
-/// The Ethernet address of the machine beyond.
-pub(super) fn mac_of_outside(site: &Site) -> Result<[u8; 6]> {
-    mac_of(site.outside(), "eth0")
 }

@@ -11,7 +11,6 @@ use super::{
     Case,
     attacker::Family,
     drops::counted,
-    encapsulation::mac_of_outside,
     frame::{self, Link},
     net::{Place as _, mac_of},
     site::{self, PORT, PROTECTED, SEALED, Site},
@@ -61,7 +60,7 @@ pub(super) struct Wire {
 impl Wire {
     /// To a node.
     pub(super) fn to(site: &Site, node: &Node) -> Result<Self> {
-        let link = Link { to: mac_of(node, "eth0")?, from: mac_of_outside(site)? };
+        let link = Link { to: mac_of(node, "eth0")?, from: mac_of(site.outside(), "eth0")? };
         Ok(Self { sender: site.outside().sender("eth0", false)?, link })
     }
 

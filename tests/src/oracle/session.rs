@@ -14,7 +14,7 @@ use super::{
     model::{self, Source, Target, Verdict},
     run::Runner,
     shrink::Ground,
-    site::{HERE, Site},
+    site::{HERE, Site, is_anew},
     world::{From, Mode, Packet, Protocol, World},
 };
 
@@ -76,13 +76,6 @@ impl Session {
         Ok(Self { site, runner, standing: Vec::new(), count: Count::default() })
     }
 
-    fn can_send(&self, from: &From) -> bool {
-        match from {
-            From::Pod(id) => self.site.plugged.contains_key(id),
-            From::Host | From::Wire => true,
-        }
-    }
-
     fn again(&mut self, world: &World, standing: &mut Standing) -> Result<Option<String>> {
         let packet = standing.packet.clone();
         let seen = self.forward(world, &packet, ACK)?;
@@ -116,40 +109,6 @@ impl Session {
         }
         standing.sent = sent;
         self.standing.push(standing.clone());
-        Ok(None)
-    }
-
-    fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
-        let seen = self.forward(world, packet, SYN)?;
-        let oracle = |quirks| model::answer(world, HERE, packet, quirks);
-        let verdict = match check::judge(&seen, packet, world, HERE, oracle) {
-            Outcome::Right(verdict) => verdict,
-            Outcome::Known(known, verdict) => {
-                self.book_known(known);
-                verdict
-            }
-            Outcome::Wrong { expected } => return Ok(Some(differ(&expected, &seen))),
-        };
-        self.book("new", &verdict);
-        let Seen::Sent(sent) = seen else {
-            let again = self.forward(world, packet, SYN)?;
-            return Ok(match check::judge(&again, packet, world, HERE, oracle) {
-                Outcome::Wrong { expected } => Some(format!("at the second try: {}", differ(&expected, &again))),
-                Outcome::Right(_) | Outcome::Known(..) => None,
-            });
-        };
-        if let Some(text) = self.answered(world, packet, &sent)? {
-            return Ok(Some(text));
-        }
-        let next = self.forward(world, packet, ACK)?;
-        if next != Seen::Sent(sent.clone()) {
-            return Ok(Some(format!("the next packet: {next:?}, the first: {sent:?}")));
-        }
-        if self.standing.len() < KEPT {
-            let translated = (sent.address, sent.port) != (packet.destination, packet.dport);
-            let backend = translated.then_some((sent.address, sent.port));
-            self.standing.push(Standing { packet: packet.clone(), backend, sent });
-        }
         Ok(None)
     }
 
@@ -239,8 +198,7 @@ impl Ground for Session {
         }
         let after = self.site.devices();
         // Connections end with a pod's device: what its successor has begins anew.
-        let anew =
-            |address: IpAddr| after.get(&address).is_some_and(|now| before.get(&address).is_some_and(|was| was != now));
+        let anew = |address| is_anew(&before, &after, address);
         self.standing.retain(|standing| !anew(standing.packet.source) && !anew(standing.sent.address));
         if state.event.restart {
             self.site.restart(1, &state.world)?;
@@ -259,26 +217,52 @@ impl Ground for Session {
             if !self.can_send(&packet.from) {
                 continue;
             }
-            let text = match self.again(world, &mut standing) {
-                Ok(None) => continue,
-                Ok(Some(text)) => text,
-                Err(error) => format!("{error:#}"),
-            };
-            return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
+            if let Some(Failure { packet, text }) = Failure::of(&packet, self.again(world, &mut standing)) {
+                return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
+            }
         }
         Ok(None)
     }
 
-    fn case(&mut self, world: &World, packet: &Packet) -> Result<Option<Failure>> {
-        if !self.can_send(&packet.from) {
-            return Ok(None);
+    fn can_send(&self, from: &From) -> bool {
+        match from {
+            From::Pod(id) => self.site.plugged.contains_key(id),
+            From::Host | From::Wire => true,
         }
-        let text = match self.open(world, packet) {
-            Ok(None) => return Ok(None),
-            Ok(Some(text)) => text,
-            Err(error) => format!("{error:#}"),
+    }
+
+    fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
+        let seen = self.forward(world, packet, SYN)?;
+        let oracle = |quirks| model::answer(world, HERE, packet, quirks);
+        let verdict = match check::judge(&seen, packet, world, HERE, oracle) {
+            Outcome::Right(verdict) => verdict,
+            Outcome::Known(known, verdict) => {
+                self.book_known(known);
+                verdict
+            }
+            Outcome::Wrong { expected } => return Ok(Some(differ(&expected, &seen))),
         };
-        Ok(Some(Failure { packet: packet.clone(), text }))
+        self.book("new", &verdict);
+        let Seen::Sent(sent) = seen else {
+            let again = self.forward(world, packet, SYN)?;
+            return Ok(match check::judge(&again, packet, world, HERE, oracle) {
+                Outcome::Wrong { expected } => Some(format!("at the second try: {}", differ(&expected, &again))),
+                Outcome::Right(_) | Outcome::Known(..) => None,
+            });
+        };
+        if let Some(text) = self.answered(world, packet, &sent)? {
+            return Ok(Some(text));
+        }
+        let next = self.forward(world, packet, ACK)?;
+        if next != Seen::Sent(sent.clone()) {
+            return Ok(Some(format!("the next packet: {next:?}, the first: {sent:?}")));
+        }
+        if self.standing.len() < KEPT {
+            let translated = (sent.address, sent.port) != (packet.destination, packet.dport);
+            let backend = translated.then_some((sent.address, sent.port));
+            self.standing.push(Standing { packet: packet.clone(), backend, sent });
+        }
+        Ok(None)
     }
 
     fn count(&mut self) -> &mut Count {

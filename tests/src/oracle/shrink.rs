@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     OraclePath,
     session::{Count, Failure, State},
-    world::{Packet, World},
+    world::{From, Packet, World},
 };
 
 /// Attempts for one failure at most; each puts worlds into practice.
@@ -36,8 +36,16 @@ pub(super) trait Ground {
     /// Sends a packet of every standing connection, until one is wrong.
     fn go_on(&mut self, world: &World) -> Result<Option<Failure>>;
 
-    /// One case: the first packet of a connection, the answer, the next one.
-    fn case(&mut self, world: &World, packet: &Packet) -> Result<Option<Failure>>;
+    /// Whether somebody is there to send a packet.
+    fn can_send(&self, from: &From) -> bool;
+
+    /// The first packet of a connection, the answer, the next one; what is wrong with them.
+    fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>>;
+
+    /// One case: as [`Ground::open`] where there is a sender.
+    fn case(&mut self, world: &World, packet: &Packet) -> Option<Failure> {
+        if self.can_send(&packet.from) { Failure::of(packet, self.open(world, packet)) } else { None }
+    }
 
     /// What was counted.
     fn count(&mut self) -> &mut Count;
@@ -60,6 +68,14 @@ pub(super) struct Replay {
     pub(super) states: Vec<State>,
 }
 
+impl Failure {
+    /// What is wrong with a packet; an error is wrong, too.
+    pub(super) fn of(packet: &Packet, outcome: Result<Option<String>>) -> Option<Self> {
+        let text = outcome.unwrap_or_else(|error| Some(format!("{error:#}")))?;
+        Some(Self { packet: packet.clone(), text })
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.packet, self.text)
@@ -75,7 +91,7 @@ pub(super) fn replay(session: &mut dyn Ground, states: &[State]) -> Result<Optio
             return Ok(Some(failure));
         }
         for packet in &state.packets {
-            if let Some(failure) = session.case(&state.world, packet)? {
+            if let Some(failure) = session.case(&state.world, packet) {
                 return Ok(Some(failure));
             }
         }

@@ -49,6 +49,9 @@ pub(super) struct Plugged {
     pub(super) node: String,
 }
 
+/// By address of a pod its node and device.
+pub(super) type Devices = BTreeMap<IpAddr, (String, u32)>;
+
 /// See the module.
 pub(super) struct Site {
     // Before the bed: attachments are released by its agents.
@@ -96,7 +99,7 @@ impl Site {
     }
 
     /// The device of each pod's address.
-    pub(super) fn devices(&self) -> BTreeMap<IpAddr, (String, u32)> {
+    pub(super) fn devices(&self) -> Devices {
         let of_pod = |plugged: &Plugged| {
             let device = (plugged.node.clone(), plugged.ifindex);
             plugged.addresses.clone().into_iter().map(move |address| (address, device.clone()))
@@ -207,4 +210,9 @@ fn content(StatusReport { problems, .. }: StatusReport) -> Result<()> {
     let unexpected: Vec<&String> = problems.iter().filter(|problem| !problem.contains("pod CIDR of")).collect();
     ensure!(unexpected.is_empty(), "the agent finds: {unexpected:?}");
     Ok(())
+}
+
+/// Whether the pod with this address has another device than before.
+pub(super) fn is_anew(before: &Devices, after: &Devices, address: IpAddr) -> bool {
+    after.get(&address).is_some_and(|now| before.get(&address).is_some_and(|was| was != now))
 }

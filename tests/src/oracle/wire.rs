@@ -21,7 +21,7 @@ use super::{
     model::{self, Final, Quirks, Source, Spot},
     session::{Count, Failure, State},
     shrink::Ground,
-    site::{HERE, Plugged, Site},
+    site::{HERE, Plugged, Site, is_anew},
     world::{From, Mode, Packet, PortKind, Protocol, World},
 };
 use crate::hostile::{OpenTap, Place as _, mac_of};
@@ -149,13 +149,6 @@ impl Wire {
         match &packet.from {
             From::Pod(id) => world.pod(id).map_or_else(|| HERE.to_owned(), |pod| pod.node.clone()),
             From::Host | From::Wire => HERE.to_owned(),
-        }
-    }
-
-    fn can_send(&self, from: &From) -> bool {
-        match from {
-            From::Pod(id) => self.taps.contains_key(id),
-            From::Host | From::Wire => true,
         }
     }
 
@@ -304,30 +297,6 @@ impl Wire {
         *self.count.known.entry(known.name).or_default() += 1;
     }
 
-    fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
-        let here = self.node_of(packet, world);
-        let seen = self.forward(packet, SYN)?;
-        let oracle = |quirks| model::end_to_end(world, &here, packet, model::answer(world, &here, packet, quirks));
-        let arrival = match self.judge(world, packet, &seen, oracle) {
-            Ok(Some(arrival)) => arrival,
-            Ok(None) => return Ok(None),
-            Err(text) => return Ok(Some(text)),
-        };
-        if let Some(text) = self.answered(packet, &here, &arrival)? {
-            return Ok(Some(text));
-        }
-        let next = self.forward(packet, ACK)?;
-        if next != Seen::Arrived(vec![arrival.clone()]) {
-            return Ok(Some(format!("the next packet: {next:?}, the first: {arrival:?}")));
-        }
-        if self.standing.len() < KEPT {
-            let translated = (arrival.address, arrival.port) != (packet.destination, packet.dport);
-            let backend = translated.then_some((arrival.address, arrival.port));
-            self.standing.push(Standing { packet: packet.clone(), backend, arrival });
-        }
-        Ok(None)
-    }
-
     /// The answer of a pod or of the outside; hosts answer by themselves.
     fn answered(&self, packet: &Packet, here: &str, arrival: &Arrival) -> Result<Option<String>> {
         let from = match &arrival.spot {
@@ -419,8 +388,7 @@ impl Ground for Wire {
         }
         self.open_taps()?;
         let after = self.site.devices();
-        let anew =
-            |address: IpAddr| after.get(&address).is_some_and(|now| before.get(&address).is_some_and(|was| was != now));
+        let anew = |address| is_anew(&before, &after, address);
         self.standing.retain(|standing| !anew(standing.packet.source) && !anew(standing.arrival.address));
         Ok(())
     }
@@ -435,26 +403,42 @@ impl Ground for Wire {
             if !self.can_send(&packet.from) {
                 continue;
             }
-            let text = match self.again(world, &mut standing) {
-                Ok(None) => continue,
-                Ok(Some(text)) => text,
-                Err(error) => format!("{error:#}"),
-            };
-            return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
+            if let Some(Failure { packet, text }) = Failure::of(&packet, self.again(world, &mut standing)) {
+                return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
+            }
         }
         Ok(None)
     }
 
-    fn case(&mut self, world: &World, packet: &Packet) -> Result<Option<Failure>> {
-        if !self.can_send(&packet.from) {
-            return Ok(None);
+    fn can_send(&self, from: &From) -> bool {
+        match from {
+            From::Pod(id) => self.taps.contains_key(id),
+            From::Host | From::Wire => true,
         }
-        let text = match self.open(world, packet) {
+    }
+
+    fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
+        let here = self.node_of(packet, world);
+        let seen = self.forward(packet, SYN)?;
+        let oracle = |quirks| model::end_to_end(world, &here, packet, model::answer(world, &here, packet, quirks));
+        let arrival = match self.judge(world, packet, &seen, oracle) {
+            Ok(Some(arrival)) => arrival,
             Ok(None) => return Ok(None),
-            Ok(Some(text)) => text,
-            Err(error) => format!("{error:#}"),
+            Err(text) => return Ok(Some(text)),
         };
-        Ok(Some(Failure { packet: packet.clone(), text }))
+        if let Some(text) = self.answered(packet, &here, &arrival)? {
+            return Ok(Some(text));
+        }
+        let next = self.forward(packet, ACK)?;
+        if next != Seen::Arrived(vec![arrival.clone()]) {
+            return Ok(Some(format!("the next packet: {next:?}, the first: {arrival:?}")));
+        }
+        if self.standing.len() < KEPT {
+            let translated = (arrival.address, arrival.port) != (packet.destination, packet.dport);
+            let backend = translated.then_some((arrival.address, arrival.port));
+            self.standing.push(Standing { packet: packet.clone(), backend, arrival });
+        }
+        Ok(None)
     }
 
     fn count(&mut self) -> &mut Count {

@@ -88,11 +88,6 @@ struct Names<'k> {
 }
 
 impl Names<'_> {
-    fn address(&self, addr: &Addr) -> String {
-        let ip = IpAddr::from(*addr);
-        self.known.planner.name(*addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
-    }
-
     fn end(&self, (addr, port): (Addr, u16)) -> String {
         let ip = IpAddr::from(addr);
         let name = self.known.planner.name(addr).map(|name| format!(" ({name})")).unwrap_or_default();
@@ -120,7 +115,7 @@ impl Names<'_> {
 
     fn place(&self, walk: &Walk, flow: &Flow) -> String {
         let device = flows::Ifnames::default().of(flow.ifindex);
-        let target = self.address(&walk.target);
+        let target = named(self.known.planner, &walk.target);
         let remote = IpAddr::from(walk.remote);
         match flow.deliver {
             kind if kind == Deliver::Peer as u8 || kind == Deliver::Port as u8 => {
@@ -161,6 +156,12 @@ impl Names<'_> {
         let policies = direction(self.known.planner.desired().isolation.get(&id)?);
         (!policies.is_empty()).then(|| policies.join(", "))
     }
+}
+
+/// An address, with the name of its pod.
+fn named(planner: &Planner, addr: &Addr) -> String {
+    let ip = IpAddr::from(*addr);
+    planner.name(*addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
 }
 
 fn unreadable(error: String) -> ApiError {

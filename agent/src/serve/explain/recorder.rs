@@ -4,7 +4,6 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     fmt::Debug,
-    net::IpAddr,
 };
 
 use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
@@ -190,7 +189,6 @@ impl<'a, R: Reads> Recorder<'a, R> {
     }
 
     pub(super) fn name(&self, addr: &Addr) -> String {
-        let ip = IpAddr::from(*addr);
-        self.planner.name(*addr).map_or_else(|| ip.to_string(), |name| format!("{ip} ({name})"))
+        super::named(self.planner, addr)
     }
 }
