@@ -344,3 +344,86 @@ fn events_in_another_order_take_nothing_back() -> Result<()> {
     };
     site.wait_while("what came after", stays, || site.leads_to(3, NEW))
 }
+
+/// So few that they let in some of the applications only.
+const FEW_POLICIES: usize = 4;
+
+/// Only the pods of this node, and those that policies of its pods mean, are asked for: one that becomes such a pod, or ceases
+/// to be one, is known all the same.
+#[test]
+fn pods_are_watched_as_far_as_policies_here_mean_them() -> Result<()> {
+    let few = |server: &ApiServer| {
+        for policy in FEW_POLICIES..population().policies {
+            drop(server.delete(Kind::NetworkPolicies, &population().policy(policy)));
+        }
+    };
+    let site = Site::under(few)?;
+    let last = site.population.policy(site.population.policies - 1);
+    ensure!(site.server.get(Kind::NetworkPolicies, &last).is_none(), "all policies are there");
+    site.local_policies_hold()?;
+    let ifindex = site.ifindex()?;
+    let ((app, port), population) = (site.population.admitted(0), &site.population);
+    let of_app =
+        |wanted| (0..population.remote_pods()).find(|pod| population.app(*pod) == wanted).context("no such pod");
+    let [peer, stranger] = [
+        of_app(app)?,
+        (0..population.apps()).find(|app| !site.is_admitted(*app)).map(of_app).context("all apps are admitted")??,
+    ];
+    let address = |pod| IpAddr::from(population.remote_addresses(pod).0);
+    ensure!(!site.asks_for_all_pods(), "{:#?}", site.server.requests());
+    let before = site.server.bytes(Kind::Pods).1;
+    for number in 0..20 {
+        site.relabel(
+            stranger,
+            &json!({"app": format!("app-{}", population.app(stranger)), "number": number.to_string()}),
+        )?;
+    }
+    site.change(1, OLD)?;
+    let bytes = site.server.bytes(Kind::Pods).1 - before;
+    ensure!(bytes < 5_000, "{bytes} bytes came of 20 changes of a pod that nobody here asks for");
+    // In its namespace, the application that policy 0 lets in.
+    let labels = json!({"app": format!("app-{app}")});
+    let more = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": population.namespace(0), "name": "more"},
+        "spec": {"podSelector": {"matchLabels": {"app": "local-0"}}, "ingress": [
+            {"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"role": "guest"}}}]},
+            {"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": labels}}], "ports": [{"port": port}]},
+        ]},
+    });
+    site.server.put(Kind::NetworkPolicies, more)?;
+    site.relabel(stranger, &json!({"role": "guest"}))?;
+    site.wait("the guest", || site.tables.admits(ifindex, address(stranger), 1000))?;
+    site.relabel(stranger, &json!({"role": "none"}))?;
+    site.wait("the guest no more", || Ok(!site.tables.admits(ifindex, address(stranger), 1000)?))?;
+    site.wait("who is let in by two policies", || site.tables.admits(ifindex, address(peer), port))?;
+    let everyone = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": population.namespace(0), "name": "everyone"},
+        "spec": {"podSelector": {"matchLabels": {"app": "local-0"}}, "ingress": [{"from": [{"namespaceSelector": {}}], "ports": [{"port": 7}]}]},
+    });
+    site.server.put(Kind::NetworkPolicies, everyone)?;
+    site.wait("everyone", || site.tables.admits(ifindex, address(stranger), 7))?;
+    ensure!(site.asks_for_all_pods(), "{:#?}", site.server.requests());
+    site.others_are_right(&[1])
+}
+
+impl Site {
+    /// Whether some policy of this node's pods lets an application in.
+    fn is_admitted(&self, app: usize) -> bool {
+        (0..FEW_POLICIES).any(|policy| self.population.admitted(policy).0 == app)
+    }
+
+    /// Whether some list of pods had no selector.
+    fn asks_for_all_pods(&self) -> bool {
+        let requests = self.server.requests();
+        let all = |request: &&String| request.contains("/api/v1/pods?") && !request.contains("Selector=");
+        requests.iter().any(|request| all(&request))
+    }
+
+    fn relabel(&self, pod: usize, labels: &Value) -> Result<()> {
+        let mut object = self.server.get(Kind::Pods, &self.population.remote_pod(pod)).context("no pod")?;
+        object["metadata"]["labels"] = labels.clone();
+        self.server.put(Kind::Pods, object).map(drop)
+    }
+}

@@ -198,6 +198,25 @@ object! {
         metadata: Meta,
     }
 }
+
+impl Pod {
+    /// The node that it is on.
+    #[must_use]
+    pub fn node_name(&self) -> Option<&str> {
+        self.spec.as_ref()?.node_name.as_deref()
+    }
+}
+
+impl Namespace {
+    /// The labels that selectors see: `kubernetes.io/metadata.name` is always among them (KEP-2161).
+    #[must_use]
+    pub fn selected_labels(&self) -> Labels {
+        let mut labels = self.metadata.labels.as_deref().cloned().unwrap_or_default();
+        labels.insert("kubernetes.io/metadata.name".to_owned(), self.metadata.name.clone());
+        labels
+    }
+}
+
 object! {
     /// core/v1 `Node`.
     Node {

@@ -40,7 +40,12 @@ mod tests;
 pub(crate) use address::parse_ip;
 pub use planner::{NumbersChanged, Planner, Versions};
 pub(crate) use pods::addresses;
-pub(crate) use policy::check as check_policy;
+pub(crate) use policy::{
+    check as check_policy,
+    peers::{Namespaces, PodPeer},
+    rules::PolicyForm,
+    selector::{Labels, Selector},
+};
 
 /// Plans the whole dataplane of this node.
 ///

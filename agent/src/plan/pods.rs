@@ -47,11 +47,6 @@ impl<'a> PodEntry<'a> {
         spec.containers.iter().chain(sidecars).flat_map(container_ports).collect()
     }
 
-    /// The node that it is on.
-    fn node(self) -> Option<&'a str> {
-        self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())
-    }
-
     /// The addresses that it says are its own, each once; none where pod selectors of policies may not mean them.
     pub(crate) fn claims(self) -> BTreeSet<IpAddr> {
         if self.is_peer() { addresses(self.pod).collect() } else { BTreeSet::new() }
@@ -59,7 +54,7 @@ impl<'a> PodEntry<'a> {
 
     /// Whether what it says of an address is believed.
     pub(crate) fn is_at_home(self, address: IpAddr, places: &Places) -> bool {
-        let node = self.node();
+        let node = self.pod.node_name();
         node.is_some() && places.node_of(address) == node
     }
 
@@ -166,7 +161,7 @@ pub(crate) fn tell_foreign<'a>(
 ) {
     let all = foreign.len();
     for (entry, address) in foreign.take(NAMED) {
-        let node = entry.node().unwrap_or("(none)");
+        let node = entry.pod.node_name().unwrap_or("(none)");
         problems.push(format!(
             "Pod {}: status.podIPs {address} is in no pod CIDR of its node {node}: policies do not take it for this pod's; see \
              spec.podCIDRs of the Node, and who writes the pod's status",

@@ -199,7 +199,7 @@ fn needed(planner: &Planner, node: &str) -> Option<Snapshot> {
 }
 
 fn is_here(pod: &Pod, node: &str) -> bool {
-    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node)
+    pod.node_name() == Some(node)
 }
 
 #[cfg(test)]

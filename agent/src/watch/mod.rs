@@ -66,7 +66,7 @@ pub fn start(source: Source, node: &str) -> Feed {
     let (teller, feed) = channel();
     tracing::info!(%source, node, "watching");
     match source {
-        Source::Kubernetes(server) => drop(tokio::spawn(kubernetes::run(server, teller))),
+        Source::Kubernetes(server) => drop(tokio::spawn(kubernetes::run(server, node.to_owned(), teller))),
         Source::Dir(path) => drop(tokio::spawn(dir::run(path, teller))),
     }
     feed

@@ -155,10 +155,7 @@ impl PodMatcher {
     }
 }
 
-/// A namespace's labels; `kubernetes.io/metadata.name` is always among them (KEP-2161). None: it is not known.
+/// A namespace's labels. None: it is not known.
 fn namespace_labels(snapshot: &Snapshot, name: &str) -> Option<Labels> {
-    let namespace = snapshot.namespaces.get(&ObjectKey::new("", name))?;
-    let mut labels = namespace.metadata.labels.as_deref().cloned().unwrap_or_default();
-    labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
-    Some(labels)
+    Some(snapshot.namespaces.get(&ObjectKey::new("", name))?.selected_labels())
 }

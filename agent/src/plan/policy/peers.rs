@@ -99,6 +99,16 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// The pods that it means.
+    pub(crate) const fn as_pods(&self) -> Option<&PodPeer> {
+        match self {
+            Self::Pods(pods) => Some(pods),
+            Self::Block(_) => None,
+        }
+    }
+}
+
 impl PodPeer {
     /// Every pod of every namespace.
     pub(crate) fn all() -> Self {

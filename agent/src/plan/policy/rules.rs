@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One NetworkPolicy, read and checked. Whatever is invalid allows nothing, isolates all the same, and is reported.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use k8s_openapi::{
     api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec},
@@ -11,7 +11,7 @@ use weft_abi::{PROTOCOL_ANY, PortRule};
 
 use crate::plan::{
     policy::{
-        peers::{NamedPort, Peer},
+        peers::{NamedPort, Peer, PodPeer},
         selector::Selector,
     },
     protocol,
@@ -144,6 +144,22 @@ impl PolicyForm {
             }
         }
         valid
+    }
+
+    /// The pods whose labels and named ports it asks for, beside those that it selects.
+    pub(crate) fn pod_peers(&self) -> BTreeSet<PodPeer> {
+        let mut found = BTreeSet::new();
+        for (direction, rules) in [(Direction::Ingress, &self.ingress), (Direction::Egress, &self.egress)] {
+            for Rule { peers, named, .. } in rules.iter().flatten() {
+                match peers {
+                    // Whatever pod it is, it numbers the port.
+                    None if direction == Direction::Egress && !named.is_empty() => drop(found.insert(PodPeer::all())),
+                    None => {}
+                    Some(peers) => found.extend(peers.iter().filter_map(Peer::as_pods).cloned()),
+                }
+            }
+        }
+        found
     }
 
     /// The rules of one direction; none: it does not isolate that way.

@@ -54,6 +54,41 @@ impl Selector {
     pub(crate) fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels.get(&requirement.key)))
     }
+
+    /// Whether it selects everything.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether all that `other` selects is selected; false where that takes more than a look at each requirement.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        self.0.iter().all(|wider| other.0.iter().any(|narrower| wider.covers(narrower)))
+    }
+
+    /// The key and the values, where an object is selected for having one of some values of one key.
+    pub(crate) fn values(&self) -> Option<(&str, &BTreeSet<String>)> {
+        let mut all = self.0.iter();
+        match (all.next(), all.next()) {
+            (Some(Requirement { key, test: Test::In(values) }), None) => Some((key, values)),
+            _ => None,
+        }
+    }
+
+    /// Selects what has one of some values of a key.
+    pub(crate) fn of_values(key: &str, values: BTreeSet<String>) -> Self {
+        Self(BTreeSet::from([Requirement { key: key.to_owned(), test: Test::In(values) }]))
+    }
+
+    /// As a query of the API (`labelSelector`); none: something in it is no label, so that a server would refuse it.
+    pub(crate) fn query(&self) -> Option<String> {
+        let parts = self.0.iter().map(Requirement::query).collect::<Option<Vec<_>>>()?;
+        Some(parts.join(","))
+    }
+}
+
+/// Whether text is made of what keys and values of labels are made of.
+fn is_label(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte))
 }
 
 impl Requirement {
@@ -85,6 +120,41 @@ impl Requirement {
             Test::Exists => value.is_some(),
             Test::DoesNotExist => value.is_none(),
         }
+    }
+
+    /// Whether it holds wherever `other` does.
+    fn covers(&self, other: &Self) -> bool {
+        self.key == other.key
+            && match (&self.test, &other.test) {
+                (Test::In(wider), Test::In(narrower)) => wider.is_superset(narrower),
+                (Test::NotIn(fewer), Test::NotIn(more)) => fewer.is_subset(more),
+                (Test::NotIn(values), Test::In(others)) => values.is_disjoint(others),
+                (Test::Exists, Test::In(_) | Test::Exists) => true,
+                (Test::NotIn(_) | Test::DoesNotExist, Test::DoesNotExist) => true,
+                _ => false,
+            }
+    }
+
+    /// Source: `k8s.io/apimachinery/pkg/labels.Parse`.
+    fn query(&self) -> Option<String> {
+        let key = &self.key;
+        let list = |values: &BTreeSet<String>| {
+            let all: Vec<&str> = values.iter().map(String::as_str).collect();
+            all.iter().all(|value| is_label(value)).then(|| all.join(","))
+        };
+        if key.is_empty() || !is_label(key) {
+            return None;
+        }
+        let is_empty = |values: &BTreeSet<String>| values.iter().all(String::is_empty);
+        Some(match &self.test {
+            // The parser takes brackets without anything in them for no value at all.
+            Test::In(values) if is_empty(values) => format!("{key}="),
+            Test::NotIn(values) if is_empty(values) => format!("{key}!="),
+            Test::In(values) => format!("{key} in ({})", list(values)?),
+            Test::NotIn(values) => format!("{key} notin ({})", list(values)?),
+            Test::Exists => key.clone(),
+            Test::DoesNotExist => format!("!{key}"),
+        })
     }
 }
 
@@ -148,6 +218,47 @@ mod tests {
     fn refused(#[case] operator: &str, #[case] values: &[&str], #[case] expected: &str) {
         let error = Selector::parse(&expression("app", operator, values)).unwrap_err();
         assert!(error.contains(expected), "{error}");
+    }
+
+    fn selector(key: &str, operator: &str, values: &[&str]) -> Selector {
+        Selector::parse(&expression(key, operator, values)).unwrap()
+    }
+
+    #[rstest]
+    #[case::some_of_the_values("In", &["a", "b"], "In", &["a"], true)]
+    #[case::more_values("In", &["a"], "In", &["a", "b"], false)]
+    #[case::any_value("Exists", &[], "In", &["a"], true)]
+    #[case::one_value_of_any("In", &["a"], "Exists", &[], false)]
+    #[case::other_values("NotIn", &["a"], "In", &["b"], true)]
+    #[case::that_value("NotIn", &["a"], "In", &["a", "b"], false)]
+    #[case::more_is_left_out("NotIn", &["a"], "NotIn", &["a", "b"], true)]
+    #[case::less_is_left_out("NotIn", &["a", "b"], "NotIn", &["a"], false)]
+    #[case::none_is_another_value("NotIn", &["a"], "DoesNotExist", &[], true)]
+    #[case::any_other_value_may_be_none("Exists", &[], "NotIn", &["a"], false)]
+    fn what_covers(
+        #[case] wider: &str,
+        #[case] of: &[&str],
+        #[case] narrower: &str,
+        #[case] values: &[&str],
+        #[case] expected: bool,
+    ) {
+        let (wider, narrower) = (selector("app", wider, of), selector("app", narrower, values));
+        assert_eq!(wider.covers(&narrower), expected);
+        assert!(Selector::everything().covers(&narrower) && !narrower.covers(&Selector::everything()));
+        let both = Selector(narrower.0.iter().cloned().chain(selector("tier", "Exists", &[]).0).collect());
+        assert_eq!(wider.covers(&both), expected, "one requirement more selects less");
+        assert!(!both.covers(&narrower));
+    }
+
+    #[rstest]
+    #[case("In", &["b", "a"], Some("app.x/y in (a,b)"))]
+    #[case("In", &[""], Some("app.x/y="))]
+    #[case("NotIn", &["a"], Some("app.x/y notin (a)"))]
+    #[case("Exists", &[], Some("app.x/y"))]
+    #[case("DoesNotExist", &[], Some("!app.x/y"))]
+    #[case::not_a_label("In", &["a),tier in (b"], None)]
+    fn queries(#[case] operator: &str, #[case] values: &[&str], #[case] expected: Option<&str>) {
+        assert_eq!(selector("app.x/y", operator, values).query().as_deref(), expected);
     }
 
     #[test]

@@ -4,14 +4,13 @@
 use std::{
     collections::BTreeMap,
     fmt::Debug,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{
     StreamExt as _,
     future::ready,
-    stream::{BoxStream, select_all},
+    stream::{AbortHandle, BoxStream, SelectAll, abortable},
 };
 use kube::{
     Api, Client, Resource,
@@ -21,11 +20,11 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::{
     model::{
-        Changed as Objects, Deltas, ObjectKey, Standing,
+        Deltas, Standing,
         objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service},
         watched_kinds,
     },
@@ -34,15 +33,19 @@ use crate::{
 
 mod backoff;
 mod connect;
+mod kind;
 mod object;
 mod order;
+mod pods;
 #[cfg(test)]
 mod tests;
 
 use backoff::Backoff;
 pub(crate) use connect::client;
+use kind::{Changed, Fault, Kind};
 use object::{Object, Watched};
 use order::Order;
+use pods::{Orders, Pods, Scope, WatchId};
 
 /// How long to wait between tries to reach the API server.
 pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
@@ -58,8 +61,11 @@ const WATCH_SECONDS: u32 = 120;
 /// How often an API server that does not answer is asked whether it does again.
 const PROBE: Duration = Duration::from_secs(2);
 
+/// Between looks at which watches of pods are of use.
+const TIDY: Duration = Duration::from_secs(10);
+
 /// Watches until nobody reads any more.
-pub(crate) async fn run(server: ApiServer, teller: Teller) {
+pub(crate) async fn run(server: ApiServer, node: String, teller: Teller) {
     let mut backoff = Backoff::default();
     let client = loop {
         match connect::client(&server).await {
@@ -78,33 +84,111 @@ pub(crate) async fn run(server: ApiServer, teller: Teller) {
             }
         }
     };
-    follow(client, &teller).await;
+    Follower::new(client, &node, teller).run().await;
 }
 
-async fn follow(client: Client, teller: &Teller) {
-    let mut changes = changes(&client);
-    let mut state = State::default();
-    loop {
-        tokio::select! {
-            () = teller.closed() => return,
-            change = changes.next() => {
-                let Some(change) = change else { return };
-                teller.tell(Instant::now(), |deltas, standing| {
-                    let changed = state.apply(change, deltas);
-                    if changed {
-                        state.describe(standing);
-                    }
-                    changed
-                });
-            }
-            () = answers_again(&client), if state.unreachable() => {
-                state.reached();
-                teller.tell(Instant::now(), |_, standing| {
-                    state.describe(standing);
-                    true
-                });
+/// Follows all kinds.
+struct Follower {
+    client: Client,
+    teller: Teller,
+    changes: SelectAll<BoxStream<'static, Change>>,
+    state: State,
+    pods: Pods,
+    /// Watches of pods of other nodes.
+    ends: BTreeMap<WatchId, AbortHandle>,
+    synced: bool,
+}
+
+impl Follower {
+    fn new(client: Client, node: &str, teller: Teller) -> Self {
+        let mut changes = SelectAll::new();
+        begin(&client, node, &mut changes);
+        let state = State { pods: Kind::of_several(), ..State::default() };
+        Self { client, teller, changes, state, pods: Pods::new(node), ends: BTreeMap::new(), synced: false }
+    }
+
+    async fn run(mut self) {
+        let mut tidy = interval(TIDY);
+        tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let deadline = self.pods.deadline();
+            tokio::select! {
+                () = self.teller.closed() => return,
+                change = self.changes.next() => match change {
+                    Some(change) => self.take(change),
+                    None => return,
+                },
+                () = answers_again(&self.client), if self.state.unreachable() => {
+                    self.state.reached();
+                    self.tell(Deltas::default(), Changed::Standing);
+                }
+                () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
+                    let released = self.pods.release(tokio::time::Instant::now());
+                    self.tell(released, Changed::Objects);
+                }
+                _ = tidy.tick() => {
+                    let (orders, mut gone) = (self.pods.tidy(), Deltas::default());
+                    self.order(orders, &mut gone);
+                    self.tell(gone, Changed::Objects);
+                }
             }
         }
+    }
+
+    fn take(&mut self, change: Change) {
+        let (watch, now) = (change.watch, tokio::time::Instant::now());
+        let is_list = change.ends_list_of_pods();
+        let mut deltas = Deltas::default();
+        let changed = self.state.apply(change, &mut deltas);
+        let orders = self.pods.screen(&mut deltas, now);
+        self.order(orders, &mut deltas);
+        if is_list {
+            let orders = self.pods.listed(watch);
+            self.order(orders, &mut deltas);
+        }
+        if !self.pods.is_started() && self.state.is_listed() {
+            let orders = self.pods.start();
+            self.order(orders, &mut deltas);
+        }
+        deltas.extend(self.pods.release(now));
+        self.tell(deltas, changed);
+    }
+
+    /// Begins and ends watches of pods.
+    fn order(&mut self, Orders { begin, end }: Orders, deltas: &mut Deltas) {
+        for watch in end {
+            if let Some(handle) = self.ends.remove(&watch) {
+                handle.abort();
+            }
+            self.state.pods.end(watch, &mut deltas.pods);
+        }
+        for (watch, scope) in begin {
+            tracing::debug!(watch, ?scope, "watching pods of other nodes");
+            self.state.pods.begin(watch);
+            let (stream, handle) = abortable(pods_of(&self.client, watch, &scope));
+            self.ends.insert(watch, handle);
+            self.changes.push(stream.boxed());
+        }
+    }
+
+    fn tell(&mut self, fresh: Deltas, changed: Changed) {
+        let was_synced = self.synced;
+        // Objects of half a cluster are of no use: the first whole state is told at once.
+        self.synced |= self.pods.is_started() && self.state.is_listed();
+        let wakes = match changed {
+            Changed::Standing => true,
+            Changed::Objects => self.synced,
+            Changed::No => false,
+        };
+        let (state, synced) = (&mut self.state, self.synced);
+        if fresh.is_empty() && !wakes && synced == was_synced {
+            return;
+        }
+        self.teller.tell(Instant::now(), |deltas, standing| {
+            deltas.extend(fresh);
+            state.describe(standing, synced);
+            wakes || synced != was_synced
+        });
     }
 }
 
@@ -119,40 +203,83 @@ async fn answers_again(client: &Client) {
     }
 }
 
-/// One kind, event by event.
+/// Which objects of a kind are asked for.
+#[derive(Debug, Default)]
+struct Asked<'a> {
+    namespace: Option<&'a str>,
+    labels: Option<String>,
+    fields: Option<String>,
+}
+
+impl<'a> Asked<'a> {
+    /// Those that are of any use; of pods of other nodes [`Pods`] says which.
+    fn of_kind(plural: &str, node: &str) -> Self {
+        match plural {
+            "services" | "endpointslices" => Self { labels: Some(OURS.to_owned()), ..Self::default() },
+            "pods" => Self { fields: Some(format!("spec.nodeName={node}")), ..Self::default() },
+            _ => Self::default(),
+        }
+    }
+
+    fn of_scope(scope: &'a Scope) -> Self {
+        Self { namespace: scope.namespace.as_deref(), labels: scope.query(), fields: None }
+    }
+}
+
+/// One watch, event by event.
 fn events<T, A>(
     client: &Client,
-    selector: Option<&str>,
-    wrap: fn(watcher::Result<Event<T>>) -> Change,
+    asked: Asked<'_>,
+    wrap: impl Fn(watcher::Result<Event<T>>) -> Change + Send + 'static,
 ) -> BoxStream<'static, Change>
 where
     T: Object + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     A: Resource<DynamicType = ()> + Debug + 'static,
 {
+    let Asked { namespace, labels, fields } = asked;
     // From the API server's cache: a cluster of agents that start at once costs etcd nothing.
     let mut config = watcher::Config::default().any_semantic().timeout(WATCH_SECONDS);
-    config.label_selector = selector.map(str::to_owned);
-    let api = Api::<Watched<T, A>>::all(client.clone());
+    (config.label_selector, config.field_selector) = (labels, fields);
+    let api = match namespace {
+        Some(namespace) => Api::<Watched<T, A>>::namespaced_with(client.clone(), namespace, &()),
+        None => Api::all(client.clone()),
+    };
     let stream = watcher(api, config).backoff(Backoff::default());
     let mut order = Order::default();
     let in_order = stream.filter(move |event| ready(event.as_ref().map_or(true, |event| order.is_next(event))));
     in_order.map(move |event| wrap(event.map(Watched::unwrap))).boxed()
 }
 
-/// Which objects of a kind are of any use.
-fn selector(plural: &str) -> Option<&'static str> {
-    matches!(plural, "services" | "endpointslices").then_some(OURS)
+fn pods_of(client: &Client, watch: WatchId, scope: &Scope) -> BoxStream<'static, Change> {
+    let wrap = move |event| Change { watch, event: Told::Pod(event) };
+    events::<Pod, k8s_openapi::api::core::v1::Pod>(client, Asked::of_scope(scope), wrap)
+}
+
+/// What a watch tells.
+struct Change {
+    watch: WatchId,
+    event: Told,
+}
+
+impl Change {
+    fn ends_list_of_pods(&self) -> bool {
+        matches!(self.event, Told::Pod(Ok(Event::InitDone)))
+    }
 }
 
 macro_rules! declare {
     ($($(#[$doc:meta])* $field:ident, $Variant:ident: $Type:ty = $Api:ty, $kind:literal, $plural:literal;)*) => {
         /// An event, or an error, of one kind.
-        enum Change {
+        enum Told {
             $($Variant(watcher::Result<Event<$Type>>),)*
         }
 
-        fn changes(client: &Client) -> impl futures::Stream<Item = Change> + Unpin + use<> {
-            select_all([$(events::<$Type, $Api>(client, selector($plural), Change::$Variant),)*])
+        /// Begins to watch every kind.
+        fn begin(client: &Client, node: &str, changes: &mut SelectAll<BoxStream<'static, Change>>) {
+            $(
+                let wrap = |event| Change { watch: 0, event: Told::$Variant(event) };
+                changes.push(events::<$Type, $Api>(client, Asked::of_kind($plural, node), wrap));
+            )*
         }
 
         /// How each kind stands.
@@ -162,25 +289,21 @@ macro_rules! declare {
         }
 
         impl State {
-            /// Takes a change in; true where there is something to tell.
-            fn apply(&mut self, change: Change, deltas: &mut Deltas) -> bool {
-                let changed = match change {
-                    $(Change::$Variant(event) => self.$field.apply($plural, event, &mut deltas.$field),)*
-                };
-                match changed {
-                    Changed::No => false,
-                    // Objects of half a cluster are of no use: the first whole state is told at once.
-                    Changed::Objects => self.synced(),
-                    Changed::Standing => true,
+            /// Takes a change in; whether there is something to tell.
+            fn apply(&mut self, Change { watch, event }: Change, deltas: &mut Deltas) -> Changed {
+                match event {
+                    $(Told::$Variant(event) => self.$field.apply($plural, watch, event, &mut deltas.$field),)*
                 }
             }
 
-            fn synced(&self) -> bool {
-                $(self.$field.listed)&&*
+            fn is_listed(&self) -> bool {
+                $(self.$field.is_listed())&&*
             }
 
             fn faults(&mut self) -> Vec<&mut Option<Fault>> {
-                vec![$(&mut self.$field.fault,)*]
+                let mut all = Vec::new();
+                $(all.extend(self.$field.faults());)*
+                all
             }
         }
     };
@@ -201,119 +324,8 @@ impl State {
         }
     }
 
-    fn describe(&mut self, standing: &mut Standing) {
-        standing.synced = self.synced();
+    fn describe(&mut self, standing: &mut Standing, synced: bool) {
+        standing.synced = synced;
         standing.error = self.faults().iter().find_map(|fault| fault.as_ref().map(|fault| fault.text.clone()));
     }
-}
-
-/// Why a kind does not come.
-#[derive(Debug, Eq, PartialEq)]
-struct Fault {
-    text: String,
-    /// No answer at all, as against a refusal.
-    unreachable: bool,
-}
-
-enum Changed {
-    No,
-    Objects,
-    /// Listed for the first time, or an error came or went.
-    Standing,
-}
-
-/// How one kind stands.
-#[derive(Debug)]
-struct Kind<K> {
-    /// Objects of a list that is not complete yet; until then those of before stay.
-    listing: BTreeMap<ObjectKey, Arc<K>>,
-    listed: bool,
-    fault: Option<Fault>,
-}
-
-impl<K> Default for Kind<K> {
-    fn default() -> Self {
-        Self { listing: BTreeMap::new(), listed: false, fault: None }
-    }
-}
-
-impl<K> Kind<K>
-where
-    K: Object,
-{
-    fn apply(&mut self, name: &str, event: watcher::Result<Event<K>>, deltas: &mut Objects<K>) -> Changed {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => return self.fail(name, &error),
-        };
-        let changed = match event {
-            Event::Init => {
-                self.listing.clear();
-                // Nothing was answered yet.
-                return Changed::No;
-            }
-            Event::InitApply(object) => {
-                let key = object.meta().key();
-                self.listing.insert(key, Arc::new(object));
-                false
-            }
-            Event::InitDone => {
-                let first = !std::mem::replace(&mut self.listed, true);
-                deltas.extend(Objects::all(std::mem::take(&mut self.listing)));
-                if first {
-                    self.fault = None;
-                    return Changed::Standing;
-                }
-                true
-            }
-            // Whether it is another one now the reader sees.
-            Event::Apply(object) => {
-                deltas.objects.insert(object.meta().key(), Some(Arc::new(object)));
-                true
-            }
-            Event::Delete(object) => {
-                deltas.objects.insert(object.meta().key(), None);
-                true
-            }
-        };
-        match (self.fault.take(), changed) {
-            (Some(_), _) => Changed::Standing,
-            (None, true) => Changed::Objects,
-            (None, false) => Changed::No,
-        }
-    }
-
-    fn fail(&mut self, name: &str, error: &watcher::Error) -> Changed {
-        tracing::debug!(kind = name, %error, "watch failed");
-        let fault = Fault { text: format!("{name}: {}", chain(error)), unreachable: is_unreachable(error) };
-        if self.fault.as_ref() == Some(&fault) {
-            return Changed::No;
-        }
-        self.fault = Some(fault);
-        Changed::Standing
-    }
-}
-
-fn is_unreachable(error: &watcher::Error) -> bool {
-    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
-    match error {
-        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
-            !matches!(error, kube::Error::Api(_))
-        }
-        WatchError(_) | NoResourceVersion => false,
-    }
-}
-
-/// The error with its causes; those that the text before them has said already are left out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -4,7 +4,7 @@
 use std::{borrow::Cow, marker::PhantomData};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{Resource, runtime::watcher::Event};
+use kube::{Resource, core::DynamicResourceScope, runtime::watcher::Event};
 use serde::{Deserialize, Deserializer};
 
 use crate::model::{objects::Meta, watched_kinds};
@@ -70,7 +70,8 @@ impl<'de, T: Object + Deserialize<'de>, A> Deserialize<'de> for Watched<T, A> {
 
 impl<T, A: Resource<DynamicType = ()>> Resource for Watched<T, A> {
     type DynamicType = ();
-    type Scope = A::Scope;
+    // Objects of a namespace are asked for in it or in all.
+    type Scope = DynamicResourceScope;
 
     fn kind((): &()) -> Cow<'_, str> {
         A::kind(&())
