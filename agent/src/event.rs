@@ -148,8 +148,8 @@ fn reference(refusal: &Refusal) -> ObjectReference {
     ObjectReference {
         api_version: Some(api_version.to_owned()),
         kind: Some(kind.to_owned()),
-        namespace: Some(refusal.key.namespace.clone()),
-        name: Some(refusal.key.name.clone()),
+        namespace: Some(refusal.key.namespace.to_string()),
+        name: Some(refusal.key.name.to_string()),
         uid: refusal.uid.clone(),
         ..ObjectReference::default()
     }

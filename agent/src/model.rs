@@ -12,8 +12,14 @@ use serde::{Deserialize, Serialize};
 use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
+pub(crate) mod address;
+mod name;
 pub mod objects;
+pub(crate) mod protocol;
 mod watched;
+
+pub(crate) use name::Known;
+pub use name::Name;
 pub(crate) use watched::watched_kinds;
 pub use watched::{Changed, Deltas, News, Snapshot, Standing};
 
@@ -21,16 +27,16 @@ pub use watched::{Changed, Deltas, News, Snapshot, Standing};
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ObjectKey {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Name,
     /// Name.
-    pub name: String,
+    pub name: Name,
 }
 
 impl ObjectKey {
     /// The key of an object with this namespace (empty: cluster-scoped) and name.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+        Self { namespace: Name::shared(namespace), name: name.into() }
     }
 }
 

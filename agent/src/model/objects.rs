@@ -4,15 +4,19 @@
 //! no change. Fields are named and nested as in the API.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    sync::{Arc, LazyLock},
 };
 
 pub use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::ObjectKey;
+use super::{Known, Name, ObjectKey};
+
+mod api;
 
 /// On the API's copy of a static pod: the uid that the kubelet and the container runtime know it by.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
@@ -20,21 +24,10 @@ const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
-/// Sets of labels, each once: most pods share theirs with others.
-static KNOWN: LazyLock<Mutex<HashSet<Arc<Labels>>>> = LazyLock::new(Mutex::default);
-
-/// The one copy of these labels.
+/// The one copy of these labels: most pods share theirs with others.
 fn interned(labels: Labels) -> Arc<Labels> {
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(labels) = known.get(&labels) {
-        return labels.clone();
-    }
-    if known.len() == known.capacity() {
-        known.retain(|labels| Arc::strong_count(labels) > 1);
-    }
-    let labels = Arc::new(labels);
-    known.insert(labels.clone());
-    labels
+    static KNOWN: LazyLock<Known<Arc<Labels>>> = LazyLock::new(Known::default);
+    KNOWN.one(&labels.clone(), || Arc::new(labels), |labels| Arc::strong_count(labels) > 1)
 }
 
 fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<Labels>>, D::Error> {
@@ -52,19 +45,61 @@ fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<
     Ok((!annotations.is_empty()).then(|| Box::new(annotations)))
 }
 
+/// What tells an object from others of its name, before and after it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Uid {
+    /// An RFC 9562 UUID in lower case, as API servers give them out.
+    Uuid([u8; 16]),
+    /// Any other text.
+    Other(Box<str>),
+}
+
+impl From<&str> for Uid {
+    fn from(text: &str) -> Self {
+        let digits = || u128::from_str_radix(&text.replace('-', ""), 16).ok();
+        let uuid = digits().map(|digits| Self::Uuid(digits.to_be_bytes()));
+        uuid.filter(|uuid| uuid.to_string() == text).unwrap_or_else(|| Self::Other(text.into()))
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uuid(bytes) => {
+                let digits = format!("{:032x}", u128::from_be_bytes(*bytes));
+                let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+                f.write_str(&parts.join("-"))
+            }
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Uid {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from(&*String::deserialize(deserializer)?))
+    }
+}
+
+impl Serialize for Uid {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// `metadata`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Meta {
     /// Name.
     #[serde(default)]
-    pub name: String,
+    pub name: Name,
     /// Namespace; none: cluster-scoped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
+    #[serde(default, deserialize_with = "Name::deserialize_shared", skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Name>,
     /// Uid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<Box<str>>,
+    pub uid: Option<Uid>,
     /// Labels, shared with other objects that have the same.
     #[serde(
         default,
@@ -91,7 +126,8 @@ impl Meta {
     /// The object's key.
     #[must_use]
     pub fn key(&self) -> ObjectKey {
-        ObjectKey::new(self.namespace.as_deref().unwrap_or_default(), &self.name)
+        let namespace = self.namespace.clone().unwrap_or_else(|| Name::shared(""));
+        ObjectKey { namespace, name: self.name.clone() }
     }
 
     /// The uid that the container runtime knows a static pod by.
@@ -112,83 +148,34 @@ macro_rules! object {
     };
 }
 
-object! {
-    /// core/v1 `Pod`.
-    Pod {
-        /// See [`Meta`].
-        metadata: Meta,
-        /// What was asked.
-        spec: Option<PodSpec>,
-        /// What is.
-        status: Option<PodStatus>,
-    }
-}
-object! {
-    /// Of a pod's spec.
-    PodSpec {
-        /// Containers with named ports.
-        #[serde(deserialize_with = "containers")]
-        containers: Vec<Container>,
-        /// Init containers with named ports.
-        #[serde(deserialize_with = "containers")]
-        init_containers: Vec<Container>,
-        /// The node's name.
-        node_name: Option<Box<str>>,
-        /// Whether it has the node's addresses.
-        host_network: Option<bool>,
-    }
-}
-object! {
-    /// A container.
-    Container {
-        /// Named ports.
-        ports: Option<Vec<ContainerPort>>,
-        /// `Always`: an init container that keeps running.
-        restart_policy: Option<Box<str>>,
-    }
-}
-object! {
-    /// A port of a container.
-    ContainerPort {
-        /// Its name.
-        name: Option<Box<str>>,
-        /// Its number.
-        container_port: i32,
-        /// TCP where it is none.
-        protocol: Option<Box<str>>,
-    }
-}
-object! {
-    /// Of a pod's status.
-    PodStatus {
-        /// Phase.
-        phase: Option<Box<str>>,
-        /// First address.
-        #[serde(rename = "podIP")]
-        pod_ip: Option<Box<str>>,
-        /// All addresses.
-        #[serde(rename = "podIPs")]
-        pod_ips: Option<Vec<PodIp>>,
-    }
-}
-object! {
-    /// An address of a pod.
-    PodIp {
-        /// It.
-        ip: Box<str>,
-    }
+/// core/v1 `Pod`, flat: of all objects there are the most.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(from = "api::Pod", into = "api::Pod")]
+pub struct Pod {
+    /// See [`Meta`].
+    pub metadata: Meta,
+    /// The node's name.
+    pub node: Option<Name>,
+    /// Whether it has the node's addresses.
+    pub host_network: bool,
+    /// Its containers have ended for good (phase `Succeeded` or `Failed`).
+    pub is_over: bool,
+    /// The addresses that its status tells, each once, in order.
+    pub addresses: Box<[IpAddr]>,
+    /// Every named port of its containers, those init containers included that keep running (sidecars, KEP-753), each once, in
+    /// order.
+    pub ports: Box<[PodPort]>,
 }
 
-/// Only those with named ports, and of these only the names.
-fn containers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Container>, D::Error> {
-    let mut containers = Option::<Vec<Container>>::deserialize(deserializer)?.unwrap_or_default();
-    for ports in containers.iter_mut().filter_map(|container| container.ports.as_mut()) {
-        ports.retain(|port| port.name.is_some());
-        ports.shrink_to_fit();
-    }
-    containers.retain(|container| container.ports.as_ref().is_some_and(|ports| !ports.is_empty()));
-    containers.shrink_to_fit();
-    Ok(containers)
+/// A port that a pod gives a name.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PodPort {
+    /// The name.
+    pub name: Name,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Its number.
+    pub number: u16,
 }
 
 object! {
@@ -199,20 +186,12 @@ object! {
     }
 }
 
-impl Pod {
-    /// The node that it is on.
-    #[must_use]
-    pub fn node_name(&self) -> Option<&str> {
-        self.spec.as_ref()?.node_name.as_deref()
-    }
-}
-
 impl Namespace {
     /// The labels that selectors see: `kubernetes.io/metadata.name` is always among them (KEP-2161).
     #[must_use]
     pub fn selected_labels(&self) -> Labels {
         let mut labels = self.metadata.labels.as_deref().cloned().unwrap_or_default();
-        labels.insert("kubernetes.io/metadata.name".to_owned(), self.metadata.name.clone());
+        labels.insert("kubernetes.io/metadata.name".to_owned(), self.metadata.name.to_string());
         labels
     }
 }

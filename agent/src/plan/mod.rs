@@ -18,9 +18,8 @@ use std::collections::BTreeSet;
 
 use weft_api::PodRef;
 
-use crate::model::{Attachment, Desired, NodeFacts, Numbers, Room, Snapshot};
+use crate::model::{Attachment, Desired, NodeFacts, Numbers, Room, Snapshot, address, protocol};
 
-mod address;
 mod backends;
 mod digest;
 mod identity;
@@ -30,16 +29,13 @@ pub(crate) mod planner;
 mod pods;
 mod policy;
 mod ports;
-mod protocol;
 mod routes;
 mod services;
 mod share;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use address::parse_ip;
 pub use planner::{NumbersChanged, Planner, Versions};
-pub(crate) use pods::addresses;
 pub(crate) use policy::{
     check as check_policy,
     peers::{Namespaces, PodPeer},

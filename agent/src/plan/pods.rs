@@ -12,9 +12,9 @@ use weft_api::PodRef;
 use crate::{
     model::{
         Attachment, Desired, NodeFacts, ObjectKey, Snapshot,
-        objects::{Container, Labels, Pod},
+        objects::{Labels, Pod, Uid},
     },
-    plan::{address::parse_ip, places::Places, protocol},
+    plan::places::Places,
 };
 
 /// Pods whose addresses are not believed and that are named, at most.
@@ -27,9 +27,6 @@ pub(crate) struct PodEntry<'a> {
     pub(crate) pod: &'a Pod,
 }
 
-/// A port that a pod gives a name: (name, IP protocol number, port).
-pub(crate) type PodPort<'a> = (&'a str, u8, u16);
-
 /// Addresses and whose they are; none: a local workload without a (known) pod, which no selector matches.
 pub(crate) type Owners<'a> = BTreeMap<IpAddr, Option<PodEntry<'a>>>;
 
@@ -40,29 +37,20 @@ impl<'a> PodEntry<'a> {
         self.pod.metadata.labels.as_deref().unwrap_or(&NONE)
     }
 
-    /// Every named port of its containers, those init containers included that keep running (sidecars, KEP-753).
-    pub(crate) fn named_ports(self) -> BTreeSet<PodPort<'a>> {
-        let Some(spec) = self.pod.spec.as_ref() else { return BTreeSet::new() };
-        let sidecars = spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-        spec.containers.iter().chain(sidecars).flat_map(container_ports).collect()
-    }
-
     /// The addresses that it says are its own, each once; none where pod selectors of policies may not mean them.
     pub(crate) fn claims(self) -> BTreeSet<IpAddr> {
-        if self.is_peer() { addresses(self.pod).collect() } else { BTreeSet::new() }
+        if self.is_peer() { self.pod.addresses.iter().copied().collect() } else { BTreeSet::new() }
     }
 
     /// Whether what it says of an address is believed.
     pub(crate) fn is_at_home(self, address: IpAddr, places: &Places) -> bool {
-        let node = self.pod.node_name();
+        let node = self.pod.node.as_deref();
         node.is_some() && places.node_of(address) == node
     }
 
     /// Whether pod selectors of policies may mean its addresses: not on the host's network, and not over.
     fn is_peer(self) -> bool {
-        let on_host = self.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
-        let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        !on_host && !matches!(phase, Some("Succeeded" | "Failed"))
+        !self.pod.host_network && !self.pod.is_over
     }
 
     /// Which of two claims to an address is the later one: the kubelet gives an address away only after its last owner has
@@ -73,21 +61,6 @@ impl<'a> PodEntry<'a> {
     }
 }
 
-fn container_ports(container: &Container) -> impl Iterator<Item = PodPort<'_>> {
-    container.ports.iter().flatten().filter_map(|port| {
-        let protocol = protocol::number(port.protocol.as_deref().unwrap_or("TCP"))?;
-        Some((port.name.as_deref()?, protocol, u16::try_from(port.container_port).ok()?))
-    })
-}
-
-/// Addresses of a pod as its status tells.
-pub(crate) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> + '_ {
-    let status = pod.status.as_ref();
-    let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| &*ip.ip);
-    let first = status.and_then(|status| status.pod_ip.as_deref());
-    all.chain(first).filter_map(parse_ip)
-}
-
 /// The pod that an attachment names, if the snapshot has exactly this one; a pod of the same name with another uid is its
 /// predecessor or successor.
 pub(crate) fn find<'a>(snapshot: &'a Snapshot, wanted: &PodRef) -> Option<PodEntry<'a>> {
@@ -95,7 +68,7 @@ pub(crate) fn find<'a>(snapshot: &'a Snapshot, wanted: &PodRef) -> Option<PodEnt
     let (key, pod) = snapshot.pods.get_key_value(&key)?;
     let metadata = &pod.metadata;
     let same = match (&wanted.uid, &metadata.uid) {
-        (Some(wanted), Some(uid)) => **uid == **wanted || metadata.mirrored() == Some(wanted),
+        (Some(wanted), Some(uid)) => *uid == Uid::from(&**wanted) || metadata.mirrored() == Some(wanted),
         _ => true,
     };
     same.then_some(PodEntry { key, pod })
@@ -161,7 +134,7 @@ pub(crate) fn tell_foreign<'a>(
 ) {
     let all = foreign.len();
     for (entry, address) in foreign.take(NAMED) {
-        let node = entry.pod.node_name().unwrap_or("(none)");
+        let node = entry.pod.node.as_deref().unwrap_or("(none)");
         problems.push(format!(
             "Pod {}: status.podIPs {address} is in no pod CIDR of its node {node}: policies do not take it for this pod's; see \
              spec.podCIDRs of the Node, and who writes the pod's status",

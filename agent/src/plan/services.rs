@@ -12,7 +12,7 @@ use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 use crate::{
     model::{
         Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
-        objects::{EndpointSlice, Service, ServicePort, ServiceSpec},
+        objects::{EndpointSlice, Service, ServicePort, ServiceSpec, Uid},
     },
     plan::{
         address::parse_ip,
@@ -161,7 +161,7 @@ impl<'a> Frontends<'a> {
             }
         }
         if let Some(all) = &mut self.reports {
-            let (namespace, name) = (key.namespace.clone(), key.name.clone());
+            let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
             all.push(ServiceReport { namespace, name, cluster_ips: vips, ports: reports });
         }
     }
@@ -242,7 +242,7 @@ impl<'a> Frontends<'a> {
                 let uid = snapshot
                     .services
                     .get(frontend.service)
-                    .and_then(|service| service.metadata.uid.as_deref().map(str::to_owned));
+                    .and_then(|service| service.metadata.uid.as_ref().map(Uid::to_string));
                 let key = frontend.service.clone();
                 desired.refusals.insert(Refusal { kind: RefusedKind::Service, key, uid, why });
             }

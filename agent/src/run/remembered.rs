@@ -24,7 +24,7 @@ use crate::{
         ObjectKey, Snapshot,
         objects::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, Service},
     },
-    plan::{self, Planner, Versions},
+    plan::{Planner, Versions},
     serve::{Shared, View},
 };
 
@@ -183,7 +183,7 @@ fn needed(planner: &Planner, node: &str) -> Option<Snapshot> {
         return None;
     }
     let is_known =
-        |pod: &Pod| plan::addresses(pod).any(|address| desired.identities.contains_key(&Addr::from(address)));
+        |pod: &Pod| pod.addresses.iter().any(|address| desired.identities.contains_key(&Addr::from(*address)));
     let pods = snapshot.pods.iter().filter(|(_, pod)| is_here(pod, node) || is_known(pod));
     let pods = pods.map(|(key, pod)| (key.clone(), pod.clone())).collect();
     let Snapshot { namespaces, nodes, services, slices, policies, .. } = snapshot;
@@ -199,7 +199,7 @@ fn needed(planner: &Planner, node: &str) -> Option<Snapshot> {
 }
 
 fn is_here(pod: &Pod, node: &str) -> bool {
-    pod.node_name() == Some(node)
+    pod.node.as_deref() == Some(node)
 }
 
 #[cfg(test)]

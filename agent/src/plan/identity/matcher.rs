@@ -9,9 +9,9 @@ use std::{
 
 use super::{Match, MatchSets, SetId, Terms, TooMuch};
 use crate::{
-    model::{ObjectKey, Snapshot},
+    model::{ObjectKey, Snapshot, objects::PodPort},
     plan::{
-        pods::{Owners, PodEntry, PodPort},
+        pods::{Owners, PodEntry},
         policy::{
             isolation::resolve,
             peers::{NamedPort, PeerTerm, PodPeer},
@@ -25,14 +25,14 @@ use crate::{
 pub(crate) struct PodGroup<'a> {
     namespace: &'a str,
     labels: &'a Labels,
-    ports: BTreeSet<PodPort<'a>>,
+    ports: &'a [PodPort],
     pub(super) addresses: Vec<IpAddr>,
 }
 
 impl<'a> PodGroup<'a> {
     /// One pod for itself.
     pub(super) fn of(pod: PodEntry<'a>) -> Self {
-        let (namespace, labels, ports) = (pod.key.namespace.as_str(), pod.labels(), pod.named_ports());
+        let (namespace, labels, ports) = (pod.key.namespace.as_str(), pod.labels(), &*pod.pod.ports);
         Self { namespace, labels, ports, addresses: Vec::new() }
     }
 }
@@ -54,13 +54,13 @@ impl<'a> PodGroups<'a> {
         let named = of_pods(true);
         let mut groups = Vec::new();
         // Looked up only, never iterated.
-        let mut places: HashMap<(&str, &Labels, BTreeSet<PodPort<'_>>), usize> = HashMap::new();
+        let mut places: HashMap<(&str, &Labels, &[PodPort]), usize> = HashMap::new();
         for (address, owner) in owners {
             let Some(pod) = owner else { continue };
             let (namespace, labels) = (pod.key.namespace.as_str(), pod.labels());
-            let ports = if named { pod.named_ports() } else { BTreeSet::new() };
+            let ports: &[PodPort] = if named { &pod.pod.ports } else { &[] };
             let place = *places.entry((namespace, labels, ports)).or_insert_with_key(|(_, _, ports)| {
-                groups.push(PodGroup { namespace, labels, ports: ports.clone(), addresses: Vec::new() });
+                groups.push(PodGroup { namespace, labels, ports, addresses: Vec::new() });
                 groups.len() - 1
             });
             groups[place].addresses.push(*address);
@@ -133,7 +133,7 @@ impl PodMatcher {
             match parts(term) {
                 Some((peer, named)) if peer.pods.matches(group.labels) => match named {
                     None => set.push((*place, 0)),
-                    Some(named) => set.extend(resolve(named, &group.ports).into_iter().map(|port| (*place, port))),
+                    Some(named) => set.extend(resolve(named, group.ports).into_iter().map(|port| (*place, port))),
                 },
                 _ => {}
             }

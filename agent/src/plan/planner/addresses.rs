@@ -21,7 +21,7 @@ use crate::{
 pub(super) struct Addresses {
     places: Places,
     /// Pods that say that an address is their own, believed or not.
-    claims: BTreeMap<IpAddr, Vec<ObjectKey>>,
+    claims: BTreeSet<(IpAddr, ObjectKey)>,
     /// What this node attached itself, whatever the API says.
     certain: BTreeMap<IpAddr, Option<PodRef>>,
     /// Claims that are not believed.
@@ -35,15 +35,10 @@ impl Addresses {
         let claims = |pod: Option<PodEntry<'_>>| pod.map(PodEntry::claims).unwrap_or_default();
         let (before, after) = (claims(before), claims(after));
         for address in before.difference(&after) {
-            if let Some(claims) = self.claims.get_mut(address) {
-                claims.retain(|claim| claim != key);
-                if claims.is_empty() {
-                    self.claims.remove(address);
-                }
-            }
+            self.claims.remove(&(*address, key.clone()));
         }
         for address in after.difference(&before) {
-            self.claims.entry(*address).or_default().push(key.clone());
+            self.claims.insert((*address, key.clone()));
         }
         for address in before {
             self.foreign.remove(&(key.clone(), address));
@@ -55,7 +50,7 @@ impl Addresses {
     /// What a pod that attachments name has may be another's now.
     pub(super) fn touch_attached(&mut self, key: &ObjectKey) {
         let of_pod = |pod: &Option<PodRef>| {
-            pod.as_ref().is_some_and(|pod| pod.namespace == key.namespace && pod.name == key.name)
+            pod.as_ref().is_some_and(|pod| key.namespace == pod.namespace && key.name == pod.name)
         };
         self.dirty.extend(self.certain.iter().filter(|(_, pod)| of_pod(pod)).map(|(address, _)| *address));
     }
@@ -75,7 +70,8 @@ impl Addresses {
     pub(super) fn follow_nodes(&mut self, snapshot: &Snapshot, facts: &NodeFacts) {
         let places = Places::new(snapshot, facts);
         for net in places.differing(&self.places) {
-            self.dirty.extend(self.claims.range(net.network()..=net.broadcast()).map(|(address, _)| *address));
+            let claims = self.claims.range((net.network(), ObjectKey::default())..);
+            self.dirty.extend(claims.map(|(address, _)| *address).take_while(|address| *address <= net.broadcast()));
         }
         self.places = places;
     }
@@ -94,13 +90,21 @@ impl Addresses {
         self.certain = certain;
     }
 
+    /// The pods that say that an address is their own.
+    fn claims_to(&self, address: IpAddr) -> impl Iterator<Item = &ObjectKey> {
+        let claims = self.claims.range((address, ObjectKey::default())..);
+        claims.take_while(move |(claimed, _)| *claimed == address).map(|(_, key)| key)
+    }
+
     /// Whose an address is; none within: a workload here without a known pod.
     pub(super) fn owner<'s>(&self, snapshot: &'s Snapshot, address: IpAddr) -> Option<Option<PodEntry<'s>>> {
         if let Some(pod) = self.certain.get(&address) {
             return Some(pod.as_ref().and_then(|pod| pods::find(snapshot, pod)));
         }
-        let claims = self.claims.get(&address).into_iter().flatten();
-        let entries = claims.filter_map(|key| snapshot.pods.get_key_value(key)).map(|(key, pod)| PodEntry { key, pod });
+        let entries = self
+            .claims_to(address)
+            .filter_map(|key| snapshot.pods.get_key_value(key))
+            .map(|(key, pod)| PodEntry { key, pod });
         let believed = entries.filter(|entry| entry.is_at_home(address, &self.places));
         believed.max_by(|one, other| one.precedence().cmp(&other.precedence())).map(Some)
     }
@@ -114,7 +118,8 @@ impl Addresses {
 
     /// Every address.
     pub(super) fn owners<'s>(&self, snapshot: &'s Snapshot) -> Owners<'s> {
-        let all: BTreeSet<IpAddr> = self.claims.keys().chain(self.certain.keys()).copied().collect();
+        let claimed = self.claims.iter().map(|(address, _)| *address);
+        let all: BTreeSet<IpAddr> = claimed.chain(self.certain.keys().copied()).collect();
         all.into_iter().filter_map(|address| Some((address, self.owner(snapshot, address)?))).collect()
     }
 
@@ -122,7 +127,8 @@ impl Addresses {
     pub(super) fn take_dirty(&mut self, snapshot: &Snapshot) -> BTreeSet<IpAddr> {
         let dirty = std::mem::take(&mut self.dirty);
         for address in &dirty {
-            for key in self.claims.get(address).into_iter().flatten() {
+            let claims: Vec<ObjectKey> = self.claims_to(*address).cloned().collect();
+            for key in &claims {
                 let Some(pod) = snapshot.pods.get(key) else { continue };
                 if (PodEntry { key, pod }).is_at_home(*address, &self.places) {
                     self.foreign.remove(&(key.clone(), *address));

@@ -39,7 +39,9 @@ use super::{
 };
 use crate::{
     apply::{Changes, Patch},
-    model::{Attachment, Deltas, Desired, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing},
+    model::{
+        Attachment, Deltas, Desired, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing,
+    },
 };
 
 /// See the module.
@@ -124,7 +126,7 @@ struct Due {
     ports: bool,
     compile: bool,
     policies: BTreeSet<ObjectKey>,
-    namespaces: BTreeSet<String>,
+    namespaces: BTreeSet<Name>,
 }
 
 impl Planner {
@@ -436,7 +438,7 @@ impl Planner {
                 .is_some_and(|pod| (pod.namespace.as_str(), pod.name.as_str()) == (namespace, name))
         };
         let attached = self.attachments.iter().filter(of_pod).flat_map(|attachment| &attachment.allocation.addresses);
-        let told = self.snapshot.pods.get(&ObjectKey::new(namespace, name)).map(|pod| super::addresses(pod));
+        let told = self.snapshot.pods.get(&ObjectKey::new(namespace, name)).map(|pod| pod.addresses.iter().copied());
         let others = self.desired.names.keys().map(|addr| IpAddr::from(*addr));
         let all = attached.map(|assigned| assigned.address.addr()).chain(told.into_iter().flatten()).chain(others);
         let believed = all.filter(|address| self.name((*address).into()).as_deref() == Some(pod));

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    model::{Attachment, ObjectKey, Snapshot},
+    model::{Attachment, ObjectKey, Snapshot, objects::PodPort},
     plan::{
-        pods::{self, PodEntry, PodPort},
+        pods::{self, PodEntry},
         policy::{
             peers::NamedPort,
             rules::{Direction, PolicyForm},
@@ -94,8 +94,7 @@ impl Isolation {
         if direction == Direction::Ingress {
             let names: BTreeSet<_> = isolating.iter().flat_map(|(_, form)| ingress_names(form)).collect();
             if !names.is_empty() {
-                let ports = pod.named_ports();
-                set.named = names.into_iter().map(|name| (name.clone(), resolve(name, &ports))).collect();
+                set.named = names.into_iter().map(|name| (name.clone(), resolve(name, &pod.pod.ports))).collect();
             }
         }
         let key = (direction, set.text());
@@ -128,9 +127,9 @@ fn ingress_names(form: &PolicyForm) -> impl Iterator<Item = &NamedPort> {
 }
 
 /// The numbers that a pod gives to a port's name.
-pub(crate) fn resolve(wanted: &NamedPort, ports: &BTreeSet<PodPort<'_>>) -> BTreeSet<u16> {
-    let matching = ports.iter().filter(|(name, protocol, _)| *name == wanted.name && *protocol == wanted.protocol);
-    matching.map(|(_, _, number)| *number).collect()
+pub(crate) fn resolve(wanted: &NamedPort, ports: &[PodPort]) -> BTreeSet<u16> {
+    let matching = ports.iter().filter(|port| port.name == wanted.name && port.protocol == wanted.protocol);
+    matching.map(|port| port.number).collect()
 }
 
 impl PolicySet {

@@ -15,7 +15,7 @@ use weft_abi::Addr;
 use weft_api::PolicyReport;
 
 use crate::{
-    model::{Desired, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot},
+    model::{Desired, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot, objects::Uid},
     plan::{
         address::cidr_key,
         identity::{PodGroups, Terms},
@@ -163,8 +163,7 @@ impl Policies {
             }
         }
         for (policy, why) in &unfit {
-            let uid =
-                snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.as_deref().map(str::to_owned));
+            let uid = snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.as_ref().map(Uid::to_string));
             let (key, why) = ((*policy).clone(), format!("{NOT_FITTING}: {why}"));
             desired.refusals.insert(Refusal { kind: RefusedKind::Policy, key, uid, why });
         }
@@ -211,8 +210,8 @@ impl Policies {
             desired.problems.extend(wrong.iter().map(|why| format!("NetworkPolicy {key}: {why}")));
             let isolates = |direction| form.rules_of(direction).map(|_| direction.to_string());
             desired.policy_reports.push(PolicyReport {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
                 directions: [Direction::Ingress, Direction::Egress].into_iter().filter_map(isolates).collect(),
                 selected: selected.into_iter().flatten().cloned().collect(),
                 rules: rule_count(form),

@@ -71,10 +71,8 @@ fn allowed(snapshot: &Snapshot, subject: &Pod, direction: &str, allows: impl Fn(
 }
 
 fn owner<'a>(snapshot: &'a Snapshot, ip: &str) -> Option<&'a Pod> {
-    let has = |pod: &Pod| pod.status.as_ref().unwrap().pod_ips.as_ref().unwrap().iter().any(|have| *have.ip == *ip);
-    let over = |pod: &Pod| matches!(pod.status.as_ref().unwrap().phase.as_deref(), Some("Succeeded" | "Failed"));
-    let on_host = |pod: &Pod| pod.spec.as_ref().unwrap().host_network == Some(true);
-    snapshot.pods.values().map(|pod| &**pod).find(|pod| has(pod) && !over(pod) && !on_host(pod))
+    let has = |pod: &Pod| pod.addresses.iter().any(|have| have.to_string() == ip);
+    snapshot.pods.values().map(|pod| &**pod).find(|pod| has(pod) && !pod.is_over && !pod.host_network)
 }
 
 fn peers_match(
@@ -98,7 +96,7 @@ fn peer_matches(snapshot: &Snapshot, policy: &NetworkPolicy, wanted: &NetworkPol
         None => wanted.pod_selector.is_some() && pod.metadata.namespace == policy.metadata.namespace,
         Some(selector) => snapshot.namespaces.values().any(|namespace| {
             let mut labels = namespace.metadata.labels.as_deref().cloned().unwrap_or_default();
-            labels.insert("kubernetes.io/metadata.name".into(), namespace.metadata.name.clone());
+            labels.insert("kubernetes.io/metadata.name".into(), namespace.metadata.name.to_string());
             Some(&namespace.metadata.name) == pod.metadata.namespace.as_ref() && selected(selector, Some(&labels))
         }),
     };
@@ -161,21 +159,17 @@ fn port_matches(wanted: &NetworkPolicyPort, (protocol, port): Packet, pod: Optio
         "SCTP" => 132,
         _ => 255,
     };
-    let Some(port) = port.map(i32::from) else { return false };
+    let Some(port) = port else { return false };
+    let same = |number: i32| number == i32::from(port);
     if number(wanted.protocol.as_deref()) != protocol {
         return false;
     }
     match (&wanted.port, wanted.end_port) {
         (None, None) => true,
-        (Some(IntOrString::Int(first)), None) => *first == port,
-        (Some(IntOrString::Int(first)), Some(last)) => (*first..=last).contains(&port),
+        (Some(IntOrString::Int(first)), None) => same(*first),
+        (Some(IntOrString::Int(first)), Some(last)) => (*first..=last).contains(&i32::from(port)),
         (Some(IntOrString::String(name)), None) => pod.is_some_and(|pod| {
-            let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-            containers.flat_map(|container| container.ports.iter().flatten()).any(|have| {
-                have.name.as_deref() == Some(name)
-                    && number(have.protocol.as_deref()) == protocol
-                    && have.container_port == port
-            })
+            pod.ports.iter().any(|have| have.name == *name && have.protocol == protocol && have.number == port)
         }),
         _ => false,
     }

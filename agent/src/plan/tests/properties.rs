@@ -179,8 +179,8 @@ pub(super) fn build(world: &mut World, (pods, namespaces, policies): &Parts) {
 }
 
 fn probes(world: &World) -> Vec<String> {
-    let pods = world.snapshot.pods.values().flat_map(|pod| pod.status.as_ref().unwrap().pod_ips.clone().unwrap());
-    pods.map(|ip| ip.ip.into()).chain(OUTSIDE.map(str::to_owned)).collect()
+    let pods = world.snapshot.pods.values().flat_map(|pod| &pod.addresses);
+    pods.map(IpAddr::to_string).chain(OUTSIDE.map(str::to_owned)).collect()
 }
 
 /// Every verdict of one port, in both directions.

@@ -15,7 +15,10 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use crate::{model::ObjectKey, plan::parse_ip, watch::dir::object::Written};
+use crate::{
+    model::{ObjectKey, address::parse_ip},
+    watch::dir::object::Written,
+};
 
 type Pods<'a> = BTreeMap<&'a str, Vec<&'a Pod>>;
 
@@ -73,9 +76,9 @@ fn of_family(key: &ObjectKey, spec: &ServiceSpec, pods: &[&Pod], ipv4: bool) -> 
         endpoints: Some(endpoints),
         metadata: ObjectMeta {
             name: Some(format!("{}-{}-{index}", key.name, family.to_lowercase())),
-            namespace: Some(key.namespace.clone()),
+            namespace: Some(key.namespace.to_string()),
             labels: Some(BTreeMap::from([
-                ("kubernetes.io/service-name".to_owned(), key.name.clone()),
+                ("kubernetes.io/service-name".to_owned(), key.name.to_string()),
                 ("endpointslice.kubernetes.io/managed-by".to_owned(), "weft".to_owned()),
             ])),
             ..ObjectMeta::default()

@@ -118,6 +118,6 @@ fn add_namespaces(snapshot: &mut Written) {
     }
     for (key, namespace) in namespaces {
         let labels = Arc::make_mut(namespace).metadata.labels.get_or_insert_default();
-        labels.insert("kubernetes.io/metadata.name".to_owned(), key.name.clone());
+        labels.insert("kubernetes.io/metadata.name".to_owned(), key.name.to_string());
     }
 }

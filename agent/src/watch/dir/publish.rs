@@ -78,7 +78,11 @@ fn pod_object(node: &str, key: ObjectKey, mut attachments: Vec<&Attachment>) -> 
     let addresses = attachments.iter().flat_map(|attachment| &attachment.allocation.addresses);
     let ips: Vec<PodIP> = addresses.map(|address| PodIP { ip: address.address.addr().to_string() }).collect();
     Pod {
-        metadata: ObjectMeta { name: Some(key.name), namespace: Some(key.namespace), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(key.name.to_string()),
+            namespace: Some(key.namespace.to_string()),
+            ..ObjectMeta::default()
+        },
         spec: Some(PodSpec { node_name: Some(node.to_owned()), ..PodSpec::default() }),
         status: Some(PodStatus {
             pod_ip: ips.first().map(|ip| ip.ip.clone()),

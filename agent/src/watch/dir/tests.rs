@@ -432,6 +432,6 @@ async fn the_source_follows_the_folder_through_its_absence() {
 
 #[test]
 fn addresses_parse() {
-    assert_eq!(crate::plan::parse_ip("10.0.0.1"), Some(IpAddr::from([10, 0, 0, 1])));
-    assert_eq!(crate::plan::parse_ip("::ffff:10.0.0.1"), None);
+    assert_eq!(crate::model::address::parse_ip("10.0.0.1"), Some(IpAddr::from([10, 0, 0, 1])));
+    assert_eq!(crate::model::address::parse_ip("::ffff:10.0.0.1"), None);
 }

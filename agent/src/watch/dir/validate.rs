@@ -14,10 +14,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use crate::{
-    plan::{check_policy, parse_ip},
-    watch::dir::object::Object,
-};
+use crate::{model::address::parse_ip, plan::check_policy, watch::dir::object::Object};
 
 /// A field that is not valid.
 #[derive(Debug, Eq, PartialEq)]

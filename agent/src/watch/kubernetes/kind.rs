@@ -232,7 +232,7 @@ mod tests {
     fn told(deltas: &mut Objects<Pod>) -> Vec<(String, Option<String>)> {
         let label = |pod: Arc<Pod>| pod.metadata.labels.as_ref().unwrap()["l"].clone();
         let objects = std::mem::take(&mut deltas.objects).into_iter();
-        objects.map(|(key, pod)| (key.name, pod.map(label))).collect()
+        objects.map(|(key, pod)| (key.name.to_string(), pod.map(label))).collect()
     }
 
     fn gone(name: &str) -> (String, Option<String>) {

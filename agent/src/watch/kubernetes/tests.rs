@@ -191,7 +191,7 @@ async fn lists_then_follows() {
 
     let pod_a = &snapshot.pods[&key("x", "a")];
     assert_eq!(pod_a.metadata.labels.as_ref().unwrap()["app"], "a");
-    assert_eq!(pod_a.spec.as_ref().unwrap().containers[0].ports.as_ref().unwrap().len(), 1, "named ports only");
+    assert_eq!(pod_a.ports.len(), 1, "named ports only");
     assert!(pod_a.metadata.resource_version.is_none() && pod_a.metadata.annotations.is_none());
 
     let selected = |queries: &[String], plural: &str| {

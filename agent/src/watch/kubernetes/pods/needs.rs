@@ -9,7 +9,7 @@ use std::{
 use super::scope::{self, Namespaces, Scope};
 use crate::{
     model::{
-        Changed, Deltas, ObjectKey,
+        Changed, Deltas, Name, ObjectKey,
         objects::{Namespace, NetworkPolicy, Pod},
     },
     plan::{Labels, PodPeer, PolicyForm, Selector},
@@ -62,7 +62,7 @@ impl Needs {
         }
         let of_touched = touched.iter().flat_map(|key| self.peers_of(key));
         let mean = |peer: &&PodPeer| {
-            let labels = |name: &String| self.namespaces.get(name);
+            let labels = |name: &Name| self.namespaces.get(name);
             namespaces.iter().any(|name| peer.namespaces.matches(name, labels(name)))
         };
         let of_namespaces = self.peers().filter(mean);
@@ -116,7 +116,7 @@ impl Needs {
     }
 
     /// The namespaces with other labels than before.
-    fn update_namespaces(&mut self, changed: &Changed<Namespace>) -> BTreeSet<String> {
+    fn update_namespaces(&mut self, changed: &Changed<Namespace>) -> BTreeSet<Name> {
         let mut touched = BTreeSet::new();
         if changed.all {
             self.namespaces.retain(|name, _| changed.objects.contains_key(&ObjectKey::new("", name)));
@@ -138,7 +138,7 @@ impl Needs {
     fn update_pods(&mut self, changed: &Changed<Pod>) -> BTreeSet<ObjectKey> {
         let mut touched = BTreeSet::new();
         for (key, pod) in &changed.objects {
-            let here = pod.as_ref().filter(|pod| pod.node_name() == Some(&*self.node));
+            let here = pod.as_ref().filter(|pod| pod.node.as_deref() == Some(&*self.node));
             let Some(pod) = here else {
                 touched.extend(self.local.remove(key).map(|_| key.clone()));
                 continue;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::model::Name;
 use crate::plan::{Labels, Namespaces as Meant, PodPeer, Selector};
 
 /// Watches of pods at most: beyond that all pods are watched. A watch is a connection to the API server.
@@ -22,7 +23,7 @@ pub(in crate::watch::kubernetes) struct Scope {
 }
 
 /// Labels of every namespace.
-pub(super) type Namespaces = BTreeMap<String, Labels>;
+pub(super) type Namespaces = BTreeMap<Name, Labels>;
 
 impl Scope {
     /// Every pod.
@@ -168,7 +169,7 @@ mod tests {
             let team = ["red", "blue"][number % 2];
             Labels::from([("team".into(), team.into()), ("kubernetes.io/metadata.name".into(), format!("n{number}"))])
         };
-        (0..8).map(|number| (format!("n{number}"), labels(number))).collect()
+        (0..8).map(|number| (Name::shared(&format!("n{number}")), labels(number))).collect()
     }
 
     fn peers(from: Value) -> BTreeSet<PodPeer> {
