@@ -56,9 +56,27 @@ impl Terms {
         Self { all, places }
     }
 
-    /// How many there are.
+    /// How many places there are.
     pub(crate) fn len(&self) -> usize {
         self.all.len()
+    }
+
+    /// A term of pods, at a place behind all others.
+    pub(crate) fn add(&mut self, term: Arc<PeerTerm>) -> u32 {
+        let place = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+        self.places.insert(term.clone(), place);
+        self.all.push((term, None));
+        place
+    }
+
+    /// Takes a term out; its place stays empty.
+    pub(crate) fn remove(&mut self, term: &PeerTerm) -> Option<u32> {
+        self.places.remove(term)
+    }
+
+    /// The texts that the terms' numbers go by.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        self.places.keys().map(|term| term.to_string()).collect()
     }
 
     /// The place of a term.

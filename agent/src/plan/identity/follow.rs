@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     net::IpAddr,
+    sync::Arc,
 };
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     model::{Numbers, Snapshot},
-    plan::pods::PodEntry,
+    plan::{pods::PodEntry, policy::peers::PeerTerm},
 };
 
 /// Beside [`Identities`]: what it takes to find the meaning of one address.
@@ -51,6 +52,16 @@ impl Follower {
             follower.name(*set, identities, terms, numbers);
         }
         Ok(follower)
+    }
+
+    /// A term of pods came, at a place behind all others.
+    pub(crate) fn add_term(&mut self, place: u32, term: &Arc<PeerTerm>, snapshot: &Snapshot) {
+        self.matcher.add(place, term, snapshot);
+    }
+
+    /// A term of pods went.
+    pub(crate) fn remove_term(&mut self, place: u32) {
+        self.matcher.remove(place);
     }
 
     /// A namespace has other labels now.

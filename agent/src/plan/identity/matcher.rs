@@ -77,16 +77,16 @@ impl<'a> PodGroups<'a> {
 #[derive(Debug, Default)]
 pub(super) struct PodMatcher {
     /// Those about pods, by their places.
-    terms: Vec<(u32, Arc<PeerTerm>)>,
+    terms: BTreeMap<u32, Arc<PeerTerm>>,
     by_namespace: BTreeMap<String, OfNamespace>,
     // Looked up only, never iterated.
     unions: HashMap<(SetId, SetId), SetId>,
 }
 
-/// The terms that can mean a pod of a namespace, as places in [`PodMatcher::terms`], and how much work it is to ask them all.
+/// The terms that can mean a pod of a namespace, by their places in order, and how much work it is to ask them all.
 #[derive(Debug)]
 struct OfNamespace {
-    terms: Vec<usize>,
+    terms: Vec<u32>,
     cost: usize,
 }
 
@@ -104,6 +104,30 @@ impl PodMatcher {
         Self { terms, by_namespace: BTreeMap::new(), unions: HashMap::new() }
     }
 
+    /// One term more, behind all others.
+    pub(super) fn add(&mut self, place: u32, term: &Arc<PeerTerm>, snapshot: &Snapshot) {
+        let Some((peer, _)) = parts(term) else { return };
+        for (namespace, known) in &mut self.by_namespace {
+            let labels = namespace_labels(snapshot, namespace);
+            if peer.namespaces.matches(namespace, labels.as_ref()) {
+                known.terms.push(place);
+                known.cost += peer.pods.cost();
+            }
+        }
+        self.terms.insert(place, term.clone());
+    }
+
+    /// One less.
+    pub(super) fn remove(&mut self, place: u32) {
+        let Some(term) = self.terms.remove(&place) else { return };
+        let cost = parts(&term).map_or(0, |(peer, _)| peer.pods.cost());
+        for known in self.by_namespace.values_mut() {
+            let before = known.terms.len();
+            known.terms.retain(|known| *known != place);
+            known.cost -= if known.terms.len() < before { cost } else { 0 };
+        }
+    }
+
     /// A namespace has other labels now.
     pub(super) fn forget(&mut self, namespace: &str) {
         self.by_namespace.remove(namespace);
@@ -117,19 +141,19 @@ impl PodMatcher {
         sets: &mut MatchSets,
     ) -> Result<SetId, TooMuch> {
         if !self.by_namespace.contains_key(group.namespace) {
-            let peers = || self.terms.iter().filter_map(|(_, term)| Some(parts(term)?.0));
-            sets.step(peers().map(|peer| peer.namespaces.cost()).sum())?;
+            let peers = || self.terms.iter().filter_map(|(place, term)| Some((*place, parts(term)?.0)));
+            sets.step(peers().map(|(_, peer)| peer.namespaces.cost()).sum())?;
             let labels = namespace_labels(snapshot, group.namespace);
             let meant = |peer: &PodPeer| peer.namespaces.matches(group.namespace, labels.as_ref());
-            let terms: Vec<usize> = peers().enumerate().filter(|(_, peer)| meant(peer)).map(|(at, _)| at).collect();
-            let costs = terms.iter().filter_map(|at| Some(parts(&self.terms[*at].1)?.0.pods.cost()));
-            let found = OfNamespace { cost: costs.sum(), terms };
+            let meant: Vec<(u32, &PodPeer)> = peers().filter(|(_, peer)| meant(peer)).collect();
+            let cost = meant.iter().map(|(_, peer)| peer.pods.cost()).sum();
+            let found = OfNamespace { cost, terms: meant.into_iter().map(|(place, _)| place).collect() };
             self.by_namespace.insert(group.namespace.to_owned(), found);
         }
         let Some(OfNamespace { terms, cost }) = self.by_namespace.get(group.namespace) else { return Ok(0) };
         sets.step(*cost)?;
         let mut set: Vec<Match> = Vec::new();
-        for (place, term) in terms.iter().map(|at| &self.terms[*at]) {
+        for (place, term) in terms.iter().filter_map(|place| self.terms.get_key_value(place)) {
             match parts(term) {
                 Some((peer, named)) if peer.pods.matches(group.labels) => match named {
                     None => set.push((*place, 0)),

@@ -11,6 +11,7 @@ use weft_api::PodRef;
 use crate::{
     model::{Attachment, NodeFacts, ObjectKey, Snapshot},
     plan::{
+        Namespaces, PodPeer,
         places::Places,
         pods::{self, Owners, PodEntry},
     },
@@ -64,6 +65,30 @@ impl Addresses {
         }
         let attached = self.certain.iter().filter(|(_, pod)| pod.as_ref().is_some_and(|p| p.namespace == namespace));
         self.dirty.extend(attached.map(|(address, _)| *address));
+    }
+
+    /// Pods that a peer of policies means, which came or went.
+    pub(super) fn touch_peer(&mut self, snapshot: &Snapshot, peer: &PodPeer) {
+        let dirty = &mut self.dirty;
+        let mut of_namespace = |namespace: &str| {
+            let pods = snapshot.pods.range(ObjectKey::new(namespace, "")..);
+            for (key, pod) in pods.take_while(|(key, _)| key.namespace == *namespace) {
+                let entry = PodEntry { key, pod };
+                if peer.pods.matches(entry.labels()) {
+                    dirty.extend(entry.claims());
+                }
+            }
+        };
+        match &peer.namespaces {
+            Namespaces::Named(name) => of_namespace(name),
+            Namespaces::Matching(selector) => {
+                let meant =
+                    snapshot.namespaces.values().filter(|namespace| selector.matches(&namespace.selected_labels()));
+                meant.for_each(|namespace| of_namespace(&namespace.metadata.name));
+            }
+        }
+        // Of workloads here the API may not know the addresses; they are few.
+        self.dirty.extend(self.certain.keys().copied());
     }
 
     /// Nodes, or this node's pod CIDRs, have changed.

@@ -8,7 +8,7 @@
 //! | Pod of another node | the meaning of its addresses |
 //! | attachment, Pod of this node | the node's ports, who isolates them, the meaning of their addresses |
 //! | Namespace | the meaning of its pods' addresses |
-//! | NetworkPolicy that selects pods here, or a workload that brings a policy set of its own | all of policy |
+//! | NetworkPolicy that selects pods here, or a workload that brings a policy set of its own | the rules of that set, the meaning of the addresses of peers that come or go; with blocks of addresses all of policy |
 //! | Node | routes, and the meaning of addresses of its pod CIDRs |
 //!
 //! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is the same
@@ -304,44 +304,51 @@ impl Planner {
     }
 
     fn patch_policy(&mut self, room: &Room<'_>, patch: &mut Patch) {
+        let (policies, namespaces) = (std::mem::take(&mut self.due.policies), std::mem::take(&mut self.due.namespaces));
+        let isolates = self.due.isolation || !policies.is_empty();
+        let isolation = isolates.then(|| isolation::isolate(&self.snapshot, &self.attachments, &self.forms));
         let dirty = self.addresses.take_dirty(&self.snapshot);
-        let Due { isolation: isolates, policies, namespaces, compile, .. } = &self.due;
-        let isolation = (*isolates || !policies.is_empty())
-            .then(|| isolation::isolate(&self.snapshot, &self.attachments, &self.forms));
-        let touched = isolation.is_some() || !namespaces.is_empty() || !dirty.is_empty();
         let is_whole = match &self.policy {
             None => true,
-            Some(Policy::Whole(policies)) => touched || policies.choice.crowded,
-            Some(Policy::Followed(followed)) => {
-                let standing = &followed.policies.isolation;
-                let mut known = standing.sets.values().flat_map(|set| &set.policies);
-                isolation.as_ref().is_some_and(|new| new.sets != standing.sets)
-                    || (!policies.is_empty() && known.any(|policy| policies.contains(policy)))
+            Some(Policy::Whole(standing)) => {
+                standing.choice.crowded || isolates || !namespaces.is_empty() || !dirty.is_empty()
             }
+            Some(Policy::Followed(_)) => false,
         };
-        if is_whole || *compile {
+        if is_whole || self.due.compile {
             return self.compile(isolation, room, patch);
         }
-        if let Some(Policy::Followed(followed)) = &mut self.policy {
-            namespaces.iter().for_each(|namespace| followed.forget(namespace));
-            if let Some(isolation) = isolation.filter(|isolation| *isolation != followed.policies.isolation) {
-                followed.policies.isolation = isolation;
-                self.desired.isolation.clear();
-                followed.policies.describe_isolation(&mut self.desired);
-                self.due.ports = true;
-            }
-            let (snapshot, addresses) = (&self.snapshot, &self.addresses);
-            let owner = |address: IpAddr| addresses.owner(snapshot, address).flatten();
-            let Self { numbers, given, desired, .. } = self;
-            let mut written = Written { numbers, given, desired, patch };
-            match followed.follow(snapshot, owner, &dirty, room, &mut written) {
-                Ok(changed) => {
-                    self.numbers_changed.others |= changed;
-                    self.judge();
-                }
-                Err(Recompile) => self.compile(None, room, patch),
-            }
+        let Some(Policy::Followed(followed)) = &mut self.policy else { return };
+        namespaces.iter().for_each(|namespace| followed.forget(namespace));
+        let edit = isolation.map(|isolation| (isolation, policies));
+        match self.follow_policy(edit, dirty, room, patch) {
+            Ok(()) => self.judge(),
+            Err(Recompile) => self.compile(None, room, patch),
         }
+    }
+
+    /// Policy as far as these edits and addresses touch it.
+    fn follow_policy(
+        &mut self,
+        edit: Option<(Isolation, BTreeSet<ObjectKey>)>,
+        mut dirty: BTreeSet<IpAddr>,
+        room: &Room<'_>,
+        patch: &mut Patch,
+    ) -> Result<(), Recompile> {
+        let Self { snapshot, forms, addresses, numbers, given, desired, policy, .. } = self;
+        let Some(Policy::Followed(followed)) = policy else { return Ok(()) };
+        let mut written = Written { numbers, given, desired, patch };
+        if let Some((isolation, policies)) = edit {
+            (self.due.ports, self.numbers_changed.others) = (true, true);
+            let peers = followed.edit(snapshot, forms, isolation, &policies, room, &mut written)?;
+            peers.iter().for_each(|peer| addresses.touch_peer(snapshot, peer));
+            dirty.extend(addresses.take_dirty(snapshot));
+            written.desired.isolation.clear();
+            followed.policies.describe_isolation(written.desired);
+        }
+        let owner = |address: IpAddr| addresses.owner(snapshot, address).flatten();
+        self.numbers_changed.others |= followed.follow(snapshot, owner, &dirty, room, &mut written)?;
+        Ok(())
     }
 
     fn judge(&mut self) {

@@ -27,7 +27,7 @@ use crate::plan::{
 pub(crate) const MAX_RULES: usize = RuleKey::MAX_CHUNKS as usize * RULES_PER_CHUNK;
 
 /// What one policy set allows.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Allowed {
     /// To any peer.
     pub(crate) any: Vec<PortRule>,
@@ -36,7 +36,7 @@ pub(crate) struct Allowed {
     /// The addresses of the terms of blocks.
     pub(crate) regions: BTreeMap<Arc<PeerTerm>, Arc<Region>>,
     /// The longest list of ports that was cut: more than [`MAX_RULES`] for one peer fit nowhere.
-    overflow: Option<usize>,
+    pub(crate) overflow: Option<usize>,
 }
 
 /// Blocks by the ports that they are allowed at.

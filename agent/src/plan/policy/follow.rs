@@ -26,10 +26,10 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Followed {
     pub(crate) policies: Policies,
-    terms: Terms,
-    follower: Follower,
-    places: Places,
-    digests: SetDigests,
+    pub(super) terms: Terms,
+    pub(super) follower: Follower,
+    pub(super) places: Places,
+    pub(super) digests: SetDigests,
 }
 
 /// It takes a whole compilation.
@@ -169,7 +169,7 @@ impl Followed {
         &mut self,
         sets: &Sets,
         moved: &BTreeMap<IpAddr, (Option<Meaning>, Option<Meaning>)>,
-        Written { desired, patch, .. }: &mut Written<'_>,
+        written: &mut Written<'_>,
     ) {
         let Policies { choice, numbers, .. } = &mut self.policies;
         for (key, compiled) in &mut choice.compiled {
@@ -177,13 +177,13 @@ impl Followed {
             for set in sets.gone.iter().filter(|_| policy != CLOSED) {
                 let Some(identity) = choice.identities.numbers.get(set).copied() else { continue };
                 for key in compiled.rules_of(*set, policy, identity).into_keys() {
-                    set_rule(desired, patch, key, None);
+                    set_rule(written, key, None);
                 }
             }
             for set in sets.new.iter().filter(|_| policy != CLOSED) {
                 let Some(identity) = choice.identities.numbers.get(set).copied() else { continue };
                 for (key, rules) in compiled.rules_of(*set, policy, identity) {
-                    set_rule(desired, patch, key, Some(rules));
+                    set_rule(written, key, Some(rules));
                 }
             }
             sets.gone.iter().for_each(|set| compiled.remove(*set));
@@ -194,11 +194,12 @@ impl Followed {
         }
         for (address, (_, after)) in moved {
             let number = after.map(|after| choice.identities.numbers.get(&after.set).copied().unwrap_or_default());
+            let Written { desired, patch, .. } = written;
             set(&mut desired.identities, &mut patch.identities, Addr::from(*address), number);
         }
     }
 }
 
-fn set_rule(desired: &mut Desired, patch: &mut Patch, key: RuleKey, rules: Option<weft_abi::Rules>) {
-    set(&mut desired.rules, &mut patch.rules, key, rules);
+pub(super) fn set_rule(written: &mut Written<'_>, key: RuleKey, rules: Option<weft_abi::Rules>) {
+    set(&mut written.desired.rules, &mut written.patch.rules, key, rules);
 }

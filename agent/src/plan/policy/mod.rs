@@ -31,6 +31,7 @@ use crate::{
 };
 
 pub(crate) mod compile;
+pub(crate) mod edit;
 pub(crate) mod fit;
 pub(crate) mod follow;
 pub(crate) mod isolation;

@@ -99,6 +99,16 @@ impl Peer {
     }
 }
 
+impl PeerTerm {
+    /// The pods that it means.
+    pub(crate) const fn peer(&self) -> Option<&PodPeer> {
+        match self {
+            Self::Pods { peer, .. } => Some(peer),
+            Self::Blocks { .. } => None,
+        }
+    }
+}
+
 impl Peer {
     /// The pods that it means.
     pub(crate) const fn as_pods(&self) -> Option<&PodPeer> {
