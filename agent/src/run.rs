@@ -175,7 +175,7 @@ async fn start(
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
-    let applier = Applier::new(memory.digests.clone());
+    let applier = Applier::default();
     let events = Events::start(&source(&config), &config.node_name);
     let mut node = Node {
         config,

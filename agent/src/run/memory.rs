@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::install;
-use crate::{apply::Digests, attachment::pending, config::Config, file, model::Numbers, plan::NumbersChanged};
+use crate::{attachment::pending, config::Config, file, model::Numbers, plan::NumbersChanged};
 
 /// `runDir/numbers.json` and, since they are many and change seldom, the numbers of Services beside it in `services.json`: they
 /// live as long as the maps do.
@@ -19,8 +19,6 @@ use crate::{apply::Digests, attachment::pending, config::Config, file, model::Nu
 pub(super) struct Memory {
     /// Numbers that the plan gave out, without those of Services.
     pub numbers: Numbers,
-    /// What the generations in the maps stand for.
-    pub digests: Digests,
 }
 
 /// `stateDir/node.json`: lets pods start on a node that boots while the API server is away; `remembered` has the rest.
@@ -79,20 +77,10 @@ impl Memory {
                 next: next.clone(),
             };
             if kept != self.numbers {
-                let next = Self { numbers: kept, digests: self.digests.clone() };
+                let next = Self { numbers: kept };
                 file::save(&numbers_path(run_dir), &next)?;
                 *self = next;
             }
-        }
-        Ok(())
-    }
-
-    /// Writes the digests if they have changed.
-    pub(super) fn keep_digests(&mut self, run_dir: &Path, digests: &Digests) -> anyhow::Result<()> {
-        if self.digests != *digests {
-            let next = Self { numbers: self.numbers.clone(), digests: digests.clone() };
-            file::save(&numbers_path(run_dir), &next)?;
-            *self = next;
         }
         Ok(())
     }

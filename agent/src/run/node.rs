@@ -166,7 +166,7 @@ impl Node {
             planner.patch(&room)
         };
         shared.work.planned(started.elapsed());
-        // Numbers are kept before they stand in the maps, digests after the generations have moved. Where they cannot be kept
+        // Numbers are kept before they stand in the maps. Where they cannot be kept
         // a restart has more to do; that is no reason to hold up policy.
         let mut changed = shared.planner_mut().take_changed_numbers();
         changed.add(std::mem::take(&mut self.state.unsaved));
@@ -182,8 +182,6 @@ impl Node {
         self.state.planned = Some(planner.versions());
         drop(planner);
         shared.work.applied(started.elapsed(), summary.written + summary.removed);
-        let kept = self.memory.keep_digests(&self.config.run_dir, self.applier.digests());
-        self.note(kept);
         if !summary.is_unchanged() {
             tracing::debug!(?summary, "applied a plan");
         }
