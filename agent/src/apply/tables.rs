@@ -49,6 +49,7 @@ pub trait Tables {
     fn config(&self) -> &dyn Array<Config>;
     fn generations(&self) -> &dyn Array<u32>;
     fn digests(&self) -> &dyn Table<u32, u64>;
+    fn numbering(&self) -> &dyn Array<[u64; 2]>;
     fn ports(&self) -> &dyn Table<u32, Port>;
     fn locals(&self) -> &dyn Table<Addr, Local>;
     fn remotes(&self) -> &dyn Table<CidrKey, Remote>;
@@ -98,6 +99,10 @@ impl Tables for Maps {
 
     fn digests(&self) -> &dyn Table<u32, u64> {
         self.digests()
+    }
+
+    fn numbering(&self) -> &dyn Array<[u64; 2]> {
+        self.numbering()
     }
 
     fn ports(&self) -> &dyn Table<u32, Port> {

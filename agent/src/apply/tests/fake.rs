@@ -21,6 +21,7 @@ pub(crate) struct Fake {
     pub(crate) config: FakeArray<Config>,
     pub(crate) generations: FakeArray<u32>,
     pub(crate) digests: FakeTable<u32, u64>,
+    pub(crate) numbering: FakeArray<[u64; 2]>,
     pub(crate) ports: FakeTable<u32, Port>,
     pub(crate) locals: FakeTable<Addr, Local>,
     pub(crate) remotes: FakeTable<CidrKey, Remote>,
@@ -56,6 +57,7 @@ impl Fake {
             config: FakeArray::new(owner, 1),
             generations: FakeArray::new(owner, generation::SLOTS),
             digests: FakeTable::new(owner),
+            numbering: FakeArray::new(owner, 1),
             ports: FakeTable::new(owner),
             locals: FakeTable::new(owner),
             remotes: FakeTable::new(owner),
@@ -193,6 +195,10 @@ impl Tables for Fake {
 
     fn digests(&self) -> &dyn Table<u32, u64> {
         &self.digests
+    }
+
+    fn numbering(&self) -> &dyn Array<[u64; 2]> {
+        &self.numbering
     }
 
     fn ports(&self) -> &dyn Table<u32, Port> {

@@ -53,7 +53,6 @@ pub struct Planner {
     workloads: BTreeSet<String>,
     numbers: Numbers,
     given: Given,
-    numbers_changed: NumbersChanged,
     services: Services,
     addresses: Addresses,
     forms: Forms,
@@ -77,23 +76,6 @@ pub struct Versions {
     pub policies: u64,
     /// Of the nodes.
     pub nodes: u64,
-}
-
-/// Which of the numbers have changed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NumbersChanged {
-    /// Those of Services.
-    pub services: bool,
-    /// All others.
-    pub others: bool,
-}
-
-impl NumbersChanged {
-    /// Those that have changed before, too.
-    pub fn add(&mut self, before: Self) {
-        self.services |= before.services;
-        self.others |= before.others;
-    }
 }
 
 /// Policy as it was compiled last.
@@ -128,10 +110,9 @@ struct Due {
 }
 
 impl Planner {
-    /// Goes on with the numbers that an earlier run gave out.
-    #[must_use]
-    pub fn new(numbers: Numbers) -> Self {
-        Self { numbers, ..Self::default() }
+    /// Goes on with the numbers that an earlier agent gave out, before anything is planned.
+    pub fn resume(&mut self, numbers: Numbers) {
+        self.numbers = numbers;
     }
 
     /// A plan that somebody else has made, for tests of what shows it.
@@ -232,11 +213,6 @@ impl Planner {
         &self.desired
     }
 
-    /// Which of the numbers have changed since this was asked last.
-    pub fn take_changed_numbers(&mut self) -> NumbersChanged {
-        std::mem::take(&mut self.numbers_changed)
-    }
-
     /// Which state of the objects this is.
     #[must_use]
     pub const fn versions(&self) -> Versions {
@@ -266,7 +242,7 @@ impl Planner {
     }
 
     /// Which workloads came and went.
-    fn follow_attachments(&mut self) -> Turnover {
+    fn follow_attachments(&mut self) -> Turnover<String> {
         if !self.due.attachments {
             return Turnover::default();
         }
@@ -283,20 +259,17 @@ impl Planner {
         turnover
     }
 
-    fn patch_services(&mut self, facts: &NodeFacts, workloads: &Turnover, room: &Room<'_>, patch: &mut Patch) {
+    fn patch_services(&mut self, facts: &NodeFacts, workloads: &Turnover<String>, room: &Room<'_>, patch: &mut Patch) {
         let Self { snapshot, numbers, given, desired, services, .. } = self;
         let found = services.find(snapshot, facts);
         if services.fits(room, self.workloads.len()) {
             if !workloads.is_empty() || !found.numbers.is_empty() {
                 given.change_slots(numbers, workloads, &found.numbers);
-                self.numbers_changed.services |= !found.numbers.is_empty();
-                self.numbers_changed.others = true;
             }
             services.put(found, numbers, desired, patch);
         } else {
             let room = (room, &self.workloads);
             services.put_whole(snapshot, facts, room, (numbers, given), (desired, patch));
-            self.numbers_changed = NumbersChanged { services: true, others: true };
             self.due.ports = true;
         }
     }
@@ -333,10 +306,7 @@ impl Planner {
             let Self { numbers, given, desired, .. } = self;
             let mut written = Written { numbers, given, desired, patch };
             match followed.follow(snapshot, owner, &dirty, room, &mut written) {
-                Ok(changed) => {
-                    self.numbers_changed.others |= changed;
-                    self.judge();
-                }
+                Ok(()) => self.judge(),
                 Err(Recompile) => self.compile(None, room, patch),
             }
         }
@@ -366,9 +336,8 @@ impl Planner {
         (desired.isolation, desired.closed, desired.crowded) = (isolation, closed, crowded);
         self.refused[0] = refusals;
         *given = Given::of(numbers);
-        self.numbers_changed.others = true;
         self.due.ports = true;
-        self.policy = Some(match Followed::new(policies, numbers) {
+        self.policy = Some(match Followed::new(policies, numbers.key) {
             Ok(followed) => Policy::Followed(Box::new(followed)),
             Err(policies) => Policy::Whole(policies),
         });
