@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
-mod name;
+mod text_hash;
 pub mod objects;
 mod watched;
-pub use name::{Name, NameKey};
+pub use text_hash::{HashKey, TextHash};
 pub(crate) use watched::watched_kinds;
 pub use watched::{Changed, Deltas, News, Snapshot, Standing};
 
@@ -102,7 +102,7 @@ pub struct Attachment {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Numbers {
     /// Where names come from.
-    pub key: NameKey,
+    pub key: HashKey,
     /// Generation slots of Service frontends.
     pub services: BTreeMap<ServiceKey, u32>,
     /// Generation slots of workloads: key is the attachment's id as text.
@@ -110,9 +110,9 @@ pub struct Numbers {
     /// Next generation slot to try: freed ones are not given out again before all others were.
     pub next_slot: u32,
     /// Numbers of policy sets, by the name of direction and sorted policies.
-    pub policies: BTreeMap<Name, u32>,
+    pub policies: BTreeMap<TextHash, u32>,
     /// Identities, by the name of the set of peers that an address matches.
-    pub identities: BTreeMap<Name, u32>,
+    pub identities: BTreeMap<TextHash, u32>,
     /// Service frontends that did not fit at the last plan, or had no backend in the maps.
     pub refused: BTreeSet<ServiceKey>,
     /// Numbers of policy sets that ports had before a restart, until the first plan after it.

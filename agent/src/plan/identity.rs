@@ -20,7 +20,7 @@ pub(crate) use self::{
     matcher::PodGroups,
 };
 use crate::{
-    model::{Name, NameKey, Numbers, Snapshot},
+    model::{TextHash, HashKey, Numbers, Snapshot},
     plan::policy::{compile::Allowed, peers::PeerTerm, region::Region},
 };
 
@@ -186,7 +186,7 @@ impl Identities {
     pub(crate) fn assign(&mut self, terms: &Terms, numbers: &mut Numbers) {
         let peers = PeerNames::new(terms, numbers.key);
         let used = self.used.iter().filter(|id| **id != 0);
-        let names: BTreeMap<SetId, Name> = used.map(|id| (*id, peers.of_set(self.sets.get(*id)))).collect();
+        let names: BTreeMap<SetId, TextHash> = used.map(|id| (*id, peers.of_set(self.sets.get(*id)))).collect();
         numbers.assign_identities(&names.values().copied().collect());
         // The empty set is the world.
         let number =
@@ -198,19 +198,19 @@ impl Identities {
 /// What peers are called, by their places among [`Terms`].
 #[derive(Debug)]
 pub(crate) struct PeerNames {
-    key: NameKey,
-    all: Vec<Name>,
+    key: HashKey,
+    all: Vec<TextHash>,
 }
 
 impl PeerNames {
     /// The names of these.
-    pub(crate) fn new(terms: &Terms, key: NameKey) -> Self {
+    pub(crate) fn new(terms: &Terms, key: HashKey) -> Self {
         Self { key, all: terms.iter().map(|(_, term, _)| key.of_text(&term.to_string())).collect() }
     }
 
     /// The name of a set, wherever its terms have their places.
-    fn of_set(&self, set: &[Match]) -> Name {
-        let mut named: Vec<(Name, u16)> = set.iter().map(|(term, port)| (self.all[*term as usize], *port)).collect();
+    fn of_set(&self, set: &[Match]) -> TextHash {
+        let mut named: Vec<(TextHash, u16)> = set.iter().map(|(term, port)| (self.all[*term as usize], *port)).collect();
         named.sort_unstable();
         self.key.of_peers(&named)
     }

@@ -9,7 +9,7 @@ use std::{
 
 use weft_abi::{Port, Service, ServiceKey, generation};
 
-use crate::model::{Attachment, Name, NameKey, Numbers};
+use crate::model::{Attachment, TextHash, HashKey, Numbers};
 
 /// Numbers of policy sets and identities: 0 means none (or the world), and the last value is [`weft_abi::ANY_IDENTITY`].
 const ORDINARY: Range<u32> = 1..u32::MAX;
@@ -64,12 +64,12 @@ fn free<K: Ord>(used: &mut BTreeSet<u32>, table: &mut BTreeMap<K, u32>, gone: &B
 }
 
 /// The number that a name has unless another name has it.
-fn first_choice(name: Name) -> u32 {
+fn first_choice(name: TextHash) -> u32 {
     ORDINARY.start + name.number(ORDINARY.end - ORDINARY.start)
 }
 
 /// Numbers the names that have none yet: by their hash, or the next one that is free.
-fn give_names(used: &mut BTreeSet<u32>, table: &mut BTreeMap<Name, u32>, wanted: &BTreeSet<Name>) {
+fn give_names(used: &mut BTreeSet<u32>, table: &mut BTreeMap<TextHash, u32>, wanted: &BTreeSet<TextHash>) {
     for name in wanted {
         if table.contains_key(name) {
             continue;
@@ -83,7 +83,7 @@ fn give_names(used: &mut BTreeSet<u32>, table: &mut BTreeMap<Name, u32>, wanted:
     }
 }
 
-fn assign_names(table: &mut BTreeMap<Name, u32>, wanted: &BTreeSet<Name>) {
+fn assign_names(table: &mut BTreeMap<TextHash, u32>, wanted: &BTreeSet<TextHash>) {
     table.retain(|name, _| wanted.contains(name));
     let mut used = table.values().copied().collect();
     give_names(&mut used, table, wanted);
@@ -95,7 +95,7 @@ impl Numbers {
     /// other digests and backends, so that its generation moves.
     #[must_use]
     pub fn recovered(
-        key: NameKey,
+        key: HashKey,
         services: &BTreeMap<ServiceKey, Service>,
         ports: &BTreeMap<u32, Port>,
         attachments: &[Attachment],
@@ -129,18 +129,18 @@ impl Numbers {
     }
 
     /// Numbers exactly these policy sets.
-    pub(crate) fn assign_policies(&mut self, wanted: &BTreeSet<Name>) {
+    pub(crate) fn assign_policies(&mut self, wanted: &BTreeSet<TextHash>) {
         assign_names(&mut self.policies, wanted);
         self.standing_policies.clear();
     }
 
     /// Whether a policy set had room at the last plan, also that of an earlier agent.
-    pub(crate) fn had_policy(&self, name: Name) -> bool {
+    pub(crate) fn had_policy(&self, name: TextHash) -> bool {
         self.policies.contains_key(&name) || self.standing_policies.contains(&first_choice(name))
     }
 
     /// Numbers exactly these sets of peers.
-    pub(crate) fn assign_identities(&mut self, wanted: &BTreeSet<Name>) {
+    pub(crate) fn assign_identities(&mut self, wanted: &BTreeSet<TextHash>) {
         assign_names(&mut self.identities, wanted);
     }
 }
@@ -194,7 +194,7 @@ impl Given {
     }
 
     /// As [`Numbers::assign_identities`], by what has changed.
-    pub(crate) fn change_identities(&mut self, numbers: &mut Numbers, sets: &Turnover<Name>) {
+    pub(crate) fn change_identities(&mut self, numbers: &mut Numbers, sets: &Turnover<TextHash>) {
         free(&mut self.identities, &mut numbers.identities, &sets.gone);
         give_names(&mut self.identities, &mut numbers.identities, &sets.new);
     }
@@ -276,10 +276,10 @@ mod tests {
         };
         let attachments = [10, 11, 13].map(attachment);
         let ids = attachments.clone().map(|attachment| attachment.spec.id.to_string());
-        let mut numbers = Numbers::recovered(NameKey([1, 2]), &services, &ports, &attachments);
+        let mut numbers = Numbers::recovered(HashKey([1, 2]), &services, &ports, &attachments);
         assert_eq!(numbers.refused, [service(2)].into());
         assert_eq!(numbers.standing_policies, [5].into(), "neither none nor closed");
-        assert_eq!((numbers.key, numbers.next_slot), (NameKey([1, 2]), 10), "after the highest");
+        assert_eq!((numbers.key, numbers.next_slot), (HashKey([1, 2]), 10), "after the highest");
         numbers.assign_slots(&ids.clone().into(), &services.keys().copied().collect());
         assert_eq!([&ids[0], &ids[1]].map(|id| numbers.workloads[id]), [9, 8]);
         assert_eq!(numbers.services[&service(1)], 7);

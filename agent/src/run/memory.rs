@@ -16,7 +16,7 @@ use crate::{
     attachment::pending,
     config::Config,
     file,
-    model::{Attachment, NameKey, Numbers},
+    model::{Attachment, HashKey, Numbers},
 };
 
 /// `stateDir/node.json`: lets pods start on a node that boots while the API server is away; `remembered` has the rest.
@@ -38,7 +38,7 @@ pub(super) fn recover(tables: &dyn Tables, attachments: &[Attachment]) -> Result
         tables.numbering().set(0, &key)?;
     }
     let (services, ports) = (tables.services().entries()?, tables.ports().entries()?);
-    Ok(Numbers::recovered(NameKey(key), &services, &ports, attachments))
+    Ok(Numbers::recovered(HashKey(key), &services, &ports, attachments))
 }
 
 /// Where earlier versions kept numbers. They live in the maps now.

@@ -12,7 +12,7 @@ use super::{
     matcher::{PodGroup, PodMatcher},
 };
 use crate::{
-    model::{Name, NameKey, Snapshot},
+    model::{TextHash, HashKey, Snapshot},
     plan::pods::PodEntry,
 };
 
@@ -24,7 +24,7 @@ pub(crate) struct Follower {
     /// How many addresses and prefixes have a set.
     users: HashMap<SetId, usize>,
     /// What each set's number goes by.
-    names: HashMap<SetId, Name>,
+    names: HashMap<SetId, TextHash>,
     peers: PeerNames,
 }
 
@@ -40,7 +40,7 @@ impl Follower {
     ///
     /// # Errors
     /// [`TooMuch`]: there is no room to go on.
-    pub(crate) fn new(identities: &mut Identities, terms: &Terms, key: NameKey) -> Result<Self, TooMuch> {
+    pub(crate) fn new(identities: &mut Identities, terms: &Terms, key: HashKey) -> Result<Self, TooMuch> {
         let blocks = Blocks::new(terms, &mut identities.sets, &mut BTreeMap::new())?;
         let mut users = HashMap::new();
         for meaning in identities.exact.values().chain(identities.prefixes.values()) {
@@ -103,12 +103,12 @@ impl Follower {
     }
 
     /// What a set's number goes by.
-    pub(crate) fn name(&mut self, set: SetId, identities: &Identities) -> Name {
+    pub(crate) fn name(&mut self, set: SetId, identities: &Identities) -> TextHash {
         *self.names.entry(set).or_insert_with(|| self.peers.of_set(identities.sets.get(set)))
     }
 
     /// A set is out of use.
-    pub(crate) fn unname(&mut self, set: SetId) -> Option<Name> {
+    pub(crate) fn unname(&mut self, set: SetId) -> Option<TextHash> {
         self.names.remove(&set)
     }
 }

@@ -13,7 +13,7 @@ use weft_abi::{Addr, RuleKey, WORLD_IDENTITY};
 use super::{CLOSED, JudgedWorkloads, Policies, SetDigests, compile::Places};
 use crate::{
     apply::Patch,
-    model::{Desired, Name, NameKey, Numbers, Room, Snapshot},
+    model::{Desired, TextHash, HashKey, Numbers, Room, Snapshot},
     plan::{
         identity::{Follower, Meaning, SetId, Sets, Terms},
         numbers::{Given, Turnover},
@@ -46,7 +46,7 @@ pub(crate) struct Written<'a> {
 
 impl Followed {
     /// Goes on from a compilation; none: it is too large, or something did not fit, so that the next change needs another one.
-    pub(crate) fn new(mut policies: Policies, key: NameKey) -> Result<Self, Box<Policies>> {
+    pub(crate) fn new(mut policies: Policies, key: HashKey) -> Result<Self, Box<Policies>> {
         let choice = &policies.choice;
         let is_cut = choice.compiled.values().any(|compiled| compiled.overflow.is_some());
         if is_cut || choice.crowded || !choice.closed.is_empty() {
@@ -151,7 +151,7 @@ impl Followed {
     fn number(&mut self, sets: &Sets, written: &mut Written<'_>) {
         let identities = &self.policies.choice.identities;
         let gone = sets.gone.iter().filter_map(|set| self.follower.unname(*set)).collect();
-        let named: BTreeMap<SetId, Name> =
+        let named: BTreeMap<SetId, TextHash> =
             sets.new.iter().map(|set| (*set, self.follower.name(*set, identities))).collect();
         let turnover = Turnover { gone, new: named.values().copied().collect() };
         if !turnover.is_empty() {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     apply::{Applier, Changes, Patch, Summary, tests::fake::Fake},
-    model::{Deltas, NameKey, News, Standing},
+    model::{Deltas, HashKey, News, Standing},
     plan::Planner,
 };
 
@@ -236,7 +236,7 @@ proptest! {
             }
             standing = next;
             let attachments = &standing.attachments;
-            let numbers = Numbers::recovered(NameKey::default(), &fake.services.all(), &fake.ports.all(), attachments);
+            let numbers = Numbers::recovered(HashKey::default(), &fake.services.all(), &fake.ports.all(), attachments);
             let mut restarted = (Planner::default(), Applier::default());
             restarted.0.resume(numbers);
             let summary = pass(&mut restarted, &fake, &Snapshot::default(), &mut standing)?;
