@@ -12,7 +12,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, from_value, json};
 use weft_agent::{
-    model::{Attachment, Changed, Deltas, Mode, News, NodeFacts, Numbers, ObjectKey, Room, Standing},
+    model::{Attachment, Changed, Deltas, Mode, News, NodeFacts, ObjectKey, Room, Standing},
     plan::Planner,
 };
 
@@ -144,7 +144,7 @@ fn main() {
         checks_neighbours: true,
     };
     let attachments = (0..30).map(|n| attachment(n * NODES)).collect();
-    let mut bench = Bench { planner: Planner::new(Numbers::default()), facts, attachments };
+    let mut bench = Bench { planner: Planner::default(), facts, attachments };
     println!("before: {}", resident());
     let deltas = Deltas {
         nodes: all((0..NODES).map(node)),

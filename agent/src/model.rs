@@ -16,10 +16,12 @@ pub(crate) mod address;
 mod name;
 pub mod objects;
 pub(crate) mod protocol;
+mod text_hash;
 mod watched;
 
 pub(crate) use name::Known;
 pub use name::Name;
+pub use text_hash::{HashKey, TextHash};
 pub(crate) use watched::watched_kinds;
 pub use watched::{Changed, Deltas, News, Snapshot, Standing};
 
@@ -101,26 +103,26 @@ pub struct Attachment {
     pub link: Option<PortLink>,
 }
 
-/// The numbers that a plan gave out, kept from one plan to the next (and over a restart, as JSON under the run folder) so that
-/// an object keeps its number while it lives. Freed numbers are not given out again before all others of their kind were.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+/// The numbers that a plan gave out, kept from one plan to the next so that an object keeps its number while it lives. Who starts
+/// anew has them from the maps ([`Numbers::recovered`]), as far as they are not hashes.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Numbers {
-    /// Generation slots of Service frontends: key is `namespace/name:port-name/PROTOCOL ADDRESS`.
-    pub services: BTreeMap<String, u32>,
+    /// Where names come from.
+    pub key: HashKey,
+    /// Generation slots of Service frontends.
+    pub services: BTreeMap<ServiceKey, u32>,
     /// Generation slots of workloads: key is the attachment's id as text.
     pub workloads: BTreeMap<String, u32>,
-    /// Numbers of policy sets: key is direction and the sorted policies, as text.
-    pub policies: BTreeMap<String, u32>,
-    /// Peers of policies: key is the peer's canonical text.
-    #[serde(default)]
-    pub peers: BTreeMap<String, u32>,
-    /// Identities: key is the canonical text of the set of peers (by number) that an address matches.
-    pub identities: BTreeMap<String, u32>,
-    /// Next number to try, by kind.
-    pub next: BTreeMap<String, u32>,
-    /// Service frontends that did not fit at the last plan: their keys in `services`.
-    #[serde(default)]
-    pub refused: BTreeSet<String>,
+    /// Next generation slot to try: freed ones are not given out again before all others were.
+    pub next_slot: u32,
+    /// Numbers of policy sets, by the name of direction and sorted policies.
+    pub policies: BTreeMap<TextHash, u32>,
+    /// Identities, by the name of the set of peers that an address matches.
+    pub identities: BTreeMap<TextHash, u32>,
+    /// Service frontends that did not fit at the last plan, or had no backend in the maps.
+    pub refused: BTreeSet<ServiceKey>,
+    /// Numbers of policy sets that ports had before a restart, until the first plan after it.
+    pub standing_policies: BTreeSet<u32>,
 }
 
 /// How much the maps hold, and what stands in two of them now: what is new stands beside it for the time of a pass.

@@ -43,7 +43,7 @@ use weft_dataplane::{Dataplane, Maps, Options};
 
 use self::{
     engine::Engine,
-    memory::{Memory, NodeMemory},
+    memory::NodeMemory,
     node::{Node, State},
     remembered::Keeper,
 };
@@ -67,8 +67,7 @@ use crate::{
 pub async fn run(config: Config) -> Result<()> {
     let _lock = lock(&config)?;
     memory::sweep(&config);
-    let (memory, numbers) = Memory::load(&config.run_dir);
-    let (shared, commands) = Shared::with(first_view(&config), Planner::new(numbers));
+    let (shared, commands) = Shared::with(first_view(&config), Planner::default());
     let mut tasks = JoinSet::new();
     serve(&config, &shared, &mut tasks).await?;
     let path = remembered::path(&config.state_dir);
@@ -81,7 +80,7 @@ pub async fn run(config: Config) -> Result<()> {
     tasks.spawn(keeper().run());
     let last = keeper();
     let config = Arc::new(config);
-    let work = start(config.clone(), shared, commands, feed, memory);
+    let work = start(config.clone(), shared, commands, feed);
     tokio::select! {
         result = work => result?,
         signal = ended() => tracing::info!(signal = signal?, "ending; the dataplane goes on"),
@@ -163,7 +162,6 @@ async fn start(
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     mut feed: Feed,
-    memory: Memory,
 ) -> Result<()> {
     let pod_cidrs = cidrs::first(&config, &shared, &mut feed).await?;
     let mut device_config = device_config(&config, pod_cidrs);
@@ -175,7 +173,8 @@ async fn start(
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
-    let applier = Applier::new(memory.digests.clone());
+    let numbers = memory::recover(&**dataplane.maps(), &attachments.attached());
+    shared.planner_mut().resume(numbers.context("cannot read the numbers in the dataplane's maps")?);
     let events = Events::start(&source(&config), &config.node_name);
     let mut node = Node {
         config,
@@ -185,8 +184,7 @@ async fn start(
         attachments,
         devices,
         guest_counters: shared.work.guests.clone(),
-        memory,
-        applier,
+        applier: Applier::default(),
         events,
         state: State::default(),
     };

@@ -3,12 +3,12 @@
 //!
 //! Readers look at the maps between any two writes, so that the order of writes is part of the meaning:
 //!
-//! 1. the node's facts; prefixes, the longest first (removals: the shortest first), so that each address goes from its old
-//!    answer straight to its new one;
+//! 1. what is about to change (`digests`); the node's facts; prefixes, the longest first (removals: the shortest first), so that
+//!    each address goes from its old answer straight to its new one;
 //! 2. Services: slots of the next generation, then the value that points to them (`services`);
 //! 3. policy: never is anything allowed that neither the old nor the new state allows (`policy`);
 //! 4. ports, then the addresses that lead to them; removals in reverse; rules that nobody uses any more;
-//! 5. generations, as [`weft_abi::generation`] says; only then the old slots.
+//! 5. generations, as [`weft_abi::generation`] says; only then what they stand for now, and the old slots.
 //!
 //! The plan knows how much the maps hold ([`Applier::room`]). What the kernel refuses all the same concerns its own object: a
 //! Service refuses new flows, the workloads of a policy set or of a peer that is not as it should be are closed.
@@ -16,6 +16,7 @@
 //! The agent is the only writer, so the maps are read once and remembered; after an error they are read again. One more pass
 //! after a pass that worked changes nothing.
 
+mod digests;
 pub mod flows;
 mod patch;
 mod policy;
@@ -26,7 +27,6 @@ pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
 use weft_abi::{
     Addr, Backend, CidrKey, Config, Local, LocalKind, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
     generation,
@@ -38,20 +38,10 @@ use self::tables::Known;
 pub use self::tables::{Array, Summary, Table, Tables};
 use crate::model::{Desired, Room};
 
-/// The digests that generations stand for now; kept over a restart, so that a restart moves no generation without need.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Digests {
-    /// See [`Desired::workload_digests`].
-    pub workloads: BTreeMap<u32, u64>,
-    /// See [`Desired::routes_digest`].
-    pub routes: u64,
-}
-
 /// Applies plans one after the other.
 #[derive(Debug, Default)]
 pub struct Applier {
     observed: Option<Observed>,
-    digests: Digests,
 }
 
 /// What the maps are known to hold.
@@ -68,6 +58,7 @@ struct Observed {
     identities: Known<Addr, u32>,
     cidrs: Known<CidrKey, u32>,
     rules: Known<RuleKey, Rules>,
+    digests: Known<u32, u64>,
     /// Slots were not looked at since the maps were read: some may be left from a pass that broke off.
     fresh: bool,
 }
@@ -86,21 +77,11 @@ struct Pass<'a> {
     unsure: BTreeSet<u32>,
     /// Generation slots of workloads that are closed for that, or have no port: the next pass moves them again.
     unsettled: BTreeSet<u32>,
+    /// Generation slots of what changes, and the digest that each will stand for.
+    changing: Changes<u32, u64>,
 }
 
 impl Applier {
-    /// Goes on where an earlier run has left its `digests`.
-    #[must_use]
-    pub fn new(digests: Digests) -> Self {
-        Self { observed: None, digests }
-    }
-
-    /// To be kept for [`Applier::new`] after each pass; never before it.
-    #[must_use]
-    pub const fn digests(&self) -> &Digests {
-        &self.digests
-    }
-
     /// Whether a patch is enough: what the maps hold is known, and is what the last plan wanted.
     #[must_use]
     pub const fn follows(&self) -> bool {
@@ -145,7 +126,7 @@ impl Applier {
             Some(observed) => observed,
             None => Observed::read(tables)?,
         };
-        let patch = Patch::whole(&observed, &self.digests, desired);
+        let patch = Patch::whole(&observed, desired);
         self.pass(tables, observed, &patch)
     }
 
@@ -171,17 +152,10 @@ impl Applier {
             moved: BTreeMap::new(),
             unsure: BTreeSet::new(),
             unsettled: BTreeSet::new(),
+            changing: Changes::new(),
         };
-        pass.run(&self.digests)?;
-        let Pass { summary, unsettled, .. } = pass;
-        for (slot, digest) in &patch.workload_digests {
-            match digest {
-                Some(digest) => drop(self.digests.workloads.insert(*slot, *digest)),
-                None => drop(self.digests.workloads.remove(slot)),
-            }
-        }
-        self.digests.workloads.retain(|slot, _| !unsettled.contains(slot));
-        self.digests.routes = patch.routes_digest.unwrap_or(self.digests.routes);
+        pass.run()?;
+        let summary = pass.summary;
         // After a refusal nothing is taken for granted.
         self.observed = summary.problems.is_empty().then_some(observed);
         Ok(summary)
@@ -202,14 +176,16 @@ impl Observed {
             identities: Known::observe(tables.identities())?,
             cidrs: Known::observe(tables.cidrs())?,
             rules: Known::observe(tables.rules())?,
+            digests: Known::observe(tables.digests())?,
             fresh: true,
         })
     }
 }
 
 impl Pass<'_> {
-    fn run(&mut self, digests: &Digests) -> Result<(), Error> {
+    fn run(&mut self) -> Result<(), Error> {
         let patch = self.patch;
+        self.begin_changes();
         self.put_config(patch.config)?;
         self.put_remotes(&patch.remotes);
         self.put_services()?;
@@ -218,8 +194,9 @@ impl Pass<'_> {
         self.put_policy(&policy)?;
         self.put_places()?;
         self.remove_unused_rules();
-        self.move_workloads(digests)?;
+        self.move_changed()?;
         self.publish()?;
+        self.end_changes();
         self.remove_old_slots();
         self.observed.fresh = false;
         Ok(())
@@ -246,8 +223,8 @@ impl Pass<'_> {
         let wanted = self.settled_ports();
         let failed = self.observed.ports.put_all(self.tables.ports(), &wanted, &mut self.summary);
         failed.tell("ports of workloads", "they are closed", &mut self.summary);
-        self.unsettled.extend(failed.keys.iter().filter_map(|ifindex| Some(wanted[ifindex]?.workload)));
         for ifindex in &failed.keys {
+            wanted[ifindex].into_iter().for_each(|port| self.unsettle(port.workload));
             self.remove_port(*ifindex)?;
         }
         let Observed { ports, locals, .. } = &mut *self.observed;
@@ -285,25 +262,19 @@ impl Pass<'_> {
         for port in ports.values_mut().flatten() {
             let closed = self.closed(*port);
             if closed != *port {
-                self.unsettled.insert(port.workload);
+                self.unsettle(port.workload);
                 *port = closed;
             }
         }
         ports
     }
 
-    /// Workloads that are new, changed or gone, and routes.
-    fn move_workloads(&mut self, old: &Digests) -> Result<(), Error> {
-        let Patch { workload_digests, routes_digest, .. } = self.patch;
-        let changed = workload_digests.iter().filter(|(slot, digest)| old.workloads.get(slot) != digest.as_ref());
-        let changed = changed.map(|(slot, _)| *slot);
-        let routes = routes_digest.filter(|digest| *digest != old.routes).map(|_| generation::ROUTES);
-        let slots: BTreeSet<u32> = changed.chain(self.unsettled.iter().copied()).chain(routes).collect();
-        slots.into_iter().try_for_each(|slot| self.move_next(slot))
-    }
-
-    /// The slot's generation goes to its next value.
+    /// The slot's generation goes to its next value. No flow stands under one that there is not: a number that only a damaged map
+    /// has.
     fn move_next(&mut self, slot: u32) -> Result<(), Error> {
+        if slot >= generation::SLOTS {
+            return Ok(());
+        }
         let value = self.tables.generations().get(slot)?.wrapping_add(1);
         self.moved.insert(slot, value);
         Ok(())

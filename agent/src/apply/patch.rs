@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use weft_abi::{Addr, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
 
-use super::{Digests, Observed, tables::Known};
+use super::{Observed, digests, tables::Known};
 use crate::model::{Desired, DesiredService};
 
 /// The new values of some keys of one map; none: the key goes.
@@ -29,7 +29,7 @@ pub struct Patch {
 
 impl Patch {
     /// From whatever the maps hold to all of `desired`.
-    pub(super) fn whole(observed: &Observed, digests: &Digests, desired: &Desired) -> Self {
+    pub(super) fn whole(observed: &Observed, desired: &Desired) -> Self {
         Self {
             config: Some(desired.config),
             ports: all(&observed.ports, &desired.ports),
@@ -39,7 +39,7 @@ impl Patch {
             identities: all(&observed.identities, &desired.identities),
             cidrs: all(&observed.cidrs, &desired.cidrs),
             rules: all(&observed.rules, &desired.rules),
-            workload_digests: changes(&digests.workloads, &desired.workload_digests),
+            workload_digests: from(digests::of_workloads(&observed.digests), &desired.workload_digests),
             routes_digest: Some(desired.routes_digest),
         }
     }
@@ -76,7 +76,11 @@ fn all<K: Copy + Ord, V: Clone, O>(known: &Known<K, O>, wanted: &BTreeMap<K, V>)
 }
 
 fn changes<K: Copy + Ord, V: Clone, O>(known: &BTreeMap<K, O>, wanted: &BTreeMap<K, V>) -> Changes<K, V> {
-    let gone = known.keys().filter(|key| !wanted.contains_key(key)).map(|key| (*key, None));
+    from(known.keys().copied(), wanted)
+}
+
+fn from<K: Copy + Ord, V: Clone>(known: impl Iterator<Item = K>, wanted: &BTreeMap<K, V>) -> Changes<K, V> {
+    let gone = known.filter(|key| !wanted.contains_key(key)).map(|key| (key, None));
     gone.chain(wanted.iter().map(|(key, value)| (*key, Some(value.clone())))).collect()
 }
 

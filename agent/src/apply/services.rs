@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_abi::{Service, ServiceKey, SlotKey};
+use weft_abi::{Service, ServiceKey, SlotKey, generation};
 use weft_dataplane::Error;
 
 use super::{Observed, Pass, patch::Changes};
@@ -108,7 +108,8 @@ impl Pass<'_> {
     /// What a pass that broke off has left.
     fn find_unpublished(&mut self) -> Result<(), Error> {
         let services: Vec<Service> = self.observed.services.0.values().copied().collect();
-        for service in &services {
+        // A number that only a damaged map has is nobody's.
+        for service in services.iter().filter(|service| service.id < generation::SLOTS) {
             if self.tables.generations().get(service.id)? != service.generation {
                 self.moved.insert(service.id, service.generation);
             }

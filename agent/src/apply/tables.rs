@@ -48,6 +48,8 @@ pub trait Array<V> {
 pub trait Tables {
     fn config(&self) -> &dyn Array<Config>;
     fn generations(&self) -> &dyn Array<u32>;
+    fn digests(&self) -> &dyn Table<u32, u64>;
+    fn numbering(&self) -> &dyn Array<[u64; 2]>;
     fn ports(&self) -> &dyn Table<u32, Port>;
     fn locals(&self) -> &dyn Table<Addr, Local>;
     fn remotes(&self) -> &dyn Table<CidrKey, Remote>;
@@ -93,6 +95,14 @@ impl Tables for Maps {
 
     fn generations(&self) -> &dyn Array<u32> {
         self.generations()
+    }
+
+    fn digests(&self) -> &dyn Table<u32, u64> {
+        self.digests()
+    }
+
+    fn numbering(&self) -> &dyn Array<[u64; 2]> {
+        self.numbering()
     }
 
     fn ports(&self) -> &dyn Table<u32, Port> {
@@ -153,11 +163,11 @@ pub(super) struct Failed<K> {
 }
 
 impl<K> Failed<K> {
-    fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { keys: Vec::new(), error: None }
     }
 
-    fn note(&mut self, key: K, result: Result<(), Error>) {
+    pub(super) fn note(&mut self, key: K, result: Result<(), Error>) {
         if let Err(error) = result {
             self.keys.push(key);
             self.error.get_or_insert(error);

@@ -14,7 +14,7 @@ use self::{
     cases::{ADDRESSES, address, desired},
     fake::Fake,
 };
-use super::{Applier, Digests, Patch, Summary, patch::Layered, policy::Lookup};
+use super::{Applier, Patch, Summary, Table as _, patch::Layered, policy::Lookup};
 use crate::model::Desired;
 
 /// What a reader could find: maps at one moment, or a plan.
@@ -226,7 +226,7 @@ proptest! {
             one.apply(&*whole, &plan).unwrap();
             patch_watched(&mut other, &patched, &old, &plan);
             prop_assert_eq!(whole.generations.all(), patched.generations.all());
-            prop_assert_eq!(one.digests(), other.digests());
+            prop_assert_eq!(whole.digests.all(), patched.digests.all());
             prop_assert!(other.apply(&*patched, &plan).unwrap().is_unchanged());
             old = plan;
         }
@@ -257,17 +257,14 @@ proptest! {
         let fake = Fake::new();
         let mut applier = Applier::default();
         apply_watched(&mut applier, &fake, &old);
-        let (before, digests) = (fake.generations.all(), applier.digests().clone());
+        let before = fake.generations.all();
         watch(&fake, &new);
         fake.fail_after(Some(writes));
         let outcome = applier.apply(&*fake, &new);
         fake.fail_after(None);
-        if outcome.is_err() {
-            prop_assert_eq!(applier.digests(), &digests);
-        }
         if outcome.is_err() || outcome.is_ok_and(|summary| !summary.problems.is_empty()) {
             if restart {
-                applier = Applier::new(applier.digests().clone());
+                applier = Applier::default();
             }
             apply_watched(&mut applier, &fake, &new);
         }
@@ -285,16 +282,87 @@ proptest! {
             prop_assert!(old.workload_digests.get(slot) == Some(digest) || before.get(slot) != after.get(slot));
         }
     }
+
+    /// What was decided meanwhile must not stand, though the plan that it was decided under never came to be.
+    #[test]
+    fn a_pass_that_breaks_off_and_is_taken_back_has_moved_what_it_touched(
+        old in desired(), new in desired(), writes in 0_usize..60,
+    ) {
+        let fake = Fake::new();
+        apply_watched(&mut Applier::default(), &fake, &old);
+        let (before, marked) = (fake.generations.all(), fake.digests.all());
+        let contents = format!("{:?}", State::from(&*fake));
+        watch(&fake, &new);
+        fake.fail_after(Some(writes));
+        let outcome = Applier::default().apply(&*fake, &new);
+        fake.fail_after(None);
+        let touched = format!("{:?}", State::from(&*fake)) != contents;
+        fake.watch(|_| {});
+        let mut applier = Applier::default();
+        applier.apply(&*fake, &old).unwrap();
+        let after = fake.generations.all();
+        let slots = old.workload_digests.keys().chain(new.workload_digests.keys());
+        for slot in slots.filter(|slot| old.workload_digests.get(slot) != new.workload_digests.get(slot)) {
+            prop_assert!(!touched || before.get(slot) != after.get(slot), "{slot}");
+        }
+        let routes = generation::ROUTES;
+        prop_assert!(!touched || old.routes_digest == new.routes_digest || before.get(&routes) != after.get(&routes));
+        prop_assert!(outcome.is_err() || writes > 0);
+        prop_assert_eq!(fake.digests.all(), marked, "the digests of the plan that stands");
+        prop_assert!(applier.apply(&*fake, &old).unwrap().is_unchanged());
+    }
 }
 
 #[test]
 fn a_restart_changes_nothing() {
     let fake = Fake::new();
     let plan = Desired { workload_digests: [(110, 7)].into(), routes_digest: 3, ..Desired::default() };
-    let mut applier = Applier::default();
-    assert!(!applier.apply(&*fake, &plan).unwrap().is_unchanged());
-    let digests: Digests = serde_json::from_str(&serde_json::to_string(applier.digests()).unwrap()).unwrap();
-    assert!(Applier::new(digests).apply(&*fake, &plan).unwrap().is_unchanged());
+    assert!(!Applier::default().apply(&*fake, &plan).unwrap().is_unchanged());
+    assert!(Applier::default().apply(&*fake, &plan).unwrap().is_unchanged());
+}
+
+#[test]
+fn digests_that_are_lost_or_of_something_else_move_generations_once() {
+    let plan = Desired { workload_digests: [(110, 7), (111, 8)].into(), routes_digest: 3, ..Desired::default() };
+    let fake = Fake::new();
+    Applier::default().apply(&*fake, &plan).unwrap();
+    let standing = fake.digests.all();
+    let moved = |entries: &[(u32, Option<u64>)]| {
+        for (slot, digest) in entries {
+            match digest {
+                Some(digest) => fake.digests.insert(slot, digest).unwrap(),
+                None => fake.digests.remove(slot).unwrap(),
+            }
+        }
+        let summary = Applier::default().apply(&*fake, &plan).unwrap();
+        assert_eq!(fake.digests.all(), standing);
+        assert!(Applier::default().apply(&*fake, &plan).unwrap().is_unchanged());
+        summary.generations
+    };
+    assert_eq!(moved(&[(110, None)]), 1);
+    assert_eq!(moved(&[(110, Some(9)), (generation::ROUTES, Some(9))]), 2);
+    assert_eq!(moved(&[(111, Some(0)), (112, Some(5)), (u32::MAX, Some(5))]), 2, "there is no generation {}", u32::MAX);
+}
+
+#[test]
+fn a_digest_of_zero_is_one_like_any_other() {
+    let plan = Desired { workload_digests: [(110, 0)].into(), ..Desired::default() };
+    let fake = Fake::new();
+    Applier::default().apply(&*fake, &plan).unwrap();
+    assert!(Applier::default().apply(&*fake, &plan).unwrap().is_unchanged());
+}
+
+#[test]
+fn services_with_numbers_that_cannot_be_give_way() {
+    let key = |last| ServiceKey { addr: address(last), port: 80, protocol: 6, pad: 0 };
+    let service = |id| crate::model::DesiredService { id, backends: vec![] };
+    let plan = Desired { services: [(key(1), service(20))].into(), ..Desired::default() };
+    let fake = Fake::new();
+    for (last, id) in [(1, u32::MAX), (2, generation::SLOTS)] {
+        let value = weft_abi::Service { id, generation: 1, count: 0, flags: 0 };
+        fake.services.insert(&key(last), &value).unwrap();
+    }
+    apply_watched(&mut Applier::default(), &fake, &plan);
 }
 
 proptest! {

@@ -20,7 +20,7 @@ pub(crate) use self::{
     matcher::PodGroups,
 };
 use crate::{
-    model::{Numbers, Snapshot},
+    model::{HashKey, Numbers, Snapshot, TextHash},
     plan::policy::{compile::Allowed, peers::PeerTerm, region::Region},
 };
 
@@ -31,7 +31,7 @@ pub(crate) type Match = (u32, u16);
 /// Number of a set within one plan; 0 is the empty set.
 pub(crate) type SetId = usize;
 
-/// Matches of all sets together at most: about 16 MiB, and as much again on disk.
+/// Matches of all sets together at most: about 16 MiB.
 const MAX_MATCHES: usize = 1 << 20;
 /// Looks at a match, a selector or a prefix at most: a second or two of work.
 const MAX_STEPS: usize = 1 << 25;
@@ -72,11 +72,6 @@ impl Terms {
     /// Takes a term out; its place stays empty.
     pub(crate) fn remove(&mut self, term: &PeerTerm) -> Option<u32> {
         self.places.remove(term)
-    }
-
-    /// The texts that the terms' numbers go by.
-    pub(crate) fn names(&self) -> BTreeSet<String> {
-        self.places.keys().map(|term| term.to_string()).collect()
     }
 
     /// The place of a term.
@@ -200,33 +195,42 @@ pub(crate) fn identify(snapshot: &Snapshot, groups: &PodGroups<'_>, terms: &Term
 }
 
 impl Identities {
-    /// Numbers the terms and the sets.
+    /// Numbers the sets.
     pub(crate) fn assign(&mut self, terms: &Terms, numbers: &mut Numbers) {
-        let names: Vec<String> = terms.iter().map(|(_, term, _)| term.to_string()).collect();
-        numbers.assign_peers(&names.iter().cloned().collect());
-        let peers: Vec<Option<u32>> = names.iter().map(|name| numbers.peers.get(name).copied()).collect();
-        let texts: BTreeMap<SetId, String> = self
-            .used
-            .iter()
-            .filter(|id| **id != 0)
-            .filter_map(|id| Some((*id, text_of(self.sets.get(*id), |place| peers[place as usize])?)))
-            .collect();
-        numbers.assign_identities(&texts.values().cloned().collect());
-        // Without a number left the address is as good as unknown: nothing is allowed for its sake.
+        let peers = PeerNames::new(terms, numbers.key);
+        let used = self.used.iter().filter(|id| **id != 0);
+        let names: BTreeMap<SetId, TextHash> = used.map(|id| (*id, peers.of_set(self.sets.get(*id)))).collect();
+        numbers.assign_identities(&names.values().copied().collect());
+        // The empty set is the world.
         let number =
-            |id| texts.get(id).and_then(|text| numbers.identities.get(text)).copied().unwrap_or(WORLD_IDENTITY);
+            |id| names.get(id).and_then(|name| numbers.identities.get(name)).copied().unwrap_or(WORLD_IDENTITY);
         self.numbers = self.used.iter().map(|id| (*id, number(id))).collect();
     }
 }
 
-/// The canonical text of a set; none where a term has no number.
-fn text_of(set: &[Match], number: impl Fn(u32) -> Option<u32>) -> Option<String> {
-    let mut numbered = Vec::with_capacity(set.len());
-    for (term, port) in set {
-        numbered.push((number(*term)?, *port));
+/// What peers are called, by their places among [`Terms`].
+#[derive(Debug)]
+pub(crate) struct PeerNames {
+    key: HashKey,
+    all: Vec<TextHash>,
+}
+
+impl PeerNames {
+    /// The names of these.
+    pub(crate) fn new(terms: &Terms, key: HashKey) -> Self {
+        Self { key, all: terms.iter().map(|(_, term, _)| key.of_text(&term.to_string())).collect() }
     }
-    numbered.sort_unstable();
-    let parts =
-        numbered.iter().map(|(peer, port)| if *port == 0 { peer.to_string() } else { format!("{peer}:{port}") });
-    Some(parts.collect::<Vec<_>>().join(","))
+
+    /// One more, at the next place.
+    fn push(&mut self, term: &PeerTerm) {
+        self.all.push(self.key.of_text(&term.to_string()));
+    }
+
+    /// The name of a set, wherever its terms have their places.
+    fn of_set(&self, set: &[Match]) -> TextHash {
+        let mut named: Vec<(TextHash, u16)> =
+            set.iter().map(|(term, port)| (self.all[*term as usize], *port)).collect();
+        named.sort_unstable();
+        self.key.of_peers(&named)
+    }
 }

@@ -35,7 +35,7 @@ mod share;
 #[cfg(test)]
 mod tests;
 
-pub use planner::{NumbersChanged, Planner, Versions};
+pub use planner::{Planner, Versions};
 pub(crate) use policy::{
     check as check_policy,
     peers::{Namespaces, PodPeer},
@@ -67,7 +67,7 @@ pub fn plan(
     let mut frontends = services::frontends(snapshot, facts);
     let workloads = ports::number_keys(attachments);
     frontends.fit(room, workloads.len(), numbers);
-    numbers.assign_slots(&workloads, frontends.number_keys());
+    numbers.assign_slots(&workloads, &frontends.number_keys());
     frontends.describe(snapshot, numbers, &mut desired);
     let owners = pods::owners(snapshot, facts, attachments, &mut desired.problems);
     pods::describe(&owners, attachments, &mut desired);

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
 };
 
@@ -27,8 +28,16 @@ use crate::{
 pub(crate) struct Frontend<'a> {
     key: ServiceKey,
     service: &'a ObjectKey,
-    number_key: String,
+    /// Name of the Service's port.
+    port: &'a str,
+    protocol: &'a str,
     endpoints: Vec<Endpoint<'a>>,
+}
+
+impl fmt::Display for Frontend<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}/{} {}", self.service, self.port, self.protocol, IpAddr::from(self.key.addr))
+    }
 }
 
 /// All frontends, in the order of their Services.
@@ -38,14 +47,13 @@ pub(crate) struct Frontends<'a> {
     /// What any Service wants, whether it gets it or not.
     wanted: Vec<ServiceKey>,
     keys: BTreeMap<ServiceKey, &'a ObjectKey>,
-    numbers: BTreeSet<String>,
     /// None: they are not asked for.
     reports: Option<Vec<ServiceReport>>,
     problems: Vec<String>,
-    /// Number keys of frontends without room, and why.
-    refused: BTreeMap<String, String>,
+    /// Frontends without room, and why.
+    refused: BTreeMap<ServiceKey, String>,
     /// Those of them that get no entry at all.
-    left_out: BTreeSet<String>,
+    left_out: BTreeSet<ServiceKey>,
 }
 
 /// Generation slots that Services never take: a workload always gets a number.
@@ -90,8 +98,8 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<&str> {
 pub(crate) struct Planned {
     /// What it wants, whether it gets it or not.
     pub(crate) wanted: Vec<ServiceKey>,
-    /// What it gets, with the text that its number goes by and its backends.
-    pub(crate) frontends: Vec<(ServiceKey, String, Vec<Backend>)>,
+    /// What it gets, with its backends.
+    pub(crate) frontends: Vec<(ServiceKey, Vec<Backend>)>,
     /// What is wrong with it.
     pub(crate) problems: Vec<String>,
 }
@@ -114,9 +122,7 @@ pub(crate) fn plan_one<'a>(
         }
     }
     frontends.add_service(key, spec, slices, node);
-    let planned = |frontend: Frontend<'_>| {
-        (frontend.key, frontend.number_key, frontend.endpoints.iter().map(backend_of).collect())
-    };
+    let planned = |frontend: Frontend<'_>| (frontend.key, frontend.endpoints.iter().map(backend_of).collect());
     Planned {
         wanted: frontends.wanted,
         frontends: frontends.all.into_iter().map(planned).collect(),
@@ -138,7 +144,7 @@ impl<'a> Frontends<'a> {
             }
         }
         let local = spec.internal_traffic_policy.as_deref() == Some("Local");
-        let mut reports = Vec::new();
+        let (mut reports, mut names) = (Vec::new(), BTreeSet::new());
         for port in spec.ports.iter().flatten() {
             match NamedPort::of(port) {
                 Ok(named) => {
@@ -152,6 +158,11 @@ impl<'a> Frontends<'a> {
                         vips.iter().map(|vip| (*vip, backends::choose(slices, wanted(*vip)))).collect();
                     if self.reports.is_some() {
                         reports.push(named.report(chosen.iter().flat_map(|(_, endpoints)| endpoints)));
+                    }
+                    if !names.insert((named.name, named.protocol)) {
+                        let why = format!("spec.ports has two ports named '{}'", named.name);
+                        self.problems.push(format!("Service {key}: {why}"));
+                        continue;
                     }
                     for (vip, endpoints) in chosen {
                         self.add_frontend(key, &named, vip, endpoints);
@@ -169,23 +180,20 @@ impl<'a> Frontends<'a> {
     fn add_frontend(
         &mut self,
         service: &'a ObjectKey,
-        port: &NamedPort<'_>,
+        port: &NamedPort<'a>,
         vip: IpAddr,
         endpoints: Vec<Endpoint<'a>>,
     ) {
         let key = frontend_key(vip, port.port, port.number);
-        let number_key = format!("{service}:{}/{} {vip}", port.name, port.protocol);
         self.wanted.push(key);
         if let Some(first) = self.keys.get(&key) {
             self.problems.push(format!(
                 "Service {service}: {vip} port {}/{} is taken by Service {first}; give one of them another clusterIP or port",
                 port.port, port.protocol
             ));
-        } else if !self.numbers.insert(number_key.clone()) {
-            self.problems.push(format!("Service {service}: spec.ports has two ports named '{}'", port.name));
         } else {
             self.keys.insert(key, service);
-            self.all.push(Frontend { key, service, number_key, endpoints });
+            self.all.push(Frontend { key, service, port: port.name, protocol: port.protocol, endpoints });
         }
     }
 
@@ -195,8 +203,7 @@ impl<'a> Frontends<'a> {
         for key in self.without_room(most, numbers, |_| 1) {
             let why =
                 format!("more than {most} Service addresses times ports: remove Services or raise mapSizes.services");
-            self.numbers.remove(&key);
-            self.left_out.insert(key.clone());
+            self.left_out.insert(key);
             self.refused.insert(key, why);
         }
         for key in self.without_room(room.slots, numbers, |frontend| frontend.endpoints.len() as u64) {
@@ -204,20 +211,20 @@ impl<'a> Frontends<'a> {
             let why = format!("more than {most} backends of all Services: use fewer endpoints or raise mapSizes.slots");
             self.refused.insert(key, why);
         }
-        numbers.refused = self.refused.keys().cloned().collect();
+        numbers.refused = self.refused.keys().copied().collect();
     }
 
-    fn without_room(&self, most: usize, numbers: &Numbers, cost: impl Fn(&Frontend<'_>) -> u64) -> Vec<String> {
-        let asking = || self.all.iter().filter(|frontend| !self.left_out.contains(&frontend.number_key));
+    fn without_room(&self, most: usize, numbers: &Numbers, cost: impl Fn(&Frontend<'_>) -> u64) -> Vec<ServiceKey> {
+        let asking = || self.all.iter().filter(|frontend| !self.left_out.contains(&frontend.key));
         let wish = |frontend: &Frontend<'a>| Wish {
             namespace: &frontend.service.namespace,
             cost: cost(frontend),
-            stood: numbers.services.contains_key(&frontend.number_key)
-                && !numbers.refused.contains(&frontend.number_key),
+            stood: numbers.services.contains_key(&frontend.key)
+                && (frontend.endpoints.is_empty() || !numbers.refused.contains(&frontend.key)),
         };
         let granted = share::grant(most as u64, &asking().map(wish).collect::<Vec<_>>());
         let refused = asking().zip(granted).filter(|(_, granted)| !granted);
-        refused.map(|(frontend, _)| frontend.number_key.clone()).collect()
+        refused.map(|(frontend, _)| frontend.key).collect()
     }
 
     /// For `weft services`.
@@ -225,9 +232,9 @@ impl<'a> Frontends<'a> {
         self.reports.unwrap_or_default()
     }
 
-    /// The texts that need a number each.
-    pub(crate) fn number_keys(&self) -> &BTreeSet<String> {
-        &self.numbers
+    /// Those that need a number each.
+    pub(crate) fn number_keys(&self) -> BTreeSet<ServiceKey> {
+        self.all.iter().map(|frontend| frontend.key).filter(|key| !self.left_out.contains(key)).collect()
     }
 
     /// Writes the frontends down, with the numbers they were given.
@@ -235,9 +242,9 @@ impl<'a> Frontends<'a> {
         desired.problems.extend(self.problems);
         desired.service_reports = self.reports.unwrap_or_default();
         for frontend in self.all {
-            let refused = self.refused.get(&frontend.number_key);
+            let refused = self.refused.get(&frontend.key);
             if let Some(why) = refused {
-                let why = format!("does not fit: new flows to {} are refused: {why}", frontend.number_key);
+                let why = format!("does not fit: new flows to {frontend} are refused: {why}");
                 desired.problems.push(format!("Service {}: {why}", frontend.service));
                 let uid = snapshot
                     .services
@@ -246,13 +253,13 @@ impl<'a> Frontends<'a> {
                 let key = frontend.service.clone();
                 desired.refusals.insert(Refusal { kind: RefusedKind::Service, key, uid, why });
             }
-            if self.left_out.contains(&frontend.number_key) {
+            if self.left_out.contains(&frontend.key) {
                 continue;
             }
-            let Some(&id) = numbers.services.get(&frontend.number_key) else {
+            let Some(&id) = numbers.services.get(&frontend.key) else {
                 desired.problems.push(format!(
-                    "Service {}: no number left for {}: this node has more Services and workloads than it can hold",
-                    frontend.service, frontend.number_key
+                    "Service {}: no number left for {frontend}: this node has more Services and workloads than it can hold",
+                    frontend.service
                 ));
                 continue;
             };

@@ -34,14 +34,9 @@ pub async fn run(config: &Config) -> Result<()> {
     for folder in [state.join(crate::attachment::FOLDER), pending::folder(state), install::plugin_records(config)] {
         absent(&folder, fs::remove_dir_all(&folder))?;
     }
-    for path in [
-        &config.socket,
-        &memory::numbers_path(&config.run_dir),
-        &memory::services_path(&config.run_dir),
-        &memory::node_path(&config.state_dir),
-        &remembered::path(&config.state_dir),
-    ] {
-        absent(path, file::remove(path))?;
+    let files = [config.socket.clone(), memory::node_path(state), remembered::path(state)];
+    for path in files.into_iter().chain(memory::left_by_earlier_versions(&config.run_dir)) {
+        absent(&path, file::remove(&path))?;
     }
     remove_if_empty(state)?;
     tracing::info!("removed links, programs, maps, devices, routes and the network configuration");

@@ -2,26 +2,22 @@
 //! What a restarted agent goes on with.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
 
+use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::install;
-use crate::{apply::Digests, attachment::pending, config::Config, file, model::Numbers, plan::NumbersChanged};
-
-/// `runDir/numbers.json` and, since they are many and change seldom, the numbers of Services beside it in `services.json`: they
-/// live as long as the maps do.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub(super) struct Memory {
-    /// Numbers that the plan gave out, without those of Services.
-    pub numbers: Numbers,
-    /// What the generations in the maps stand for.
-    pub digests: Digests,
-}
+use crate::{
+    apply::Tables,
+    attachment::pending,
+    config::Config,
+    file,
+    model::{Attachment, HashKey, Numbers},
+};
 
 /// `stateDir/node.json`: lets pods start on a node that boots while the API server is away; `remembered` has the rest.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -33,79 +29,21 @@ pub(super) struct NodeMemory {
     pub retired: Vec<IpNet>,
 }
 
-/// `runDir/services.json`.
-#[derive(Debug, Default, Deserialize, Serialize)]
-struct Services {
-    /// See [`Numbers::services`].
-    services: BTreeMap<String, u32>,
-    /// See [`Numbers::refused`].
-    refused: BTreeSet<String>,
+/// The numbers that an earlier agent gave out, by what the maps hold; where there are new maps, a new key to number by.
+pub(super) fn recover(tables: &dyn Tables, attachments: &[Attachment]) -> Result<Numbers> {
+    let mut key = tables.numbering().get(0)?;
+    if key == [0; 2] {
+        let random = || getrandom::u64().context("cannot get random numbers (getrandom)");
+        key = [random()?, random()?];
+        tables.numbering().set(0, &key)?;
+    }
+    let (services, ports) = (tables.services().entries()?, tables.ports().entries()?);
+    Ok(Numbers::recovered(HashKey(key), &services, &ports, attachments))
 }
 
-impl Memory {
-    /// What an earlier run has left: and all numbers that it gave out.
-    pub(super) fn load(run_dir: &Path) -> (Self, Numbers) {
-        let mut memory: Self = load(&numbers_path(run_dir));
-        let numbers = std::mem::take(&mut memory.numbers);
-        let services = services_path(run_dir);
-        // An earlier version had all numbers in one file.
-        if !numbers.services.is_empty() || !services.exists() {
-            return (memory, numbers);
-        }
-        let Services { services, refused } = load(&services);
-        (memory, Numbers { services, refused, ..numbers })
-    }
-
-    /// Writes the numbers that have changed.
-    pub(super) fn keep_numbers(
-        &mut self,
-        run_dir: &Path,
-        numbers: &Numbers,
-        changed: NumbersChanged,
-    ) -> anyhow::Result<()> {
-        if changed.services {
-            let (services, refused) = (numbers.services.clone(), numbers.refused.clone());
-            file::save(&services_path(run_dir), &Services { services, refused })?;
-        }
-        if changed.others {
-            let Numbers { services: _, workloads, policies, peers, identities, next, refused: _ } = numbers;
-            let kept = Numbers {
-                services: BTreeMap::new(),
-                refused: BTreeSet::new(),
-                workloads: workloads.clone(),
-                policies: policies.clone(),
-                peers: peers.clone(),
-                identities: identities.clone(),
-                next: next.clone(),
-            };
-            if kept != self.numbers {
-                let next = Self { numbers: kept, digests: self.digests.clone() };
-                file::save(&numbers_path(run_dir), &next)?;
-                *self = next;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the digests if they have changed.
-    pub(super) fn keep_digests(&mut self, run_dir: &Path, digests: &Digests) -> anyhow::Result<()> {
-        if self.digests != *digests {
-            let next = Self { numbers: self.numbers.clone(), digests: digests.clone() };
-            file::save(&numbers_path(run_dir), &next)?;
-            *self = next;
-        }
-        Ok(())
-    }
-}
-
-/// Path of [`Memory`].
-pub(super) fn numbers_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("numbers.json")
-}
-
-/// Path of the numbers of Services.
-pub(super) fn services_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("services.json")
+/// Where earlier versions kept numbers. They live in the maps now.
+pub(super) fn left_by_earlier_versions(run_dir: &Path) -> [PathBuf; 2] {
+    ["numbers.json", "services.json"].map(|name| run_dir.join(name))
 }
 
 /// Path of [`NodeMemory`].
@@ -114,12 +52,18 @@ pub(super) fn node_path(state_dir: &Path) -> PathBuf {
     state_dir.join("node.json")
 }
 
-/// Removes what agents and plugins that were killed have half written. What cannot be removed harms nobody.
+/// Removes what agents and plugins that were killed have half written, and what nobody reads any more. What cannot be removed
+/// harms nobody.
 pub(super) fn sweep(config: &Config) {
     let state = &config.state_dir;
     for folder in [&config.run_dir, state, &pending::folder(state), &install::plugin_records(config)] {
         if let Err(error) = file::sweep(folder) {
             tracing::warn!(folder = %folder.display(), %error, "cannot remove half-written files");
+        }
+    }
+    for path in left_by_earlier_versions(&config.run_dir) {
+        if let Err(error) = file::remove(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove what an earlier version has left");
         }
     }
 }
@@ -144,16 +88,27 @@ pub(super) fn load<T: Default + DeserializeOwned>(path: &Path) -> T {
 mod tests {
     use std::fs;
 
-    use super::sweep;
-    use crate::config::Config;
+    use super::{recover, sweep};
+    use crate::{apply::tests::fake::Fake, config::Config};
 
     #[test]
-    fn half_written_files_of_agents_and_plugins_go() {
+    fn the_key_of_numbers_lives_as_long_as_the_maps_do() {
+        let (fake, other) = (Fake::new(), Fake::new());
+        let first = recover(&*fake, &[]).unwrap();
+        assert_eq!(recover(&*fake, &[]).unwrap().key, first.key);
+        assert_ne!(recover(&*other, &[]).unwrap().key, first.key);
+        assert_ne!(first.key, Default::default());
+    }
+
+    #[test]
+    fn half_written_files_and_those_of_earlier_versions_go() {
         let dir = tempfile::tempdir().unwrap();
         let config =
             Config { run_dir: dir.path().join("run"), state_dir: dir.path().join("state"), ..Config::default() };
         let left = [
             "run/.numbers.json.tmp",
+            "run/numbers.json",
+            "run/services.json",
             "state/.node.json.tmp",
             "state/pending-del/.weft.c1.eth0.json.tmp",
             "state/attachments/.weft.c1.eth0.json.tmp",

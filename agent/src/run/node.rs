@@ -14,7 +14,7 @@ use tokio::task::block_in_place;
 use weft_api::{AttachmentId, SourceState};
 use weft_dataplane::{Dataplane, Maps, Program};
 
-use super::{memory::Memory, repair::mended};
+use super::repair::mended;
 use crate::{
     apply::Applier,
     attachment::{Attachments, Pool, pending},
@@ -23,7 +23,7 @@ use crate::{
     event::Events,
     guest::{self, GuestHandle},
     model::{HostRoute, Mode, NextHop, Snapshot, Standing},
-    plan::{NumbersChanged, Versions},
+    plan::Versions,
     serve::{Shared, metrics::Mended},
     vhost::Devices,
     watch::{NodeRecord, dir},
@@ -38,7 +38,6 @@ pub(super) struct Node {
     pub(super) attachments: Attachments,
     pub(super) devices: Devices,
     pub(super) guest_counters: Arc<guest::Counters>,
-    pub(super) memory: Memory,
     pub(super) applier: Applier,
     pub(super) events: Events,
     pub(super) state: State,
@@ -53,8 +52,6 @@ pub(super) struct State {
     pub(super) guests: BTreeMap<AttachmentId, GuestHandle>,
     /// Which state of the cluster was applied last.
     pub(super) planned: Option<Versions>,
-    /// Numbers that could not be kept on disk.
-    unsaved: NumbersChanged,
     /// Nodes that next hops were looked up for (native mode), and as of when.
     pub(super) neighbours: Vec<IpAddr>,
     neighbours_of: Option<u64>,
@@ -166,15 +163,6 @@ impl Node {
             planner.patch(&room)
         };
         shared.work.planned(started.elapsed());
-        // Numbers are kept before they stand in the maps, digests after the generations have moved. Where they cannot be kept
-        // a restart has more to do; that is no reason to hold up policy.
-        let mut changed = shared.planner_mut().take_changed_numbers();
-        changed.add(std::mem::take(&mut self.state.unsaved));
-        let kept = self.memory.keep_numbers(&self.config.run_dir, shared.planner().numbers(), changed);
-        if kept.is_err() {
-            self.state.unsaved = changed;
-        }
-        self.note(kept);
         let started = Instant::now();
         let planner = shared.planner();
         let summary =
@@ -182,8 +170,6 @@ impl Node {
         self.state.planned = Some(planner.versions());
         drop(planner);
         shared.work.applied(started.elapsed(), summary.written + summary.removed);
-        let kept = self.memory.keep_digests(&self.config.run_dir, self.applier.digests());
-        self.note(kept);
         if !summary.is_unchanged() {
             tracing::debug!(?summary, "applied a plan");
         }

@@ -36,6 +36,12 @@ macro_rules! for_each_map {
             RULES rules: OnDemandHashMap<$crate::RuleKey, $crate::Rules>, derived, sized(rules);
             /// Generations; see `weft_abi::generation`.
             GENERATIONS generations: Array<u32, u32>, derived, fixed($crate::generation::SLOTS);
+            /// By slot of a workload or the routes: a digest of what its generation stands for, 0 while that changes. The programs do
+            /// not read it; it is here because it lives as long as the generations do.
+            DIGESTS digests: OnDemandHashMap<u32, u64>, derived, per(ports, 2, 2);
+            /// At index 0 the secret key of the hash that numbers of policy sets and identities come from; zero: none yet. The programs
+            /// do not read it; it lives as long as the maps that these numbers stand in.
+            NUMBERING numbering: Array<u32, [u64; 2]>, derived, fixed(1);
             /// IPv4 flows.
             FLOWS4 flows4: LruHashMap<$crate::FlowKey4, $crate::Flow>, state, sized(flows4);
             /// IPv6 flows.

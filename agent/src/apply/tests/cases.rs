@@ -89,8 +89,8 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
     let identities = btree_map(ADDRESSES.prop_map(address), IDENTITIES, 0..6);
     let cidrs = btree_map(prefix(), 0..IDENTITIES.end, 0..6);
     let remotes = btree_map(prefix(), 0_u32..3, 0..4);
-    let digests = btree_map(110_u32..114, 0_u64..3, 0..4);
-    (ports(), services(), identities, cidrs, rules(), remotes, digests, 0_u64..3).prop_map(
+    let digests = btree_map(110_u32..114, 1_u64..4, 0..4);
+    (ports(), services(), identities, cidrs, rules(), remotes, digests, 1_u64..4).prop_map(
         |(ports, services, identities, cidrs, rules, remotes, workload_digests, routes_digest)| {
             let local = |(ifindex, port): (&u32, &Port)| {
                 (port.v4, Local { ifindex: *ifindex, kind: LocalKind::Workload as u32 })

@@ -8,7 +8,9 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+use weft_abi::{
+    Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey, generation,
+};
 use weft_dataplane::Error;
 
 use crate::apply::{Array, Table, Tables};
@@ -18,6 +20,8 @@ type Reader = Box<dyn Fn(&Fake)>;
 pub(crate) struct Fake {
     pub(crate) config: FakeArray<Config>,
     pub(crate) generations: FakeArray<u32>,
+    pub(crate) digests: FakeTable<u32, u64>,
+    pub(crate) numbering: FakeArray<[u64; 2]>,
     pub(crate) ports: FakeTable<u32, Port>,
     pub(crate) locals: FakeTable<Addr, Local>,
     pub(crate) remotes: FakeTable<CidrKey, Remote>,
@@ -43,14 +47,17 @@ pub(crate) struct FakeTable<K, V> {
 
 pub(crate) struct FakeArray<V> {
     values: RefCell<BTreeMap<u32, V>>,
+    len: u32,
     owner: Weak<Fake>,
 }
 
 impl Fake {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new_cyclic(|owner| Self {
-            config: FakeArray::new(owner),
-            generations: FakeArray::new(owner),
+            config: FakeArray::new(owner, 1),
+            generations: FakeArray::new(owner, generation::SLOTS),
+            digests: FakeTable::new(owner),
+            numbering: FakeArray::new(owner, 1),
             ports: FakeTable::new(owner),
             locals: FakeTable::new(owner),
             remotes: FakeTable::new(owner),
@@ -127,8 +134,12 @@ impl<K: Clone + Ord, V: Clone> FakeTable<K, V> {
 }
 
 impl<V> FakeArray<V> {
-    fn new(owner: &Weak<Fake>) -> Self {
-        Self { values: RefCell::default(), owner: owner.clone() }
+    fn new(owner: &Weak<Fake>, len: u32) -> Self {
+        Self { values: RefCell::default(), len, owner: owner.clone() }
+    }
+
+    fn check(&self, index: u32) -> Result<(), Error> {
+        if index < self.len { Ok(()) } else { Err(Error::Index { map: "FAKE", index, max_entries: self.len }) }
     }
 }
 
@@ -163,10 +174,12 @@ impl<K: Copy + Ord, V: Copy> Table<K, V> for FakeTable<K, V> {
 
 impl<V: Copy + Default> Array<V> for FakeArray<V> {
     fn get(&self, index: u32) -> Result<V, Error> {
+        self.check(index)?;
         Ok(self.values.borrow().get(&index).copied().unwrap_or_default())
     }
 
     fn set(&self, index: u32, value: &V) -> Result<(), Error> {
+        self.check(index)?;
         self.owner.upgrade().unwrap().write(|| self.values.borrow_mut().extend([(index, *value)]))
     }
 }
@@ -178,6 +191,14 @@ impl Tables for Fake {
 
     fn generations(&self) -> &dyn Array<u32> {
         &self.generations
+    }
+
+    fn digests(&self) -> &dyn Table<u32, u64> {
+        &self.digests
+    }
+
+    fn numbering(&self) -> &dyn Array<[u64; 2]> {
+        &self.numbering
     }
 
     fn ports(&self) -> &dyn Table<u32, Port> {

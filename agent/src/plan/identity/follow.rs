@@ -2,19 +2,18 @@
 //! Identities that follow their addresses, one by one, while the terms stay as they are.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
 use super::{
-    Identities, MAX_MATCHES, MAX_STEPS, Meaning, SetId, Terms, TooMuch,
+    Identities, MAX_MATCHES, MAX_STEPS, Meaning, PeerNames, SetId, Terms, TooMuch,
     blocks::Blocks,
     matcher::{PodGroup, PodMatcher},
-    text_of,
 };
 use crate::{
-    model::{Numbers, Snapshot},
+    model::{HashKey, Snapshot, TextHash},
     plan::{pods::PodEntry, policy::peers::PeerTerm},
 };
 
@@ -25,8 +24,9 @@ pub(crate) struct Follower {
     matcher: PodMatcher,
     /// How many addresses and prefixes have a set.
     users: HashMap<SetId, usize>,
-    /// The text that each set's number goes by.
-    texts: HashMap<SetId, String>,
+    /// What each set's number goes by.
+    names: HashMap<SetId, TextHash>,
+    peers: PeerNames,
 }
 
 /// Sets that came into use, or went out of it.
@@ -41,21 +41,21 @@ impl Follower {
     ///
     /// # Errors
     /// [`TooMuch`]: there is no room to go on.
-    pub(crate) fn new(identities: &mut Identities, terms: &Terms, numbers: &Numbers) -> Result<Self, TooMuch> {
+    pub(crate) fn new(identities: &mut Identities, terms: &Terms, key: HashKey) -> Result<Self, TooMuch> {
         let blocks = Blocks::new(terms, &mut identities.sets, &mut BTreeMap::new())?;
         let mut users = HashMap::new();
         for meaning in identities.exact.values().chain(identities.prefixes.values()) {
             *users.entry(meaning.set).or_default() += 1;
         }
-        let mut follower = Self { blocks, matcher: PodMatcher::new(terms), users, texts: HashMap::new() };
-        for set in identities.used.iter().filter(|set| **set != 0) {
-            follower.name(*set, identities, terms, numbers);
-        }
-        Ok(follower)
+        let peers = PeerNames::new(terms, key);
+        let names = identities.used.iter().filter(|set| **set != 0);
+        let names = names.map(|set| (*set, peers.of_set(identities.sets.get(*set)))).collect();
+        Ok(Self { blocks, matcher: PodMatcher::new(terms), users, names, peers })
     }
 
     /// A term of pods came, at a place behind all others.
     pub(crate) fn add_term(&mut self, place: u32, term: &Arc<PeerTerm>, snapshot: &Snapshot) {
+        self.peers.push(term);
         self.matcher.add(place, term, snapshot);
     }
 
@@ -114,26 +114,13 @@ impl Follower {
         }
     }
 
-    /// The text that a set's number goes by.
-    pub(crate) fn name(
-        &mut self,
-        set: SetId,
-        identities: &Identities,
-        terms: &Terms,
-        numbers: &Numbers,
-    ) -> Option<&String> {
-        if let Entry::Vacant(vacant) = self.texts.entry(set) {
-            let peers = identities.sets.get(set).iter().map(|(term, _)| *term).collect::<BTreeSet<u32>>();
-            let number = |place: u32| numbers.peers.get(&terms.at(place)?.to_string()).copied();
-            let peers: BTreeMap<u32, Option<u32>> = peers.into_iter().map(|place| (place, number(place))).collect();
-            let text = text_of(identities.sets.get(set), |place| peers.get(&place).copied().flatten())?;
-            vacant.insert(text);
-        }
-        self.texts.get(&set)
+    /// What a set's number goes by.
+    pub(crate) fn name(&mut self, set: SetId, identities: &Identities) -> TextHash {
+        *self.names.entry(set).or_insert_with(|| self.peers.of_set(identities.sets.get(set)))
     }
 
     /// A set is out of use.
-    pub(crate) fn unname(&mut self, set: SetId) -> Option<String> {
-        self.texts.remove(&set)
+    pub(crate) fn unname(&mut self, set: SetId) -> Option<TextHash> {
+        self.names.remove(&set)
     }
 }

@@ -55,7 +55,6 @@ pub struct Planner {
     workloads: BTreeSet<String>,
     numbers: Numbers,
     given: Given,
-    numbers_changed: NumbersChanged,
     services: Services,
     addresses: Addresses,
     forms: Forms,
@@ -79,23 +78,6 @@ pub struct Versions {
     pub policies: u64,
     /// Of the nodes.
     pub nodes: u64,
-}
-
-/// Which of the numbers have changed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NumbersChanged {
-    /// Those of Services.
-    pub services: bool,
-    /// All others.
-    pub others: bool,
-}
-
-impl NumbersChanged {
-    /// Those that have changed before, too.
-    pub fn add(&mut self, before: Self) {
-        self.services |= before.services;
-        self.others |= before.others;
-    }
 }
 
 /// Policy as it was compiled last.
@@ -130,10 +112,9 @@ struct Due {
 }
 
 impl Planner {
-    /// Goes on with the numbers that an earlier run gave out.
-    #[must_use]
-    pub fn new(numbers: Numbers) -> Self {
-        Self { numbers, ..Self::default() }
+    /// Goes on with the numbers that an earlier agent gave out, before anything is planned.
+    pub fn resume(&mut self, numbers: Numbers) {
+        self.numbers = numbers;
     }
 
     /// A plan that somebody else has made, for tests of what shows it.
@@ -234,11 +215,6 @@ impl Planner {
         &self.desired
     }
 
-    /// Which of the numbers have changed since this was asked last.
-    pub fn take_changed_numbers(&mut self) -> NumbersChanged {
-        std::mem::take(&mut self.numbers_changed)
-    }
-
     /// Which state of the objects this is.
     #[must_use]
     pub const fn versions(&self) -> Versions {
@@ -268,7 +244,7 @@ impl Planner {
     }
 
     /// Which workloads came and went.
-    fn follow_attachments(&mut self) -> Turnover {
+    fn follow_attachments(&mut self) -> Turnover<String> {
         if !self.due.attachments {
             return Turnover::default();
         }
@@ -285,20 +261,17 @@ impl Planner {
         turnover
     }
 
-    fn patch_services(&mut self, facts: &NodeFacts, workloads: &Turnover, room: &Room<'_>, patch: &mut Patch) {
+    fn patch_services(&mut self, facts: &NodeFacts, workloads: &Turnover<String>, room: &Room<'_>, patch: &mut Patch) {
         let Self { snapshot, numbers, given, desired, services, .. } = self;
         let found = services.find(snapshot, facts);
         if services.fits(room, self.workloads.len()) {
             if !workloads.is_empty() || !found.numbers.is_empty() {
                 given.change_slots(numbers, workloads, &found.numbers);
-                self.numbers_changed.services |= !found.numbers.is_empty();
-                self.numbers_changed.others = true;
             }
             services.put(found, numbers, desired, patch);
         } else {
             let room = (room, &self.workloads);
             services.put_whole(snapshot, facts, room, (numbers, given), (desired, patch));
-            self.numbers_changed = NumbersChanged { services: true, others: true };
             self.due.ports = true;
         }
     }
@@ -339,7 +312,7 @@ impl Planner {
         let Some(Policy::Followed(followed)) = policy else { return Ok(()) };
         let mut written = Written { numbers, given, desired, patch };
         if let Some((isolation, policies)) = edit {
-            (self.due.ports, self.numbers_changed.others) = (true, true);
+            self.due.ports = true;
             let peers = followed.edit(snapshot, forms, isolation, &policies, room, &mut written)?;
             peers.iter().for_each(|peer| addresses.touch_peer(snapshot, peer));
             dirty.extend(addresses.take_dirty(snapshot));
@@ -347,8 +320,7 @@ impl Planner {
             followed.policies.describe_isolation(written.desired);
         }
         let owner = |address: IpAddr| addresses.owner(snapshot, address).flatten();
-        self.numbers_changed.others |= followed.follow(snapshot, owner, &dirty, room, &mut written)?;
-        Ok(())
+        followed.follow(snapshot, owner, &dirty, room, &mut written)
     }
 
     fn judge(&mut self) {
@@ -375,9 +347,8 @@ impl Planner {
         (desired.isolation, desired.closed, desired.crowded) = (isolation, closed, crowded);
         self.refused[0] = refusals;
         *given = Given::of(numbers);
-        self.numbers_changed.others = true;
         self.due.ports = true;
-        self.policy = Some(match Followed::new(policies, numbers) {
+        self.policy = Some(match Followed::new(policies, numbers.key) {
             Ok(followed) => Policy::Followed(Box::new(followed)),
             Err(policies) => Policy::Whole(policies),
         });

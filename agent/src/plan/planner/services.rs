@@ -38,8 +38,7 @@ pub(super) struct Services {
 #[derive(Debug)]
 struct Standing {
     wanted: Vec<ServiceKey>,
-    /// With the text of its number.
-    frontends: Vec<(ServiceKey, String)>,
+    frontends: Vec<ServiceKey>,
     backends: usize,
     problems: Vec<String>,
 }
@@ -47,8 +46,8 @@ struct Standing {
 /// What a turn found out.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    pub(super) numbers: Turnover,
-    frontends: BTreeMap<ServiceKey, (String, Vec<Backend>)>,
+    pub(super) numbers: Turnover<ServiceKey>,
+    frontends: BTreeMap<ServiceKey, Vec<Backend>>,
     touched: BTreeSet<ServiceKey>,
 }
 
@@ -83,7 +82,7 @@ impl Services {
             let Planned { wanted, frontends, problems } = self.plan(&key, snapshot, facts);
             let old = self.withdraw(&key, &mut found);
             let mut changed: BTreeSet<ServiceKey> = old.iter().copied().collect();
-            for frontend in frontends.iter().map(|(frontend, ..)| *frontend) {
+            for frontend in frontends.iter().map(|(frontend, _)| *frontend) {
                 if !changed.remove(&frontend) {
                     changed.insert(frontend);
                 }
@@ -97,15 +96,15 @@ impl Services {
             }
             self.totals[0] += frontends.len();
             let mut standing = Standing { wanted, frontends: Vec::new(), backends: 0, problems };
-            for (frontend, number, backends) in frontends {
+            for (frontend, backends) in frontends {
                 self.holders.insert(frontend, key.clone());
                 standing.backends += backends.len();
-                if !found.numbers.gone.remove(&number) {
-                    found.numbers.new.insert(number.clone());
+                if !found.numbers.gone.remove(&frontend) {
+                    found.numbers.new.insert(frontend);
                 }
                 found.touched.insert(frontend);
-                standing.frontends.push((frontend, number.clone()));
-                found.frontends.insert(frontend, (number, backends));
+                standing.frontends.push(frontend);
+                found.frontends.insert(frontend, backends);
             }
             self.totals[1] += standing.backends;
             if !standing.wanted.is_empty() || !standing.problems.is_empty() {
@@ -139,19 +138,18 @@ impl Services {
         }
         self.totals[0] -= frontends.len();
         self.totals[1] -= backends;
-        let mut had = Vec::new();
-        for (frontend, number) in frontends {
-            if self.holders.get(&frontend) == Some(key) {
-                self.holders.remove(&frontend);
-                found.frontends.remove(&frontend);
+        for frontend in &frontends {
+            if self.holders.get(frontend) == Some(key) {
+                self.holders.remove(frontend);
+                found.frontends.remove(frontend);
             }
-            if !found.numbers.new.remove(&number) {
-                found.numbers.gone.insert(number);
+            // One that has another holder by now keeps its number.
+            if !found.numbers.new.remove(frontend) {
+                found.numbers.gone.insert(*frontend);
             }
-            found.touched.insert(frontend);
-            had.push(frontend);
+            found.touched.insert(*frontend);
         }
-        had
+        frontends
     }
 
     /// Whether everything fits by far enough that nobody has to be asked who goes.
@@ -164,9 +162,7 @@ impl Services {
         for key in found.touched {
             let service = match (self.holders.get(&key), found.frontends.remove(&key)) {
                 (None, _) => None,
-                (Some(_), Some((number, backends))) => {
-                    numbers.services.get(&number).map(|id| DesiredService { id: *id, backends })
-                }
+                (Some(_), Some(backends)) => numbers.services.get(&key).map(|id| DesiredService { id: *id, backends }),
                 // It has another holder, which has not changed.
                 (Some(_), None) => continue,
             };
@@ -185,7 +181,7 @@ impl Services {
     ) {
         let mut frontends = services::frontends(snapshot, facts);
         frontends.fit(room, workloads.len(), numbers);
-        numbers.assign_slots(workloads, frontends.number_keys());
+        numbers.assign_slots(workloads, &frontends.number_keys());
         *given = Given::of(numbers);
         let mut whole = Desired::default();
         frontends.describe(snapshot, numbers, &mut whole);

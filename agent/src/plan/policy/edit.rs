@@ -47,12 +47,12 @@ impl Followed {
         if edit.gone.is_empty() && edit.changed.is_empty() {
             return Ok(Vec::new());
         }
-        let peers = self.change_terms(&edit, snapshot, written);
+        let peers = self.change_terms(&edit, snapshot);
         self.remove_sets(&edit.gone, written);
         let keys: Vec<SetKey> = edit.changed.keys().cloned().collect();
         self.policies.allowed.extend(edit.changed);
-        let texts = self.policies.allowed.keys().map(set_text).collect();
-        written.numbers.assign_policies(&texts);
+        let names = self.policies.allowed.keys().map(|key| written.numbers.key.of_text(&set_text(key))).collect();
+        written.numbers.assign_policies(&names);
         let containing = compile::containing(&self.policies.choice.identities, &self.terms);
         for key in keys {
             let left = room.rules.saturating_sub(self.chunks());
@@ -98,7 +98,7 @@ impl Followed {
     }
 
     /// The terms that came and went, and whom they mean.
-    fn change_terms(&mut self, edit: &Edit, snapshot: &Snapshot, written: &mut Written<'_>) -> Vec<PodPeer> {
+    fn change_terms(&mut self, edit: &Edit, snapshot: &Snapshot) -> Vec<PodPeer> {
         let standing = &self.policies.allowed;
         let is_other = |key: &SetKey| !edit.gone.contains(key) && !edit.changed.contains_key(key);
         let is_kept = |term: &PeerTerm| {
@@ -120,9 +120,6 @@ impl Followed {
             let place = self.terms.add(term.clone());
             self.follower.add_term(place, term, snapshot);
         }
-        if !gone.is_empty() || !new.is_empty() {
-            written.numbers.assign_peers(&self.terms.names());
-        }
         gone.iter().chain(&new).filter_map(|term| term.peer()).cloned().collect()
     }
 
@@ -141,7 +138,8 @@ impl Followed {
 
     /// Puts a set in the place of what it was.
     fn put_set(&mut self, key: SetKey, compiled: Compiled, written: &mut Written<'_>) {
-        let number = written.numbers.policies.get(&set_text(&key)).copied().unwrap_or(CLOSED);
+        let name = written.numbers.key.of_text(&set_text(&key));
+        let number = written.numbers.policies.get(&name).copied().unwrap_or(CLOSED);
         let after = self.rules(&compiled, number);
         if let Some(before) = self.policies.choice.compiled.get(&key) {
             let before = self.rules(before, self.policies.numbers.get(&key).copied().unwrap_or(CLOSED));

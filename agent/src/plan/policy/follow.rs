@@ -13,7 +13,7 @@ use weft_abi::{Addr, RuleKey, WORLD_IDENTITY};
 use super::{CLOSED, JudgedWorkloads, Policies, SetDigests, compile::Places};
 use crate::{
     apply::Patch,
-    model::{Desired, Numbers, Room, Snapshot},
+    model::{Desired, HashKey, Numbers, Room, Snapshot, TextHash},
     plan::{
         identity::{Follower, Meaning, SetId, Sets, Terms},
         numbers::{Given, Turnover},
@@ -46,14 +46,14 @@ pub(crate) struct Written<'a> {
 
 impl Followed {
     /// Goes on from a compilation; none: it is too large, or something did not fit, so that the next change needs another one.
-    pub(crate) fn new(mut policies: Policies, numbers: &Numbers) -> Result<Self, Box<Policies>> {
+    pub(crate) fn new(mut policies: Policies, key: HashKey) -> Result<Self, Box<Policies>> {
         let choice = &policies.choice;
         let is_cut = choice.compiled.values().any(|compiled| compiled.overflow.is_some());
         if is_cut || choice.crowded || !choice.closed.is_empty() {
             return Err(Box::new(policies));
         }
         let terms = Terms::of(policies.choice.compiled.keys().map(|key| &policies.allowed[key]));
-        let Ok(follower) = Follower::new(&mut policies.choice.identities, &terms, numbers) else {
+        let Ok(follower) = Follower::new(&mut policies.choice.identities, &terms, key) else {
             return Err(Box::new(policies));
         };
         let places = Places::of(&policies.choice.identities);
@@ -71,7 +71,7 @@ impl Followed {
         self.follower.forget(namespace);
     }
 
-    /// Follows some addresses; whether numbers have changed.
+    /// Follows some addresses.
     ///
     /// # Errors
     /// [`Recompile`]: what fits has to be asked anew. What is written by then is no harm: it is what a compilation writes, or
@@ -83,7 +83,7 @@ impl Followed {
         dirty: &BTreeSet<IpAddr>,
         room: &Room<'_>,
         written: &mut Written<'_>,
-    ) -> Result<bool, Recompile> {
+    ) -> Result<(), Recompile> {
         let (mut sets, mut moved) = (Sets::default(), BTreeMap::new());
         for address in dirty {
             let identities = &mut self.policies.choice.identities;
@@ -104,7 +104,7 @@ impl Followed {
             moved.insert(*address, (before, after));
         }
         if moved.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         let added = moved.iter().filter(|(address, (_, after))| {
             after.is_some() && !room.standing_identities.contains_key(&Addr::from(**address))
@@ -117,7 +117,7 @@ impl Followed {
         self.digest(&moved);
         self.number(&sets, written);
         self.write(&sets, &moved, written);
-        Ok(!sets.new.is_empty() || !sets.gone.is_empty())
+        Ok(())
     }
 
     /// Compiles what came into use.
@@ -151,12 +151,9 @@ impl Followed {
     fn number(&mut self, sets: &Sets, written: &mut Written<'_>) {
         let identities = &self.policies.choice.identities;
         let gone = sets.gone.iter().filter_map(|set| self.follower.unname(*set)).collect();
-        let mut named = BTreeMap::new();
-        for set in &sets.new {
-            let name = self.follower.name(*set, identities, &self.terms, written.numbers);
-            named.extend(name.map(|name| (*set, name.clone())));
-        }
-        let turnover = Turnover { gone, new: named.values().cloned().collect() };
+        let named: BTreeMap<SetId, TextHash> =
+            sets.new.iter().map(|set| (*set, self.follower.name(*set, identities))).collect();
+        let turnover = Turnover { gone, new: named.values().copied().collect() };
         if !turnover.is_empty() {
             written.given.change_identities(written.numbers, &turnover);
         }

@@ -97,16 +97,18 @@ pub(crate) fn compile(
         .map(|(key, set)| (key.clone(), Allowed::by(set, &set_text(key), key.0, forms, &mut regions)))
         .collect();
     let groups = PodGroups::new(owners, &Terms::of(allowed.values()));
+    let names = numbers.key;
+    let name = |key: &SetKey| names.of_text(&set_text(key));
     let candidate = |key: &SetKey, allowed| {
         let namespace = isolation.sets[key].policies.first().map_or("", |policy| policy.namespace.as_str());
-        Candidate { allowed, namespace, stood: numbers.policies.contains_key(&set_text(key)) }
+        Candidate { allowed, namespace, stood: numbers.had_policy(name(key)) }
     };
     let candidates = allowed.iter().map(|(key, allowed)| (key, candidate(key, allowed))).collect();
     let mut choice = Fitting { snapshot, groups: &groups, room }.choose(&candidates);
     let terms = Terms::of(choice.compiled.keys().map(|key| &allowed[key]));
     choice.identities.assign(&terms, numbers);
-    numbers.assign_policies(&choice.compiled.keys().map(set_text).collect());
-    let number = |key: &SetKey| numbers.policies.get(&set_text(key)).copied().unwrap_or(CLOSED);
+    numbers.assign_policies(&choice.compiled.keys().map(name).collect());
+    let number = |key: &SetKey| numbers.policies.get(&name(key)).copied().unwrap_or(CLOSED);
     let numbers = choice.compiled.keys().map(|key| (key.clone(), number(key))).collect();
     Policies { isolation, allowed, choice, numbers }
 }

@@ -9,8 +9,8 @@ use super::{
     *,
 };
 use crate::{
-    apply::{Applier, Changes, Patch, tests::fake::Fake},
-    model::{Deltas, News, Standing},
+    apply::{Applier, Changes, Patch, Summary, tests::fake::Fake},
+    model::{Deltas, HashKey, News, Standing},
     plan::Planner,
 };
 
@@ -219,4 +219,51 @@ proptest! {
             prop_assert!(world.standing.crowded || nothing == Patch::default() || limits.cidrs != WIDE.cidrs, "{nothing:?}");
         }
     }
+    /// Whoever starts anew under the same cluster finds everything as it should be.
+    #[test]
+    fn a_restart_writes_nothing_and_moves_no_generation(
+        worlds in vec((parts(), more(), any::<bool>()), 1..4), limits in limits(),
+    ) {
+        let fake = Fake::new();
+        let mut agent = (Planner::default(), Applier::default());
+        let mut standing = World { limits, ..World::default() };
+        for (parts, more, goes_on) in &worlds {
+            let mut next = World { limits, standing: standing.standing.clone(), ..World::default() };
+            build_all(&mut next, parts, more);
+            pass(&mut agent, &fake, &standing.snapshot, &mut next)?;
+            if next.standing.crowded {
+                pass(&mut agent, &fake, &next.snapshot.clone(), &mut next)?;
+            }
+            standing = next;
+            let attachments = &standing.attachments;
+            let numbers = Numbers::recovered(HashKey::default(), &fake.services.all(), &fake.ports.all(), attachments);
+            let mut restarted = (Planner::default(), Applier::default());
+            restarted.0.resume(numbers);
+            let summary = pass(&mut restarted, &fake, &Snapshot::default(), &mut standing)?;
+            prop_assert!(summary.is_unchanged(), "{summary:?}");
+            prop_assert_eq!(restarted.0.desired(), agent.0.desired());
+            if !goes_on {
+                agent = restarted;
+            }
+        }
+    }
+}
+
+/// One pass of an agent that knows `before` and hears of what is different in `world`.
+fn pass(
+    (planner, applier): &mut (Planner, Applier),
+    fake: &Fake,
+    before: &Snapshot,
+    world: &mut World,
+) -> Result<Summary, TestCaseError> {
+    let (mut snapshot, mut deltas) = (before.clone(), Deltas::default());
+    way(before, &world.snapshot).iter().for_each(|step| step(&mut snapshot, &mut deltas));
+    let standing = Standing { synced: true, remembered: world.snapshot.remembered, ..Standing::default() };
+    planner.take(News { deltas, standing, since: None });
+    planner.observe(&world.facts, world.attachments.clone());
+    let patch = planner.patch(&room(world.limits, &world.standing));
+    let summary = applier.patch(fake, planner.desired(), &patch).unwrap();
+    world.standing = planner.desired().clone();
+    prop_assert_eq!(&summary.problems, &Vec::<String>::new());
+    Ok(summary)
 }

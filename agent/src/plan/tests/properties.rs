@@ -277,14 +277,22 @@ proptest! {
         build(&mut world, &after);
         let _ = world.plan();
         let new = &world.numbers;
-        for (old, new) in [(&old.policies, &new.policies), (&old.identities, &new.identities), (&old.peers, &new.peers), (&old.workloads, &new.workloads)] {
-            for (key, number) in new {
-                prop_assert!(old.get(key).is_none_or(|old| old == number), "{key} has another number");
-                let reused = old.iter().any(|(other, old)| old == number && other != key);
-                prop_assert!(!reused, "{key} has the number of something that has just gone");
-            }
-            let distinct: std::collections::BTreeSet<_> = new.values().collect();
-            prop_assert_eq!(distinct.len(), new.len());
-        }
+        kept_and_never_shared(&old.policies, &new.policies)?;
+        kept_and_never_shared(&old.identities, &new.identities)?;
+        kept_and_never_shared(&old.workloads, &new.workloads)?;
     }
+}
+
+fn kept_and_never_shared<K: std::fmt::Debug + Ord>(
+    old: &BTreeMap<K, u32>,
+    new: &BTreeMap<K, u32>,
+) -> Result<(), TestCaseError> {
+    for (key, number) in new {
+        prop_assert!(old.get(key).is_none_or(|old| old == number), "{key:?} has another number");
+        let reused = old.iter().any(|(other, old)| old == number && other != key);
+        prop_assert!(!reused, "{key:?} has the number of something that has just gone");
+    }
+    let distinct: std::collections::BTreeSet<_> = new.values().collect();
+    prop_assert_eq!(distinct.len(), new.len());
+    Ok(())
 }

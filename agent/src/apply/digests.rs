@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the generations of workloads and of the routes stand for. It is kept beside them, in `DIGESTS`, so that a restart moves
+//! none without need.
+//!
+//! A digest is taken back before anything changes that its generation stands for, and the next one is written once the
+//! generation has moved. So wherever a pass breaks off, and whatever is planned after it, a generation moves once too often
+//! rather than once too few.
+
+use std::collections::BTreeSet;
+
+use weft_abi::generation;
+use weft_dataplane::Error;
+
+use super::{
+    Pass,
+    patch::Changes,
+    tables::{Failed, Known},
+};
+
+/// In place of a digest: what it would tell is changing.
+const CHANGING: u64 = 0;
+
+/// A digest as the map has it.
+const fn kept(digest: u64) -> u64 {
+    if digest == CHANGING { 1 } else { digest }
+}
+
+/// Without the routes, which no plan leaves out.
+pub(super) fn of_workloads(known: &Known<u32, u64>) -> impl Iterator<Item = u32> {
+    known.0.keys().copied().filter(|slot| *slot != generation::ROUTES)
+}
+
+impl Pass<'_> {
+    /// Before anything else: takes back the digests of what is new, changes or goes.
+    pub(super) fn begin_changes(&mut self) {
+        let routes = self.patch.routes_digest.map(|digest| (generation::ROUTES, Some(digest)));
+        let workloads = self.patch.workload_digests.iter().map(|(slot, digest)| (*slot, *digest));
+        let wanted = workloads.chain(routes).map(|(slot, digest)| (slot, digest.map(kept)));
+        let known = &self.observed.digests.0;
+        self.changing = wanted.filter(|(slot, digest)| known.get(slot) != digest.as_ref()).collect();
+        let marks: Changes<u32, u64> = self.changing.keys().map(|slot| (*slot, Some(CHANGING))).collect();
+        let failed = self.observed.digests.put_all(self.tables.digests(), &marks, &mut self.summary);
+        self.tell_digests(&failed);
+    }
+
+    /// The next pass moves the generation of this slot again, whatever it plans: the workload is closed.
+    pub(super) fn unsettle(&mut self, slot: u32) {
+        if self.unsettled.insert(slot) {
+            let put = self.observed.digests.put(self.tables.digests(), slot, CHANGING, &mut self.summary);
+            let mut failed = Failed::new();
+            failed.note(slot, put);
+            self.tell_digests(&failed);
+        }
+    }
+
+    /// Workloads that are new, changed or gone, and routes.
+    pub(super) fn move_changed(&mut self) -> Result<(), Error> {
+        let slots: BTreeSet<u32> = self.changing.keys().chain(&self.unsettled).copied().collect();
+        slots.into_iter().try_for_each(|slot| self.move_next(slot))
+    }
+
+    /// Once the generations have moved.
+    pub(super) fn end_changes(&mut self) {
+        let mut changes = std::mem::take(&mut self.changing);
+        changes.retain(|slot, _| !self.unsettled.contains(slot));
+        let known = &mut self.observed.digests;
+        let put = known.put_all(self.tables.digests(), &changes, &mut self.summary);
+        let taken = known.take_gone(self.tables.digests(), &changes, &mut self.summary);
+        self.tell_digests(&put);
+        self.tell_digests(&taken);
+    }
+
+    fn tell_digests(&mut self, failed: &Failed<u32>) {
+        failed.tell("digests of what generations stand for", "these generations move once more", &mut self.summary);
+    }
+}
