@@ -5,7 +5,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
-use weft_abi::{ANY_IDENTITY, Addr, CidrKey, PROTOCOL_ANY, RuleKey, Service, ServiceKey, SlotKey, WORLD_IDENTITY};
+use weft_abi::{
+    ANY_IDENTITY, Addr, CidrKey, PROTOCOL_ANY, RuleKey, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
+};
 use weft_dataplane::{Maps, Options};
 
 use crate::node::Node;
@@ -28,6 +30,28 @@ impl Tables {
     /// They are not there yet, or of another build.
     pub fn of(node: &Node) -> Result<Self> {
         Ok(Self { maps: Maps::open(&node.machine().path(Options::PIN_DIR))? })
+    }
+
+    /// Everything that has a number and everything that numbers stand for, as text: where two are the same, nothing was numbered
+    /// or published anew.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn numbered(&self) -> Result<String> {
+        let maps = &self.maps;
+        let mut all = vec![format!("epoch {}", maps.generations().get(generation::EPOCH)?)];
+        for entry in maps.digests() {
+            let (slot, digest) = entry?;
+            all.push(format!("{slot} is {digest} at {}", maps.generations().get(slot)?));
+        }
+        let services = maps.services().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let ports = maps.ports().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let rules = maps.rules().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let identities = maps.identities().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let entries = services.chain(ports).chain(rules).chain(identities);
+        all.extend(entries.collect::<Result<Vec<_>, _>>()?);
+        all.sort_unstable();
+        Ok(all.join("\n"))
     }
 
     /// How many frontends and backends there are; backends of a change that goes on are counted twice.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use weft_testbed::{Bed, Job, Protocol, Shell, service};
+use weft_testbed::{Bed, Job, Protocol, Shell, Tables, ingress_policy, service, until_ok};
 
 const PORT: u16 = 8080;
 
@@ -121,6 +121,43 @@ fn an_agent_that_comes_back_serves_as_before() -> Result<()> {
         late.reaches(Protocol::Udp, to, "server")?;
     }
     Ok(())
+}
+
+/// Numbers and what generations stand for are in the maps: an agent that comes back writes nothing. Where they are lost it finds
+/// others, and everything holds as before.
+#[test]
+fn an_agent_that_comes_back_goes_on_with_the_numbers_in_the_maps() -> Result<()> {
+    let bed = Bed::new()?;
+    let server = bed.container(1, "default/server", &[("app", "server")])?;
+    server.serve("server", PORT)?;
+    let friend = bed.container(1, "default/friend", &[("role", "friend")])?;
+    let stranger = bed.container(1, "default/stranger", &[("role", "other")])?;
+    bed.apply(&service("default/server", ["10.96.0.10", "fd00:96::10"], 80, PORT, &[("app", "server")]))?;
+    bed.apply(&ingress_policy("default/friends", &[("app", "server")], &[("role", "friend")]))?;
+    let (node, soon, to) = (bed.node(1), Duration::from_secs(10), "10.96.0.10:80".parse()?);
+    let holds = || {
+        until_ok("the friend to be let in", soon, || friend.ask(Protocol::Tcp, to))?;
+        until_ok("the other one to be kept out", soon, || stranger.is_kept_out(Protocol::Tcp, to))
+    };
+    holds()?;
+    let restarted = |meanwhile: &str| -> Result<[String; 2]> {
+        node.stop_agent(Signal::SIGKILL)?;
+        let before = Tables::of(node)?.numbered()?;
+        node.sh(meanwhile)?.ok()?;
+        node.start_agent()?;
+        node.agent_ready()?;
+        Ok([before, Tables::of(node)?.numbered()?])
+    };
+    let left = "echo '{}' > /run/weft/numbers.json; echo '{}' > /run/weft/services.json";
+    let [before, after] = restarted(left)?;
+    assert_eq!(before, after);
+    assert_eq!(node.sh("find /run/weft -name '*.json'")?.ok()?, "", "of an earlier version");
+    let [before, after] = restarted("rm /sys/fs/bpf/weft/v*/maps/NUMBERING /sys/fs/bpf/weft/v*/maps/DIGESTS")?;
+    assert_ne!(before, after);
+    holds()?;
+    let [before, after] = restarted("true")?;
+    assert_eq!(before, after);
+    holds()
 }
 
 /// What a reboot leaves of a node: its disk.

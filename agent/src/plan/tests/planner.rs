@@ -3,13 +3,14 @@
 //! whatever order.
 
 use proptest::{collection::vec, prelude::*, sample::select};
+use weft_abi::{Port, Service, ServiceKey, generation};
 
 use super::{
     properties::{Parts, build, parts},
     *,
 };
 use crate::{
-    apply::{Applier, Changes, Patch, Summary, tests::fake::Fake},
+    apply::{Applier, Changes, Patch, Summary, Table as _, tests::fake::Fake},
     model::{Deltas, HashKey, News, Standing},
     plan::Planner,
 };
@@ -247,6 +248,52 @@ proptest! {
             }
         }
     }
+
+    /// Numbers that somebody else has written, or half of what was there: the next agent puts everything right, and the one after
+    /// it finds nothing to do.
+    #[test]
+    fn a_restart_over_other_numbers_heals(
+        parts in parts(), more in more(),
+        services in vec((0..4_u32, number(), 0..3_u32, 0..2_u32), 0..4), ports in vec((10..20_u32, number()), 0..4),
+        digests in vec((number(), 0..3_u64), 0..4),
+    ) {
+        let fake = Fake::new();
+        let mut world = World::default();
+        build_all(&mut world, &parts, &more);
+        pass(&mut (Planner::default(), Applier::default()), &fake, &Snapshot::default(), &mut world)?;
+        let known: Vec<ServiceKey> = fake.services.all().into_keys().collect();
+        for (place, id, generation, count) in services {
+            let new = ServiceKey { addr: addr("10.96.0.9"), port: 1, protocol: TCP, pad: 0 };
+            let value = Service { id, generation, count, flags: 0 };
+            fake.services.insert(known.get(place as usize).unwrap_or(&new), &value).unwrap();
+        }
+        for (ifindex, workload) in ports {
+            fake.ports.insert(&ifindex, &Port { workload, ..Port::default() }).unwrap();
+        }
+        for (slot, digest) in digests {
+            fake.digests.insert(&slot, &digest).unwrap();
+        }
+        for is_last in [false, false, true] {
+            let attachments = &world.attachments;
+            let numbers = Numbers::recovered(HashKey::default(), &fake.services.all(), &fake.ports.all(), attachments);
+            let mut restarted = (Planner::default(), Applier::default());
+            restarted.0.resume(numbers);
+            let summary = pass(&mut restarted, &fake, &Snapshot::default(), &mut world)?;
+            prop_assert!(!is_last || summary.is_unchanged(), "{summary:?}");
+            prop_assert_eq!(&fake.ports.all(), &world.standing.ports);
+            let numbered = |(key, service): (&ServiceKey, &Service)| (*key, service.id);
+            let wanted = world.standing.services.iter().map(|(key, service)| (*key, service.id));
+            prop_assert_eq!(fake.services.all().iter().map(numbered).collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
+            let (workloads, services) = (&restarted.0.numbers().workloads, &restarted.0.numbers().services);
+            let slots: std::collections::BTreeSet<&u32> = workloads.values().chain(services.values()).collect();
+            prop_assert_eq!(slots.len(), workloads.len() + services.len(), "each has its own");
+        }
+    }
+}
+
+/// A number that may be somebody's, nobody's or none.
+fn number() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => 0..12_u32, 1 => select(&[generation::SLOTS - 1, generation::SLOTS, u32::MAX][..])]
 }
 
 /// One pass of an agent that knows `before` and hears of what is different in `world`.
