@@ -16,14 +16,16 @@ mod client;
 mod explain;
 pub mod file;
 mod mac;
+mod page;
 mod report;
 
 pub use attachment::{
     Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, PodRef, PortKind, PortLink, Route,
 };
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Pages};
 pub use explain::{ExplainQuery, ExplainStep, Explanation};
 pub use mac::{Mac, ParseMacError};
+pub use page::{Entries, List, MAX_PAGE_BYTES, MAX_PAGE_ENTRIES, Page, PageQuery};
 pub use report::{
     BackendReport, DropReport, EndpointReport, FlowEvent, FlowVerdict, MapReport, PolicyReport, RouteReport,
     ServicePortReport, ServiceReport, SourceState, StatusReport, VmReport,
@@ -37,7 +39,8 @@ use serde::{Deserialize, Serialize};
 /// |---|---|
 /// | 1 | all requests but those below; connections begin without a greeting |
 /// | 2 | [`Request::Hello`], [`Request::Explain`] |
-pub const API_VERSION: u32 = 2;
+/// | 3 | [`Request::List`], [`Request::Summary`]: what grows with the cluster comes by pages |
+pub const API_VERSION: u32 = 3;
 
 /// The oldest version that is still spoken: a plugin of the version before outlives its agent by an upgrade.
 pub const OLDEST_API_VERSION: u32 = 1;
@@ -112,6 +115,10 @@ pub enum Request {
     Vms,
     /// What would happen to a packet.
     Explain(ExplainQuery),
+    /// One page of a list.
+    List(PageQuery),
+    /// As [`Request::Status`], without routes and problems: these are lists.
+    Summary,
 }
 
 /// One line of answer.
@@ -141,7 +148,7 @@ pub enum Answer {
     Allocation(Allocation),
     /// To [`Request::Gc`]: what was released.
     Released(Vec<AttachmentId>),
-    /// To [`Request::Status`].
+    /// To [`Request::Status`] and [`Request::Summary`].
     Status(Box<StatusReport>),
     /// To [`Request::Explain`].
     Explanation(Box<Explanation>),
@@ -157,6 +164,8 @@ pub enum Answer {
     Drops(Vec<DropReport>),
     /// To [`Request::Vms`].
     Vms(Vec<VmReport>),
+    /// To [`Request::List`].
+    Page(Page),
 }
 
 /// A refusal: what is wrong, with which object and field, and what to do.
@@ -197,6 +206,7 @@ impl Request {
     pub const fn since(&self) -> u32 {
         match self {
             Self::Hello { .. } | Self::Explain(_) => 2,
+            Self::List(_) | Self::Summary => 3,
             _ => 1,
         }
     }

@@ -18,7 +18,9 @@ use std::{
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
-use weft_api::{API_VERSION, Answer, Client, ClientError, DEFAULT_SOCKET, ExplainQuery, Request};
+use weft_api::{
+    API_VERSION, Answer, Client, ClientError, DEFAULT_SOCKET, Entries, ExplainQuery, List, Request, VmReport,
+};
 
 use crate::print::Output;
 
@@ -150,26 +152,33 @@ fn main() -> ExitCode {
     }
 }
 
+/// The entries of a list, part by part, as they come.
+macro_rules! parts {
+    ($client:expr, $list:ident, $name:expr) => {
+        $client.pages(List::$list, $name).map(|part| match part.map_err(told)? {
+            Entries::$list(entries) => Ok(entries),
+            other => bail!("the agent gave {other:?} for another list; use the `weft` of the agent's version"),
+        })
+    };
+}
+
 fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
     if matches!(command, Command::Man) {
         return manual(&mut io::stdout().lock());
     }
     let mut client = connect(socket, command)?;
     let mut output = Output::new(matches!(output, Format::Json), io::stdout().lock());
-    // The text of a client's error has its cause in it.
-    let mut ask = |request| client.call(&request).map_err(|error| anyhow!("{error}"));
+    let client = &mut client;
     match command {
-        Command::Status => match ask(Request::Status)? {
-            Answer::Status(status) => {
-                output.print(&*status, show::status)?;
-                return Ok(if status.not_ready.is_some() { ExitCode::from(3) } else { ExitCode::SUCCESS });
-            }
-            other => return unexpected(&other),
-        },
+        Command::Status => {
+            let status = client.status().map_err(told)?;
+            output.print(&status, show::status)?;
+            return Ok(if status.not_ready.is_some() { ExitCode::from(3) } else { ExitCode::SUCCESS });
+        }
         Command::Explain { from, to, port, protocol, source_port } => {
             let (from, to) = (from.clone(), to.clone());
             let query = ExplainQuery { from, to, port: *port, source_port: *source_port, protocol: *protocol };
-            match ask(Request::Explain(query))? {
+            match client.call(&Request::Explain(query)).map_err(told)? {
                 Answer::Explanation(explanation) => {
                     output.print(&*explanation, show::explanation)?;
                     return Ok(if explanation.forwarded { ExitCode::SUCCESS } else { ExitCode::from(4) });
@@ -177,44 +186,52 @@ fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
                 other => return unexpected(&other),
             }
         }
-        Command::Endpoints => match ask(Request::Endpoints)? {
-            Answer::Endpoints(endpoints) => output.print(&endpoints, |endpoints| show::endpoints(endpoints))?,
-            other => return unexpected(&other),
-        },
-        Command::Services => match ask(Request::Services)? {
-            Answer::Services(services) => output.print(&services, |services| show::services(services))?,
-            other => return unexpected(&other),
-        },
-        Command::Policies => match ask(Request::Policies)? {
-            Answer::Policies(policies) => output.print(&policies, |policies| show::policies(policies))?,
-            other => return unexpected(&other),
-        },
-        Command::Vm { command } => match ask(Request::Vms)? {
-            Answer::Vms(vms) => match command {
-                None => output.print(&vms, |vms| vm::overview(vms))?,
-                Some(VmCommand::Show { vm }) => output.print(vm::find(&vms, vm)?, vm::details)?,
-                Some(VmCommand::Trace { vm, frames }) => {
-                    vm::trace(Path::new(&vm::find(&vms, vm)?.control_path), *frames, &mut output)?;
-                }
-            },
-            other => return unexpected(&other),
-        },
-        Command::Drops { all } => match ask(Request::Drops)? {
+        Command::Endpoints => {
+            let parts = parts!(client, Endpoints, None);
+            output.print_parts(parts, show::endpoints, "no workload is attached to this node")?;
+        }
+        Command::Services => {
+            output.print_parts(parts!(client, Services, None), show::services, "no Service is programmed")?;
+        }
+        Command::Policies => {
+            output.print_parts(parts!(client, Policies, None), show::policies, "there is no NetworkPolicy")?;
+        }
+        Command::Vm { command: None } => {
+            output.print_parts(parts!(client, Vms, None), vm::overview, "no vhost-user port is on this node")?;
+        }
+        Command::Vm { command: Some(VmCommand::Show { vm }) } => {
+            output.print(vm::find(&vms_named(client, vm)?, vm)?, vm::details)?;
+        }
+        Command::Vm { command: Some(VmCommand::Trace { vm, frames }) } => {
+            let vms = vms_named(client, vm)?;
+            vm::trace(Path::new(&vm::find(&vms, vm)?.control_path), *frames, &mut output)?;
+        }
+        Command::Drops { all } => match client.call(&Request::Drops).map_err(told)? {
             Answer::Drops(mut drops) => {
                 drops.retain(|drop| *all || drop.packets > 0);
                 output.print(&drops, |drops| show::drops(drops))?;
             }
             other => return unexpected(&other),
         },
-        Command::Flows { last, follow } => flows(&mut client, &mut output, *last, *follow)?,
+        Command::Flows { last, follow } => flows(client, &mut output, *last, *follow)?,
         Command::Man => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// The vhost-user ports of this name, as far as the agent can tell them.
+fn vms_named(client: &mut Client, name: &str) -> Result<Vec<VmReport>> {
+    Ok(parts!(client, Vms, Some(name)).collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// The text of a client's error has its cause in it.
+fn told(error: ClientError) -> anyhow::Error {
+    anyhow!("{error}")
+}
+
 /// Only `flows --follow` waits for longer than an answer takes.
 fn flows(client: &mut Client, output: &mut Output<impl io::Write>, last: usize, follow: bool) -> Result<()> {
-    let mut answer = client.call(&Request::Flows { last, follow }).map_err(|error| anyhow!("{error}"))?;
+    let mut answer = client.call(&Request::Flows { last, follow }).map_err(told)?;
     let local = io::stdout().is_terminal();
     loop {
         match answer {
@@ -222,7 +239,7 @@ fn flows(client: &mut Client, output: &mut Output<impl io::Write>, last: usize, 
             Answer::Flows(events) => return output.print(&events, |events| show::flows(events)),
             other => return unexpected(&other).map(drop),
         }
-        answer = client.next_answer().map_err(|error| anyhow!("{error}"))?;
+        answer = client.next_answer().map_err(told)?;
     }
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn status(status: &StatusReport) -> String {
     if status.problems.is_empty() { text } else { format!("{text}\n") }
 }
 
-pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> String {
+pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> Table {
     let mut table =
         Table::new(&["POD", "ADDRESSES", "PORT", "INTERFACE", "MAC", "INGRESS POLICIES", "EGRESS POLICIES", "STATE"]);
     for endpoint in endpoints {
@@ -65,10 +65,10 @@ pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> String {
             endpoint.state.clone(),
         ]);
     }
-    or(&table, "no workload is attached to this node")
+    table
 }
 
-pub(crate) fn services(services: &[ServiceReport]) -> String {
+pub(crate) fn services(services: &[ServiceReport]) -> Table {
     let mut table = Table::new(&["SERVICE", "CLUSTER IPS", "PORT", "BACKENDS"]);
     for service in services {
         let name = format!("{}/{}", service.namespace, service.name);
@@ -80,10 +80,10 @@ pub(crate) fn services(services: &[ServiceReport]) -> String {
             table.row([name, addresses, port_name(port), backends(port)]);
         }
     }
-    or(&table, "no Service is programmed")
+    table
 }
 
-pub(crate) fn policies(policies: &[PolicyReport]) -> String {
+pub(crate) fn policies(policies: &[PolicyReport]) -> Table {
     let mut table = Table::new(&["POLICY", "ISOLATES", "PODS OF THIS NODE", "RULES", "STATE"]);
     for policy in policies {
         table.row([
@@ -94,7 +94,7 @@ pub(crate) fn policies(policies: &[PolicyReport]) -> String {
             policy.state.clone(),
         ]);
     }
-    or(&table, "there is no NetworkPolicy")
+    table
 }
 
 pub(crate) fn explanation(explanation: &Explanation) -> String {

@@ -8,6 +8,10 @@ pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
+/// Widths of columns of a table that comes in parts: what stands stays, what comes may be wider.
+#[derive(Default)]
+pub(crate) struct Widths(Vec<usize>);
+
 impl Table {
     pub(crate) fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(|name| (*name).to_owned()).collect()] }
@@ -25,25 +29,36 @@ impl Table {
 
     /// Columns two blanks apart; no blanks at the end of a line. An empty cell shows as `-`.
     pub(crate) fn render(&self) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let cells: Vec<Vec<Vec<&str>>> =
-            self.rows.iter().map(|row| row.iter().map(|cell| lines(cell)).collect()).collect();
-        let width = |column: usize| {
-            let column = cells.iter().filter_map(|row| row.get(column)).flatten();
-            column.map(|line| line.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        self.render_after(&mut Widths::default())
+    }
+
+    /// The same below the parts that made `widths`: the head stands above the first one.
+    pub(crate) fn render_after(&self, widths: &mut Widths) -> String {
+        let rows = &self.rows[usize::from(!widths.0.is_empty())..];
+        let cells: Vec<Vec<Vec<&str>>> = rows.iter().map(|row| row.iter().map(|cell| lines(cell)).collect()).collect();
+        widths.widen(&cells);
         let mut text = String::new();
         for row in &cells {
             let height = row.iter().map(Vec::len).max().unwrap_or(0);
             for line in 0..height {
                 let padded =
-                    row.iter().zip(&widths).map(|(cell, width)| format!("{:width$}", cell.get(line).unwrap_or(&"")));
+                    row.iter().zip(&widths.0).map(|(cell, width)| format!("{:width$}", cell.get(line).unwrap_or(&"")));
                 text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
                 text.push('\n');
             }
         }
         text
+    }
+}
+
+impl Widths {
+    fn widen(&mut self, rows: &[Vec<Vec<&str>>]) {
+        for row in rows {
+            self.0.resize(self.0.len().max(row.len()), 0);
+            for (width, cell) in self.0.iter_mut().zip(row) {
+                *width = cell.iter().map(|line| line.chars().count()).fold(*width, usize::max);
+            }
+        }
     }
 }
 
@@ -53,7 +68,7 @@ fn lines(cell: &str) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::Table;
+    use super::{Table, Widths};
 
     #[test]
     fn columns_are_aligned() {
@@ -64,5 +79,21 @@ mod tests {
                         a          80/TCP  -\n           53/UDP\n\
                         long-name  1       yes\n";
         assert_eq!(table.render(), expected);
+    }
+
+    #[test]
+    fn a_table_in_parts_has_one_head_and_columns_that_only_widen() {
+        let part = |names: [&str; 2]| {
+            let mut table = Table::new(&["NAME", "X"]);
+            names.into_iter().for_each(|name| table.row([name.into(), "1".into()]));
+            table
+        };
+        let mut widths = Widths::default();
+        let parts = [["long-name", "a"], ["longer-name", "b"], ["c", "d"]];
+        let text: String = parts.map(|names| part(names).render_after(&mut widths)).concat();
+        let expected = "NAME       X\nlong-name  1\na          1\n\
+                        longer-name  1\nb            1\n\
+                        c            1\nd            1\n";
+        assert_eq!(text, expected);
     }
 }

@@ -14,7 +14,7 @@ use weft_api::VmReport;
 use crate::{
     frame,
     print::Output,
-    show::{bytes, duration, or, workload},
+    show::{bytes, duration, workload},
     table::Table,
 };
 
@@ -40,7 +40,7 @@ fn owner(vm: &VmReport) -> String {
     workload(&vm.id, vm.pod.as_ref())
 }
 
-pub(crate) fn overview(vms: &[VmReport]) -> String {
+pub(crate) fn overview(vms: &[VmReport]) -> Table {
     let mut table =
         Table::new(&["POD", "TAP", "SOCKET", "STATE", "RESTARTS", "VMM", "TO GUEST", "FROM GUEST", "DROPS"]);
     for vm in vms {
@@ -64,7 +64,7 @@ pub(crate) fn overview(vms: &[VmReport]) -> String {
             vm.metrics.as_ref().map(|_| drops.to_string()).unwrap_or_default(),
         ]);
     }
-    or(&table, "no vhost-user port is on this node")
+    table
 }
 
 pub(crate) fn details(vm: &VmReport) -> String {

@@ -53,6 +53,8 @@ pub(crate) fn describe(snapshot: &Snapshot, facts: &NodeFacts, desired: &mut Des
         table.add_node_addresses(snapshot, facts);
     }
     desired.host_routes.sort();
+    // Pages go on after any of them.
+    desired.route_reports.sort_by(|a, b| (&a.node, a.pod_cidr).cmp(&(&b.node, b.pod_cidr)));
     desired.routes_digest = digest(&desired.remotes);
 }
 

@@ -130,6 +130,18 @@ pub(crate) fn plan_one<'a>(
     }
 }
 
+/// What is told of one Service; none: it has no frontends.
+pub(crate) fn report_one(
+    key: &ObjectKey,
+    service: &Service,
+    slices: &[&EndpointSlice],
+    node: &str,
+) -> Option<ServiceReport> {
+    let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
+    frontends.add_service(key, programmed_spec(service)?, slices, node);
+    frontends.reports?.pop()
+}
+
 fn frontend_key(vip: IpAddr, port: u16, protocol: u8) -> ServiceKey {
     ServiceKey { addr: Addr::from(vip), port: port.to_be(), protocol, pad: 0 }
 }
@@ -225,11 +237,6 @@ impl<'a> Frontends<'a> {
         let granted = share::grant(most as u64, &asking().map(wish).collect::<Vec<_>>());
         let refused = asking().zip(granted).filter(|(_, granted)| !granted);
         refused.map(|(frontend, _)| frontend.key).collect()
-    }
-
-    /// For `weft services`.
-    pub(crate) fn into_reports(self) -> Vec<ServiceReport> {
-        self.reports.unwrap_or_default()
     }
 
     /// Those that need a number each.

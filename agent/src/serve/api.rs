@@ -15,7 +15,7 @@ use tokio::{
 use weft_api::{Answer, ApiError, ErrorCode, ExplainQuery, Explanation, FlowEvent, MAX_REQUEST, Reply, Request};
 use weft_dataplane::Maps;
 
-use super::{Shared, explain, report};
+use super::{Shared, explain, page, report};
 use crate::file;
 
 /// Connections at a time.
@@ -96,6 +96,8 @@ async fn answer(request: Request, shared: &Shared) -> Result<Answer, ApiError> {
             weft_api::agree(oldest, newest, agent).map(|version| Answer::Hello { version, agent: agent.to_owned() })
         }
         Request::Status => report::status(shared).map(|status| Answer::Status(Box::new(status))),
+        Request::Summary => report::summary(shared).map(|status| Answer::Status(Box::new(status))),
+        Request::List(query) => page::page(&query, shared).await.map(Answer::Page),
         Request::Endpoints => Ok(Answer::Endpoints(report::endpoints(shared))),
         Request::Services => Ok(Answer::Services(block_in_place(|| shared.planner().service_reports()))),
         Request::Policies => Ok(Answer::Policies(block_in_place(|| shared.planner().policy_reports()))),

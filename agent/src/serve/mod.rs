@@ -12,6 +12,7 @@ pub mod flows;
 pub mod health;
 mod http;
 pub mod metrics;
+mod page;
 pub mod report;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,15 @@ use crate::{
 /// # Errors
 /// The maps cannot be read.
 pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
+    let (problems, routes) = (shared.problems(), shared.planner().desired().route_reports.clone());
+    Ok(StatusReport { problems, routes, ..summary(shared)? })
+}
+
+/// The same without what grows with the cluster: routes and problems.
+///
+/// # Errors
+/// The maps cannot be read.
+pub fn summary(shared: &Shared) -> Result<StatusReport, ApiError> {
     let view = shared.view();
     let (maps, events_lost) = match shared.maps() {
         Some(maps) => (maps.memory().map_err(unreadable)?, maps.counted(Counter::EventsLost).map_err(unreadable)?),
@@ -27,7 +36,6 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
         bytes: map.bytes,
     });
     let View { node, mode, uplink, pod_cidrs, addresses_used, source, not_ready, .. } = View::clone(&view);
-    let (problems, routes) = (shared.problems(), shared.planner().desired().route_reports.clone());
     Ok(StatusReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api_version: weft_api::API_VERSION,
@@ -45,9 +53,9 @@ pub fn status(shared: &Shared) -> Result<StatusReport, ApiError> {
         not_ready,
         applied: view.planned == Some(shared.planner().versions()),
         uptime_seconds: shared.started.elapsed().as_secs(),
-        routes,
+        routes: Vec::new(),
         maps: maps.collect(),
-        problems,
+        problems: Vec::new(),
         events_lost,
     })
 }
@@ -59,7 +67,7 @@ pub fn endpoints(shared: &Shared) -> Vec<EndpointReport> {
     view.attachments.iter().map(|attachment| endpoint(attachment, planner.desired(), &shared.devices)).collect()
 }
 
-fn endpoint(attachment: &Attachment, desired: &Desired, devices: &Board) -> EndpointReport {
+pub(super) fn endpoint(attachment: &Attachment, desired: &Desired, devices: &Board) -> EndpointReport {
     let Attachment { spec, allocation, link } = attachment;
     let (ingress_policies, egress_policies) = desired.isolation.get(&spec.id.to_string()).cloned().unwrap_or_default();
     let ifindex = link.as_ref().map_or(0, |link| link.ifindex);

@@ -18,6 +18,7 @@ use super::{Command, Shared, View, api, flows};
 use crate::{model::Desired, plan::Planner};
 
 mod health;
+mod pages;
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
 
@@ -165,7 +166,7 @@ async fn versions_are_agreed_on_and_the_one_before_goes_on() {
     )
     .await;
     let lines: Vec<&str> = text.lines().collect();
-    assert!(lines[0].contains("\"version\":1") && lines[1].contains("\"version\":2"), "{text}");
+    assert!(lines[0].contains("\"version\":1") && lines[1].contains("\"version\":3"), "{text}");
     assert!(
         lines[2].contains("\"version\"") && lines[2].contains("8 to 9") && lines[2].contains("update the agent"),
         "{text}"

@@ -4,12 +4,13 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    ops::Bound,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use futures::future::join_all;
 use tokio::sync::watch;
-use weft_api::{AttachmentId, VmReport};
+use weft_api::{AttachmentId, PodRef, VmReport};
 
 use super::{DeviceSpec, control};
 
@@ -73,6 +74,26 @@ impl Board {
         join_all(all.into_iter().map(report)).await
     }
 
+    /// As [`Board::reports`], of the first `most` devices after `after`; and whether there are more. `name`: only those of this
+    /// pod (`NAMESPACE/NAME` or `NAME`) or tap.
+    pub async fn reports_after(
+        &self,
+        after: Option<&AttachmentId>,
+        name: Option<&str>,
+        most: usize,
+    ) -> (Vec<VmReport>, bool) {
+        let (asked, more) = {
+            let devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let rest = devices.range::<AttachmentId, _>((first, Bound::Unbounded));
+            let statuses = rest.map(|(_, status)| status.borrow().clone());
+            let mut wanted = statuses.filter(|status| name.is_none_or(|name| is_named(&status.spec, name)));
+            let asked: Vec<DeviceStatus> = wanted.by_ref().take(most).collect();
+            (asked, wanted.next().is_some())
+        };
+        (join_all(asked.into_iter().map(report)).await, more)
+    }
+
     pub(super) fn put(&self, status: watch::Receiver<DeviceStatus>) {
         let id = status.borrow().spec.id.clone();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, status);
@@ -81,6 +102,11 @@ impl Board {
     pub(super) fn remove(&self, id: &AttachmentId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
+}
+
+fn is_named(spec: &DeviceSpec, name: &str) -> bool {
+    let of_pod = |pod: &PodRef| pod.name == name || name.split_once('/') == Some((&pod.namespace, &pod.name));
+    spec.tap == name || spec.pod.as_ref().map_or_else(|| spec.id.to_string() == name, of_pod)
 }
 
 async fn report(DeviceStatus { spec, state, pid, restarts }: DeviceStatus) -> VmReport {

@@ -3,7 +3,9 @@ use std::{fs, path::Path, time::Duration};
 
 use weft_api::{PortKind, PortLink};
 
-use super::{Board, Cgroups, DeviceSpec, DeviceState, Devices, check_folder, socket_path, supervise::Pauses};
+use super::{
+    Board, Cgroups, DeviceSpec, DeviceState, DeviceStatus, Devices, check_folder, socket_path, supervise::Pauses,
+};
 use crate::model::Attachment;
 
 fn attachment(folder: &Path, port: PortKind) -> Attachment {
@@ -45,6 +47,33 @@ fn a_folder_too_long_for_sockets_is_refused_with_its_limit() {
     check_folder(Path::new(&folder(79)), tap).unwrap();
     let error = check_folder(Path::new(&folder(80)), tap).unwrap_err();
     assert!(error.contains("at most 79 bytes") && error.contains("runDir"), "{error}");
+}
+
+/// Their devices do not answer: nobody listens.
+#[tokio::test]
+async fn devices_are_told_from_any_place_on_and_by_name() {
+    let (dir, board) = (tempfile::tempdir().unwrap(), Board::default());
+    let pods = [Some(("a", "vm")), Some(("b", "vm")), None];
+    for (number, pod) in (1..).zip(pods) {
+        let mut attachment = Attachment { link: None, ..attachment(dir.path(), PortKind::VhostUser) };
+        attachment.spec = Attachment::sample(number, pod, &[]).spec;
+        attachment.link = Some(PortLink { ifindex: number.into(), ifname: format!("weft{number}") });
+        let status = DeviceStatus::new(DeviceSpec::of(&attachment).unwrap());
+        board.put(tokio::sync::watch::channel(status).1);
+    }
+    let told = async |after: Option<&weft_api::AttachmentId>, name, most| {
+        let (reports, more) = board.reports_after(after, name, most).await;
+        (reports.into_iter().map(|report| report.ifname).collect::<Vec<_>>().join(" "), more)
+    };
+    let first = Attachment::sample(1, None, &[]).spec.id;
+    assert_eq!(told(None, None, 2).await, ("weft1 weft2".into(), true));
+    assert_eq!(told(None, None, 3).await, ("weft1 weft2 weft3".into(), false));
+    assert_eq!(told(Some(&first), None, 2).await, ("weft2 weft3".into(), false));
+    assert_eq!(told(None, Some("vm"), 1).await, ("weft1".into(), true));
+    assert_eq!(told(None, Some("b/vm"), 2).await, ("weft2".into(), false));
+    assert_eq!(told(None, Some("weft3"), 2).await, ("weft3".into(), false));
+    assert_eq!(told(None, Some("weft/c3/eth0"), 2).await, ("weft3".into(), false));
+    assert_eq!(told(None, Some("weft"), 2).await, (String::new(), false));
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn a_service_without_backends_says_so() {
         cluster_ips: vec!["10.96.0.7".parse().unwrap()],
         ports: vec![port],
     };
-    let table = services(&[service]);
+    let table = services(&[service]).render();
     assert_eq!(table.lines().nth(1), Some("default/web  10.96.0.7    http 80/TCP  -"), "{table}");
 }
 

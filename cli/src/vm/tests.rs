@@ -48,7 +48,7 @@ fn a_port_is_found_by_its_pod_or_tap_and_doubts_are_told() {
 fn the_overview_adds_up_the_rings() {
     let mut gone = vm("b", "tap2");
     (gone.metrics, gone.state) = (None, "device restarting: signal SIGKILL".into());
-    let text = overview(&[vm("a", "tap1"), gone]);
+    let text = overview(&[vm("a", "tap1"), gone]).render();
     let lines: Vec<Vec<&str>> =
         text.lines().map(|line| line.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect()).collect();
     assert_eq!(
@@ -56,7 +56,7 @@ fn the_overview_adds_up_the_rings() {
         ["a/vm", "tap1", "/run/weft/vhost/tap1/vhost.sock", "ready", "2", "connected", "44", "66", "6"]
     );
     assert_eq!(lines[2][3..], ["device restarting: signal SIGKILL", "2", "-", "-", "-", "-"]);
-    assert_eq!(overview(&[]), "no vhost-user port is on this node\n");
+    assert!(overview(&[]).is_empty());
 }
 
 #[test]

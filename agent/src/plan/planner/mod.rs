@@ -15,6 +15,7 @@
 //! as in [`mod@crate::plan`].
 
 mod addresses;
+mod reports;
 mod services;
 
 use std::{
@@ -23,7 +24,7 @@ use std::{
 };
 
 use weft_abi::{Addr, ServiceKey};
-use weft_api::{PodRef, PolicyReport, ServiceReport};
+use weft_api::PodRef;
 
 use self::{addresses::Addresses, services::Services};
 use super::{
@@ -429,22 +430,6 @@ impl Planner {
         let frontends = self.desired.services.keys();
         let own = frontends.filter(|frontend| self.service_name(frontend).as_deref() == Some(service));
         own.map(|frontend| IpAddr::from(frontend.addr)).collect::<BTreeSet<_>>().into_iter().collect()
-    }
-
-    /// For `weft services`.
-    #[must_use]
-    pub fn service_reports(&self) -> Vec<ServiceReport> {
-        let Some(facts) = &self.facts else { return self.desired.service_reports.clone() };
-        super::services::frontends(&self.snapshot, facts).into_reports()
-    }
-
-    /// For `weft policies`.
-    #[must_use]
-    pub fn policy_reports(&self) -> Vec<PolicyReport> {
-        let Some(policy) = &self.policy else { return self.desired.policy_reports.clone() };
-        let mut told = Desired::default();
-        policy.policies().describe_reports(&self.snapshot, &self.forms, &mut told);
-        told.policy_reports
     }
 
     /// How many policies there are.

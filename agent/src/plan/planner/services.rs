@@ -9,7 +9,7 @@ use weft_abi::{Backend, ServiceKey};
 use super::set;
 use crate::{
     apply::Patch,
-    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot},
+    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
     plan::{
         backends,
         numbers::{Given, Turnover},
@@ -116,13 +116,18 @@ impl Services {
 
     fn plan(&self, key: &ObjectKey, snapshot: &Snapshot, facts: &NodeFacts) -> Planned {
         let Some((key, service)) = snapshot.services.get_key_value(key) else { return Planned::default() };
-        let slices = self.slices.get(key).into_iter().flatten().filter_map(|slice| snapshot.slices.get(slice));
-        let slices: Vec<_> = slices.map(|slice| &**slice).collect();
+        let slices = self.slices_of(snapshot, key);
         let taken = |frontend: &ServiceKey| {
             let holder = self.holders.get(frontend).filter(|holder| *holder < key)?;
             snapshot.services.get_key_value(holder).map(|(holder, _)| holder)
         };
         services::plan_one(key, service, &slices, &facts.name, taken)
+    }
+
+    /// The slices of a Service, in their order.
+    pub(super) fn slices_of<'a>(&self, snapshot: &'a Snapshot, service: &ObjectKey) -> Vec<&'a EndpointSlice> {
+        let slices = self.slices.get(service).into_iter().flatten().filter_map(|slice| snapshot.slices.get(slice));
+        slices.map(|slice| &**slice).collect()
     }
 
     /// Takes what a Service had away from it; tells its frontends.
@@ -208,6 +213,6 @@ impl Services {
 }
 
 /// The name of the Service of a slice, owned.
-pub(super) fn service_of(slice: &crate::model::objects::EndpointSlice) -> Option<String> {
+pub(super) fn service_of(slice: &EndpointSlice) -> Option<String> {
     backends::service_of(slice).map(str::to_owned)
 }

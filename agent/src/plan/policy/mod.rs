@@ -157,17 +157,22 @@ impl Policies {
         }
     }
 
-    /// What does not fit: the workloads that are closed for it, and, by policy, why.
-    fn describe_closed(&self, snapshot: &Snapshot, desired: &mut Desired) -> BTreeMap<&ObjectKey, String> {
+    /// Policies that do not fit, and why.
+    fn unfit(&self) -> BTreeMap<&ObjectKey, String> {
         let mut unfit = BTreeMap::new();
         for (key, shortage) in &self.choice.closed {
             for policy in &self.isolation.sets[key].policies {
                 unfit.entry(policy).or_insert_with(|| shortage.to_string());
             }
         }
-        for (policy, why) in &unfit {
+        unfit
+    }
+
+    /// What does not fit: the policies, and the workloads that are closed for them.
+    fn describe_closed(&self, snapshot: &Snapshot, desired: &mut Desired) {
+        for (policy, why) in self.unfit() {
             let uid = snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.as_ref().map(Uid::to_string));
-            let (key, why) = ((*policy).clone(), format!("{NOT_FITTING}: {why}"));
+            let (key, why) = (policy.clone(), format!("{NOT_FITTING}: {why}"));
             desired.refusals.insert(Refusal { kind: RefusedKind::Policy, key, uid, why });
         }
         for (id, isolated) in &self.isolation.workloads {
@@ -182,7 +187,6 @@ impl Policies {
                 format!("its policies do not fit ({}): {} closed: {shortage}", policies.join(", "), ways.join(" and "));
             desired.closed.insert(id.clone(), why);
         }
-        unfit
     }
 
     fn describe_identities(&self, desired: &mut Desired) {
@@ -199,9 +203,21 @@ impl Policies {
     /// Reports and problems of policies, and what is closed.
     pub(crate) fn describe_reports(&self, snapshot: &Snapshot, forms: &Forms, desired: &mut Desired) {
         desired.crowded = self.choice.crowded;
-        let unfit = self.describe_closed(snapshot, desired);
-        let overflows = self.overflows();
-        for (key, form) in forms {
+        self.describe_closed(snapshot, desired);
+        for (report, wrong) in self.reports(forms) {
+            let PolicyReport { namespace, name, .. } = &report;
+            desired.problems.extend(wrong.iter().map(|why| format!("NetworkPolicy {namespace}/{name}: {why}")));
+            desired.policy_reports.push(report);
+        }
+    }
+
+    /// What is told of these policies, and what is wrong with each.
+    pub(crate) fn reports<'a>(
+        &'a self,
+        forms: impl IntoIterator<Item = (&'a ObjectKey, &'a PolicyForm)> + 'a,
+    ) -> impl Iterator<Item = (PolicyReport, Vec<String>)> + 'a {
+        let (unfit, overflows) = (self.unfit(), self.overflows());
+        forms.into_iter().map(move |(key, form)| {
             let selected = self.isolation.selected.get(key);
             let mut wrong = form.problems.clone();
             wrong.extend(overflows.get(key).into_iter().flatten().cloned());
@@ -210,17 +226,17 @@ impl Policies {
                 state = format!("{NOT_FITTING}: {why}");
                 wrong.push(state.clone());
             }
-            desired.problems.extend(wrong.iter().map(|why| format!("NetworkPolicy {key}: {why}")));
             let isolates = |direction| form.rules_of(direction).map(|_| direction.to_string());
-            desired.policy_reports.push(PolicyReport {
+            let report = PolicyReport {
                 namespace: key.namespace.to_string(),
                 name: key.name.to_string(),
                 directions: [Direction::Ingress, Direction::Egress].into_iter().filter_map(isolates).collect(),
                 selected: selected.into_iter().flatten().cloned().collect(),
                 rules: rule_count(form),
                 state,
-            });
-        }
+            };
+            (report, wrong)
+        })
     }
 
     /// By policy: which of its sets are too large for the programs.
