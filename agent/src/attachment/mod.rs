@@ -15,6 +15,7 @@
 //! has: an attachment without its link stays reserved while its network namespace exists (the runtime will ask for DEL), and
 //! is released when that is gone too, as after a reboot; one that never had a namespace (a tap) waits for DEL or GC.
 
+pub mod life;
 mod naming;
 pub mod pending;
 mod pool;
