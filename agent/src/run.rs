@@ -8,22 +8,25 @@
 //! | devices and addresses | [`crate::device`] |
 //! | maps and programs, adopted where they are there already | [`weft_dataplane`] |
 //! | attachments of an earlier run | [`crate::attachment`] |
-//! | turns: requests and changes, one pass for all that wait | `engine`, `node`, `port` |
+//! | turns: requests and changes, one pass for all that wait | `engine` |
+//! | what a turn asks of the node | `node`: `ports`, `host`, `passes`, `told` |
 //!
 //! SIGTERM and SIGINT end the process and nothing else: maps, links and devices stay, and packets go on.
 //! [`cleanup::run`] is what removes them.
 //!
 //! All threads stay in the network namespace that the process was started in.
 
-mod cidrs;
+mod asks;
 pub mod cleanup;
 mod engine;
+mod host;
 pub mod install;
 mod memory;
 mod node;
-mod port;
+mod passes;
+mod ports;
 mod remembered;
-mod repair;
+mod told;
 
 use std::{
     fs, io,
@@ -43,12 +46,14 @@ use weft_dataplane::{Dataplane, Maps, Options};
 
 use self::{
     engine::Engine,
+    host::Host,
     memory::{Memory, NodeMemory},
-    node::{Node, State},
+    node::Node,
+    passes::Passes,
+    ports::Ports,
     remembered::Keeper,
 };
 use crate::{
-    apply::Applier,
     attachment::{Attachments, Settings},
     config::{Config, Source},
     device::{self, Changes, DeviceConfig, Limits, Observation},
@@ -128,7 +133,7 @@ fn first_view(config: &Config) -> View {
         node: config.node_name.clone(),
         mode: mode.to_owned(),
         pod_cidrs: config.pod_cidrs.clone(),
-        source: Some(node::source_state(config, &Standing::default())),
+        source: Some(told::source_state(config, &Standing::default())),
         not_ready: Some("starting".to_owned()),
         ..View::default()
     }
@@ -165,7 +170,7 @@ async fn start(
     mut feed: Feed,
     memory: Memory,
 ) -> Result<()> {
-    let pod_cidrs = cidrs::first(&config, &shared, &mut feed).await?;
+    let pod_cidrs = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
     let mut device_config = device_config(&config, pod_cidrs);
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
@@ -175,24 +180,14 @@ async fn start(
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
-    let applier = Applier::new(memory.digests.clone());
+    let ports = Ports::new(attachments, devices, shared.work.guests.clone());
+    let host = Host::new(device_config, observation);
+    let passes = Passes::new(config.run_dir.clone(), memory);
     let events = Events::start(&source(&config), &config.node_name);
-    let mut node = Node {
-        config,
-        device_config,
-        observation,
-        dataplane,
-        attachments,
-        devices,
-        guest_counters: shared.work.guests.clone(),
-        memory,
-        applier,
-        events,
-        state: State::default(),
-    };
+    let mut node = Node::new(config, dataplane, ports, host, passes, events);
     node.adopt().await?;
     shared.set_maps(node.maps().clone());
-    let flow_events = node.dataplane.events().context("cannot read flow events")?;
+    let flow_events = node.events().context("cannot read flow events")?;
     let reader = tokio::spawn(flows::read(flow_events, shared.clone()));
     node.publish(&shared);
     Engine::new(shared, commands, feed, changes, node).run().await;
