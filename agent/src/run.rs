@@ -8,22 +8,25 @@
 //! | devices and addresses | [`crate::device`] |
 //! | maps and programs, adopted where they are there already | [`weft_dataplane`] |
 //! | attachments of an earlier run | [`crate::attachment`] |
-//! | turns: requests and changes, one pass for all that wait | `engine`, `node`, `port` |
+//! | turns: requests and changes, one pass for all that wait | `engine` |
+//! | what a turn asks of the node | `node`: `ports`, `host`, `passes`, `told` |
 //!
 //! SIGTERM and SIGINT end the process and nothing else: maps, links and devices stay, and packets go on.
 //! [`cleanup::run`] is what removes them.
 //!
 //! All threads stay in the network namespace that the process was started in.
 
-mod cidrs;
+mod asks;
 pub mod cleanup;
 mod engine;
+mod host;
 pub mod install;
 mod memory;
 mod node;
-mod port;
+mod passes;
+mod ports;
 mod remembered;
-mod repair;
+mod told;
 
 use std::{
     fs, io,
@@ -42,18 +45,14 @@ use tokio::{
 use weft_dataplane::{Dataplane, Maps, Options};
 
 use self::{
-    engine::Engine,
-    memory::NodeMemory,
-    node::{Node, State},
-    remembered::Keeper,
+    engine::Engine, host::Host, memory::NodeMemory, node::Node, passes::Passes, ports::Ports, remembered::Keeper,
 };
 use crate::{
-    apply::Applier,
     attachment::{Attachments, Settings},
     config::{Config, Source},
     device::{self, Changes, DeviceConfig, Limits, Observation},
     event::Events,
-    model::{Mode, Standing},
+    model::{Attachment, Mode, Standing},
     plan::Planner,
     serve::{Command, Shared, View, api, flows, health},
     vhost::{self, Cgroups, Devices},
@@ -127,7 +126,7 @@ fn first_view(config: &Config) -> View {
         node: config.node_name.clone(),
         mode: mode.to_owned(),
         pod_cidrs: config.pod_cidrs.clone(),
-        source: Some(node::source_state(config, &Standing::default())),
+        source: Some(told::source_state(config, &Standing::default())),
         not_ready: Some("starting".to_owned()),
         ..View::default()
     }
@@ -163,7 +162,7 @@ async fn start(
     commands: mpsc::Receiver<Command>,
     mut feed: Feed,
 ) -> Result<()> {
-    let pod_cidrs = cidrs::first(&config, &shared, &mut feed).await?;
+    let pod_cidrs = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
     let mut device_config = device_config(&config, pod_cidrs);
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
@@ -173,24 +172,17 @@ async fn start(
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
-    let numbers = memory::recover(&**dataplane.maps(), &attachments.attached());
+    let records: Vec<Attachment> = attachments.all().cloned().collect();
+    let numbers = memory::recover(&**dataplane.maps(), &records);
     shared.planner_mut().resume(numbers.context("cannot read the numbers in the dataplane's maps")?);
+    let ports = Ports::new(attachments, devices, shared.work.guests.clone());
+    let host = Host::new(device_config, observation);
+    let passes = Passes::default();
     let events = Events::start(&source(&config), &config.node_name);
-    let mut node = Node {
-        config,
-        device_config,
-        observation,
-        dataplane,
-        attachments,
-        devices,
-        guest_counters: shared.work.guests.clone(),
-        applier: Applier::default(),
-        events,
-        state: State::default(),
-    };
+    let mut node = Node::new(config, dataplane, ports, host, passes, events);
     node.adopt().await?;
     shared.set_maps(node.maps().clone());
-    let flow_events = node.dataplane.events().context("cannot read flow events")?;
+    let flow_events = node.events().context("cannot read flow events")?;
     let reader = tokio::spawn(flows::read(flow_events, shared.clone()));
     node.publish(&shared);
     Engine::new(shared, commands, feed, changes, node).run().await;

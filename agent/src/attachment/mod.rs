@@ -1,20 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Attachments of this node: who is plugged in, with which addresses.
 //!
-//! An attachment goes through these states; each step is on disk before it is answered:
-//!
-//! | State | On disk | In the plan |
-//! |---|---|---|
-//! | reserved: [`Attachments::allocate`] | record without a link | no |
-//! | attached: [`Attachments::link`] | record with the link | yes |
-//! | releasing: [`Attachments::begin_release`] | as before | no |
-//! | gone: [`Attachments::finish_release`] | no record | no |
-//!
-//! An address is free for others only when its record is gone, and the record goes after everything else: a crash at any
-//! point leaves an address reserved, never given twice. At start, [`Attachments::reconcile`] looks at what the kernel still
-//! has: an attachment without its link stays reserved while its network namespace exists (the runtime will ask for DEL), and
-//! is released when that is gone too, as after a reboot; one that never had a namespace (a tap) waits for DEL or GC.
+//! [`life`] is what a port goes through, as a pure state machine; here is what it leaves on disk, before anybody is answered. An
+//! address is free for others only when its record is gone, and the record goes after everything else: a crash at any point
+//! leaves an address reserved, never given twice. At a start the kernel is asked what it still has ([`life::Event::Found`]).
 
+pub mod life;
 mod naming;
 pub mod pending;
 mod pool;
@@ -59,7 +50,6 @@ pub struct Attachments {
     store: Store,
     pools: Vec<Pool>,
     records: BTreeMap<AttachmentId, Attachment>,
-    releasing: BTreeSet<AttachmentId>,
     settings: Settings,
 }
 
@@ -70,7 +60,7 @@ impl Attachments {
     /// [`StoreError`].
     pub fn open(state_dir: &Path, pod_cidrs: &[IpNet], settings: Settings) -> Result<Self, StoreError> {
         let (store, records) = Store::open(state_dir)?;
-        let mut attachments = Self { store, pools: Vec::new(), records, releasing: BTreeSet::new(), settings };
+        let mut attachments = Self { store, pools: Vec::new(), records, settings };
         attachments.set_pod_cidrs(pod_cidrs);
         Ok(attachments)
     }
@@ -95,13 +85,6 @@ impl Attachments {
         self.records.values()
     }
 
-    /// What belongs into the plan, by id.
-    #[must_use]
-    pub fn attached(&self) -> Vec<Attachment> {
-        let attached = self.records.values().filter(|record| record.link.is_some());
-        attached.filter(|record| !self.releasing.contains(&record.spec.id)).cloned().collect()
-    }
-
     /// The pools, in the order of the pod CIDRs.
     #[must_use]
     pub fn pools(&self) -> &[Pool] {
@@ -117,7 +100,9 @@ impl Attachments {
         naming::check_id(&spec.id)?;
         let old = self.records.get(&spec.id).cloned();
         if let Some(old) = &old {
-            refuse_in_use(old, self.releasing.contains(&spec.id))?;
+            if let Some(link) = &old.link {
+                return Err(in_use(&spec.id, link));
+            }
             if same(&old.spec, &spec) {
                 return Ok(old.allocation.clone());
             }
@@ -154,27 +139,19 @@ impl Attachments {
     /// # Errors
     /// [`ErrorCode::Unknown`], or the record cannot be written; nothing is changed then.
     pub fn link(&mut self, id: &AttachmentId, link: Option<PortLink>) -> Result<&Attachment, ApiError> {
-        let record = self.records.get_mut(id).filter(|_| !self.releasing.contains(id)).ok_or_else(|| unknown(id))?;
+        let record = self.records.get_mut(id).ok_or_else(|| unknown(id))?;
         let changed = Attachment { link, ..record.clone() };
         self.store.save(&changed).map_err(|error| io_error(&error))?;
         *record = changed;
         Ok(record)
     }
 
-    /// Takes the attachment out of the plan, and tells what it was.
-    pub fn begin_release(&mut self, id: &AttachmentId) -> Option<&Attachment> {
-        let record = self.records.get(id)?;
-        self.releasing.insert(id.clone());
-        Some(record)
-    }
-
-    /// Frees its addresses. What is unknown is fine.
+    /// Removes the record and frees its addresses. What is unknown is fine.
     ///
     /// # Errors
     /// The record cannot be removed; the addresses stay reserved.
-    pub fn finish_release(&mut self, id: &AttachmentId) -> Result<(), ApiError> {
+    pub fn remove(&mut self, id: &AttachmentId) -> Result<(), ApiError> {
         self.store.remove(id).map_err(|error| io_error(&error))?;
-        self.releasing.remove(id);
         if let Some(record) = self.records.remove(id) {
             self.free(&addresses(&record));
         }
@@ -187,29 +164,6 @@ impl Attachments {
         let valid: BTreeSet<&AttachmentId> = valid.iter().collect();
         let of_network = self.records.keys().filter(|id| id.network == network);
         of_network.filter(|id| !valid.contains(id)).cloned().collect()
-    }
-
-    /// Brings the records in line with the links and namespaces that are there; returns those that were released.
-    ///
-    /// # Errors
-    /// A record cannot be written.
-    pub fn reconcile(
-        &mut self,
-        has_link: impl Fn(&PortLink) -> bool,
-        has_netns: impl Fn(&str) -> bool,
-    ) -> Result<Vec<AttachmentId>, ApiError> {
-        let unlinked = self.records.values().filter(|record| !record.link.as_ref().is_some_and(&has_link));
-        let unlinked: Vec<_> = unlinked.map(|r| (r.spec.id.clone(), r.spec.netns.clone(), r.link.is_some())).collect();
-        let mut released = Vec::new();
-        for (id, netns, had_link) in unlinked {
-            if !netns.is_empty() && !has_netns(&netns) {
-                self.finish_release(&id)?;
-                released.push(id);
-            } else if had_link {
-                self.link(&id, None)?;
-            }
-        }
-        Ok(released)
     }
 
     /// Everything about `spec` that can be judged before anything is taken.
@@ -306,20 +260,6 @@ impl Attachments {
     }
 }
 
-/// An attached or half-released attachment cannot be allocated anew.
-fn refuse_in_use(record: &Attachment, releasing: bool) -> Result<(), ApiError> {
-    let id = &record.spec.id;
-    let (code, message) = match &record.link {
-        _ if releasing => (ErrorCode::NotReady, format!("the attachment {id} is being released; try again")),
-        Some(link) => (
-            ErrorCode::Exists,
-            format!("the attachment {id} is there already on {}; delete it first (cni DEL)", link.ifname),
-        ),
-        None => return Ok(()),
-    };
-    Err(ApiError { code, message })
-}
-
 /// The address as the workload is told. On a veth everything is behind the gateway. A guest is told the node's own prefix by
 /// DHCP, so that also a client without option 121 finds its gateway on-link; IPv6 has no such need.
 fn assigned(pool: &Pool, address: IpAddr, port: PortKind) -> AssignedAddress {
@@ -356,6 +296,13 @@ fn same(a: &AttachmentSpec, b: &AttachmentSpec) -> bool {
 #[must_use]
 pub fn unknown(id: &AttachmentId) -> ApiError {
     ApiError { code: ErrorCode::Unknown, message: format!("the attachment {id} is not known here; run cni ADD first") }
+}
+
+/// `id` has a link, so that it cannot be reserved anew.
+#[must_use]
+pub fn in_use(id: &AttachmentId, link: &PortLink) -> ApiError {
+    let message = format!("the attachment {id} is there already on {}; delete it first (cni DEL)", link.ifname);
+    ApiError { code: ErrorCode::Exists, message }
 }
 
 fn io_error(error: &StoreError) -> ApiError {

@@ -113,20 +113,17 @@ fn an_exhausted_pool_frees_what_it_took_of_others() {
 }
 
 #[test]
-fn what_is_releasing_is_out_of_the_plan_but_keeps_its_addresses() {
+fn a_link_is_noted_and_a_removed_record_frees_its_addresses() {
     let dir = tempfile::tempdir().unwrap();
     let mut attachments = open(dir.path());
     attachments.allocate(spec(1)).unwrap();
-    assert!(attachments.attached().is_empty());
     attachments.link(&id(1), Some(link(1))).unwrap();
-    assert_eq!(attachments.attached().len(), 1);
-    attachments.begin_release(&id(1)).unwrap();
-    assert!(attachments.attached().is_empty());
+    assert_eq!(open(dir.path()).get(&id(1)).unwrap().link, Some(link(1)));
     assert_eq!(attachments.pools()[0].used(), 1);
-    assert_eq!(attachments.allocate(spec(1)).unwrap_err().code, ErrorCode::NotReady);
-    attachments.finish_release(&id(1)).unwrap();
-    attachments.finish_release(&id(1)).unwrap();
+    attachments.remove(&id(1)).unwrap();
+    attachments.remove(&id(1)).unwrap();
     assert_eq!((attachments.pools()[0].used(), attachments.all().count()), (0, 0));
+    assert_eq!(attachments.link(&id(1), None).unwrap_err().code, ErrorCode::Unknown);
 }
 
 #[test]
@@ -137,25 +134,6 @@ fn garbage_is_of_one_network() {
     attachments.allocate(spec(2)).unwrap();
     assert_eq!(attachments.garbage("weft", &[id(1)]), [id(2)]);
     assert!(attachments.garbage("other", &[]).is_empty());
-}
-
-#[test]
-fn at_start_the_kernel_is_asked() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut attachments = open(dir.path());
-    for number in 1..=4 {
-        attachments.allocate(spec(number)).unwrap();
-    }
-    attachments.allocate(AttachmentSpec { netns: String::new(), port: PortKind::Tap, ..spec(5) }).unwrap();
-    for number in [1, 2, 3, 5] {
-        attachments.link(&id(number), Some(link(number))).unwrap();
-    }
-    // 1 is whole; of 2 only the namespace is left; of 3, 4 and 5 nothing is.
-    let mut attachments = open(dir.path());
-    let released = attachments.reconcile(|found| *found == link(1), |netns| netns.ends_with(['1', '2'])).unwrap();
-    assert_eq!(released, [id(3), id(4)]);
-    let links: Vec<_> = open(dir.path()).all().map(|record| (record.spec.id.clone(), record.link.clone())).collect();
-    assert_eq!(links, [(id(1), Some(link(1))), (id(2), None), (id(5), None)]);
 }
 
 #[test]
@@ -217,10 +195,7 @@ fn perform(attachments: &mut Attachments, operation: Operation) -> Result<Option
             attachments.allocate(AttachmentSpec { addresses, ..spec(number) }).map(Some)
         }
         Operation::Link(number) => attachments.link(&id(number), Some(link(number))).map(|_| None),
-        Operation::Release(number) => {
-            attachments.begin_release(&id(number));
-            attachments.finish_release(&id(number)).map(|()| None)
-        }
+        Operation::Release(number) => attachments.remove(&id(number)).map(|()| None),
     }
 }
 

@@ -8,14 +8,16 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use weft_api::{Answer, ApiError, AttachmentId, ErrorCode, PortLink, Request};
+use weft_api::{Answer, ApiError, ErrorCode, Request};
 
-use super::node::Node;
+use super::{
+    asks::{Reply, send},
+    node::Node,
+};
 use crate::{
-    apply::flows,
     attachment::pending::{self, Pending},
     device::Changes,
     serve::{Command, Shared},
@@ -34,8 +36,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// changes. Also after a pass that failed.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(15);
 
-type Reply = oneshot::Sender<Result<Answer, ApiError>>;
-
 /// See the module.
 pub(super) struct Engine {
     shared: Arc<Shared>,
@@ -45,28 +45,6 @@ pub(super) struct Engine {
     read: Option<Moment>,
     changes: Changes,
     node: Node,
-    /// Attachments whose pod is not known yet, and until when they wait.
-    waiting: Vec<(AttachmentId, PortLink, Reply, Instant)>,
-}
-
-/// What a turn still has to do after its pass.
-#[derive(Default)]
-struct Turn {
-    replan: bool,
-    attached: Vec<(AttachmentId, Reply)>,
-    releases: Vec<Release>,
-}
-
-/// Attachments to release together, and who asked.
-struct Release {
-    ids: Vec<AttachmentId>,
-    asked_by: Asker,
-}
-
-enum Asker {
-    Del(Reply),
-    Gc(Reply),
-    Record(Pending),
 }
 
 /// What woke the engine.
@@ -91,7 +69,7 @@ impl Engine {
         changes: Changes,
         node: Node,
     ) -> Self {
-        Self { shared, commands, feed, read: None, changes, node, waiting: Vec::new() }
+        Self { shared, commands, feed, read: None, changes, node }
     }
 
     /// Works until nobody can ask any more or the source ends.
@@ -101,12 +79,12 @@ impl Engine {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         // What was told before this began.
-        self.finish(Turn { replan: true, ..Turn::default() }).await;
+        self.finish(true).await;
         let mut next_news = Instant::now();
         loop {
             self.shared.beat();
             let mut batch = Vec::new();
-            let deadline = self.waiting.iter().map(|(_, _, _, until)| *until).min();
+            let deadline = self.node.next_deadline();
             let wake = tokio::select! {
                 count = self.commands.recv_many(&mut batch, BATCH) => if count == 0 { Wake::End } else { Wake::Commands(batch) },
                 changed = news(&mut self.feed, next_news) => if changed { Wake::Cluster } else { Wake::End },
@@ -120,7 +98,7 @@ impl Engine {
             let is_news = matches!(wake, Wake::Cluster);
             let began = Instant::now();
             match self.begin(wake).await {
-                Some(turn) => self.finish(turn).await,
+                Some(replan) => self.finish(replan).await,
                 None => return,
             }
             if is_news {
@@ -134,43 +112,33 @@ impl Engine {
         }
     }
 
-    /// The first half of a turn: everything up to the plan.
-    async fn begin(&mut self, wake: Wake) -> Option<Turn> {
-        let mut turn = Turn::default();
+    /// The first half of a turn: everything up to the plan. Whether one is due; none: the engine ends.
+    async fn begin(&mut self, wake: Wake) -> Option<bool> {
+        let mut replan = false;
         match wake {
             Wake::Commands(commands) => {
                 for (request, reply) in commands {
-                    self.take(request, reply, &mut turn).await;
+                    self.take(request, reply).await;
                 }
             }
-            Wake::Cluster => turn.replan = self.take_news(),
+            Wake::Cluster => replan = self.take_news(),
             Wake::Waiting => {}
-            Wake::Pending => self.take_pending(&mut turn),
-            Wake::Sweep => self.sweep(),
-            Wake::Changed => turn.replan = self.node.repair(&self.shared.work).await,
+            Wake::Pending => self.take_pending().await,
+            Wake::Sweep => self.node.sweep(),
+            Wake::Changed => replan = self.node.repair(&self.shared.work).await,
             // A pass that did not do everything is tried again.
-            Wake::Repair => turn.replan = self.node.repair(&self.shared.work).await | self.node.wants_pass(),
+            Wake::Repair => replan = self.node.repair(&self.shared.work).await | self.node.wants_pass(),
             Wake::End => return None,
         }
-        self.attach_known(&mut turn).await;
-        Some(turn)
+        self.end_waits().await;
+        Some(replan)
     }
 
-    /// The second half: one pass for everybody, then the answers.
-    async fn finish(&mut self, turn: Turn) {
-        let Turn { replan, attached, releases } = turn;
-        let outcome = if replan { self.pass().await } else { Ok(()) };
-        for (id, reply) in attached {
-            let programmed = outcome.clone().and_then(|()| self.node.is_programmed(&id));
-            let served = match programmed {
-                Ok(()) => self.node.open_port(&id).await,
-                Err(error) => Err(error),
-            };
-            answer_attach(served, self.node.devices.ready(&id), reply);
-        }
-        for release in releases {
-            self.finish_release(release, &outcome).await;
-        }
+    /// The second half: one pass for everybody, then what becomes of the ports.
+    async fn finish(&mut self, replan: bool) {
+        let wanted = self.node.ports_want_pass();
+        let outcome = if replan || wanted { Some(self.pass().await) } else { None };
+        self.node.settle_ports(outcome.as_ref()).await;
         self.node.publish(&self.shared);
     }
 
@@ -183,20 +151,17 @@ impl Engine {
         changed
     }
 
-    async fn take(&mut self, request: Request, reply: Reply, turn: &mut Turn) {
+    async fn take(&mut self, request: Request, reply: Reply) {
+        let (ports, dataplane) = self.node.ports();
         match request {
-            Request::Allocate(spec) => {
-                let answer = self.node.allocate(spec).await.map(Answer::Allocation);
-                send(reply, answer);
+            Request::Allocate(spec) => ports.allocate(dataplane, spec, reply).await,
+            Request::Attach { id, link } => {
+                ports.attach(dataplane, &id, link, Instant::now() + POD_PATIENCE, reply).await;
             }
-            Request::Attach { id, link } => self.waiting.push((id, link, reply, Instant::now() + POD_PATIENCE)),
-            Request::Release { id } => self.release(vec![id], Asker::Del(reply), turn),
-            Request::Gc { network, valid } => {
-                let garbage = self.node.attachments.garbage(&network, &valid);
-                self.release(garbage, Asker::Gc(reply), turn);
-            }
+            Request::Release { id } => ports.release(dataplane, &id, reply).await,
+            Request::Gc { network, valid } => ports.collect(dataplane, &network, &valid, reply).await,
             Request::Check { id, addresses } => {
-                let answer = self.node.check(&id, &addresses).map(|()| Answer::Done);
+                let answer = ports.check(dataplane, &id, &addresses).map(|()| Answer::Done);
                 send(reply, answer);
             }
             other => {
@@ -206,47 +171,27 @@ impl Engine {
         }
     }
 
-    fn release(&mut self, ids: Vec<AttachmentId>, asked_by: Asker, turn: &mut Turn) {
-        for id in &ids {
-            // Its Attach must not come after it.
-            for (_, _, reply, _) in self.waiting.extract_if(.., |(waiting, ..)| waiting == id) {
-                send(reply, Err(crate::attachment::unknown(id)));
-            }
-            turn.replan |= self.node.begin_release(id);
-        }
-        turn.releases.push(Release { ids, asked_by });
-    }
-
-    fn take_pending(&mut self, turn: &mut Turn) {
+    async fn take_pending(&mut self) {
         match pending::list(&self.node.pending_dir()) {
             Ok(found) => {
                 for pending in found.into_iter().filter(Pending::stands) {
                     tracing::info!(id = %pending.id, "finishing a release that was recorded while no agent answered");
-                    self.release(vec![pending.id.clone()], Asker::Record(pending), turn);
+                    let (ports, dataplane) = self.node.ports();
+                    ports.release_recorded(dataplane, pending).await;
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot list the recorded releases"),
         }
     }
 
-    /// Attaches what waits and whose pod is known, or that has waited for long enough.
-    async fn attach_known(&mut self, turn: &mut Turn) {
-        let now = Instant::now();
-        let due: Vec<_> = {
-            let planner = self.shared.planner();
-            self.waiting
-                .extract_if(.., |(id, _, _, until)| *until <= now || self.node.knows_pod(id, &planner))
-                .collect()
-        };
-        for (id, link, reply, _) in due {
-            match self.node.attach(&id, link).await {
-                Ok(()) => {
-                    turn.replan = true;
-                    turn.attached.push((id, reply));
-                }
-                Err(error) => send(reply, Err(error)),
-            }
+    /// Ports whose pod is known, or that have waited for it for long enough, go on.
+    async fn end_waits(&mut self) {
+        if self.node.next_deadline().is_none() {
+            return;
         }
+        let known = self.node.known(&self.shared.planner());
+        let (ports, dataplane) = self.node.ports();
+        ports.end_waits(dataplane, &known, Instant::now()).await;
     }
 
     /// Plans and applies. Before the source has synced nothing is planned: what is there stays as it is.
@@ -266,57 +211,10 @@ impl Engine {
         }
         Ok(())
     }
-
-    async fn finish_release(&mut self, Release { ids, asked_by }: Release, outcome: &Result<(), ApiError>) {
-        // Without a pass the entries of a port are taken out directly: a release never waits for others' objects.
-        let result = self.node.finish_release(&ids, outcome.is_err()).await;
-        match (asked_by, result) {
-            (Asker::Del(reply), result) => send(reply, result.map(|()| Answer::Done)),
-            (Asker::Gc(reply), result) => send(reply, result.map(|()| Answer::Released(ids))),
-            (Asker::Record(pending), Ok(())) => {
-                if let Err(error) = pending.finish() {
-                    tracing::warn!(id = %pending.id, %error, "cannot remove the record of a finished release");
-                }
-            }
-            (Asker::Record(pending), Err(error)) => {
-                tracing::warn!(id = %pending.id, %error, "cannot finish a recorded release")
-            }
-        }
-    }
-
-    fn sweep(&self) {
-        match tokio::task::block_in_place(|| flows::sweep(self.node.maps())) {
-            Ok(0) => {}
-            Ok(removed) => tracing::debug!(removed, "removed idle flow entries"),
-            Err(error) => tracing::warn!(%error, "cannot sweep the flow tables"),
-        }
-        match self.node.dataplane.remove_defunct_links() {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(?removed, "removed links of programs to devices that are gone"),
-            Err(error) => tracing::warn!(%error, "cannot look for links of programs to devices that are gone"),
-        }
-    }
 }
 
 /// Waits for news of the cluster, taken not before `not_before`; false: the source has ended.
 async fn news(feed: &mut Feed, not_before: Instant) -> bool {
     sleep_until(not_before).await;
     feed.changed().await
-}
-
-/// Once the port's device serves, where it has one; nobody else waits for that.
-fn answer_attach(
-    served: Result<(), ApiError>,
-    device: Option<impl Future<Output = Result<(), ApiError>> + Send + 'static>,
-    reply: Reply,
-) {
-    match (served, device) {
-        (Ok(()), Some(device)) => drop(tokio::spawn(async move { send(reply, device.await.map(|()| Answer::Done)) })),
-        (served, _) => send(reply, served.map(|()| Answer::Done)),
-    }
-}
-
-/// A client that went away needs no answer.
-fn send(reply: Reply, answer: Result<Answer, ApiError>) {
-    drop(reply.send(answer));
 }

@@ -12,15 +12,17 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use tokio::time::timeout;
 
-use super::{
-    memory::{self, NodeMemory},
-    node::{self, Node},
-};
+use super::Host;
 use crate::{
     config::Config,
     device::{self, DeviceConfig},
     file,
     model::{Attachment, ObjectKey, Snapshot, Standing},
+    run::{
+        memory::{self, NodeMemory},
+        ports::Ports,
+        told::source_state,
+    },
     serve::Shared,
     watch::Feed,
 };
@@ -34,7 +36,7 @@ const NAMED: usize = 10;
 ///
 /// # Errors
 /// The source has ended, or they cannot be kept.
-pub(super) async fn first(config: &Config, shared: &Shared, feed: &mut Feed) -> Result<NodeMemory> {
+pub(in crate::run) async fn first(config: &Config, shared: &Shared, feed: &mut Feed) -> Result<NodeMemory> {
     let before: NodeMemory = memory::load(&memory::node_path(&config.state_dir));
     if !config.pod_cidrs.is_empty() {
         return keep(config, before.followed_by(config.pod_cidrs.clone()));
@@ -53,7 +55,7 @@ pub(super) async fn first(config: &Config, shared: &Shared, feed: &mut Feed) -> 
             return Ok(before);
         }
         shared.publish(|view| {
-            view.source = Some(node::source_state(config, &snapshot));
+            view.source = Some(source_state(config, &snapshot));
             view.not_ready = Some(no_pod_cidrs(config, &snapshot));
         });
         match timeout(PATIENCE, feed.changed()).await {
@@ -110,50 +112,55 @@ fn node_pod_cidrs(snapshot: &Snapshot, name: &str) -> Vec<IpNet> {
     found
 }
 
-impl Node {
+impl Host {
     /// Takes other pod CIDRs of the Node object over, and lets go of old ones that nobody has addresses of any more.
     ///
     /// # Errors
     /// They do not fit, or the node's devices cannot follow; the next pass tries again.
-    pub(super) async fn follow_pod_cidrs(&mut self, shared: &Shared) -> Result<()> {
-        let DeviceConfig { pod_cidrs, retired_pod_cidrs, .. } = &self.device_config;
+    pub(in crate::run) async fn follow_pod_cidrs(
+        &mut self,
+        config: &Config,
+        shared: &Shared,
+        ports: &mut Ports,
+    ) -> Result<()> {
+        let DeviceConfig { pod_cidrs, retired_pod_cidrs, .. } = &self.config;
         let before = NodeMemory { pod_cidrs: pod_cidrs.clone(), retired: retired_pod_cidrs.clone() };
         let found = {
             let planner = shared.planner();
             let snapshot = planner.snapshot();
-            let counts = self.config.pod_cidrs.is_empty() && snapshot.synced && snapshot.remembered.is_none();
-            if counts { node_pod_cidrs(snapshot, &self.config.node_name) } else { Vec::new() }
+            let counts = config.pod_cidrs.is_empty() && snapshot.synced && snapshot.remembered.is_none();
+            if counts { node_pod_cidrs(snapshot, &config.node_name) } else { Vec::new() }
         };
         let mut after = if found.is_empty() { before.clone() } else { before.followed_by(found) };
-        after.retired.retain(|cidr| self.attachments.all().any(|record| has_address_in(record, cidr)));
+        after.retired.retain(|cidr| ports.records().any(|record| has_address_in(record, cidr)));
         if after == before {
             return Ok(());
         }
         let wanted = DeviceConfig {
             pod_cidrs: after.pod_cidrs.clone(),
             retired_pod_cidrs: after.retired.clone(),
-            ..self.device_config.clone()
+            ..self.config.clone()
         };
-        let named = || format!("Node {}: spec.podCIDRs: the node keeps those that it has", self.config.node_name);
+        let named = || format!("Node {}: spec.podCIDRs: the node keeps those that it has", config.node_name);
         wanted.check().with_context(named)?;
         let mut observation = device::apply(&wanted).await.with_context(named)?;
         observation.facts.next_hops.clone_from(&self.observation.facts.next_hops);
         tracing::info!(pod_cidrs = ?after.pod_cidrs, retired = ?after.retired, "the node's pod CIDRs have changed");
         if after.pod_cidrs != before.pod_cidrs {
-            self.attachments.set_pod_cidrs(&after.pod_cidrs);
+            ports.set_pod_cidrs(&after.pod_cidrs);
         }
-        (self.device_config, self.observation) = (wanted, observation);
-        self.state.routes_stand = false;
-        keep(&self.config, after).map(drop)
+        (self.config, self.observation) = (wanted, observation);
+        self.routes.stand = false;
+        keep(config, after).map(drop)
     }
 
     /// Workloads with addresses of pod CIDRs that are the node's no more.
-    pub(super) fn old_addresses(&self) -> Vec<String> {
-        let DeviceConfig { pod_cidrs, retired_pod_cidrs, .. } = &self.device_config;
+    pub(in crate::run) fn old_addresses(&self, ports: &Ports) -> Vec<String> {
+        let DeviceConfig { pod_cidrs, retired_pod_cidrs, .. } = &self.config;
         let current: Vec<String> = pod_cidrs.iter().map(ToString::to_string).collect();
         let problem = |cidr: &IpNet| {
             let having: Vec<String> =
-                self.attachments.all().filter(|record| has_address_in(record, cidr)).map(name_of).collect();
+                ports.records().filter(|record| has_address_in(record, cidr)).map(name_of).collect();
             let more = if having.len() > NAMED { " and others" } else { "" };
             let named = having[..having.len().min(NAMED)].join(", ");
             (!having.is_empty()).then(|| {

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The node's own devices with their addresses and programs, its routes, and the ways to other nodes.
+//!
+//! | File | What it does |
+//! |---|---|
+//! | `cidrs` | the node's pod CIDRs, at a start and when they change |
+//! | `repair` | puts back what others change |
+
+mod cidrs;
+mod repair;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, Result};
+use weft_dataplane::{Dataplane, Program};
+
+pub(super) use self::cidrs::first as first_pod_cidrs;
+use crate::{
+    device::{self, DeviceConfig, Observation},
+    model::{HostRoute, Mode, NextHop, NodeFacts, Snapshot},
+    run::told::mended,
+    serve::{Shared, metrics::Mended},
+    watch::NodeRecord,
+};
+
+/// See the module.
+pub(super) struct Host {
+    config: DeviceConfig,
+    observation: Observation,
+    ways: Ways,
+    routes: Routes,
+    /// See [`Host::set_announced`].
+    announced: bool,
+}
+
+/// Native mode: nodes whose next hops were looked up, and as of when.
+#[derive(Default)]
+struct Ways {
+    nodes: Vec<IpAddr>,
+    as_of: Option<u64>,
+}
+
+/// The host's routes.
+#[derive(Default)]
+struct Routes {
+    /// Those of the last pass.
+    planned: Option<Vec<HostRoute>>,
+    /// They were all set when they were last looked at.
+    stand: bool,
+}
+
+impl Host {
+    pub(super) fn new(config: DeviceConfig, observation: Observation) -> Self {
+        Self { config, observation, ways: Ways::default(), routes: Routes::default(), announced: false }
+    }
+
+    pub(super) const fn facts(&self) -> &NodeFacts {
+        &self.observation.facts
+    }
+
+    /// Name of the device that leads out.
+    pub(super) fn uplink(&self) -> &str {
+        &self.observation.uplink.name
+    }
+
+    /// What is wrong with its devices.
+    pub(super) fn problems(&self) -> &[String] {
+        &self.observation.problems
+    }
+
+    /// Nothing of it stands against being ready.
+    pub(super) const fn is_announced(&self) -> bool {
+        self.announced
+    }
+
+    /// Its programs are attached, its overlay is up, and the runtime was told; until its devices are others.
+    pub(super) const fn set_announced(&mut self) {
+        self.announced = true;
+    }
+
+    /// What other nodes are told of this one, where no API server does it.
+    pub(super) fn record(&self) -> NodeRecord {
+        let Observation { node_v4, node_v6, .. } = &self.observation;
+        NodeRecord {
+            name: self.config.node_name.clone(),
+            pod_cidrs: self.config.all_pod_cidrs().copied().collect(),
+            addresses: node_v4.map(IpAddr::from).into_iter().chain(node_v6.map(IpAddr::from)).collect(),
+        }
+    }
+
+    /// Native mode: routers between nodes, if any. Looked up when the nodes change, and at every look at the node.
+    pub(super) async fn find_next_hops(&mut self, shared: &Shared) -> Result<()> {
+        if self.config.mode != Mode::Native {
+            return Ok(());
+        }
+        let (as_of, nodes) = {
+            let planner = shared.planner();
+            let as_of = planner.versions().nodes;
+            if self.ways.as_of == Some(as_of) {
+                return Ok(());
+            }
+            (as_of, node_addresses(planner.snapshot()))
+        };
+        if self.ways.nodes != nodes {
+            self.observation.facts.next_hops = self.look_up_next_hops(&nodes).await?;
+            self.ways.nodes = nodes;
+        }
+        self.ways.as_of = Some(as_of);
+        Ok(())
+    }
+
+    /// How these nodes are reached now.
+    async fn look_up_next_hops(&self, nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, NextHop>> {
+        let Observation { facts, uplink, .. } = &self.observation;
+        let hops = device::next_hops(uplink.index, nodes, &facts.next_hops).await;
+        hops.context("cannot look for the way to other nodes")
+    }
+
+    /// Sets the routes of the plan, where they are others or do not stand.
+    pub(super) async fn put_routes(&mut self, shared: &Shared) -> Result<()> {
+        let (wanted, same) = {
+            let planner = shared.planner();
+            let wanted = &planner.desired().host_routes;
+            let same = self.routes.planned.as_ref() == Some(wanted);
+            if self.routes.stand && same {
+                return Ok(());
+            }
+            (wanted.clone(), same)
+        };
+        let (changes, result) = device::repair_routes(&self.observation, &wanted).await;
+        if same {
+            mended(&shared.work, Mended::Routes, changes.count());
+        }
+        self.routes = Routes { planned: Some(wanted), stand: result.is_ok() };
+        result.context("cannot set the host's routes")
+    }
+
+    /// The programs of the node's own devices, with name and index of each.
+    fn programs(&self) -> Vec<(Program, String, u32)> {
+        let config = self.facts().config;
+        let devices = [
+            (Program::FromHost, device::HOST_PORT.to_owned(), config.host_ifindex),
+            (Program::FromUplink, self.observation.uplink.name.clone(), config.uplink_ifindex),
+            (Program::FromOverlay, device::OVERLAY.to_owned(), config.overlay_ifindex),
+        ];
+        devices.into_iter().filter(|(_, _, ifindex)| *ifindex != 0).collect()
+    }
+
+    pub(super) fn attach_programs(&self, dataplane: &mut Dataplane) -> Result<()> {
+        for (program, ifname, ifindex) in self.programs() {
+            dataplane
+                .attach(program, &ifname, ifindex)
+                .with_context(|| format!("cannot attach {program} to {ifname}"))?;
+        }
+        Ok(())
+    }
+
+    /// Brings the overlay up, once its programs are attached; whether it was down.
+    pub(super) async fn open_overlay(&self) -> Result<bool> {
+        device::open_overlay(&self.config).await.context("cannot bring the overlay up")
+    }
+
+    /// Detaches programs from devices that are neither the node's nor one of these ports, any more.
+    pub(super) fn detach_strays(&self, dataplane: &mut Dataplane, ports: impl Iterator<Item = u32>) -> Result<()> {
+        let config = self.facts().config;
+        let wanted: BTreeSet<u32> =
+            ports.chain([config.host_ifindex, config.uplink_ifindex, config.overlay_ifindex]).collect();
+        let attached: BTreeSet<u32> = dataplane.attachments()?.into_iter().map(|found| found.ifindex).collect();
+        for ifindex in attached.difference(&wanted) {
+            tracing::info!(ifindex, "detaching programs from a device that is not ours any more");
+            dataplane.detach(*ifindex)?;
+        }
+        Ok(())
+    }
+}
+
+/// The first internal address of each family of all nodes: those that lead to their pods.
+fn node_addresses(snapshot: &Snapshot) -> Vec<IpAddr> {
+    let statuses = snapshot.nodes.values().filter_map(|node| node.status.as_ref());
+    let of_node = statuses.flat_map(|status| {
+        let all = status.addresses.iter().flatten().filter(|address| address.type_ == "InternalIP");
+        let mut all = all.filter_map(|address| address.address.parse().ok());
+        let first: Option<IpAddr> = all.next();
+        let other = all.find(|address| Some(address.is_ipv4()) != first.map(|first| first.is_ipv4()));
+        first.into_iter().chain(other)
+    });
+    of_node.collect()
+}

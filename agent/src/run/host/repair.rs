@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The host is looked at, and what others changed is put back: devices, addresses, routes, programs. Nothing of it follows from
+//! what was set before; each look compares with what is there.
+
+use anyhow::{Context as _, Result};
+use weft_dataplane::{Attachment as Served, Dataplane};
+
+use super::Host;
+use crate::{
+    device::{self, Repaired},
+    model::Mode,
+    run::{ports::Broken, told::mended},
+    serve::metrics::{Mended, Work},
+};
+
+impl Host {
+    /// One look; what cannot be mended, which stands in `weft status` until a later look finds it right, and whether a pass is
+    /// due because the node is another now. `planned`: a pass has worked.
+    pub(in crate::run) async fn repair(
+        &mut self,
+        dataplane: &mut Dataplane,
+        planned: bool,
+        work: &Work,
+    ) -> (Vec<Broken>, bool) {
+        let (mut changed, devices) = self.repair_devices(work).await;
+        let hops = self.repair_next_hops().await;
+        changed |= *hops.as_ref().unwrap_or(&false);
+        // Before the first plan those of an earlier run stay as they are.
+        let routes = if planned { self.repair_routes(work).await } else { Ok(()) };
+        let programs = self.repair_programs(dataplane, work).await;
+        let results = [devices, hops.map(drop), routes, programs];
+        let broken = results.into_iter().filter_map(|result| Some((None, format!("{:#}", result.err()?))));
+        (broken.collect(), changed)
+    }
+
+    /// The node's own devices and their addresses; whether the node is another now.
+    async fn repair_devices(&mut self, work: &Work) -> (bool, Result<()>) {
+        let before = &self.observation;
+        let (repaired, problem) = match device::repair(&self.config).await {
+            Ok(repaired) => (Ok(repaired), Ok(())),
+            // The way out is gone; what does not depend on it is mended all the same.
+            Err(error) => (device::keep(&self.config, before).await, Err(error)),
+        };
+        let problem = problem.context("cannot look after the node's devices");
+        let Repaired { mut observation, changes } = match repaired {
+            Ok(repaired) => repaired,
+            Err(error) => return (false, problem.and(Err(error).context("cannot mend the node's devices"))),
+        };
+        mended(work, Mended::Devices, changes);
+        observation.facts.next_hops.clone_from(&before.facts.next_hops);
+        let changed = observation != *before;
+        if changed {
+            tracing::info!("the node's devices or addresses have changed");
+            self.observation = observation;
+            self.announced = false;
+            self.routes.stand = false;
+        }
+        (changed, problem)
+    }
+
+    /// Native mode: routers between nodes, and the Ethernet addresses of those without; whether they have changed.
+    async fn repair_next_hops(&mut self) -> Result<bool> {
+        if self.config.mode != Mode::Native {
+            return Ok(false);
+        }
+        let hops = self.look_up_next_hops(&self.ways.nodes).await?;
+        let changed = hops != self.observation.facts.next_hops;
+        self.observation.facts.next_hops = hops;
+        Ok(changed)
+    }
+
+    /// The host's routes, as the last plan has them.
+    async fn repair_routes(&mut self, work: &Work) -> Result<()> {
+        let planned = self.routes.planned.as_deref().unwrap_or_default();
+        let (changes, result) = device::repair_routes(&self.observation, planned).await;
+        mended(work, Mended::Routes, changes.count());
+        self.routes.stand = result.is_ok();
+        result.context("cannot set the host's routes")
+    }
+
+    /// Programs of the node's own devices, once they were attached.
+    async fn repair_programs(&self, dataplane: &mut Dataplane, work: &Work) -> Result<()> {
+        if !self.announced {
+            return Ok(());
+        }
+        let attached = dataplane.attachments().context("cannot look for attached programs")?;
+        let is_missing = |program, ifindex| !attached.contains(&Served { ifindex, program });
+        let missing = self.programs().iter().filter(|(program, _, ifindex)| is_missing(*program, *ifindex)).count();
+        if missing > 0 {
+            self.attach_programs(dataplane)?;
+            mended(work, Mended::Programs, missing);
+        }
+        let opened = self.open_overlay().await?;
+        mended(work, Mended::Devices, usize::from(opened));
+        Ok(())
+    }
+}
