@@ -56,6 +56,8 @@ enum Path {
     Veth,
     /// Real packets between guests on taps and containers.
     Tap,
+    /// Real packets between guests on vhost-user sockets, through their rings, and containers.
+    Vhost,
 }
 
 /// Runs what `arguments` ask for. The closing line stands alone, for those who read it by program.
@@ -87,6 +89,7 @@ fn compare(arguments: &Arguments) -> Result<OracleReport> {
         Path::Run => oracle(&options),
         Path::Veth => oracle_wire(&options, OraclePath::Veth),
         Path::Tap => oracle_wire(&options, OraclePath::Tap),
+        Path::Vhost => oracle_wire(&options, OraclePath::Vhost),
     }
 }
 
@@ -98,8 +101,10 @@ pub(crate) fn part() -> Result<ExitCode> {
     build::programs()?;
     let options = OracleOptions { cases: 2000, seed: 1, jobs: 2, programs: None, failures: Some(failures()) };
     let loaded = tell(&oracle(&options)?);
-    let wires = tell(&oracle_wire(&OracleOptions { cases: 100, ..options }, OraclePath::Tap)?);
-    Ok(if loaded == ExitCode::SUCCESS { wires } else { loaded })
+    let taps = tell(&oracle_wire(&OracleOptions { cases: 100, ..options.clone() }, OraclePath::Tap)?);
+    let rings = tell(&oracle_wire(&OracleOptions { cases: 60, ..options }, OraclePath::Vhost)?);
+    let failed = [loaded, taps, rings].into_iter().find(|part| *part != ExitCode::SUCCESS);
+    Ok(failed.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// The folder of failures' files.

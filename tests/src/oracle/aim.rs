@@ -7,21 +7,28 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     generate::{PORTS, outside},
+    model::{self, Quirks, Source, Verdict},
     world::{From, Mode, Packet, PortRef, Protocol, World, node_addresses, pod_addresses},
 };
 use crate::random::Random;
 
 /// First source port that packets have; below are ports that objects name, and those that masquerade prefers.
 const FIRST_PORT: u16 = 40_000;
+/// Of a hundred packets to Services, so many have one after them that looks like them once they are translated.
+const LOOKALIKES: usize = 4;
 
 /// Source ports that no packet of a chain has had, whoever sent it: two connections that look alike once they are translated are
-/// not what a case is about.
+/// what few cases are about, see [`lookalike`].
 #[derive(Debug, Default)]
-pub(super) struct FreshPorts(BTreeMap<(Protocol, bool), u16>);
+pub(super) struct FreshPorts {
+    next: BTreeMap<(Protocol, bool), u16>,
+    /// The last packet of a pod to a Service, and the pod's node.
+    last: Option<(String, Packet)>,
+}
 
 impl FreshPorts {
     fn take(&mut self, protocol: Protocol, ipv4: bool) -> u16 {
-        let next = self.0.entry((protocol, ipv4)).or_insert(FIRST_PORT);
+        let next = self.next.entry((protocol, ipv4)).or_insert(FIRST_PORT);
         let port = *next;
         *next = next.checked_add(1).unwrap_or(FIRST_PORT);
         port
@@ -30,6 +37,29 @@ impl FreshPorts {
 
 /// A packet that somebody on node `here` sends, or that comes to it.
 pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts) -> Packet {
+    if let Some((here, last)) = ports.last.take().filter(|_| random.chance(LOOKALIKES))
+        && let Some(packet) = lookalike(world, &here, last)
+    {
+        return packet;
+    }
+    let packet = fresh(random, world, here, ports);
+    if matches!(packet.from, From::Pod(_)) && model::is_service(packet.destination) {
+        ports.last = Some((here.to_owned(), packet.clone()));
+    }
+    packet
+}
+
+/// From the same port to a backend of the Service itself.
+fn lookalike(world: &World, here: &str, packet: Packet) -> Option<Packet> {
+    let verdicts = model::answer(world, here, &packet, Quirks::default());
+    let (destination, dport) = verdicts.into_iter().find_map(|verdict| match verdict {
+        Verdict::Delivered { address, port, source: Source::Kept, .. } => Some((address, port)),
+        _ => None,
+    })?;
+    Some(Packet { destination, dport, ..packet })
+}
+
+fn fresh(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts) -> Packet {
     let local: Vec<_> = world.pods.iter().filter(|pod| pod.node == here && !pod.host_network).collect();
     let ipv4 = random.chance(50);
     let from = match random.below(20) {

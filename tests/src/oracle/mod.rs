@@ -13,6 +13,10 @@
 //! | `wire` | real packets between two nodes |
 //! | `session`, `check`, `known` | cases, what was seen beside what may be, and what is known to be wrong |
 //! | `shrink` | a failure made small, in a file that replays |
+//!
+//! What the oracle does not tell apart: a packet of which nothing more is seen, and one that is refused with an answer of the
+//! dataplane's own (RST, ICMP unreachable, as kube-proxy's REJECT). Both are a drop with its reason: whether the sender is told is
+//! not its question.
 
 mod aim;
 mod bpf;

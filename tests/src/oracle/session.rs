@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     check::{self, Outcome, Seen, Sent},
     frame::{ACK, Frame, HOPS, SYN, SYN_ACK},
-    known::Known,
+    known::{CLASH, Known, Lookalikes},
     model::{self, Source, Target, Verdict},
     run::Runner,
     shrink::Ground,
@@ -64,6 +64,7 @@ pub(super) struct Session {
     pub(super) site: Site,
     runner: Runner,
     standing: Vec<Standing>,
+    lookalikes: Lookalikes,
     pub(super) count: Count,
 }
 
@@ -73,7 +74,8 @@ const KEPT: usize = 40;
 impl Session {
     pub(super) fn new(site: Site) -> Result<Self> {
         let runner = Runner::enter(&site)?;
-        Ok(Self { site, runner, standing: Vec::new(), count: Count::default() })
+        let (standing, lookalikes, count) = (Vec::new(), Lookalikes::default(), Count::default());
+        Ok(Self { site, runner, standing, lookalikes, count })
     }
 
     fn again(&mut self, world: &World, standing: &mut Standing) -> Result<Option<String>> {
@@ -125,11 +127,26 @@ impl Session {
             tcp_flags,
             reply: false,
         };
-        self.runner.send(&self.site, world, &packet.from, packet.wrong_mac, frame)
+        let seen = self.runner.send(&self.site, world, &packet.from, packet.wrong_mac, frame)?;
+        if let Seen::Sent(sent) = &seen {
+            self.lookalikes.note(packet, (sent.source, sent.sport), (sent.address, sent.port));
+        }
+        Ok(seen)
+    }
+
+    /// As [`Self::answer`], but for the answers of connections that look alike.
+    fn answered(&mut self, world: &World, packet: &Packet, sent: &Sent) -> Result<Option<String>> {
+        let (client, receiver) = ((sent.source, sent.sport), (sent.address, sent.port));
+        let wrong = self.answer(world, packet, sent)?;
+        if wrong.is_some() && self.lookalikes.clash(packet, client, receiver) {
+            self.book_known(&CLASH);
+            return Ok(None);
+        }
+        Ok(wrong)
     }
 
     /// Sends the answer of whoever got the packet; what is wrong with it.
-    fn answered(&mut self, world: &World, packet: &Packet, sent: &Sent) -> Result<Option<String>> {
+    fn answer(&mut self, world: &World, packet: &Packet, sent: &Sent) -> Result<Option<String>> {
         let from = match &sent.to {
             Target::Pod(id) => From::Pod(id.clone()),
             Target::Host => From::Host,
@@ -187,6 +204,7 @@ impl Session {
 impl Ground for Session {
     fn begin(&mut self) -> Result<()> {
         self.standing.clear();
+        self.lookalikes.clear();
         self.runner.clear()
     }
 

@@ -12,7 +12,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use weft_abi::RemoteKind;
 use weft_api::{Answer, Client, Request, StatusReport};
+use weft_dataplane::Maps;
 use weft_probe::frames::index_of;
 
 use super::{
@@ -131,9 +133,27 @@ impl Site {
         let names: Vec<&str> = self.bed.nodes().iter().map(|node| node.name()).collect();
         self.bed.place(FILE, &manifest::documents(world, &names, self.generation)?)?;
         for number in 1..=names.len() {
-            self.wait(number).with_context(|| format!("the agent's log: {}", self.bed.node(number).agent_log()))?;
+            let waited = self.wait(number).and_then(|()| self.wait_for_neighbours(number));
+            waited.with_context(|| format!("the agent's log: {}", self.bed.node(number).agent_log()))?;
         }
         Ok(())
+    }
+
+    /// Where pods are routed, nothing is heard of a neighbour's pods until its Ethernet address is known: that takes the kernels a
+    /// moment, and is no question of the oracle.
+    fn wait_for_neighbours(&self, number: usize) -> Result<()> {
+        let maps = Maps::open(&self.bed.node(number).machine().path("sys/fs/bpf/weft"))?;
+        until_ok("the Ethernet addresses of all neighbours are known", PATIENCE, || {
+            for entry in maps.remotes().iter() {
+                let (_, remote) = entry?;
+                ensure!(
+                    remote.kind != RemoteKind::Native as u32 || remote.mac != [0; 6],
+                    "that of {} is not",
+                    IpAddr::from(remote.via)
+                );
+            }
+            Ok(())
+        })
     }
 
     fn socket(&self, number: usize) -> PathBuf {

@@ -13,11 +13,12 @@ use anyhow::{Context as _, Result, ensure};
 use weft_abi::{DROP_REASONS, DropReason, GATEWAY_MAC};
 use weft_dataplane::Maps;
 use weft_probe::frames::{FrameReceiver, FrameSender, Offload};
+use weft_test_vmm::HeldGuest;
 
 use super::{
     check::class,
     frame::{self, ACK, Frame, HOPS, SYN, SYN_ACK},
-    known::{KNOWN, Known},
+    known::{CLASH, KNOWN, Known, Lookalikes},
     model::{self, Final, Quirks, Source, Spot},
     session::{Count, Failure, State},
     shrink::Ground,
@@ -36,6 +37,7 @@ const KEPT: usize = 12;
 enum Tap {
     Socket(FrameSender, FrameReceiver),
     Vmm(OpenTap),
+    Guest(HeldGuest),
 }
 
 impl Tap {
@@ -43,6 +45,7 @@ impl Tap {
         let sent = match self {
             Self::Socket(sender, _) => sender.send(frame, Offload::default()),
             Self::Vmm(tap) => tap.send(frame, Offload::default()),
+            Self::Guest(guest) => return guest.send(frame).context("send a frame"),
         };
         match sent {
             // A program at the device's egress has dropped it.
@@ -55,6 +58,7 @@ impl Tap {
         match self {
             Self::Socket(_, receiver) => receiver.receive(Duration::ZERO),
             Self::Vmm(tap) => tap.receive(),
+            Self::Guest(guest) => return guest.receive().context("see a frame"),
         }
         .context("see a frame")
     }
@@ -94,6 +98,7 @@ pub(super) struct Wire {
     outside_mac: [u8; 6],
     maps: Vec<Maps>,
     standing: Vec<Standing>,
+    lookalikes: Lookalikes,
     pub(super) site: Site,
     pub(super) count: Count,
 }
@@ -110,8 +115,8 @@ impl Wire {
             hosts.push((node.name().to_owned(), open("weft0")?, open("eth0")?, mac_of(&**node, "eth0")?));
             maps.push(Maps::open(&node.machine().path("sys/fs/bpf/weft"))?);
         }
-        let (taps, standing, count) = (BTreeMap::new(), Vec::new(), Count::default());
-        Ok(Self { taps, hosts, outside: tap, outside_mac, maps, standing, site, count })
+        let (taps, standing, lookalikes) = (BTreeMap::new(), Vec::new(), Lookalikes::default());
+        Ok(Self { taps, hosts, outside: tap, outside_mac, maps, standing, lookalikes, site, count: Count::default() })
     }
 
     /// Opens the ends of pods that are new, and closes those of pods that are gone.
@@ -139,6 +144,12 @@ impl Wire {
             let quiet = "ip address flush dev eth0; echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6";
             node.machine().sh(Some(std::path::Path::new(&attachment.netns)), quiet)?.ok()?;
             return Ok(Tap::Socket(attachment.sender("eth0", false)?, attachment.receiver("eth0")?));
+        }
+        if plugged.kind == PortKind::Vhost {
+            let side = plugged.attachment.interface(true)?;
+            let socket = side["socketPath"].as_str().context("the guest's side has no socketPath in the result")?;
+            let machine = plugged.attachment.node().machine();
+            return Ok(Tap::Guest(HeldGuest::connect(&machine.path(socket))?));
         }
         let side = plugged.attachment.interface(false)?;
         let name = side["name"].as_str().context("the tap has no name in the result")?.to_owned();
@@ -245,7 +256,7 @@ impl Wire {
         Ok(())
     }
 
-    fn forward(&self, packet: &Packet, tcp_flags: u8) -> Result<Seen> {
+    fn forward(&mut self, packet: &Packet, tcp_flags: u8) -> Result<Seen> {
         let tcp_flags = if packet.protocol == Protocol::Tcp { tcp_flags } else { 0 };
         let Packet { source, destination, protocol, sport, dport, .. } = *packet;
         let frame = Frame {
@@ -259,7 +270,13 @@ impl Wire {
             tcp_flags,
             reply: false,
         };
-        self.exchange(&packet.from, packet.wrong_mac, frame)
+        let seen = self.exchange(&packet.from, packet.wrong_mac, frame)?;
+        if let Seen::Arrived(arrivals) = &seen
+            && let Some(arrival) = arrivals.first()
+        {
+            self.lookalikes.note(packet, (arrival.source, arrival.sport), (arrival.address, arrival.port));
+        }
+        Ok(seen)
     }
 
     /// What was seen beside what the oracle says; the arrival if there is one.
@@ -280,13 +297,18 @@ impl Wire {
         self.count.passed += 1;
         let word = match seen {
             Seen::Arrived(arrivals) => match arrivals.first().map(|arrival| &arrival.spot) {
-                Some(Spot::Pod(_)) => "Pod",
+                Some(Spot::Pod(id)) => kind(world, id),
                 Some(Spot::Host(_)) => "Host",
                 _ => "Outside",
             },
             Seen::Dropped(moved) => moved.first().copied().unwrap_or("nowhere"),
         };
-        *self.count.verdicts.entry(format!("wire: {word}")).or_default() += 1;
+        let from = match &packet.from {
+            From::Pod(id) => kind(world, id),
+            From::Host => "Host",
+            From::Wire => "Outside",
+        };
+        *self.count.verdicts.entry(format!("wire: {from} to {word}")).or_default() += 1;
         Ok(match seen {
             Seen::Arrived(arrivals) => arrivals.first().cloned(),
             Seen::Dropped(_) => None,
@@ -297,8 +319,19 @@ impl Wire {
         *self.count.known.entry(known.name).or_default() += 1;
     }
 
+    /// As [`Self::answer`], but for the answers of connections that look alike.
+    fn answered(&mut self, packet: &Packet, here: &str, arrival: &Arrival) -> Result<Option<String>> {
+        let (client, receiver) = ((arrival.source, arrival.sport), (arrival.address, arrival.port));
+        let wrong = self.answer(packet, here, arrival)?;
+        if wrong.is_some() && self.lookalikes.clash(packet, client, receiver) {
+            self.book_known(&CLASH);
+            return Ok(None);
+        }
+        Ok(wrong)
+    }
+
     /// The answer of a pod or of the outside; hosts answer by themselves.
-    fn answered(&self, packet: &Packet, here: &str, arrival: &Arrival) -> Result<Option<String>> {
+    fn answer(&self, packet: &Packet, here: &str, arrival: &Arrival) -> Result<Option<String>> {
         let from = match &arrival.spot {
             Spot::Pod(id) => From::Pod(id.clone()),
             Spot::Outside if here == HERE => From::Wire,
@@ -367,6 +400,7 @@ impl Wire {
 impl Ground for Wire {
     fn begin(&mut self) -> Result<()> {
         self.standing.clear();
+        self.lookalikes.clear();
         for maps in &self.maps {
             maps.flows4().retain(|_, _| false)?;
             maps.flows6().retain(|_, _| false)?;
@@ -443,6 +477,15 @@ impl Ground for Wire {
 
     fn count(&mut self) -> &mut Count {
         &mut self.count
+    }
+}
+
+/// What a pod is, for the counts of a run.
+fn kind(world: &World, id: &str) -> &'static str {
+    match world.pod(id).map(|pod| pod.kind) {
+        Some(PortKind::Tap) => "guest (tap)",
+        Some(PortKind::Vhost) => "guest (vhost-user)",
+        Some(PortKind::Veth) | None => "Pod",
     }
 }
 
