@@ -13,12 +13,14 @@ use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rul
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
 pub(crate) mod address;
+mod labels;
 mod name;
 pub mod objects;
 pub(crate) mod protocol;
 mod text_hash;
 mod watched;
 
+pub use labels::Labels;
 pub(crate) use name::Known;
 pub use name::Name;
 pub use text_hash::{HashKey, TextHash};

@@ -14,15 +14,12 @@ pub use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Known, Name, ObjectKey};
+use super::{Known, Labels, Name, ObjectKey};
 
 mod api;
 
 /// On the API's copy of a static pod: the uid that the kubelet and the container runtime know it by.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
-
-/// Labels of an object.
-pub type Labels = BTreeMap<String, String>;
 
 /// The one copy of these labels: most pods share theirs with others.
 fn interned(labels: Labels) -> Arc<Labels> {
@@ -40,9 +37,9 @@ fn write_labels<S: Serializer>(labels: &Option<Arc<Labels>>, serializer: S) -> R
 
 /// Of the annotations only the one that counts.
 fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<Labels>>, D::Error> {
-    let mut annotations = Option::<Labels>::deserialize(deserializer)?.unwrap_or_default();
-    annotations.retain(|key, _| key == MIRROR_ANNOTATION);
-    Ok((!annotations.is_empty()).then(|| Box::new(annotations)))
+    let annotations = Option::<BTreeMap<String, String>>::deserialize(deserializer)?.unwrap_or_default();
+    let kept: Labels = annotations.into_iter().filter(|(key, _)| key == MIRROR_ANNOTATION).collect();
+    Ok((!kept.is_empty()).then(|| Box::new(kept)))
 }
 
 /// What tells an object from others of its name, before and after it.
@@ -133,7 +130,7 @@ impl Meta {
     /// The uid that the container runtime knows a static pod by.
     #[must_use]
     pub fn mirrored(&self) -> Option<&str> {
-        self.annotations.as_ref()?.get(MIRROR_ANNOTATION).map(String::as_str)
+        self.annotations.as_ref()?.get(MIRROR_ANNOTATION)
     }
 }
 
@@ -191,7 +188,7 @@ impl Namespace {
     #[must_use]
     pub fn selected_labels(&self) -> Labels {
         let mut labels = self.metadata.labels.as_deref().cloned().unwrap_or_default();
-        labels.insert("kubernetes.io/metadata.name".to_owned(), self.metadata.name.to_string());
+        labels.insert("kubernetes.io/metadata.name", &self.metadata.name);
         labels
     }
 }
@@ -305,7 +302,8 @@ object! {
         /// Whether it is ready.
         conditions: Option<EndpointConditions>,
         /// The name of its node.
-        node_name: Option<Box<str>>,
+        #[serde(deserialize_with = "Name::deserialize_shared")]
+        node_name: Option<Name>,
     }
 }
 object! {

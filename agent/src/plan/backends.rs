@@ -9,8 +9,8 @@ use std::{
 
 use crate::{
     model::{
-        ObjectKey,
-        objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Labels},
+        Labels, ObjectKey,
+        objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice},
     },
     plan::address::parse_ip,
 };
@@ -78,7 +78,7 @@ impl<'a> SliceIndex<'a> {
 /// The name of the Service that a slice belongs to, unless it is another proxy's.
 pub(crate) fn service_of(slice: &EndpointSlice) -> Option<&str> {
     let labels = slice.metadata.labels.as_deref().filter(|labels| !is_foreign(Some(labels)))?;
-    labels.get(SERVICE_NAME).map(String::as_str)
+    labels.get(SERVICE_NAME)
 }
 
 /// Which port of a Service, and for whom.

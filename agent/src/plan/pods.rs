@@ -11,8 +11,8 @@ use weft_api::PodRef;
 
 use crate::{
     model::{
-        Attachment, Desired, NodeFacts, ObjectKey, Snapshot,
-        objects::{Labels, Pod, Uid},
+        Attachment, Desired, Labels, NodeFacts, ObjectKey, Snapshot,
+        objects::{Pod, Uid},
     },
     plan::places::Places,
 };

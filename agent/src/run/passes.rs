@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use weft_dataplane::Maps;
 
+use super::memory;
 use crate::{
     apply::Applier,
     model::{Attachment, NodeFacts},
@@ -25,6 +26,9 @@ pub(super) struct Passes {
     problems: Vec<String>,
     broken_off: BrokenOff,
 }
+
+/// Writes of a pass that leaves much memory free: a first one, or one after a list.
+const LARGE: usize = 10_000;
 
 /// Passes in a row that broke off: the next repair tries again.
 #[derive(Default)]
@@ -138,6 +142,9 @@ impl Passes {
         self.planned = Some(planner.versions());
         drop(planner);
         shared.work.applied(started.elapsed(), summary.written + summary.removed);
+        if summary.written + summary.removed > LARGE {
+            memory::give_back();
+        }
         if !summary.is_unchanged() {
             tracing::debug!(?summary, "applied a plan");
         }

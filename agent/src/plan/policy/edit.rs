@@ -19,6 +19,9 @@ use super::{
 };
 use crate::model::{ObjectKey, Room, Snapshot};
 
+/// Terms that come or go at once, at most: for each of them all pods of its namespaces are looked at.
+const MANY: usize = 50;
+
 /// What becomes of the sets.
 #[derive(Default)]
 struct Edit {
@@ -47,7 +50,7 @@ impl Followed {
         if edit.gone.is_empty() && edit.changed.is_empty() {
             return Ok(Vec::new());
         }
-        let peers = self.change_terms(&edit, snapshot);
+        let peers = self.change_terms(&edit, snapshot)?;
         self.remove_sets(&edit.gone, written);
         let keys: Vec<SetKey> = edit.changed.keys().cloned().collect();
         self.policies.allowed.extend(edit.changed);
@@ -98,7 +101,7 @@ impl Followed {
     }
 
     /// The terms that came and went, and whom they mean.
-    fn change_terms(&mut self, edit: &Edit, snapshot: &Snapshot) -> Vec<PodPeer> {
+    fn change_terms(&mut self, edit: &Edit, snapshot: &Snapshot) -> Result<Vec<PodPeer>, Recompile> {
         let standing = &self.policies.allowed;
         let is_other = |key: &SetKey| !edit.gone.contains(key) && !edit.changed.contains_key(key);
         let is_kept = |term: &PeerTerm| {
@@ -111,6 +114,9 @@ impl Followed {
         let gone: BTreeSet<Arc<PeerTerm>> = before.filter(|term| !is_kept(term)).cloned().collect();
         let after = edit.changed.values().flat_map(|allowed| allowed.peers.keys());
         let new: BTreeSet<Arc<PeerTerm>> = after.filter(|term| self.terms.place(term).is_none()).cloned().collect();
+        if gone.len() + new.len() > MANY {
+            return Err(Recompile);
+        }
         for term in &gone {
             if let Some(place) = self.terms.remove(term) {
                 self.follower.remove_term(place);
@@ -120,7 +126,7 @@ impl Followed {
             let place = self.terms.add(term.clone());
             self.follower.add_term(place, term, snapshot);
         }
-        gone.iter().chain(&new).filter_map(|term| term.peer()).cloned().collect()
+        Ok(gone.iter().chain(&new).filter_map(|term| term.peer()).cloned().collect())
     }
 
     fn remove_sets(&mut self, gone: &BTreeSet<SetKey>, written: &mut Written<'_>) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
-pub(crate) use crate::model::objects::Labels;
+pub(crate) use crate::model::Labels;
 
 /// A selector whose requirements must all hold; without any it selects everything. Equal selectors compare equal, however
 /// they were written down.
@@ -113,7 +113,7 @@ impl Requirement {
         Ok(Self { key: key.clone(), test })
     }
 
-    fn holds(&self, value: Option<&String>) -> bool {
+    fn holds(&self, value: Option<&str>) -> bool {
         match &self.test {
             Test::In(values) => value.is_some_and(|value| values.contains(value)),
             Test::NotIn(values) => value.is_none_or(|value| !values.contains(value)),

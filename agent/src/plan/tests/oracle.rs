@@ -2,15 +2,16 @@
 //! What the API's text says, evaluated directly on the objects: no identities, no sets, no prefixes of the planner.
 //! Shares no code with it.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::{
     api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort},
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
 use super::{Packet, Snapshot};
-use crate::model::objects::{NetworkPolicy, Pod};
+use crate::model::{
+    Labels,
+    objects::{NetworkPolicy, Pod},
+};
 
 /// The other end of a packet: an address, and the pod that has it.
 struct Peer<'a> {
@@ -96,15 +97,15 @@ fn peer_matches(snapshot: &Snapshot, policy: &NetworkPolicy, wanted: &NetworkPol
         None => wanted.pod_selector.is_some() && pod.metadata.namespace == policy.metadata.namespace,
         Some(selector) => snapshot.namespaces.values().any(|namespace| {
             let mut labels = namespace.metadata.labels.as_deref().cloned().unwrap_or_default();
-            labels.insert("kubernetes.io/metadata.name".into(), namespace.metadata.name.to_string());
+            labels.insert("kubernetes.io/metadata.name", &namespace.metadata.name);
             Some(&namespace.metadata.name) == pod.metadata.namespace.as_ref() && selected(selector, Some(&labels))
         }),
     };
     namespace && wanted.pod_selector.as_ref().is_none_or(|selector| selected(selector, pod.metadata.labels.as_deref()))
 }
 
-fn selected(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
-    let get = |key: &String| labels.and_then(|labels| labels.get(key));
+fn selected(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
+    let get = |key: &str| labels.and_then(|labels| labels.get(key));
     let by_labels = selector.match_labels.iter().flatten().all(|(key, value)| get(key) == Some(value));
     let by_expressions = selector.match_expressions.iter().flatten().all(|expression| {
         let value = get(&expression.key);

@@ -230,7 +230,7 @@ mod tests {
 
     /// What was told of each object: its label, or that it is gone.
     fn told(deltas: &mut Objects<Pod>) -> Vec<(String, Option<String>)> {
-        let label = |pod: Arc<Pod>| pod.metadata.labels.as_ref().unwrap()["l"].clone();
+        let label = |pod: Arc<Pod>| pod.metadata.labels.as_ref().unwrap()["l"].to_owned();
         let objects = std::mem::take(&mut deltas.objects).into_iter();
         objects.map(|(key, pod)| (key.name.to_string(), pod.map(label))).collect()
     }

@@ -190,7 +190,7 @@ async fn lists_then_follows() {
     assert_eq!((snapshot.pods.len(), snapshot.namespaces.len(), &snapshot.error), (1, 1, &None));
 
     let pod_a = &snapshot.pods[&key("x", "a")];
-    assert_eq!(pod_a.metadata.labels.as_ref().unwrap()["app"], "a");
+    assert_eq!(pod_a.metadata.labels.as_ref().unwrap().get("app"), Some("a"));
     assert_eq!(pod_a.ports.len(), 1, "named ports only");
     assert!(pod_a.metadata.resource_version.is_none() && pod_a.metadata.annotations.is_none());
 
@@ -215,7 +215,7 @@ async fn lists_then_follows() {
     bench.send_until("services", "DELETED", service, |snapshot| snapshot.services.is_empty()).await;
     bench
         .send_until("pods", "MODIFIED", pod("a", json!({"app": "b"})), |snapshot| {
-            snapshot.pods[&key("x", "a")].metadata.labels.as_ref().is_some_and(|labels| labels["app"] == "b")
+            snapshot.pods[&key("x", "a")].metadata.labels.as_ref().is_some_and(|labels| &labels["app"] == "b")
         })
         .await;
 }

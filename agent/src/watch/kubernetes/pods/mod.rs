@@ -87,6 +87,10 @@ impl Pods {
 
     /// Takes note of what has changed, and out of it what has to wait.
     pub(super) fn screen(&mut self, deltas: &mut Deltas, now: Instant) -> Orders {
+        if deltas.is_empty() {
+            // A part of a list, of which there are many.
+            return Orders::default();
+        }
         self.supersede(deltas);
         let missing = self.needs.update(deltas, |peer, namespaces| scope::cover(self.watches.keys(), peer, namespaces));
         if !self.started {

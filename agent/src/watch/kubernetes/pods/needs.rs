@@ -65,7 +65,8 @@ impl Needs {
             let labels = |name: &Name| self.namespaces.get(name);
             namespaces.iter().any(|name| peer.namespaces.matches(name, labels(name)))
         };
-        let of_namespaces = self.peers().filter(mean);
+        // Most changes are not of namespaces.
+        let of_namespaces = (!namespaces.is_empty()).then(|| self.peers().filter(mean)).into_iter().flatten();
         let all = of_touched.chain(of_namespaces);
         all.filter(|peer| !covered(peer, &self.namespaces)).cloned().collect()
     }

@@ -167,7 +167,8 @@ mod tests {
     fn namespaces() -> Namespaces {
         let labels = |number: usize| {
             let team = ["red", "blue"][number % 2];
-            Labels::from([("team".into(), team.into()), ("kubernetes.io/metadata.name".into(), format!("n{number}"))])
+            let all = [("team", team.to_owned()), ("kubernetes.io/metadata.name", format!("n{number}"))];
+            all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Labels>()
         };
         (0..8).map(|number| (Name::shared(&format!("n{number}")), labels(number))).collect()
     }
