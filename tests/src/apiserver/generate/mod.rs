@@ -11,8 +11,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 
-use super::{ApiServer, Key, Kind};
+use super::{ApiServer, Generate, Key, Kind};
+use crate::Bed;
 
 /// A cluster's size. Node 0 is the one under test.
 ///
@@ -52,12 +54,43 @@ impl Population {
 
     /// Makes `server` serve all of it.
     pub fn install(&self, server: &ApiServer) {
-        server.generate(Kind::Namespaces, Arc::new(kinds::Namespaces(self.clone())));
-        server.generate(Kind::Nodes, Arc::new(kinds::Nodes(self.clone())));
-        server.generate(Kind::Pods, Arc::new(kinds::Pods::new(self)));
-        server.generate(Kind::Services, Arc::new(kinds::Services(self.clone())));
-        server.generate(Kind::EndpointSlices, Arc::new(kinds::Slices(self.clone())));
-        server.generate(Kind::NetworkPolicies, Arc::new(kinds::Policies(self.clone())));
+        for (kind, objects) in self.objects() {
+            server.generate(kind, objects);
+        }
+    }
+
+    /// Puts all of it into the folder that the agents of `bed` read, but for this node, of which they tell themselves.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn place(&self, bed: &Bed) -> Result<()> {
+        for (kind, objects) in self.objects() {
+            let first = usize::from(kind == Kind::Nodes);
+            let texts = (first..objects.count()).map(|index| Self::as_manifest(kind, &objects.text(index)));
+            let texts = texts.collect::<Result<Vec<_>>>()?;
+            bed.place(&format!("generated-{}.yaml", kind.plural()), &texts.join("\n---\n"))?;
+        }
+        Ok(())
+    }
+
+    /// A Service's selector would make slices beside those that there are.
+    fn as_manifest(kind: Kind, text: &str) -> Result<String> {
+        let mut object: Value = serde_json::from_str(text)?;
+        if let Some(spec) = object["spec"].as_object_mut().filter(|_| kind == Kind::Services) {
+            spec.remove("selector");
+        }
+        Ok(object.to_string())
+    }
+
+    fn objects(&self) -> [(Kind, Arc<dyn Generate>); 6] {
+        [
+            (Kind::Namespaces, Arc::new(kinds::Namespaces(self.clone()))),
+            (Kind::Nodes, Arc::new(kinds::Nodes(self.clone()))),
+            (Kind::Pods, Arc::new(kinds::Pods::new(self))),
+            (Kind::Services, Arc::new(kinds::Services(self.clone()))),
+            (Kind::EndpointSlices, Arc::new(kinds::Slices(self.clone()))),
+            (Kind::NetworkPolicies, Arc::new(kinds::Policies(self.clone()))),
+        ]
     }
 
     /// All pods.
