@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -161,9 +162,7 @@ impl Keeper {
     async fn write(&self) {
         let (path, node, shared) = (self.path.clone(), self.node.clone(), self.shared.clone());
         let saved = tokio::task::spawn_blocking(move || {
-            // The plan is let go before anything is written.
-            let needed = needed(&shared.planner(), &node);
-            needed.map_or(Ok(()), |needed| save(&path, &node, &needed))
+            needed(&shared, &node).map_or(Ok(()), |needed| save(&path, &node, &needed))
         });
         if let Ok(Err(error)) = saved.await {
             tracing::warn!(path = %self.path.display(), %error, "cannot keep the state of the cluster for the next start");
@@ -176,26 +175,53 @@ fn planned(view: &View) -> Option<Versions> {
     view.planned.filter(|_| view.source.as_ref().is_some_and(|source| source.synced))
 }
 
+/// Objects that are read at once: a change that comes meanwhile waits for so many and no more.
+const AT_ONCE: usize = 1000;
+
 /// What the plan of this node needs; none: the source has not told it.
-fn needed(planner: &Planner, node: &str) -> Option<Snapshot> {
-    let (snapshot, desired) = (planner.snapshot(), planner.desired());
-    if !snapshot.synced || snapshot.remembered.is_some() {
-        return None;
+fn needed(shared: &Shared, node: &str) -> Option<Snapshot> {
+    {
+        let planner = shared.planner();
+        let snapshot = planner.snapshot();
+        if !snapshot.synced || snapshot.remembered.is_some() {
+            return None;
+        }
     }
-    let is_known =
-        |pod: &Pod| pod.addresses.iter().any(|address| desired.identities.contains_key(&Addr::from(*address)));
-    let pods = snapshot.pods.iter().filter(|(_, pod)| is_here(pod, node) || is_known(pod));
-    let pods = pods.map(|(key, pod)| (key.clone(), pod.clone())).collect();
-    let Snapshot { namespaces, nodes, services, slices, policies, .. } = snapshot;
+    let is_needed = |planner: &Planner, pod: &Pod| {
+        let identities = &planner.desired().identities;
+        is_here(pod, node) || pod.addresses.iter().any(|address| identities.contains_key(&Addr::from(*address)))
+    };
     Some(Snapshot {
-        pods,
-        namespaces: namespaces.clone(),
-        nodes: nodes.clone(),
-        services: services.clone(),
-        slices: slices.clone(),
-        policies: policies.clone(),
+        pods: in_parts(shared, |snapshot| &snapshot.pods, is_needed),
+        namespaces: in_parts(shared, |snapshot| &snapshot.namespaces, |_, _| true),
+        nodes: in_parts(shared, |snapshot| &snapshot.nodes, |_, _| true),
+        services: in_parts(shared, |snapshot| &snapshot.services, |_, _| true),
+        slices: in_parts(shared, |snapshot| &snapshot.slices, |_, _| true),
+        policies: in_parts(shared, |snapshot| &snapshot.policies, |_, _| true),
         ..Snapshot::default()
     })
+}
+
+/// The objects of a kind that are kept, each as it was at some moment of the reading.
+fn in_parts<T>(
+    shared: &Shared,
+    of: impl Fn(&Snapshot) -> &BTreeMap<ObjectKey, Arc<T>>,
+    keeps: impl Fn(&Planner, &T) -> bool,
+) -> BTreeMap<ObjectKey, Arc<T>> {
+    let mut kept = BTreeMap::new();
+    let mut after = Bound::Unbounded;
+    loop {
+        let planner = shared.planner();
+        let mut part = of(planner.snapshot()).range((after, Bound::Unbounded)).take(AT_ONCE);
+        let Some((mut last, _)) = part.clone().next() else { return kept };
+        for (key, object) in part.by_ref() {
+            last = key;
+            if keeps(&planner, object) {
+                kept.insert(key.clone(), object.clone());
+            }
+        }
+        after = Bound::Excluded(last.clone());
+    }
 }
 
 fn is_here(pod: &Pod, node: &str) -> bool {
@@ -241,6 +267,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_read_in_parts_is_whole() {
+        let mut many = snapshot();
+        let names = (0..2 * AT_ONCE + 7).map(|number| format!("n{number}"));
+        many.namespaces.extend(names.map(|name| object("", &name, json!({}))));
+        let (shared, _commands) = Shared::with(View::default(), planner(&many));
+        let read = needed(&shared, "here").unwrap();
+        assert_eq!((read.namespaces, read.policies), (many.namespaces, many.policies));
+    }
+
     fn planner(snapshot: &Snapshot) -> Planner {
         let mut planner = Planner::of(desired());
         planner.take(News { deltas: Deltas::whole(snapshot), standing: snapshot.standing(), since: None });
@@ -257,7 +293,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = path(dir.path());
         assert!(load(&path, "here").is_none(), "no file");
-        save(&path, "here", &needed(&planner(&snapshot()), "here").unwrap()).unwrap();
+        let (shared, _commands) = Shared::with(View::default(), planner(&snapshot()));
+        save(&path, "here", &needed(&shared, "here").unwrap()).unwrap();
         let found = load(&path, "here").unwrap();
         let names: Vec<&str> = found.pods.keys().map(|key| key.name.as_str()).collect();
         assert_eq!(names, ["mine", "peer"], "pods of this node, and those that policies know");
