@@ -23,7 +23,7 @@ pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Whether the labels give the object to another proxy.
 pub(crate) fn is_foreign(labels: Option<&Labels>) -> bool {
-    labels.is_some_and(|labels| FOREIGN_LABELS.iter().any(|label| labels.contains_key(*label)))
+    labels.is_some_and(|labels| FOREIGN_LABELS.iter().any(|label| labels.contains_key(label)))
 }
 
 /// Whether an endpoint takes new connections by right or for want of a better one.

@@ -174,7 +174,7 @@ impl Pods {
             needs.peers_of(policy).any(|peer| !scope::cover(listed.clone(), peer, needs.namespaces()))
         };
         if !deltas.policies.all {
-            self.policies.extend(take(&mut deltas.policies, &waits));
+            self.policies.extend(take(&mut deltas.policies, waits));
         }
         let selected = |pod: &ObjectKey| needs.selecting(pod).any(waits);
         self.pods.extend(take(&mut deltas.pods, selected));
