@@ -39,7 +39,8 @@ const MAX_STEPS: usize = 1 << 25;
 /// The terms that the identities tell apart, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Terms {
-    all: Vec<(Arc<PeerTerm>, Option<Arc<Region>>)>,
+    /// By place; one that went leaves its own empty.
+    all: Vec<Option<(Arc<PeerTerm>, Option<Arc<Region>>)>>,
     places: BTreeMap<Arc<PeerTerm>, u32>,
 }
 
@@ -51,8 +52,8 @@ impl Terms {
             let with_region = |term| (term, allowed.regions.get(term));
             found.extend(allowed.peers.keys().map(with_region));
         }
-        let all: Vec<_> = found.into_iter().map(|(term, region)| (term.clone(), region.cloned())).collect();
-        let places = (0..).zip(&all).map(|(place, (term, _))| (term.clone(), place)).collect();
+        let places = (0..).zip(found.keys()).map(|(place, term)| ((*term).clone(), place)).collect();
+        let all = found.into_iter().map(|(term, region)| Some((term.clone(), region.cloned()))).collect();
         Self { all, places }
     }
 
@@ -65,13 +66,22 @@ impl Terms {
     pub(crate) fn add(&mut self, term: Arc<PeerTerm>) -> u32 {
         let place = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
         self.places.insert(term.clone(), place);
-        self.all.push((term, None));
+        self.all.push(Some((term, None)));
         place
     }
 
     /// Takes a term out; its place stays empty.
     pub(crate) fn remove(&mut self, term: &PeerTerm) -> Option<u32> {
-        self.places.remove(term)
+        let place = self.places.remove(term)?;
+        if let Some(left) = self.all.get_mut(place as usize) {
+            *left = None;
+        }
+        Some(place)
+    }
+
+    /// Whether most places are empty.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.all.len() > 2 * self.places.len() + 1000
     }
 
     /// The place of a term.
@@ -81,11 +91,12 @@ impl Terms {
 
     /// The term at a place.
     pub(crate) fn at(&self, place: u32) -> Option<&PeerTerm> {
-        self.all.get(place as usize).map(|(term, _)| &**term)
+        self.all.get(place as usize)?.as_ref().map(|(term, _)| &**term)
     }
 
     fn iter(&self) -> impl Iterator<Item = (u32, &Arc<PeerTerm>, Option<&Region>)> + '_ {
-        (0..).zip(&self.all).map(|(place, (term, region))| (place, term, region.as_deref()))
+        let places = (0..).zip(&self.all).filter_map(|(place, term)| Some((place, term.as_ref()?)));
+        places.map(|(place, (term, region))| (place, term, region.as_deref()))
     }
 }
 

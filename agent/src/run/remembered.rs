@@ -178,8 +178,20 @@ fn planned(view: &View) -> Option<Versions> {
 /// Objects that are read at once: a change that comes meanwhile waits for so many and no more.
 const AT_ONCE: usize = 1000;
 
-/// What the plan of this node needs; none: the source has not told it.
+/// Readings at most, where policies change while they are read.
+const READINGS: usize = 5;
+
+/// What the plan of this node needs; none: the source has not told it, or its policies do not stay as they are for the time of a
+/// reading: policies of different moments may be none at all for a pod.
 fn needed(shared: &Shared, node: &str) -> Option<Snapshot> {
+    (0..READINGS).find_map(|_| {
+        let before = shared.planner().versions().policies;
+        let read = read(shared, node)?;
+        (shared.planner().versions().policies == before).then_some(read)
+    })
+}
+
+fn read(shared: &Shared, node: &str) -> Option<Snapshot> {
     {
         let planner = shared.planner();
         let snapshot = planner.snapshot();

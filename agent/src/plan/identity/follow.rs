@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Identities that follow their addresses, one by one, while the terms stay as they are.
+//! Identities that follow their addresses, one by one, and terms of pods that come and go.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

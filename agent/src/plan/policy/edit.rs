@@ -114,7 +114,7 @@ impl Followed {
         let gone: BTreeSet<Arc<PeerTerm>> = before.filter(|term| !is_kept(term)).cloned().collect();
         let after = edit.changed.values().flat_map(|allowed| allowed.peers.keys());
         let new: BTreeSet<Arc<PeerTerm>> = after.filter(|term| self.terms.place(term).is_none()).cloned().collect();
-        if gone.len() + new.len() > MANY {
+        if gone.len() + new.len() > MANY || self.terms.is_worn() {
             return Err(Recompile);
         }
         for term in &gone {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Policy that follows the pods: while the policy sets of this node stay as they are, an address that changes costs what the
-//! peers of these sets ask of it, and the rules of a set of matches that nobody had before.
+//! Policy that follows the pods: an address that changes costs what the peers of this node's policy sets ask of it, and the rules of a set of matches that nobody had before.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -86,9 +86,24 @@ impl Selector {
     }
 }
 
-/// Whether text is made of what keys and values of labels are made of.
-fn is_label(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte))
+/// Whether a server takes text as the name of a key: `validation.IsQualifiedName` of `k8s.io/apimachinery`.
+fn is_name(text: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let ends = [text.bytes().next(), text.bytes().last()];
+    text.len() <= 63
+        && ends.into_iter().all(|end| end.is_some_and(|end| end.is_ascii_alphanumeric()))
+        && text.bytes().all(is_inner)
+}
+
+/// As [`is_name`], with a DNS name before it.
+fn is_key(text: &str) -> bool {
+    let Some((prefix, name)) = text.split_once('/') else { return is_name(text) };
+    prefix.len() <= 253 && prefix.split('.').all(|part| is_name(part) && !part.contains('_')) && is_name(name)
+}
+
+/// Whether a server takes text as a value: `validation.IsValidLabelValue`.
+fn is_value(text: &str) -> bool {
+    text.is_empty() || is_name(text)
 }
 
 impl Requirement {
@@ -140,9 +155,9 @@ impl Requirement {
         let key = &self.key;
         let list = |values: &BTreeSet<String>| {
             let all: Vec<&str> = values.iter().map(String::as_str).collect();
-            all.iter().all(|value| is_label(value)).then(|| all.join(","))
+            all.iter().all(|value| is_value(value)).then(|| all.join(","))
         };
-        if key.is_empty() || !is_label(key) {
+        if !is_key(key) {
             return None;
         }
         let is_empty = |values: &BTreeSet<String>| values.iter().all(String::is_empty);
@@ -257,6 +272,9 @@ mod tests {
     #[case("Exists", &[], Some("app.x/y"))]
     #[case("DoesNotExist", &[], Some("!app.x/y"))]
     #[case::not_a_label("In", &["a),tier in (b"], None)]
+    #[case::a_path("In", &["a/b"], None)]
+    #[case::no_beginning("NotIn", &["-a"], None)]
+    #[case::too_long("In", &["a123456789b123456789c123456789d123456789e123456789f123456789g123"], None)]
     fn queries(#[case] operator: &str, #[case] values: &[&str], #[case] expected: Option<&str>) {
         assert_eq!(selector("app.x/y", operator, values).query().as_deref(), expected);
     }

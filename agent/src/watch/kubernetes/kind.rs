@@ -29,18 +29,40 @@ pub(super) enum Changed {
     Standing,
 }
 
+impl Changed {
+    /// At least objects.
+    pub(super) const fn or_objects(self) -> Self {
+        match self {
+            Self::No => Self::Objects,
+            Self::Objects | Self::Standing => self,
+        }
+    }
+}
+
 /// How one kind stands.
 #[derive(Debug)]
 pub(super) struct Kind<K> {
     watches: BTreeMap<WatchId, Watch<K>>,
-    /// By object, a bit for each watch that has it, where there may be several.
-    holders: Option<HashMap<ObjectKey, u64>>,
+    /// By object, where there may be several watches.
+    holders: Option<HashMap<ObjectKey, Held>>,
 }
+
+/// Who has an object.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    /// A bit for each watch.
+    watches: u64,
+    /// The newest version that any of them has told; watches do not wait for each other.
+    version: u64,
+}
+
+/// An object and its version; 0: it has none.
+type Versioned<K> = (Arc<K>, u64);
 
 #[derive(Debug)]
 struct Watch<K> {
     /// Objects of a list that is not complete yet; until then those of before stay.
-    listing: BTreeMap<ObjectKey, Arc<K>>,
+    listing: BTreeMap<ObjectKey, Versioned<K>>,
     listed: bool,
     fault: Option<Fault>,
 }
@@ -88,9 +110,9 @@ impl<K> Kind<K> {
         let Some(holders) = &mut self.holders else { return };
         let gone = holders.extract_if(|key, held| {
             if !keeps(key) {
-                *held &= !bit(watch);
+                held.watches &= !bit(watch);
             }
-            *held == 0
+            held.watches == 0
         });
         deltas.objects.extend(gone.map(|(key, _)| (key, None)));
     }
@@ -123,7 +145,7 @@ impl<K: Object> Kind<K> {
             }
             Event::InitApply(object) => {
                 let key = object.meta().key();
-                told.listing.insert(key, Arc::new(object));
+                told.listing.insert(key, versioned(object));
                 return told.answered(false);
             }
             Event::InitDone => {
@@ -132,16 +154,16 @@ impl<K: Object> Kind<K> {
                 self.list(watch, listing, deltas);
             }
             // Whether it is another one now the reader sees.
-            Event::Apply(object) => self.put(watch, object.meta().key(), Arc::new(object), deltas),
+            Event::Apply(object) => self.put(watch, object.meta().key(), versioned(object), deltas),
             Event::Delete(object) => self.remove(watch, object.meta().key(), deltas),
         }
         let answered = self.watches.get_mut(&watch).map_or(Changed::No, |told| told.answered(true));
         if first { Changed::Standing } else { answered }
     }
 
-    fn list(&mut self, watch: WatchId, listing: BTreeMap<ObjectKey, Arc<K>>, deltas: &mut Objects<K>) {
+    fn list(&mut self, watch: WatchId, listing: BTreeMap<ObjectKey, Versioned<K>>, deltas: &mut Objects<K>) {
         if self.holders.is_none() {
-            deltas.extend(Objects::all(listing));
+            deltas.extend(Objects::all(listing.into_iter().map(|(key, (object, _))| (key, object)).collect()));
             return;
         }
         self.keep(watch, |key| listing.contains_key(key), deltas);
@@ -150,9 +172,15 @@ impl<K: Object> Kind<K> {
         }
     }
 
-    fn put(&mut self, watch: WatchId, key: ObjectKey, object: Arc<K>, deltas: &mut Objects<K>) {
+    /// What another watch has told of a newer version stays.
+    fn put(&mut self, watch: WatchId, key: ObjectKey, (object, version): Versioned<K>, deltas: &mut Objects<K>) {
         if let Some(holders) = &mut self.holders {
-            *holders.entry(key.clone()).or_default() |= bit(watch);
+            let held = holders.entry(key.clone()).or_default();
+            held.watches |= bit(watch);
+            if version != 0 && version < held.version {
+                return;
+            }
+            held.version = version;
         }
         deltas.objects.insert(key, Some(object));
     }
@@ -162,14 +190,20 @@ impl<K: Object> Kind<K> {
         if let Some(holders) = &mut self.holders
             && let Some(held) = holders.get_mut(&key)
         {
-            *held &= !bit(watch);
-            if *held != 0 {
+            held.watches &= !bit(watch);
+            if held.watches != 0 {
                 return;
             }
             holders.remove(&key);
         }
         deltas.objects.insert(key, None);
     }
+}
+
+/// Takes the version out of an object: one that differs in nothing else is no change. Source: KEP-5504.
+fn versioned<K: Object>(mut object: K) -> Versioned<K> {
+    let version = object.meta_mut().resource_version.take();
+    (Arc::new(object), version.and_then(|version| version.parse().ok()).unwrap_or_default())
 }
 
 impl<K> Watch<K> {
@@ -284,6 +318,24 @@ mod tests {
         kind.0.end(0, &mut kind.1);
         assert_eq!(told(&mut kind.1), [gone("d")]);
         assert_eq!(kind.apply(1, Event::Apply(pod("e", "1"))), [], "the watch has ended");
+    }
+
+    #[test]
+    fn a_watch_that_is_late_takes_nothing_back() {
+        let at = |label: &str, version: u64| {
+            let mut pod = pod("a", label);
+            pod.metadata.resource_version = Some(version.to_string());
+            pod
+        };
+        let mut kind = Several::new();
+        kind.list(1, &[]);
+        assert_eq!(kind.apply(0, Event::Apply(at("client", 5))), [is("a", "client")]);
+        assert_eq!(kind.apply(0, Event::Apply(at("none", 7))), [is("a", "none")]);
+        assert_eq!(kind.apply(1, Event::Apply(at("client", 6))), []);
+        assert_eq!(kind.apply(1, Event::Delete(at("client", 7))), []);
+        assert_eq!(kind.apply(0, Event::Apply(at("more", 8))), [is("a", "more")]);
+        assert_eq!(kind.apply(0, Event::Delete(at("more", 9))), [gone("a")]);
+        assert_eq!(kind.apply(1, Event::Apply(at("new", 1))), [is("a", "new")], "another pod of its name");
     }
 
     #[test]

@@ -129,7 +129,9 @@ impl Follower {
                 _ = tidy.tick() => {
                     let (orders, mut gone) = (self.pods.tidy(), Deltas::default());
                     self.order(orders, &mut gone);
-                    self.tell(gone, Changed::Objects);
+                    if !gone.is_empty() {
+                        self.tell(gone, Changed::Objects);
+                    }
                 }
             }
         }
@@ -150,7 +152,9 @@ impl Follower {
             let orders = self.pods.start();
             self.order(orders, &mut deltas);
         }
-        deltas.extend(self.pods.release(now));
+        let released = self.pods.release(now);
+        let changed = if released.is_empty() { changed } else { changed.or_objects() };
+        deltas.extend(released);
         self.tell(deltas, changed);
     }
 

@@ -61,8 +61,8 @@ impl<T, A> Watched<T, A> {
 
 impl<'de, T: Object + Deserialize<'de>, A> Deserialize<'de> for Watched<T, A> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut object = T::deserialize(deserializer)?;
-        let resource_version = object.meta_mut().resource_version.take();
+        let object = T::deserialize(deserializer)?;
+        let resource_version = object.meta().resource_version.clone();
         let metadata = ObjectMeta { resource_version, ..ObjectMeta::default() };
         Ok(Self { metadata, object, of: PhantomData })
     }

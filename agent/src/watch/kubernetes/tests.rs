@@ -225,7 +225,8 @@ fn a_change_of_what_nobody_reads_is_no_change() {
     let read = |mut object: Value, version: &str| {
         object["metadata"]["resourceVersion"] = json!(version);
         let pod: super::Watched<Pod, k8s_openapi::api::core::v1::Pod> = serde_json::from_value(object).unwrap();
-        let super::Event::Apply(pod) = super::Watched::unwrap(super::Event::Apply(pod)) else { unreachable!() };
+        let super::Event::Apply(mut pod) = super::Watched::unwrap(super::Event::Apply(pod)) else { unreachable!() };
+        assert_eq!(pod.metadata.resource_version.take().as_deref(), Some(version));
         pod
     };
     let mut heartbeat = pod("a", json!({}));

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use self::needs::Needs;
 pub(super) use self::scope::Scope;
 use crate::model::{
-    Changed, Deltas, ObjectKey,
+    Changed, Deltas, Name, ObjectKey,
     objects::{NetworkPolicy, Pod},
 };
 
@@ -47,10 +47,13 @@ struct Watch {
 pub(super) struct Pods {
     needs: Needs,
     watches: BTreeMap<Scope, Watch>,
-    /// What waits for pods, and until when.
-    policies: BTreeMap<ObjectKey, Arc<NetworkPolicy>>,
-    pods: BTreeMap<ObjectKey, Arc<Pod>>,
+    /// What waits for pods, and until when. While something of a namespace waits, so does all that comes of its policies and
+    /// of its pods here: what goes must not overtake what comes in its place.
+    policies: BTreeMap<ObjectKey, Option<Arc<NetworkPolicy>>>,
+    pods: BTreeMap<ObjectKey, Option<Arc<Pod>>>,
     until: Option<Instant>,
+    /// Looks in a row that found all pods watched for no reason.
+    wide: u8,
     /// All kinds were listed once.
     started: bool,
 }
@@ -62,6 +65,13 @@ pub(super) struct Orders {
     pub(super) end: Vec<WatchId>,
 }
 
+impl Orders {
+    fn extend(&mut self, Self { begin, end }: Self) {
+        self.begin.extend(begin);
+        self.end.extend(end);
+    }
+}
+
 impl Pods {
     pub(super) fn new(node: &str) -> Self {
         Self {
@@ -70,6 +80,7 @@ impl Pods {
             policies: BTreeMap::new(),
             pods: BTreeMap::new(),
             until: None,
+            wide: 0,
             started: false,
         }
     }
@@ -92,19 +103,18 @@ impl Pods {
             return Orders::default();
         }
         self.supersede(deltas);
-        let missing = self.needs.update(deltas, |peer, namespaces| scope::cover(self.watches.keys(), peer, namespaces));
+        let watches = &self.watches;
+        let missing = self.needs.update(deltas, |peer, namespaces| scope::cover(staying(watches), peer, namespaces));
         if !self.started {
             return Orders::default();
         }
         let mut orders = Orders::default();
         if !missing.is_empty() {
             let more = self.needs.scopes_of(&missing);
-            let is_many = self.watches.values().filter(|watch| !watch.leaving).count() + more.len() > scope::MOST;
+            let is_many = staying(&self.watches).count() + more.len() > scope::MOST;
             orders = if is_many { self.replace(self.needs.scopes()) } else { self.watch(more) };
         }
-        if self.watches.values().any(|watch| !watch.listed) {
-            self.hold(deltas, now);
-        }
+        self.hold(deltas, now);
         orders
     }
 
@@ -113,10 +123,7 @@ impl Pods {
         for watch in self.watches.values_mut().filter(|watch| watch.id == id) {
             watch.listed = true;
         }
-        if self.watches.values().all(|watch| watch.listed) {
-            return self.end(|watch| watch.leaving);
-        }
-        Orders::default()
+        self.end_leaving()
     }
 
     /// When [`Pods::release`] has something at the latest.
@@ -132,8 +139,8 @@ impl Pods {
         }
         self.until = None;
         Deltas {
-            policies: told(std::mem::take(&mut self.policies)),
-            pods: told(std::mem::take(&mut self.pods)),
+            policies: Changed { all: false, objects: std::mem::take(&mut self.policies) },
+            pods: Changed { all: false, objects: std::mem::take(&mut self.pods) },
             ..Deltas::default()
         }
     }
@@ -148,39 +155,57 @@ impl Pods {
             watch.unused = if needs.use_of(scope) { 0 } else { watch.unused + 1 };
         }
         let mut orders = self.end(|watch| watch.unused > LINGER);
-        if self.watches.len() > scope::MOST / 2 {
+        let (needs, watches) = (&self.needs, &self.watches);
+        let missing = needs.uncovered(|peer| scope::cover(staying(watches), peer, needs.namespaces()));
+        orders.extend(self.watch(self.needs.scopes_of(&missing)));
+        let all = Scope::all();
+        if self.watches.len() > scope::MOST / 2 || self.watches.contains_key(&all) {
             let few = self.needs.scopes();
-            if few.len() <= self.watches.len() / 2 {
-                let Orders { begin, end } = self.replace(few);
-                orders.begin.extend(begin);
-                orders.end.extend(end);
+            self.wide = if self.watches.contains_key(&all) && !few.contains(&all) { self.wide + 1 } else { 0 };
+            if few.len() <= self.watches.len() / 2 || self.wide > LINGER {
+                self.wide = 0;
+                orders.extend(self.replace(few));
             }
         }
         orders
     }
 
     /// What is told now replaces what waits.
-    fn supersede(&mut self, deltas: &Deltas) {
-        let Deltas { policies, pods, .. } = deltas;
-        self.policies.retain(|key, _| !policies.all && !policies.objects.contains_key(key));
-        self.pods.retain(|key, _| !pods.all && !pods.objects.contains_key(key));
+    fn supersede(&mut self, deltas: &mut Deltas) {
+        if deltas.policies.all {
+            // All policies as they are now, so that nothing waits for them any more.
+            self.policies.clear();
+            for (key, pod) in std::mem::take(&mut self.pods) {
+                deltas.pods.objects.entry(key).or_insert(pod);
+            }
+        }
+        self.policies.retain(|key, _| !deltas.policies.objects.contains_key(key));
+        self.pods.retain(|key, _| !deltas.pods.objects.contains_key(key));
     }
 
-    /// Takes out what asks for pods that are not there yet. A list stays whole: what it lacks would be gone.
+    /// Takes out what asks for pods that are not there yet, and what comes after it in its namespace. A list stays whole: what
+    /// it lacks would be gone.
     fn hold(&mut self, deltas: &mut Deltas, now: Instant) {
+        if deltas.policies.all {
+            return;
+        }
         let Self { needs, watches, .. } = self;
         let listed = watches.iter().filter(|(_, watch)| watch.listed).map(|(scope, _)| scope);
         let waits = |policy: &ObjectKey| {
             needs.peers_of(policy).any(|peer| !scope::cover(listed.clone(), peer, needs.namespaces()))
         };
-        if !deltas.policies.all {
-            self.policies.extend(take(&mut deltas.policies, waits));
+        let policies = deltas.policies.objects.keys().filter(|key| waits(key));
+        let pods = deltas.pods.objects.keys().filter(|key| needs.selecting(key).any(waits));
+        let waiting = policies.chain(pods).chain(self.policies.keys()).chain(self.pods.keys());
+        let namespaces: BTreeSet<Name> = waiting.map(|key| key.namespace.clone()).collect();
+        if namespaces.is_empty() {
+            return;
         }
-        let selected = |pod: &ObjectKey| needs.selecting(pod).any(waits);
-        self.pods.extend(take(&mut deltas.pods, selected));
-        if !self.policies.is_empty() || !self.pods.is_empty() {
-            self.until.get_or_insert(now + PATIENCE);
-        }
+        let of_policies = deltas.policies.objects.extract_if(.., |key, _| namespaces.contains(&key.namespace));
+        self.policies.extend(of_policies);
+        let is_local = |key: &ObjectKey| namespaces.contains(&key.namespace) && needs.is_local(key);
+        self.pods.extend(deltas.pods.objects.extract_if(.., |key, _| is_local(key)));
+        self.until.get_or_insert(now + PATIENCE);
     }
 
     /// Begins what is not watched yet.
@@ -199,17 +224,26 @@ impl Pods {
         orders
     }
 
-    /// Watches these in place of all others, which end when these are listed.
-    fn replace(&mut self, scopes: BTreeSet<Scope>) -> Orders {
-        // One that is not listed has nothing that anybody would miss; and there is a number for each that is.
-        let mut orders = self.end(|watch| watch.leaving || !watch.listed);
+    /// Watches these in place of all others, which end when these are listed. Where others are leaving already, everything is
+    /// watched: what leaves is all that has some pods, and there is a number for one watch more.
+    fn replace(&mut self, mut scopes: BTreeSet<Scope>) -> Orders {
+        if self.watches.values().any(|watch| watch.leaving) {
+            scopes = BTreeSet::from([Scope::all()]);
+        }
         for (scope, watch) in &mut self.watches {
             watch.leaving = !scopes.contains(scope);
         }
-        let Orders { begin, end } = self.watch(scopes);
-        orders.begin.extend(begin);
-        orders.end.extend(end);
+        // One that is not listed has nothing that anybody would miss.
+        let mut orders = self.end(|watch| watch.leaving && !watch.listed);
+        orders.extend(self.watch(scopes));
+        orders.extend(self.end_leaving());
         orders
+    }
+
+    /// Once all that stay are listed, the others end.
+    fn end_leaving(&mut self) -> Orders {
+        let is_whole = self.watches.values().all(|watch| watch.listed);
+        self.end(|watch| is_whole && watch.leaving)
     }
 
     fn end(&mut self, ends: impl Fn(&Watch) -> bool) -> Orders {
@@ -218,14 +252,9 @@ impl Pods {
     }
 }
 
-fn told<T>(objects: BTreeMap<ObjectKey, Arc<T>>) -> Changed<T> {
-    Changed { all: false, objects: objects.into_iter().map(|(key, object)| (key, Some(object))).collect() }
-}
-
-/// Takes out the objects that wait; what is gone never does.
-fn take<T>(changed: &mut Changed<T>, waits: impl Fn(&ObjectKey) -> bool) -> BTreeMap<ObjectKey, Arc<T>> {
-    let waiting = changed.objects.extract_if(.., |key, object| object.is_some() && waits(key));
-    waiting.filter_map(|(key, object)| Some((key, object?))).collect()
+/// Those that are to stay.
+fn staying(watches: &BTreeMap<Scope, Watch>) -> impl Iterator<Item = &Scope> + Clone {
+    watches.iter().filter(|(_, watch)| !watch.leaving).map(|(scope, _)| scope)
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ use crate::{
     plan::{Labels, PodPeer, PolicyForm, Selector},
 };
 
+/// Peers of one policy that are told apart: with more it is taken to mean all pods, so that nobody's policy is much work.
+const MANY: usize = 200;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Needs {
@@ -69,6 +72,16 @@ impl Needs {
         let of_namespaces = (!namespaces.is_empty()).then(|| self.peers().filter(mean)).into_iter().flatten();
         let all = of_touched.chain(of_namespaces);
         all.filter(|peer| !covered(peer, &self.namespaces)).cloned().collect()
+    }
+
+    /// Peers that are asked for and not `covered`.
+    pub(super) fn uncovered(&self, covered: impl Fn(&PodPeer) -> bool) -> BTreeSet<PodPeer> {
+        self.peers().filter(|peer| !covered(peer)).cloned().collect()
+    }
+
+    /// Whether a pod is of this node.
+    pub(super) fn is_local(&self, pod: &ObjectKey) -> bool {
+        self.local.contains_key(pod)
     }
 
     /// Scopes that have all pods that are asked for.
@@ -162,7 +175,10 @@ impl Needs {
                 continue;
             };
             let form = PolicyForm::read(policy.spec.as_ref(), &key.namespace);
-            let peers = form.pod_peers();
+            let mut peers = form.pod_peers();
+            if peers.len() > MANY {
+                peers = BTreeSet::from([PodPeer::all()]);
+            }
             self.policies.insert(key.clone(), Policy { selector: form.selector, peers, selects: false });
         }
         changed.objects.keys().cloned().collect()

@@ -7,11 +7,13 @@ use crate::model::Name;
 use crate::plan::{Labels, Namespaces as Meant, PodPeer, Selector};
 
 /// Watches of pods at most: beyond that all pods are watched. A watch is a connection to the API server.
-pub(super) const MOST: usize = 32;
+pub(super) const MOST: usize = 30;
 /// A peer of pods with some labels, in more namespaces than these, is one watch of all namespaces.
 const FEW: usize = 4;
-/// Bytes of a selector's values at most; a request's line has to pass every proxy.
+/// Bytes of a selector at most; a request's line has to pass every proxy.
 const LONG: usize = 3000;
+/// Selectors that are compared with each other, at most: beyond that all pods are watched.
+const COMPARED: usize = 500;
 
 /// Pods that a list or a watch asks for.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -27,7 +29,7 @@ pub(super) type Namespaces = BTreeMap<Name, Labels>;
 
 impl Scope {
     /// Every pod.
-    fn all() -> Self {
+    pub(super) fn all() -> Self {
         Self { namespace: None, labels: Selector::everything() }
     }
 
@@ -90,8 +92,10 @@ struct Wanted(BTreeMap<Option<String>, BTreeSet<Selector>>);
 
 impl Wanted {
     fn add(&mut self, peer: &PodPeer, namespaces: &Namespaces) {
-        // What no query can say is asked for without one.
-        let labels = if peer.pods.query().is_some() { peer.pods.clone() } else { Selector::everything() };
+        // What no query can say is asked for without one. Many values of one key become several queries.
+        let is_query = |query: String| query.len() <= LONG || peer.pods.values().is_some();
+        let can_be_asked = peer.pods.query().is_some_and(is_query);
+        let labels = if can_be_asked { peer.pods.clone() } else { Selector::everything() };
         let meant = meant(peer, namespaces);
         let few = meant.filter(|meant| labels.is_everything() || meant.len() <= FEW);
         let places = few.map_or_else(|| vec![None], |few| few.into_iter().map(|name| Some(name.to_owned())).collect());
@@ -101,6 +105,10 @@ impl Wanted {
     }
 
     fn into_scopes(mut self) -> BTreeSet<Scope> {
+        let others = self.0.values().flatten().filter(|selector| selector.values().is_none());
+        if others.count() > COMPARED || self.0.len() > COMPARED {
+            return BTreeSet::from([Scope::all()]);
+        }
         let narrow = self.merged();
         if narrow.len() <= MOST {
             return narrow;
@@ -245,5 +253,10 @@ mod tests {
         assert!(found.len() > 1 && found.len() < 5, "{}", found.len());
         assert!(found.iter().all(|scope| scope.query().unwrap().len() <= LONG + 20));
         assert!(long.iter().all(|peer| cover(found.iter(), peer, &namespaces)));
+        let values: Vec<String> = (0..100).map(|number| format!("{number:060}")).collect();
+        let unlike = json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": values}]});
+        assert_eq!(told(&scopes([peer("n".to_owned(), &unlike)].iter(), &namespaces)), ["n "], "too long to ask for");
+        let keys: Vec<PodPeer> = (0..=COMPARED).map(|number| peer("n".to_owned(), &key(number))).collect();
+        assert_eq!(told(&scopes(keys.iter(), &namespaces)), ["* "], "too many to compare");
     }
 }

@@ -147,8 +147,8 @@ fn a_pod_of_this_node_comes_after_the_pods_that_its_policies_mean() {
     assert_eq!(orders, Orders::default(), "it selects nobody here");
     let (orders, deltas) = node.screen(Told::default().pod(pod("new", "here", "new")));
     assert_eq!((begun(&orders).len(), told(&deltas)), (1, vec![]));
-    let (_, deltas) = node.screen(Told::default().pod(pod("web", "here", "web")));
-    assert_eq!(told(&deltas), ["web"], "others go on");
+    let (_, deltas) = node.screen(Told::default().pod(pod("web", "there", "web")));
+    assert_eq!(told(&deltas), ["web"], "those of other nodes go on");
     node.list_all();
     assert_eq!(told(&node.pods.release(node.now)), ["new"]);
 }
@@ -207,4 +207,84 @@ fn many_watches_become_few_and_no_pod_goes_missing_between() {
     }
     assert!(ended.len() > 60, "{ended:?}");
     assert!(node.pods.watches.len() <= scope::MOST);
+}
+
+#[test]
+fn what_goes_does_not_overtake_what_comes_in_its_place() {
+    let (mut node, _) = Node::new(Told::default().policy(policy("old", "web", &json!([]))));
+    let (_, deltas) = node.screen(Told::default().policy(policy("new", "web", &from_app("client"))));
+    assert!(told(&deltas).is_empty());
+    let (_, deltas) = node.screen(Told::default().gone("old").pod(pod("other", "there", "other")));
+    assert_eq!(told(&deltas), ["other"], "without the old one the pod would be open");
+    let (_, deltas) = node.screen(Told::default().pod(pod("web", "here", "free")));
+    assert!(told(&deltas).is_empty(), "nor does the pod");
+    node.list_all();
+    let released = node.pods.release(node.now);
+    assert_eq!(told(&released), ["new", "old", "web"]);
+    assert!(released.policies.objects[&key("x", "old")].is_none());
+    assert_eq!(node.pods.deadline(), None);
+}
+
+#[test]
+fn a_list_of_policies_ends_what_waits() {
+    let (mut node, _) = Node::new(Told::default().policy(policy("p", "new", &from_app("client"))));
+    let (_, deltas) = node.screen(Told::default().pod(pod("new", "here", "new")));
+    assert!(told(&deltas).is_empty());
+    let mut list = Told::default().policy(policy("q", "new", &from_app("another")));
+    list.0.policies.all = true;
+    let (_, deltas) = node.screen(list);
+    assert_eq!(told(&deltas), ["q", "new"]);
+}
+
+/// Policies that come faster than lists: whatever is watched in place of it, a pod that somebody here means stays.
+#[test]
+fn watches_end_after_others_have_their_pods() {
+    let (mut node, _) = Node::new(Told::default());
+    let peer = |number: usize| {
+        let from = from_app(&format!("app-{number}"));
+        let spec = policy("", "", &from).1.spec.clone();
+        crate::plan::PolicyForm::read(spec.as_ref(), "x").pod_peers().pop_first().unwrap()
+    };
+    let mut held: BTreeSet<usize> = BTreeSet::new();
+    for number in 0..400 {
+        let new = policy(&format!("p{number}"), "web", &from_app(&format!("app-{number}")));
+        let (_, _) = node.screen(Told::default().policy(new));
+        let listed = |node: &Node, number| {
+            let scopes = node.pods.watches.iter().filter(|(_, watch)| watch.listed).map(|(scope, _)| scope);
+            scope::cover(scopes, &peer(number), node.pods.needs.namespaces())
+        };
+        for before in &held {
+            assert!(listed(&node, *before), "app-{before} was watched before p{number} came");
+        }
+        // Lists end now and then.
+        if number % 37 == 20 || number < 25 {
+            node.list_all();
+        }
+        held = (0..=number).filter(|number| listed(&node, *number)).collect();
+        assert!(node.pods.watches.len() < 64);
+    }
+    node.list_all();
+    assert!(node.pods.watches.values().all(|watch| !watch.leaving));
+    let watched = |number| scope::cover(staying(&node.pods.watches), &peer(number), node.pods.needs.namespaces());
+    assert!((0..400).all(watched));
+}
+
+#[test]
+fn a_node_that_had_to_watch_all_pods_goes_back() {
+    let (mut node, orders) = Node::new(Told::default().policy(policy("p", "web", &from_app("client"))));
+    assert_eq!(begun(&orders), ["x app in (client)"]);
+    node.list_all();
+    let (orders, _) = node.screen(Told::default().policy(policy("all", "web", &json!([{"namespaceSelector": {}}]))));
+    assert_eq!(begun(&orders), ["* "]);
+    node.list_all();
+    node.screen(Told::default().gone("all"));
+    let ended: Vec<WatchId> = (0..10)
+        .flat_map(|_| {
+            let mut orders = node.pods.tidy();
+            orders.end.extend(node.list_all());
+            orders.end
+        })
+        .collect();
+    assert_eq!(ended.len(), 1);
+    assert_eq!(node.pods.watches.keys().filter_map(Scope::query).collect::<Vec<_>>(), ["app in (client)"]);
 }
