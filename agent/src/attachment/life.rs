@@ -102,7 +102,7 @@ pub enum Farewell {
     Withdrawing,
     /// A script removes what is left of it.
     Removing,
-    /// Something could not be removed, and whoever asked was told: the next release tries again.
+    /// Something could not be removed, and whoever asked was told: the next release, or look, tries again.
     Stuck,
 }
 
@@ -162,7 +162,7 @@ pub enum Event {
 }
 
 /// A port, as the node has it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Seen {
     /// Its link is there.
     pub is_there: bool,
@@ -267,6 +267,12 @@ impl Life {
     #[must_use]
     pub const fn is_planned(&self) -> bool {
         matches!(self, Self::Known { .. } | Self::Served { .. })
+    }
+
+    /// Something of it could not be removed.
+    #[must_use]
+    pub const fn is_stuck(&self) -> bool {
+        matches!(self, Self::Leaving { stage: Farewell::Stuck, .. })
     }
 
     /// It wants to know what a pass brought it.

@@ -64,6 +64,8 @@ impl Life {
     pub(super) fn looked(self, seen: Seen) -> Step {
         let Seen { is_there, programs, entry, right } = seen;
         match self {
+            // Nobody may ask for it any more: a container that is gone has no DEL.
+            Self::Leaving { link, stage: Farewell::Stuck, .. } => remove(link, Vec::new(), Entries::MayStand),
             life if !is_there || life.is_busy() => life.stays(),
             Self::Known { link, asks, .. } if !programs => arm_again(link, entry && asks.is_empty(), asks),
             Self::Served { link } if !programs => arm_again(link, entry, Vec::new()),

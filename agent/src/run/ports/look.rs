@@ -68,6 +68,13 @@ impl Ports {
             looked.broken.extend(problem.map(|problem| (Some(id), problem)));
         }
         self.others.clear();
+        let stuck: Vec<_> = self.lives.iter().filter(|(_, life)| life.is_stuck()).map(|(id, _)| id.clone()).collect();
+        for id in stuck {
+            let removed = self.try_drive(dataplane, &id, Event::Looked(Seen::default())).await;
+            let problem =
+                removed.err().map(|error| format!("what is left of {id} cannot be removed: {}", error.message));
+            looked.broken.extend(problem.map(|problem| (None, problem)));
+        }
         Ok(looked)
     }
 

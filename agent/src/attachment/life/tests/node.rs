@@ -202,6 +202,10 @@ impl Node {
 
     fn looked(&self, fails: bool) -> Vec<Self> {
         let mut ends = Vec::new();
+        if self.life.is_stuck() {
+            self.clone().play(Event::Looked(Seen::default()), fails, &mut ends);
+            return ends;
+        }
         let Some(link) = self.life.link() else { return vec![self.clone()] };
         let Link { exists, up, programs, entry, .. } = self.world.links[index(link)];
         let seen = Seen { is_there: exists, programs, entry, right: up };
@@ -265,6 +269,9 @@ impl Node {
         };
         if asks(&self.life).is_empty() {
             self.check_mends(one);
+        }
+        if self.life.is_stuck() {
+            assert_eq!(one(self, Happening::Look).life, Life::Gone, "nobody asks for it: {self:?}");
         }
         let waited = one(&one(self, Happening::Waited(true)), Happening::Pass(true, true));
         assert!(waited.world.asked.is_empty(), "still waits: {waited:?}");
