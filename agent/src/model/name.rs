@@ -17,11 +17,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Name(Arc<str>);
 
 /// Values of which most are equal to others, each once.
-pub(crate) struct Known<T>(Mutex<HashSet<T>>);
+pub(crate) struct Known<T>(Mutex<All<T>>);
+
+struct All<T> {
+    values: HashSet<T>,
+    /// With so many it is time to look for those that nobody has any more.
+    full: usize,
+}
+
+/// Values that are kept without a look at whether somebody has them.
+const FEW: usize = 1000;
 
 impl<T> Default for Known<T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(All { values: HashSet::new(), full: FEW }))
     }
 }
 
@@ -32,15 +41,17 @@ impl<T: Clone + Eq + Hash> Known<T> {
         T: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(value) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let All { values, full } = &mut *all;
+        if let Some(known) = values.get(value) {
             return known.clone();
         }
-        if known.len() == known.capacity() {
-            known.retain(is_used);
+        if values.len() >= *full {
+            values.retain(is_used);
+            *full = (2 * values.len()).max(FEW);
         }
         let value = make();
-        known.insert(value.clone());
+        values.insert(value.clone());
         value
     }
 }
@@ -146,6 +157,6 @@ mod tests {
                 |name| Arc::strong_count(&name.0) > 1,
             );
         }
-        assert!(known.0.lock().unwrap().len() < 5_000, "nobody has them");
+        assert!(known.0.lock().unwrap().values.len() <= FEW, "nobody has them");
     }
 }
