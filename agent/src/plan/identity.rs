@@ -36,11 +36,14 @@ const MAX_MATCHES: usize = 1 << 20;
 /// Looks at a match, a selector or a prefix at most: a second or two of work.
 const MAX_STEPS: usize = 1 << 25;
 
+/// A term, and the addresses of one of blocks.
+type Placed = (Arc<PeerTerm>, Option<Arc<Region>>);
+
 /// The terms that the identities tell apart, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Terms {
     /// By place; one that went leaves its own empty.
-    all: Vec<Option<(Arc<PeerTerm>, Option<Arc<Region>>)>>,
+    all: Vec<Option<Placed>>,
     places: BTreeMap<Arc<PeerTerm>, u32>,
 }
 
