@@ -44,6 +44,16 @@ impl ObjectKey {
     }
 }
 
+/// The objects of one namespace.
+pub(crate) fn of_namespace<'m, T>(
+    objects: &'m BTreeMap<ObjectKey, T>,
+    namespace: &str,
+) -> impl Iterator<Item = (&'m ObjectKey, &'m T)> + use<'m, T> {
+    let first = ObjectKey::new(namespace, "");
+    let namespace = first.namespace.clone();
+    objects.range(first..).take_while(move |(key, _)| key.namespace == namespace)
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.namespace.is_empty() {

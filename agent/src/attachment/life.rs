@@ -6,8 +6,8 @@
 //! | State | On disk | In the plan | Its link |
 //! |---|---|---|---|
 //! | gone | no record | no | none |
-//! | reserved | a record without a link | no | not told yet |
-//! | linked | as before | no | told, untouched; waits for its pod |
+//! | reserved | a record without a link | no | not announced yet |
+//! | linked | as before | no | announced, untouched; waits for its pod |
 //! | known | the record with the link, once programs are attached | yes | down, until its entry is written |
 //! | served | as before | yes | up |
 //! | lost | as before | no | gone, and the port is asked for again |
@@ -36,7 +36,7 @@ pub enum Life {
     Gone,
     /// It has addresses and a name.
     Reserved,
-    /// Its link was told, and waits for its pod.
+    /// Its link was announced, and waits for its pod.
     Linked {
         /// The link.
         link: PortLink,
@@ -102,7 +102,7 @@ pub enum Farewell {
     Withdrawing,
     /// A script removes what is left of it.
     Removing,
-    /// Something could not be removed, and whoever asked was told: the next release, or look, tries again.
+    /// Something could not be removed, and whoever asked has the error: the next release, or look, tries again.
     Stuck,
 }
 
@@ -120,7 +120,7 @@ pub enum Event {
     },
     /// Addresses are asked for.
     Allocate {
-        /// By whom.
+        /// Who asked.
         ask: Ask,
         /// The link of [`Life::link`] is there.
         is_there: bool,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The objects of the API with what the plan reads, and nothing else: they are deserialised directly, so that memory follows
 //! the cluster's size and not the size of its manifests, and an update of what nobody reads (heartbeats, resource versions) is
-//! no change. Fields are named and nested as in the API.
+//! no change. Fields are named and nested as in the API, but for those of a pod.
 
 use std::{
     collections::BTreeMap,

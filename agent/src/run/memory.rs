@@ -46,16 +46,6 @@ pub(super) fn left_by_earlier_versions(run_dir: &Path) -> [PathBuf; 2] {
     ["numbers.json", "services.json"].map(|name| run_dir.join(name))
 }
 
-/// Gives memory that is free back to the system: glibc keeps what lies below something that is in use, which after the first
-/// lists is as much again as the cluster takes.
-pub(super) fn give_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim(3) takes a number and has no other conditions.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Path of [`NodeMemory`].
 #[must_use]
 pub(super) fn node_path(state_dir: &Path) -> PathBuf {

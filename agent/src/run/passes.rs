@@ -6,7 +6,6 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use weft_dataplane::Maps;
 
-use super::memory;
 use crate::{
     apply::Applier,
     model::{Attachment, NodeFacts},
@@ -143,13 +142,23 @@ impl Passes {
         drop(planner);
         shared.work.applied(started.elapsed(), summary.written + summary.removed);
         if summary.written + summary.removed > LARGE {
-            memory::give_back();
+            give_back();
         }
         if !summary.is_unchanged() {
             tracing::debug!(?summary, "applied a plan");
         }
         self.problems.extend(summary.problems);
         Ok(())
+    }
+}
+
+/// Gives memory that is free back to the system: glibc keeps what lies below something that is in use, which after the first
+/// lists is as much again as the cluster takes.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes a number and has no other conditions.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

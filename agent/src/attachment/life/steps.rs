@@ -42,7 +42,7 @@ impl Life {
             life if life.is_busy() => life.answers(ask, Err(Refusal::Busy)),
             Self::Gone | Self::Lost { .. } | Self::Leaving { .. } => self.answers(ask, Err(Refusal::Unknown)),
             Self::Reserved => linked(link, until, vec![ask]),
-            Self::Linked { link: told, until, asks } if told == link => linked(link, until, and(asks, ask)),
+            Self::Linked { link: announced, until, asks } if announced == link => linked(link, until, and(asks, ask)),
             Self::Linked { asks, .. } => linked(link, until, vec![ask]).and_all(asks, &Err(Refusal::Superseded)),
             // It was not asked for again, so that its own is there still.
             Self::Known { link: ref has, .. } | Self::Served { link: ref has } if *has != link => {

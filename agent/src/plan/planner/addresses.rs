@@ -9,7 +9,7 @@ use std::{
 use weft_api::PodRef;
 
 use crate::{
-    model::{Attachment, NodeFacts, ObjectKey, Snapshot},
+    model::{Attachment, NodeFacts, ObjectKey, Snapshot, of_namespace},
     plan::{
         Namespaces, PodPeer,
         places::Places,
@@ -58,9 +58,7 @@ impl Addresses {
 
     /// Pods of a namespace whose labels have changed.
     pub(super) fn touch_namespace(&mut self, snapshot: &Snapshot, namespace: &str) {
-        let first = ObjectKey::new(namespace, "");
-        let pods = snapshot.pods.range(first..).take_while(|(key, _)| key.namespace == namespace);
-        for (key, pod) in pods {
+        for (key, pod) in of_namespace(&snapshot.pods, namespace) {
             self.dirty.extend(PodEntry { key, pod }.claims());
         }
         let attached = self.certain.iter().filter(|(_, pod)| pod.as_ref().is_some_and(|p| p.namespace == namespace));
@@ -70,9 +68,8 @@ impl Addresses {
     /// Pods that a peer of policies means, which came or went.
     pub(super) fn touch_peer(&mut self, snapshot: &Snapshot, peer: &PodPeer) {
         let dirty = &mut self.dirty;
-        let mut of_namespace = |namespace: &str| {
-            let pods = snapshot.pods.range(ObjectKey::new(namespace, "")..);
-            for (key, pod) in pods.take_while(|(key, _)| key.namespace == *namespace) {
+        let mut touch = |namespace: &str| {
+            for (key, pod) in of_namespace(&snapshot.pods, namespace) {
                 let entry = PodEntry { key, pod };
                 if peer.pods.matches(entry.labels()) {
                     dirty.extend(entry.claims());
@@ -80,11 +77,11 @@ impl Addresses {
             }
         };
         match &peer.namespaces {
-            Namespaces::Named(name) => of_namespace(name),
+            Namespaces::Named(name) => touch(name),
             Namespaces::Matching(selector) => {
                 let meant =
                     snapshot.namespaces.values().filter(|namespace| selector.matches(&namespace.selected_labels()));
-                meant.for_each(|namespace| of_namespace(&namespace.metadata.name));
+                meant.for_each(|namespace| touch(&namespace.metadata.name));
             }
         }
         // Of workloads here the API may not know the addresses; they are few.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    model::{Attachment, ObjectKey, Snapshot, objects::PodPort},
+    model::{Attachment, ObjectKey, Snapshot, objects::PodPort, of_namespace},
     plan::{
         pods::{self, PodEntry},
         policy::{
@@ -58,11 +58,8 @@ pub(crate) fn isolate(snapshot: &Snapshot, attachments: &[Attachment], forms: &F
     let mut isolation = Isolation::default();
     for attachment in attachments {
         let Some(pod) = &attachment.spec.pod else { continue };
-        let of_namespace = || {
-            let first = ObjectKey::new(&pod.namespace, "");
-            forms.range(first..).take_while(|(key, _)| key.namespace == pod.namespace).collect()
-        };
-        let policies = &*by_namespace.entry(&pod.namespace).or_insert_with(of_namespace);
+        let policies = by_namespace.entry(&pod.namespace);
+        let policies = &*policies.or_insert_with(|| of_namespace(forms, &pod.namespace).collect());
         let isolated = match pods::find(snapshot, pod) {
             Some(entry) => isolation.known(entry, policies),
             None if is_current && policies.is_empty() => Isolated::default(),

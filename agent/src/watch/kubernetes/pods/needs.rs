@@ -11,6 +11,7 @@ use crate::{
     model::{
         Changed, Deltas, Name, ObjectKey,
         objects::{Namespace, NetworkPolicy, Pod},
+        of_namespace,
     },
     plan::{Labels, PodPeer, PolicyForm, Selector},
 };
@@ -57,7 +58,7 @@ impl Needs {
         let pods = self.update_pods(&deltas.pods);
         let mut touched = self.update_policies(&deltas.policies);
         for pod in &pods {
-            touched.extend(self.of_namespace(&pod.namespace).map(|(key, _)| key.clone()));
+            touched.extend(of_namespace(&self.policies, &pod.namespace).map(|(key, _)| key.clone()));
         }
         for key in &touched {
             let selects = self.policies.get(key).is_some_and(|policy| self.selects(key, policy));
@@ -107,25 +108,19 @@ impl Needs {
     /// The policies that select a pod of this node.
     pub(super) fn selecting<'a>(&'a self, pod: &'a ObjectKey) -> impl Iterator<Item = &'a ObjectKey> {
         let labels = self.local.get(pod);
-        let of_namespace = labels.into_iter().flat_map(|labels| {
+        let selecting = labels.into_iter().flat_map(|labels| {
             let selected = move |policy: &Policy| matches(&policy.selector, labels.as_ref());
-            self.of_namespace(&pod.namespace).filter(move |(_, policy)| selected(policy))
+            of_namespace(&self.policies, &pod.namespace).filter(move |(_, policy)| selected(policy))
         });
-        of_namespace.map(|(key, _)| key)
+        selecting.map(|(key, _)| key)
     }
 
     fn peers(&self) -> impl Iterator<Item = &PodPeer> {
         self.policies.values().filter(|policy| policy.selects).flat_map(|policy| &policy.peers)
     }
 
-    fn of_namespace<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a ObjectKey, &'a Policy)> {
-        let first = ObjectKey::new(namespace, "");
-        self.policies.range(first..).take_while(move |(key, _)| key.namespace == namespace)
-    }
-
     fn selects(&self, key: &ObjectKey, policy: &Policy) -> bool {
-        let first = ObjectKey::new(&key.namespace, "");
-        let mut pods = self.local.range(first..).take_while(|(pod, _)| pod.namespace == key.namespace);
+        let mut pods = of_namespace(&self.local, &key.namespace);
         pods.any(|(_, labels)| matches(&policy.selector, labels.as_ref()))
     }
 
