@@ -295,10 +295,15 @@ impl Planner {
         let Some(Policy::Followed(followed)) = &mut self.policy else { return };
         namespaces.iter().for_each(|namespace| followed.forget(namespace));
         let edit = isolation.map(|isolation| (isolation, policies));
-        match self.follow_policy(edit, dirty, room, patch) {
-            Ok(()) => self.judge(),
-            Err(Recompile) => self.compile(None, room, patch),
+        // Who has a number is thought to have had room at the last plan.
+        let had_room = edit.is_some().then(|| self.numbers.policies.clone());
+        if let Err(Recompile) = self.follow_policy(edit, dirty, room, patch) {
+            if let Some(had_room) = had_room {
+                self.numbers.policies = had_room;
+            }
+            return self.compile(None, room, patch);
         }
+        self.judge();
     }
 
     /// Policy as far as these edits and addresses touch it.

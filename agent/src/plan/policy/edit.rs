@@ -52,22 +52,12 @@ impl Followed {
         }
         let peers = self.change_terms(&edit, snapshot)?;
         self.remove_sets(&edit.gone, written);
-        let keys: Vec<SetKey> = edit.changed.keys().cloned().collect();
+        let compiled = self.compile(&edit.changed, room)?;
         self.policies.allowed.extend(edit.changed);
         let names = self.policies.allowed.keys().map(|key| written.numbers.key.of_text(&set_text(key))).collect();
         written.numbers.assign_policies(&names);
-        let containing = compile::containing(&self.policies.choice.identities, &self.terms);
-        for key in keys {
-            let left = room.rules.saturating_sub(self.chunks());
-            let allowed = self.policies.allowed.get(&key).ok_or(Recompile)?;
-            let compiled = compile::compile(allowed, &self.terms, &containing, left).ok_or(Recompile)?;
-            if compiled.overflow.is_some() {
-                return Err(Recompile);
-            }
+        for (key, compiled) in compiled {
             self.put_set(key, compiled, written);
-        }
-        if self.chunks() > room.rules {
-            return Err(Recompile);
         }
         Ok(peers)
     }
@@ -129,6 +119,29 @@ impl Followed {
         Ok(gone.iter().chain(&new).filter_map(|term| term.peer()).cloned().collect())
     }
 
+    /// The changed sets, if they fit beside the others.
+    fn compile(
+        &self,
+        changed: &BTreeMap<SetKey, Allowed>,
+        room: &Room<'_>,
+    ) -> Result<BTreeMap<SetKey, Compiled>, Recompile> {
+        let choice = &self.policies.choice;
+        let containing = compile::containing(&choice.identities, &self.terms);
+        let others = choice.compiled.iter().filter(|(key, _)| !changed.contains_key(*key));
+        let others: usize = others.map(|(_, compiled)| compiled.chunks).sum();
+        let mut left = room.rules.checked_sub(others).ok_or(Recompile)?;
+        let mut all = BTreeMap::new();
+        for (key, allowed) in changed {
+            let compiled = compile::compile(allowed, &self.terms, &containing, left).ok_or(Recompile)?;
+            left = left.checked_sub(compiled.chunks).ok_or(Recompile)?;
+            if compiled.overflow.is_some() {
+                return Err(Recompile);
+            }
+            all.insert(key.clone(), compiled);
+        }
+        Ok(all)
+    }
+
     fn remove_sets(&mut self, gone: &BTreeSet<SetKey>, written: &mut Written<'_>) {
         for key in gone {
             self.policies.allowed.remove(key);
@@ -167,9 +180,5 @@ impl Followed {
             compiled.describe(number, &self.policies.choice.identities, &mut rules);
         }
         rules
-    }
-
-    fn chunks(&self) -> usize {
-        self.policies.choice.compiled.values().map(|compiled| compiled.chunks).sum()
     }
 }

@@ -3,6 +3,7 @@
 //! whatever order.
 
 use proptest::{collection::vec, prelude::*, sample::select};
+use rstest::rstest;
 use weft_abi::{Port, Service, ServiceKey, generation};
 
 use super::{
@@ -183,7 +184,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(400), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn changes_in_any_order_and_in_any_batches_give_the_whole_plan(
@@ -289,6 +290,26 @@ proptest! {
             prop_assert_eq!(slots.len(), workloads.len() + services.len(), "each has its own");
         }
     }
+}
+
+/// The edit is given up for a whole compilation, half done: who comes new must not pass for somebody who had room.
+#[rstest]
+#[case::while_its_own_rules_are_compiled(json!(null))]
+#[case::while_the_pods_of_its_peers_are_followed(json!([{"podSelector": {}}]))]
+fn an_edit_that_does_not_fit_displaces_nobody(#[case] from: Value) {
+    let mut next = World { limits: Limits { rules: 1, ..WIDE }, ..World::default() };
+    next.local(("z", "edited"), json!({"app": "a"}), &["10.1.0.1"], json!({}));
+    let other = next.local(("z", "other"), json!({}), &["10.1.0.2"], json!({}));
+    next.policy(("z", "open"), json!({"podSelector": {}, "ingress": [{}]}));
+    let mut agent = (Planner::default(), Applier::default());
+    let fake = Fake::new();
+    pass(&mut agent, &fake, &Snapshot::default(), &mut next).unwrap();
+    let before = next.snapshot.clone();
+    let spec = json!({"podSelector": {"matchLabels": {"app": "a"}}, "ingress": [{"from": from}]});
+    next.policy(("z", "another"), spec);
+    pass(&mut agent, &fake, &before, &mut next).unwrap();
+    assert!(lets_in(&next.standing, other, "192.0.2.1", (TCP, Some(80))), "{:#?}", next.standing.problems);
+    assert_eq!(next.standing.closed.len(), 1);
 }
 
 /// A number that may be somebody's, nobody's or none.
