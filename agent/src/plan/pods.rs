@@ -2,16 +2,15 @@
 //! Which pod has which address.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use weft_abi::Addr;
 use weft_api::PodRef;
 
 use crate::{
     model::{
-        Attachment, Desired, Labels, NodeFacts, ObjectKey, Snapshot,
+        Attachment, Labels, ObjectKey, Snapshot,
         objects::{Pod, Uid},
     },
     plan::places::Places,
@@ -81,52 +80,6 @@ pub(crate) fn in_order(attachments: &[Attachment]) -> Vec<&Attachment> {
     ordered
 }
 
-/// Every address that pods and local workloads have. What this node attached itself is certain, whatever the API says (yet);
-/// of other pods only addresses of their own node count, and `problems` names those that do not.
-pub(crate) fn owners<'a>(
-    snapshot: &'a Snapshot,
-    facts: &NodeFacts,
-    attachments: &[Attachment],
-    problems: &mut Vec<String>,
-) -> Owners<'a> {
-    let places = Places::new(snapshot, facts);
-    let mut owners = Owners::new();
-    let mut foreign = Vec::new();
-    for (key, pod) in &snapshot.pods {
-        let entry = PodEntry { key, pod };
-        for address in entry.claims() {
-            if !entry.is_at_home(address, &places) {
-                foreign.push((entry, address));
-                continue;
-            }
-            match owners.entry(address) {
-                Entry::Vacant(vacant) => {
-                    vacant.insert(Some(entry));
-                }
-                Entry::Occupied(mut known) => {
-                    if known.get().is_some_and(|known| known.precedence() < entry.precedence()) {
-                        known.insert(Some(entry));
-                    }
-                }
-            }
-        }
-    }
-    let mut certain = BTreeSet::new();
-    for attachment in in_order(attachments) {
-        let pod = attachment.spec.pod.as_ref().and_then(|pod| find(snapshot, pod));
-        for address in attachment.allocation.addresses.iter().map(|assigned| assigned.address.addr()) {
-            if certain.insert(address) {
-                owners.insert(address, pod);
-            }
-        }
-    }
-    foreign.retain(|(entry, address)| {
-        !owners.get(address).is_some_and(|owner| owner.is_some_and(|pod| pod.key == entry.key))
-    });
-    tell_foreign(foreign.into_iter(), problems);
-    owners
-}
-
 /// Addresses that pods claim outside of their node's pod CIDRs.
 pub(crate) fn tell_foreign<'a>(
     foreign: impl ExactSizeIterator<Item = (PodEntry<'a>, IpAddr)>,
@@ -144,17 +97,4 @@ pub(crate) fn tell_foreign<'a>(
     if all > NAMED {
         problems.push(format!("{} more addresses of pods are in no pod CIDR of the pod's node", all - NAMED));
     }
-}
-
-/// Names every address of pods, and of workloads here whose pod the API does not know yet.
-pub(crate) fn describe(owners: &Owners<'_>, attachments: &[Attachment], desired: &mut Desired) {
-    for attachment in in_order(attachments).into_iter().rev() {
-        if let Some(PodRef { namespace, name, uid: _ }) = &attachment.spec.pod {
-            let addresses = attachment.allocation.addresses.iter().map(|assigned| Addr::from(assigned.address.addr()));
-            desired.names.extend(addresses.map(|addr| (addr, format!("{namespace}/{name}"))));
-        }
-    }
-    let named =
-        owners.iter().filter_map(|(address, owner)| Some((Addr::from(*address), owner.as_ref()?.key.to_string())));
-    desired.names.extend(named);
 }

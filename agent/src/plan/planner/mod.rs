@@ -11,8 +11,8 @@
 //! | NetworkPolicy that selects pods here, or a workload that brings a policy set of its own | the rules of that set, the meaning of the addresses of peers that come or go; with blocks of addresses all of policy |
 //! | Node | routes, and the meaning of addresses of its pod CIDRs |
 //!
-//! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is the same
-//! as in [`mod@crate::plan`].
+//! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused depends
+//! on what there is, and not on the order in which it came.
 
 mod addresses;
 mod reports;
@@ -222,7 +222,14 @@ impl Planner {
         self.versions
     }
 
-    /// Plans what has changed; what the maps need for it. Before the node is known, nothing.
+    /// Plans what has changed; what the maps need for it. Before the node is known, nothing. Never fails: an object that cannot be
+    /// planned is left out (a policy: closed) and named in [`Planner::problems`].
+    ///
+    /// What does not fit into `room` is closed for its owner alone (a workload: isolated; a Service: new flows are refused) and
+    /// named in [`Desired::refusals`]: no namespace takes more than its share of what others need, and what fitted stays.
+    ///
+    /// A workload whose pod is not known is closed both ways while the state is not yet synced, or remembered from an earlier run,
+    /// or if its namespace has any policy.
     pub fn patch(&mut self, room: &Room<'_>) -> Patch {
         let mut patch = Patch::default();
         let Some(facts) = self.facts.clone() else { return patch };

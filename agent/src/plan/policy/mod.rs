@@ -57,12 +57,6 @@ pub(crate) struct Policies {
     numbers: BTreeMap<SetKey, u32>,
 }
 
-/// Reads every policy.
-pub(crate) fn read(snapshot: &Snapshot) -> Forms {
-    let policies = snapshot.policies.iter();
-    policies.map(|(key, policy)| (key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace))).collect()
-}
-
 /// What is wrong with a policy of this namespace, each `field: why`; nothing: it is valid.
 pub(crate) fn check(spec: Option<&NetworkPolicySpec>, namespace: &str) -> Vec<String> {
     PolicyForm::read(spec, namespace).problems

@@ -8,11 +8,9 @@ use serde_json::{Value, from_value, json};
 use weft_abi::{ANY_IDENTITY, Addr, Config, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY};
 use weft_api::{Mac, PortKind, PortLink};
 
+use self::whole::plan;
 use super::address::cidr_key;
-use crate::{
-    model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Room, Snapshot},
-    plan::plan,
-};
+use crate::model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Room, Snapshot};
 
 mod capacity;
 mod oracle;
@@ -21,6 +19,7 @@ mod policy;
 mod properties;
 mod routes;
 mod services;
+mod whole;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;

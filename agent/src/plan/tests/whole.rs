@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The whole plan at once, slow and plain: what the planner that follows changes is held to.
+
+use std::collections::{BTreeSet, btree_map::Entry};
+
+use weft_abi::Addr;
+use weft_api::PodRef;
+
+use crate::{
+    model::{Attachment, Desired, NodeFacts, Numbers, Room, Snapshot},
+    plan::{
+        places::Places,
+        pods::{Owners, PodEntry, find, in_order, tell_foreign},
+        policy::{self, isolation::Forms, rules::PolicyForm},
+        ports, routes, services,
+    },
+};
+
+/// Plans the whole dataplane of this node; see [`crate::plan::Planner::patch`].
+///
+/// `numbers` are the numbers given out so far; it is changed only where an object is new or gone, so that a second plan of
+/// the same input gives an equal [`Desired`] and leaves `numbers` as they were.
+#[must_use]
+pub(in crate::plan) fn plan(
+    snapshot: &Snapshot,
+    facts: &NodeFacts,
+    attachments: &[Attachment],
+    room: &Room<'_>,
+    numbers: &mut Numbers,
+) -> Desired {
+    let mut desired = Desired { config: facts.config, ..Desired::default() };
+    let mut frontends = services::frontends(snapshot, facts);
+    let workloads = ports::number_keys(attachments);
+    frontends.fit(room, workloads.len(), numbers);
+    numbers.assign_slots(&workloads, &frontends.number_keys());
+    frontends.describe(snapshot, numbers, &mut desired);
+    let owners = owners(snapshot, facts, attachments, &mut desired.problems);
+    name_pods(&owners, attachments, &mut desired);
+    let forms = forms_of(snapshot);
+    let isolation = policy::isolation::isolate(snapshot, attachments, &forms);
+    let policies = policy::compile(snapshot, &forms, isolation, &owners, room, numbers);
+    let judged = policies.describe(snapshot, &forms, &mut desired);
+    ports::describe(snapshot, facts, attachments, &judged, numbers, &mut desired);
+    routes::describe(snapshot, facts, &mut desired);
+    desired.problems = desired.problems.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    desired
+}
+
+/// Every address that pods and local workloads have. What this node attached itself is certain, whatever the API says (yet);
+/// of other pods only addresses of their own node count, and `problems` names those that do not.
+fn owners<'a>(
+    snapshot: &'a Snapshot,
+    facts: &NodeFacts,
+    attachments: &[Attachment],
+    problems: &mut Vec<String>,
+) -> Owners<'a> {
+    let places = Places::new(snapshot, facts);
+    let mut owners = Owners::new();
+    let mut foreign = Vec::new();
+    for (key, pod) in &snapshot.pods {
+        let entry = PodEntry { key, pod };
+        for address in entry.claims() {
+            if !entry.is_at_home(address, &places) {
+                foreign.push((entry, address));
+                continue;
+            }
+            match owners.entry(address) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Some(entry));
+                }
+                Entry::Occupied(mut known) => {
+                    if known.get().is_some_and(|known| known.precedence() < entry.precedence()) {
+                        known.insert(Some(entry));
+                    }
+                }
+            }
+        }
+    }
+    let mut certain = BTreeSet::new();
+    for attachment in in_order(attachments) {
+        let pod = attachment.spec.pod.as_ref().and_then(|pod| find(snapshot, pod));
+        for address in attachment.allocation.addresses.iter().map(|assigned| assigned.address.addr()) {
+            if certain.insert(address) {
+                owners.insert(address, pod);
+            }
+        }
+    }
+    foreign.retain(|(entry, address)| {
+        !owners.get(address).is_some_and(|owner| owner.is_some_and(|pod| pod.key == entry.key))
+    });
+    tell_foreign(foreign.into_iter(), problems);
+    owners
+}
+
+/// Names every address of pods, and of workloads here whose pod the API does not know yet.
+fn name_pods(owners: &Owners<'_>, attachments: &[Attachment], desired: &mut Desired) {
+    for attachment in in_order(attachments).into_iter().rev() {
+        if let Some(PodRef { namespace, name, uid: _ }) = &attachment.spec.pod {
+            let addresses = attachment.allocation.addresses.iter().map(|assigned| Addr::from(assigned.address.addr()));
+            desired.names.extend(addresses.map(|addr| (addr, format!("{namespace}/{name}"))));
+        }
+    }
+    let named =
+        owners.iter().filter_map(|(address, owner)| Some((Addr::from(*address), owner.as_ref()?.key.to_string())));
+    desired.names.extend(named);
+}
+
+/// Reads every policy.
+fn forms_of(snapshot: &Snapshot) -> Forms {
+    let policies = snapshot.policies.iter();
+    policies.map(|(key, policy)| (key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace))).collect()
+}
