@@ -52,8 +52,7 @@ const WIRE_CASES: u64 = 400;
 /// # Errors
 /// The file is none, the copy cannot be made, or the oracle finds something in the sources as they are.
 pub(super) fn run(file: &Path, arguments: &Arguments) -> Result<ExitCode> {
-    let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
-    let mut mutants: Vec<Mutant> = serde_json::from_slice(&text).with_context(|| format!("read {}", file.display()))?;
+    let mut mutants = read(file)?;
     if let Some(only) = &arguments.only {
         mutants.retain(|mutant| mutant.name.contains(only));
     }
@@ -83,6 +82,21 @@ pub(super) fn run(file: &Path, arguments: &Arguments) -> Result<ExitCode> {
     }
     println!("{caught} caught, {survived} survived, {unfit} unfit");
     Ok(if survived + unfit == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn read(file: &Path) -> Result<Vec<Mutant>> {
+    let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("read {}", file.display()))
+}
+
+impl Mutant {
+    /// The file with the fault; or why there is none.
+    fn applied_to(&self, whole: &str) -> Result<String, String> {
+        match whole.matches(&self.from).count() {
+            1 => Ok(whole.replacen(&self.from, &self.to, 1)),
+            count => Err(format!("'{}' stands {count} times in {}", self.from, self.file.display())),
+        }
+    }
 }
 
 impl Scratch {
@@ -133,11 +147,10 @@ impl Scratch {
     fn fate(&self, mutant: &Mutant, arguments: &Arguments) -> Result<Fate> {
         let path = self.source.join(&mutant.file);
         let whole = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let count = whole.matches(&mutant.from).count();
-        if count != 1 {
-            return Ok(Fate::Unfit(format!("'{}' stands {count} times in {}", mutant.from, mutant.file.display())));
-        }
-        let changed = whole.replacen(&mutant.from, &mutant.to, 1);
+        let changed = match mutant.applied_to(&whole) {
+            Ok(changed) => changed,
+            Err(why) => return Ok(Fate::Unfit(why)),
+        };
         fs::write(&path, changed).with_context(|| format!("write {}", path.display()))?;
         let fate = self.fate_of_applied(arguments);
         fs::write(&path, whole).with_context(|| format!("restore {}", path.display()))?;
@@ -170,4 +183,20 @@ pub(super) fn check(arguments: &Arguments) -> Result<()> {
         bail!("--mutants builds its own programs: leave out --programs and --replay");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sources move on; a fault that does not apply tests nothing.
+    #[test]
+    fn every_mutant_applies() {
+        let mutants = read(&build::root().join("tests/mutants.json")).unwrap();
+        assert_eq!(mutants.len(), 40);
+        for mutant in mutants {
+            let whole = fs::read_to_string(build::root().join(&mutant.file)).unwrap();
+            assert_ne!(mutant.applied_to(&whole).unwrap(), whole, "{}", mutant.name);
+        }
+    }
 }
