@@ -22,9 +22,15 @@ fn target() -> Result<PathBuf> {
     running.ancestors().nth(2).map(PathBuf::from).context("the running program is not in a target folder")
 }
 
-/// The cargo that runs this.
+/// The cargo that runs this. It does not hear what cargo told this program of its own package: build scripts that depend on that
+/// (ring's) would be run again, and all that uses them compiled again, whenever this and a plain `cargo` take turns.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
     command.current_dir(root());
     command
 }

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask check`: formatting, lints for host and eBPF, layouts, docs. Every warning is an error.
 
-use std::{
-    path::Path,
-    process::{Command, ExitCode},
-};
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
+
+use crate::build;
 
 const EBPF: &str = "weft-ebpf";
 
@@ -36,8 +35,7 @@ fn lint_programs() -> Result<()> {
 
 fn cargo(what: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     println!("check: {what}");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = build::cargo();
     command.args(arguments).envs(environment.iter().copied());
     let status = command.status().with_context(|| format!("run {command:?}"))?;
     ensure!(status.success(), "{what}: {command:?} failed ({status})");
