@@ -41,7 +41,8 @@ use crate::{
     container::Container,
     manifest,
     node::{Mode, Node},
-    shell::Shell as _,
+    process::Outcome,
+    shell::Shell,
     wait::until_ok,
 };
 
@@ -103,6 +104,16 @@ impl Site {
 
     fn node(&self) -> &Node {
         self.bed.node(1)
+    }
+
+    /// What may have kept an answer back.
+    fn clues(&self) -> String {
+        let neighbours = |place: &dyn Shell| {
+            place.sh("ip -s neigh").and_then(Outcome::ok).unwrap_or_else(|error| format!("{error:#}\n"))
+        };
+        let drops = self.node().weft("drops").unwrap_or_default();
+        let (of_node, of_server) = (neighbours(self.node()), neighbours(self.bed.outside()));
+        format!("neighbours of the node:\n{of_node}of the server:\n{of_server}drops:\n{drops}")
     }
 
     fn attacker(&self, who: &str) -> Result<Attacker<'_>> {
@@ -351,9 +362,7 @@ fn ports_by_udp(site: &Site, who: &str, family: Family) -> Result<()> {
     question(&site.calm, server).context("before the attack")?;
     flood(&site.attacker(who)?, server, 1)?;
     for number in 0..20 {
-        question(&site.calm, server).with_context(|| {
-            format!("question {number} of another pod; drops: {}", site.node().weft("drops").unwrap_or_default())
-        })?;
+        question(&site.calm, server).with_context(|| format!("question {number} of another pod; {}", site.clues()))?;
     }
     Ok(())
 }
@@ -371,9 +380,8 @@ fn ports_by_syn(site: &Site, who: &str, family: Family) -> Result<()> {
         .collect();
     attacker.send(&frames?)?;
     for number in 0..20 {
-        let mut connection = Connection::open(&site.calm, server).with_context(|| {
-            format!("connection {number} of another pod; drops: {}", site.node().weft("drops").unwrap_or_default())
-        })?;
+        let mut connection = Connection::open(&site.calm, server)
+            .with_context(|| format!("connection {number} of another pod; {}", site.clues()))?;
         ensure!(connection.asks()? == "outside");
     }
     Ok(())
