@@ -5,7 +5,10 @@
 //! put in an order, and as many of the first ones are taken as fit together: the order is that of [`share::order`], by the part of a map that each takes alone. So no namespace displaces another one's policies by what it takes beyond its share, what fitted stays, and who comes new
 //! where no room is left is closed.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use weft_abi::Addr;
 
@@ -24,6 +27,8 @@ use crate::{
 
 /// Looks at a choice of sets at most, beyond one for each set. Where that is not enough the sets not looked at are closed.
 const MAX_TRIES: usize = 200;
+/// Sets whose reason is looked for at most.
+const MAX_REASONS: usize = 50;
 /// A whole map, for shares.
 const WHOLE: u64 = 1_000_000;
 
@@ -130,7 +135,9 @@ impl Fitting<'_> {
             Ok(_) => all,
             Err(_) => {
                 let order = self.order(candidates, &mut shares, &mut closed);
-                self.admit(order, candidates, Beside::Nothing, &mut closed)
+                let (admitted, refused) = self.admit(order, candidates, Beside::Nothing);
+                closed.extend(self.reasons(&admitted, refused, candidates));
+                admitted
             }
         };
         if let Ok(choice) = self.look_at(&fitting, candidates, Beside::WhatStands) {
@@ -139,58 +146,80 @@ impl Fitting<'_> {
         // For this once, until what goes is gone: who stood needs little.
         let mut order = fitting;
         order.sort_by_key(|key| (!candidates[*key].stood, shares.get(key).copied().unwrap_or_default(), *key));
-        let mut late = BTreeMap::new();
-        let admitted = self.admit(order, candidates, Beside::WhatStands, &mut late);
-        closed.extend(late.into_keys().map(|key| (key, Shortage::Standing)));
+        let (admitted, late) = self.admit(order, candidates, Beside::WhatStands);
+        closed.extend(late.into_iter().map(|key| (key.clone(), Shortage::Standing)));
         // It was looked at before, or it is empty.
         let choice = self.look_at(&admitted, candidates, Beside::WhatStands).unwrap_or_default();
         Choice { closed, crowded: true, ..choice }
     }
 
-    /// As many of the first of `waiting` as fit together; where one does not, those of other namespaces go on.
+    /// As many of the first of `waiting` as fit together, and the others; where one does not, those of other namespaces go on.
     fn admit<'c>(
         &self,
         mut waiting: Vec<&'c SetKey>,
         candidates: &Candidates<'c>,
         beside: Beside,
-        closed: &mut BTreeMap<SetKey, Shortage>,
-    ) -> Vec<&'c SetKey> {
-        let (mut admitted, mut tries) = (Vec::new(), 0);
+    ) -> (Vec<&'c SetKey>, Vec<&'c SetKey>) {
+        let (mut admitted, mut refused, mut tries) = (Vec::new(), Vec::new(), 0);
         while !waiting.is_empty() {
             let looked = Looking { candidates, beside, admitted: &admitted, waiting: &waiting };
-            let (count, shortage) = self.longest(&looked, &mut tries);
+            let count = self.longest(&looked, &mut tries);
             admitted.extend(waiting.drain(..count));
-            let Some(shortage) = shortage else { break };
+            let Some(first) = waiting.first() else { break };
             // The namespace's own larger sets are no more likely to fit.
-            let namespace = candidates[waiting[0]].namespace;
+            let namespace = candidates[*first].namespace;
             let is_over = tries >= MAX_TRIES;
-            let gone = waiting.extract_if(.., |key| is_over || candidates[*key].namespace == namespace);
-            closed.extend(gone.map(|key| {
-                let why = if candidates[key].namespace == namespace { shortage } else { Shortage::Tries };
-                (key.clone(), why)
-            }));
+            refused.extend(waiting.extract_if(.., |key| is_over || candidates[*key].namespace == namespace));
         }
-        admitted
+        (admitted, refused)
     }
 
-    /// How many of the first that wait fit beside those that are admitted; and, unless all do, why the next one does not.
-    fn longest(&self, looking: &Looking<'_, '_>, tries: &mut usize) -> (usize, Option<Shortage>) {
+    /// How many of the first that wait fit beside those that are admitted.
+    fn longest(&self, looking: &Looking<'_, '_>, tries: &mut usize) -> usize {
         let Looking { candidates, beside, admitted, waiting } = looking;
         let mut fits = |count: usize| {
             *tries += 1;
             let chosen: Vec<&SetKey> = admitted.iter().chain(&waiting[..count]).copied().collect();
-            self.look_at(&chosen, candidates, *beside).err()
+            self.look_at(&chosen, candidates, *beside).is_ok()
         };
-        let Some(mut shortage) = fits(waiting.len()) else { return (waiting.len(), None) };
+        if fits(waiting.len()) {
+            return waiting.len();
+        }
         let (mut fitting, mut not) = (0, waiting.len());
         while fitting + 1 < not {
             let middle = fitting.midpoint(not);
-            match fits(middle) {
-                None => fitting = middle,
-                Some(why) => (not, shortage) = (middle, why),
+            if fits(middle) {
+                fitting = middle;
+            } else {
+                not = middle;
             }
         }
-        (fitting, Some(shortage))
+        fitting
+    }
+
+    /// Why sets are closed: the first of a namespace that does not fit beside all that are admitted tells it for the others. So
+    /// it is the same whatever stood before, and in whatever order they were tried.
+    fn reasons(
+        &self,
+        admitted: &[&SetKey],
+        refused: Vec<&SetKey>,
+        candidates: &Candidates<'_>,
+    ) -> BTreeMap<SetKey, Shortage> {
+        let mut by_namespace: BTreeMap<&str, BTreeSet<&SetKey>> = BTreeMap::new();
+        for key in refused {
+            by_namespace.entry(candidates[key].namespace).or_default().insert(key);
+        }
+        let (mut reasons, mut tries) = (BTreeMap::new(), 0);
+        for keys in by_namespace.values() {
+            let looks = keys.iter().take(MAX_REASONS - tries);
+            let mut why = looks.filter_map(|key| {
+                tries += 1;
+                self.look_at(&[admitted, &[*key]].concat(), candidates, Beside::Nothing).err()
+            });
+            let why = why.next().unwrap_or(Shortage::Tries);
+            reasons.extend(keys.iter().map(|key| ((*key).clone(), why)));
+        }
+        reasons
     }
 
     /// See the module. Sets that do not fit even alone are closed at once.

@@ -73,6 +73,29 @@ fn a_tenant_whose_policies_do_not_fit_is_closed_alone_and_named() {
     assert!(lets_in(&desired, large, "20.0.0.1", HTTP) && desired.refusals.is_empty(), "{:#?}", desired.problems);
 }
 
+/// Who stood comes first at the next plan, so that what does not fit is tried beside others then.
+#[test]
+fn the_reason_why_something_does_not_fit_is_told_alike_by_the_next_plan() {
+    let mut world = World::default();
+    world.limits.cidrs = 2;
+    world.local(("y", "web"), json!({}), &["10.1.0.1"], json!({}));
+    world.local(("x", "web"), json!({}), &["10.1.0.2"], json!({}));
+    let to = |cidr: &str| json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [{"ipBlock": {"cidr": cidr}}]}]});
+    world.policy(("x", "out"), to("0.0.0.0/0"));
+    world.policy(
+        ("x", "in"),
+        json!({"podSelector": {}, "ingress": [
+            {"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+            {"from": [{"ipBlock": {"cidr": "10.0.0.0/14"}}], "ports": [{"port": 53}]},
+        ]}),
+    );
+    world.policy(("y", "out"), to("::/0"));
+    let first = world.plan();
+    assert_eq!(keys(&first, RefusedKind::Policy), ["x/in"]);
+    assert!(first.problems[0].contains("4 prefixes would be needed, 2 fit"), "{:#?}", first.problems);
+    assert_eq!(world.plan(), first);
+}
+
 #[test]
 fn a_large_tenant_that_came_first_makes_room_for_a_small_one_and_not_for_another_large_one() {
     let (mut world, small, large) = two_tenants();
