@@ -354,7 +354,13 @@ fn policy(random: &mut Random, world: &World, number: usize) -> Policy {
         _ => Some(vec![Direction::Ingress, Direction::Egress]),
     };
     let mut rules = |percent| -> Option<Vec<Rule>> {
-        random.chance(percent).then(|| (0..random.below(4)).map(|_| rule(random, world)).collect())
+        random.chance(percent).then(|| {
+            let mut rules: Vec<Rule> = (0..random.below(4)).map(|_| rule(random, world)).collect();
+            if random.chance(30) {
+                nearly_alike(random, &mut rules);
+            }
+            rules
+        })
     };
     let (ingress, egress) = (rules(80), rules(60));
     Policy {
@@ -423,6 +429,30 @@ fn interesting(random: &mut Random, world: &World, ipv4: bool) -> IpAddr {
         3 => vips(random.below(SERVICES))[usize::from(!ipv4)],
         _ if pods.is_empty() => outside(ipv4),
         _ => *random.pick(&pods),
+    }
+}
+
+/// Ports that must not be taken for each other where rules are merged: one beyond the next one in the same rule, and the same one
+/// of another protocol in another rule.
+fn nearly_alike(random: &mut Random, rules: &mut [Rule]) {
+    let numbered =
+        |ports: &Vec<PolicyPort>| ports.iter().find(|port| matches!(port.port, Some(PortRef::Number(_)))).cloned();
+    let Some((at, port)) =
+        rules.iter().enumerate().find_map(|(at, rule)| Some((at, rule.ports.as_ref().and_then(numbered)?)))
+    else {
+        return;
+    };
+    let last = port.end.or(match port.port {
+        Some(PortRef::Number(number)) => Some(number),
+        _ => None,
+    });
+    if let (Some(ports), Some(beyond)) = (&mut rules[at].ports, last.and_then(|last| last.checked_add(2))) {
+        ports.push(PolicyPort { port: Some(PortRef::Number(beyond)), end: None, ..port.clone() });
+    }
+    let others = TRANSPORTS.into_iter().filter(|protocol| *protocol != port.protocol.unwrap_or(Protocol::Tcp));
+    let others: Vec<Protocol> = others.collect();
+    if let Some(other) = rules.get_mut(at + 1) {
+        other.ports = Some(vec![PolicyPort { protocol: Some(*random.pick(&others)), ..port }]);
     }
 }
 

@@ -55,10 +55,17 @@ fn pod(pod: &Pod) -> Value {
         .iter()
         .map(|port| json!({"name": port.name, "protocol": protocol(port.protocol), "containerPort": port.port}))
         .collect();
+    // Its containers have them in turn.
+    let container = |name: &str, number: usize| -> Value {
+        let own: Vec<&Value> = ports.iter().skip(number).step_by(3).collect();
+        json!({"name": name, "image": name, "ports": own})
+    };
+    let mut sidecar = container("sidecar", 2);
+    sidecar["restartPolicy"] = json!("Always");
     let mut object = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"namespace": pod.namespace, "name": pod.name, "labels": pod.labels},
-        "spec": {"nodeName": pod.node, "containers": [{"name": "main", "image": "main", "ports": ports}]},
+        "spec": {"nodeName": pod.node, "containers": [container("main", 0), container("other", 1)], "initContainers": [sidecar]},
     });
     if pod.host_network {
         object["spec"]["hostNetwork"] = json!(true);
