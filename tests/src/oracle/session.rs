@@ -11,7 +11,7 @@ use super::{
     check::{self, Outcome, Seen, Sent},
     frame::{ACK, Frame, HOPS, SYN, SYN_ACK},
     known::{CLASH, Known, Lookalikes},
-    model::{self, Source, Target, Verdict},
+    model::{self, Quirks, Source, Target, Verdict},
     run::Runner,
     shrink::Ground,
     site::{HERE, Site, is_anew},
@@ -80,8 +80,13 @@ impl Session {
 
     fn again(&mut self, world: &World, standing: &mut Standing) -> Result<Option<String>> {
         let packet = standing.packet.clone();
-        let seen = self.forward(world, &packet, ACK)?;
         let oracle = |quirks| model::answer_standing(world, HERE, &packet, standing.backend, quirks);
+        if answers_first(standing, &oracle(Quirks::default()))
+            && let Some(text) = self.answered(world, &packet, &standing.sent)?
+        {
+            return Ok(Some(format!("before the next packet, {text}")));
+        }
+        let seen = self.forward(world, &packet, ACK)?;
         let (verdict, known) = match check::judge(&seen, &packet, world, HERE, oracle) {
             Outcome::Right(verdict) => (verdict, false),
             Outcome::Known(known, verdict) => {
@@ -286,6 +291,14 @@ impl Ground for Session {
     fn count(&mut self) -> &mut Count {
         &mut self.count
     }
+}
+
+/// Whether the first packet after a change is the other end's: in every other connection that is no Service's and that goes on as
+/// before.
+fn answers_first(standing: &Standing, verdicts: &[Verdict]) -> bool {
+    let Sent { to, address, port, .. } = &standing.sent;
+    let goes_on = |verdict: &Verdict| matches!(verdict, Verdict::Delivered { to: now, address: at, port: by, .. } if (now, at, by) == (to, address, port));
+    standing.backend.is_none() && standing.packet.sport.is_multiple_of(2) && verdicts.iter().all(goes_on)
 }
 
 fn differ(expected: &[Verdict], seen: &Seen) -> String {
