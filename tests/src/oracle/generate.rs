@@ -375,7 +375,10 @@ fn policy(random: &mut Random, world: &World, number: usize) -> Policy {
 
 fn rule(random: &mut Random, world: &World) -> Rule {
     let peers = random.chance(80).then(|| (0..random.below(4)).map(|_| peer(random, world)).collect());
-    let ports = random.chance(65).then(|| (0..random.below(4)).map(|_| policy_port(random)).collect());
+    let ports = random.chance(65).then(|| match random.below(10) {
+        0 => many_ports(*random.pick(&TRANSPORTS)),
+        _ => (0..random.below(4)).map(|_| policy_port(random)).collect(),
+    });
     Rule { peers, ports }
 }
 
@@ -430,6 +433,13 @@ fn interesting(random: &mut Random, world: &World, ipv4: bool) -> IpAddr {
         _ if pods.is_empty() => outside(ipv4),
         _ => *random.pick(&pods),
     }
+}
+
+/// More than one entry of the map of rules holds (10), with gaps.
+fn many_ports(protocol: Protocol) -> Vec<PolicyPort> {
+    let number =
+        |at: u16| PolicyPort { protocol: Some(protocol), port: Some(PortRef::Number(7000 + at * 3)), end: None };
+    (0..15).map(number).collect()
 }
 
 /// Ports that must not be taken for each other where rules are merged: one beyond the next one in the same rule, and the same one
