@@ -11,8 +11,8 @@
 //! | NetworkPolicy that selects pods here, or a workload that brings a policy set of its own | the rules of that set, the meaning of the addresses of peers that come or go; with blocks of addresses all of policy |
 //! | Node | routes, and the meaning of addresses of its pod CIDRs |
 //!
-//! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused depends
-//! on what there is, and not on the order in which it came.
+//! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is
+//! decided among all that want room.
 
 mod addresses;
 mod reports;

@@ -15,7 +15,7 @@ use crate::plan::{
     digest::Digest,
     identity::{Identities, Match, Meaning, SetId, Terms},
     policy::{
-        isolation::{Forms, PolicySet},
+        isolation::{Forms, PolicySet, SetKey},
         peers::{Block, NamedPort, Peer, PeerTerm, PodPeer},
         ports,
         region::{Region, Regions},
@@ -136,10 +136,10 @@ pub(crate) struct Compiled {
 }
 
 /// Which sets of matches contain a term, and with which port; by the term's place among [`Terms`].
-pub(crate) type Containing = Vec<Vec<(SetId, u16)>>;
+type Containing = Vec<Vec<(SetId, u16)>>;
 
 /// Turns the identities around.
-pub(crate) fn containing(identities: &Identities, terms: &Terms) -> Containing {
+fn containing(identities: &Identities, terms: &Terms) -> Containing {
     let mut containing = vec![Vec::new(); terms.len()];
     for set in &identities.used {
         for (term, port) in identities.sets.get(*set) {
@@ -149,8 +149,25 @@ pub(crate) fn containing(identities: &Identities, terms: &Terms) -> Containing {
     containing
 }
 
+/// Compiles policy sets; none: together they have more than `most` chunks.
+pub(super) fn compile<'a>(
+    sets: impl IntoIterator<Item = (&'a SetKey, &'a Allowed)>,
+    identities: &Identities,
+    terms: &Terms,
+    most: usize,
+) -> Option<BTreeMap<SetKey, Compiled>> {
+    let containing = containing(identities, terms);
+    let (mut compiled, mut left) = (BTreeMap::new(), most);
+    for (key, allowed) in sets {
+        let set = compile_one(allowed, terms, &containing, left)?;
+        left = left.checked_sub(set.chunks)?;
+        compiled.insert(key.clone(), set);
+    }
+    Some(compiled)
+}
+
 /// Compiles one policy set; none: it has more than `most` chunks.
-pub(crate) fn compile(allowed: &Allowed, terms: &Terms, containing: &Containing, most: usize) -> Option<Compiled> {
+fn compile_one(allowed: &Allowed, terms: &Terms, containing: &Containing, most: usize) -> Option<Compiled> {
     let mut found: Vec<(SetId, &PeerTerm, &[PortRule], u16)> = Vec::new();
     for (term, ports) in &allowed.peers {
         let sets = terms.place(term).map_or(&[][..], |place| &containing[place as usize]);

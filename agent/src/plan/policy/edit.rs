@@ -126,20 +126,11 @@ impl Followed {
         room: &Room<'_>,
     ) -> Result<BTreeMap<SetKey, Compiled>, Recompile> {
         let choice = &self.policies.choice;
-        let containing = compile::containing(&choice.identities, &self.terms);
         let others = choice.compiled.iter().filter(|(key, _)| !changed.contains_key(*key));
         let others: usize = others.map(|(_, compiled)| compiled.chunks).sum();
-        let mut left = room.rules.checked_sub(others).ok_or(Recompile)?;
-        let mut all = BTreeMap::new();
-        for (key, allowed) in changed {
-            let compiled = compile::compile(allowed, &self.terms, &containing, left).ok_or(Recompile)?;
-            left = left.checked_sub(compiled.chunks).ok_or(Recompile)?;
-            if compiled.overflow.is_some() {
-                return Err(Recompile);
-            }
-            all.insert(key.clone(), compiled);
-        }
-        Ok(all)
+        let left = room.rules.checked_sub(others).ok_or(Recompile)?;
+        let compiled = compile::compile(changed, &choice.identities, &self.terms, left).ok_or(Recompile)?;
+        if compiled.values().any(|set| set.overflow.is_some()) { Err(Recompile) } else { Ok(compiled) }
     }
 
     fn remove_sets(&mut self, gone: &BTreeSet<SetKey>, written: &mut Written<'_>) {

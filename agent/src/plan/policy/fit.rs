@@ -257,15 +257,10 @@ impl Fitting<'_> {
         let terms = Terms::of(chosen.iter().map(allowed));
         let identities = identity::identify(self.snapshot, self.groups, &terms).map_err(|TooMuch| Shortage::Work)?;
         self.has_room(&identities, beside)?;
-        let containing = compile::containing(&identities, &terms);
-        let (most, mut left) = (self.room.rules, self.room.rules);
+        let most = self.room.rules;
         let full = Shortage::Map { what: "chunks of rules", field: "rules", needed: None, most };
-        let mut compiled = BTreeMap::new();
-        for key in chosen {
-            let set = compile::compile(allowed(key), &terms, &containing, left).ok_or(full)?;
-            left = left.checked_sub(set.chunks).ok_or(full)?;
-            compiled.insert((*key).clone(), set);
-        }
+        let sets = chosen.iter().map(|key| (*key, allowed(key)));
+        let compiled = compile::compile(sets, &identities, &terms, most).ok_or(full)?;
         Ok(Choice { identities, compiled, ..Choice::default() })
     }
 
