@@ -22,7 +22,7 @@ fn target() -> Result<PathBuf> {
     running.ancestors().nth(2).map(PathBuf::from).context("the running program is not in a target folder")
 }
 
-/// The cargo that runs this. It does not hear what cargo told this program of its own package: build scripts that depend on that
+/// The cargo that runs this, without the variables that it set for this program's own package: build scripts that depend on them
 /// (ring's) would be run again, and all that uses them compiled again, whenever this and a plain `cargo` take turns.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::{
     generate::{PORTS, outside},
     model::{self, Quirks, Source, Verdict},
-    world::{From, Mode, Packet, PortRef, Protocol, World, node_addresses, pod_addresses},
+    world::{From, Mode, Packet, Protocol, World, node_addresses, pod_addresses},
 };
 use crate::random::Random;
 
@@ -168,11 +168,7 @@ fn policy_target(random: &mut Random, world: &World, protocol: Protocol) -> (Pro
         .flat_map(|rule| rule.ports.iter().flatten())
         .flat_map(|port| {
             let protocol = port.protocol.unwrap_or(Protocol::Tcp);
-            let first = match port.port {
-                Some(PortRef::Number(number)) => Some(number),
-                _ => None,
-            };
-            let ends = [first, port.end].into_iter().flatten();
+            let ends = [port.number(), port.end].into_iter().flatten();
             ends.flat_map(move |end| [end.saturating_sub(1).max(1), end, end.saturating_add(1)])
                 .map(move |port| (protocol, port))
         })

@@ -445,17 +445,11 @@ fn many_ports(protocol: Protocol) -> Vec<PolicyPort> {
 /// Ports that must not be taken for each other where rules are merged: one beyond the next one in the same rule, and the same one
 /// of another protocol in another rule.
 fn nearly_alike(random: &mut Random, rules: &mut [Rule]) {
-    let numbered =
-        |ports: &Vec<PolicyPort>| ports.iter().find(|port| matches!(port.port, Some(PortRef::Number(_)))).cloned();
-    let Some((at, port)) =
-        rules.iter().enumerate().find_map(|(at, rule)| Some((at, rule.ports.as_ref().and_then(numbered)?)))
-    else {
+    let numbered = |rule: &Rule| rule.ports.iter().flatten().find(|port| port.number().is_some()).cloned();
+    let Some((at, port)) = rules.iter().enumerate().find_map(|(at, rule)| Some((at, numbered(rule)?))) else {
         return;
     };
-    let last = port.end.or(match port.port {
-        Some(PortRef::Number(number)) => Some(number),
-        _ => None,
-    });
+    let last = port.end.or(port.number());
     if let (Some(ports), Some(beyond)) = (&mut rules[at].ports, last.and_then(|last| last.checked_add(2))) {
         ports.push(PolicyPort { port: Some(PortRef::Number(beyond)), end: None, ..port.clone() });
     }

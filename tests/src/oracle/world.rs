@@ -171,6 +171,16 @@ pub(super) struct PolicyPort {
     pub(super) end: Option<u16>,
 }
 
+impl PolicyPort {
+    /// The port, or the first of a range; none: any, or one by name.
+    pub(super) fn number(&self) -> Option<u16> {
+        match self.port {
+            Some(PortRef::Number(number)) => Some(number),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(super) enum PortRef {
     Number(u16),
