@@ -294,29 +294,29 @@ object! {
         protocol: Option<Box<str>>,
     }
 }
-object! {
-    /// An endpoint.
-    Endpoint {
-        /// Its addresses.
-        addresses: Vec<Box<str>>,
-        /// Whether it is ready.
-        conditions: Option<EndpointConditions>,
-        /// The name of its node.
-        #[serde(deserialize_with = "Name::deserialize_shared")]
-        node_name: Option<Name>,
-    }
+
+/// An endpoint, flat: next to pods there are the most of them.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(from = "api::Endpoint", into = "api::Endpoint")]
+pub struct Endpoint {
+    /// Its first address; the API promises that all of them are interchangeable, and kube-proxy uses no other. None: it is no
+    /// IP address.
+    pub address: Option<IpAddr>,
+    /// None: nobody is sent there.
+    pub readiness: Option<Readiness>,
+    /// The name of its node.
+    pub node: Option<Name>,
 }
-object! {
-    /// Conditions of an endpoint.
-    EndpointConditions {
-        /// True where it is none.
-        ready: Option<bool>,
-        /// As `ready` where it is none.
-        serving: Option<bool>,
-        /// False where it is none.
-        terminating: Option<bool>,
-    }
+
+/// Whether an endpoint takes new connections by right or for want of a better one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Readiness {
+    /// By right.
+    Ready,
+    /// `serving` and `terminating`: used only where nothing is ready (KEP-1669).
+    Terminating,
 }
+
 object! {
     /// networking/v1 `NetworkPolicy`.
     NetworkPolicy {

@@ -7,12 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use crate::{
-    model::{
-        Labels, ObjectKey,
-        objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice},
-    },
-    plan::address::parse_ip,
+use crate::model::{
+    Labels, ObjectKey,
+    objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Readiness},
 };
 
 /// Labels of Services and slices that are another proxy's business, whatever their value.
@@ -26,21 +23,11 @@ pub(crate) fn is_foreign(labels: Option<&Labels>) -> bool {
     labels.is_some_and(|labels| FOREIGN_LABELS.iter().any(|label| labels.contains_key(label)))
 }
 
-/// Whether an endpoint takes new connections by right or for want of a better one.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Readiness {
-    Ready,
-    /// `serving` and `terminating`: used only where nothing is ready (KEP-1669).
-    Terminating,
-}
-
-impl Readiness {
-    /// The name shown to people.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Terminating => "terminating",
-        }
+/// The name shown to people.
+pub(crate) const fn name_of(readiness: Readiness) -> &'static str {
+    match readiness {
+        Readiness::Ready => "ready",
+        Readiness::Terminating => "terminating",
     }
 }
 
@@ -118,27 +105,12 @@ fn number_of(port: &EndpointPort, wanted: Wanted<'_>) -> Option<u16> {
 }
 
 fn usable_endpoint<'a>(endpoint: &'a SliceEndpoint, port: u16, wanted: Wanted<'_>) -> Option<Endpoint<'a>> {
-    // The API promises that all addresses of an endpoint are interchangeable; like kube-proxy, only the first is used.
-    let addr =
-        endpoint.addresses.first().and_then(|text| parse_ip(text)).filter(|addr| addr.is_ipv4() == wanted.ipv4)?;
-    let node = endpoint.node_name.as_deref();
+    let addr = endpoint.address.filter(|addr| addr.is_ipv4() == wanted.ipv4)?;
+    let node = endpoint.node.as_deref();
     if wanted.node.is_some() && wanted.node != node {
         return None;
     }
-    Some(Endpoint { addr, port, node, readiness: readiness_of(endpoint)? })
-}
-
-/// Absent conditions: `ready` is true, `serving` is as `ready`, `terminating` is false (discovery/v1 types).
-fn readiness_of(endpoint: &SliceEndpoint) -> Option<Readiness> {
-    let conditions = endpoint.conditions.as_ref();
-    let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-    let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
-    let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-    match (ready, serving && terminating) {
-        (true, _) => Some(Readiness::Ready),
-        (false, true) => Some(Readiness::Terminating),
-        (false, false) => None,
-    }
+    Some(Endpoint { addr, port, node, readiness: endpoint.readiness? })
 }
 
 /// An endpoint may stand in two slices while it moves between them: ready wins, and whoever tells the node.

@@ -316,7 +316,7 @@ impl<'a> NamedPort<'a> {
                     address: endpoint.addr,
                     port: endpoint.port,
                     node: endpoint.node.map(str::to_owned),
-                    state: endpoint.readiness.name().to_owned(),
+                    state: backends::name_of(endpoint.readiness).to_owned(),
                 })
                 .collect(),
         }

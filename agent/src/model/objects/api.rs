@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod as the API has it, as far as the plan reads it: what it is deserialised from, and written down as.
+//! Pods and endpoints as the API has them, as far as the plan reads them: what they are deserialised from, and written down as.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
 
-use super::{Meta, PodPort};
+use super::{Meta, PodPort, Readiness};
 use crate::model::{Name, address::parse_ip, protocol};
 
 #[derive(Default, Deserialize, Serialize)]
@@ -112,11 +115,128 @@ impl From<super::Pod> for Pod {
     }
 }
 
+#[derive(Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Endpoint {
+    addresses: FirstAddress,
+    conditions: Option<Conditions>,
+    #[serde(deserialize_with = "Name::deserialize_shared")]
+    node_name: Option<Name>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize, Serialize)]
+#[serde(default)]
+struct Conditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+/// Of a list of addresses the first, where it is one.
+#[derive(Default)]
+struct FirstAddress(Option<IpAddr>);
+
+/// Text that may be an address; it is not copied.
+#[derive(Default)]
+struct Parsed(Option<IpAddr>);
+
+impl<'de> Deserialize<'de> for FirstAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for FirstAddress {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of addresses")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self, A::Error> {
+        let Parsed(first) = list.next_element()?.unwrap_or_default();
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Self(first))
+    }
+}
+
+impl Serialize for FirstAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Parsed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Self::default())
+    }
+}
+
+impl Visitor<'_> for Parsed {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an address")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self, E> {
+        Ok(Self(parse_ip(text)))
+    }
+}
+
+impl From<Endpoint> for super::Endpoint {
+    fn from(Endpoint { addresses: FirstAddress(address), conditions, node_name }: Endpoint) -> Self {
+        Self { address, readiness: readiness_of(conditions.unwrap_or_default()), node: node_name }
+    }
+}
+
+/// Absent conditions: `ready` is true, `serving` is as `ready`, `terminating` is false (discovery/v1 types).
+fn readiness_of(Conditions { ready, serving, terminating }: Conditions) -> Option<Readiness> {
+    let ready = ready.unwrap_or(true);
+    let serving = serving.unwrap_or(ready);
+    match (ready, serving && terminating.unwrap_or(false)) {
+        (true, _) => Some(Readiness::Ready),
+        (false, true) => Some(Readiness::Terminating),
+        (false, false) => None,
+    }
+}
+
+impl From<super::Endpoint> for Endpoint {
+    fn from(super::Endpoint { address, readiness, node }: super::Endpoint) -> Self {
+        let is_terminating = readiness == Some(Readiness::Terminating);
+        let conditions = Conditions {
+            ready: Some(readiness == Some(Readiness::Ready)),
+            serving: Some(readiness.is_some()),
+            terminating: Some(is_terminating),
+        };
+        Self { addresses: FirstAddress(address), conditions: Some(conditions), node_name: node }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::{from_value, json, to_value};
+    use rstest::rstest;
+    use serde_json::{Value, from_value, json, to_value};
 
-    use super::super::Pod;
+    use super::super::{Endpoint, Pod, Readiness};
+
+    #[rstest]
+    #[case::ready(json!({}), Some(Readiness::Ready))]
+    #[case::no_conditions(Value::Null, Some(Readiness::Ready))]
+    #[case::not_ready(json!({"ready": false}), None)]
+    #[case::terminating(json!({"ready": false, "serving": true, "terminating": true}), Some(Readiness::Terminating))]
+    #[case::serving_alone(json!({"ready": false, "serving": true}), None)]
+    fn an_endpoint_that_was_written_down_is_the_same(#[case] conditions: Value, #[case] readiness: Option<Readiness>) {
+        for (addresses, first) in
+            [(json!(["10.0.0.1", "what"]), Some("10.0.0.1")), (json!(["what", "10.0.0.1"]), None), (json!([]), None)]
+        {
+            let endpoint = json!({"addresses": addresses, "conditions": conditions, "nodeName": "n", "zone": "z"});
+            let endpoint: Endpoint = from_value(endpoint).unwrap();
+            assert_eq!(endpoint.address, first.map(|text| text.parse().unwrap()));
+            assert_eq!((endpoint.readiness, endpoint.node.as_deref()), (readiness, Some("n")));
+            assert_eq!(from_value::<Endpoint>(to_value(&endpoint).unwrap()).unwrap(), endpoint);
+        }
+    }
 
     #[test]
     fn a_pod_that_was_written_down_is_the_same() {

@@ -51,7 +51,7 @@ pub(super) struct Kind<K> {
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
     /// A bit for each watch.
-    watches: u64,
+    watches: u128,
     /// The newest version that any of them has told; watches do not wait for each other.
     version: u64,
 }
@@ -118,7 +118,7 @@ impl<K> Kind<K> {
     }
 }
 
-const fn bit(watch: WatchId) -> u64 {
+const fn bit(watch: WatchId) -> u128 {
     1 << watch
 }
 

@@ -23,8 +23,11 @@ use crate::model::{
     objects::{NetworkPolicy, Pod},
 };
 
-/// Number of a watch; the pods of this node are watch 0.
+/// Number of a watch, below [`WATCHES`]; the pods of this node are watch 0.
 pub(super) type WatchId = u8;
+
+/// Numbers of watches: while some take the place of others there are twice [`scope::MOST`] and one more.
+const WATCHES: WatchId = 128;
 
 /// How long something is held back for pods that do not come; a pod's ADD waits three seconds.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -217,7 +220,7 @@ impl Pods {
                 continue;
             }
             let used: BTreeSet<WatchId> = self.watches.values().map(|watch| watch.id).collect();
-            let Some(id) = (1..64).find(|id| !used.contains(id)) else { break };
+            let Some(id) = (1..WATCHES).find(|id| !used.contains(id)) else { break };
             self.watches.insert(scope.clone(), Watch { id, listed: false, leaving: false, unused: 0 });
             orders.begin.push((id, scope));
         }

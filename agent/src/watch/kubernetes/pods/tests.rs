@@ -191,12 +191,12 @@ fn many_watches_become_few_and_no_pod_goes_missing_between() {
     let (mut node, _) = Node::new(Told::default());
     let app = |number: usize| format!("app-{number}");
     let mut ended = Vec::new();
-    for number in 0..100 {
+    for number in 0..2 * scope::MOST {
         let new = policy(&format!("p{number}"), "web", &from_app(&app(number)));
         let (orders, _) = node.screen(Told::default().policy(new));
         ended.extend(orders.end);
         // Every watch that is to end is listed, and stays until those in its place are.
-        assert!(node.pods.watches.len() < 64);
+        assert!(node.pods.watches.len() < usize::from(WATCHES));
         ended.extend(node.list_all());
         for before in 0..=number {
             let peers =
@@ -261,7 +261,7 @@ fn watches_end_after_others_have_their_pods() {
             node.list_all();
         }
         held = (0..=number).filter(|number| listed(&node, *number)).collect();
-        assert!(node.pods.watches.len() < 64);
+        assert!(node.pods.watches.len() < usize::from(WATCHES));
     }
     node.list_all();
     assert!(node.pods.watches.values().all(|watch| !watch.leaving));
