@@ -68,10 +68,10 @@ fn one<T: DeserializeOwned>(value: Value) -> Changed<T> {
     Changed { all: false, objects: BTreeMap::from([(key(&value), Some(object(value)))]) }
 }
 
-fn attachment(n: u32) -> Attachment {
+fn attachment(n: u32) -> Arc<Attachment> {
     let pod = pod(n, "a");
     let address = pod["status"]["podIPs"][0]["ip"].as_str().unwrap_or_default().to_owned();
-    from_value(json!({
+    object(json!({
         "spec": {"id": {"network": "weft", "container_id": format!("c{n}"), "ifname": "eth0"}, "netns": "", "port": "veth",
             "pod": {"namespace": pod["metadata"]["namespace"], "name": pod["metadata"]["name"], "uid": null},
             "addresses": [], "mac": null, "mtu": null, "queues": 1, "owner": null, "group": null},
@@ -80,7 +80,6 @@ fn attachment(n: u32) -> Attachment {
             "dns": {}, "socket_path": null},
         "link": {"ifindex": 100 + n, "ifname": format!("weft{n}")}
     }))
-    .expect("an attachment")
 }
 
 fn resident() -> String {
@@ -91,7 +90,7 @@ fn resident() -> String {
 struct Bench {
     planner: Planner,
     facts: NodeFacts,
-    attachments: Vec<Attachment>,
+    attachments: Vec<Arc<Attachment>>,
 }
 
 impl Bench {

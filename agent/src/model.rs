@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -208,7 +209,7 @@ pub struct Desired {
     /// Digest of `remotes`; when it changes the routes' generation moves.
     pub routes_digest: u64,
     /// Pod CIDRs of other nodes and the Service CIDRs: what the host must route into `weft0` or, in native mode, to the next hop.
-    pub host_routes: Vec<HostRoute>,
+    pub host_routes: Arc<Vec<HostRoute>>,
     /// Where other nodes' pods are, for `weft status`.
     pub route_reports: Vec<RouteReport>,
     /// For `weft services`.

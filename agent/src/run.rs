@@ -172,7 +172,7 @@ async fn start(
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
-    let records: Vec<Attachment> = attachments.all().cloned().collect();
+    let records: Vec<Arc<Attachment>> = attachments.all().cloned().collect();
     let numbers = memory::recover(&**dataplane.maps(), &records);
     shared.planner_mut().resume(numbers.context("cannot read the numbers in the dataplane's maps")?);
     let ports = Ports::new(attachments, devices, shared.work.guests.clone());

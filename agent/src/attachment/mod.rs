@@ -17,6 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -49,7 +50,7 @@ pub struct Settings {
 pub struct Attachments {
     store: Store,
     pools: Vec<Pool>,
-    records: BTreeMap<AttachmentId, Attachment>,
+    records: BTreeMap<AttachmentId, Arc<Attachment>>,
     settings: Settings,
 }
 
@@ -60,6 +61,7 @@ impl Attachments {
     /// [`StoreError`].
     pub fn open(state_dir: &Path, pod_cidrs: &[IpNet], settings: Settings) -> Result<Self, StoreError> {
         let (store, records) = Store::open(state_dir)?;
+        let records = records.into_iter().map(|(id, record)| (id, Arc::new(record))).collect();
         let mut attachments = Self { store, pools: Vec::new(), records, settings };
         attachments.set_pod_cidrs(pod_cidrs);
         Ok(attachments)
@@ -68,7 +70,7 @@ impl Attachments {
     /// Gives out addresses of these pod CIDRs from now on; those that are given out stay with their workloads.
     pub fn set_pod_cidrs(&mut self, pod_cidrs: &[IpNet]) {
         let mut pools: Vec<Pool> = pod_cidrs.iter().copied().map(Pool::new).collect();
-        for address in self.records.values().flat_map(addresses) {
+        for address in self.records.values().flat_map(|record| addresses(record)) {
             pools.iter_mut().for_each(|pool| pool.adopt(address));
         }
         self.pools = pools;
@@ -77,11 +79,11 @@ impl Attachments {
     /// The record of `id`.
     #[must_use]
     pub fn get(&self, id: &AttachmentId) -> Option<&Attachment> {
-        self.records.get(id)
+        self.records.get(id).map(|record| &**record)
     }
 
     /// All records.
-    pub fn all(&self) -> impl Iterator<Item = &Attachment> {
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Attachment>> {
         self.records.values()
     }
 
@@ -109,9 +111,9 @@ impl Attachments {
         }
         self.check(&spec)?;
         // The new reservation may want what the old one has.
-        let before = old.as_ref().map(addresses).unwrap_or_default();
+        let before = old.as_deref().map(addresses).unwrap_or_default();
         self.free(&before);
-        let result = self.reserve(spec, old.as_ref());
+        let result = self.reserve(spec, old.as_deref());
         if result.is_err() {
             self.retake(&before);
         }
@@ -130,7 +132,7 @@ impl Attachments {
             }
             return Err(io_error(&error));
         }
-        self.records.insert(record.spec.id.clone(), record);
+        self.records.insert(record.spec.id.clone(), Arc::new(record));
         Ok(allocation)
     }
 
@@ -140,9 +142,9 @@ impl Attachments {
     /// [`ErrorCode::Unknown`], or the record cannot be written; nothing is changed then.
     pub fn link(&mut self, id: &AttachmentId, link: Option<PortLink>) -> Result<&Attachment, ApiError> {
         let record = self.records.get_mut(id).ok_or_else(|| unknown(id))?;
-        let changed = Attachment { link, ..record.clone() };
+        let changed = Attachment { link, ..(**record).clone() };
         self.store.save(&changed).map_err(|error| io_error(&error))?;
-        *record = changed;
+        *record = Arc::new(changed);
         Ok(record)
     }
 

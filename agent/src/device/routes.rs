@@ -58,9 +58,13 @@ pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) ->
     };
     let mut changes = RouteChanges::default();
     let mut failure = Ok(());
+    let mut by_dst = BTreeMap::new();
+    for (route, _) in &found {
+        by_dst.entry(route.dst).or_insert(route);
+    }
     for route in wanted.values() {
-        let ours = found.iter().find(|(found, _)| found.dst == route.dst);
-        if ours.is_some_and(|(found, _)| found == route) {
+        let ours = by_dst.get(&route.dst);
+        if ours.is_some_and(|found| *found == route) {
             continue;
         }
         match set(netlink, route, ours.is_some()).await {

@@ -36,8 +36,24 @@ const MAX_MATCHES: usize = 1 << 20;
 /// Looks at a match, a selector or a prefix at most: a second or two of work.
 const MAX_STEPS: usize = 1 << 25;
 
-/// A term, and the addresses of one of blocks.
-type Placed = (Arc<PeerTerm>, Option<Arc<Region>>);
+/// A term at its place.
+#[derive(Debug)]
+struct Placed {
+    term: Arc<PeerTerm>,
+    /// The addresses of one of blocks.
+    region: Option<Arc<Region>>,
+    /// How many policy sets have it.
+    uses: usize,
+}
+
+/// A term's place is taken, or empty now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Moved {
+    /// At this place, behind all others.
+    Came(u32),
+    /// From this one.
+    Went(u32),
+}
 
 /// The terms that the identities tell apart, in order.
 #[derive(Debug, Default)]
@@ -50,14 +66,19 @@ pub(crate) struct Terms {
 impl Terms {
     /// All terms of some policy sets.
     pub(crate) fn of<'a>(sets: impl Iterator<Item = &'a Allowed>) -> Self {
-        let mut found: BTreeMap<&Arc<PeerTerm>, Option<&Arc<Region>>> = BTreeMap::new();
+        let mut found: BTreeMap<&Arc<PeerTerm>, (Option<&Arc<Region>>, usize)> = BTreeMap::new();
         for allowed in sets {
-            let with_region = |term| (term, allowed.regions.get(term));
-            found.extend(allowed.peers.keys().map(with_region));
+            for term in allowed.peers.keys() {
+                let (region, uses) = found.entry(term).or_default();
+                *region = allowed.regions.get(term);
+                *uses += 1;
+            }
         }
         let places = (0..).zip(found.keys()).map(|(place, term)| ((*term).clone(), place)).collect();
-        let all = found.into_iter().map(|(term, region)| Some((term.clone(), region.cloned()))).collect();
-        Self { all, places }
+        let placed = |(term, (region, uses)): (&Arc<PeerTerm>, (Option<&Arc<Region>>, usize))| {
+            Some(Placed { term: term.clone(), region: region.cloned(), uses })
+        };
+        Self { all: found.into_iter().map(placed).collect(), places }
     }
 
     /// How many places there are.
@@ -65,21 +86,30 @@ impl Terms {
         self.all.len()
     }
 
-    /// A term of pods, at a place behind all others.
-    pub(crate) fn add(&mut self, term: Arc<PeerTerm>) -> u32 {
-        let place = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
-        self.places.insert(term.clone(), place);
-        self.all.push(Some((term, None)));
-        place
+    /// How many policy sets have a term.
+    pub(crate) fn uses(&self, term: &PeerTerm) -> usize {
+        let place = self.place(term).and_then(|place| self.all.get(place as usize)?.as_ref());
+        place.map_or(0, |placed| placed.uses)
     }
 
-    /// Takes a term out; its place stays empty.
-    pub(crate) fn remove(&mut self, term: &PeerTerm) -> Option<u32> {
-        let place = self.places.remove(term)?;
-        if let Some(left) = self.all.get_mut(place as usize) {
-            *left = None;
+    /// So many more policy sets have a term of pods, or fewer. One that nobody has any more leaves its place empty.
+    pub(crate) fn change_uses(&mut self, term: &Arc<PeerTerm>, more: isize) -> Option<Moved> {
+        let Some(place) = self.place(term) else {
+            let uses = usize::try_from(more).ok().filter(|uses| *uses > 0)?;
+            let place = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+            self.places.insert(term.clone(), place);
+            self.all.push(Some(Placed { term: term.clone(), region: None, uses }));
+            return Some(Moved::Came(place));
+        };
+        let standing = self.all.get_mut(place as usize)?;
+        let placed = standing.as_mut()?;
+        placed.uses = placed.uses.saturating_add_signed(more);
+        if placed.uses > 0 {
+            return None;
         }
-        Some(place)
+        *standing = None;
+        self.places.remove(term);
+        Some(Moved::Went(place))
     }
 
     /// Whether most places are empty.
@@ -94,12 +124,12 @@ impl Terms {
 
     /// The term at a place.
     pub(crate) fn at(&self, place: u32) -> Option<&PeerTerm> {
-        self.all.get(place as usize)?.as_ref().map(|(term, _)| &**term)
+        self.all.get(place as usize)?.as_ref().map(|placed| &*placed.term)
     }
 
     fn iter(&self) -> impl Iterator<Item = (u32, &Arc<PeerTerm>, Option<&Region>)> + '_ {
         let places = (0..).zip(&self.all).filter_map(|(place, term)| Some((place, term.as_ref()?)));
-        places.map(|(place, (term, region))| (place, term, region.as_deref()))
+        places.map(|(place, Placed { term, region, .. })| (place, term, region.as_deref()))
     }
 }
 

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
+    sync::Arc,
 };
 
 use weft_abi::{Port, Service, ServiceKey, generation};
@@ -98,9 +99,9 @@ impl Numbers {
         key: HashKey,
         services: &BTreeMap<ServiceKey, Service>,
         ports: &BTreeMap<u32, Port>,
-        attachments: &[Attachment],
+        attachments: &[Arc<Attachment>],
     ) -> Self {
-        let slot_of = |attachment: &Attachment| {
+        let slot_of = |attachment: &Arc<Attachment>| {
             let port = ports.get(&attachment.link.as_ref()?.ifindex)?;
             Some((attachment.spec.id.to_string(), port.workload))
         };
@@ -272,7 +273,7 @@ mod tests {
         let attachment = |ifindex: u32| {
             let link = weft_api::PortLink { ifindex, ifname: format!("weft{ifindex}") };
             let sample = Attachment::sample(u8::try_from(ifindex).unwrap(), None, &["10.0.0.1"]);
-            Attachment { link: Some(link), ..sample }
+            std::sync::Arc::new(Attachment { link: Some(link), ..sample })
         };
         let attachments = [10, 11, 13].map(attachment);
         let ids = attachments.clone().map(|attachment| attachment.spec.id.to_string());

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use weft_api::PodRef;
@@ -74,8 +75,8 @@ pub(crate) fn find<'a>(snapshot: &'a Snapshot, wanted: &PodRef) -> Option<PodEnt
 }
 
 /// Attachments by id: where two claim the same, the first counts.
-pub(crate) fn in_order(attachments: &[Attachment]) -> Vec<&Attachment> {
-    let mut ordered: Vec<&Attachment> = attachments.iter().collect();
+pub(crate) fn in_order(attachments: &[Arc<Attachment>]) -> Vec<&Attachment> {
+    let mut ordered: Vec<&Attachment> = attachments.iter().map(|attachment| &**attachment).collect();
     ordered.sort_by(|a, b| a.spec.id.cmp(&b.spec.id));
     ordered
 }

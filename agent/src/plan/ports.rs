@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Ports of this node's workloads, and whose each local address is.
 
-use std::{collections::BTreeSet, hash::Hasher};
+use std::{collections::BTreeSet, hash::Hasher, sync::Arc};
 
 use weft_abi::{Addr, Local, LocalKind, Port, PortKind};
 use weft_api::PodRef;
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The texts of the workloads that need a generation slot.
-pub(crate) fn number_keys(attachments: &[Attachment]) -> BTreeSet<String> {
+pub(crate) fn number_keys(attachments: &[Arc<Attachment>]) -> BTreeSet<String> {
     attachments.iter().filter(|attachment| attachment.link.is_some()).map(|a| a.spec.id.to_string()).collect()
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn number_keys(attachments: &[Attachment]) -> BTreeSet<String> {
 pub(crate) fn describe(
     snapshot: &Snapshot,
     facts: &NodeFacts,
-    attachments: &[Attachment],
+    attachments: &[Arc<Attachment>],
     judged: &JudgedWorkloads,
     numbers: &Numbers,
     desired: &mut Desired,

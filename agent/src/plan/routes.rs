@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     hash::Hasher,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -41,7 +42,7 @@ pub(crate) fn describe(snapshot: &Snapshot, facts: &NodeFacts, desired: &mut Des
     }
     for net in &facts.service_cidrs {
         if table.add(*net, Remote::new(Addr::UNSPECIFIED, RemoteKind::Services), "the Service CIDRs") {
-            table.desired.host_routes.push(HostRoute { dst: net.trunc(), via: None });
+            Arc::make_mut(&mut table.desired.host_routes).push(HostRoute { dst: net.trunc(), via: None });
         }
     }
     for (key, node) in &snapshot.nodes {
@@ -52,7 +53,7 @@ pub(crate) fn describe(snapshot: &Snapshot, facts: &NodeFacts, desired: &mut Des
     if facts.mode == Mode::Vxlan {
         table.add_node_addresses(snapshot, facts);
     }
-    desired.host_routes.sort();
+    Arc::make_mut(&mut desired.host_routes).sort();
     // Pages go on after any of them.
     desired.route_reports.sort_by(|a, b| (&a.node, a.pod_cidr).cmp(&(&b.node, b.pod_cidr)));
     desired.routes_digest = digest(&desired.remotes);
@@ -78,7 +79,7 @@ impl Table<'_> {
             };
             let route = (facts.mode == Mode::Native).then_some(via);
             if self.add(net, remote, &format!("Node {name}")) {
-                self.desired.host_routes.push(HostRoute { dst: net, via: route });
+                Arc::make_mut(&mut self.desired.host_routes).push(HostRoute { dst: net, via: route });
                 self.desired.route_reports.push(RouteReport { node: name.to_owned(), pod_cidr: net, via });
             }
         }

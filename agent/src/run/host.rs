@@ -12,6 +12,7 @@ mod repair;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
@@ -47,7 +48,7 @@ struct Ways {
 #[derive(Default)]
 struct Routes {
     /// Those of the last pass.
-    planned: Option<Vec<HostRoute>>,
+    planned: Option<Arc<Vec<HostRoute>>>,
     /// They were all set when they were last looked at.
     stand: bool,
 }

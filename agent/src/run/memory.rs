@@ -4,6 +4,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
@@ -30,7 +31,7 @@ pub(super) struct NodeMemory {
 }
 
 /// The numbers that an earlier agent gave out, by what the maps hold; where there are new maps, a new key to number by.
-pub(super) fn recover(tables: &dyn Tables, attachments: &[Attachment]) -> Result<Numbers> {
+pub(super) fn recover(tables: &dyn Tables, attachments: &[Arc<Attachment>]) -> Result<Numbers> {
     let mut key = tables.numbering().get(0)?;
     if key == [0; 2] {
         let random = || getrandom::u64().context("cannot get random numbers (getrandom)");

@@ -117,7 +117,7 @@ impl Node {
     }
 
     /// Where no API server does it: the other agents learn of this node's workloads.
-    fn publish_to_folder(&self, shared: &Shared, ports: &[Attachment]) -> Result<()> {
+    fn publish_to_folder(&self, shared: &Shared, ports: &[Arc<Attachment>]) -> Result<()> {
         // A folder that is away is nobody's but its owner's to make.
         let is_remembered = shared.planner().snapshot().remembered.is_some();
         match &self.config.source {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The cluster's side of a pass: the plan is made and brought to the maps.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result};
 use weft_dataplane::Maps;
@@ -113,7 +113,13 @@ impl Passes {
 
     /// Plans for these facts and ports, and applies. Where something was closed only because what goes with the plan stood in
     /// its way, once more, so that nobody waits for the next change.
-    pub(super) fn run(&mut self, shared: &Shared, maps: &Maps, facts: &NodeFacts, ports: &[Attachment]) -> Result<()> {
+    pub(super) fn run(
+        &mut self,
+        shared: &Shared,
+        maps: &Maps,
+        facts: &NodeFacts,
+        ports: &[Arc<Attachment>],
+    ) -> Result<()> {
         self.plan_and_apply(shared, maps, facts, ports)?;
         if shared.planner().desired().crowded {
             self.plan_and_apply(shared, maps, facts, ports)?;
@@ -121,7 +127,13 @@ impl Passes {
         Ok(())
     }
 
-    fn plan_and_apply(&mut self, shared: &Shared, maps: &Maps, facts: &NodeFacts, ports: &[Attachment]) -> Result<()> {
+    fn plan_and_apply(
+        &mut self,
+        shared: &Shared,
+        maps: &Maps,
+        facts: &NodeFacts,
+        ports: &[Arc<Attachment>],
+    ) -> Result<()> {
         let started = Instant::now();
         let follows = self.applier.follows();
         let room = self.applier.room(maps).context("cannot read the dataplane's maps")?;

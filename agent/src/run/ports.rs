@@ -83,12 +83,12 @@ impl Ports {
     }
 
     /// All records.
-    pub(super) fn records(&self) -> impl Iterator<Item = &Attachment> {
+    pub(super) fn records(&self) -> impl Iterator<Item = &Arc<Attachment>> {
         self.attachments.all()
     }
 
     /// What belongs into the plan, by id.
-    pub(super) fn planned(&self) -> Vec<Attachment> {
+    pub(super) fn planned(&self) -> Vec<Arc<Attachment>> {
         let planned = |id| self.lives.get(id).is_some_and(Life::is_planned);
         self.records().filter(|record| record.link.is_some() && planned(&record.spec.id)).cloned().collect()
     }

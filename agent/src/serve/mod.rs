@@ -71,7 +71,7 @@ pub struct View {
     /// What could not be applied, and what is wrong with the node; see [`Shared::problems`] for all.
     pub problems: Vec<String>,
     /// Every attachment.
-    pub attachments: Vec<Attachment>,
+    pub attachments: Vec<Arc<Attachment>>,
     /// Which state of the cluster was applied last; none before the first one.
     pub planned: Option<Versions>,
 }

@@ -2,7 +2,7 @@
 //! Lists by pages. The plan is held for the time of one page, and a page is bounded in entries and bytes, so that neither the engine
 //! waits nor memory grows with the cluster.
 
-use std::{fmt, io, net::SocketAddr, ops::Bound};
+use std::{fmt, io, net::SocketAddr, ops::Bound, sync::Arc};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -54,10 +54,11 @@ pub(super) async fn page(query: &PageQuery, shared: &Shared) -> Result<Page, Api
         List::Endpoints | List::Vms => {
             let (view, planner) = (shared.view(), shared.planner());
             let after = query.after_as(attachment_id)?;
-            let is_before = |attachment: &Attachment| after.as_ref().is_some_and(|after| attachment.spec.id <= *after);
+            let is_before =
+                |attachment: &Arc<Attachment>| after.as_ref().is_some_and(|after| attachment.spec.id <= *after);
             let skip = view.attachments.partition_point(is_before);
             let reports = view.attachments[skip..].iter();
-            let reports = reports.map(|attachment| report::endpoint(attachment, planner.desired(), &shared.devices));
+            let reports = reports.map(|attachment| report::endpoint(attachment, &planner, &shared.devices));
             let key = |report: &weft_api::EndpointReport| report.id.to_string();
             Ok(fill(reports, query.most()?, key, Entries::Endpoints))
         }

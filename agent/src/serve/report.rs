@@ -6,10 +6,7 @@ use weft_api::{ApiError, DropReport, EndpointReport, ErrorCode, MapReport, Sourc
 use weft_dataplane::Error;
 
 use super::{Shared, View};
-use crate::{
-    model::{Attachment, Desired},
-    vhost::Board,
-};
+use crate::{model::Attachment, plan::Planner, vhost::Board};
 
 /// `weft status`.
 ///
@@ -64,12 +61,13 @@ pub fn summary(shared: &Shared) -> Result<StatusReport, ApiError> {
 #[must_use]
 pub fn endpoints(shared: &Shared) -> Vec<EndpointReport> {
     let (view, planner) = (shared.view(), shared.planner());
-    view.attachments.iter().map(|attachment| endpoint(attachment, planner.desired(), &shared.devices)).collect()
+    view.attachments.iter().map(|attachment| endpoint(attachment, &planner, &shared.devices)).collect()
 }
 
-pub(super) fn endpoint(attachment: &Attachment, desired: &Desired, devices: &Board) -> EndpointReport {
+pub(super) fn endpoint(attachment: &Attachment, planner: &Planner, devices: &Board) -> EndpointReport {
     let Attachment { spec, allocation, link } = attachment;
-    let (ingress_policies, egress_policies) = desired.isolation.get(&spec.id.to_string()).cloned().unwrap_or_default();
+    let desired = planner.desired();
+    let (ingress_policies, egress_policies) = planner.isolated_by(&spec.id.to_string());
     let ifindex = link.as_ref().map_or(0, |link| link.ifindex);
     let state = match link {
         None => "reserved: no link yet".to_owned(),

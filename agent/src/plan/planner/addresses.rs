@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use weft_api::PodRef;
@@ -99,7 +100,7 @@ impl Addresses {
     }
 
     /// Attachments have changed.
-    pub(super) fn follow_attachments(&mut self, attachments: &[Attachment]) {
+    pub(super) fn follow_attachments(&mut self, attachments: &[Arc<Attachment>]) {
         let mut certain = BTreeMap::new();
         for attachment in pods::in_order(attachments) {
             for assigned in &attachment.allocation.addresses {

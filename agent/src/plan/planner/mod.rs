@@ -21,6 +21,7 @@ mod services;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use weft_abi::{Addr, ServiceKey};
@@ -32,8 +33,9 @@ use super::{
     pods::PodEntry,
     policy::{
         self, JudgedWorkloads, Policies,
+        edit::Edited,
         follow::{Followed, Recompile, Written},
-        isolation::{self, Forms, Isolation},
+        isolation::{self, Forms},
         rules::PolicyForm,
     },
     ports, routes,
@@ -50,7 +52,7 @@ use crate::{
 pub struct Planner {
     snapshot: Snapshot,
     facts: Option<NodeFacts>,
-    attachments: Vec<Attachment>,
+    attachments: Vec<Arc<Attachment>>,
     /// Pods that attachments name.
     local: BTreeSet<ObjectKey>,
     workloads: BTreeSet<String>,
@@ -105,10 +107,17 @@ struct Due {
     places: bool,
     routes: bool,
     attachments: bool,
-    isolation: bool,
+    isolation: Isolates,
     ports: bool,
     compile: bool,
     policies: BTreeSet<ObjectKey>,
+    namespaces: BTreeSet<Name>,
+}
+
+/// Where somebody may be isolated by something else.
+#[derive(Debug, Default)]
+struct Isolates {
+    everywhere: bool,
     namespaces: BTreeSet<Name>,
 }
 
@@ -129,7 +138,7 @@ impl Planner {
         let Standing { synced, problems, error, remembered } = standing;
         let mut objects = 0;
         if (synced, remembered) != (self.snapshot.synced, self.snapshot.remembered) {
-            (self.due.isolation, self.due.ports) = (true, true);
+            (self.due.isolation.everywhere, self.due.ports) = (true, true);
             objects += 1;
         }
         let Snapshot { synced: is_synced, problems: known, error: why, remembered: since, .. } = &mut self.snapshot;
@@ -142,7 +151,8 @@ impl Planner {
             self.addresses.touch(&key, before, after);
             if self.local.contains(&key) {
                 self.addresses.touch_attached(&key);
-                (self.due.isolation, self.due.ports) = (true, true);
+                self.due.isolation.namespaces.insert(key.namespace);
+                self.due.ports = true;
             }
         }
         for (key, _) in namespaces.put(&mut self.snapshot.namespaces) {
@@ -174,6 +184,7 @@ impl Planner {
                 }
                 None => drop(self.forms.remove(&key)),
             }
+            self.due.isolation.namespaces.insert(key.namespace.clone());
             self.due.policies.insert(key);
         }
         self.versions.objects += objects;
@@ -181,15 +192,24 @@ impl Planner {
     }
 
     /// Takes what the node is, and what is plugged into it.
-    pub fn observe(&mut self, facts: &NodeFacts, attachments: Vec<Attachment>) {
+    pub fn observe(&mut self, facts: &NodeFacts, attachments: Vec<Arc<Attachment>>) {
         if self.facts.as_ref() != Some(facts) {
             self.facts = Some(facts.clone());
             (self.due.places, self.due.routes, self.due.ports) = (true, true, true);
         }
-        if self.attachments != attachments {
-            self.attachments = attachments;
-            self.due.attachments = true;
+        let known = &self.attachments;
+        if known.len() == attachments.len()
+            && known.iter().zip(&attachments).all(|(one, other)| Arc::ptr_eq(one, other))
+        {
+            return;
         }
+        let pods: Vec<Name> = differing(known, &attachments)
+            .chain(differing(&attachments, known))
+            .filter_map(|attachment| Some(Name::shared(&attachment.spec.pod.as_ref()?.namespace)))
+            .collect();
+        self.due.isolation.namespaces.extend(pods);
+        self.attachments = attachments;
+        self.due.attachments = true;
     }
 
     /// Takes nothing for granted of what the maps hold: policy is planned whole.
@@ -265,7 +285,7 @@ impl Planner {
             new: workloads.difference(&self.workloads).cloned().collect(),
         };
         self.workloads = workloads;
-        (self.due.isolation, self.due.ports) = (true, true);
+        self.due.ports = true;
         turnover
     }
 
@@ -285,9 +305,9 @@ impl Planner {
     }
 
     fn patch_policy(&mut self, room: &Room<'_>, patch: &mut Patch) {
-        let (policies, namespaces) = (std::mem::take(&mut self.due.policies), std::mem::take(&mut self.due.namespaces));
-        let isolates = self.due.isolation || !policies.is_empty();
-        let isolation = isolates.then(|| isolation::isolate(&self.snapshot, &self.attachments, &self.forms));
+        let namespaces = std::mem::take(&mut self.due.namespaces);
+        let Isolates { everywhere, namespaces: isolating } = std::mem::take(&mut self.due.isolation);
+        let isolates = everywhere || !isolating.is_empty();
         let dirty = self.addresses.take_dirty(&self.snapshot);
         let is_whole = match &self.policy {
             None => true,
@@ -297,26 +317,36 @@ impl Planner {
             Some(Policy::Followed(_)) => false,
         };
         if is_whole || self.due.compile {
-            return self.compile(isolation, room, patch);
+            return self.compile(room, patch);
         }
         let Some(Policy::Followed(followed)) = &mut self.policy else { return };
         namespaces.iter().for_each(|namespace| followed.forget(namespace));
-        let edit = isolation.map(|isolation| (isolation, policies));
+        let edit = isolates.then(|| self.edited(everywhere, isolating));
         // Who has a number is thought to have had room at the last plan.
         let had_room = edit.is_some().then(|| self.numbers.policies.clone());
         if let Err(Recompile) = self.follow_policy(edit, dirty, room, patch) {
             if let Some(had_room) = had_room {
                 self.numbers.policies = had_room;
             }
-            return self.compile(None, room, patch);
+            self.compile(room, patch);
         }
-        self.judge();
+    }
+
+    /// What has changed of who is isolated by what.
+    fn edited(&mut self, everywhere: bool, mut namespaces: BTreeSet<Name>) -> Edited {
+        if everywhere {
+            let pods = self.attachments.iter().filter_map(|attachment| attachment.spec.pod.as_ref());
+            namespaces.extend(pods.map(|pod| Name::shared(&pod.namespace)));
+        }
+        let asked = |namespace: &str| namespaces.contains(namespace);
+        let isolation = isolation::isolate_some(&self.snapshot, &self.attachments, &self.forms, asked);
+        Edited { policies: std::mem::take(&mut self.due.policies), namespaces, isolation }
     }
 
     /// Policy as far as these edits and addresses touch it.
     fn follow_policy(
         &mut self,
-        edit: Option<(Isolation, BTreeSet<ObjectKey>)>,
+        edit: Option<Edited>,
         mut dirty: BTreeSet<IpAddr>,
         room: &Room<'_>,
         patch: &mut Patch,
@@ -324,40 +354,35 @@ impl Planner {
         let Self { snapshot, forms, addresses, numbers, given, desired, policy, .. } = self;
         let Some(Policy::Followed(followed)) = policy else { return Ok(()) };
         let mut written = Written { numbers, given, desired, patch };
-        if let Some((isolation, policies)) = edit {
-            self.due.ports = true;
-            let peers = followed.edit(snapshot, forms, isolation, &policies, room, &mut written)?;
+        let is_edited = edit.is_some();
+        if let Some(edited) = edit {
+            let peers = followed.edit(snapshot, forms, edited, room, &mut written)?;
             peers.iter().for_each(|peer| addresses.touch_peer(snapshot, peer));
             dirty.extend(addresses.take_dirty(snapshot));
-            written.desired.isolation.clear();
-            followed.policies.describe_isolation(written.desired);
         }
         let owner = |address: IpAddr| addresses.owner(snapshot, address).flatten();
-        followed.follow(snapshot, owner, &dirty, room, &mut written)
-    }
-
-    fn judge(&mut self) {
-        let Some(Policy::Followed(followed)) = &self.policy else { return };
-        let judged = followed.judged();
-        if judged != self.judged {
+        let has_moved = followed.follow(snapshot, owner, &dirty, room, &mut written)?;
+        if is_edited || has_moved {
+            let judged = followed.judged();
+            self.due.ports |= judged != self.judged;
             self.judged = judged;
-            self.due.ports = true;
         }
+        Ok(())
     }
 
     /// All of policy.
-    fn compile(&mut self, isolation: Option<Isolation>, room: &Room<'_>, patch: &mut Patch) {
+    fn compile(&mut self, room: &Room<'_>, patch: &mut Patch) {
         let Self { snapshot, attachments, forms, numbers, given, desired, .. } = self;
-        let isolation = isolation.unwrap_or_else(|| isolation::isolate(snapshot, attachments, forms));
+        let isolation = isolation::isolate(snapshot, attachments, forms);
         let owners = self.addresses.owners(snapshot);
         let policies = policy::compile(snapshot, forms, isolation, &owners, room, numbers);
         let mut whole = Desired::default();
         self.judged = policies.describe(snapshot, forms, &mut whole);
-        let Desired { identities, cidrs, rules, isolation, closed, crowded, refusals, .. } = whole;
+        let Desired { identities, cidrs, rules, closed, crowded, refusals, .. } = whole;
         set_all(&mut desired.identities, &mut patch.identities, identities);
         set_all(&mut desired.cidrs, &mut patch.cidrs, cidrs);
         set_all(&mut desired.rules, &mut patch.rules, rules);
-        (desired.isolation, desired.closed, desired.crowded) = (isolation, closed, crowded);
+        (desired.closed, desired.crowded) = (closed, crowded);
         self.refused[0] = refusals;
         *given = Given::of(numbers);
         self.due.ports = true;
@@ -410,6 +435,14 @@ impl Planner {
         known.or_else(|| self.desired.names.get(&address).cloned())
     }
 
+    /// The policies that isolate a workload, by their names: for ingress and for egress. `id`: the attachment's as text.
+    #[must_use]
+    pub fn isolated_by(&self, id: &str) -> (Vec<String>, Vec<String>) {
+        let isolation = self.policy.as_ref().map(|policy| &policy.policies().isolation);
+        let known = isolation.and_then(|isolation| isolation.names_of(id));
+        known.or_else(|| self.desired.isolation.get(id).cloned()).unwrap_or_default()
+    }
+
     /// `namespace/name` of the Service that has a frontend.
     #[must_use]
     pub fn service_name(&self, frontend: &ServiceKey) -> Option<String> {
@@ -421,7 +454,7 @@ impl Planner {
     #[must_use]
     pub fn addresses_of(&self, pod: &str) -> Vec<IpAddr> {
         let (namespace, name) = pod.split_once('/').unwrap_or_default();
-        let of_pod = |attachment: &&Attachment| {
+        let of_pod = |attachment: &&Arc<Attachment>| {
             attachment
                 .spec
                 .pod
@@ -462,6 +495,14 @@ impl Planner {
         let all: BTreeSet<String> = others.cloned().chain(told.problems).collect();
         all.into_iter().collect()
     }
+}
+
+/// Those of `some` that are not among the others.
+fn differing<'a>(
+    some: &'a [Arc<Attachment>],
+    others: &'a [Arc<Attachment>],
+) -> impl Iterator<Item = &'a Arc<Attachment>> {
+    some.iter().filter(|one| !others.iter().any(|other| Arc::ptr_eq(one, other) || *one == other))
 }
 
 /// Sets or removes one value of the plan, and tells the maps.

@@ -43,8 +43,9 @@ pub(crate) struct Allowed {
 type BlocksByPorts<'f> = BTreeMap<Vec<PortRule>, BTreeSet<&'f Block>>;
 
 impl Allowed {
-    /// Unites the rules of all policies of the set that is called `name`.
-    pub(crate) fn by(set: &PolicySet, name: &str, direction: Direction, forms: &Forms, regions: &mut Regions) -> Self {
+    /// Unites the rules of all policies of a set.
+    pub(crate) fn by(set: &PolicySet, key: &SetKey, forms: &Forms, regions: &mut Regions) -> Self {
+        let direction = key.direction;
         let mut allowed = Self::default();
         let mut blocks = BlocksByPorts::new();
         for rule in set.policies.iter().filter_map(|key| forms.get(key)?.rules_of(direction)).flatten() {
@@ -58,7 +59,7 @@ impl Allowed {
         }
         allowed.any = ports::merge(allowed.any);
         for (ports, blocks) in blocks {
-            let term = Arc::new(PeerTerm::Blocks { set: name.to_owned(), ports: ports.clone() });
+            let term = Arc::new(PeerTerm::Blocks { set: key.to_string(), ports: ports.clone() });
             allowed.regions.insert(term.clone(), regions.of(&blocks));
             allowed.peers.insert(term, ports);
         }
@@ -135,28 +136,47 @@ pub(crate) struct Compiled {
     pub(crate) chunks: usize,
 }
 
-/// Which sets of matches contain a term, and with which port; by the term's place among [`Terms`].
-type Containing = Vec<Vec<(SetId, u16)>>;
+/// Which sets of matches contain a term, and with which port.
+struct Containing {
+    /// By the term's place among [`Terms`]: where it stands in `found`.
+    index: Vec<Option<usize>>,
+    found: Vec<Vec<(SetId, u16)>>,
+}
 
-/// Turns the identities around.
-fn containing(identities: &Identities, terms: &Terms) -> Containing {
-    let mut containing = vec![Vec::new(); terms.len()];
-    for set in &identities.used {
-        for (term, port) in identities.sets.get(*set) {
-            containing[*term as usize].push((*set, *port));
+impl Containing {
+    /// Turns the identities around, as far as these policy sets ask.
+    fn new<'a>(sets: impl Iterator<Item = &'a Allowed>, identities: &Identities, terms: &Terms) -> Self {
+        let (mut index, mut count) = (vec![None; terms.len()], 0);
+        for place in sets.flat_map(|allowed| allowed.peers.keys()).filter_map(|term| terms.place(term)) {
+            index[place as usize].get_or_insert_with(|| {
+                count += 1;
+                count - 1
+            });
         }
+        let mut found = vec![Vec::new(); count];
+        for set in &identities.used {
+            for (term, port) in identities.sets.get(*set) {
+                if let Some(index) = index[*term as usize] {
+                    found[index].push((*set, *port));
+                }
+            }
+        }
+        Self { index, found }
     }
-    containing
+
+    fn of(&self, place: u32) -> &[(SetId, u16)] {
+        self.index[place as usize].map_or(&[], |index| &self.found[index])
+    }
 }
 
 /// Compiles policy sets; none: together they have more than `most` chunks.
 pub(super) fn compile<'a>(
-    sets: impl IntoIterator<Item = (&'a SetKey, &'a Allowed)>,
+    sets: impl Iterator<Item = (&'a SetKey, &'a Allowed)> + Clone,
     identities: &Identities,
     terms: &Terms,
     most: usize,
 ) -> Option<BTreeMap<SetKey, Compiled>> {
-    let containing = containing(identities, terms);
+    let containing = Containing::new(sets.clone().map(|(_, allowed)| allowed), identities, terms);
     let (mut compiled, mut left) = (BTreeMap::new(), most);
     for (key, allowed) in sets {
         let set = compile_one(allowed, terms, &containing, left)?;
@@ -170,7 +190,7 @@ pub(super) fn compile<'a>(
 fn compile_one(allowed: &Allowed, terms: &Terms, containing: &Containing, most: usize) -> Option<Compiled> {
     let mut found: Vec<(SetId, &PeerTerm, &[PortRule], u16)> = Vec::new();
     for (term, ports) in &allowed.peers {
-        let sets = terms.place(term).map_or(&[][..], |place| &containing[place as usize]);
+        let sets = terms.place(term).map_or(&[][..], |place| containing.of(place));
         found.extend(sets.iter().map(|(set, port)| (*set, &**term, ports.as_slice(), *port)));
     }
     found.sort_unstable_by_key(|(set, ..)| *set);

@@ -15,12 +15,25 @@ use super::{
     isolation::{Forms, Isolation, SetKey},
     peers::{PeerTerm, PodPeer},
     region::Regions,
-    set_text,
 };
-use crate::model::{ObjectKey, Room, Snapshot};
+use crate::{
+    model::{Name, ObjectKey, Room, Snapshot},
+    plan::identity::Moved,
+};
 
 /// Terms that come or go at once, at most: for each of them all pods of its namespaces are looked at.
 const MANY: usize = 50;
+
+/// What has changed of policy.
+#[derive(Debug)]
+pub(crate) struct Edited {
+    /// Policies that were edited.
+    pub(crate) policies: BTreeSet<ObjectKey>,
+    /// Namespaces in which somebody may be isolated by something else.
+    pub(crate) namespaces: BTreeSet<Name>,
+    /// Who is isolated by what in these.
+    pub(crate) isolation: Isolation,
+}
 
 /// What becomes of the sets.
 #[derive(Default)]
@@ -31,8 +44,7 @@ struct Edit {
 }
 
 impl Followed {
-    /// Takes in who is isolated by what now, where some `policies` were edited. Peers that came or went: the pods that they mean
-    /// have to be followed.
+    /// Takes an edit in. Peers that came or went: the pods that they mean have to be followed.
     ///
     /// # Errors
     /// [`Recompile`]: blocks of addresses change, or something may not fit.
@@ -40,13 +52,12 @@ impl Followed {
         &mut self,
         snapshot: &Snapshot,
         forms: &Forms,
-        isolation: Isolation,
-        policies: &BTreeSet<ObjectKey>,
+        edited: Edited,
         room: &Room<'_>,
         written: &mut Written<'_>,
     ) -> Result<Vec<PodPeer>, Recompile> {
-        let edit = self.compare(forms, &isolation, policies)?;
-        self.policies.isolation = isolation;
+        let edit = self.compare(forms, &edited)?;
+        self.policies.isolation.replace(&edited.namespaces, edited.isolation);
         if edit.gone.is_empty() && edit.changed.is_empty() {
             return Ok(Vec::new());
         }
@@ -54,7 +65,7 @@ impl Followed {
         self.remove_sets(&edit.gone, written);
         let compiled = self.compile(&edit.changed, room)?;
         self.policies.allowed.extend(edit.changed);
-        let names = self.policies.allowed.keys().map(|key| written.numbers.key.of_text(&set_text(key))).collect();
+        let names = self.policies.allowed.keys().map(|key| written.numbers.key.of_text(&key.to_string())).collect();
         written.numbers.assign_policies(&names);
         for (key, compiled) in compiled {
             self.put_set(key, compiled, written);
@@ -62,16 +73,17 @@ impl Followed {
         Ok(peers)
     }
 
-    fn compare(&self, forms: &Forms, isolation: &Isolation, edited: &BTreeSet<ObjectKey>) -> Result<Edit, Recompile> {
+    fn compare(&self, forms: &Forms, edited: &Edited) -> Result<Edit, Recompile> {
+        let Edited { policies, namespaces, isolation } = edited;
         let standing = &self.policies;
         let mut edit = Edit::default();
         let mut regions = Regions::default();
-        for (key, set) in &isolation.sets {
-            let is_edited = set.policies.iter().any(|policy| edited.contains(policy));
-            if !is_edited && standing.isolation.sets.get(key) == Some(set) {
+        for (key, set) in isolation.sets() {
+            let is_edited = set.policies.iter().any(|policy| policies.contains(policy));
+            if !is_edited && standing.isolation.set(key) == Some(set) {
                 continue;
             }
-            let allowed = Allowed::by(set, &set_text(key), key.0, forms, &mut regions);
+            let allowed = Allowed::by(set, key, forms, &mut regions);
             let before = standing.allowed.get(key);
             let same_blocks = before.map_or(allowed.regions.is_empty(), |before| before.regions == allowed.regions);
             if !same_blocks || allowed.overflow.is_some() {
@@ -81,8 +93,8 @@ impl Followed {
                 edit.changed.insert(key.clone(), allowed);
             }
         }
-        for (key, allowed) in standing.allowed.iter().filter(|(key, _)| !isolation.sets.contains_key(*key)) {
-            if !allowed.regions.is_empty() {
+        for key in standing.isolation.sets_of(namespaces).filter(|key| isolation.set(key).is_none()) {
+            if standing.allowed.get(key).is_some_and(|allowed| !allowed.regions.is_empty()) {
                 return Err(Recompile);
             }
             edit.gone.insert(key.clone());
@@ -92,31 +104,30 @@ impl Followed {
 
     /// The terms that came and went, and whom they mean.
     fn change_terms(&mut self, edit: &Edit, snapshot: &Snapshot) -> Result<Vec<PodPeer>, Recompile> {
-        let standing = &self.policies.allowed;
-        let is_other = |key: &SetKey| !edit.gone.contains(key) && !edit.changed.contains_key(key);
-        let is_kept = |term: &PeerTerm| {
-            let mut others = standing.iter().filter(|(key, _)| is_other(key)).map(|(_, allowed)| allowed);
-            others.any(|allowed| allowed.peers.contains_key(term))
-                || edit.changed.values().any(|allowed| allowed.peers.contains_key(term))
-        };
-        let before = edit.gone.iter().chain(edit.changed.keys()).filter_map(|key| standing.get(key));
+        let before = edit.gone.iter().chain(edit.changed.keys()).filter_map(|key| self.policies.allowed.get(key));
         let before = before.flat_map(|allowed| allowed.peers.keys());
-        let gone: BTreeSet<Arc<PeerTerm>> = before.filter(|term| !is_kept(term)).cloned().collect();
         let after = edit.changed.values().flat_map(|allowed| allowed.peers.keys());
-        let new: BTreeSet<Arc<PeerTerm>> = after.filter(|term| self.terms.place(term).is_none()).cloned().collect();
-        if gone.len() + new.len() > MANY || self.terms.is_worn() {
+        // By how many more sets, or fewer, each is used.
+        let mut uses: BTreeMap<Arc<PeerTerm>, isize> = BTreeMap::new();
+        before.for_each(|term| *uses.entry(term.clone()).or_default() -= 1);
+        after.for_each(|term| *uses.entry(term.clone()).or_default() += 1);
+        let comes_or_goes = |(term, more): &(&Arc<PeerTerm>, &isize)| match self.terms.uses(term) {
+            0 => true,
+            used => used.checked_add_signed(**more) == Some(0),
+        };
+        if uses.iter().filter(comes_or_goes).count() > MANY || self.terms.is_worn() {
             return Err(Recompile);
         }
-        for term in &gone {
-            if let Some(place) = self.terms.remove(term) {
-                self.follower.remove_term(place);
+        let mut peers = Vec::new();
+        for (term, more) in uses {
+            match self.terms.change_uses(&term, more) {
+                Some(Moved::Came(place)) => self.follower.add_term(place, &term, snapshot),
+                Some(Moved::Went(place)) => self.follower.remove_term(place),
+                None => continue,
             }
+            peers.extend(term.peer().cloned());
         }
-        for term in &new {
-            let place = self.terms.add(term.clone());
-            self.follower.add_term(place, term, snapshot);
-        }
-        Ok(gone.iter().chain(&new).filter_map(|term| term.peer()).cloned().collect())
+        Ok(peers)
     }
 
     /// The changed sets, if they fit beside the others.
@@ -129,7 +140,7 @@ impl Followed {
         let others = choice.compiled.iter().filter(|(key, _)| !changed.contains_key(*key));
         let others: usize = others.map(|(_, compiled)| compiled.chunks).sum();
         let left = room.rules.checked_sub(others).ok_or(Recompile)?;
-        let compiled = compile::compile(changed, &choice.identities, &self.terms, left).ok_or(Recompile)?;
+        let compiled = compile::compile(changed.iter(), &choice.identities, &self.terms, left).ok_or(Recompile)?;
         if compiled.values().any(|set| set.overflow.is_some()) { Err(Recompile) } else { Ok(compiled) }
     }
 
@@ -148,7 +159,7 @@ impl Followed {
 
     /// Puts a set in the place of what it was.
     fn put_set(&mut self, key: SetKey, compiled: Compiled, written: &mut Written<'_>) {
-        let name = written.numbers.key.of_text(&set_text(&key));
+        let name = written.numbers.key.of_text(&key.to_string());
         let number = written.numbers.policies.get(&name).copied().unwrap_or(CLOSED);
         let after = self.rules(&compiled, number);
         if let Some(before) = self.policies.choice.compiled.get(&key) {

@@ -32,14 +32,13 @@ const MAX_REASONS: usize = 50;
 /// A whole map, for shares.
 const WHOLE: u64 = 1_000_000;
 
-/// Every set that may be chosen: what it allows, its namespace, and whether it was there at the last plan.
+/// Every set that may be chosen: what it allows, and whether it was there at the last plan.
 pub(super) type Candidates<'c> = BTreeMap<&'c SetKey, Candidate<'c>>;
 
 /// See [`Candidates`].
 #[derive(Debug)]
 pub(super) struct Candidate<'c> {
     pub(super) allowed: &'c Allowed,
-    pub(super) namespace: &'c str,
     pub(super) stood: bool,
 }
 
@@ -167,9 +166,9 @@ impl Fitting<'_> {
             admitted.extend(waiting.drain(..count));
             let Some(first) = waiting.first() else { break };
             // The namespace's own larger sets are no more likely to fit.
-            let namespace = candidates[*first].namespace;
+            let namespace = &first.namespace;
             let is_over = tries >= MAX_TRIES;
-            refused.extend(waiting.extract_if(.., |key| is_over || candidates[*key].namespace == namespace));
+            refused.extend(waiting.extract_if(.., |key| is_over || key.namespace == *namespace));
         }
         (admitted, refused)
     }
@@ -207,7 +206,7 @@ impl Fitting<'_> {
     ) -> BTreeMap<SetKey, Shortage> {
         let mut by_namespace: BTreeMap<&str, BTreeSet<&SetKey>> = BTreeMap::new();
         for key in refused {
-            by_namespace.entry(candidates[key].namespace).or_default().insert(key);
+            by_namespace.entry(&key.namespace).or_default().insert(key);
         }
         let (mut reasons, mut tries) = (BTreeMap::new(), 0);
         for keys in by_namespace.values() {
@@ -236,7 +235,7 @@ impl Fitting<'_> {
                     let cost = self.share(&choice);
                     shares.insert(*key, cost);
                     keys.push(*key);
-                    wishes.push(Wish { namespace: candidate.namespace, cost, stood: candidate.stood });
+                    wishes.push(Wish { namespace: &key.namespace, cost, stood: candidate.stood });
                 }
                 Err(shortage) => drop(closed.insert((*key).clone(), shortage)),
             }

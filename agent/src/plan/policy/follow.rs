@@ -70,7 +70,7 @@ impl Followed {
         self.follower.forget(namespace);
     }
 
-    /// Follows some addresses.
+    /// Follows some addresses; whether any means something else now.
     ///
     /// # Errors
     /// [`Recompile`]: what fits has to be asked anew. What is written by then is no harm: it is what a compilation writes, or
@@ -82,7 +82,7 @@ impl Followed {
         dirty: &BTreeSet<IpAddr>,
         room: &Room<'_>,
         written: &mut Written<'_>,
-    ) -> Result<(), Recompile> {
+    ) -> Result<bool, Recompile> {
         let (mut sets, mut moved) = (Sets::default(), BTreeMap::new());
         for address in dirty {
             let identities = &mut self.policies.choice.identities;
@@ -103,7 +103,7 @@ impl Followed {
             moved.insert(*address, (before, after));
         }
         if moved.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let added = moved.iter().filter(|(address, (_, after))| {
             after.is_some() && !room.standing_identities.contains_key(&Addr::from(**address))
@@ -116,7 +116,7 @@ impl Followed {
         self.digest(&moved);
         self.number(&sets, written);
         self.write(&sets, &moved, written);
-        Ok(())
+        Ok(true)
     }
 
     /// Compiles what came into use.

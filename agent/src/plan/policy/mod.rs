@@ -85,18 +85,12 @@ pub(crate) fn compile(
     numbers: &mut Numbers,
 ) -> Policies {
     let mut regions = Regions::default();
-    let allowed: BTreeMap<SetKey, Allowed> = isolation
-        .sets
-        .iter()
-        .map(|(key, set)| (key.clone(), Allowed::by(set, &set_text(key), key.0, forms, &mut regions)))
-        .collect();
+    let allowed: BTreeMap<SetKey, Allowed> =
+        isolation.sets().map(|(key, set)| (key.clone(), Allowed::by(set, key, forms, &mut regions))).collect();
     let groups = PodGroups::new(owners, &Terms::of(allowed.values()));
     let names = numbers.key;
-    let name = |key: &SetKey| names.of_text(&set_text(key));
-    let candidate = |key: &SetKey, allowed| {
-        let namespace = isolation.sets[key].policies.first().map_or("", |policy| policy.namespace.as_str());
-        Candidate { allowed, namespace, stood: numbers.had_policy(name(key)) }
-    };
+    let name = |key: &SetKey| names.of_text(&key.to_string());
+    let candidate = |key: &SetKey, allowed| Candidate { allowed, stood: numbers.had_policy(name(key)) };
     let candidates = allowed.iter().map(|(key, allowed)| (key, candidate(key, allowed))).collect();
     let mut choice = Fitting { snapshot, groups: &groups, room }.choose(&candidates);
     let terms = Terms::of(choice.compiled.keys().map(|key| &allowed[key]));
@@ -105,10 +99,6 @@ pub(crate) fn compile(
     let number = |key: &SetKey| numbers.policies.get(&name(key)).copied().unwrap_or(CLOSED);
     let numbers = choice.compiled.keys().map(|key| (key.clone(), number(key))).collect();
     Policies { isolation, allowed, choice, numbers }
-}
-
-fn set_text((direction, policies): &SetKey) -> String {
-    format!("{direction} {policies}")
 }
 
 impl Policies {
@@ -123,7 +113,6 @@ impl Policies {
             }
         }
         self.describe_reports(snapshot, forms, desired);
-        self.describe_isolation(desired);
         self.judged(&self.digests(&Places::of(identities)))
     }
 
@@ -140,22 +129,14 @@ impl Policies {
         };
         let of = |key: &Option<SetKey>| key.as_ref().map_or((0, 0), of_set);
         let judged = |isolated: &Isolated| Judged { ingress: of(&isolated.ingress), egress: of(&isolated.egress) };
-        self.isolation.workloads.iter().map(|(id, isolated)| (id.clone(), judged(isolated))).collect()
-    }
-
-    /// Which policies isolate each workload, by their names.
-    pub(crate) fn describe_isolation(&self, desired: &mut Desired) {
-        for (id, isolated) in &self.isolation.workloads {
-            let names = |key: &Option<SetKey>| self.isolation.policy_names(key.as_ref());
-            desired.isolation.insert(id.clone(), (names(&isolated.ingress), names(&isolated.egress)));
-        }
+        self.isolation.workloads().map(|(id, isolated)| (id.clone(), judged(isolated))).collect()
     }
 
     /// Policies that do not fit, and why.
     fn unfit(&self) -> BTreeMap<&ObjectKey, String> {
         let mut unfit = BTreeMap::new();
         for (key, shortage) in &self.choice.closed {
-            for policy in &self.isolation.sets[key].policies {
+            for policy in self.isolation.policies_of(key) {
                 unfit.entry(policy).or_insert_with(|| shortage.to_string());
             }
         }
@@ -169,13 +150,12 @@ impl Policies {
             let (key, why) = (policy.clone(), format!("{NOT_FITTING}: {why}"));
             desired.refusals.insert(Refusal { kind: RefusedKind::Policy, key, uid, why });
         }
-        for (id, isolated) in &self.isolation.workloads {
+        for (id, isolated) in self.isolation.workloads() {
             let closed = [&isolated.ingress, &isolated.egress].into_iter().flatten();
             let closed: Vec<_> = closed.filter_map(|key| Some((key, self.choice.closed.get(key)?))).collect();
             let Some((_, shortage)) = closed.first() else { continue };
-            let ways: Vec<String> = closed.iter().map(|((way, _), _)| way.to_string()).collect();
-            let policies: BTreeSet<_> =
-                closed.iter().flat_map(|(key, _)| &self.isolation.sets[*key].policies).collect();
+            let ways: Vec<String> = closed.iter().map(|(key, _)| key.direction.to_string()).collect();
+            let policies: BTreeSet<_> = closed.iter().flat_map(|(key, _)| self.isolation.policies_of(key)).collect();
             let policies: Vec<String> = policies.into_iter().take(NAMED).map(ToString::to_string).collect();
             let why =
                 format!("its policies do not fit ({}): {} closed: {shortage}", policies.join(", "), ways.join(" and "));
@@ -212,7 +192,7 @@ impl Policies {
     ) -> impl Iterator<Item = (PolicyReport, Vec<String>)> + 'a {
         let (unfit, overflows) = (self.unfit(), self.overflows());
         forms.into_iter().map(move |(key, form)| {
-            let selected = self.isolation.selected.get(key);
+            let selected = self.isolation.selected(key);
             let mut wrong = form.problems.clone();
             wrong.extend(overflows.get(key).into_iter().flatten().cloned());
             let mut state = state_of(&wrong, selected.is_some());
@@ -237,7 +217,7 @@ impl Policies {
     fn overflows(&self) -> BTreeMap<&ObjectKey, BTreeSet<String>> {
         let mut overflows: BTreeMap<&ObjectKey, BTreeSet<String>> = BTreeMap::new();
         for (key, compiled) in &self.choice.compiled {
-            let policies = self.isolation.sets.get(key).map_or(&[][..], |set| set.policies.as_slice());
+            let policies = self.isolation.policies_of(key);
             let mut report = |why: String| {
                 for policy in policies {
                     overflows.entry(policy).or_default().insert(why.clone());
@@ -245,9 +225,8 @@ impl Policies {
             };
             if let Some(ports) = compiled.overflow {
                 report(format!(
-                    "{ports} port ranges towards one peer, of all policies that select the same pods ({} {}): {MAX_RULES} \
-                     fit, the rest is denied; merge ports into ranges with endPort",
-                    key.0, key.1
+                    "{ports} port ranges towards one peer, of all policies that select the same pods ({key}): {MAX_RULES} \
+                     fit, the rest is denied; merge ports into ranges with endPort"
                 ));
             }
             if self.numbers[key] == CLOSED {

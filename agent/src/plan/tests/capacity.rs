@@ -12,12 +12,7 @@ use crate::{
     model::{Refusal, RefusedKind},
     plan::{
         identity::{PodGroups, Terms, identify},
-        policy::{
-            compile::Allowed,
-            isolation::PolicySet,
-            region::Regions,
-            rules::{Direction, PolicyForm},
-        },
+        policy::{compile::Allowed, isolation::isolate, region::Regions, rules::PolicyForm},
     },
 };
 
@@ -290,10 +285,10 @@ fn is_exact_or_closed(world: &World, desired: &Desired, exact: &Desired) -> Resu
 fn the_bound_of_work_holds() {
     let (world, _) = holes(20_000, false);
     let policy = world.snapshot.policies.values().next().unwrap();
-    let key = ObjectKey::new("x", "p");
-    let forms = BTreeMap::from([(key.clone(), PolicyForm::read(policy.spec.as_ref(), "x"))]);
-    let set = PolicySet { policies: vec![key], named: BTreeMap::new() };
-    let allowed = Allowed::by(&set, "x", Direction::Ingress, &forms, &mut Regions::default());
+    let forms = BTreeMap::from([(ObjectKey::new("x", "p"), PolicyForm::read(policy.spec.as_ref(), "x"))]);
+    let isolation = isolate(&world.snapshot, &world.attachments, &forms);
+    let (key, set) = isolation.sets().next().unwrap();
+    let allowed = Allowed::by(set, key, &forms, &mut Regions::default());
     let terms = Terms::of([&allowed].into_iter());
     let found = identify(&world.snapshot, &PodGroups::default(), &terms).unwrap();
     assert_eq!(found.sets.work(), (1, 2), "matches kept, and steps");

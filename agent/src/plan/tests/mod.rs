@@ -31,7 +31,7 @@ const ICMP: u8 = 1;
 struct World {
     snapshot: Snapshot,
     facts: NodeFacts,
-    attachments: Vec<Attachment>,
+    attachments: Vec<Arc<Attachment>>,
     numbers: Numbers,
     limits: Limits,
     /// What stands in the maps: the last plan.
@@ -120,7 +120,7 @@ impl World {
 
     fn attach(&mut self, pod: Option<(&str, &str)>, ips: &[&str]) -> u32 {
         let number = u32::try_from(self.attachments.len()).unwrap() + 10;
-        self.attachments.push(attachment(number, pod, ips));
+        self.attachments.push(attachment(number, pod, ips).into());
         number
     }
 

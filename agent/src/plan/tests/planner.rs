@@ -132,6 +132,7 @@ fn told(planner: &Planner, whole: &Desired) -> Desired {
     told.service_reports = planner.service_reports();
     told.policy_reports = planner.policy_reports();
     told.problems = planner.problems();
+    told.isolation = whole.isolation.keys().map(|id| (id.clone(), planner.isolated_by(id))).collect();
     told.names = whole.names.keys().filter_map(|addr| Some((*addr, planner.name(*addr)?))).collect();
     let frontends = whole.service_names.keys();
     told.service_names = frontends.filter_map(|key| Some((*key, planner.service_name(key)?))).collect();

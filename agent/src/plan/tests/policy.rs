@@ -236,7 +236,7 @@ fn an_address_counts_only_within_the_pod_cidrs_of_the_pods_node() {
 fn a_local_pod_is_a_peer_before_its_status_says_so() {
     let (mut world, web) = world();
     world.local(("x", "new"), json!({"app": "a"}), &[], json!({}));
-    world.attachments.last_mut().unwrap().allocation = attachment(11, None, &["10.1.0.9"]).allocation;
+    Arc::make_mut(world.attachments.last_mut().unwrap()).allocation = attachment(11, None, &["10.1.0.9"]).allocation;
     let from = json!([{"podSelector": {"matchLabels": {"app": "a"}}}]);
     world.policy(("x", "p"), json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": from}]}));
     assert!(lets_in(&world.plan(), web, "10.1.0.9", HTTP));
@@ -306,7 +306,7 @@ fn an_unknown_pod_is_closed_where_any_policy_is() {
     assert_eq!(open(&mut world), (false, false));
     world.pod(("x", "new"), json!({}), &[], json!({"metadata": {"uid": "1"}}));
     assert_eq!(open(&mut world), (true, true), "known, and not selected");
-    world.attachments[1].spec.pod.as_mut().unwrap().uid = Some("2".into());
+    Arc::make_mut(&mut world.attachments[1]).spec.pod.as_mut().unwrap().uid = Some("2".into());
     assert_eq!(open(&mut world), (false, false), "another one of that name");
     world.pod(
         ("x", "new"),
@@ -446,7 +446,7 @@ fn only_workloads_that_are_judged_otherwise_decide_again() {
         json!({"podSelector": {}, "ingress": [{"from": from("a")}, {"from": [{"ipBlock": {"cidr": "10.8.0.0/15"}}]}]}),
     );
     step(&mut world, &[web]);
-    world.attachments[0].allocation.mac = Mac([2, 2, 2, 2, 2, 2]);
+    Arc::make_mut(&mut world.attachments[0]).allocation.mac = Mac([2, 2, 2, 2, 2, 2]);
     step(&mut world, &[web]);
     world.attach(Some(("x", "a")), &["10.2.0.1"]);
     step(&mut world, &[]);

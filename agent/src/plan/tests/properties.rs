@@ -170,7 +170,9 @@ pub(super) fn build(world: &mut World, (pods, namespaces, policies): &Parts) {
         let name = format!("p{index}");
         world.pod((pod.namespace, &name), pod.labels.clone(), &ips, more);
         if pod.local {
-            world.attachments.push(attachment(u32::try_from(index).unwrap() + 10, Some((pod.namespace, &name)), &ips));
+            world
+                .attachments
+                .push(attachment(u32::try_from(index).unwrap() + 10, Some((pod.namespace, &name)), &ips).into());
         }
     }
     for (index, (namespace, spec)) in policies.iter().enumerate() {

@@ -34,12 +34,12 @@ fn remote(desired: &Desired, text: &str) -> (u32, Addr) {
     (remote.kind, remote.via)
 }
 
-fn host_routes(routes: &[(&str, Option<&str>)]) -> Vec<HostRoute> {
+fn host_routes(routes: &[(&str, Option<&str>)]) -> Arc<Vec<HostRoute>> {
     let route = |(dst, via): &(&str, Option<&str>)| HostRoute {
         dst: dst.parse().unwrap(),
         via: via.map(|via| via.parse().unwrap()),
     };
-    routes.iter().map(route).collect()
+    Arc::new(routes.iter().map(route).collect())
 }
 
 #[test]
@@ -144,9 +144,9 @@ fn ports_and_locals() {
     world.facts.host_addresses = vec!["192.0.2.1".parse().unwrap(), "fd00:1::1".parse().unwrap()];
     let ifindex = world.local(("x", "p"), json!({}), &["10.1.0.5", "fd00:1::5"], json!({}));
     let nameless = world.attach(None, &["10.1.0.6"]);
-    world.attachments[1].spec.port = PortKind::VhostUser;
+    Arc::make_mut(&mut world.attachments[1]).spec.port = PortKind::VhostUser;
     let waiting = world.attach(None, &["10.1.0.7"]);
-    world.attachments[2].link = None;
+    Arc::make_mut(&mut world.attachments[2]).link = None;
     let thief = world.attach(None, &["10.1.0.5"]);
     let desired = world.plan();
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The whole plan at once, slow and plain: what the planner that follows changes is held to.
 
-use std::collections::{BTreeSet, btree_map::Entry};
+use std::{
+    collections::{BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
 use weft_abi::Addr;
 use weft_api::PodRef;
@@ -24,7 +27,7 @@ use crate::{
 pub(in crate::plan) fn plan(
     snapshot: &Snapshot,
     facts: &NodeFacts,
-    attachments: &[Attachment],
+    attachments: &[Arc<Attachment>],
     room: &Room<'_>,
     numbers: &mut Numbers,
 ) -> Desired {
@@ -39,6 +42,8 @@ pub(in crate::plan) fn plan(
     let forms = forms_of(snapshot);
     let isolation = policy::isolation::isolate(snapshot, attachments, &forms);
     let policies = policy::compile(snapshot, &forms, isolation, &owners, room, numbers);
+    let names_of = |id: &String| Some((id.clone(), policies.isolation.names_of(id)?));
+    desired.isolation = policies.isolation.workloads().filter_map(|(id, _)| names_of(id)).collect();
     let judged = policies.describe(snapshot, &forms, &mut desired);
     ports::describe(snapshot, facts, attachments, &judged, numbers, &mut desired);
     routes::describe(snapshot, facts, &mut desired);
@@ -51,7 +56,7 @@ pub(in crate::plan) fn plan(
 fn owners<'a>(
     snapshot: &'a Snapshot,
     facts: &NodeFacts,
-    attachments: &[Attachment],
+    attachments: &[Arc<Attachment>],
     problems: &mut Vec<String>,
 ) -> Owners<'a> {
     let places = Places::new(snapshot, facts);
@@ -93,7 +98,7 @@ fn owners<'a>(
 }
 
 /// Names every address of pods, and of workloads here whose pod the API does not know yet.
-fn name_pods(owners: &Owners<'_>, attachments: &[Attachment], desired: &mut Desired) {
+fn name_pods(owners: &Owners<'_>, attachments: &[Arc<Attachment>], desired: &mut Desired) {
     for attachment in in_order(attachments).into_iter().rev() {
         if let Some(PodRef { namespace, name, uid: _ }) = &attachment.spec.pod {
             let addresses = attachment.allocation.addresses.iter().map(|assigned| Addr::from(assigned.address.addr()));

@@ -160,7 +160,7 @@ impl Host {
         let current: Vec<String> = pod_cidrs.iter().map(ToString::to_string).collect();
         let problem = |cidr: &IpNet| {
             let having: Vec<String> =
-                ports.records().filter(|record| has_address_in(record, cidr)).map(name_of).collect();
+                ports.records().filter(|record| has_address_in(record, cidr)).map(|record| name_of(record)).collect();
             let more = if having.len() > NAMED { " and others" } else { "" };
             let named = having[..having.len().min(NAMED)].join(", ");
             (!having.is_empty()).then(|| {

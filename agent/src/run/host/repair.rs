@@ -71,7 +71,7 @@ impl Host {
 
     /// The host's routes, as the last plan has them.
     async fn repair_routes(&mut self, work: &Work) -> Result<()> {
-        let planned = self.routes.planned.as_deref().unwrap_or_default();
+        let planned = self.routes.planned.as_deref().map_or(&[][..], Vec::as_slice);
         let (changes, result) = device::repair_routes(&self.observation, planned).await;
         mended(work, Mended::Routes, changes.count());
         self.routes.stand = result.is_ok();

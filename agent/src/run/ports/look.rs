@@ -126,12 +126,12 @@ impl Ports {
             |link: &PortLink| present.iter().any(|found| found.index == link.ifindex && found.name == link.ifname);
         let records: Vec<_> = self.records().cloned().collect();
         for record in records {
-            let (id, is_there) = (record.spec.id, record.link.as_ref().is_some_and(is_there));
+            let (id, is_there) = (record.spec.id.clone(), record.link.as_ref().is_some_and(is_there));
             let is_wanted = is_wanted(&record.spec.netns);
             if !is_there && !is_wanted {
                 tracing::info!(%id, "releasing an attachment whose link and network namespace are gone");
             }
-            let found = Event::Found { link: record.link, is_there, is_wanted };
+            let found = Event::Found { link: record.link.clone(), is_there, is_wanted };
             if let Err(error) = self.try_drive(dataplane, &id, found).await {
                 tracing::warn!(%id, %error, "cannot take up an attachment of an earlier run");
             }

@@ -7,7 +7,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use weft_abi::{Addr, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, LocalKind};
 use weft_api::{ApiError, ErrorCode, ExplainQuery, Explanation};
@@ -50,7 +50,7 @@ pub(crate) struct Known<'a> {
     /// The plan, and names.
     pub(crate) planner: &'a Planner,
     /// Workloads of this node.
-    pub(crate) attachments: &'a [Attachment],
+    pub(crate) attachments: &'a [Arc<Attachment>],
 }
 
 /// How a packet goes on.
@@ -144,16 +144,14 @@ impl Names<'_> {
         &self,
         here: u8,
         addr: &Addr,
-        direction: impl Fn(&(Vec<String>, Vec<String>)) -> &Vec<String>,
+        direction: impl Fn((Vec<String>, Vec<String>)) -> Vec<String>,
     ) -> Option<String> {
         let ip = IpAddr::from(*addr);
         let mut attachments = self.known.attachments.iter().filter(|_| here != 0);
-        let id = attachments
-            .find(|attachment| attachment.allocation.addresses.iter().any(|own| own.address.addr() == ip))?
-            .spec
-            .id
-            .to_string();
-        let policies = direction(self.known.planner.desired().isolation.get(&id)?);
+        let own =
+            |attachment: &&Arc<Attachment>| attachment.allocation.addresses.iter().any(|own| own.address.addr() == ip);
+        let id = attachments.find(own)?.spec.id.to_string();
+        let policies = direction(self.known.planner.isolated_by(&id));
         (!policies.is_empty()).then(|| policies.join(", "))
     }
 }

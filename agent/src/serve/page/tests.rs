@@ -270,8 +270,10 @@ fn every_list_comes_by_pages() {
         problems: vec!["two".into(), "three".into(), "one".into()],
         ..Desired::default()
     };
-    let view =
-        View { attachments: (1..4).map(|number| Attachment::sample(number, None, &[])).collect(), ..View::default() };
+    let view = View {
+        attachments: (1..4).map(|number| Attachment::sample(number, None, &[]).into()).collect(),
+        ..View::default()
+    };
     let shared = shared(Planner::of(desired), view);
     let told = |list| {
         let names = pages(&shared, list, 1).into_iter().map(|page| match page.entries {

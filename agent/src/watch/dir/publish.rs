@@ -7,6 +7,7 @@ use std::{
     io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use k8s_openapi::{
@@ -38,7 +39,7 @@ pub struct PublishError {
 ///
 /// # Errors
 /// [`PublishError`] where the folder cannot be written; the next call does the rest.
-pub fn publish(dir: &Path, node: &NodeRecord, attachments: &[Attachment]) -> Result<(), PublishError> {
+pub fn publish(dir: &Path, node: &NodeRecord, attachments: &[Arc<Attachment>]) -> Result<(), PublishError> {
     let folder = dir.join(RUNTIME).join(&node.name);
     let failed = |call, source| PublishError { call, path: folder.clone(), source };
     if node.name.is_empty() || node.name.starts_with('.') || node.name.contains('/') {
@@ -62,7 +63,7 @@ fn node_object(node: &NodeRecord) -> Node {
     }
 }
 
-fn pod_objects(node: &str, attachments: &[Attachment]) -> Vec<Pod> {
+fn pod_objects(node: &str, attachments: &[Arc<Attachment>]) -> Vec<Pod> {
     let mut pods: BTreeMap<ObjectKey, Vec<&Attachment>> = BTreeMap::new();
     for attachment in attachments {
         if let Some(pod) = &attachment.spec.pod {

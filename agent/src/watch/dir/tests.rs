@@ -73,8 +73,8 @@ fn two_agents_share_what_they_know() {
     let path = bench.dir.path().to_owned();
     let web = Attachment::sample(1, Some(("default", "web-1")), &["10.1.0.5/32", "fd00:1::5/128"]);
     let nameless = Attachment::sample(2, Some(("default", "unlabelled")), &["10.2.0.9/32"]);
-    publish(&path, &record("a", "10.1.0.0/24", "192.0.2.1"), &[web]).unwrap();
-    publish(&path, &record("b", "10.2.0.0/24", "192.0.2.2"), &[nameless]).unwrap();
+    publish(&path, &record("a", "10.1.0.0/24", "192.0.2.1"), &[web.into()]).unwrap();
+    publish(&path, &record("b", "10.2.0.0/24", "192.0.2.2"), &[nameless.into()]).unwrap();
 
     let snapshot = bench.scan();
     assert_eq!(snapshot.problems, Vec::<String>::new());
@@ -103,7 +103,8 @@ fn two_agents_share_what_they_know() {
 #[test]
 fn publishing_the_same_again_writes_nothing() {
     let bench = Bench::new();
-    let (node, attachments) = (record("a", "10.1.0.0/24", "192.0.2.1"), [Attachment::sample(1, Some(("x", "y")), &[])]);
+    let (node, attachments) =
+        (record("a", "10.1.0.0/24", "192.0.2.1"), [Attachment::sample(1, Some(("x", "y")), &[]).into()]);
     publish(bench.dir.path(), &node, &attachments).unwrap();
     let file = bench.dir.path().join(".weft/a/pods.yaml");
     let stamp = fs::metadata(&file).unwrap().modified().unwrap();
@@ -119,7 +120,7 @@ fn the_first_interface_of_a_pod_comes_first() {
     let mut second = Attachment::sample(1, Some(("x", "y")), &["10.9.0.1/32"]);
     second.spec.id.ifname = "net1".into();
     let first = Attachment::sample(1, Some(("x", "y")), &["10.1.0.1/32"]);
-    publish(bench.dir.path(), &record("a", "10.1.0.0/24", "192.0.2.1"), &[second, first]).unwrap();
+    publish(bench.dir.path(), &record("a", "10.1.0.0/24", "192.0.2.1"), &[second.into(), first.into()]).unwrap();
     let snapshot = bench.scan();
     let ips = snapshot.pods[&key("x", "y")].status.as_ref().unwrap().pod_ips.clone().unwrap();
     assert_eq!(ips.iter().map(|ip| ip.ip.as_str()).collect::<Vec<_>>(), ["10.1.0.1", "10.9.0.1"]);
