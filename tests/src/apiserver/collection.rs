@@ -35,6 +35,8 @@ pub(super) struct Collection {
 #[derive(Default)]
 struct Inner {
     generated: Option<Arc<dyn Generate>>,
+    /// Which of them are of a namespace, in order: as an API server, it lists one without a look at the others.
+    by_namespace: BTreeMap<String, Vec<usize>>,
     replaced: Replaced,
     history: VecDeque<Arc<Entry>>,
     /// Position of the first line of `history`, counted from the first ever.
@@ -108,7 +110,12 @@ impl Collection {
     }
 
     pub(super) fn generate(&self, objects: Arc<dyn Generate>) {
-        self.lock().generated = Some(objects);
+        let mut by_namespace: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for index in 0..objects.count() {
+            by_namespace.entry(objects.head(index).key.namespace).or_default().push(index);
+        }
+        let mut inner = self.lock();
+        (inner.generated, inner.by_namespace) = (Some(objects), by_namespace);
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<Value> {
@@ -353,7 +360,13 @@ impl Inner {
         items: &mut Vec<Arc<str>>,
     ) -> Option<usize> {
         let generated = self.generated.as_ref()?;
-        for index in index..generated.count() {
+        let of_namespace = |namespace| {
+            let all = self.by_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
+            all[all.partition_point(|found| *found < index)..].iter().copied()
+        };
+        let some = selection.namespace.as_deref().map(of_namespace);
+        let all = some.is_none().then(|| index..generated.count());
+        for index in some.into_iter().flatten().chain(all.into_iter().flatten()) {
             if replaced.hidden.contains(&index) || !selection.allows(&generated.head(index)) {
                 continue;
             }
