@@ -13,6 +13,7 @@
 //! | [`vhost`] | the devices of vhost-user ports |
 //! | `event` | Events on objects that do not fit |
 //! | `file` | files that are replaced whole |
+//! | [`heap`] | how the allocator is used |
 //! | [`serve`] | the local API, flow events, metrics and health |
 //! | [`run`] | wires them together |
 
@@ -23,6 +24,7 @@ pub mod device;
 mod event;
 mod file;
 pub mod guest;
+pub mod heap;
 pub mod model;
 pub mod plan;
 pub mod run;

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use weft_agent::{
     config::{Config, Overrides},
-    run,
+    heap, run,
 };
 
 /// Weft's node agent: programs the dataplane of this node and serves CNI.
@@ -46,6 +46,7 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log();
+    heap::adjust();
     match execute(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

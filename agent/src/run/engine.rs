@@ -28,6 +28,8 @@ use crate::{
 const BATCH: usize = 64;
 /// How long an Attach waits for its pod to be known.
 const POD_PATIENCE: Duration = Duration::from_secs(3);
+/// A pass for the cluster's changes after which the next may come at once.
+const SHORT: Duration = Duration::from_millis(20);
 /// Between looks at the folder of recorded releases.
 const PENDING_INTERVAL: Duration = Duration::from_secs(1);
 /// Between sweeps of the flow tables. A sweep reads them whole, about 40 MiB when they are full.
@@ -103,7 +105,7 @@ impl Engine {
             }
             if is_news {
                 // Where every change plans much, changes take half of the time at most: requests come between.
-                next_news = Instant::now() + began.elapsed();
+                next_news = Instant::now() + began.elapsed().saturating_sub(SHORT);
             }
             if looks {
                 // With the pass that it asked for.

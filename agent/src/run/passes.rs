@@ -8,6 +8,7 @@ use weft_dataplane::Maps;
 
 use crate::{
     apply::Applier,
+    heap,
     model::{Attachment, NodeFacts},
     plan::Versions,
     serve::Shared,
@@ -154,23 +155,13 @@ impl Passes {
         drop(planner);
         shared.work.applied(started.elapsed(), summary.written + summary.removed);
         if summary.written + summary.removed > LARGE {
-            give_back();
+            heap::give_back();
         }
         if !summary.is_unchanged() {
             tracing::debug!(?summary, "applied a plan");
         }
         self.problems.extend(summary.problems);
         Ok(())
-    }
-}
-
-/// Gives memory that is free back to the system: glibc keeps what lies below something that is in use, which after the first
-/// lists is as much again as the cluster takes.
-fn give_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim(3) takes a number and has no other conditions.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

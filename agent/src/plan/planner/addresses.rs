@@ -15,6 +15,7 @@ use crate::{
         Namespaces, PodPeer,
         places::Places,
         pods::{self, Owners, PodEntry},
+        policy::selector::AnyOf,
     },
 };
 
@@ -66,27 +67,35 @@ impl Addresses {
         self.dirty.extend(attached.map(|(address, _)| *address));
     }
 
-    /// Pods that a peer of policies means, which came or went.
-    pub(super) fn touch_peer(&mut self, snapshot: &Snapshot, peer: &PodPeer) {
-        let dirty = &mut self.dirty;
-        let mut touch = |namespace: &str| {
-            for (key, pod) in of_namespace(&snapshot.pods, namespace) {
-                let entry = PodEntry { key, pod };
-                if peer.pods.matches(entry.labels()) {
-                    dirty.extend(entry.claims());
-                }
-            }
-        };
-        match &peer.namespaces {
-            Namespaces::Named(name) => touch(name),
-            Namespaces::Matching(selector) => {
-                let meant =
-                    snapshot.namespaces.values().filter(|namespace| selector.matches(&namespace.selected_labels()));
-                meant.for_each(|namespace| touch(&namespace.metadata.name));
+    /// Pods that some peers of policies mean, which came or went: one look at each pod of their namespaces.
+    pub(super) fn touch_peers(&mut self, snapshot: &Snapshot, peers: &[PodPeer]) {
+        if peers.is_empty() {
+            return;
+        }
+        for namespace in snapshot.namespaces.values() {
+            let (name, labels) = (&namespace.metadata.name, namespace.selected_labels());
+            let meant = peers.iter().filter(|peer| peer.namespaces.matches(name, Some(&labels)));
+            let meant: AnyOf<'_> = meant.map(|peer| &peer.pods).collect();
+            self.touch_pods(snapshot, name, &meant);
+        }
+        // Of a namespace that nobody has told of yet only its own policies know the name.
+        for peer in peers {
+            if let Namespaces::Named(name) = &peer.namespaces
+                && !snapshot.namespaces.contains_key(&ObjectKey::new("", name))
+            {
+                self.touch_pods(snapshot, name, &[&peer.pods].into_iter().collect());
             }
         }
         // Of workloads here the API may not know the addresses; they are few.
         self.dirty.extend(self.certain.keys().copied());
+    }
+
+    fn touch_pods(&mut self, snapshot: &Snapshot, namespace: &str, meant: &AnyOf<'_>) {
+        if meant.is_empty() {
+            return;
+        }
+        let pods = of_namespace(&snapshot.pods, namespace).map(|(key, pod)| PodEntry { key, pod });
+        self.dirty.extend(pods.filter(|pod| meant.matches(pod.labels())).flat_map(PodEntry::claims));
     }
 
     /// Nodes, or this node's pod CIDRs, have changed.

@@ -357,7 +357,7 @@ impl Planner {
         let is_edited = edit.is_some();
         if let Some(edited) = edit {
             let peers = followed.edit(snapshot, forms, edited, room, &mut written)?;
-            peers.iter().for_each(|peer| addresses.touch_peer(snapshot, peer));
+            addresses.touch_peers(snapshot, &peers);
             dirty.extend(addresses.take_dirty(snapshot));
         }
         let owner = |address: IpAddr| addresses.owner(snapshot, address).flatten();
