@@ -69,12 +69,11 @@ pub async fn run(config: Config) -> Result<()> {
     let (shared, commands) = Shared::with(first_view(&config), Planner::default());
     let mut tasks = JoinSet::new();
     serve(&config, &shared, &mut tasks).await?;
-    let path = remembered::path(&config.state_dir);
     let feed = cluster::start(source(&config), &config.node_name);
-    let feed = feed.or_remembered(remembered::load(&path, &config.node_name));
+    let feed = feed.or_remembered(remembered::load(&config.state_dir, &config.node_name));
     let keeper = || {
-        let (path, node) = (path.clone(), config.node_name.clone());
-        Keeper { path, node, shared: shared.clone() }
+        let (state_dir, node) = (config.state_dir.clone(), config.node_name.clone());
+        Keeper { state_dir, node, shared: shared.clone() }
     };
     tasks.spawn(keeper().run());
     let last = keeper();

@@ -34,8 +34,8 @@ pub async fn run(config: &Config) -> Result<()> {
     for folder in [state.join(crate::attachment::FOLDER), pending::folder(state), install::plugin_records(config)] {
         absent(&folder, fs::remove_dir_all(&folder))?;
     }
-    let files = [config.socket.clone(), memory::node_path(state), remembered::path(state)];
-    for path in files.into_iter().chain(memory::left_by_earlier_versions(&config.run_dir)) {
+    let files = [config.socket.clone(), memory::node_path(state)].into_iter().chain(remembered::paths(state));
+    for path in files.chain(memory::left_by_earlier_versions(&config.run_dir)) {
         absent(&path, file::remove(&path))?;
     }
     remove_if_empty(state)?;

@@ -14,7 +14,7 @@ use weft_testbed::Shell as _;
 use super::site::{OUTSIDE, Site};
 
 /// Everything that an agent could go on with, but for the attachments.
-const FORGET: &str = "rm -rf /sys/fs/bpf/weft /mnt/node1/state/cluster.json";
+const FORGET: &str = "rm -rf /sys/fs/bpf/weft /mnt/node1/state/cluster.json /mnt/node1/state/policies.json";
 /// After the last map: what the agent frees when it has time.
 const SETTLE: Duration = Duration::from_secs(2);
 /// An agent that uses no CPU for so long has nothing to do: it loads programs without a pause.
