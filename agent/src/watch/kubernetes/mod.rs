@@ -4,11 +4,12 @@
 use std::{
     collections::BTreeMap,
     fmt::Debug,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{
-    StreamExt as _,
+    Stream, StreamExt as _,
     future::ready,
     stream::{AbortHandle, BoxStream, SelectAll, abortable},
 };
@@ -20,7 +21,10 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
 
 use crate::{
     model::{
@@ -61,6 +65,12 @@ const WATCH_SECONDS: u32 = 120;
 /// How often an API server that does not answer is asked whether it does again.
 const PROBE: Duration = Duration::from_secs(2);
 
+/// Lists that are asked for at the same time: each is in memory whole while it is parsed.
+const LISTS: usize = 4;
+
+/// Events that a watch may be ahead of what is told.
+const AHEAD: usize = 64;
+
 /// Between looks at which watches of pods are of use.
 const TIDY: Duration = Duration::from_secs(10);
 
@@ -90,6 +100,8 @@ pub(crate) async fn run(server: ApiServer, node: String, teller: Teller) {
 /// Follows all kinds.
 struct Follower {
     client: Client,
+    /// See [`LISTS`].
+    lists: Arc<Semaphore>,
     teller: Teller,
     changes: SelectAll<BoxStream<'static, Change>>,
     state: State,
@@ -102,9 +114,10 @@ struct Follower {
 impl Follower {
     fn new(client: Client, node: &str, teller: Teller) -> Self {
         let mut changes = SelectAll::new();
-        begin(&client, node, &mut changes);
+        let lists = Arc::new(Semaphore::new(LISTS));
+        begin(&client, &lists, node, &mut changes);
         let state = State { pods: Kind::of_several(), ..State::default() };
-        Self { client, teller, changes, state, pods: Pods::new(node), ends: BTreeMap::new(), synced: false }
+        Self { client, lists, teller, changes, state, pods: Pods::new(node), ends: BTreeMap::new(), synced: false }
     }
 
     async fn run(mut self) {
@@ -169,7 +182,7 @@ impl Follower {
         for (watch, scope) in begin {
             tracing::debug!(watch, ?scope, "watching pods of other nodes");
             self.state.pods.begin(watch);
-            let (stream, handle) = abortable(pods_of(&self.client, watch, &scope));
+            let (stream, handle) = abortable(pods_of(&self.client, &self.lists, watch, &scope));
             self.ends.insert(watch, handle);
             self.changes.push(stream.boxed());
         }
@@ -233,6 +246,7 @@ impl<'a> Asked<'a> {
 /// One watch, event by event.
 fn events<T, A>(
     client: &Client,
+    lists: &Arc<Semaphore>,
     asked: Asked<'_>,
     wrap: impl Fn(watcher::Result<Event<T>>) -> Change + Send + 'static,
 ) -> BoxStream<'static, Change>
@@ -251,12 +265,40 @@ where
     let stream = watcher(api, config).backoff(Backoff::default());
     let mut order = Order::default();
     let in_order = stream.filter(move |event| ready(event.as_ref().map_or(true, |event| order.is_next(event))));
-    in_order.map(move |event| wrap(event.map(Watched::unwrap))).boxed()
+    read_aside(in_order.map(move |event| wrap(event.map(Watched::unwrap))), lists.clone()).boxed()
 }
 
-fn pods_of(client: &Client, watch: WatchId, scope: &Scope) -> BoxStream<'static, Change> {
+/// The same stream, read and parsed by a task of its own: on a machine of several processors lists are parsed side by side. So
+/// that no more of them are in memory than that takes, the task waits for one of `lists` until it has its first list.
+fn read_aside(
+    stream: impl Stream<Item = Change> + Send + 'static,
+    lists: Arc<Semaphore>,
+) -> impl Stream<Item = Change> + Send + 'static {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    tokio::spawn(async move {
+        let mut stream = std::pin::pin!(stream);
+        let mut permit = lists.acquire_owned().await.ok();
+        loop {
+            let change = tokio::select! {
+                () = sender.closed() => return,
+                change = stream.next() => change,
+            };
+            let Some(change) = change else { return };
+            // One that is refused must not keep others from their turn.
+            if change.ends_list() {
+                drop(permit.take());
+            }
+            if sender.send(change).await.is_err() {
+                return;
+            }
+        }
+    });
+    futures::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)))
+}
+
+fn pods_of(client: &Client, lists: &Arc<Semaphore>, watch: WatchId, scope: &Scope) -> BoxStream<'static, Change> {
     let wrap = move |event| Change { watch, event: Told::Pod(event) };
-    events::<Pod, k8s_openapi::api::core::v1::Pod>(client, Asked::of_scope(scope), wrap)
+    events::<Pod, k8s_openapi::api::core::v1::Pod>(client, lists, Asked::of_scope(scope), wrap)
 }
 
 /// What a watch tells.
@@ -269,6 +311,11 @@ impl Change {
     fn ends_list_of_pods(&self) -> bool {
         matches!(self.event, Told::Pod(Ok(Event::InitDone)))
     }
+
+    /// The list is whole, or refused.
+    const fn ends_list(&self) -> bool {
+        self.event.ends_list()
+    }
 }
 
 macro_rules! declare {
@@ -278,11 +325,24 @@ macro_rules! declare {
             $($Variant(watcher::Result<Event<$Type>>),)*
         }
 
+        impl Told {
+            const fn ends_list(&self) -> bool {
+                match self {
+                    $(Self::$Variant(event) => matches!(event, Ok(Event::InitDone) | Err(_)),)*
+                }
+            }
+        }
+
         /// Begins to watch every kind.
-        fn begin(client: &Client, node: &str, changes: &mut SelectAll<BoxStream<'static, Change>>) {
+        fn begin(
+            client: &Client,
+            lists: &Arc<Semaphore>,
+            node: &str,
+            changes: &mut SelectAll<BoxStream<'static, Change>>,
+        ) {
             $(
                 let wrap = |event| Change { watch: 0, event: Told::$Variant(event) };
-                changes.push(events::<$Type, $Api>(client, Asked::of_kind($plural, node), wrap));
+                changes.push(events::<$Type, $Api>(client, lists, Asked::of_kind($plural, node), wrap));
             )*
         }
 
