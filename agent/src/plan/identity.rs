@@ -34,7 +34,7 @@ pub(crate) type SetId = usize;
 /// Matches of all sets together at most: about 16 MiB.
 const MAX_MATCHES: usize = 1 << 20;
 /// Looks at a match, a selector or a prefix at most: a second or two of work.
-const MAX_STEPS: usize = 1 << 25;
+pub(crate) const MAX_STEPS: usize = 1 << 25;
 
 /// A term at its place.
 #[derive(Debug)]
@@ -180,6 +180,11 @@ impl MatchSets {
     /// The matches of a set.
     pub(crate) fn get(&self, id: SetId) -> &[Match] {
         &self.all[id]
+    }
+
+    /// How much work it was.
+    pub(crate) const fn steps(&self) -> usize {
+        self.steps
     }
 
     /// How many matches are kept, for tests of the bound.

@@ -15,7 +15,7 @@ use crate::{
         policy::{
             isolation::resolve,
             peers::{NamedPort, PeerTerm, PodPeer},
-            selector::Labels,
+            selector::{Labels, Selector},
         },
     },
 };
@@ -83,11 +83,55 @@ pub(super) struct PodMatcher {
     unions: HashMap<(SetId, SetId), SetId>,
 }
 
-/// The terms that can mean a pod of a namespace, by their places in order, and how much work it is to ask them all.
-#[derive(Debug)]
+/// The terms that can mean a pod of a namespace, by their places.
+#[derive(Debug, Default)]
 struct OfNamespace {
-    terms: Vec<u32>,
+    /// Those that ask for one of some values of a key, by key and value: of most policies a pod has to be asked for few.
+    by_value: BTreeMap<String, HashMap<String, Vec<u32>>>,
+    others: Vec<u32>,
+    /// How much work it is to ask all others.
     cost: usize,
+}
+
+impl OfNamespace {
+    fn add(&mut self, place: u32, pods: &Selector) {
+        let Some((key, values)) = pods.asked_values() else {
+            self.others.push(place);
+            self.cost += pods.cost();
+            return;
+        };
+        let of_key = self.by_value.entry(key.to_owned()).or_default();
+        for value in values {
+            of_key.entry(value.clone()).or_default().push(place);
+        }
+    }
+
+    fn remove(&mut self, place: u32, pods: &Selector) {
+        let Some((key, values)) = pods.asked_values() else {
+            let before = self.others.len();
+            self.others.retain(|known| *known != place);
+            self.cost -= if self.others.len() < before { pods.cost() } else { 0 };
+            return;
+        };
+        let Some(of_key) = self.by_value.get_mut(key) else { return };
+        for value in values {
+            if let Some(places) = of_key.get_mut(value) {
+                places.retain(|known| *known != place);
+                if places.is_empty() {
+                    of_key.remove(value);
+                }
+            }
+        }
+        if of_key.is_empty() {
+            self.by_value.remove(key);
+        }
+    }
+
+    /// Those that may mean a pod with these labels.
+    fn candidates(&self, labels: &Labels) -> impl Iterator<Item = u32> {
+        let of_values = self.by_value.iter().filter_map(|(key, values)| values.get(labels.get(key)?));
+        of_values.flatten().chain(&self.others).copied()
+    }
 }
 
 fn parts(term: &PeerTerm) -> Option<(&PodPeer, Option<&NamedPort>)> {
@@ -110,8 +154,7 @@ impl PodMatcher {
         for (namespace, known) in &mut self.by_namespace {
             let labels = namespace_labels(snapshot, namespace);
             if peer.namespaces.matches(namespace, labels.as_ref()) {
-                known.terms.push(place);
-                known.cost += peer.pods.cost();
+                known.add(place, &peer.pods);
             }
         }
         self.terms.insert(place, term.clone());
@@ -120,12 +163,8 @@ impl PodMatcher {
     /// One less.
     pub(super) fn remove(&mut self, place: u32) {
         let Some(term) = self.terms.remove(&place) else { return };
-        let cost = parts(&term).map_or(0, |(peer, _)| peer.pods.cost());
-        for known in self.by_namespace.values_mut() {
-            let before = known.terms.len();
-            known.terms.retain(|known| *known != place);
-            known.cost -= if known.terms.len() < before { cost } else { 0 };
-        }
+        let Some((peer, _)) = parts(&term) else { return };
+        self.by_namespace.values_mut().for_each(|known| known.remove(place, &peer.pods));
     }
 
     /// A namespace has other labels now.
@@ -144,24 +183,27 @@ impl PodMatcher {
             let peers = || self.terms.iter().filter_map(|(place, term)| Some((*place, parts(term)?.0)));
             sets.step(peers().map(|(_, peer)| peer.namespaces.cost()).sum())?;
             let labels = namespace_labels(snapshot, group.namespace);
-            let meant = |peer: &PodPeer| peer.namespaces.matches(group.namespace, labels.as_ref());
-            let meant: Vec<(u32, &PodPeer)> = peers().filter(|(_, peer)| meant(peer)).collect();
-            let cost = meant.iter().map(|(_, peer)| peer.pods.cost()).sum();
-            let found = OfNamespace { cost, terms: meant.into_iter().map(|(place, _)| place).collect() };
+            let mut found = OfNamespace::default();
+            for (place, peer) in peers().filter(|(_, peer)| peer.namespaces.matches(group.namespace, labels.as_ref())) {
+                found.add(place, &peer.pods);
+            }
             self.by_namespace.insert(group.namespace.to_owned(), found);
         }
-        let Some(OfNamespace { terms, cost }) = self.by_namespace.get(group.namespace) else { return Ok(0) };
-        sets.step(*cost)?;
+        let Some(found) = self.by_namespace.get(group.namespace) else { return Ok(0) };
+        sets.step(found.by_value.len() + found.cost)?;
         let mut set: Vec<Match> = Vec::new();
-        for (place, term) in terms.iter().filter_map(|place| self.terms.get_key_value(place)) {
-            match parts(term) {
-                Some((peer, named)) if peer.pods.matches(group.labels) => match named {
-                    None => set.push((*place, 0)),
-                    Some(named) => set.extend(resolve(named, group.ports).into_iter().map(|port| (*place, port))),
-                },
-                _ => {}
+        let candidates = found.candidates(group.labels).filter_map(|place| Some((place, self.terms.get(&place)?)));
+        for (place, term) in candidates {
+            let Some((peer, named)) = parts(term) else { continue };
+            // The others are counted above.
+            sets.step(peer.pods.asked_values().map_or(0, |_| peer.pods.cost()))?;
+            match named {
+                _ if !peer.pods.matches(group.labels) => {}
+                None => set.push((place, 0)),
+                Some(named) => set.extend(resolve(named, group.ports).into_iter().map(|port| (place, port))),
             }
         }
+        set.sort_unstable();
         sets.intern(set)
     }
 

@@ -6,6 +6,7 @@
 //! where no room is left is closed.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
@@ -16,7 +17,7 @@ use crate::{
     model::{Room, Snapshot},
     plan::{
         address::cidr_key,
-        identity::{self, Identities, PodGroups, Terms, TooMuch},
+        identity::{self, Identities, MAX_STEPS, PodGroups, Terms, TooMuch},
         policy::{
             compile::{self, Allowed, Compiled},
             isolation::SetKey,
@@ -27,8 +28,12 @@ use crate::{
 
 /// Looks at a choice of sets at most, beyond one for each set. Where that is not enough the sets not looked at are closed.
 const MAX_TRIES: usize = 200;
+/// Work of all looks at a choice, beyond one for each set and those for reasons: some 20 seconds. As with [`MAX_TRIES`].
+const MAX_WORK: usize = 16 * MAX_STEPS;
 /// Sets whose reason is looked for at most.
 const MAX_REASONS: usize = 50;
+/// Work of looks for reasons.
+const MAX_REASONS_WORK: usize = 4 * MAX_STEPS;
 /// A whole map, for shares.
 const WHOLE: u64 = 1_000_000;
 
@@ -112,9 +117,11 @@ struct Looking<'l, 'c> {
 
 /// All that a choice is looked at with.
 pub(super) struct Fitting<'a> {
-    pub(super) snapshot: &'a Snapshot,
-    pub(super) groups: &'a PodGroups<'a>,
-    pub(super) room: &'a Room<'a>,
+    snapshot: &'a Snapshot,
+    groups: &'a PodGroups<'a>,
+    room: &'a Room<'a>,
+    /// Work of all looks so far.
+    work: Cell<usize>,
 }
 
 /// Whether what stands in the maps counts as well: it goes at the end of a pass only.
@@ -124,7 +131,11 @@ enum Beside {
     WhatStands,
 }
 
-impl Fitting<'_> {
+impl<'a> Fitting<'a> {
+    pub(super) const fn new(snapshot: &'a Snapshot, groups: &'a PodGroups<'a>, room: &'a Room<'a>) -> Self {
+        Self { snapshot, groups, room, work: Cell::new(0) }
+    }
+
     /// Chooses.
     pub(super) fn choose(&self, candidates: &Candidates<'_>) -> Choice {
         let all: Vec<&SetKey> = candidates.keys().copied().collect();
@@ -160,6 +171,7 @@ impl Fitting<'_> {
         beside: Beside,
     ) -> (Vec<&'c SetKey>, Vec<&'c SetKey>) {
         let (mut admitted, mut refused, mut tries) = (Vec::new(), Vec::new(), 0);
+        self.work.set(0);
         while !waiting.is_empty() {
             let looked = Looking { candidates, beside, admitted: &admitted, waiting: &waiting };
             let count = self.longest(&looked, &mut tries);
@@ -167,7 +179,7 @@ impl Fitting<'_> {
             let Some(first) = waiting.first() else { break };
             // The namespace's own larger sets are no more likely to fit.
             let namespace = &first.namespace;
-            let is_over = tries >= MAX_TRIES;
+            let is_over = tries >= MAX_TRIES || self.work.get() >= MAX_WORK;
             refused.extend(waiting.extract_if(.., |key| is_over || key.namespace == *namespace));
         }
         (admitted, refused)
@@ -178,6 +190,9 @@ impl Fitting<'_> {
         let Looking { candidates, beside, admitted, waiting } = looking;
         let mut fits = |count: usize| {
             *tries += 1;
+            if self.work.get() >= MAX_WORK {
+                return false;
+            }
             let chosen: Vec<&SetKey> = admitted.iter().chain(&waiting[..count]).copied().collect();
             self.look_at(&chosen, candidates, *beside).is_ok()
         };
@@ -209,9 +224,10 @@ impl Fitting<'_> {
             by_namespace.entry(&key.namespace).or_default().insert(key);
         }
         let (mut reasons, mut tries) = (BTreeMap::new(), 0);
+        self.work.set(0);
         for keys in by_namespace.values() {
             let looks = keys.iter().take(MAX_REASONS - tries);
-            let mut why = looks.filter_map(|key| {
+            let mut why = looks.take_while(|_| self.work.get() < MAX_REASONS_WORK).filter_map(|key| {
                 tries += 1;
                 self.look_at(&[admitted, &[*key]].concat(), candidates, Beside::Nothing).err()
             });
@@ -221,7 +237,8 @@ impl Fitting<'_> {
         reasons
     }
 
-    /// See the module. Sets that do not fit even alone are closed at once.
+    /// See the module. Sets that do not fit even alone are closed at once; so are those of a namespace that has taken all the work
+    /// of one choice for its own.
     fn order<'c>(
         &self,
         candidates: &Candidates<'c>,
@@ -229,8 +246,17 @@ impl Fitting<'_> {
         closed: &mut BTreeMap<SetKey, Shortage>,
     ) -> Vec<&'c SetKey> {
         let (mut keys, mut wishes) = (Vec::new(), Vec::new());
+        let mut spent: BTreeMap<&str, usize> = BTreeMap::new();
         for (key, candidate) in candidates {
-            match self.look_at(&[*key], candidates, Beside::Nothing) {
+            let spent = spent.entry(&key.namespace).or_default();
+            let alone = if *spent < MAX_STEPS {
+                self.work.set(0);
+                self.look_at(&[*key], candidates, Beside::Nothing)
+            } else {
+                Err(Shortage::Work)
+            };
+            *spent += self.work.take();
+            match alone {
                 Ok(choice) => {
                     let cost = self.share(&choice);
                     shares.insert(*key, cost);
@@ -254,7 +280,10 @@ impl Fitting<'_> {
     fn look_at(&self, chosen: &[&SetKey], candidates: &Candidates<'_>, beside: Beside) -> Result<Choice, Shortage> {
         let allowed = |key: &&SetKey| candidates[*key].allowed;
         let terms = Terms::of(chosen.iter().map(allowed));
-        let identities = identity::identify(self.snapshot, self.groups, &terms).map_err(|TooMuch| Shortage::Work)?;
+        let identities = identity::identify(self.snapshot, self.groups, &terms);
+        let steps = identities.as_ref().map_or(MAX_STEPS, |identities| identities.sets.steps());
+        self.work.set(self.work.get() + steps);
+        let identities = identities.map_err(|TooMuch| Shortage::Work)?;
         self.has_room(&identities, beside)?;
         let most = self.room.rules;
         let full = Shortage::Map { what: "chunks of rules", field: "rules", needed: None, most };

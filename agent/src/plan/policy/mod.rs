@@ -92,7 +92,7 @@ pub(crate) fn compile(
     let name = |key: &SetKey| names.of_text(&key.to_string());
     let candidate = |key: &SetKey, allowed| Candidate { allowed, stood: numbers.had_policy(name(key)) };
     let candidates = allowed.iter().map(|(key, allowed)| (key, candidate(key, allowed))).collect();
-    let mut choice = Fitting { snapshot, groups: &groups, room }.choose(&candidates);
+    let mut choice = Fitting::new(snapshot, &groups, room).choose(&candidates);
     let terms = Terms::of(choice.compiled.keys().map(|key| &allowed[key]));
     choice.identities.assign(&terms, numbers);
     numbers.assign_policies(&choice.compiled.keys().map(name).collect());

@@ -77,6 +77,14 @@ impl Selector {
         }
     }
 
+    /// A key and the values of which an object must have one.
+    pub(crate) fn asked_values(&self) -> Option<(&str, &BTreeSet<String>)> {
+        self.0.iter().find_map(|requirement| match &requirement.test {
+            Test::In(values) => Some((requirement.key.as_str(), values)),
+            _ => None,
+        })
+    }
+
     /// Selects what has one of some values of a key.
     pub(crate) fn of_values(key: &str, values: BTreeSet<String>) -> Self {
         Self(BTreeSet::from([Requirement { key: key.to_owned(), test: Test::In(values) }]))
