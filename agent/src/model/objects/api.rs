@@ -162,7 +162,7 @@ impl<'de> Visitor<'de> for FirstAddress {
 
 impl Serialize for FirstAddress {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(&self.0)
+        serializer.collect_seq(self.0)
     }
 }
 
