@@ -27,6 +27,7 @@ use weft_api::{
     PortLink, Route,
 };
 
+pub(crate) use self::naming::is_host_ifname;
 use self::store::Store;
 pub use self::{
     pool::Pool,

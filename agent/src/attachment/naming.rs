@@ -26,6 +26,12 @@ pub(super) fn host_ifname(id: &AttachmentId, is_taken: impl Fn(&str) -> bool) ->
     }
 }
 
+/// Whether a link of this name is the host's end of a port.
+pub(crate) fn is_host_ifname(name: &str) -> bool {
+    name.strip_prefix("weft")
+        .is_some_and(|digits| digits.len() == 10 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
 /// A locally administered unicast address, in another block than the gateway's.
 pub(super) fn mac(id: &AttachmentId) -> Mac {
     let [_, _, _, a, b, c, d, e] = hash(id, 0).to_be_bytes();

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The kernel tells that something of the node's links, addresses, routes, device settings or filters has changed (rtnetlink(7),
 //! multicast groups). What it was is not read: whoever is woken looks at everything, so that a message that was lost, or one of
-//! another kernel, does no harm. Only of neighbours it is: of each the kernel tells every few seconds that it still answers.
+//! another kernel, does no harm. With two exceptions: of each neighbour the kernel tells every few seconds that it still answers,
+//! and what is of a workload's port alone asks for no look at the node, which may have thousands of routes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
@@ -12,6 +13,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    net::if_::if_indextoname,
     sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket},
 };
 use tokio::{
@@ -20,6 +22,7 @@ use tokio::{
 };
 
 use super::{Error, Result};
+use crate::attachment::is_host_ifname;
 
 /// `RTNLGRP_*` of `linux/rtnetlink.h`, as the bits that bind(2) takes: links, neighbours, traffic control (the filters of ports),
 /// IPv4 and IPv6 addresses and routes, and the settings below `net.ipv4.conf` and `net.ipv6.conf`.
@@ -35,13 +38,23 @@ const fn group(number: u32) -> u32 {
     1 << (number - 1)
 }
 
+/// What has changed.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Change {
+    /// Something of ports of workloads.
+    Ports,
+    /// Something of the node, and of ports as well.
+    Node,
+}
+
 /// Where the kernel's messages arrive.
 pub struct Changes {
     fd: AsyncFd<OwnedFd>,
-    pending: bool,
+    pending: Option<Change>,
     /// The next look may begin then.
     next: Instant,
     neighbours: Neighbours,
+    ports: Ports,
 }
 
 impl Changes {
@@ -59,19 +72,20 @@ impl Changes {
             object: "changes of links, filters, addresses and routes".to_owned(),
             source,
         })?;
-        Ok(Self { fd, pending: false, next: Instant::now(), neighbours: Neighbours::default() })
+        let (neighbours, ports) = (Neighbours::default(), Ports::default());
+        Ok(Self { fd, pending: None, next: Instant::now(), neighbours, ports })
     }
 
-    /// Waits until something has changed since the last call, and until the pause after the last look is over. Takes
+    /// Waits until something has changed since the last call, and until the pause after the last look is over; tells what. Takes
     /// whatever is queued with it. Nothing is lost if the wait is given up.
-    pub async fn changed(&mut self) {
-        while !self.pending {
+    pub async fn changed(&mut self) -> Change {
+        while self.pending.is_none() {
             self.wait().await;
         }
         sleep_until(self.next).await;
         // What came meanwhile is seen by the same look.
         self.drain();
-        self.pending = false;
+        self.pending.take().unwrap_or(Change::Node)
     }
 
     /// To be called after each look, with the time that it and what it led to took: sets the pause before the next.
@@ -88,17 +102,81 @@ impl Changes {
         self.drain();
     }
 
+    fn read(&mut self, message: &[u8]) -> Option<Change> {
+        self.neighbours.changed(message).then(|| self.ports.changed(message))
+    }
+
     /// Takes the queued messages. `ENOBUFS` says that there were more than fit: a change too.
     fn drain(&mut self) {
-        let mut buffer = [0; 64];
+        let mut buffer = [0; 256];
         for _ in 0..MAX_DRAIN {
             match recv(self.fd.get_ref().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(len) => self.pending |= self.neighbours.changed(&buffer[..len]),
-                Err(Errno::ENOBUFS) => self.pending = true,
+                Ok(len) => self.pending = self.pending.max(self.read(&buffer[..len])),
+                Err(Errno::ENOBUFS) => self.pending = Some(Change::Node),
                 Err(Errno::EINTR) => {}
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// The type of a message.
+fn kind_of(message: &[u8]) -> Option<u16> {
+    message.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]))
+}
+
+/// Links that have the name of a workload's port.
+#[derive(Default)]
+struct Ports(HashSet<u32>);
+
+impl Ports {
+    /// What a message tells of. An address is the node's wherever it is; what is not understood may be anything.
+    /// Source: `struct ifinfomsg`, `tcmsg`, `netconfmsg`, `rtmsg` and their attributes of the kernel's headers.
+    fn changed(&mut self, message: &[u8]) -> Change {
+        const IFNAME: u16 = 3;
+        const OUTPUT_DEVICE: u16 = 4;
+        const CONFIGURED_DEVICE: u16 = 1;
+        let index = |at: usize| {
+            let bytes = message.get(HEADER + at..HEADER + at + 4)?;
+            Some(u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+        };
+        let number = |after: usize, kind: u16| {
+            let value = attribute(message.get(HEADER + after..)?, kind)?;
+            Some(u32::from_ne_bytes(value.try_into().ok()?))
+        };
+        let is_port = match kind_of(message) {
+            Some(libc::RTM_NEWLINK) => {
+                let name = message.get(HEADER + 16..).and_then(|attributes| attribute(attributes, IFNAME));
+                let name = name.and_then(|name| std::str::from_utf8(name).ok());
+                let is_port = name.is_some_and(|name| is_host_ifname(name.trim_end_matches('\0')));
+                match index(4) {
+                    Some(index) if is_port => drop(self.0.insert(index)),
+                    Some(index) => drop(self.0.remove(&index)),
+                    None => {}
+                }
+                is_port
+            }
+            Some(libc::RTM_DELLINK) => index(4).is_some_and(|index| self.0.remove(&index)),
+            Some(libc::RTM_NEWQDISC..=libc::RTM_GETTFILTER) => self.has(index(4)),
+            Some(libc::RTM_NEWROUTE | libc::RTM_DELROUTE) => self.has(number(12, OUTPUT_DEVICE)),
+            Some(libc::RTM_NEWNETCONF | libc::RTM_DELNETCONF) => self.has(number(4, CONFIGURED_DEVICE)),
+            _ => false,
+        };
+        if is_port { Change::Ports } else { Change::Node }
+    }
+
+    /// Of a new link its settings are told before itself.
+    fn has(&mut self, index: Option<u32>) -> bool {
+        let Some(index) = index else { return false };
+        if self.0.contains(&index) {
+            return true;
+        }
+        let name = if_indextoname(index).ok();
+        let is_port = name.is_some_and(|name| name.to_str().is_ok_and(is_host_ifname));
+        is_port && self.0.insert(index)
     }
 }
 
@@ -111,9 +189,8 @@ impl Neighbours {
     /// neighbour still answers by the address it had.
     /// Source: `struct nlmsghdr`, `struct ndmsg` and `NDA_*` of the kernel's headers.
     fn changed(&mut self, message: &[u8]) -> bool {
-        const HEADER: usize = 16;
         const ATTRIBUTES: usize = HEADER + 12;
-        let kind = message.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
+        let kind = kind_of(message);
         if !matches!(kind, Some(libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH)) {
             return true;
         }

@@ -51,7 +51,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use self::{
-    changes::Changes,
+    changes::{Change, Changes},
     error::{Error, Result},
     facts::gateway,
     limits::Limits,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     attachment::pending::{self, Pending},
-    device::Changes,
+    device::{Change, Changes},
     serve::{Command, Shared},
     watch::Feed,
 };
@@ -56,8 +56,8 @@ enum Wake {
     Waiting,
     Pending,
     Sweep,
-    /// The node's devices, addresses or routes have changed.
-    Changed,
+    /// The node's devices, addresses or routes have changed, or ports.
+    Changed(Change),
     /// It is time to look at them again, and at what the kernel does not tell of.
     Repair,
     End,
@@ -93,10 +93,10 @@ impl Engine {
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Waiting,
                 _ = pendings.tick() => Wake::Pending,
                 _ = sweeps.tick() => Wake::Sweep,
-                () = self.changes.changed() => Wake::Changed,
+                change = self.changes.changed() => Wake::Changed(change),
                 _ = repairs.tick() => Wake::Repair,
             };
-            let looks = matches!(wake, Wake::Changed | Wake::Repair);
+            let looks = matches!(wake, Wake::Changed(_) | Wake::Repair);
             let is_news = matches!(wake, Wake::Cluster);
             let began = Instant::now();
             match self.begin(wake).await {
@@ -127,9 +127,9 @@ impl Engine {
             Wake::Waiting => {}
             Wake::Pending => self.take_pending().await,
             Wake::Sweep => self.node.sweep(),
-            Wake::Changed => replan = self.node.repair(&self.shared.work).await,
+            Wake::Changed(change) => replan = self.node.repair(change, &self.shared.work).await,
             // A pass that did not do everything is tried again.
-            Wake::Repair => replan = self.node.repair(&self.shared.work).await | self.node.wants_pass(),
+            Wake::Repair => replan = self.node.repair(Change::Node, &self.shared.work).await | self.node.wants_pass(),
             Wake::End => return None,
         }
         self.end_waits().await;

@@ -11,13 +11,14 @@ use weft_dataplane::{Dataplane, Maps};
 use super::{
     host::Host,
     passes::Passes,
-    ports::Ports,
+    ports::{Broken, Ports},
     told::{Parts, Told},
 };
 use crate::{
     apply::flows,
     attachment::pending,
     config::{Config, Source},
+    device::Change,
     event::Events,
     model::Attachment,
     plan::Planner,
@@ -33,6 +34,8 @@ pub(super) struct Node {
     host: Host,
     passes: Passes,
     told: Told,
+    /// What the last look at the host could not mend.
+    broken_host: Vec<Broken>,
 }
 
 impl Node {
@@ -44,7 +47,7 @@ impl Node {
         passes: Passes,
         events: Events,
     ) -> Self {
-        Self { config, dataplane, ports, host, passes, told: Told::new(events) }
+        Self { config, dataplane, ports, host, passes, told: Told::new(events), broken_host: Vec::new() }
     }
 
     pub(super) const fn maps(&self) -> &Arc<Maps> {
@@ -166,12 +169,15 @@ impl Node {
         self.ports.forget_flows(&mut self.dataplane).await;
     }
 
-    /// Looks at the node and puts back what others changed; whether a pass is due because it is another now.
-    pub(super) async fn repair(&mut self, work: &Work) -> bool {
-        let Self { dataplane, ports, host, .. } = self;
-        let (mut broken, changed) = host.repair(dataplane, self.passes.ready(), work).await;
-        broken.extend(ports.repair(dataplane, work).await);
-        self.told.tell(broken);
+    /// Looks at what has changed and puts back what others changed; whether a pass is due because the node is another now.
+    pub(super) async fn repair(&mut self, change: Change, work: &Work) -> bool {
+        let Self { dataplane, ports, host, broken_host, .. } = self;
+        let mut changed = false;
+        if change == Change::Node {
+            (*broken_host, changed) = host.repair(dataplane, self.passes.ready(), work).await;
+        }
+        let broken = broken_host.iter().cloned().chain(ports.repair(dataplane, work).await);
+        self.told.tell(broken.collect());
         changed
     }
 
@@ -201,7 +207,7 @@ impl Node {
 
     /// Publishes what readers see.
     pub(super) fn publish(&self, shared: &Shared) {
-        let Self { config, dataplane, ports, host, passes, told } = self;
+        let Self { config, dataplane, ports, host, passes, told, .. } = self;
         told.publish(&Parts { config, dataplane, ports, host, passes }, shared);
     }
 }

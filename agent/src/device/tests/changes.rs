@@ -5,7 +5,7 @@ use std::{process::Command, time::Duration};
 
 use super::{config, everything, ip, on_a_node, to_host};
 use crate::{
-    device::{self, Changes, OVERLAY, links},
+    device::{self, Change, Changes, OVERLAY, links},
     model::Mode,
 };
 
@@ -82,13 +82,52 @@ fn of_neighbours_only_a_new_ethernet_address_is_told() {
     });
 }
 
-/// Waits for a change, and for the end of what follows from it (the kernel's link watch, addresses).
-async fn told(changes: &mut Changes) {
-    tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.expect("a change that nobody told");
+/// Waits for a change, and for the end of what follows from it (the kernel's link watch, addresses); what it was.
+async fn told(changes: &mut Changes) -> Change {
+    let first = tokio::time::timeout(Duration::from_secs(20), changes.changed()).await;
+    let mut all = first.expect("a change that nobody told");
     changes.looked(Duration::ZERO);
-    while tokio::time::timeout(Duration::from_millis(500), changes.changed()).await.is_ok() {
+    while let Ok(more) = tokio::time::timeout(Duration::from_millis(500), changes.changed()).await {
+        all = all.max(more);
         changes.looked(Duration::ZERO);
     }
+    all
+}
+
+/// A node has two routes for each other one: they are not looked at for each ADD.
+#[test]
+fn what_is_of_a_port_alone_asks_for_no_look_at_the_node() {
+    on_a_node(|| async {
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let mut changes = Changes::open().unwrap();
+        let run = |program: &str, arguments: &str| {
+            assert!(Command::new(program).args(arguments.split(' ')).status().unwrap().success(), "{arguments}");
+        };
+        for (program, arguments) in [
+            ("ip", "tuntap add weft0123456789 mode tap"),
+            ("sysctl", "-q -w net.ipv4.conf.weft0123456789.forwarding=1"),
+            ("tc", "qdisc add dev weft0123456789 clsact"),
+            ("ip", "link set weft0123456789 up mtu 1400"),
+            ("tc", "qdisc del dev weft0123456789 clsact"),
+            ("ip", "tuntap del weft0123456789 mode tap"),
+            ("ip", "tuntap add weft0123456789 mode tap"),
+        ] {
+            run(program, arguments);
+            assert_eq!(told(&mut changes).await, Change::Ports, "{program} {arguments}");
+        }
+        for (program, arguments) in [
+            ("ip", "addr add 198.51.100.1/32 dev weft0123456789"),
+            ("ip", "link set up0 mtu 1400"),
+            ("tc", "qdisc add dev up0 clsact"),
+            ("ip", "route add 203.0.113.0/24 via 192.0.2.1"),
+            ("ip", "tuntap add weft012345678 mode tap"),
+        ] {
+            run(program, arguments);
+            assert_eq!(told(&mut changes).await, Change::Node, "{program} {arguments}");
+        }
+        ip("link set weft0123456789 down name other0");
+        assert_eq!(told(&mut changes).await, Change::Node, "it is no port any more");
+    });
 }
 
 #[test]
