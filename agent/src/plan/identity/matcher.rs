@@ -101,8 +101,8 @@ impl OfNamespace {
             return;
         };
         let of_key = self.by_value.entry(key.to_owned()).or_default();
-        for value in values {
-            of_key.entry(value.clone()).or_default().push(place);
+        for value in values.iter() {
+            of_key.entry(value.to_owned()).or_default().push(place);
         }
     }
 
@@ -114,7 +114,7 @@ impl OfNamespace {
             return;
         };
         let Some(of_key) = self.by_value.get_mut(key) else { return };
-        for value in values {
+        for value in values.iter() {
             if let Some(places) = of_key.get_mut(value) {
                 places.retain(|known| *known != place);
                 if places.is_empty() {

@@ -11,22 +11,57 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 pub(crate) use crate::model::Labels;
 
 /// A selector whose requirements must all hold; without any it selects everything. Equal selectors compare equal, however
-/// they were written down.
+/// they were written down. There are some for each policy, so that they are kept small.
 #[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Selector(BTreeSet<Requirement>);
+pub(crate) struct Selector(Box<[Requirement]>);
 
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 struct Requirement {
-    key: String,
+    key: Box<str>,
     test: Test,
 }
 
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Test {
-    In(BTreeSet<String>),
-    NotIn(BTreeSet<String>),
+    In(Values),
+    NotIn(Values),
     Exists,
     DoesNotExist,
+}
+
+/// Values of a label, each once, in order.
+#[derive(Clone, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Values(Box<[Box<str>]>);
+
+impl<T: Into<Box<str>>> FromIterator<T> for Values {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        let values: BTreeSet<Box<str>> = values.into_iter().map(Into::into).collect();
+        Self(values.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(&self.0).finish()
+    }
+}
+
+impl Values {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> + Clone {
+        self.0.iter().map(|value| &**value)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn contains(&self, value: &str) -> bool {
+        self.0.binary_search_by(|known| (**known).cmp(value)).is_ok()
+    }
+
+    fn has_all(&self, others: &Self) -> bool {
+        others.iter().all(|value| self.contains(value))
+    }
 }
 
 impl Selector {
@@ -40,12 +75,12 @@ impl Selector {
     /// # Errors
     /// What the API server would refuse: an unknown operator, or values that the operator does not take.
     pub(crate) fn parse(selector: &LabelSelector) -> Result<Self, String> {
-        let labels =
-            selector.match_labels.iter().flatten().map(|(key, value)| {
-                Ok(Requirement { key: key.clone(), test: Test::In(BTreeSet::from([value.clone()])) })
-            });
+        let labels = selector.match_labels.iter().flatten().map(|(key, value)| {
+            Ok(Requirement { key: key.as_str().into(), test: Test::In([value.as_str()].into_iter().collect()) })
+        });
         let expressions = selector.match_expressions.iter().flatten().map(Requirement::parse);
-        labels.chain(expressions).collect::<Result<_, String>>().map(Self)
+        let all: BTreeSet<Requirement> = labels.chain(expressions).collect::<Result<_, String>>()?;
+        Ok(Self(all.into_iter().collect()))
     }
 
     /// How much work [`Selector::matches`] is at most, in looks at a requirement.
@@ -69,7 +104,7 @@ impl Selector {
     }
 
     /// The key and the values, where an object is selected for having one of some values of one key.
-    pub(crate) fn values(&self) -> Option<(&str, &BTreeSet<String>)> {
+    pub(crate) fn values(&self) -> Option<(&str, &Values)> {
         let mut all = self.0.iter();
         match (all.next(), all.next()) {
             (Some(Requirement { key, test: Test::In(values) }), None) => Some((key, values)),
@@ -78,16 +113,16 @@ impl Selector {
     }
 
     /// A key and the values of which an object must have one.
-    pub(crate) fn asked_values(&self) -> Option<(&str, &BTreeSet<String>)> {
+    pub(crate) fn asked_values(&self) -> Option<(&str, &Values)> {
         self.0.iter().find_map(|requirement| match &requirement.test {
-            Test::In(values) => Some((requirement.key.as_str(), values)),
+            Test::In(values) => Some((&*requirement.key, values)),
             _ => None,
         })
     }
 
     /// Selects what has one of some values of a key.
-    pub(crate) fn of_values(key: &str, values: BTreeSet<String>) -> Self {
-        Self(BTreeSet::from([Requirement { key: key.to_owned(), test: Test::In(values) }]))
+    pub(crate) fn of_values(key: &str, values: Values) -> Self {
+        Self(Box::new([Requirement { key: key.into(), test: Test::In(values) }]))
     }
 
     /// As a query of the API (`labelSelector`); none: something in it is no label, so that a server would refuse it.
@@ -109,7 +144,7 @@ impl<'s> FromIterator<&'s Selector> for AnyOf<'s> {
         let mut any = Self::default();
         for selector in selectors {
             match selector.values() {
-                Some((key, values)) => any.values.entry(key).or_default().extend(values.iter().map(String::as_str)),
+                Some((key, values)) => any.values.entry(key).or_default().extend(values.iter()),
                 None => any.others.push(selector),
             }
         }
@@ -154,7 +189,7 @@ fn is_value(text: &str) -> bool {
 impl Requirement {
     fn parse(expression: &LabelSelectorRequirement) -> Result<Self, String> {
         let LabelSelectorRequirement { key, operator, values } = expression;
-        let values: BTreeSet<String> = values.iter().flatten().cloned().collect();
+        let values: Values = values.iter().flatten().map(String::as_str).collect();
         let test = match (operator.as_str(), values.is_empty()) {
             ("In", false) => Test::In(values),
             ("NotIn", false) => Test::NotIn(values),
@@ -170,7 +205,7 @@ impl Requirement {
                 ));
             }
         };
-        Ok(Self { key: key.clone(), test })
+        Ok(Self { key: key.as_str().into(), test })
     }
 
     fn holds(&self, value: Option<&str>) -> bool {
@@ -186,9 +221,9 @@ impl Requirement {
     fn covers(&self, other: &Self) -> bool {
         self.key == other.key
             && match (&self.test, &other.test) {
-                (Test::In(wider), Test::In(narrower)) => wider.is_superset(narrower),
-                (Test::NotIn(fewer), Test::NotIn(more)) => fewer.is_subset(more),
-                (Test::NotIn(values), Test::In(others)) => values.is_disjoint(others),
+                (Test::In(wider), Test::In(narrower)) => wider.has_all(narrower),
+                (Test::NotIn(fewer), Test::NotIn(more)) => more.has_all(fewer),
+                (Test::NotIn(values), Test::In(others)) => !others.iter().any(|value| values.contains(value)),
                 (Test::Exists, Test::In(_) | Test::Exists) => true,
                 (Test::NotIn(_) | Test::DoesNotExist, Test::DoesNotExist) => true,
                 _ => false,
@@ -198,21 +233,21 @@ impl Requirement {
     /// Source: `k8s.io/apimachinery/pkg/labels.Parse`.
     fn query(&self) -> Option<String> {
         let key = &self.key;
-        let list = |values: &BTreeSet<String>| {
-            let all: Vec<&str> = values.iter().map(String::as_str).collect();
+        let list = |values: &Values| {
+            let all: Vec<&str> = values.iter().collect();
             all.iter().all(|value| is_value(value)).then(|| all.join(","))
         };
         if !is_key(key) {
             return None;
         }
-        let is_empty = |values: &BTreeSet<String>| values.iter().all(String::is_empty);
+        let is_empty = |values: &Values| values.iter().all(str::is_empty);
         Some(match &self.test {
             // The parser takes brackets without anything in them for no value at all.
             Test::In(values) if is_empty(values) => format!("{key}="),
             Test::NotIn(values) if is_empty(values) => format!("{key}!="),
             Test::In(values) => format!("{key} in ({})", list(values)?),
             Test::NotIn(values) => format!("{key} notin ({})", list(values)?),
-            Test::Exists => key.clone(),
+            Test::Exists => key.to_string(),
             Test::DoesNotExist => format!("!{key}"),
         })
     }

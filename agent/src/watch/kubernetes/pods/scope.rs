@@ -126,17 +126,17 @@ impl Wanted {
     fn merged(&self) -> BTreeSet<Scope> {
         let mut scopes = BTreeSet::new();
         for (namespace, selectors) in &self.0 {
-            let mut values: BTreeMap<&str, BTreeSet<&String>> = BTreeMap::new();
+            let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
             let mut add = |labels| scopes.insert(Scope { namespace: namespace.clone(), labels });
             for selector in selectors {
                 match selector.values() {
-                    Some((key, of_key)) => values.entry(key).or_default().extend(of_key),
+                    Some((key, of_key)) => values.entry(key).or_default().extend(of_key.iter()),
                     None => drop(add(selector.clone())),
                 }
             }
             for (key, values) in values {
                 for values in chunks(values) {
-                    add(Selector::of_values(key, values));
+                    add(Selector::of_values(key, values.into_iter().collect()));
                 }
             }
         }
@@ -149,17 +149,17 @@ impl Wanted {
 }
 
 /// Values in pieces that fit into a request.
-fn chunks(values: BTreeSet<&String>) -> Vec<BTreeSet<String>> {
-    let mut chunks: Vec<BTreeSet<String>> = Vec::new();
+fn chunks(values: BTreeSet<&str>) -> Vec<Vec<&str>> {
+    let mut chunks: Vec<Vec<&str>> = Vec::new();
     let mut length = LONG;
     for value in values {
         length += value.len() + 1;
         if length > LONG {
-            chunks.push(BTreeSet::new());
+            chunks.push(Vec::new());
             length = value.len();
         }
         if let Some(chunk) = chunks.last_mut() {
-            chunk.insert(value.clone());
+            chunk.push(value);
         }
     }
     chunks
