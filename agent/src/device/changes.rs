@@ -112,7 +112,11 @@ impl Changes {
         for _ in 0..MAX_DRAIN {
             match recv(self.fd.get_ref().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(len) => self.pending = self.pending.max(self.read(&buffer[..len])),
-                Err(Errno::ENOBUFS) => self.pending = Some(Change::Node),
+                Err(Errno::ENOBUFS) => {
+                    // What was lost may have been the end of a port.
+                    self.ports.0.clear();
+                    self.pending = Some(Change::Node);
+                }
                 Err(Errno::EINTR) => {}
                 Err(_) => return,
             }
@@ -126,6 +130,13 @@ const HEADER: usize = 16;
 /// The type of a message.
 fn kind_of(message: &[u8]) -> Option<u16> {
     message.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]))
+}
+
+/// Whether a route takes the place of another one, which nothing tells of, or is a default route.
+fn outranks(message: &[u8]) -> bool {
+    let flags = message.get(6..8).map(|bytes| i32::from(u16::from_ne_bytes([bytes[0], bytes[1]])));
+    let is_default = message.get(HEADER + 1).is_none_or(|length| *length == 0);
+    is_default || flags.is_none_or(|flags| flags & libc::NLM_F_REPLACE != 0)
 }
 
 /// Links that have the name of a workload's port.
@@ -152,16 +163,20 @@ impl Ports {
                 let name = message.get(HEADER + 16..).and_then(|attributes| attribute(attributes, IFNAME));
                 let name = name.and_then(|name| std::str::from_utf8(name).ok());
                 let is_port = name.is_some_and(|name| is_host_ifname(name.trim_end_matches('\0')));
+                // All bits of the mask: the link is new. Another one that has this name now was something else before.
+                let is_new = index(12) == Some(u32::MAX);
                 match index(4) {
-                    Some(index) if is_port => drop(self.0.insert(index)),
-                    Some(index) => drop(self.0.remove(&index)),
-                    None => {}
+                    Some(index) if is_port => !self.0.insert(index) || is_new,
+                    Some(index) => {
+                        self.0.remove(&index);
+                        false
+                    }
+                    None => false,
                 }
-                is_port
             }
             Some(libc::RTM_DELLINK) => index(4).is_some_and(|index| self.0.remove(&index)),
             Some(libc::RTM_NEWQDISC..=libc::RTM_GETTFILTER) => self.has(index(4)),
-            Some(libc::RTM_NEWROUTE | libc::RTM_DELROUTE) => self.has(number(12, OUTPUT_DEVICE)),
+            Some(libc::RTM_NEWROUTE | libc::RTM_DELROUTE) if !outranks(message) => self.has(number(12, OUTPUT_DEVICE)),
             Some(libc::RTM_NEWNETCONF | libc::RTM_DELNETCONF) => self.has(number(4, CONFIGURED_DEVICE)),
             _ => false,
         };

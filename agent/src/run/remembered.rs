@@ -2,10 +2,11 @@
 //! The last known state of the cluster, on disk: an agent that starts while the API server is away goes on with it, and pods
 //! start with the policies that were last known.
 //!
-//! `stateDir/policies.json` has the policies, and is written as soon as they change. `stateDir/cluster.json` has what else the
-//! plan of this node needs: nodes, namespaces, Services, slices, the pods of this node, and those of other nodes that policies
-//! here know; of a large cluster that is much, so that it is written the less often the larger it is. Either that is torn, or of
-//! another version or node, is as none; without policies nothing is known.
+//! `stateDir/policies.json` has what says who is isolated by what: policies, namespaces and the pods of this node, all of one
+//! moment; it is written as soon as they change. A pod that is not in it is closed. `stateDir/cluster.json` has what else the plan
+//! of this node needs: nodes, Services, slices, and the pods of other nodes that policies here know; of a large cluster that is
+//! much, so that it is written the less often the larger it is. Either that is torn, or of another version or node, is as none;
+//! without the first nothing is known.
 
 use std::{
     collections::BTreeMap,
@@ -35,12 +36,14 @@ use crate::{
 const VERSION: u32 = 2;
 /// Bytes of a file at most; without the pods of other nodes where that would be more.
 const MOST: usize = 64 << 20;
-/// Between two writes of policies: a restart must not fall back behind them.
-const POLICY_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two writes of what isolates: a restart must not fall back behind it.
+const ISOLATION_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two writes of everything else.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Bytes that are written in a second, over time: about 8 GB a day, which a disk bears for ever.
+/// Bytes of everything else that are written in a second, over time: about 8 GB a day, which a disk bears for ever.
 const RATE: usize = 100_000;
+/// No more than this part of the time is spent on writing what isolates.
+const PART: u32 = 20;
 
 /// A file: what tells whether it counts, and objects.
 #[derive(Deserialize, Serialize)]
@@ -53,19 +56,24 @@ struct File<T> {
     objects: T,
 }
 
+/// What says who is isolated by what.
 #[derive(Deserialize, Serialize)]
-#[serde(bound(
-    deserialize = "P: Deserialize<'de>, N: Deserialize<'de>, M: Deserialize<'de>, S: Deserialize<'de>, E: Deserialize<'de>"
-))]
-struct Cluster<P, N, M, S, E> {
+struct Isolating<P, M, R> {
+    policies: Vec<R>,
+    namespaces: Vec<M>,
+    /// Of this node.
+    pods: Vec<P>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(bound(deserialize = "P: Deserialize<'de>, N: Deserialize<'de>, S: Deserialize<'de>, E: Deserialize<'de>"))]
+struct Cluster<P, N, S, E> {
+    /// Of other nodes.
     pods: Vec<P>,
     nodes: Vec<N>,
-    namespaces: Vec<M>,
     services: Vec<S>,
     slices: Vec<E>,
 }
-
-type Read = Cluster<Pod, Node, Namespace, Service, EndpointSlice>;
 
 fn path_of_policies(state_dir: &Path) -> PathBuf {
     state_dir.join("policies.json")
@@ -82,15 +90,18 @@ pub(super) fn paths(state_dir: &Path) -> [PathBuf; 2] {
 
 /// What an earlier run has left for `node`.
 pub(super) fn load(state_dir: &Path, node: &str) -> Option<Snapshot> {
-    let policies: File<Vec<NetworkPolicy>> = read(&path_of_policies(state_dir), node)?;
-    let File { saved, objects, .. } = read::<Read>(&path_of_cluster(state_dir), node)?;
+    let isolating: File<Isolating<Pod, Namespace, NetworkPolicy>> = read(&path_of_policies(state_dir), node)?;
+    let cluster: File<Cluster<Pod, Node, Service, EndpointSlice>> = read(&path_of_cluster(state_dir), node)?;
+    let (isolating, saved, cluster) = (isolating.objects, cluster.saved, cluster.objects);
+    let others = cluster.pods.into_iter().filter(|pod| !is_here(pod, node));
+    let pods = isolating.pods.into_iter().chain(others).collect();
     Some(Snapshot {
-        pods: keyed(objects.pods, |object| &object.metadata),
-        nodes: keyed(objects.nodes, |object| &object.metadata),
-        namespaces: keyed(objects.namespaces, |object| &object.metadata),
-        services: keyed(objects.services, |object| &object.metadata),
-        slices: keyed(objects.slices, |object| &object.metadata),
-        policies: keyed(policies.objects, |object| &object.metadata),
+        pods: keyed(pods, |object| &object.metadata),
+        nodes: keyed(cluster.nodes, |object| &object.metadata),
+        namespaces: keyed(isolating.namespaces, |object| &object.metadata),
+        services: keyed(cluster.services, |object| &object.metadata),
+        slices: keyed(cluster.slices, |object| &object.metadata),
+        policies: keyed(isolating.policies, |object| &object.metadata),
         synced: true,
         remembered: Some(saved),
         ..Snapshot::default()
@@ -109,36 +120,34 @@ fn all<T>(objects: &BTreeMap<ObjectKey, Arc<T>>) -> Vec<&T> {
     objects.values().map(|object| &**object).collect()
 }
 
-/// Writes policies down; how many bytes.
+/// Writes down what says who is isolated by what; how many bytes. Where that cannot be, nothing is known at the next start: an
+/// older state might leave a pod open.
 ///
 /// # Errors
-/// The file cannot be written, or they are too large.
-fn save_policies(
-    state_dir: &Path,
-    node: &str,
-    policies: &BTreeMap<ObjectKey, Arc<NetworkPolicy>>,
-) -> io::Result<usize> {
-    write(&path_of_policies(state_dir), encode(node, all(policies))?)
+/// The file cannot be written, or it is too large.
+fn save_isolating(state_dir: &Path, node: &str, snapshot: &Snapshot) -> io::Result<usize> {
+    let Snapshot { policies, namespaces, pods, .. } = snapshot;
+    let isolating = Isolating { policies: all(policies), namespaces: all(namespaces), pods: all(pods) };
+    let path = path_of_policies(state_dir);
+    let written = encode(node, isolating).and_then(|bytes| write(&path, &bytes));
+    if written.is_err() {
+        file::gone(std::fs::remove_file(&path))?;
+    }
+    written
 }
 
-/// Writes everything else down; how many bytes.
+/// Writes everything else down; how many bytes. Without pods where that would be too much.
 ///
 /// # Errors
-/// As [`save_policies`].
+/// As [`save_isolating`].
 fn save_cluster(state_dir: &Path, node: &str, snapshot: &Snapshot) -> io::Result<usize> {
-    let with = |is_needed: fn(&Pod, &str) -> bool| {
-        let pods = all(&snapshot.pods).into_iter().filter(|pod| is_needed(pod, node)).collect();
-        let cluster = Cluster {
-            pods,
-            nodes: all(&snapshot.nodes),
-            namespaces: all(&snapshot.namespaces),
-            services: all(&snapshot.services),
-            slices: all(&snapshot.slices),
-        };
-        encode(node, cluster)
+    let with = |pods| {
+        let (nodes, services, slices) = (all(&snapshot.nodes), all(&snapshot.services), all(&snapshot.slices));
+        encode(node, Cluster { pods, nodes, services, slices })
     };
-    let whole = with(|_, _| true)?;
-    write(&path_of_cluster(state_dir), if whole.len() <= MOST { whole } else { with(is_here)? })
+    let whole = with(all(&snapshot.pods))?;
+    let bytes = if whole.len() <= MOST { whole } else { with(Vec::new())? };
+    write(&path_of_cluster(state_dir), &bytes)
 }
 
 fn encode<T: Serialize>(node: &str, objects: T) -> io::Result<Vec<u8>> {
@@ -146,14 +155,12 @@ fn encode<T: Serialize>(node: &str, objects: T) -> io::Result<Vec<u8>> {
     Ok(serde_json::to_vec(&File { version: VERSION, node: node.to_owned(), saved: now.as_secs(), objects })?)
 }
 
-fn write(path: &Path, bytes: Vec<u8>) -> io::Result<usize> {
+fn write(path: &Path, bytes: &[u8]) -> io::Result<usize> {
     if bytes.len() > MOST {
-        // An older state would bring back policies that were replaced since: without any, pods start closed.
-        file::gone(std::fs::remove_file(path))?;
-        return Err(io::Error::other(format!("{} bytes are more than {MOST}; it is removed", bytes.len())));
+        return Err(io::Error::other(format!("{}: {} bytes are more than {MOST}", path.display(), bytes.len())));
     }
     std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
-    file::save_bytes(path, &bytes)?;
+    file::save_bytes(path, bytes)?;
     Ok(bytes.len())
 }
 
@@ -167,13 +174,12 @@ pub(super) struct Keeper {
 /// When a file may be written again, and which state it has.
 struct Turn {
     next: Instant,
-    interval: Duration,
     written: Option<u64>,
 }
 
 impl Turn {
-    fn new(interval: Duration) -> Self {
-        Self { next: Instant::now(), interval, written: None }
+    fn new() -> Self {
+        Self { next: Instant::now(), written: None }
     }
 
     /// When this version is to be written; none: it is.
@@ -181,31 +187,40 @@ impl Turn {
         (self.written != Some(version)).then_some(self.next)
     }
 
-    fn end(&mut self, version: u64, bytes: usize) {
-        let pause = Duration::from_secs((bytes / RATE) as u64);
-        (self.next, self.written) = (Instant::now() + pause.max(self.interval), Some(version));
+    /// One that was not written is tried again.
+    fn end(&mut self, version: u64, is_written: bool, pause: Duration) {
+        self.next = Instant::now() + pause;
+        if is_written {
+            self.written = Some(version);
+        }
     }
+}
+
+/// Between two writes of so many bytes.
+fn pause_for(bytes: usize) -> Duration {
+    INTERVAL.max(Duration::from_secs((bytes / RATE) as u64))
 }
 
 impl Keeper {
     /// Writes for ever what has been planned, not too often.
     pub(super) async fn run(self) {
         let mut views = self.shared.views();
-        let (mut policies, mut cluster) = (Turn::new(POLICY_INTERVAL), Turn::new(INTERVAL));
+        let (mut isolating, mut cluster) = (Turn::new(), Turn::new());
         loop {
             let view = views.borrow_and_update().clone();
             let found = planned(&view);
-            let due =
-                found.map(|Versions { policies: version, objects, .. }| (policies.due(version), cluster.due(objects)));
-            let (of_policies, of_cluster) = due.unwrap_or_default();
+            let due = found.map(|found| (isolating.due(found.isolation), cluster.due(found.objects)));
+            let (first, second) = due.unwrap_or_default();
             let is_due = |due: Option<Instant>| due.is_some_and(|due| Instant::now() >= due);
-            // Policies first: those of a cluster that is remembered are at least as new as it is.
-            if let Some(found) = found.filter(|_| is_due(of_policies)) {
-                policies.end(found.policies, self.write_policies().await);
-            } else if let Some(found) = found.filter(|_| is_due(of_cluster)) {
-                cluster.end(found.objects, self.write_cluster().await);
+            if let Some(found) = found.filter(|_| is_due(first)) {
+                let started = Instant::now();
+                let is_written = self.write_isolating().await.is_some();
+                isolating.end(found.isolation, is_written, ISOLATION_INTERVAL.max(started.elapsed() * PART));
+            } else if let Some(found) = found.filter(|_| is_due(second)) {
+                let bytes = self.write_cluster().await;
+                cluster.end(found.objects, bytes.is_some(), pause_for(bytes.unwrap_or_default()));
             } else {
-                let next = of_policies.into_iter().chain(of_cluster).min();
+                let next = first.into_iter().chain(second).min();
                 tokio::select! {
                     changed = views.changed() => if changed.is_err() { return },
                     () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
@@ -217,36 +232,34 @@ impl Keeper {
     /// Writes what was planned last, where the source has told it.
     pub(super) async fn write_last(&self) {
         if planned(&self.shared.view()).is_some() {
-            self.write_policies().await;
+            self.write_isolating().await;
             self.write_cluster().await;
         }
     }
 
-    async fn write_policies(&self) -> usize {
+    async fn write_isolating(&self) -> Option<usize> {
         self.write(|shared, state_dir, node| {
-            needed_policies(shared).map_or(Ok(0), |policies| save_policies(state_dir, node, &policies))
+            isolating(shared, node).map(|found| save_isolating(state_dir, node, &found)).transpose()
         })
         .await
     }
 
-    async fn write_cluster(&self) -> usize {
+    async fn write_cluster(&self) -> Option<usize> {
         self.write(|shared, state_dir, node| {
-            needed(shared, node).map_or(Ok(0), |snapshot| save_cluster(state_dir, node, &snapshot))
+            needed(shared, node).map(|found| save_cluster(state_dir, node, &found)).transpose()
         })
         .await
     }
 
-    /// How many bytes were written.
-    async fn write(&self, write: fn(&Shared, &Path, &str) -> io::Result<usize>) -> usize {
+    /// How many bytes were written; none: there was nothing to write, or it cannot be.
+    async fn write(&self, write: fn(&Shared, &Path, &str) -> io::Result<Option<usize>>) -> Option<usize> {
         let (state_dir, node, shared) = (self.state_dir.clone(), self.node.clone(), self.shared.clone());
-        match tokio::task::spawn_blocking(move || write(&shared, &state_dir, &node)).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(error)) => {
-                tracing::warn!(folder = %self.state_dir.display(), %error, "cannot keep the state of the cluster for the next start");
-                0
-            }
-            Err(_) => 0,
-        }
+        let written = tokio::task::spawn_blocking(move || write(&shared, &state_dir, &node)).await;
+        written.ok()?.unwrap_or_else(|error| {
+            let folder = self.state_dir.display();
+            tracing::warn!(%folder, %error, "cannot keep the state of the cluster for the next start");
+            None
+        })
     }
 }
 
@@ -267,13 +280,18 @@ fn is_told(shared: &Shared) -> bool {
     planner.snapshot().synced && planner.snapshot().remembered.is_none()
 }
 
-/// All policies; none: the source has not told them, or they do not stay as they are for the time of a reading: policies of
-/// different moments may be none at all for a pod.
-fn needed_policies(shared: &Shared) -> Option<BTreeMap<ObjectKey, Arc<NetworkPolicy>>> {
+/// What says who is isolated by what; none: the source has not told it, or it does not stay as it is for the time of a reading:
+/// policies and pods of different moments may leave a pod open.
+fn isolating(shared: &Shared, node: &str) -> Option<Snapshot> {
     (0..READINGS).filter(|_| is_told(shared)).find_map(|_| {
-        let before = shared.planner().versions().policies;
-        let read = in_parts(shared, |snapshot| &snapshot.policies, |_, _| true);
-        (shared.planner().versions().policies == before).then_some(read)
+        let before = shared.planner().versions().isolation;
+        let read = Snapshot {
+            policies: in_parts(shared, |snapshot| &snapshot.policies, |_, _| true),
+            namespaces: in_parts(shared, |snapshot| &snapshot.namespaces, |_, _| true),
+            pods: in_parts(shared, |snapshot| &snapshot.pods, |_, pod| is_here(pod, node)),
+            ..Snapshot::default()
+        };
+        (shared.planner().versions().isolation == before).then_some(read)
     })
 }
 
@@ -281,11 +299,10 @@ fn needed_policies(shared: &Shared) -> Option<BTreeMap<ObjectKey, Arc<NetworkPol
 fn needed(shared: &Shared, node: &str) -> Option<Snapshot> {
     let is_needed = |planner: &Planner, pod: &Pod| {
         let identities = &planner.desired().identities;
-        is_here(pod, node) || pod.addresses.iter().any(|address| identities.contains_key(&Addr::from(*address)))
+        !is_here(pod, node) && pod.addresses.iter().any(|address| identities.contains_key(&Addr::from(*address)))
     };
     is_told(shared).then(|| Snapshot {
         pods: in_parts(shared, |snapshot| &snapshot.pods, is_needed),
-        namespaces: in_parts(shared, |snapshot| &snapshot.namespaces, |_, _| true),
         nodes: in_parts(shared, |snapshot| &snapshot.nodes, |_, _| true),
         services: in_parts(shared, |snapshot| &snapshot.services, |_, _| true),
         slices: in_parts(shared, |snapshot| &snapshot.slices, |_, _| true),
@@ -364,8 +381,8 @@ mod tests {
         let names = (0..2 * AT_ONCE + 7).map(|number| format!("n{number}"));
         many.namespaces.extend(names.map(|name| object("", &name, json!({}))));
         let (shared, _commands) = Shared::with(View::default(), planner(&many));
-        assert_eq!(needed(&shared, "here").unwrap().namespaces, many.namespaces);
-        assert_eq!(needed_policies(&shared).unwrap(), many.policies);
+        let read = isolating(&shared, "here").unwrap();
+        assert_eq!((read.namespaces, read.policies), (many.namespaces, many.policies));
     }
 
     fn planner(snapshot: &Snapshot) -> Planner {
@@ -386,7 +403,7 @@ mod tests {
         let (shared, _commands) = Shared::with(View::default(), planner(&snapshot()));
         save_cluster(dir, "here", &needed(&shared, "here").unwrap()).unwrap();
         assert!(load(dir, "here").is_none(), "without its policies");
-        save_policies(dir, "here", &needed_policies(&shared).unwrap()).unwrap();
+        save_isolating(dir, "here", &isolating(&shared, "here").unwrap()).unwrap();
         let found = load(dir, "here").unwrap();
         let names: Vec<&str> = found.pods.keys().map(|key| key.name.as_str()).collect();
         assert_eq!(names, ["mine", "peer"], "pods of this node, and those that policies know");
@@ -408,14 +425,73 @@ mod tests {
 
     #[test]
     fn a_file_is_written_the_less_often_the_larger_it_is() {
-        let mut turn = Turn::new(INTERVAL);
-        assert!(turn.due(1).is_some_and(|due| due <= Instant::now()));
         for (bytes, pause) in [(1000, INTERVAL), (RATE * 300, Duration::from_secs(300))] {
-            turn.end(1, bytes);
+            let mut turn = Turn::new();
+            assert!(turn.due(1).is_some_and(|due| due <= Instant::now()));
+            turn.end(1, true, pause_for(bytes));
             assert_eq!(turn.due(1), None);
             let left = turn.due(2).unwrap() - Instant::now();
             assert!(left <= pause && left + Duration::from_secs(1) > pause, "{left:?}");
         }
+    }
+
+    #[test]
+    fn what_was_not_written_is_tried_again() {
+        let mut turn = Turn::new();
+        turn.end(1, false, INTERVAL);
+        assert!(turn.due(1).is_some_and(|due| due > Instant::now()));
+    }
+
+    /// A pod that is newer than the policies that are remembered might be open.
+    #[test]
+    fn a_cluster_that_is_newer_than_its_policies_knows_no_new_pod_of_this_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let (before, _commands) = Shared::with(View::default(), planner(&snapshot()));
+        save_isolating(dir, "here", &isolating(&before, "here").unwrap()).unwrap();
+        let mut later = snapshot();
+        later.pods.extend([pod("new", "here", "10.1.0.2")]);
+        let (after, _commands) = Shared::with(View::default(), planner(&later));
+        save_cluster(dir, "here", &needed(&after, "here").unwrap()).unwrap();
+        let names: Vec<_> = load(dir, "here").unwrap().pods.into_keys().map(|key| key.name.to_string()).collect();
+        assert_eq!(names, ["mine", "peer"]);
+    }
+
+    #[test]
+    fn policies_that_cannot_be_written_are_not_known_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let (shared, _commands) = Shared::with(View::default(), planner(&snapshot()));
+        let found = isolating(&shared, "here").unwrap();
+        save_isolating(dir, "here", &found).unwrap();
+        save_cluster(dir, "here", &needed(&shared, "here").unwrap()).unwrap();
+        let mut large = found;
+        let spec = json!({"spec": {"podSelector": {"matchLabels": {"app": "x".repeat(MOST)}}}});
+        large.policies.extend([object("x", "large", spec)]);
+        save_isolating(dir, "here", &large).unwrap_err();
+        assert!(load(dir, "here").is_none());
+    }
+
+    #[test]
+    fn every_change_of_who_is_isolated_is_one() {
+        let mut planner = planner(&snapshot());
+        let mut changes = |deltas: Deltas| {
+            let before = planner.versions().isolation;
+            planner.take(News { deltas, standing: snapshot().standing(), since: None });
+            planner.versions().isolation != before
+        };
+        fn one<T>((key, object): (ObjectKey, Arc<T>)) -> crate::model::Changed<T> {
+            crate::model::Changed { all: false, objects: [(key, Some(object))].into() }
+        }
+        let labelled =
+            json!({"spec": {"nodeName": "here"}, "status": {"podIPs": [{"ip": "10.1.0.1"}, {"ip": "10.1.0.9"}]}});
+        assert!(changes(Deltas { pods: one(object("x", "mine", labelled)), ..Deltas::default() }));
+        assert!(changes(Deltas {
+            policies: one(object("x", "q", json!({"spec": {"podSelector": {}}}))),
+            ..Deltas::default()
+        }));
+        assert!(changes(Deltas { namespaces: one(object("", "y", json!({}))), ..Deltas::default() }));
+        assert!(!changes(Deltas { services: one(object("x", "t", json!({}))), ..Deltas::default() }));
     }
 
     #[tokio::test]

@@ -111,6 +111,7 @@ fn what_is_of_a_port_alone_asks_for_no_look_at_the_node() {
             ("tc", "qdisc del dev weft0123456789 clsact"),
             ("ip", "tuntap del weft0123456789 mode tap"),
             ("ip", "tuntap add weft0123456789 mode tap"),
+            ("ip", "link set weft0123456789 up"),
         ] {
             run(program, arguments);
             assert_eq!(told(&mut changes).await, Change::Ports, "{program} {arguments}");
@@ -121,6 +122,9 @@ fn what_is_of_a_port_alone_asks_for_no_look_at_the_node() {
             ("tc", "qdisc add dev up0 clsact"),
             ("ip", "route add 203.0.113.0/24 via 192.0.2.1"),
             ("ip", "tuntap add weft012345678 mode tap"),
+            ("ip", "route replace default dev weft0123456789"),
+            ("ip", "tuntap add other1 mode tap"),
+            ("ip", "link set other1 name weft00000000aa"),
         ] {
             run(program, arguments);
             assert_eq!(told(&mut changes).await, Change::Node, "{program} {arguments}");

@@ -44,6 +44,7 @@ use crate::{
     apply::{Changes, Patch},
     model::{
         Attachment, Deltas, Desired, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing,
+        objects::Pod,
     },
 };
 
@@ -77,8 +78,8 @@ pub struct Planner {
 pub struct Versions {
     /// Of all objects.
     pub objects: u64,
-    /// Of the policies among them.
-    pub policies: u64,
+    /// Of those that say who is isolated by what: policies, namespaces, the pods of this node.
+    pub isolation: u64,
     /// Of the nodes.
     pub nodes: u64,
 }
@@ -146,6 +147,11 @@ impl Planner {
         let Deltas { pods, namespaces, nodes, services, slices, policies } = deltas;
         for (key, before) in pods.put(&mut self.snapshot.pods) {
             objects += 1;
+            let here = self.facts.as_ref().map(|facts| facts.name.as_str());
+            let is_here = |pod: &Arc<Pod>| here.is_none() || pod.node.as_deref() == here;
+            if before.iter().chain(self.snapshot.pods.get(&key)).any(is_here) {
+                self.versions.isolation += 1;
+            }
             let before = before.as_ref().map(|pod| PodEntry { key: &key, pod });
             let after = self.snapshot.pods.get(&key).map(|pod| PodEntry { key: &key, pod });
             self.addresses.touch(&key, before, after);
@@ -157,6 +163,7 @@ impl Planner {
         }
         for (key, _) in namespaces.put(&mut self.snapshot.namespaces) {
             objects += 1;
+            self.versions.isolation += 1;
             self.addresses.touch_namespace(&self.snapshot, &key.name);
             self.due.namespaces.insert(key.name);
         }
@@ -177,7 +184,7 @@ impl Planner {
         }
         for (key, _) in policies.put(&mut self.snapshot.policies) {
             objects += 1;
-            self.versions.policies += 1;
+            self.versions.isolation += 1;
             match self.snapshot.policies.get(&key) {
                 Some(policy) => {
                     drop(self.forms.insert(key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace)))

@@ -2,7 +2,7 @@
 //! Which policy sets fit into the maps. The others are closed: everything is denied to their workloads, and to nobody else's.
 //!
 //! What one set takes depends on the others, since identities are a product of what all of them tell apart. So the sets are
-//! put in an order, and as many of the first ones are taken as fit together: the order is that of [`share::order`], by the part of a map that each takes alone. So no namespace displaces another one's policies by what it takes beyond its share, what fitted stays, and who comes new
+//! put in an order, and as many of the first ones are taken as fit together: the order is that of [`share::order`], by the part of a map, or of the work, that each takes alone. So no namespace displaces another one's policies by what it takes beyond its share, what fitted stays, and who comes new
 //! where no room is left is closed.
 
 use std::{
@@ -255,10 +255,11 @@ impl<'a> Fitting<'a> {
             } else {
                 Err(Shortage::Work)
             };
-            *spent += self.work.take();
+            let work = self.work.take();
+            *spent += work;
             match alone {
                 Ok(choice) => {
-                    let cost = self.share(&choice);
+                    let cost = self.share(&choice).max(part(work, MAX_STEPS));
                     shares.insert(*key, cost);
                     keys.push(*key);
                     wishes.push(Wish { namespace: &key.namespace, cost, stood: candidate.stood });
@@ -271,7 +272,6 @@ impl<'a> Fitting<'a> {
 
     /// The largest part of any map.
     fn share(&self, choice: &Choice) -> u64 {
-        let part = |count: usize, most: usize| WHOLE.saturating_mul(count as u64) / (most.max(1) as u64);
         let Use { cidrs, identities, rules } = usage(choice);
         part(cidrs, self.room.cidrs).max(part(identities, self.room.identities)).max(part(rules, self.room.rules))
     }
@@ -300,6 +300,10 @@ impl<'a> Fitting<'a> {
         let addresses = identities.exact.keys().map(|address| Addr::from(*address));
         room_beside(addresses, stands.then_some(*standing_identities), "addresses", "identities", *most)
     }
+}
+
+fn part(count: usize, most: usize) -> u64 {
+    WHOLE.saturating_mul(count as u64) / (most.max(1) as u64)
 }
 
 /// Whether new entries fit beside those that stand. What stands already needs no room.

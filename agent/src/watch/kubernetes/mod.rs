@@ -275,7 +275,7 @@ fn read_aside(
     lists: Arc<Semaphore>,
 ) -> impl Stream<Item = Change> + Send + 'static {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);
         let mut permit = lists.acquire_owned().await.ok();
         loop {
@@ -293,7 +293,14 @@ fn read_aside(
             }
         }
     });
-    futures::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)))
+    futures::stream::unfold((receiver, task), async |(mut receiver, task)| match receiver.recv().await {
+        Some(change) => Some((change, (receiver, task))),
+        // A kind that nobody reads any more must not pass for one that does not change.
+        None => match task.await {
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            _ => None,
+        },
+    })
 }
 
 fn pods_of(client: &Client, lists: &Arc<Semaphore>, watch: WatchId, scope: &Scope) -> BoxStream<'static, Change> {
