@@ -183,7 +183,7 @@ impl Ports {
         if is_port { Change::Ports } else { Change::Node }
     }
 
-    /// Of a new link its settings are told before itself.
+    /// The kernel reports the settings of a new link before the link, so that its name is asked for.
     fn has(&mut self, index: Option<u32>) -> bool {
         let Some(index) = index else { return false };
         if self.0.contains(&index) {

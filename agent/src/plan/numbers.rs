@@ -273,7 +273,7 @@ mod tests {
         let attachment = |ifindex: u32| {
             let link = weft_api::PortLink { ifindex, ifname: format!("weft{ifindex}") };
             let sample = Attachment::sample(u8::try_from(ifindex).unwrap(), None, &["10.0.0.1"]);
-            std::sync::Arc::new(Attachment { link: Some(link), ..sample })
+            Arc::new(Attachment { link: Some(link), ..sample })
         };
         let attachments = [10, 11, 13].map(attachment);
         let ids = attachments.clone().map(|attachment| attachment.spec.id.to_string());

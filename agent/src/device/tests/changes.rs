@@ -47,14 +47,14 @@ fn every_kind_of_change_is_told() {
             "link del weftx",
         ] {
             ip(command);
-            told(&mut changes).await;
+            next_change(&mut changes).await;
         }
         let done = Command::new("sysctl").args(["-q", "-w", "net.ipv4.conf.up0.forwarding=1"]).status().unwrap();
         assert!(done.success());
-        told(&mut changes).await;
+        next_change(&mut changes).await;
         for command in ["qdisc add dev up0 clsact", "qdisc del dev up0 clsact"] {
             assert!(Command::new("tc").args(command.split(' ')).status().unwrap().success());
-            told(&mut changes).await;
+            next_change(&mut changes).await;
         }
     });
 }
@@ -71,21 +71,21 @@ fn of_neighbours_only_a_new_ethernet_address_is_told() {
             ip(&format!("neigh replace 192.0.2.20 lladdr {mac} nud {state} extern_learn dev up0 protocol 119"));
         };
         kept("02:00:00:00:00:20", "stale");
-        told(&mut changes).await;
+        next_change(&mut changes).await;
         kept("02:00:00:00:00:20", "reachable");
         ip("neigh replace 192.0.2.21 lladdr 02:00:00:00:00:21 nud reachable dev up0");
         assert!(silent(&mut changes).await, "the same address, and a neighbour of others");
         kept("02:00:00:00:00:22", "reachable");
-        told(&mut changes).await;
+        next_change(&mut changes).await;
         ip("neigh del 192.0.2.20 dev up0");
-        told(&mut changes).await;
+        next_change(&mut changes).await;
     });
 }
 
 /// Waits for a change, and for the end of what follows from it (the kernel's link watch, addresses); what it was.
-async fn told(changes: &mut Changes) -> Change {
+async fn next_change(changes: &mut Changes) -> Change {
     let first = tokio::time::timeout(Duration::from_secs(20), changes.changed()).await;
-    let mut all = first.expect("a change that nobody told");
+    let mut all = first.expect("a change that the kernel did not report");
     changes.looked(Duration::ZERO);
     while let Ok(more) = tokio::time::timeout(Duration::from_millis(500), changes.changed()).await {
         all = all.max(more);
@@ -114,7 +114,7 @@ fn what_is_of_a_port_alone_asks_for_no_look_at_the_node() {
             ("ip", "link set weft0123456789 up"),
         ] {
             run(program, arguments);
-            assert_eq!(told(&mut changes).await, Change::Ports, "{program} {arguments}");
+            assert_eq!(next_change(&mut changes).await, Change::Ports, "{program} {arguments}");
         }
         for (program, arguments) in [
             ("ip", "addr add 198.51.100.1/32 dev weft0123456789"),
@@ -127,10 +127,10 @@ fn what_is_of_a_port_alone_asks_for_no_look_at_the_node() {
             ("ip", "link set other1 name weft00000000aa"),
         ] {
             run(program, arguments);
-            assert_eq!(told(&mut changes).await, Change::Node, "{program} {arguments}");
+            assert_eq!(next_change(&mut changes).await, Change::Node, "{program} {arguments}");
         }
         ip("link set weft0123456789 down name other0");
-        assert_eq!(told(&mut changes).await, Change::Node, "it is no port any more");
+        assert_eq!(next_change(&mut changes).await, Change::Node, "it is no port any more");
     });
 }
 
@@ -144,9 +144,9 @@ fn changes_that_do_not_fit_the_socket_are_one_change() {
             .collect();
         std::fs::write(file.path(), lines).unwrap();
         ip(&format!("-batch {}", file.path().display()));
-        told(&mut changes).await;
+        next_change(&mut changes).await;
         ip("link set up0 mtu 1400");
-        told(&mut changes).await;
+        next_change(&mut changes).await;
     });
 }
 

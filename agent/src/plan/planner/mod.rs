@@ -44,7 +44,6 @@ use crate::{
     apply::{Changes, Patch},
     model::{
         Attachment, Deltas, Desired, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing,
-        objects::Pod,
     },
 };
 
@@ -145,15 +144,15 @@ impl Planner {
         let Snapshot { synced: is_synced, problems: known, error: why, remembered: since, .. } = &mut self.snapshot;
         (*is_synced, *known, *why, *since) = (synced, problems, error, remembered);
         let Deltas { pods, namespaces, nodes, services, slices, policies } = deltas;
+        let here = self.facts.as_ref().map(|facts| facts.name.as_str());
+        let is_here = |pod: PodEntry<'_>| here.is_none() || pod.pod.node.as_deref() == here;
         for (key, before) in pods.put(&mut self.snapshot.pods) {
             objects += 1;
-            let here = self.facts.as_ref().map(|facts| facts.name.as_str());
-            let is_here = |pod: &Arc<Pod>| here.is_none() || pod.node.as_deref() == here;
-            if before.iter().chain(self.snapshot.pods.get(&key)).any(is_here) {
-                self.versions.isolation += 1;
-            }
             let before = before.as_ref().map(|pod| PodEntry { key: &key, pod });
             let after = self.snapshot.pods.get(&key).map(|pod| PodEntry { key: &key, pod });
+            if before.into_iter().chain(after).any(is_here) {
+                self.versions.isolation += 1;
+            }
             self.addresses.touch(&key, before, after);
             if self.local.contains(&key) {
                 self.addresses.touch_attached(&key);

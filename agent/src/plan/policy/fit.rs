@@ -2,8 +2,9 @@
 //! Which policy sets fit into the maps. The others are closed: everything is denied to their workloads, and to nobody else's.
 //!
 //! What one set takes depends on the others, since identities are a product of what all of them tell apart. So the sets are
-//! put in an order, and as many of the first ones are taken as fit together: the order is that of [`share::order`], by the part of a map, or of the work, that each takes alone. So no namespace displaces another one's policies by what it takes beyond its share, what fitted stays, and who comes new
-//! where no room is left is closed.
+//! put in an order, and as many of the first ones are taken as fit together: the order is that of [`share::order`], by the part
+//! of a map, or of the work, that each takes alone. So no namespace displaces another one's policies by what it takes beyond its
+//! share, what fitted stays, and who comes new where no room is left is closed.
 
 use std::{
     cell::Cell,
@@ -120,7 +121,7 @@ pub(super) struct Fitting<'a> {
     snapshot: &'a Snapshot,
     groups: &'a PodGroups<'a>,
     room: &'a Room<'a>,
-    /// Work of all looks so far.
+    /// Work of the looks since it was last set to 0: each kind of look has a bound of its own.
     work: Cell<usize>,
 }
 

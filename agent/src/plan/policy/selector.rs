@@ -105,11 +105,7 @@ impl Selector {
 
     /// The key and the values, where an object is selected for having one of some values of one key.
     pub(crate) fn values(&self) -> Option<(&str, &Values)> {
-        let mut all = self.0.iter();
-        match (all.next(), all.next()) {
-            (Some(Requirement { key, test: Test::In(values) }), None) => Some((key, values)),
-            _ => None,
-        }
+        self.asked_values().filter(|_| self.0.len() == 1)
     }
 
     /// A key and the values of which an object must have one.
