@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The source check: nobody speaks for another.
 
-use weft_abi::{Addr, Config, DropReason, LocalKind, Remote, RemoteKind};
+use weft_abi::{Addr, Config, DropReason, GenerationRef, LocalKind, Port, Remote, RemoteKind, generation};
 
 use crate::{
-    Tables, address,
-    decide::{self, Origin, Sender, Walk},
-    protocol,
+    Tables, address, protocol,
+    walk::{End, Origin, Place, Question, Sender},
 };
 
-/// Checks the sender of `walk.key` by its hook, and sets the sending workload and whether it is the host itself.
+/// Checks the sender of a question by its hook; the end that it is. `own_host` is set where it is the host itself.
 ///
 /// | From | Sources that are admitted |
 /// |---|---|
@@ -22,75 +21,139 @@ use crate::{
 /// # Errors
 /// The reason to drop the packet.
 #[inline(always)]
-pub(crate) fn admit<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
-    walk.from.here = 0;
-    (walk.own_host, walk.from_neighbour) = (0, 0);
-    if address::is_unroutable(&walk.key.src) {
+pub(crate) fn admit<T: Tables>(
+    tables: &T,
+    config: &Config,
+    question: &Question,
+    end: &mut End,
+    own_host: &mut u8,
+) -> Result<(), DropReason> {
+    *own_host = 0;
+    if address::is_unroutable(&question.key.src) {
         return Err(DropReason::SourceAddress);
     }
-    match walk.sender {
-        sender if sender == Sender::Workload as u32 => admit_workload(tables, walk),
-        sender if sender == Sender::Host as u32 => admit_host(tables, walk),
-        sender if sender == Sender::Overlay as u32 => admit_overlay(tables, walk),
-        _ => admit_uplink(tables, walk),
+    match question.sender {
+        sender if sender == Sender::Workload as u32 => admit_workload(tables, question, end),
+        sender if sender == Sender::Host as u32 => {
+            *own_host = admit_host(tables, question)?.into();
+            set_place(end, Place::Host, config.host_ifindex, routes(tables));
+            Ok(())
+        }
+        sender if sender == Sender::Overlay as u32 => {
+            set_place(end, Place::Tunnel, config.overlay_ifindex, routes(tables));
+            admit_overlay(tables, question, end)
+        }
+        _ => {
+            set_place(end, Place::Outside, config.uplink_ifindex, routes(tables));
+            admit_uplink(tables, question, end)
+        }
     }
 }
 
+/// The routes' generation.
 #[inline(always)]
-fn admit_workload<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
-    let port = tables.port(walk.key.ifindex).ok_or(DropReason::UnknownPort)?;
-    if walk.sender_mac != port.mac {
+pub(crate) fn routes<T: Tables>(tables: &T) -> GenerationRef {
+    GenerationRef { slot: generation::ROUTES, generation: tables.generation(generation::ROUTES) }
+}
+
+/// An end beyond a port.
+#[inline(always)]
+pub(crate) const fn set_place(end: &mut End, place: Place, ifindex: u32, generation: GenerationRef) {
+    end.place = place as u8;
+    end.ifindex = ifindex;
+    end.generation = generation;
+    end.next_hop = Addr::UNSPECIFIED;
+    end.peer = Addr::UNSPECIFIED;
+    end.mac = [0; 6];
+    end.checks_mac = 0;
+    end.policy = 0;
+}
+
+/// A workload of this node as an end; `policy` is that of its direction.
+#[inline(always)]
+pub(crate) fn set_workload<T: Tables>(tables: &T, end: &mut End, ifindex: u32, port: &Port, policy: u32) {
+    let generation = GenerationRef { slot: port.workload, generation: tables.generation(port.workload) };
+    set_place(end, Place::Workload, ifindex, generation);
+    end.policy = policy;
+    end.mac = port.mac;
+    end.kind = port.kind;
+    end.checks_mac = 1;
+}
+
+/// What policy set counts of a port's.
+#[inline(always)]
+pub(crate) const fn policy_of(port: &Port, opens: bool) -> u32 {
+    if opens { port.egress_policy } else { port.ingress_policy }
+}
+
+#[inline(always)]
+fn admit_workload<T: Tables>(tables: &T, question: &Question, end: &mut End) -> Result<(), DropReason> {
+    let port = tables.port(question.key.ifindex).ok_or(DropReason::UnknownPort)?;
+    // What an error is about was the workload's own once before; who sends the error is looked at elsewhere.
+    if question.sender_mac != port.mac && question.related == 0 {
         return Err(DropReason::SourceMac);
     }
-    let own = if walk.is_v6 == 0 { &port.v4 } else { &port.v6 };
-    if *own != walk.key.src {
+    let own = if question.is_v6 == 0 { &port.v4 } else { &port.v6 };
+    if *own != question.key.src {
         return Err(DropReason::SourceAddress);
     }
-    decide::set_party(&mut walk.from, port, port.egress_policy, decide::workload_generation(tables, port));
+    set_workload(tables, end, question.key.ifindex, port, policy_of(port, !question.answers()));
     Ok(())
 }
 
+/// Whether it is the host itself.
 #[inline(always)]
-fn admit_host<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
-    let own = tables.local(&walk.key.src).is_some_and(|local| local.kind == LocalKind::Host as u32);
-    walk.own_host = (own && walk.origin == Origin::Own as u8).into();
-    if own || walk.origin != Origin::Elsewhere as u8 {
-        return Ok(());
+fn admit_host<T: Tables>(tables: &T, question: &Question) -> Result<bool, DropReason> {
+    let src = &question.key.src;
+    let own = tables.local(src).is_some_and(|local| local.kind == LocalKind::Host as u32);
+    if own || question.origin != Origin::Elsewhere as u8 {
+        return Ok(own && question.origin == Origin::Own as u8);
     }
     // The frame that the host forwards has no Ethernet address of its sender any more.
-    let remote = tables.remote(&walk.key.src);
-    if is_taken(remote) || neighbour(remote).is_some() || tables.local(&walk.key.src).is_some() {
+    let remote = tables.remote(src);
+    if is_taken(remote) || neighbour(remote).is_some() || tables.local(src).is_some() {
         return Err(DropReason::SourceAddress);
     }
-    Ok(())
+    Ok(false)
 }
 
 #[inline(always)]
-fn admit_overlay<T: Tables>(tables: &T, walk: &Walk) -> Result<(), DropReason> {
-    let remote = tables.remote(&walk.key.src).ok_or(DropReason::TunnelPeer)?;
+fn admit_overlay<T: Tables>(tables: &T, question: &Question, end: &mut End) -> Result<(), DropReason> {
+    let remote = tables.remote(&question.key.src).ok_or(DropReason::TunnelPeer)?;
     let of_a_node = remote.kind == RemoteKind::Tunnel as u32 || remote.kind == RemoteKind::Node as u32;
-    if !of_a_node || remote.via != walk.tunnel_peer || tables.local(&walk.key.src).is_some() {
+    if !of_a_node || tables.local(&question.key.src).is_some() {
+        return Err(DropReason::TunnelPeer);
+    }
+    (end.next_hop, end.peer) = (remote.via, question.tunnel_peer);
+    if !is_same_node(tables, &question.tunnel_peer, &remote.via) {
         return Err(DropReason::TunnelPeer);
     }
     Ok(())
 }
 
+/// Whether `peer` is an address of the node that is reached at `via`: a node may encapsulate from any of its own.
+#[inline(always)]
+fn is_same_node<T: Tables>(tables: &T, peer: &Addr, via: &Addr) -> bool {
+    *peer == *via
+        || tables.remote(peer).is_some_and(|remote| remote.kind == RemoteKind::Node as u32 && remote.via == *via)
+}
+
 /// Checks the source of a packet that came in by the uplink. A pod of a node that is a neighbour there is heard from that
-/// node's Ethernet address, which the decision then goes by (`walk.from_neighbour`).
+/// node's Ethernet address, which the decision then goes by.
 ///
 /// # Errors
 /// [`DropReason::SourceAddress`], [`DropReason::SourceMac`].
 #[inline(always)]
-fn admit_uplink<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
-    let remote = tables.remote(&walk.key.src);
-    if is_taken(remote) || tables.local(&walk.key.src).is_some() {
+fn admit_uplink<T: Tables>(tables: &T, question: &Question, end: &mut End) -> Result<(), DropReason> {
+    let remote = tables.remote(&question.key.src);
+    if is_taken(remote) || tables.local(&question.key.src).is_some() {
         return Err(DropReason::SourceAddress);
     }
     let Some(mac) = neighbour(remote) else { return Ok(()) };
-    if *mac != walk.sender_mac || *mac == [0; 6] {
+    if question.related == 0 && (*mac != question.sender_mac || *mac == [0; 6]) {
         return Err(DropReason::SourceMac);
     }
-    walk.from_neighbour = 1;
+    (end.mac, end.checks_mac) = (*mac, 1);
     Ok(())
 }
 
@@ -116,15 +179,15 @@ fn neighbour(remote: Option<&Remote>) -> Option<&[u8; 6]> {
 /// # Errors
 /// [`DropReason::SourceAddress`], [`DropReason::SourceMac`], [`DropReason::Encapsulated`].
 #[inline(always)]
-pub fn admit_for_host<T: Tables>(tables: &T, walk: &mut Walk) -> Result<(), DropReason> {
+pub fn admit_for_host<T: Tables>(tables: &T, question: &Question, end: &mut End) -> Result<(), DropReason> {
     let config: &Config = tables.config().ok_or(DropReason::UnknownPort)?;
-    if is_encapsulation(config, walk.key.protocol, walk.key.dport)
-        && *known_address(config, walk.is_v6 != 0) != walk.key.dst
-        && is_of_a_node(tables, &walk.key.dst)
+    if is_encapsulation(config, question.key.protocol, question.key.dport)
+        && *known_address(config, question.is_v6 != 0) != question.key.dst
+        && is_of_a_node(tables, &question.key.dst)
     {
         return Err(DropReason::Encapsulated);
     }
-    admit_uplink(tables, walk)
+    admit_uplink(tables, question, end)
 }
 
 /// Whether a packet of this protocol to this port (network byte order) is encapsulated as nodes do it.

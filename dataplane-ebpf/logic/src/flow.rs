@@ -105,6 +105,14 @@ impl<'f> Connection<'f> {
         done || idle > 2 && (self.protocol == protocol::TCP || !self.is_answered() || self.is_brief())
     }
 
+    /// Whether a packet with these TCP flags opens a new connection on the five-tuple of this one: it was established, closed, or
+    /// refused.
+    #[inline(always)]
+    #[must_use]
+    pub const fn begins_anew(&self, flags: TcpFlags) -> bool {
+        flags.opens() && (self.flow.state != FlowState::New as u8 || self.has_state(FlowState::Closing))
+    }
+
     const fn is_answered(&self) -> bool {
         match self.other {
             Some(other) => self.flow.packets != 0 && other.packets != 0,
@@ -177,7 +185,7 @@ pub const fn is_void(flow: &Flow, protocol_number: u8, flags: TcpFlags, now: u32
 #[inline(always)]
 #[must_use]
 pub const fn is_reopened(flow: &Flow, flags: TcpFlags) -> bool {
-    flags.syn() && !flags.ack() && flow.state != FlowState::New as u8
+    flags.opens() && flow.state != FlowState::New as u8
 }
 
 /// Whether no packet of this direction came for too long. The connection lives on as long as the other direction does, see
@@ -207,6 +215,18 @@ pub fn answer_key(flow: &Flow, protocol_number: u32) -> FlowKey6 {
     };
     let Flow { src, dst, sport, dport, .. } = *flow;
     FlowKey6 { ifindex, src: dst, dst: src, sport: dport, dport: sport, protocol: protocol_number }
+}
+
+/// Whether two keys are of packets with the same addresses, ports and protocol: those of one connection, though its device may have
+/// been made anew between them.
+#[inline(always)]
+#[must_use]
+pub fn is_same_tuple(one: &FlowKey6, other: &FlowKey6) -> bool {
+    one.src == other.src
+        && one.dst == other.dst
+        && one.sport == other.sport
+        && one.dport == other.dport
+        && one.protocol == other.protocol
 }
 
 /// Counts a packet of `len` bytes with these TCP flags.

@@ -56,6 +56,13 @@ impl TcpFlags {
         self.0 & 0x05 != 0
     }
 
+    /// SYN without ACK: it opens a connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens(self) -> bool {
+        self.syn() && !self.ack()
+    }
+
     /// SYN.
     #[inline(always)]
     #[must_use]
@@ -443,37 +450,60 @@ const fn is_extension(next: u8) -> bool {
     matches!(next, 0 | 43 | 44 | 51 | 59 | 60 | 135 | 139 | 140)
 }
 
-/// Walks IPv6 extension headers (RFC 8200, 4) to the transport header.
+/// What follows the extension headers of an IPv6 packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Behind {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Where its header starts in the frame.
+    pub offset: usize,
+    /// Which part of a datagram the packet is; of a later one there is no transport header.
+    pub piece: Piece,
+    /// Identification of the datagram, where it is in pieces.
+    pub fragment_id: u32,
+}
+
+/// Walks the IPv6 extension headers (RFC 8200, 4) from `offset` on, the first of them of type `first`; the packet ends at `end`.
+///
+/// # Errors
+/// [`DropReason::Truncated`], [`DropReason::BadHeader`], [`DropReason::ExtensionHeaders`].
 #[inline(always)]
-fn behind_extensions<F: Frame>(frame: &F, first: u8, payload: usize) -> Result<Transport, DropReason> {
-    let mut next = first;
-    let mut offset = ETHERNET + IPV6;
-    let end = ETHERNET + IPV6 + payload;
-    let mut found = (Piece::Whole, 0_u32);
+pub fn walk_extensions<F: Frame>(frame: &F, first: u8, offset: usize, end: usize) -> Result<Behind, DropReason> {
+    let mut behind = Behind { protocol: first, offset, piece: Piece::Whole, fragment_id: 0 };
     for _ in 0..MAX_EXTENSIONS {
-        if !is_extension(next) {
-            // An extension header may say that it is longer than the packet.
-            let payload = end.checked_sub(offset).ok_or(DropReason::BadHeader)?;
-            return far_transport(frame, next, offset, payload, found.0, found.1);
+        if !is_extension(behind.protocol) {
+            return Ok(behind);
         }
-        if offset + size_of::<Extension>() > end {
+        if behind.offset + size_of::<Extension>() > end {
             return Err(DropReason::BadHeader);
         }
-        let header: Extension = frame.load(offset).ok_or(DropReason::Truncated)?;
-        offset += match next {
+        let header: Extension = frame.load(behind.offset).ok_or(DropReason::Truncated)?;
+        behind.offset += match behind.protocol {
             0 | 43 | 60 => (usize::from(header.len) + 1) * 8,
             51 => (usize::from(header.len) + 2) * 4,
             44 => {
                 let bits = u16::from_be(header.fragment);
-                found = (piece(bits >> 3, bits & 1 != 0), header.id);
+                (behind.piece, behind.fragment_id) = (piece(bits >> 3, bits & 1 != 0), header.id);
                 8
             }
             _ => return Err(DropReason::ExtensionHeaders),
         };
-        next = header.next;
-        if found.0 == Piece::Later {
-            return far_transport(frame, next, offset, 0, Piece::Later, found.1);
+        behind.protocol = header.next;
+        if behind.piece == Piece::Later {
+            return Ok(behind);
         }
     }
     Err(DropReason::ExtensionHeaders)
+}
+
+#[inline(always)]
+fn behind_extensions<F: Frame>(frame: &F, first: u8, payload: usize) -> Result<Transport, DropReason> {
+    let end = ETHERNET + IPV6 + payload;
+    let Behind { protocol, offset, piece, fragment_id } = walk_extensions(frame, first, ETHERNET + IPV6, end)?;
+    let payload = match piece {
+        Piece::Later => 0,
+        // An extension header may say that it is longer than the packet.
+        _ => end.checked_sub(offset).ok_or(DropReason::BadHeader)?,
+    };
+    far_transport(frame, protocol, offset, payload, piece, fragment_id)
 }

@@ -15,12 +15,14 @@ pub mod decide;
 pub mod flow;
 pub mod fragment;
 pub mod header;
+mod locate;
 pub mod masquerade;
 pub mod offload;
 pub mod plan;
 pub mod policy;
 pub mod select;
 pub mod share;
+pub mod walk;
 
 mod frame;
 mod tables;

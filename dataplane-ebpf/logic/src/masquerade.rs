@@ -11,7 +11,7 @@ use weft_abi::{Addr, Config, ConfigFlags, DropReason, FlowKey6};
 
 use crate::{protocol, select};
 
-/// [`crate::decide::Walk::masquerade`]: not masqueraded.
+/// [`crate::walk::Decision::masquerade`]: not masqueraded.
 pub const NONE: u8 = 0;
 /// Under a port or echo identifier that is to be found.
 pub const BY_PORT: u8 = 1;
@@ -45,6 +45,13 @@ pub fn kind(config: &Config, key: &FlowKey6, is_v6: bool) -> Result<u8, DropReas
         protocol::ICMP | protocol::ICMPV6 => Ok(BY_PORT),
         _ => Ok(BY_ADDRESS),
     }
+}
+
+/// Whether a protocol has ports, or an identifier in their place, that can change.
+#[inline(always)]
+#[must_use]
+pub const fn has_ports(protocol_number: u32) -> bool {
+    matches!(protocol_number as u8, protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6)
 }
 
 /// Whether packets of a family keep their addresses.

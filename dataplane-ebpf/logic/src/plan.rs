@@ -1,22 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a decision to the entries of both directions. No look-ups: everything is in the walk.
 
-use weft_abi::{Addr, Config, Deliver, Flow, FlowFlags, FlowState, GATEWAY_MAC, GenerationRef, HAIRPIN_V4, HAIRPIN_V6};
+use weft_abi::{
+    Addr, Config, Deliver, Flow, FlowFlags, FlowKey6, FlowState, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, PortKind,
+};
 
 use crate::{
-    decide::{self, Origin, Sender, Walk},
-    flow, masquerade,
+    decide, flow, masquerade,
+    walk::{Decision, End, Origin, Place, Question, Sender, Walk},
 };
 
 /// Makes `forward`, `reverse` and `reverse_key`, complete but for the port of a new masqueraded flow (0, see
-/// [`masquerade::BY_PORT`]).
+/// [`masquerade::BY_PORT`]). Of a question that answers, `forward` alone: what it is rewritten to stays.
 #[inline(always)]
 pub fn plan(walk: &mut Walk, config: &Config) {
-    let kept_port = kept_masquerade_port(walk, config);
-    plan_sources(walk, config, kept_port);
-    plan_forward(walk, config);
-    walk.reverse_key = flow::answer_key(&walk.forward, walk.key.protocol);
-    plan_reverse(walk, config);
+    let Walk { question, decision, forward, reverse, reverse_key, .. } = walk;
+    if question.answers() {
+        forward.flags &= FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
+        plan_answers(question, decision, config, forward);
+        return;
+    }
+    plan_opener(question, decision, config, forward);
+    *reverse_key = flow::answer_key(forward, question.key.protocol);
+    reverse.flags = swapped(forward.flags);
+    (reverse.packets, reverse.bytes, reverse.state) = (0, 0, FlowState::New as u8);
+    (reverse.src, reverse.sport) = (question.key.dst, question.key.dport);
+    (reverse.dst, reverse.dport) = (question.key.src, question.key.sport);
+    plan_answers(question, decision, config, reverse);
 }
 
 /// Lets both entries be void from the next packet on, see [`decide::moved`].
@@ -26,147 +36,143 @@ pub fn poison(walk: &mut Walk) {
     walk.reverse.service = decide::NEVER;
 }
 
-/// Lets the flow leave under this port (network byte order) of the masquerade range: in both entries.
+/// Lets the flow leave under this source port (network byte order): in both entries.
 #[inline(always)]
-pub const fn masquerade(walk: &mut Walk, port: u16) {
+pub const fn leave_under(walk: &mut Walk, port: u16) {
+    walk.forward.flags |= FlowFlags::REWRITE_SRC;
     walk.forward.sport = port;
+    walk.reverse.flags |= FlowFlags::REWRITE_DST;
     walk.reverse_key.dport = port;
 }
 
-/// A masqueraded flow that decides again keeps its port; 0: it has none.
+/// What answers rewrite, the other way round.
 #[inline(always)]
-fn kept_masquerade_port(walk: &Walk, config: &Config) -> u16 {
-    let source = masquerade::source(config, walk.is_v6 != 0);
-    let had = walk.old != 0
-        && walk.masquerade == masquerade::BY_PORT
-        && walk.forward.flags & FlowFlags::REWRITE_SRC != 0
-        && walk.forward.src == source
-        && walk.forward.dst == walk.target
-        && walk.forward.dport == walk.target_port;
-    if had { walk.forward.sport } else { 0 }
+const fn swapped(forward: u16) -> u16 {
+    let source = if forward & FlowFlags::REWRITE_DST != 0 { FlowFlags::REWRITE_SRC } else { 0 };
+    let destination = if forward & FlowFlags::REWRITE_SRC != 0 { FlowFlags::REWRITE_DST } else { 0 };
+    source | destination
+}
+
+/// Where packets lead, and whom they must be from.
+#[inline(always)]
+fn lead(flow: &mut Flow, from: &End, to: &End, config: &Config) {
+    flow.ifindex = to.ifindex;
+    flow.dst_mac = GATEWAY_MAC;
+    flow.deliver = match to.place {
+        place if place == Place::Workload as u8 => {
+            flow.dst_mac = to.mac;
+            deliver_to(to.kind, from.is_at(Place::Host)) as u8
+        }
+        place if place == Place::Host as u8 => {
+            flow.dst_mac = config.host_mac;
+            Deliver::Host as u8
+        }
+        place if place == Place::Tunnel as u8 => Deliver::Tunnel as u8,
+        place if place == Place::Neighbour as u8 => Deliver::Neighbour as u8,
+        _ => Deliver::Route as u8,
+    };
+    // What comes through a tunnel ends here: it has no next hop.
+    flow.remote = if from.is_at(Place::Tunnel) { from.peer } else { to.next_hop };
+    flow.sender_mac = from.mac;
+    if from.checks_mac != 0 {
+        flow.flags |= FlowFlags::CHECK_MAC;
+    }
+    (flow.egress, flow.ingress) = (from.generation, to.generation);
+}
+
+/// `bpf_redirect_peer` works from ingress hooks only, and the host's hook is an egress one.
+#[inline(always)]
+const fn deliver_to(kind: u8, from_egress_hook: bool) -> Deliver {
+    if kind == PortKind::Veth as u8 && !from_egress_hook { Deliver::Peer } else { Deliver::Port }
 }
 
 /// Whether client and server are the same workload, or both the host: replies must come back through the dataplane.
 #[inline(always)]
-fn is_hairpin(walk: &Walk) -> bool {
-    let host_to_host = walk.sender == Sender::Host as u32 && walk.deliver == Deliver::Host as u8;
-    walk.translated != 0 && (walk.target == walk.key.src || host_to_host)
-}
-
-/// Addresses, ports and flags of the forward entry.
-#[inline(always)]
-fn plan_sources(walk: &mut Walk, config: &Config, kept_port: u16) {
-    let hairpin = is_hairpin(walk);
-    let flow = &mut walk.forward;
-    flow.flags = if walk.translated == 0 { 0 } else { FlowFlags::REWRITE_DST };
-    if walk.from.here != 0 || walk.from_neighbour != 0 {
-        flow.flags |= FlowFlags::CHECK_MAC;
-    }
-    if walk.own_host != 0 {
-        flow.flags |= FlowFlags::FROM_HOST;
-    }
-    if walk.sender == Sender::Host as u32 && walk.origin != Origin::Own as u8 {
-        flow.flags |= FlowFlags::FORWARDED;
-    }
-    (flow.src, flow.sport) = (walk.key.src, walk.key.sport);
-    (flow.dst, flow.dport) = (walk.target, walk.target_port);
-    if hairpin {
-        flow.flags |= FlowFlags::REWRITE_SRC;
-        flow.src = if walk.is_v6 == 0 { HAIRPIN_V4 } else { HAIRPIN_V6 };
-    }
-    if walk.masquerade != masquerade::NONE {
-        flow.flags |= FlowFlags::REWRITE_SRC;
-        flow.src = masquerade::source(config, walk.is_v6 != 0);
-    }
-    if walk.masquerade == masquerade::BY_PORT {
-        flow.sport = kept_port;
-        if kept_port != 0 {
-            walk.masquerade = masquerade::KEPT;
-        }
-    }
+fn is_hairpin(decision: &Decision) -> bool {
+    let host_to_host = decision.client.is_at(Place::Host) && decision.server.is_at(Place::Host);
+    decision.translated != 0 && (decision.target == decision.opener.src || host_to_host)
 }
 
 #[inline(always)]
-fn plan_forward(walk: &mut Walk, config: &Config) {
-    let flow = &mut walk.forward;
-    if walk.old == 0 {
+fn plan_opener(question: &Question, decision: &mut Decision, config: &Config, flow: &mut Flow) {
+    plan_sources(question, decision, config, flow);
+    if !question.stands() {
         (flow.packets, flow.bytes, flow.state) = (0, 0, FlowState::New as u8);
     }
-    flow.epoch = walk.epoch;
-    flow.last_seen = walk.now;
-    flow.deliver = walk.deliver;
-    flow.ifindex = walk.ifindex;
-    flow.remote = if walk.sender == Sender::Overlay as u32 { walk.tunnel_peer } else { walk.remote };
-    flow.dst_mac = if walk.to.here != 0 {
-        walk.to.mac
-    } else if walk.deliver == Deliver::Host as u8 {
-        config.host_mac
-    } else {
-        GATEWAY_MAC
-    };
-    flow.sender_mac = walk.sender_mac;
-    flow.egress = if walk.from.here != 0 { walk.from.generation } else { GenerationRef::default() };
-    flow.ingress = walk.to.generation;
-    flow.service = walk.service;
+    flow.epoch = decision.epoch;
+    flow.last_seen = question.now;
+    flow.service = decision.service;
+    lead(flow, &decision.client, &decision.server, config);
 }
 
+/// Addresses, ports and flags of the opener's entry.
 #[inline(always)]
-fn plan_reverse(walk: &mut Walk, config: &Config) {
-    let forward_flags = walk.forward.flags;
-    let flow = &mut walk.reverse;
-    flow.epoch = walk.epoch;
-    flow.flags = FlowFlags::REPLY | (forward_flags & FlowFlags::FROM_HOST);
-    if forward_flags & FlowFlags::REWRITE_DST != 0 {
+fn plan_sources(question: &Question, decision: &mut Decision, config: &Config, flow: &mut Flow) {
+    let key = &question.key;
+    let kept = kept_source_port(question, decision, config, flow);
+    flow.flags = if decision.translated == 0 { 0 } else { FlowFlags::REWRITE_DST };
+    if decision.own_host != 0 {
+        flow.flags |= FlowFlags::FROM_HOST;
+    }
+    if question.is_from(Sender::Host) && question.origin != Origin::Own as u8 {
+        flow.flags |= FlowFlags::FORWARDED;
+    }
+    (flow.src, flow.sport) = (new_source(key, decision, config, question.is_v6 != 0), key.sport);
+    (flow.dst, flow.dport) = (decision.target, decision.target_port);
+    if flow.src != key.src {
         flow.flags |= FlowFlags::REWRITE_SRC;
     }
-    if forward_flags & FlowFlags::REWRITE_SRC != 0 {
-        flow.flags |= FlowFlags::REWRITE_DST;
+    if kept != 0 {
+        flow.flags |= FlowFlags::REWRITE_SRC;
+        flow.sport = kept;
+        decision.masquerade = masquerade::KEPT;
+    } else if decision.masquerade == masquerade::BY_PORT {
+        flow.sport = 0;
     }
-    flow.state = FlowState::New as u8;
-    flow.last_seen = walk.now;
-    (flow.packets, flow.bytes) = (0, 0);
-    (flow.src, flow.sport) = (walk.key.dst, walk.key.dport);
-    (flow.dst, flow.dport) = (walk.key.src, walk.key.sport);
-    // To the node that encapsulated the packet; of what goes to a node by the tunnel, its answers must come from there.
-    flow.remote = if walk.deliver == Deliver::Tunnel as u8 { walk.remote } else { walk.tunnel_peer };
-    flow.ingress = walk.forward.egress;
-    flow.service = GenerationRef::default();
-    (flow.egress, flow.sender_mac) = (GenerationRef::default(), [0; 6]);
-    if walk.to.here != 0 {
-        flow.flags |= FlowFlags::CHECK_MAC;
-        (flow.egress, flow.sender_mac) = (walk.to.generation, walk.to.mac);
-    } else if walk.to_neighbour != 0 {
-        flow.flags |= FlowFlags::CHECK_MAC;
-        flow.sender_mac = walk.remote_mac;
-        if walk.remote_mac == [0; 6] {
-            // Not known, and a frame may have such an address: whatever answers first is decided on.
-            flow.epoch = walk.epoch.wrapping_sub(1);
-            flow.service = decide::NEVER;
-        }
-    }
-    way_back(walk, config);
 }
 
-/// How replies reach whoever sent the packet.
+/// The address that packets of the opener leave with.
 #[inline(always)]
-fn way_back(walk: &mut Walk, config: &Config) {
-    let answered_by_host = walk.deliver == Deliver::Host as u8;
-    let flow: &mut Flow = &mut walk.reverse;
-    flow.dst_mac = GATEWAY_MAC;
-    if walk.from.here != 0 {
-        flow.deliver = decide::deliver_to(walk.from.kind, answered_by_host) as u8;
-        flow.ifindex = walk.key.ifindex;
-        flow.dst_mac = walk.from.mac;
-    } else if walk.sender == Sender::Host as u32 {
-        flow.deliver = Deliver::Host as u8;
-        flow.ifindex = config.host_ifindex;
-        flow.dst_mac = config.host_mac;
-    } else if walk.sender == Sender::Overlay as u32 {
-        flow.deliver = Deliver::Tunnel as u8;
-        flow.ifindex = config.overlay_ifindex;
-    } else {
-        flow.deliver = Deliver::Route as u8;
-        flow.ifindex = config.uplink_ifindex;
+fn new_source(key: &FlowKey6, decision: &Decision, config: &Config, is_v6: bool) -> Addr {
+    if decision.masquerade != masquerade::NONE {
+        return masquerade::source(config, is_v6);
+    }
+    match (is_hairpin(decision), is_v6) {
+        (true, true) => HAIRPIN_V6,
+        (true, false) => HAIRPIN_V4,
+        _ => key.src,
+    }
+}
+
+/// A flow that is decided again keeps the source port that it leaves under, as long as its ends are what they were; 0: it has
+/// none of its own.
+#[inline(always)]
+fn kept_source_port(question: &Question, decision: &Decision, config: &Config, old: &Flow) -> u16 {
+    let by_port = decision.masquerade == masquerade::BY_PORT;
+    let had = question.stands()
+        && (by_port || decision.masquerade == masquerade::NONE)
+        && old.flags & FlowFlags::REWRITE_SRC != 0
+        && (by_port || old.sport != question.key.sport)
+        && old.src == new_source(&question.key, decision, config, question.is_v6 != 0)
+        && (old.dst, old.dport) == (decision.target, decision.target_port);
+    if had { old.sport } else { 0 }
+}
+
+/// The entry of what answers: whose addresses and ports it has is set already.
+#[inline(always)]
+fn plan_answers(question: &Question, decision: &Decision, config: &Config, flow: &mut Flow) {
+    flow.flags |= FlowFlags::REPLY;
+    if decision.own_host != 0 {
+        flow.flags |= FlowFlags::FROM_HOST;
+    }
+    flow.epoch = decision.epoch;
+    flow.last_seen = question.now;
+    flow.service = weft_abi::GenerationRef::default();
+    lead(flow, &decision.server, &decision.client, config);
+    if decision.server.checks_mac != 0 && flow.sender_mac == [0; 6] {
+        // Not known, and a frame may have such an address: whatever answers first is decided on.
+        flow.epoch = decision.epoch.wrapping_sub(1);
+        flow.service = decide::NEVER;
     }
 }
 

@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-//! The slow path: fill in the walk, let the logic decide, insert both entries.
+//! The slow path: ask, let the logic decide, insert what it decided.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
-use weft_abi::{Addr, DropReason, Flow, FlowFlags, FlowKey6, Hook, LocalKind, PortKind};
+use aya_ebpf::bindings::__sk_buff;
+use weft_abi::{Addr, DropReason, Flow, FlowFlags, FlowState, Hook, LocalKind, PortKind};
 use weft_logic::{
-    Frame as _, Tables as _, admit,
-    decide::{self, Origin, Sender, Walk},
+    Frame as _, Tables as _, admit, decide,
     flow::{self as life, Connection},
     header::{Ethernet, TcpFlags},
-    masquerade, plan, protocol,
+    plan, protocol,
+    walk::{Origin, Sender, Standing, Walk},
 };
 
 use crate::{
     family::{Family, V4, V6},
-    helpers, hook,
+    helpers, hook, insert,
     maps::{self, Kernel},
-    masquerade::weft_masquerade,
     report,
     share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
-    tunnel,
+    tunnel, tuple,
 };
 
 /// DHCP (RFC 2131) and DHCPv6 (RFC 8415) ports, network byte order.
@@ -50,26 +49,27 @@ pub extern "C" fn weft_decide(skb: *mut __sk_buff, hook: u32) -> u32 {
 #[inline(always)]
 fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
-    walk.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
-    let may_be_the_hosts = hook::is_shared(hook) && !is_local_workload(&walk.key.dst);
-    if may_be_the_hosts && walk.found == 0 {
+    walk.question.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
+    let may_be_the_hosts = hook::is_shared(hook) && !is_local_workload(&walk.question.key.dst);
+    if may_be_the_hosts && walk.question.found == 0 {
         return Err(for_host());
     }
-    begin(skb, walk, hook)?;
+    ask(skb, walk, hook)?;
     if is_guest_configuration(walk) {
         return Err(guest_configuration(skb, walk));
     }
-    let answers = walk.found != 0 && weft_recall() != 0;
-    if may_be_the_hosts && !answers {
+    if walk.question.found != 0 {
+        weft_recall();
+    }
+    // The function has written to it.
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if may_be_the_hosts && !walk.question.answers() {
         return Err(for_host());
     }
-    if answers {
-        stop::check(weft_judge_reply())?;
-    } else {
-        open(skb)?;
-    }
-    stop::check(weft_insert(skb.len(), u32::from(answers)))?;
-    if !answers {
+    answer(skb)?;
+    stop::check(insert::weft_insert(skb.len()))?;
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if !walk.question.stands() {
         report::decided(skb, hook);
     }
     Ok(())
@@ -84,58 +84,78 @@ fn for_host() -> Stop {
     }
 }
 
-/// Decides on a flow that answers no other one, within its port's share, and reserves what it leaves under.
+/// Decides on the question, within its port's share where it opens a connection, and reserves what it leaves under.
 #[inline(always)]
-fn open(skb: &Skb) -> Result<(), DropReason> {
+fn answer(skb: &Skb) -> Result<(), DropReason> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     // One that is decided again goes on, whatever its port does beside it.
-    let (new, counts) = (walk.old == 0, walk.old == 0 && walk.found == 0);
-    if new && walk.sender == Sender::Workload as u32 {
-        share::take(walk.key.ifindex, Tokens::Flows)?;
+    let (opens, found, answers) = (!walk.question.stands(), walk.question.found != 0, walk.question.answers());
+    if opens && walk.question.is_from(Sender::Workload) {
+        share::take(walk.question.key.ifindex, Tokens::Flows)?;
     }
     stop::check(weft_judge())?;
     stop::check(weft_plan())?;
-    if counts {
+    if answers {
+        return Ok(());
+    }
+    if opens && !found {
         stop::check(share::weft_make_room())?;
     }
-    // The functions above have written to it.
-    let walk = maps::walk().ok_or(DropReason::Kernel)?;
-    if walk.masquerade == masquerade::KEPT && weft_has_lost_port() != 0 {
-        walk.masquerade = masquerade::BY_PORT;
-    }
-    if needs_reservation(walk) {
-        stop::check(weft_masquerade(skb.raw()))?;
-    }
-    if new && !counts {
-        let _done = weft_forget_answers();
+    stop::check(tuple::weft_reserve_tuple(skb.raw()))?;
+    if opens && found {
+        insert::weft_forget_answers();
     }
     Ok(())
 }
 
-/// 1: the entry that reserved the port of the walk's flow was lost, and the port is another flow's now.
+/// Decides once more on a connection that an ICMP error is about, whose answer's key is the question's: where it goes now is the
+/// walk's `forward`, and no entry is written. 0, or the number of the reason + 1. Exported, and thereby global to the verifier.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_has_lost_port() -> u32 {
-    let (Some(walk), Some(keys)) = (maps::walk(), maps::asked()) else { return 0 };
-    let found = if walk.is_v6 == 0 { V4::find(&walk.reverse_key) } else { V6::find(&walk.reverse_key) };
-    let Some(found) = found else { return 0 };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    keys[0] = life::answer_key(unsafe { &*found }, walk.key.protocol);
-    u32::from(keys[0] != walk.key)
+pub extern "C" fn weft_ask_related(skb: *mut __sk_buff, hook: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
+    let skb = Skb::of(skb);
+    let asked = ask(&skb, walk, hook as u8);
+    walk.question.related = 1;
+    let replies = walk.forward.flags & FlowFlags::REPLY != 0;
+    walk.question.standing = if replies { Standing::Answer as u8 } else { Standing::Opener as u8 };
+    match asked {
+        Err(Stop::Drop(reason)) => return stop::code(Err(reason)),
+        Err(Stop::Return(_)) => return stop::code(Err(DropReason::IcmpUnrelated)),
+        Ok(()) => {}
+    }
+    let judged = weft_judge();
+    if judged != 0 {
+        return judged;
+    }
+    weft_plan()
 }
 
-/// Whether the entry of a masqueraded flow's answers is put in where it reserves what the flow leaves under.
-#[inline(always)]
-const fn needs_reservation(walk: &Walk) -> bool {
-    walk.masquerade == masquerade::BY_PORT || walk.masquerade == masquerade::BY_ADDRESS
-}
-
-/// [`recall`]: 1 where the flow answers another one.
+/// Takes the older decision on this connection along, unless the connection is over or begins anew; sets the question's
+/// `standing`. Exported, and thereby global to the verifier.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_recall() -> u32 {
-    let Some(walk) = maps::walk() else { return 0 };
-    u32::from(if walk.is_v6 == 0 { recall::<V4>(walk) } else { recall::<V6>(walk) })
+    if let Some(walk) = maps::walk() {
+        if walk.question.is_v6 == 0 { recall::<V4>(walk) } else { recall::<V6>(walk) }
+    }
+    0
+}
+
+/// 1: the attempt to connect whose entry `flow` is was refused: what its sender tries next is a new one. Only the answer's entry
+/// tells, and only who opens is asked.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_was_refused(flow: *const Flow, protocol_number: u32) -> u32 {
+    let Some(keys) = maps::asked() else { return 0 };
+    if flow.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller's reference; the verifier checked its size.
+    keys[0] = life::answer_key(unsafe { &*flow }, protocol_number);
+    let found = if keys[0].src.is_v4() { V4::find(&keys[0]) } else { V6::find(&keys[0]) };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    found.map_or(0, |answers| u32::from(unsafe { (*answers).state } == FlowState::Closing as u8))
 }
 
 /// [`admit::admit_for_host`] on the walk; 0, or the number of the reason + 1.
@@ -143,22 +163,7 @@ extern "C" fn weft_recall() -> u32 {
 #[inline(never)]
 extern "C" fn weft_admit_for_host() -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
-    stop::code(admit::admit_for_host(&Kernel, walk))
-}
-
-/// Counts the packet in and inserts the decision; `answers`: into the one entry that was looked at. 0, or the number of the
-/// reason + 1.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn weft_insert(len: u32, answers: u32) -> u32 {
-    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
-    life::record(&mut walk.forward, len, TcpFlags(walk.tcp_flags));
-    stop::code(match (walk.is_v6 == 0, answers != 0) {
-        (true, true) => update::<V4>(walk),
-        (true, false) => insert::<V4>(walk),
-        (false, true) => update::<V6>(walk),
-        (false, false) => insert::<V6>(walk),
-    })
+    stop::code(admit::admit_for_host(&Kernel, &walk.question, &mut walk.decision.client))
 }
 
 /// [`decide::decide`] on the walk; 0, or the number of the reason + 1.
@@ -166,7 +171,7 @@ extern "C" fn weft_insert(len: u32, answers: u32) -> u32 {
 #[inline(never)]
 extern "C" fn weft_judge() -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
-    stop::code(decide::decide(&Kernel, walk))
+    stop::code(decide::decide(&Kernel, &walk.question, &walk.forward, &mut walk.decision))
 }
 
 /// [`plan::plan`] on the walk; 0, or the number of the reason + 1.
@@ -177,32 +182,28 @@ extern "C" fn weft_plan() -> u32 {
         return stop::code(Err(DropReason::Kernel));
     };
     plan::plan(walk, config);
-    if decide::moved(&Kernel, walk) {
+    if decide::moved(&Kernel, &walk.decision) {
         plan::poison(walk);
     }
     0
 }
 
-/// [`decide::decide_reply`] on the walk; 0, or the number of the reason + 1.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn weft_judge_reply() -> u32 {
-    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
-    stop::code(decide::decide_reply(&Kernel, walk))
-}
-
+/// Fills in what the question knows beside its key.
 #[inline(always)]
-fn begin(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
+fn ask(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
+    let question = &mut walk.question;
     // A mapped IPv4 address in an IPv6 header would be taken for IPv4 by the tables (RFC 4038, 4.2: never on the wire).
-    if walk.is_v6 != 0 && (walk.key.src.is_v4() || walk.key.dst.is_v4()) {
+    if question.is_v6 != 0 && (question.key.src.is_v4() || question.key.dst.is_v4()) {
         return Err(DropReason::BadHeader.into());
     }
-    walk.sender = sender(hook) as u32;
-    walk.now = helpers::coarse_ticks();
-    walk.random = helpers::random();
-    (walk.old, walk.translated, walk.masquerade, walk.denied_by) = (0, 0, 0, 0);
-    walk.tunnel_peer = Addr::UNSPECIFIED;
-    walk.origin = origin(skb) as u8;
+    question.sender = sender(hook) as u32;
+    question.now = helpers::coarse_ticks();
+    question.random = helpers::random();
+    question.standing = Standing::New as u8;
+    question.related = 0;
+    question.tunnel_peer = Addr::UNSPECIFIED;
+    question.origin = origin(skb) as u8;
+    (walk.decision.translated, walk.decision.denied_by) = (0, 0);
     if hook == Hook::FromOverlay as u8 {
         tunnel::find_peer(skb)?;
     }
@@ -232,91 +233,21 @@ const fn sender(hook: u8) -> Sender {
     }
 }
 
-/// Takes the older decision on this flow along; whether it is an answer to another flow. Void entries are not recalled.
 #[inline(always)]
-fn recall<F: Family>(walk: &mut Walk) -> bool {
-    let Some(found) = F::flow(&F::narrow(&walk.key)) else { return false };
+fn recall<F: Family>(walk: &mut Walk) {
+    let Some(found) = F::flow(&F::narrow(&walk.question.key)) else { return };
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let flow = unsafe { &*found };
-    if life::is_reopened(flow, TcpFlags(walk.tcp_flags)) || is_over::<F>(flow, walk) {
-        return false;
+    let other = F::flow(&F::narrow(&life::answer_key(flow, walk.question.key.protocol)));
+    // SAFETY: as above.
+    let other = other.map(|other| unsafe { &*other });
+    let connection = Connection::of(walk.question.key.dport, walk.question.key.protocol, flow, other);
+    if connection.is_over(walk.question.now) || connection.begins_anew(TcpFlags(walk.question.tcp_flags)) {
+        return;
     }
     walk.forward = *flow;
-    walk.old = 1;
-    flow.flags & FlowFlags::REPLY != 0
-}
-
-/// Whether the connection of `flow`, the entry for the walk's key, is over.
-#[inline(always)]
-fn is_over<F: Family>(flow: &Flow, walk: &Walk) -> bool {
-    let other = F::flow(&F::narrow(&life::answer_key(flow, walk.key.protocol)));
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let other = other.map(|other| unsafe { &*other });
-    Connection::of(walk.key.dport, walk.key.protocol, flow, other).is_over(walk.now)
-}
-
-/// Writes the entry of the packet's own direction.
-#[inline(always)]
-fn update<F: Family>(walk: &Walk) -> Result<(), DropReason> {
-    if F::insert(&F::narrow(&walk.key), &walk.forward, u64::from(BPF_ANY)) {
-        Ok(())
-    } else {
-        Err(DropReason::FlowTable)
-    }
-}
-
-/// Inserts the reverse entry, then the forward one: no answer can come before its entry is there.
-#[inline(always)]
-fn insert<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
-    if !needs_reservation(walk) {
-        let answer = F::narrow(&walk.reverse_key);
-        if walk.old != 0 {
-            remember::<F>(walk, &answer);
-        }
-        if !F::insert(&answer, &walk.reverse, u64::from(BPF_ANY)) {
-            return Err(DropReason::FlowTable);
-        }
-    }
-    update::<F>(walk)?;
-    if walk.old == 0 && walk.found == 0 {
-        share::book(walk);
-    }
-    Ok(())
-}
-
-/// A connection that opens again on its five-tuple takes the place of the one before, whose answers may have had another key:
-/// that entry would be nobody's. Always 0. Exported, and thereby global to the verifier, as in `far`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn weft_forget_answers() -> u32 {
-    let (Some(walk), Some(keys)) = (maps::walk(), maps::asked()) else { return 0 };
-    if walk.is_v6 == 0 {
-        forget_answers::<V4>(walk, &mut keys[0])
-    } else {
-        forget_answers::<V6>(walk, &mut keys[0])
-    }
-    0
-}
-
-#[inline(always)]
-fn forget_answers<F: Family>(walk: &Walk, answers: &mut FlowKey6) {
-    let Some(before) = F::find(&walk.key) else { return };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let before = unsafe { &*before };
-    *answers = life::answer_key(before, walk.key.protocol);
-    if before.flags & FlowFlags::REPLY == 0 && *answers != walk.reverse_key {
-        F::remove(answers);
-    }
-}
-
-/// Of an entry that is only decided again, the counters and the TCP state go on.
-#[inline(always)]
-fn remember<F: Family>(walk: &mut Walk, answer: &F::Key) {
-    let Some(found) = F::flow(answer) else { return };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let flow = unsafe { &*found };
-    (walk.reverse.packets, walk.reverse.bytes) = (flow.packets, flow.bytes);
-    (walk.reverse.state, walk.reverse.last_seen) = (flow.state, flow.last_seen);
+    let answers = flow.flags & FlowFlags::REPLY != 0;
+    walk.question.standing = if answers { Standing::Answer as u8 } else { Standing::Opener as u8 };
 }
 
 #[inline(always)]
@@ -326,25 +257,25 @@ fn is_local_workload(addr: &Addr) -> bool {
 
 #[inline(always)]
 fn is_guest_configuration(walk: &Walk) -> bool {
-    let ports = (walk.key.sport, walk.key.dport);
-    walk.sender == Sender::Workload as u32
-        && walk.key.protocol == u32::from(protocol::UDP)
+    let ports = (walk.question.key.sport, walk.question.key.dport);
+    walk.question.is_from(Sender::Workload)
+        && walk.question.key.protocol == u32::from(protocol::UDP)
         && (ports == (DHCP_CLIENT, DHCP_SERVER) || ports == (DHCPV6_CLIENT, DHCPV6_SERVER))
-        && decide::is_configuration_server(&Kernel, &walk.key.dst)
+        && decide::is_configuration_server(&Kernel, &walk.question.key.dst)
 }
 
 /// DHCP of a VM goes up to the agent's packet socket on this tap, and to nobody else: as a packet for another host it ends
 /// before the host's IP stack. Containers are configured by the CNI plugin.
 #[inline(always)]
 pub fn guest_configuration(skb: &Skb, walk: &Walk) -> Stop {
-    let Some(port) = Kernel.port(walk.key.ifindex) else { return Stop::Drop(DropReason::UnknownPort) };
-    if port.mac != walk.sender_mac {
+    let Some(port) = Kernel.port(walk.question.key.ifindex) else { return Stop::Drop(DropReason::UnknownPort) };
+    if port.mac != walk.question.sender_mac {
         return Stop::Drop(DropReason::SourceMac);
     }
     if port.kind != PortKind::Tap as u8 {
         return Stop::Drop(DropReason::Multicast);
     }
-    if let Err(reason) = share::take(walk.key.ifindex, Tokens::Answers) {
+    if let Err(reason) = share::take(walk.question.key.ifindex, Tokens::Answers) {
         return Stop::Drop(reason);
     }
     if helpers::set_packet_type(skb.raw(), helpers::PACKET_OTHERHOST) {

@@ -7,10 +7,9 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use weft_abi::DropReason;
 use weft_logic::{
-    Frame as _,
-    decide::Far as Found,
-    fragment,
+    Frame as _, fragment,
     header::{self, ETHERNET, Kind, Piece, TcpFlags, Transport},
+    walk::Far as Found,
 };
 
 use crate::{

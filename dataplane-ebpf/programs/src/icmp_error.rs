@@ -5,14 +5,14 @@
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, DropReason, Flow, FlowFlags, FlowKey6, Hook};
 use weft_logic::{
-    Frame as _, checksum,
-    decide::Walk,
-    flow as life,
-    header::{ETHERNET, Ethernet, Ipv4, Ipv6, Transport},
+    Frame as _, checksum, flow as life,
+    header::{self, ETHERNET, Ethernet, Ipv4, Ipv6, Piece, Transport},
     protocol,
+    walk::Walk,
 };
 
 use crate::{
+    decide,
     family::{Family, V4, V6},
     far::OFFSETS,
     helpers, hook,
@@ -32,7 +32,7 @@ pub trait Inner: Family {
     fn find_inner(skb: &Skb, ifindex: u32, offset: u32, hook: u32) -> u32;
     /// [`rewrite`] by a function of its own; 0, or the reason + 1.
     fn rewrite_inner(skb: &Skb, offset: u32) -> u32;
-    /// Reads the packet inside at `at` to the walk's `key`, the place of its transport header to `far`.
+    /// Reads the packet inside at `at` to the walk's `about`, the place of its transport header to `far`.
     fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()>;
     /// Writes the addresses of the IP header at `ip`, which differ by `diff`, and keeps its checksum; the difference to a
     /// checksum over the header.
@@ -54,11 +54,8 @@ impl Inner for V4 {
     fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
         let ip: Ipv4 = skb.load(at)?;
         let l4 = at + usize::from(ip.version_ihl & 0xf) * 4;
-        (walk.key.src, walk.key.dst) = (Addr::v4(ip.src), Addr::v4(ip.dst));
-        walk.key.protocol = u32::from(ip.protocol);
-        walk.far.offset = l4 as u32;
-        (walk.key.sport, walk.key.dport) = inner_ports(skb, ip.protocol, l4)?;
-        Some(())
+        (walk.about.src, walk.about.dst) = (Addr::v4(ip.src), Addr::v4(ip.dst));
+        set_transport(skb, walk, ip.protocol, l4)
     }
 
     /// Header and checksum: their differences cancel each other but for folding.
@@ -86,14 +83,15 @@ impl Inner for V6 {
     #[inline(always)]
     fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
         let [_, next_header]: [u16; 2] = skb.load(at + 4)?;
-        let [protocol, _] = next_header.to_ne_bytes();
-        let l4 = at + size_of::<Ipv6>();
-        walk.key.src = skb.load(at + 8)?;
-        walk.key.dst = skb.load(at + 24)?;
-        walk.key.protocol = u32::from(protocol);
-        walk.far.offset = l4 as u32;
-        (walk.key.sport, walk.key.dport) = inner_ports(skb, protocol, l4)?;
-        Some(())
+        let [next, _] = next_header.to_ne_bytes();
+        walk.about.src = skb.load(at + 8)?;
+        walk.about.dst = skb.load(at + 24)?;
+        let behind = header::walk_extensions(skb, next, at + size_of::<Ipv6>(), skb.len() as usize).ok()?;
+        // A later piece has no ports to tell its flow by.
+        if behind.piece == Piece::Later || behind.offset > OFFSETS {
+            return None;
+        }
+        set_transport(skb, walk, behind.protocol, behind.offset & OFFSETS)
     }
 
     /// There is no header checksum.
@@ -114,17 +112,24 @@ pub fn translate<F: Inner, const HOOK: u8>(
 ) -> Result<&'static Flow, Stop> {
     report::forget();
     let offset = transport.offset as u32;
-    let found = stop::check(F::find_inner(skb, ifindex, offset, u32::from(HOOK)))
-        .and_then(|()| stop::check(F::rewrite_inner(skb, offset)));
-    match found {
+    match steps::<F, HOOK>(skb, ifindex, offset) {
         Ok(()) => Ok(&maps::walk().ok_or(DropReason::Kernel)?.forward),
         Err(_) if hook::is_shared(HOOK) => Err(Stop::Return(hook::NEXT)),
         Err(reason) => Err(reason.into()),
     }
 }
 
-/// Finds the flow: the walk's `key` is the packet inside, `reverse_key` what it becomes, `forward` how the error goes on. Of
-/// IPv4; 0, or the reason + 1. Exported, and thereby global to the verifier, as in `far`.
+#[inline(always)]
+fn steps<F: Inner, const HOOK: u8>(skb: &Skb, ifindex: u32, offset: u32) -> Result<(), DropReason> {
+    stop::check(F::find_inner(skb, ifindex, offset, u32::from(HOOK)))?;
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if walk.has_moved != 0 {
+        stop::check(weft_decide_again(skb.raw(), u32::from(F::IS_V6), u32::from(HOOK)))?;
+    }
+    stop::check(F::rewrite_inner(skb, offset))
+}
+
+/// Finds the flow: the walk's `about` is the packet inside, `forward` the entry that the error goes by. Of IPv4; 0, or the reason + 1. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_find_inner_v4(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
@@ -138,7 +143,7 @@ extern "C" fn weft_find_inner_v6(skb: *mut __sk_buff, ifindex: u32, offset: u32,
     stop::code(find::<V6>(&Skb::of(skb), ifindex, offset as usize & OFFSETS, hook))
 }
 
-/// Rewrites the packet inside from the walk's `key` to its `reverse_key`; keeps the inner IPv4 header checksum, the inner
+/// Rewrites the packet inside from the walk's `about` to its `about_there`; keeps the inner IPv4 header checksum, the inner
 /// transport checksum where it is there, and the error's own checksum right. Of IPv4; 0, or the reason + 1.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -159,52 +164,80 @@ fn find<F: Inner>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(
     let (outer_src, outer_dst) = F::addresses(&F::key(0, &ip, &Transport::default()));
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     F::parse_inner(skb, offset + ERROR_HEADER, walk).ok_or(DropReason::Truncated)?;
-    if hook == Hook::FromWorkload as u32 && outer_src != walk.key.dst {
+    let from_end = outer_src == walk.about.dst;
+    if hook == Hook::FromWorkload as u32 && !from_end {
         return Err(DropReason::SourceAddress);
     }
-    answer_key(walk, ifindex);
-    let found = F::flow(&F::narrow(&walk.reverse_key)).ok_or(DropReason::IcmpUnrelated)?;
+    ask_for_answers(walk, ifindex);
+    let found = F::find(&walk.question.key).ok_or(DropReason::IcmpUnrelated)?;
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let flow = unsafe { &*found };
-    if !life::stands(&Kernel, flow) || outer_dst != walk.key.src {
+    if outer_dst != walk.about.src {
         return Err(DropReason::IcmpUnrelated);
     }
+    walk.forward = *flow;
+    let ethernet: Ethernet = skb.read(0).ok_or(DropReason::Truncated)?;
     if hook == Hook::FromWorkload as u32
         && flow.flags & FlowFlags::CHECK_MAC != 0
-        && skb.read::<Ethernet>(0).is_none_or(|ethernet| ethernet.src != flow.sender_mac)
+        && ethernet.src != walk.forward.sender_mac
     {
         return Err(DropReason::SourceMac);
     }
-    if hook == Hook::FromOverlay as u32 && !tunnel::is_from(skb, &flow.remote) {
+    walk.from_end = u8::from(from_end);
+    walk.has_moved = u8::from(!life::stands(&Kernel, flow));
+    if walk.has_moved == 0 && hook == Hook::FromOverlay as u32 && !tunnel::is_from(skb, &flow.remote) {
         return Err(DropReason::TunnelPeer);
     }
-    walk.forward = *flow;
-    plan(walk, outer_src == walk.key.dst);
     Ok(())
 }
 
-/// `from_end`: the sender is the packet's receiver, not a router on its way.
+/// Something has moved since the last packet of the error's flow: how it goes on is decided anew, and only if the connection
+/// is still what the error is about. 0, or the reason + 1. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_decide_again(skb: *mut __sk_buff, is_v6: u32, hook: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
+    walk.question.is_v6 = is_v6 as u8;
+    walk.question.tcp_flags = 0;
+    let Flow { dst, sport, dport, .. } = walk.forward;
+    let asked = decide::weft_ask_related(skb, hook);
+    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
+    let same = walk.forward.dst == dst && (walk.forward.sport, walk.forward.dport) == (sport, dport);
+    if asked == 0 && !same { stop::code(Err(DropReason::IcmpUnrelated)) } else { asked }
+}
+
+/// Sets what the packet inside becomes, and how the error itself goes on.
 #[inline(always)]
-fn plan(walk: &mut Walk, from_end: bool) {
+fn plan(walk: &mut Walk) {
+    let from_end = walk.from_end != 0;
     let flow = &mut walk.forward;
-    let (packet, change) = (&walk.key, &mut walk.reverse_key);
+    let (packet, there) = (&walk.about, &mut walk.about_there);
     let (new_src, new_dst) = (flow.flags & FlowFlags::REWRITE_SRC != 0, flow.flags & FlowFlags::REWRITE_DST != 0);
-    (change.src, change.sport) = if new_dst { (flow.dst, flow.dport) } else { (packet.src, packet.sport) };
-    (change.dst, change.dport) = if new_src { (flow.src, flow.sport) } else { (packet.dst, packet.dport) };
+    (there.src, there.sport) = if new_dst { (flow.dst, flow.dport) } else { (packet.src, packet.sport) };
+    (there.dst, there.dport) = if new_src { (flow.src, flow.sport) } else { (packet.dst, packet.dport) };
     if !from_end {
         flow.flags &= !FlowFlags::REWRITE_SRC;
     }
     (flow.sport, flow.dport) = (0, 0);
 }
 
-/// The flow that the error's sender answers the packet inside with.
+/// The packets that the error's sender answers the packet inside with: it belongs to their flow.
 #[inline(always)]
-fn answer_key(walk: &mut Walk, ifindex: u32) {
-    let (key, inner) = (&mut walk.reverse_key, &walk.key);
+fn ask_for_answers(walk: &mut Walk, ifindex: u32) {
+    let (key, about) = (&mut walk.question.key, &walk.about);
     key.ifindex = ifindex;
-    (key.src, key.sport) = (inner.dst, inner.dport);
-    (key.dst, key.dport) = (inner.src, inner.sport);
-    key.protocol = inner.protocol;
+    (key.src, key.sport) = (about.dst, about.dport);
+    (key.dst, key.dport) = (about.src, about.sport);
+    key.protocol = about.protocol;
+}
+
+/// Protocol, ports, and the place of the transport header of the packet inside.
+#[inline(always)]
+fn set_transport(skb: &Skb, walk: &mut Walk, protocol_number: u8, l4: usize) -> Option<()> {
+    walk.about.protocol = u32::from(protocol_number);
+    walk.far.offset = l4 as u32;
+    (walk.about.sport, walk.about.dport) = inner_ports(skb, protocol_number, l4)?;
+    Some(())
 }
 
 /// Ports of the packet inside; of an echo its identifier, as in flow keys.
@@ -223,7 +256,8 @@ fn inner_ports(skb: &Skb, protocol_number: u8, l4: usize) -> Option<(u16, u16)> 
 #[inline(always)]
 fn rewrite<F: Inner>(skb: &Skb, offset: usize) -> Result<(), DropReason> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
-    let (packet, change) = (&walk.key, &walk.reverse_key);
+    plan(walk);
+    let (packet, change) = (&walk.about, &walk.about_there);
     let (ip, l4) = (offset + ERROR_HEADER, walk.far.offset as usize & 0x7ff);
     let addresses = checksum::addr_diff(&packet.src, &change.src) + checksum::addr_diff(&packet.dst, &change.dst);
     let ports = checksum::half_diff(packet.sport, change.sport) + checksum::half_diff(packet.dport, change.dport);

@@ -20,8 +20,8 @@ mod helpers;
 mod hook;
 mod hop_limit;
 mod icmp_error;
+mod insert;
 mod maps;
-mod masquerade;
 mod neighbour;
 mod offload;
 mod report;
@@ -31,6 +31,7 @@ mod skb;
 mod stop;
 mod to_workload;
 mod tunnel;
+mod tuple;
 mod walk;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};

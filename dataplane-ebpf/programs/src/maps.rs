@@ -10,7 +10,7 @@ use weft_abi::{
     Addr, Backend, Config, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, Share, SlotKey, Tally,
     WORLD_IDENTITY,
 };
-use weft_logic::{Tables, decide::Walk, policy};
+use weft_logic::{Tables, policy, walk::Walk};
 
 use crate::helpers;
 

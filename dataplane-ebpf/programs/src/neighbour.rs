@@ -6,9 +6,9 @@ use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, Counter, DropReason, GATEWAY_MAC, Hook};
 use weft_logic::{
     Frame as _, Tables as _, address, checksum,
-    decide::{Sender, Walk},
     header::{ETHERNET, Ethernet, IPV6, Ipv6, icmp},
     protocol,
+    walk::{Sender, Walk},
 };
 
 use crate::{
@@ -94,9 +94,9 @@ fn solicit_router(skb: &Skb) -> Result<i32, Stop> {
     if !address::is_link_local_v6(&ip.src) && !ip.src.is_unspecified() {
         return Err(DropReason::SourceAddress.into());
     }
-    walk.key.ifindex = skb.ifindex();
-    walk.sender_mac = ethernet.src;
-    walk.sender = Sender::Workload as u32;
+    walk.question.key.ifindex = skb.ifindex();
+    walk.question.sender_mac = ethernet.src;
+    walk.question.sender = Sender::Workload as u32;
     Err(decide::guest_configuration(skb, walk))
 }
 

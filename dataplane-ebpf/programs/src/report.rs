@@ -66,18 +66,18 @@ pub extern "C" fn weft_emit(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u
         (*event).time_ns = helpers::monotonic_ns();
         (*event).ifindex = skb.ifindex();
         (*event).len = skb.len();
-        (*event).src = walk.key.src;
-        (*event).dst = walk.key.dst;
-        (*event).backend = if walk.translated == 0 { Addr::UNSPECIFIED } else { walk.target };
-        (*event).sport = walk.key.sport;
-        (*event).dport = walk.key.dport;
-        (*event).backend_port = walk.target_port;
-        (*event).protocol = walk.key.protocol as u8;
+        (*event).src = walk.question.key.src;
+        (*event).dst = walk.question.key.dst;
+        (*event).backend = if walk.decision.translated == 0 { Addr::UNSPECIFIED } else { walk.decision.target };
+        (*event).sport = walk.question.key.sport;
+        (*event).dport = walk.question.key.dport;
+        (*event).backend_port = walk.decision.target_port;
+        (*event).protocol = walk.question.key.protocol as u8;
         (*event).kind = kind as u8;
         (*event).reason = reason as u8;
         (*event).hook = hook as u8;
         (*event).pad = 0;
-        (*event).policy = walk.denied_by;
+        (*event).policy = walk.decision.denied_by;
     }
     slot.submit(0);
     0
@@ -87,9 +87,9 @@ pub extern "C" fn weft_emit(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u
 #[inline(always)]
 pub fn forget() {
     if let Some(walk) = maps::walk() {
-        walk.key.src = Addr::UNSPECIFIED;
-        walk.key.dst = Addr::UNSPECIFIED;
-        (walk.key.sport, walk.key.dport, walk.key.protocol) = (0, 0, 0);
-        (walk.translated, walk.denied_by) = (0, 0);
+        walk.question.key.src = Addr::UNSPECIFIED;
+        walk.question.key.dst = Addr::UNSPECIFIED;
+        (walk.question.key.sport, walk.question.key.dport, walk.question.key.protocol) = (0, 0, 0);
+        (walk.decision.translated, walk.decision.denied_by) = (0, 0);
     }
 }

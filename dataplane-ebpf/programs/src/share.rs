@@ -5,9 +5,9 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weft_abi::{ACCOUNTS, ALL_PORTS, Config, DropReason, FlowAccount, FlowFlags, FlowKey6, OPENED, Share};
 use weft_logic::{
     Tables as _,
-    decide::Walk,
     flow::{self as life, Connection},
     share::{self, Room},
+    walk::Walk,
 };
 
 use crate::{
@@ -96,7 +96,7 @@ pub extern "C" fn weft_make_room() -> u32 {
 #[inline(always)]
 fn find_room(walk: &Walk) -> Result<(), DropReason> {
     let config = Kernel.config().ok_or(DropReason::Kernel)?;
-    let v6 = walk.is_v6 != 0;
+    let v6 = walk.question.is_v6 != 0;
     let booked = booked_on(walk, config);
     let (true, Some((ifindex, index))) = (config.flow_share[usize::from(v6)] != 0, booked) else { return Ok(()) };
     let all = account(ALL_PORTS, OPENED + usize::from(v6)).ok_or(DropReason::FlowShare)?.count;
@@ -152,7 +152,11 @@ extern "C" fn weft_give_up_oldest(ifindex: u32, index: u32) -> u32 {
     // SAFETY: values are replaced whole.
     let (Some(keys), Some(key)) = (maps::asked(), unsafe { OPENERS.get(slot) }) else { return 0 };
     keys[0] = *key;
-    let asked = if walk.is_v6 == 0 { give_up::<V4>(keys, walk.now) } else { give_up::<V6>(keys, walk.now) };
+    let asked = if walk.question.is_v6 == 0 {
+        give_up::<V4>(keys, walk.question.now)
+    } else {
+        give_up::<V6>(keys, walk.question.now)
+    };
     match asked {
         None => 0,
         Some(false) => {
@@ -161,7 +165,7 @@ extern "C" fn weft_give_up_oldest(ifindex: u32, index: u32) -> u32 {
         }
         Some(true) => {
             helpers::fetch_add(&raw mut own.count, u32::MAX);
-            if let Some(all) = account(ALL_PORTS, OPENED + usize::from(walk.is_v6 != 0)) {
+            if let Some(all) = account(ALL_PORTS, OPENED + usize::from(walk.question.is_v6 != 0)) {
                 helpers::fetch_add(&raw mut all.count, u32::MAX);
             }
             MADE_ROOM
@@ -189,14 +193,20 @@ fn give_up<F: Family>([key, answer]: &mut [FlowKey6; 2], now: u32) -> Option<boo
 #[inline(always)]
 fn booked_on(walk: &Walk, config: &Config) -> Option<(u32, usize)> {
     let forwarded = walk.forward.flags & FlowFlags::FORWARDED != 0;
-    share::account(walk.key.ifindex, walk.forward.ifindex, walk.is_v6 != 0, config.host_ifindex, forwarded)
+    share::account(
+        walk.question.key.ifindex,
+        walk.forward.ifindex,
+        walk.question.is_v6 != 0,
+        config.host_ifindex,
+        forwarded,
+    )
 }
 
 /// Books the new connection in the walk.
 #[inline(always)]
 pub fn book(walk: &Walk) {
     let Some(config) = Kernel.config() else { return };
-    let v6 = walk.is_v6 != 0;
+    let v6 = walk.question.is_v6 != 0;
     let booked = booked_on(walk, config);
     let (true, Some((ifindex, index))) = (config.flow_share[usize::from(v6)] != 0, booked) else { return };
     let (Some(all), Some(own)) = (account(ALL_PORTS, OPENED + usize::from(v6)), account(ifindex, index)) else {
@@ -205,7 +215,7 @@ pub fn book(walk: &Walk) {
     let all = helpers::fetch_add(&raw mut all.count, 1);
     let count = helpers::fetch_add(&raw mut own.count, 1);
     if share::is_remembered(config, v6, count, all) {
-        remember(own, ifindex, index as u32, &walk.key);
+        remember(own, ifindex, index as u32, &walk.question.key);
     }
 }
 

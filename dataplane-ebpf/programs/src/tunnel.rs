@@ -27,7 +27,7 @@ extern "C" fn weft_find_peer(skb: *mut __sk_buff) -> u32 {
     let tunnel = helpers::tunnel_v4(skb).or_else(|| helpers::tunnel_v6(skb)).filter(is_for_us);
     stop::code(match (tunnel, maps::walk()) {
         (Some(tunnel), Some(walk)) => {
-            walk.tunnel_peer = tunnel.peer;
+            walk.question.tunnel_peer = tunnel.peer;
             Ok(())
         }
         _ => Err(DropReason::TunnelPeer),

@@ -110,10 +110,10 @@ fn slow<F: Family, const HOOK: u8>(
     found: bool,
 ) -> Result<&'static Flow, Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
-    walk.key = F::widen(key);
-    walk.is_v6 = u8::from(F::IS_V6);
-    walk.found = u8::from(found);
-    walk.tcp_flags = transport.flags.0;
+    walk.question.key = F::widen(key);
+    walk.question.is_v6 = u8::from(F::IS_V6);
+    walk.question.found = u8::from(found);
+    walk.question.tcp_flags = transport.flags.0;
     match decide::weft_decide(skb.raw(), u32::from(HOOK)) {
         decide::PASS => Err(Stop::Return(hook::NEXT)),
         code => {
@@ -192,7 +192,9 @@ fn usable<const HOOK: u8>(skb: &Skb, flow: &mut Flow, transport: &Transport, now
         }
         flow.epoch = epoch;
     }
-    if life::is_void(flow, transport.protocol, transport.flags, now) {
+    if life::is_void(flow, transport.protocol, transport.flags, now)
+        || transport.flags.opens() && decide::weft_was_refused(&raw const *flow, u32::from(transport.protocol)) != 0
+    {
         return false;
     }
     if HOOK == Hook::FromOverlay as u8 {

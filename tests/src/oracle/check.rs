@@ -97,7 +97,7 @@ pub(super) fn class(name: &str) -> Option<Reason> {
         "no-service" => Reason::NoService,
         "no-endpoint" | "no-route" => Reason::Unreachable,
         "unrewritable" => Reason::Untranslatable,
-        "masquerade-taken" => Reason::Taken,
+        "masquerade-taken" | "tuple-taken" => Reason::Taken,
         _ => return None,
     })
 }

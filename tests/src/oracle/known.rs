@@ -20,14 +20,6 @@ pub(super) struct Known {
     pub(super) quirk: fn() -> Quirks,
 }
 
-/// Two connections of one source port that look alike once they are translated, by one Service and another or to the backend itself,
-/// share the entry of their answers: those of the first are lost to the second. No verdict on a packet, so that grounds find it: see
-/// [`Lookalikes`].
-pub(super) const CLASH: Known = Known {
-    name: "C3: connections that look alike once they are translated share their answers",
-    quirk: Quirks::default,
-};
-
 /// Connections of a chain by what they look like once they are translated: protocol, client, receiver.
 #[derive(Debug, Default)]
 pub(super) struct Lookalikes(BTreeMap<(Protocol, Socket, Socket), BTreeSet<Socket>>);
@@ -41,9 +33,21 @@ impl Lookalikes {
         self.0.entry((packet.protocol, client, receiver)).or_default().insert(meant);
     }
 
-    /// Whether another one has arrived the same way that was meant for somebody else.
-    pub(super) fn clash(&self, packet: &Packet, client: Socket, receiver: Socket) -> bool {
-        self.0.get(&(packet.protocol, client, receiver)).is_some_and(|meant| meant.len() > 1)
+    /// Whether a connection that was meant for somebody else looks so: `packet` has to leave under another port.
+    pub(super) fn has(&self, packet: &Packet, client: Socket, receiver: Socket) -> bool {
+        let meant = (packet.destination, packet.dport);
+        self.0
+            .get(&(packet.protocol, client, receiver))
+            .is_some_and(|others| others.iter().any(|other| *other != meant))
+    }
+
+    /// Whether its sender has a connection to somebody else from the same port: one of them may have no port to leave under, where
+    /// ports cannot change.
+    pub(super) fn may_refuse(&self, packet: &Packet) -> bool {
+        let client = (packet.source, packet.sport);
+        let meant = (packet.destination, packet.dport);
+        let mut same = self.0.iter().filter(|((protocol, from, _), _)| (*protocol, *from) == (packet.protocol, client));
+        packet.protocol == Protocol::Sctp && same.any(|(_, others)| others.iter().any(|other| *other != meant))
     }
 
     /// Begins anew.
@@ -59,16 +63,8 @@ pub(super) const KNOWN: &[Known] = &[
         quirk: || Quirks { udp_moves: true, ..Quirks::default() },
     },
     Known {
-        name: "C5: established TCP ends when its Service or port is deleted",
-        quirk: || Quirks { tcp_ends_with_service: true, ..Quirks::default() },
-    },
-    Known {
         name: "B2: established TCP whose backend's pod is gone from this node moves to another backend",
         quirk: || Quirks { tcp_leaves_gone_pod: true, ..Quirks::default() },
-    },
-    Known {
-        name: "C7: a connection from the wire goes on after a node has come whose pods have its source",
-        quirk: || Quirks { wire_stays: true, ..Quirks::default() },
     },
     Known {
         name: "SCTP to an endpoint with another port is refused (`unrewritable`)",

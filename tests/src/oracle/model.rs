@@ -84,9 +84,7 @@ impl Quirks {
     pub(super) fn and(self, other: Self) -> Self {
         Self {
             udp_moves: self.udp_moves || other.udp_moves,
-            tcp_ends_with_service: self.tcp_ends_with_service || other.tcp_ends_with_service,
             tcp_leaves_gone_pod: self.tcp_leaves_gone_pod || other.tcp_leaves_gone_pod,
-            wire_stays: self.wire_stays || other.wire_stays,
             sctp_keeps_port: self.sctp_keeps_port || other.sctp_keeps_port,
         }
     }
@@ -97,12 +95,8 @@ impl Quirks {
 pub(super) struct Quirks {
     /// UDP through a Service chooses again at any change.
     pub(super) udp_moves: bool,
-    /// TCP through a Service ends with the Service's port.
-    pub(super) tcp_ends_with_service: bool,
     /// TCP whose pod is gone from this node chooses again.
     pub(super) tcp_leaves_gone_pod: bool,
-    /// A connection from the wire goes on when its source has become a pod's.
-    pub(super) wire_stays: bool,
     /// SCTP to another port is refused.
     pub(super) sctp_keeps_port: bool,
 }
@@ -142,9 +136,6 @@ pub(super) fn answer_standing(
     backend: Option<(IpAddr, u16)>,
     quirks: Quirks,
 ) -> Vec<Verdict> {
-    if quirks.wire_stays && packet.from == From::Wire && backend.is_none() {
-        return vec![onward(world, here, packet, packet.destination, packet.dport, false)];
-    }
     let Some(backend) = backend else { return answer(world, here, packet, quirks) };
     if !route::may_speak(world, here, packet) {
         return vec![Verdict::Dropped(Reason::Source)];
@@ -155,8 +146,7 @@ pub(super) fn answer_standing(
         .is_some_and(|frontend: &Frontend<'_>| service::serves(world, frontend, backend, packet.destination.is_ipv4()));
     let tcp = packet.protocol == Protocol::Tcp;
     let gone = route::place(world, here, backend.0) == Place::OwnUnused;
-    let ends = quirks.tcp_ends_with_service && frontend.is_none() || quirks.tcp_leaves_gone_pod && gone;
-    let kept = if tcp { !ends } else { serves && !quirks.udp_moves };
+    let kept = if tcp { !(quirks.tcp_leaves_gone_pod && gone) } else { serves && !quirks.udp_moves };
     if kept {
         return or_taken(packet, vec![to_backend(world, here, packet, backend, quirks)]);
     }

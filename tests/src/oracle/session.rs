@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     check::{self, Outcome, Seen, Sent},
     frame::{ACK, Frame, HOPS, SYN, SYN_ACK},
-    known::{CLASH, Known, Lookalikes},
+    known::{Known, Lookalikes},
     model::{self, Quirks, Source, Target, Verdict},
     run::Runner,
     shrink::Ground,
@@ -82,12 +82,12 @@ impl Session {
         let packet = standing.packet.clone();
         let oracle = |quirks| model::answer_standing(world, HERE, &packet, standing.backend, quirks);
         if answers_first(standing, &oracle(Quirks::default()))
-            && let Some(text) = self.answered(world, &packet, &standing.sent)?
+            && let Some(text) = self.answer(world, &packet, &standing.sent)?
         {
             return Ok(Some(format!("before the next packet, {text}")));
         }
         let seen = self.forward(world, &packet, ACK)?;
-        let (verdict, known) = match check::judge(&seen, &packet, world, HERE, oracle) {
+        let (verdict, known) = match self.judge(&seen, &packet, world, oracle) {
             Outcome::Right(verdict) => (verdict, false),
             Outcome::Known(known, verdict) => {
                 self.book_known(known);
@@ -107,7 +107,7 @@ impl Session {
         }
         if same_place
             && !known
-            && let Some(text) = self.answered(world, &packet, &sent)?
+            && let Some(text) = self.answer(world, &packet, &sent)?
         {
             return Ok(Some(text));
         }
@@ -139,15 +139,24 @@ impl Session {
         Ok(seen)
     }
 
-    /// As [`Self::answer`], but for the answers of connections that look alike.
-    fn answered(&mut self, world: &World, packet: &Packet, sent: &Sent) -> Result<Option<String>> {
-        let (client, receiver) = ((sent.source, sent.sport), (sent.address, sent.port));
-        let wrong = self.answer(world, packet, sent)?;
-        if wrong.is_some() && self.lookalikes.clash(packet, client, receiver) {
-            self.book_known(&CLASH);
-            return Ok(None);
+    /// Compares what was seen with the oracle. The oracle sees one connection at a time: where another one would look the same, this
+    /// one leaves under another port, or not at all.
+    fn judge(&self, seen: &Seen, packet: &Packet, world: &World, oracle: impl Fn(Quirks) -> Vec<Verdict>) -> Outcome {
+        let mut seen = seen.clone();
+        if let Seen::Sent(sent) = &mut seen
+            && sent.source == packet.source
+            && self.lookalikes.has(packet, (packet.source, packet.sport), (sent.address, sent.port))
+        {
+            sent.sport = packet.sport;
         }
-        Ok(wrong)
+        let oracle = |quirks| {
+            let mut verdicts = oracle(quirks);
+            if self.lookalikes.may_refuse(packet) {
+                verdicts.push(Verdict::Dropped(model::Reason::Taken));
+            }
+            verdicts
+        };
+        check::judge(&seen, packet, world, HERE, oracle)
     }
 
     /// Sends the answer of whoever got the packet; what is wrong with it.
@@ -257,7 +266,7 @@ impl Ground for Session {
     fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
         let seen = self.forward(world, packet, SYN)?;
         let oracle = |quirks| model::answer(world, HERE, packet, quirks);
-        let verdict = match check::judge(&seen, packet, world, HERE, oracle) {
+        let verdict = match self.judge(&seen, packet, world, oracle) {
             Outcome::Right(verdict) => verdict,
             Outcome::Known(known, verdict) => {
                 self.book_known(known);
@@ -268,12 +277,12 @@ impl Ground for Session {
         self.book("new", &verdict);
         let Seen::Sent(sent) = seen else {
             let again = self.forward(world, packet, SYN)?;
-            return Ok(match check::judge(&again, packet, world, HERE, oracle) {
+            return Ok(match self.judge(&again, packet, world, oracle) {
                 Outcome::Wrong { expected } => Some(format!("at the second try: {}", differ(&expected, &again))),
                 Outcome::Right(_) | Outcome::Known(..) => None,
             });
         };
-        if let Some(text) = self.answered(world, packet, &sent)? {
+        if let Some(text) = self.answer(world, packet, &sent)? {
             return Ok(Some(text));
         }
         let next = self.forward(world, packet, ACK)?;

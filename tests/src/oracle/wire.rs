@@ -18,8 +18,8 @@ use weft_test_vmm::HeldGuest;
 use super::{
     check::class,
     frame::{self, ACK, Frame, HOPS, SYN, SYN_ACK},
-    known::{CLASH, KNOWN, Known, Lookalikes},
-    model::{self, Final, Quirks, Source, Spot},
+    known::{KNOWN, Known, Lookalikes},
+    model::{self, Final, Quirks, Reason, Source, Spot},
     session::{Count, Failure, State},
     shrink::Ground,
     site::{HERE, Plugged, Site, is_anew},
@@ -279,6 +279,20 @@ impl Wire {
         Ok(seen)
     }
 
+    /// What would have been seen if no other connection looked the same: the oracle sees one at a time, and one of two leaves under
+    /// another port.
+    fn under_own_port(&self, packet: &Packet, seen: &Seen) -> Seen {
+        let mut seen = seen.clone();
+        if let Seen::Arrived(arrivals) = &mut seen {
+            let own = (packet.source, packet.sport);
+            let moved = |one: &&mut Arrival| {
+                one.source == packet.source && self.lookalikes.has(packet, own, (one.address, one.port))
+            };
+            arrivals.iter_mut().filter(moved).for_each(|one| one.sport = packet.sport);
+        }
+        seen
+    }
+
     /// What was seen beside what the oracle says; the arrival if there is one.
     fn judge(
         &mut self,
@@ -288,7 +302,9 @@ impl Wire {
         oracle: impl Fn(Quirks) -> Vec<Final>,
     ) -> Result<Option<Arrival>, String> {
         let expected = oracle(Quirks::default());
-        let fits = |finals: &[Final]| finals.iter().any(|expected| fits(seen, expected, packet, world));
+        let plain = self.under_own_port(packet, seen);
+        let refused = self.lookalikes.may_refuse(packet).then_some(Final::Dropped(Reason::Taken));
+        let fits = |finals: &[Final]| finals.iter().chain(&refused).any(|one| fits(&plain, one, packet, world));
         let known = KNOWN.iter().find(|known| fits(&oracle((known.quirk)())));
         if !fits(&expected) {
             let Some(known) = known else { return Err(format!("seen {seen:?}, expected one of {expected:?}")) };
@@ -317,17 +333,6 @@ impl Wire {
 
     fn book_known(&mut self, known: &'static Known) {
         *self.count.known.entry(known.name).or_default() += 1;
-    }
-
-    /// As [`Self::answer`], but for the answers of connections that look alike.
-    fn answered(&mut self, packet: &Packet, here: &str, arrival: &Arrival) -> Result<Option<String>> {
-        let (client, receiver) = ((arrival.source, arrival.sport), (arrival.address, arrival.port));
-        let wrong = self.answer(packet, here, arrival)?;
-        if wrong.is_some() && self.lookalikes.clash(packet, client, receiver) {
-            self.book_known(&CLASH);
-            return Ok(None);
-        }
-        Ok(wrong)
     }
 
     /// The answer of a pod or of the outside; hosts answer by themselves.
@@ -385,7 +390,7 @@ impl Wire {
         if same && arrival != standing.arrival {
             return Ok(Some(format!("it comes as {arrival:?} now, as {:?} before", standing.arrival)));
         }
-        if same && let Some(text) = self.answered(&packet, &here, &arrival)? {
+        if same && let Some(text) = self.answer(&packet, &here, &arrival)? {
             return Ok(Some(text));
         }
         if standing.backend.is_some() {
@@ -460,7 +465,7 @@ impl Ground for Wire {
             Ok(None) => return Ok(None),
             Err(text) => return Ok(Some(text)),
         };
-        if let Some(text) = self.answered(packet, &here, &arrival)? {
+        if let Some(text) = self.answer(packet, &here, &arrival)? {
             return Ok(Some(text));
         }
         let next = self.forward(packet, ACK)?;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use weft_abi::{Config, FlowKey6, LocalKind, OVERLAY, RemoteKind, UPLINK};
 use weft_api::{ApiError, ErrorCode, ExplainQuery};
-use weft_logic::decide::{Origin, Sender, Walk};
+use weft_logic::walk::{Origin, Question, Sender, Walk};
 
 use super::{Reads, unreadable};
 use crate::plan::Planner;
@@ -24,7 +24,7 @@ pub(super) fn walk(query: &ExplainQuery, planner: &Planner, maps: &impl Reads) -
             .ok_or_else(|| {
                 invalid(format!("from: {} and to: {} have no address family in common", query.from, query.to))
             })?;
-    let mut walk = Walk {
+    let mut question = Question {
         key: FlowKey6 {
             ifindex: 0,
             src: from.into(),
@@ -35,32 +35,32 @@ pub(super) fn walk(query: &ExplainQuery, planner: &Planner, maps: &impl Reads) -
         },
         is_v6: to.is_ipv6().into(),
         tcp_flags: SYN,
-        ..Walk::default()
+        ..Question::default()
     };
-    arrive(&mut walk, &config, maps).map_err(|error| unreadable(error.to_string()))?;
-    Ok(walk)
+    arrive(&mut question, &config, maps).map_err(|error| unreadable(error.to_string()))?;
+    Ok(Walk { question, ..Walk::default() })
 }
 
 /// Where a packet of this source comes in: by its port, from the host, or from where its node sends it.
-fn arrive(walk: &mut Walk, config: &Config, maps: &impl Reads) -> Result<(), weft_dataplane::Error> {
-    let src = walk.key.src;
+fn arrive(question: &mut Question, config: &Config, maps: &impl Reads) -> Result<(), weft_dataplane::Error> {
+    let src = question.key.src;
     if let Some(local) = maps.local(&src)? {
         if local.kind == LocalKind::Host as u32 {
-            (walk.sender, walk.origin) = (Sender::Host as u32, Origin::Own as u8);
-            (walk.key.ifindex, walk.sender_mac) = (config.host_ifindex, config.host_mac);
+            (question.sender, question.origin) = (Sender::Host as u32, Origin::Own as u8);
+            (question.key.ifindex, question.sender_mac) = (config.host_ifindex, config.host_mac);
         } else {
-            (walk.sender, walk.key.ifindex) = (Sender::Workload as u32, local.ifindex);
-            walk.sender_mac = maps.port(local.ifindex)?.map_or([0; 6], |port| port.mac);
+            (question.sender, question.key.ifindex) = (Sender::Workload as u32, local.ifindex);
+            question.sender_mac = maps.port(local.ifindex)?.map_or([0; 6], |port| port.mac);
         }
         return Ok(());
     }
-    (walk.sender, walk.key.ifindex) = (Sender::Uplink as u32, UPLINK);
+    (question.sender, question.key.ifindex) = (Sender::Uplink as u32, UPLINK);
     let Some(remote) = maps.remote(&src)? else { return Ok(()) };
     let tunnels = [RemoteKind::Tunnel as u32, RemoteKind::Node as u32].contains(&remote.kind);
     if tunnels && config.overlay_ifindex != 0 {
-        (walk.sender, walk.key.ifindex, walk.tunnel_peer) = (Sender::Overlay as u32, OVERLAY, remote.via);
+        (question.sender, question.key.ifindex, question.tunnel_peer) = (Sender::Overlay as u32, OVERLAY, remote.via);
     }
-    walk.sender_mac = remote.mac;
+    question.sender_mac = remote.mac;
     Ok(())
 }
 

@@ -12,9 +12,8 @@ use std::{net::IpAddr, sync::Arc};
 use weft_abi::{Addr, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, LocalKind};
 use weft_api::{ApiError, ErrorCode, ExplainQuery, Explanation};
 use weft_logic::{
-    Tables as _, admit,
-    decide::{self, Sender, Walk},
-    plan,
+    Tables as _, admit, decide, plan,
+    walk::{Sender, Walk},
 };
 
 use self::recorder::Recorder;
@@ -41,7 +40,11 @@ pub(crate) fn explain(query: &ExplainQuery, known: &Known<'_>, maps: &impl Reads
         }
         Err(reason) => (false, names.refusal(reason, &walk)),
     };
-    let packet = names.ends(query.protocol, (walk.key.src, walk.key.sport), (walk.key.dst, walk.key.dport));
+    let packet = names.ends(
+        query.protocol,
+        (walk.question.key.src, walk.question.key.sport),
+        (walk.question.key.dst, walk.question.key.dport),
+    );
     Ok(Explanation { packet, hook: hook(&walk).to_owned(), steps, forwarded, verdict, differences })
 }
 
@@ -64,17 +67,17 @@ enum Way {
 /// As the slow path does it for a flow that answers no other one.
 fn run<R: Reads>(recorder: &Recorder<'_, R>, walk: &mut Walk) -> Result<Way, DropReason> {
     let workload = |local: &weft_abi::Local| local.kind == LocalKind::Workload as u32;
-    if walk.sender == Sender::Uplink as u32 && !recorder.local(&walk.key.dst).is_some_and(workload) {
-        return admit::admit_for_host(recorder, walk).map(|()| Way::HostStack);
+    if walk.question.sender == Sender::Uplink as u32 && !recorder.local(&walk.question.key.dst).is_some_and(workload) {
+        return admit::admit_for_host(recorder, &walk.question, &mut walk.decision.client).map(|()| Way::HostStack);
     }
-    decide::decide(recorder, walk)?;
+    decide::decide(recorder, &walk.question, &walk.forward, &mut walk.decision)?;
     let config = recorder.config().ok_or(DropReason::UnknownPort)?;
     plan::plan(walk, config);
     Ok(Way::Decided)
 }
 
 const fn hook(walk: &Walk) -> &'static str {
-    match walk.sender {
+    match walk.question.sender {
         sender if sender == Sender::Workload as u32 => "from_workload",
         sender if sender == Sender::Host as u32 => "from_host",
         sender if sender == Sender::Overlay as u32 => "from_overlay",
@@ -107,16 +110,24 @@ impl Names<'_> {
             return place;
         }
         let has = |flag| flow.flags & flag != 0;
-        let source = if has(FlowFlags::REWRITE_SRC) { (flow.src, flow.sport) } else { (walk.key.src, walk.key.sport) };
-        let target = if has(FlowFlags::REWRITE_DST) { (flow.dst, flow.dport) } else { (walk.key.dst, walk.key.dport) };
-        let free = if source.1 == 0 && walk.key.sport != 0 { ", under a port that is free there" } else { "" };
-        format!("{place}, as {}{free}", self.ends(walk.key.protocol.try_into().unwrap_or(0), source, target))
+        let source = if has(FlowFlags::REWRITE_SRC) {
+            (flow.src, flow.sport)
+        } else {
+            (walk.question.key.src, walk.question.key.sport)
+        };
+        let target = if has(FlowFlags::REWRITE_DST) {
+            (flow.dst, flow.dport)
+        } else {
+            (walk.question.key.dst, walk.question.key.dport)
+        };
+        let free = if source.1 == 0 && walk.question.key.sport != 0 { ", under a port that is free there" } else { "" };
+        format!("{place}, as {}{free}", self.ends(walk.question.key.protocol.try_into().unwrap_or(0), source, target))
     }
 
     fn place(&self, walk: &Walk, flow: &Flow) -> String {
         let device = flows::Ifnames::default().of(flow.ifindex);
-        let target = named(self.known.planner, &walk.target);
-        let remote = IpAddr::from(walk.remote);
+        let target = named(self.known.planner, &walk.decision.target);
+        let remote = IpAddr::from(flow.remote);
         match flow.deliver {
             kind if kind == Deliver::Peer as u8 || kind == Deliver::Port as u8 => {
                 format!("delivered to {target} by {device}")
@@ -131,8 +142,12 @@ impl Names<'_> {
     fn refusal(&self, reason: DropReason, walk: &Walk) -> String {
         let (name, help) = DROP_REASONS[reason as usize];
         let policies = match reason {
-            DropReason::PolicyEgress => self.policies(walk.from.here, &walk.key.src, |(_, egress)| egress),
-            DropReason::PolicyIngress => self.policies(walk.to.here, &walk.target, |(ingress, _)| ingress),
+            DropReason::PolicyEgress => {
+                self.policies(walk.decision.client.is_here(), &walk.question.key.src, |(_, egress)| egress)
+            }
+            DropReason::PolicyIngress => {
+                self.policies(walk.decision.server.is_here(), &walk.decision.target, |(ingress, _)| ingress)
+            }
             _ => None,
         };
         let isolated = policies.map(|policies| format!(": isolated by {policies}")).unwrap_or_default();
@@ -142,12 +157,12 @@ impl Names<'_> {
     /// The policies that isolate the workload of this node with that address.
     fn policies(
         &self,
-        here: u8,
+        here: bool,
         addr: &Addr,
         direction: impl Fn((Vec<String>, Vec<String>)) -> Vec<String>,
     ) -> Option<String> {
         let ip = IpAddr::from(*addr);
-        let mut attachments = self.known.attachments.iter().filter(|_| here != 0);
+        let mut attachments = self.known.attachments.iter().filter(|_| here);
         let own =
             |attachment: &&Arc<Attachment>| attachment.allocation.addresses.iter().any(|own| own.address.addr() == ip);
         let id = attachments.find(own)?.spec.id.to_string();

@@ -174,8 +174,56 @@ fn errors_about_nothing_that_was_said_are_dropped() {
             node.from_workload(SERVER, &error(mac(SERVER), ends, KINDS[family][0], &there, 7)),
             DropReason::Truncated,
         );
-        // While a policy changed and no packet of the flow was judged by it.
-        node.publish(&[workload(SERVER)]);
-        refused(node.from_workload(SERVER, &packet), DropReason::IcmpUnrelated);
     }
+}
+
+/// Path MTU discovery works also between a change and the next packet of the flow: the connection is decided on for the error.
+#[test]
+fn an_error_after_a_change_is_about_what_stands_and_about_nothing_else() {
+    for family in 0..2 {
+        let node = Node::new();
+        let there =
+            frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(VIP[family])), L4::Tcp(4000, 80, SYN), b"hello");
+        let outcome = node.from_workload(CLIENT, &there);
+        outcome.redirected();
+        let ends = ips(SERVER_IP[family], CLIENT_IP[family]);
+        let packet = error(mac(SERVER), ends, KINDS[family][1], &outcome.bytes, 1000);
+        for moved in [SERVER, CLIENT] {
+            node.publish(&[workload(moved)]);
+            let seen = node.from_workload(SERVER, &packet).redirected();
+            assert_eq!(inner(&seen), tuple(CLIENT_IP[family], 4000, VIP[family], 80));
+        }
+        // What a policy has closed meanwhile hears of no error either.
+        node.isolate(SERVER, 21, 0);
+        node.publish(&[workload(SERVER)]);
+        node.from_workload(SERVER, &packet).dropped(DropReason::PolicyIngress);
+    }
+}
+
+/// A router that cannot send a piece of a large datagram on tells so with its fragment header inside.
+#[test]
+fn a_packet_inside_may_have_extension_headers() {
+    const ROUTER: &str = "2001:db8:aaaa::1";
+    let node = Node::new();
+    let there = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[1]), ip(OUTSIDE_IP[1])), L4::Udp(4000, 443), b"hello");
+    let outcome = node.from_workload(CLIENT, &there);
+    let seen = outcome.redirected();
+    // The first piece of it: next header 44, then the fragment header (UDP follows, more to come).
+    let mut about = outcome.bytes.clone();
+    about[20] = 44;
+    about[18..20].copy_from_slice(&(word(&outcome.bytes, 18) + 8).to_be_bytes());
+    about.splice(54..54, [17, 0, 0, 1, 0, 0, 0, 7]);
+    let packet = error([2, 0, 0, 0, 9, 9], [ip(ROUTER), seen.tuple.src], KINDS[1][1], &about, 1000);
+    let back = node.from_uplink(&packet).redirected();
+    assert_eq!((back.tuple.src, back.tuple.dst), (ip(ROUTER), ip(CLIENT_IP[1])));
+    let inside = &back.transport[8..];
+    let addresses = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&inside[at..at + 16]).expect("sixteen"));
+    assert_eq!((addresses(8), addresses(24)), (ip(CLIENT_IP[1]), ip(OUTSIDE_IP[1])));
+    assert_eq!((word(inside, 48), word(inside, 50)), (4000, 443), "the ports behind the fragment header");
+    check_transport(ip(CLIENT_IP[1]), ip(OUTSIDE_IP[1]), 17, &inside[48..]);
+    // A later piece has no ports to tell its connection by.
+    let mut later = about;
+    later[56..58].copy_from_slice(&[1, 0]);
+    let packet = error([2, 0, 0, 0, 9, 9], [ip(ROUTER), seen.tuple.src], KINDS[1][1], &later, 1000);
+    node.from_uplink(&packet).passed(&packet);
 }

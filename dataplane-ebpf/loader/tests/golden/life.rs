@@ -111,15 +111,28 @@ fn a_retransmitted_syn_keeps_its_backend() {
     assert_eq!(to_service(&node, 0, L4::Tcp(4000, 80, SYN)).tuple.dst, ip(SERVER_IP[0]));
 }
 
+/// As kube-proxy leaves it: who is connected stays so, and nobody connects any more.
 #[test]
-fn a_service_that_is_gone_ends_its_flows() {
-    let node = Node::new();
-    to_service(&node, 0, L4::Tcp(4000, 80, ACK));
-    let key = weft_abi::ServiceKey { addr: ip(VIP[0]).into(), port: 80_u16.to_be(), protocol: 6, pad: 0 };
-    assert!(node.maps().services().remove(&key).unwrap());
-    node.publish(&[service_slot(500, 6, 0)]);
-    let packet = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[0]), ip(VIP[0])), L4::Tcp(4000, 80, ACK), b"x");
-    node.from_workload(CLIENT, &packet).dropped(DropReason::NoService);
+fn a_service_that_is_gone_keeps_established_tcp_and_nothing_else() {
+    for family in 0..2 {
+        let node = Node::new();
+        for l4 in [L4::Tcp(4000, 80, SYN), L4::Tcp(4000, 80, ACK), L4::Udp(4000, 80)] {
+            to_service(&node, family, l4);
+        }
+        for protocol in [6, 17] {
+            let addr = ip(VIP[family]).into();
+            let key = weft_abi::ServiceKey { addr, port: 80_u16.to_be(), protocol, pad: 0 };
+            assert!(node.maps().services().remove(&key).unwrap());
+            node.publish(&[service_slot(500, protocol, family)]);
+        }
+        assert_eq!(to_service(&node, family, L4::Tcp(4000, 80, ACK)).tuple.dst, ip(SERVER_IP[family]));
+        let answer = node.from_workload(SERVER, &back(family, L4::Tcp(8080, 4000, ACK))).redirected();
+        assert_eq!(answer.tuple, tuple(VIP[family], 80, CLIENT_IP[family], 4000));
+        for l4 in [L4::Udp(4000, 80), L4::Tcp(4000, 80, SYN), L4::Tcp(4001, 80, ACK)] {
+            let packet = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(VIP[family])), l4, b"x");
+            node.from_workload(CLIENT, &packet).dropped(DropReason::NoService);
+        }
+    }
 }
 
 #[test]

@@ -275,6 +275,24 @@ impl Node {
         self.send(Program::FromWorkload, ifindex, packet)
     }
 
+    /// A workload's packet on four threads at once.
+    pub(crate) fn at_once(&self, ifindex: u32, packet: &[u8]) -> Vec<Seen> {
+        const THREADS: usize = 4;
+        let together = std::sync::Barrier::new(THREADS);
+        let dataplane = &self.dataplane;
+        let send = || {
+            together.wait();
+            let arrival = Arrival { ifindex, received_by: ifindex, ..Arrival::default() };
+            let run = dataplane.test_run(Program::FromWorkload, packet, arrival, 1).unwrap();
+            assert_eq!(run.action, REDIRECT);
+            packet::parse(&run.packet)
+        };
+        thread::scope(|scope| {
+            let threads = [(); THREADS].map(|()| scope.spawn(send));
+            threads.map(|thread| thread.join().unwrap()).into()
+        })
+    }
+
     pub(crate) fn from_host(&self, packet: &[u8]) -> Outcome {
         self.send(Program::FromHost, HOST, packet)
     }

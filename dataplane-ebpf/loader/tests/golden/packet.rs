@@ -20,12 +20,15 @@ pub(crate) enum L4 {
     /// Identifier.
     Echo(u16),
     EchoReply(u16),
+    /// Ports; the checksum is not looked at.
+    Sctp(u16, u16),
 }
 
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const SYN_ACK: u8 = 0x12;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const FIN_ACK: u8 = 0x11;
+pub(crate) const RST: u8 = 0x14;
 
 /// IP headers without options.
 pub(crate) fn ip_headers(src: IpAddr, dst: IpAddr) -> IpHeaders {
@@ -49,6 +52,12 @@ pub(crate) fn frame(mac: [u8; 6], headers: IpHeaders, l4: L4, payload: &[u8]) ->
     let builder = PacketBuilder::ethernet2(mac, GATEWAY_MAC).ip(headers);
     let mut out = Vec::new();
     match l4 {
+        L4::Sctp(sport, dport) => {
+            let mut bytes = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
+            bytes.extend([0; 8]);
+            bytes.extend(payload);
+            builder.write(&mut out, IpNumber::SCTP, &bytes)
+        }
         L4::Udp(sport, dport) => builder.udp(sport, dport).write(&mut out, payload),
         L4::Tcp(sport, dport, flags) => {
             let mut header = etherparse::TcpHeader::new(sport, dport, 1, 1024);

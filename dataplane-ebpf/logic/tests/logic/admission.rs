@@ -3,12 +3,13 @@
 
 use weft_abi::{Addr, DropReason, FlowFlags, Remote, RemoteKind};
 use weft_logic::{
-    admit,
-    decide::{self, Origin, Sender, Walk},
     flow, plan,
+    walk::{Origin, Sender, Standing, Walk},
 };
 
-use crate::world::{FIRST_PORT, HOST, UPLINK, VNI_PEER, VXLAN_PORT, World, host, mac, v4, vip, walk, workload};
+use crate::world::{
+    FIRST_PORT, HOST, UPLINK, VNI_PEER, VXLAN_PORT, World, admit_for_host, decide, host, mac, v4, vip, walk, workload,
+};
 
 const UDP: u8 = 17;
 
@@ -25,20 +26,16 @@ fn world() -> World {
 fn the_overlay_carries_the_pods_and_addresses_of_the_node_that_encapsulated_and_nothing_else() {
     let world = world();
     for src in [v4(2, 7), v4(4, 1)] {
-        decide::decide(&world, &mut from(Sender::Overlay, src)).expect("of that node");
+        decide(&world, &mut from(Sender::Overlay, src)).expect("of that node");
         let mut other = from(Sender::Overlay, src);
-        other.tunnel_peer = v4(0, VNI_PEER + 1);
-        assert_eq!(decide::decide(&world, &mut other), Err(DropReason::TunnelPeer), "another node's {src:?}");
+        other.question.tunnel_peer = v4(0, VNI_PEER + 1);
+        assert_eq!(decide(&world, &mut other), Err(DropReason::TunnelPeer), "another node's {src:?}");
     }
     // The outside, this node, its workloads, nobody of its pod CIDR, a node's pods by the network, a Service.
     for src in [v4(50, 7), host(), workload(1), v4(1, 99), v4(3, 7), vip(0)] {
-        assert_eq!(decide::decide(&world, &mut from(Sender::Overlay, src)), Err(DropReason::TunnelPeer), "{src:?}");
+        assert_eq!(decide(&world, &mut from(Sender::Overlay, src)), Err(DropReason::TunnelPeer), "{src:?}");
     }
-    assert_eq!(
-        decide::decide(&world, &mut from(Sender::Overlay, Addr::v4(0))),
-        Err(DropReason::SourceAddress),
-        "unspecified"
-    );
+    assert_eq!(decide(&world, &mut from(Sender::Overlay, Addr::v4(0))), Err(DropReason::SourceAddress), "unspecified");
 }
 
 #[test]
@@ -46,36 +43,40 @@ fn nobody_on_the_uplink_is_a_pod_of_the_overlay_a_service_or_this_node() {
     let world = world();
     // The outside, another node, a pod of the network's own routes.
     for src in [v4(50, 7), v4(4, 1), v4(3, 7)] {
-        decide::decide(&world, &mut from(Sender::Uplink, src)).expect("somebody outside");
-        admit::admit_for_host(&world, &mut from(Sender::Uplink, src)).expect("somebody outside");
+        decide(&world, &mut from(Sender::Uplink, src)).expect("somebody outside");
+        admit_for_host(&world, &from(Sender::Uplink, src)).expect("somebody outside");
     }
     for src in [v4(2, 7), host(), workload(1), v4(1, 99), vip(0)] {
         let refused = Err(DropReason::SourceAddress);
-        assert_eq!(decide::decide(&world, &mut from(Sender::Uplink, src)), refused, "{src:?}");
-        assert_eq!(admit::admit_for_host(&world, &mut from(Sender::Uplink, src)), refused, "{src:?} to the host");
+        assert_eq!(decide(&world, &mut from(Sender::Uplink, src)), refused, "{src:?}");
+        assert_eq!(admit_for_host(&world, &from(Sender::Uplink, src)), refused, "{src:?} to the host");
     }
 }
 
 #[test]
 fn a_pod_of_a_neighbour_is_heard_from_that_nodes_ethernet_address_only() {
     let mut world = world();
-    let sent_by = |mac| Walk { sender_mac: mac, ..from(Sender::Uplink, v4(3, 7)) };
+    let sent_by = |mac| {
+        let mut walk = from(Sender::Uplink, v4(3, 7));
+        walk.question.sender_mac = mac;
+        walk
+    };
     let refused = Err(DropReason::SourceMac);
     for other in [[2, 0, 0, 0, 0, 99], [0; 6]] {
-        assert_eq!(decide::decide(&world, &mut sent_by(other)), refused, "{other:?}");
-        assert_eq!(admit::admit_for_host(&world, &mut sent_by(other)), refused, "{other:?} to the host");
+        assert_eq!(decide(&world, &mut sent_by(other)), refused, "{other:?}");
+        assert_eq!(admit_for_host(&world, &sent_by(other)), refused, "{other:?} to the host");
     }
     let mut heard = sent_by(mac(UPLINK));
-    assert_eq!((decide::decide(&world, &mut heard), heard.from_neighbour), (Ok(()), 1));
+    assert_eq!((decide(&world, &mut heard), heard.decision.client.checks_mac), (Ok(()), 1));
     // Not known yet: of nobody, also not of a frame without an address.
     world.remotes.get_mut(&3).expect("the neighbour").mac = [0; 6];
     for any in [mac(UPLINK), [0; 6]] {
-        assert_eq!(decide::decide(&world, &mut sent_by(any)), refused, "{any:?}");
+        assert_eq!(decide(&world, &mut sent_by(any)), refused, "{any:?}");
     }
     // By a router.
     world.remotes.insert(3, Remote::new(v4(0, VNI_PEER), RemoteKind::Routed));
     let mut routed = sent_by([2, 0, 0, 0, 0, 99]);
-    assert_eq!((decide::decide(&world, &mut routed), routed.from_neighbour), (Ok(()), 0));
+    assert_eq!((decide(&world, &mut routed), routed.decision.client.checks_mac), (Ok(()), 0));
 }
 
 /// Both directions of what goes to and comes from a neighbour's pods remember its Ethernet address.
@@ -83,11 +84,11 @@ fn a_pod_of_a_neighbour_is_heard_from_that_nodes_ethernet_address_only() {
 fn the_entries_of_a_neighbours_pods_are_for_its_ethernet_address() {
     let mut world = world();
     let mut to = walk(Sender::Workload, FIRST_PORT, workload(0), v4(3, 7), (4000, 80), UDP);
-    decide::decide(&world, &mut to).unwrap();
+    decide(&world, &mut to).unwrap();
     plan::plan(&mut to, &world.config);
     assert_eq!((to.reverse.flags & FlowFlags::CHECK_MAC, to.reverse.sender_mac), (FlowFlags::CHECK_MAC, mac(UPLINK)));
     let mut from = from(Sender::Uplink, v4(3, 7));
-    decide::decide(&world, &mut from).unwrap();
+    decide(&world, &mut from).unwrap();
     plan::plan(&mut from, &world.config);
     assert_eq!(
         (from.forward.flags & FlowFlags::CHECK_MAC, from.forward.sender_mac),
@@ -97,21 +98,21 @@ fn the_entries_of_a_neighbours_pods_are_for_its_ethernet_address() {
     let next = [2, 0, 0, 0, 0, 98];
     world.remotes.get_mut(&3).expect("the neighbour").mac = next;
     let answer = |mac| {
-        let mut answer = Walk {
-            sender_mac: mac,
-            forward: to.reverse,
-            ..walk(Sender::Uplink, UPLINK, v4(3, 7), workload(0), (80, 4000), UDP)
-        };
-        (decide::decide_reply(&world, &mut answer), answer.forward.sender_mac)
+        let asked = walk(Sender::Uplink, UPLINK, v4(3, 7), workload(0), (80, 4000), UDP);
+        let mut answer = Walk { forward: to.reverse, ..asked };
+        (answer.question.sender_mac, answer.question.standing) = (mac, Standing::Answer as u8);
+        let decided = decide(&world, &mut answer);
+        plan::plan(&mut answer, &world.config);
+        (decided, answer.forward.sender_mac)
     };
     assert_eq!(answer(next), (Ok(()), next));
     assert_eq!(answer(mac(UPLINK)).0, Err(DropReason::SourceMac));
     // Not known: no frame goes by the entry, also not one without an address.
     world.remotes.get_mut(&3).expect("the neighbour").mac = [0; 6];
     let mut to = walk(Sender::Workload, FIRST_PORT, workload(0), v4(3, 7), (4000, 80), UDP);
-    decide::decide(&world, &mut to).unwrap();
+    decide(&world, &mut to).unwrap();
     plan::plan(&mut to, &world.config);
-    assert!(to.reverse.epoch != to.epoch && !flow::stands(&world, &to.reverse));
+    assert!(to.reverse.epoch != to.decision.epoch && !flow::stands(&world, &to.reverse));
 }
 
 #[test]
@@ -119,8 +120,8 @@ fn the_hosts_exemption_from_policy_is_for_what_it_made_itself() {
     let world = world();
     let isolated = |src: Addr, origin: Origin| {
         let mut walk = walk(Sender::Host, HOST, src, workload(2), (4000, 80), UDP);
-        walk.origin = origin as u8;
-        decide::decide(&world, &mut walk)
+        walk.question.origin = origin as u8;
+        decide(&world, &mut walk)
     };
     assert_eq!(isolated(host(), Origin::Own), Ok(()), "a probe");
     for origin in [Origin::Dataplane, Origin::Elsewhere] {
@@ -148,7 +149,7 @@ fn only_nodes_encapsulate_towards_nodes() {
             from(Sender::Host, HOST, v4(50, 7)),
             from(Sender::Uplink, UPLINK, v4(50, 7)),
         ] {
-            assert_eq!(decide::decide(&world, &mut walk), Err(DropReason::Encapsulated), "{dst:?} {walk:?}");
+            assert_eq!(decide(&world, &mut walk), Err(DropReason::Encapsulated), "{dst:?} {walk:?}");
         }
     }
     // An overlay of the sender's own, another port, another protocol.
@@ -156,11 +157,11 @@ fn only_nodes_encapsulate_towards_nodes() {
         [(v4(50, 7), VXLAN_PORT, UDP), (v4(4, 1), VXLAN_PORT + 1, UDP), (v4(4, 1), VXLAN_PORT, 6)]
     {
         let mut walk = walk(Sender::Workload, FIRST_PORT, workload(0), dst, (4000, port), protocol);
-        assert_eq!(decide::decide(&world, &mut walk), Ok(()), "{dst:?}:{port}");
+        assert_eq!(decide(&world, &mut walk), Ok(()), "{dst:?}:{port}");
     }
     world.config.vxlan_port = 0;
     let mut native = walk(Sender::Workload, FIRST_PORT, workload(0), v4(4, 1), (4000, VXLAN_PORT), UDP);
-    assert_eq!(decide::decide(&world, &mut native), Ok(()), "nodes without tunnels");
+    assert_eq!(decide(&world, &mut native), Ok(()), "nodes without tunnels");
 }
 
 #[test]
@@ -170,14 +171,10 @@ fn what_is_encapsulated_reaches_the_address_that_nodes_know_and_no_other() {
     let other = v4(0, 77);
     let local = world.locals[&host()];
     world.locals.insert(other, local);
-    assert_eq!(admit::admit_for_host(&world, &mut to(host())), Ok(()));
-    assert_eq!(
-        admit::admit_for_host(&world, &mut to(other)),
-        Err(DropReason::Encapsulated),
-        "another address of the host"
-    );
-    assert_eq!(admit::admit_for_host(&world, &mut to(v4(4, 1))), Err(DropReason::Encapsulated), "forwarded to a node");
-    assert_eq!(admit::admit_for_host(&world, &mut to(v4(50, 7))), Ok(()), "somebody else's overlay");
+    assert_eq!(admit_for_host(&world, &to(host())), Ok(()));
+    assert_eq!(admit_for_host(&world, &to(other)), Err(DropReason::Encapsulated), "another address of the host");
+    assert_eq!(admit_for_host(&world, &to(v4(4, 1))), Err(DropReason::Encapsulated), "forwarded to a node");
+    assert_eq!(admit_for_host(&world, &to(v4(50, 7))), Ok(()), "somebody else's overlay");
 }
 
 #[test]
@@ -186,6 +183,6 @@ fn a_workload_without_an_address_of_a_family_sends_nothing_in_it() {
     world.ports.get_mut(&FIRST_PORT).expect("a port").v6 = Addr::UNSPECIFIED;
     let destination = Addr::from_octets([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
     let mut walk = walk(Sender::Workload, FIRST_PORT, Addr::UNSPECIFIED, destination, (4000, 80), UDP);
-    walk.is_v6 = 1;
-    assert_eq!(decide::decide(&world, &mut walk), Err(DropReason::SourceAddress));
+    walk.question.is_v6 = 1;
+    assert_eq!(decide(&world, &mut walk), Err(DropReason::SourceAddress));
 }

@@ -4,11 +4,12 @@
 use proptest::prelude::*;
 use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags, FlowKey6};
 use weft_logic::{
-    decide::{self, Sender, Walk},
+    decide::moved,
     flow, masquerade, plan,
+    walk::{Question, Sender, Standing, Walk},
 };
 
-use crate::world::{FIRST_PORT, HOST, OVERLAY, UPLINK, WORKLOADS, World, host, mac, v4, vip, walk, workload};
+use crate::world::{FIRST_PORT, HOST, OVERLAY, UPLINK, WORKLOADS, World, decide, host, mac, v4, vip, walk, workload};
 
 /// Who sends: a workload of this node, the host, another node through the tunnel, somebody through the uplink.
 fn senders() -> impl Strategy<Value = (Sender, u32, Addr)> {
@@ -49,11 +50,11 @@ fn worlds() -> impl Strategy<Value = World> {
 
 /// Decides and plans; a masqueraded flow gets its first port.
 fn decided(world: &World, walk: &mut Walk) -> Result<(), DropReason> {
-    decide::decide(world, walk)?;
+    decide(world, walk)?;
     plan::plan(walk, &world.config);
-    if walk.masquerade == masquerade::BY_PORT {
-        let port = masquerade::port(&world.config, walk.key.ifindex, walk.random, 0);
-        plan::masquerade(walk, port.to_be());
+    if !walk.question.answers() && walk.decision.masquerade == masquerade::BY_PORT {
+        let port = masquerade::port(&world.config, walk.question.key.ifindex, walk.question.random, 0);
+        plan::leave_under(walk, port.to_be());
     }
     Ok(())
 }
@@ -90,25 +91,32 @@ fn answerer(reverse: &FlowKey6) -> Sender {
 /// The walk of the packet that answers, as the slow path begins it on the entry there is.
 fn answer(walk: &Walk) -> Walk {
     let sender = answerer(&walk.reverse_key);
-    let mut answer = Walk {
+    let question = Question {
         key: walk.reverse_key,
-        forward: walk.reverse,
-        old: 1,
+        standing: Standing::Answer as u8,
         sender: sender as u32,
-        now: walk.now,
-        random: walk.random,
-        ..Walk::default()
+        now: walk.question.now,
+        random: walk.question.random,
+        ..Question::default()
     };
+    let mut answer = Walk { question, forward: walk.reverse, ..Walk::default() };
     if sender == Sender::Workload {
-        answer.sender_mac = mac(walk.reverse_key.ifindex);
+        answer.question.sender_mac = mac(walk.reverse_key.ifindex);
     }
     if sender == Sender::Uplink {
-        answer.sender_mac = mac(UPLINK);
+        answer.question.sender_mac = mac(UPLINK);
     }
     if sender == Sender::Overlay {
-        answer.tunnel_peer = walk.forward.remote;
+        answer.question.tunnel_peer = walk.forward.remote;
     }
     answer
+}
+
+/// The next packet of the side that opened it, after a change.
+fn standing(walk: &Walk) -> Walk {
+    let mut again = *walk;
+    again.question.standing = Standing::Opener as u8;
+    again
 }
 
 proptest! {
@@ -123,27 +131,27 @@ proptest! {
     #[test]
     fn an_answer_is_known_by_its_entry_and_goes_back_as_what_was_asked(world in worlds(), mut walk in packets()) {
         prop_assume!(decided(&world, &mut walk).is_ok());
-        let sent = rewritten(&walk.key, &walk.forward);
+        let sent = rewritten(&walk.question.key, &walk.forward);
         let FlowKey6 { src, sport, dst, dport, .. } = walk.reverse_key;
         prop_assert_eq!((src, sport, dst, dport), swapped(sent), "the answer swaps what was sent");
         let back = rewritten(&walk.reverse_key, &walk.reverse);
-        let FlowKey6 { src, sport, dst, dport, .. } = walk.key;
+        let FlowKey6 { src, sport, dst, dport, .. } = walk.question.key;
         prop_assert_eq!(back, swapped((src, sport, dst, dport)), "the sender sees whom it asked");
-        prop_assert_eq!(walk.key.protocol, walk.reverse_key.protocol);
+        prop_assert_eq!(walk.question.key.protocol, walk.reverse_key.protocol);
     }
 
     #[test]
     fn the_entries_of_both_directions_name_each_other(world in worlds(), mut walk in packets()) {
         prop_assume!(decided(&world, &mut walk).is_ok());
-        prop_assert_eq!(flow::answer_key(&walk.forward, walk.key.protocol), walk.reverse_key);
-        prop_assert_eq!(flow::answer_key(&walk.reverse, walk.key.protocol), walk.key);
+        prop_assert_eq!(flow::answer_key(&walk.forward, walk.question.key.protocol), walk.reverse_key);
+        prop_assert_eq!(flow::answer_key(&walk.reverse, walk.question.key.protocol), walk.question.key);
     }
 
     #[test]
     fn what_is_allowed_is_allowed_as_an_answer(world in worlds(), mut walk in packets()) {
         prop_assume!(decided(&world, &mut walk).is_ok());
         let mut answer = answer(&walk);
-        prop_assert_eq!(decide::decide_reply(&world, &mut answer), Ok(()));
+        prop_assert_eq!(decided(&world, &mut answer), Ok(()));
         prop_assert!(flow::stands(&world, &answer.forward));
         prop_assert_eq!(answer.forward.deliver, walk.reverse.deliver);
         prop_assert_ne!(answer.forward.flags & FlowFlags::REPLY, 0);
@@ -154,9 +162,9 @@ proptest! {
         let open = World::new([[false; 2]; 3], true);
         prop_assume!(decided(&open, &mut walk).is_ok());
         let closed = World::new(isolated, false);
-        let mut again = Walk { old: 1, ..walk };
+        let mut again = standing(&walk);
         let forward = decided(&closed, &mut again);
-        let backward = decide::decide_reply(&closed, &mut answer(&walk));
+        let backward = decide(&closed, &mut answer(&walk));
         prop_assert_eq!(forward, backward, "both directions are judged by the same rules");
     }
 
@@ -178,9 +186,9 @@ proptest! {
     #[test]
     fn a_decision_that_ran_beside_a_change_does_not_stand(mut world in worlds(), mut walk in packets()) {
         prop_assume!(decided(&world, &mut walk).is_ok());
-        prop_assert!(!decide::moved(&world, &walk));
+        prop_assert!(!moved(&world, &walk.decision));
         world.publish(7777);
-        prop_assert!(decide::moved(&world, &walk));
+        prop_assert!(moved(&world, &walk.decision));
         plan::poison(&mut walk);
         prop_assert!(!flow::stands(&world, &walk.forward) && !flow::stands(&world, &walk.reverse));
     }
@@ -193,14 +201,14 @@ proptest! {
         if deliver == Deliver::Peer as u8 || deliver == Deliver::Port as u8 {
             let port = port.expect("a workload's port");
             prop_assert_eq!((port.v4, port.mac), (dst, dst_mac));
-            let veth_from_ingress = port.kind == 0 && walk.sender != Sender::Host as u32;
+            let veth_from_ingress = port.kind == 0 && walk.question.sender != Sender::Host as u32;
             prop_assert_eq!(deliver == Deliver::Peer as u8, veth_from_ingress);
         } else {
             prop_assert!(port.is_none() && !(0..WORKLOADS).any(|index| workload(index) == dst));
-            prop_assert!(walk.sender != Sender::Overlay as u32 || deliver == Deliver::Host as u8, "no transit");
+            prop_assert!(walk.question.sender != Sender::Overlay as u32 || deliver == Deliver::Host as u8, "no transit");
         }
-        let masqueraded = walk.sender == Sender::Workload as u32 && deliver == Deliver::Route as u8;
-        prop_assert_eq!(walk.masquerade != 0, masqueraded);
+        let masqueraded = walk.question.sender == Sender::Workload as u32 && deliver == Deliver::Route as u8;
+        prop_assert_eq!(walk.decision.masquerade != 0, masqueraded);
         if masqueraded {
             prop_assert_eq!(walk.forward.src, host());
             let port = u16::from_be(walk.forward.sport);
@@ -210,24 +218,24 @@ proptest! {
 
     #[test]
     fn nobody_speaks_for_another(world in worlds(), mut walk in packets(), other in 0..WORKLOADS) {
-        prop_assume!(walk.sender == Sender::Workload as u32 && walk.key.src != workload(other));
-        walk.key.src = workload(other);
-        prop_assert_eq!(decide::decide(&world, &mut walk), Err(DropReason::SourceAddress));
-        walk.sender_mac = [2, 9, 9, 9, 9, 9];
-        prop_assert_eq!(decide::decide(&world, &mut walk), Err(DropReason::SourceMac));
+        prop_assume!(walk.question.sender == Sender::Workload as u32 && walk.question.key.src != workload(other));
+        walk.question.key.src = workload(other);
+        prop_assert_eq!(decide(&world, &mut walk), Err(DropReason::SourceAddress));
+        walk.question.sender_mac = [2, 9, 9, 9, 9, 9];
+        prop_assert_eq!(decide(&world, &mut walk), Err(DropReason::SourceMac));
     }
 
     #[test]
     fn a_tunnel_speaks_for_its_own_node_only(world in worlds(), mut walk in packets()) {
-        prop_assume!(walk.sender == Sender::Overlay as u32);
-        walk.tunnel_peer = v4(0, 201);
-        prop_assert_eq!(decide::decide(&world, &mut walk), Err(DropReason::TunnelPeer));
+        prop_assume!(walk.question.sender == Sender::Overlay as u32);
+        walk.question.tunnel_peer = v4(0, 201);
+        prop_assert_eq!(decide(&world, &mut walk), Err(DropReason::TunnelPeer));
     }
 
     #[test]
     fn deciding_again_changes_nothing_where_nothing_changed(world in worlds(), mut walk in packets()) {
         prop_assume!(decided(&world, &mut walk).is_ok());
-        let mut again = Walk { old: 1, ..walk };
+        let mut again = standing(&walk);
         prop_assert_eq!(decided(&world, &mut again), Ok(()));
         prop_assert_eq!((again.forward, again.reverse, again.reverse_key), (walk.forward, walk.reverse, walk.reverse_key));
     }
@@ -235,15 +243,15 @@ proptest! {
     #[test]
     fn tcp_stays_and_udp_moves_when_a_backend_goes(mut walk in packets()) {
         let mut world = World::new([[false; 2]; 3], true);
-        prop_assume!(decided(&world, &mut walk).is_ok() && walk.translated != 0);
-        let (id, old) = (walk.service.slot, walk.target);
+        prop_assume!(decided(&world, &mut walk).is_ok() && walk.decision.translated != 0);
+        let (id, old) = (walk.decision.service.slot, walk.decision.target);
         let new = if old == workload(0) { workload(1) } else { workload(0) };
-        prop_assume!(new != walk.key.src);
+        prop_assume!(new != walk.question.key.src);
         world.slots.get_mut(&(id, 0)).expect("a backend").addr = new;
         world.publish(id);
-        let mut again = Walk { old: 1, ..walk };
+        let mut again = standing(&walk);
         prop_assert_eq!(decided(&world, &mut again), Ok(()));
-        let expected = if walk.key.protocol == 6 { old } else { new };
-        prop_assert_eq!(again.target, expected);
+        let expected = if walk.question.key.protocol == 6 { old } else { new };
+        prop_assert_eq!(again.decision.target, expected);
     }
 }

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, Config, Local, LocalKind, PROTOCOL_ANY, Port, PortKind, PortRule, Remote, RemoteKind,
-    RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
+    ANY_IDENTITY, Addr, Backend, Config, DropReason, Local, LocalKind, PROTOCOL_ANY, Port, PortKind, PortRule, Remote,
+    RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
 };
 use weft_logic::{
-    Frame, Tables,
-    decide::{Sender, Walk},
+    Frame, Tables, admit, decide,
+    walk::{End, Sender, Walk},
 };
 
 /// Devices of the host, and of the first of the workloads.
@@ -178,20 +178,32 @@ impl Tables for World {
 
 /// A walk of a packet as the programs begin it.
 pub(crate) fn walk(sender: Sender, ifindex: u32, src: Addr, dst: Addr, ports: (u16, u16), protocol: u8) -> Walk {
-    let mut walk =
-        Walk { sender: sender as u32, sender_mac: mac(ifindex), now: 1000, random: 0x1234_5678, ..Walk::default() };
-    walk.key.ifindex = match sender {
+    let mut walk = Walk::default();
+    let question = &mut walk.question;
+    (question.sender, question.sender_mac) = (sender as u32, mac(ifindex));
+    (question.now, question.random) = (1000, 0x1234_5678);
+    question.key.ifindex = match sender {
         Sender::Overlay => weft_abi::OVERLAY,
         Sender::Uplink => weft_abi::UPLINK,
         Sender::Workload | Sender::Host => ifindex,
     };
-    (walk.key.src, walk.key.dst) = (src, dst);
-    (walk.key.sport, walk.key.dport) = (ports.0.to_be(), ports.1.to_be());
-    walk.key.protocol = protocol.into();
+    (question.key.src, question.key.dst) = (src, dst);
+    (question.key.sport, question.key.dport) = (ports.0.to_be(), ports.1.to_be());
+    question.key.protocol = protocol.into();
     if sender == Sender::Overlay {
-        walk.tunnel_peer = v4(0, VNI_PEER);
+        question.tunnel_peer = v4(0, VNI_PEER);
     }
     walk
+}
+
+/// Decides on a walk.
+pub(crate) fn decide(world: &World, walk: &mut Walk) -> Result<(), DropReason> {
+    decide::decide(world, &walk.question, &walk.forward, &mut walk.decision)
+}
+
+/// Whether a packet may go on to the host's stack.
+pub(crate) fn admit_for_host(world: &World, walk: &Walk) -> Result<(), DropReason> {
+    admit::admit_for_host(world, &walk.question, &mut End::default())
 }
 
 /// A frame in memory, all of it linear.

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-//! Reserving what a masqueraded flow leaves under. The entry of its answers is the reservation.
+//! Unique tuples: no two connections look alike once they are translated. The entry of a connection's answers is its
+//! reservation; where another one has it, this one leaves under another source port.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use weft_abi::{Config, Deliver, DropReason, Flow, FlowKey6};
 use weft_logic::{
     Tables as _,
-    decide::Walk,
     flow::{self as life, Connection, timeout},
     masquerade, plan, protocol,
+    walk::Walk,
 };
 
 use crate::{
@@ -22,29 +23,59 @@ const FULL_FOR_NS: u64 = 1_000_000_000;
 
 /// What stands against a reservation; from [`REUSABLE`] on the idle time is added.
 const FREE: u32 = 0;
-/// The flow that has it is over.
+/// The connection that has it is over.
 const OVER: u32 = 1;
-/// Another workload's flow has it, or one that goes on.
-const TAKEN: u32 = 2;
-/// Another flow of the workload has it and may give it up.
-const REUSABLE: u32 = 3;
+/// The same connection has it.
+const OURS: u32 = 2;
+/// Another workload's connection has it, or one that goes on.
+const TAKEN: u32 = 3;
+/// Another connection of the workload has it and may give it up.
+const REUSABLE: u32 = 4;
 
-/// Reserves a port, or the addresses alone, for the flow in the walk: 0, or the number of the reason + 1.
+/// Reserves what the connection in the walk leaves under, and inserts the entry of its answers: 0, or the number of the reason
+/// + 1.
 ///
 /// The functions here are exported, and thereby global to the verifier, as in `far`: it would walk the search for every state
 /// of it. Each has what it needs of the stack to itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weft_masquerade(skb: *mut __sk_buff) -> u32 {
+pub extern "C" fn weft_reserve_tuple(skb: *mut __sk_buff) -> u32 {
     stop::code(reserve(skb))
 }
 
 #[inline(always)]
 fn reserve(skb: *mut __sk_buff) -> Result<(), DropReason> {
-    let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return Err(DropReason::Kernel) };
-    if walk.masquerade == masquerade::BY_ADDRESS {
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if walk.decision.masquerade == masquerade::BY_ADDRESS {
         return if claim_addresses() { Ok(()) } else { Err(DropReason::MasqueradeTaken) };
     }
+    if walk.decision.masquerade != masquerade::BY_PORT {
+        if weft_claim_tuple() != 0 {
+            return Ok(());
+        }
+        if !masquerade::has_ports(walk.question.key.protocol) {
+            return Err(DropReason::TupleTaken);
+        }
+    }
+    find_port(skb)
+}
+
+/// Reserves the tuple as it is: 1, or 0 where another connection has it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_claim_tuple() -> u32 {
+    let Some(walk) = maps::walk() else { return 0 };
+    // One that stands most likely has it already.
+    if !walk.question.stands() && weft_reserve(FREE) != 0 {
+        return 1;
+    }
+    let found = weft_look_at_reservation();
+    u32::from(found <= OURS && weft_reserve(found) != 0)
+}
+
+#[inline(always)]
+fn find_port(skb: *mut __sk_buff) -> Result<(), DropReason> {
+    let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return Err(DropReason::Kernel) };
     if weft_is_full(0) != 0 {
         return Err(DropReason::MasqueradeFull);
     }
@@ -77,8 +108,8 @@ unsafe extern "C" fn try_port(attempt: u32, search: *mut Search) -> i64 {
     // SAFETY: `repeat` hands over the state it was given.
     let search = unsafe { &mut *search };
     let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return 1 };
-    let port = masquerade::port(config, walk.key.ifindex, walk.random, attempt).to_be();
-    plan::masquerade(walk, port);
+    let port = masquerade::port(config, walk.question.key.ifindex, walk.question.random, attempt).to_be();
+    plan::leave_under(walk, port);
     let found = weft_look_at_reservation();
     search.reserved = u32::from(claim(search.skb, found));
     if found >= REUSABLE && found > search.idle {
@@ -90,22 +121,22 @@ unsafe extern "C" fn try_port(attempt: u32, search: *mut Search) -> i64 {
 /// Reserves the port in the walk, where nothing but what was `found` stands against it.
 #[inline(always)]
 fn claim(skb: *mut __sk_buff, found: u32) -> bool {
-    found <= OVER && weft_is_the_hosts(skb) == 0 && weft_reserve(u32::from(found == OVER)) != 0
+    found <= OURS && weft_is_the_hosts(skb) == 0 && weft_reserve(found) != 0
 }
 
 /// A protocol without ports can be spoken by one workload to one destination: answers tell no more than that.
 #[inline(always)]
 fn claim_addresses() -> bool {
     let found = weft_look_at_reservation();
-    found != TAKEN && weft_reserve(u32::from(found != FREE)) != 0
+    found != TAKEN && weft_reserve(if found >= REUSABLE { OVER } else { found }) != 0
 }
 
 /// Takes the port that another flow of the workload gives up, if there is one.
 #[inline(always)]
 fn reuse(search: &Search) -> bool {
     let Some(walk) = maps::walk() else { return false };
-    plan::masquerade(walk, search.reusable as u16);
-    search.reusable != 0 && weft_reserve(1) != 0
+    plan::leave_under(walk, search.reusable as u16);
+    search.reusable != 0 && weft_reserve(OVER) != 0
 }
 
 /// What stands against the reservation in the walk.
@@ -113,7 +144,7 @@ fn reuse(search: &Search) -> bool {
 #[inline(never)]
 extern "C" fn weft_look_at_reservation() -> u32 {
     let Some(walk) = maps::walk() else { return TAKEN };
-    if walk.is_v6 == 0 { look::<V4>(walk) } else { look::<V6>(walk) }
+    if walk.question.is_v6 == 0 { look::<V4>(walk) } else { look::<V6>(walk) }
 }
 
 #[inline(always)]
@@ -121,15 +152,19 @@ fn look<F: Family>(walk: &Walk) -> u32 {
     let Some(found) = F::flow(&F::narrow(&walk.reverse_key)) else { return FREE };
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let taken = unsafe { &*found };
-    let opener = F::flow(&F::narrow(&life::answer_key(taken, walk.key.protocol)));
+    let key = life::answer_key(taken, walk.question.key.protocol);
+    if life::is_same_tuple(&key, &walk.question.key) {
+        return OURS;
+    }
+    let opener = F::flow(&F::narrow(&key));
     // SAFETY: as above.
     let opener = opener.map(|opener| unsafe { &*opener });
-    let connection = Connection::of(walk.reverse_key.dport, walk.key.protocol, taken, opener);
+    let connection = Connection::of(walk.reverse_key.dport, walk.question.key.protocol, taken, opener);
     let own = is_own(walk, taken);
-    if connection.is_over(walk.now) {
+    if connection.is_over(walk.question.now) {
         OVER
-    } else if own && (walk.masquerade == masquerade::BY_ADDRESS || connection.makes_room(walk.now)) {
-        REUSABLE + connection.idle(walk.now)
+    } else if own && (walk.decision.masquerade == masquerade::BY_ADDRESS || connection.makes_room(walk.question.now)) {
+        REUSABLE + connection.idle(walk.question.now)
     } else {
         TAKEN
     }
@@ -139,20 +174,40 @@ fn look<F: Family>(walk: &Walk) -> u32 {
 #[inline(always)]
 fn is_own(walk: &Walk, answers: &Flow) -> bool {
     let local = answers.deliver == Deliver::Peer as u8 || answers.deliver == Deliver::Port as u8;
-    local && answers.ifindex == walk.key.ifindex
+    local && answers.ifindex == walk.question.key.ifindex
 }
 
-/// Makes the reservation in the walk; `replaces`: in the place of what [`weft_look_at_reservation`] found. 1 if it stands.
+/// Makes the reservation in the walk, in the place of what [`weft_look_at_reservation`] `found`. 1 if it stands.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_reserve(replaces: u32) -> u32 {
+extern "C" fn weft_reserve(found: u32) -> u32 {
     let Some(walk) = maps::walk() else { return 0 };
-    u32::from(match (walk.is_v6 == 0, replaces == 0) {
-        (true, true) => V4::insert(&V4::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_NOEXIST)),
-        (true, false) => replace::<V4>(walk),
-        (false, true) => V6::insert(&walk.reverse_key, &walk.reverse, u64::from(BPF_NOEXIST)),
-        (false, false) => replace::<V6>(walk),
-    })
+    u32::from(if walk.question.is_v6 == 0 { put::<V4>(walk, found) } else { put::<V6>(walk, found) })
+}
+
+#[inline(always)]
+fn put<F: Family>(walk: &mut Walk, found: u32) -> bool {
+    match found {
+        FREE => F::insert(&F::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_NOEXIST)),
+        OURS => {
+            remember::<F>(walk);
+            F::insert(&F::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_ANY))
+        }
+        _ => replace::<F>(walk),
+    }
+}
+
+/// Of a connection that stands, the counters and the TCP state of its answers go on.
+#[inline(always)]
+fn remember<F: Family>(walk: &mut Walk) {
+    if !walk.question.stands() {
+        return;
+    }
+    let Some(found) = F::find(&walk.reverse_key) else { return };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let flow = unsafe { &*found };
+    (walk.reverse.packets, walk.reverse.bytes) = (flow.packets, flow.bytes);
+    (walk.reverse.state, walk.reverse.last_seen) = (flow.state, flow.last_seen);
 }
 
 /// Puts the walk's flow in the place of one that is over; not if another CPU did so, or a packet came for it, just now: no
@@ -166,34 +221,34 @@ fn replace<F: Family>(walk: &Walk) -> bool {
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let (taken, last_seen) = unsafe { (&*found, &raw mut (*found).last_seen) };
     let seen = taken.last_seen;
-    let fresh = walk.now.wrapping_sub(seen) as i32 <= timeout::BRIEF as i32;
-    if (fresh && !is_own(walk, taken)) || !helpers::compare_exchange(last_seen, seen, walk.now) {
+    let fresh = walk.question.now.wrapping_sub(seen) as i32 <= timeout::BRIEF as i32;
+    if (fresh && !is_own(walk, taken)) || !helpers::compare_exchange(last_seen, seen, walk.question.now) {
         return false;
     }
-    F::remove(&life::answer_key(taken, walk.key.protocol));
+    F::remove(&life::answer_key(taken, walk.question.key.protocol));
     F::insert(&answer, &walk.reverse, u64::from(BPF_ANY))
 }
 
 /// Sets the source port that the workload chose, where it may keep it.
 #[inline(always)]
 fn keeps_port(walk: &mut Walk, config: &Config) -> bool {
-    let sport = walk.key.sport;
+    let sport = walk.question.key.sport;
     let port = u16::from_be(sport);
     let keeps = masquerade::in_range(config, port)
-        && (masquerade::is_own(config, walk.key.ifindex, port)
-            || share::of(walk.key.ifindex).is_some_and(|share| masquerade::may_keep(config, share.kept)));
+        && (masquerade::is_own(config, walk.question.key.ifindex, port)
+            || share::of(walk.question.key.ifindex).is_some_and(|share| masquerade::may_keep(config, share.kept)));
     if keeps {
-        plan::masquerade(walk, sport);
+        plan::leave_under(walk, sport);
     }
     keeps
 }
 
 #[inline(always)]
 fn count_kept(walk: &Walk, config: &Config) {
-    if masquerade::is_own(config, walk.key.ifindex, u16::from_be(walk.key.sport)) {
+    if masquerade::is_own(config, walk.question.key.ifindex, u16::from_be(walk.question.key.sport)) {
         return;
     }
-    if let Some(share) = share::of(walk.key.ifindex) {
+    if let Some(share) = share::of(walk.question.key.ifindex) {
         helpers::fetch_add(&raw mut share.kept, 1);
     }
 }
@@ -204,8 +259,8 @@ fn count_kept(walk: &Walk, config: &Config) {
 #[inline(never)]
 extern "C" fn weft_is_the_hosts(skb: *mut __sk_buff) -> u32 {
     let Some(walk) = maps::walk() else { return 1 };
-    let tcp = walk.key.protocol == u32::from(protocol::TCP);
-    let has_sockets = tcp || walk.key.protocol == u32::from(protocol::UDP);
+    let tcp = walk.question.key.protocol == u32::from(protocol::TCP);
+    let has_sockets = tcp || walk.question.key.protocol == u32::from(protocol::UDP);
     u32::from(has_sockets && helpers::has_socket(skb, &walk.reverse_key, tcp))
 }
 
@@ -215,7 +270,7 @@ extern "C" fn weft_is_the_hosts(skb: *mut __sk_buff) -> u32 {
 #[inline(never)]
 extern "C" fn weft_is_full(note: u32) -> u32 {
     let Some(walk) = maps::walk() else { return 1 };
-    let key = FlowKey6 { ifindex: walk.key.ifindex, dport: 0, ..walk.reverse_key };
+    let key = FlowKey6 { ifindex: walk.question.key.ifindex, dport: 0, ..walk.reverse_key };
     let now = helpers::coarse_ns();
     if note != 0 {
         let _forgotten_at_worst = FULL.insert(key, now, u64::from(BPF_ANY));

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where the ends of a connection are.
+
+use weft_abi::{
+    Addr, Config, DropReason, HAIRPIN_V4, HAIRPIN_V6, LocalKind, OVERLAY, Port, Remote, RemoteKind, UPLINK,
+};
+
+use crate::{
+    Tables, admit, masquerade,
+    walk::{Decision, End, Place, Question, Sender},
+};
+
+/// Where the target is: sets the server's end, and how the source is masqueraded.
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub(crate) fn server<T: Tables>(
+    tables: &T,
+    config: &Config,
+    question: &Question,
+    decision: &mut Decision,
+) -> Result<(), DropReason> {
+    decision.masquerade = masquerade::NONE;
+    let generation = admit::routes(tables);
+    if let Some(local) = tables.local(&decision.target) {
+        if local.kind == LocalKind::Host as u32 {
+            refuse_encapsulation(decision, config)?;
+            admit::set_place(&mut decision.server, Place::Host, config.host_ifindex, generation);
+            return Ok(());
+        }
+        let port = tables.port(local.ifindex).ok_or(DropReason::NoEndpoint)?;
+        admit::set_workload(tables, &mut decision.server, local.ifindex, port, admit::policy_of(port, false));
+        return Ok(());
+    }
+    // What came through a tunnel ends here: with routes of two times, nodes would send it to each other for ever.
+    if question.is_from(Sender::Overlay) {
+        return Err(DropReason::NoEndpoint);
+    }
+    let Some(remote) = tables.remote(&decision.target) else { return outside(tables, config, question, decision) };
+    match remote.kind {
+        kind if kind == RemoteKind::Node as u32 => {
+            refuse_encapsulation(decision, config)?;
+            if !goes_by_tunnel(question, config, remote) {
+                return outside(tables, config, question, decision);
+            }
+        }
+        kind if kind == RemoteKind::Services as u32 => return Err(DropReason::NoService),
+        kind if kind == RemoteKind::Unreachable as u32 => return Err(DropReason::NoRoute),
+        kind if kind == RemoteKind::OwnPods as u32 => return Err(DropReason::NoEndpoint),
+        _ => {}
+    }
+    set_remote(&mut decision.server, config, remote);
+    decision.server.generation = generation;
+    Ok(())
+}
+
+/// An end on another node, or behind a next hop; without its generation.
+#[inline(always)]
+fn set_remote(end: &mut End, config: &Config, remote: &Remote) {
+    let generation = end.generation;
+    if remote.kind == RemoteKind::Tunnel as u32 || remote.kind == RemoteKind::Node as u32 {
+        admit::set_place(end, Place::Tunnel, config.overlay_ifindex, generation);
+        end.peer = remote.via;
+    } else {
+        admit::set_place(end, Place::Neighbour, config.uplink_ifindex, generation);
+        if remote.kind == RemoteKind::Native as u32 {
+            (end.mac, end.checks_mac) = (remote.mac, 1);
+        }
+    }
+    end.next_hop = remote.via;
+}
+
+/// Nodes hear encapsulated packets from nodes, told by their addresses, and what leaves the node has its address: only the
+/// VXLAN device may encapsulate towards them. Elsewhere a workload may have an overlay of its own.
+#[inline(always)]
+fn refuse_encapsulation(decision: &Decision, config: &Config) -> Result<(), DropReason> {
+    if admit::is_encapsulation(config, decision.opener.protocol, decision.target_port) {
+        return Err(DropReason::Encapsulated);
+    }
+    Ok(())
+}
+
+/// A workload whose address is left alone reaches other nodes by the tunnel: on their uplinks no pod is heard.
+#[inline(always)]
+fn goes_by_tunnel(question: &Question, config: &Config, remote: &Remote) -> bool {
+    question.is_from(Sender::Workload)
+        && masquerade::is_plain(config, question.is_v6 != 0)
+        && !remote.via.is_unspecified()
+}
+
+#[inline(always)]
+fn outside<T: Tables>(
+    tables: &T,
+    config: &Config,
+    question: &Question,
+    decision: &mut Decision,
+) -> Result<(), DropReason> {
+    // Link-local, and here only: what answers it has an entry.
+    if decision.target == HAIRPIN_V4 || decision.target == HAIRPIN_V6 {
+        return Err(DropReason::NoRoute);
+    }
+    // What a workload sends to the outside leaves with the node's address, unless that is off.
+    if question.is_from(Sender::Workload) {
+        decision.masquerade = masquerade::kind(config, &question.key, question.is_v6 != 0)?;
+    }
+    admit::set_place(&mut decision.server, Place::Outside, config.uplink_ifindex, admit::routes(tables));
+    Ok(())
+}
+
+/// Where the side is that opened the connection: where its packets come from. Sets the client's end.
+///
+/// # Errors
+/// [`DropReason::NoEndpoint`]: its port is gone, or another's address now; [`DropReason::NoRoute`]: its node is.
+#[inline(always)]
+pub(crate) fn client<T: Tables>(tables: &T, config: &Config, decision: &mut Decision) -> Result<(), DropReason> {
+    let (ifindex, address) = (decision.opener.ifindex, decision.opener.src);
+    let (end, generation) = (&mut decision.client, admit::routes(tables));
+    if ifindex == UPLINK {
+        admit::set_place(end, Place::Outside, config.uplink_ifindex, generation);
+    } else if ifindex == OVERLAY {
+        let remote = tables.remote(&address).ok_or(DropReason::NoRoute)?;
+        let of_a_node = remote.kind == RemoteKind::Tunnel as u32 || remote.kind == RemoteKind::Node as u32;
+        if !of_a_node {
+            return Err(DropReason::NoRoute);
+        }
+        set_remote(end, config, remote);
+        end.generation = generation;
+    } else if ifindex == config.host_ifindex {
+        admit::set_place(end, Place::Host, ifindex, generation);
+    } else {
+        let port = owner(tables, &address, ifindex).ok_or(DropReason::NoEndpoint)?;
+        admit::set_workload(tables, end, ifindex, port, admit::policy_of(port, true));
+    }
+    Ok(())
+}
+
+/// The port of this index, where the address leads to it.
+#[inline(always)]
+fn owner<'t, T: Tables>(tables: &'t T, address: &Addr, ifindex: u32) -> Option<&'t Port> {
+    let local = tables.local(address)?;
+    (local.ifindex == ifindex && local.kind != LocalKind::Host as u32).then(|| tables.port(ifindex))?
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//! Writing down what was decided. The functions are exported, and thereby global to the verifier, as in `far`.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use weft_abi::{DropReason, FlowFlags, FlowKey6};
+use weft_logic::{flow as life, header::TcpFlags, walk::Walk};
+
+use crate::{
+    family::{Family, V4, V6},
+    maps, share, stop,
+};
+
+/// Counts the packet in and writes the entry of its own direction; that of the answers is there, it is what the connection
+/// reserved: no answer can come before its entry. 0, or the number of the reason + 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_insert(len: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
+    life::record(&mut walk.forward, len, TcpFlags(walk.question.tcp_flags));
+    stop::code(if walk.question.is_v6 == 0 { insert::<V4>(walk) } else { insert::<V6>(walk) })
+}
+
+#[inline(always)]
+fn insert<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
+    let key = F::narrow(&walk.question.key);
+    if walk.question.stands() || walk.question.found != 0 {
+        return if F::insert(&key, &walk.forward, u64::from(BPF_ANY)) { Ok(()) } else { Err(DropReason::FlowTable) };
+    }
+    if F::insert(&key, &walk.forward, u64::from(BPF_NOEXIST)) {
+        share::book(walk);
+        return Ok(());
+    }
+    stop::check(weft_follow_first())
+}
+
+/// Another CPU has decided on a packet of the same connection meanwhile: one decision counts, for both directions. 0, or the number
+/// of the reason + 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_follow_first() -> u32 {
+    let (Some(walk), Some(keys)) = (maps::walk(), maps::asked()) else { return stop::code(Err(DropReason::Kernel)) };
+    stop::code(if walk.question.is_v6 == 0 {
+        follow_first::<V4>(walk, &mut keys[0])
+    } else {
+        follow_first::<V6>(walk, &mut keys[0])
+    })
+}
+
+#[inline(always)]
+fn follow_first<F: Family>(walk: &mut Walk, answers: &mut FlowKey6) -> Result<(), DropReason> {
+    let found = F::find(&walk.question.key);
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let first = found.map(|first| unsafe { &*first });
+    if let Some(first) = first {
+        *answers = life::answer_key(first, walk.question.key.protocol);
+        walk.forward = *first;
+    }
+    if first.is_none() || *answers != walk.reverse_key {
+        F::remove(&walk.reverse_key);
+    }
+    if first.is_some() { Ok(()) } else { Err(DropReason::FlowTable) }
+}
+
+/// A connection that opens again on its five-tuple takes the place of the one before, whose answers may have had another key:
+/// that entry would be nobody's. Always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_forget_answers() -> u32 {
+    if let (Some(walk), Some(keys)) = (maps::walk(), maps::asked()) {
+        if walk.question.is_v6 == 0 {
+            forget_answers::<V4>(walk, &mut keys[0]);
+        } else {
+            forget_answers::<V6>(walk, &mut keys[0]);
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn forget_answers<F: Family>(walk: &Walk, answers: &mut FlowKey6) {
+    let Some(before) = F::find(&walk.question.key) else { return };
+    // SAFETY: the entry lives under RCU for as long as the program runs.
+    let before = unsafe { &*before };
+    *answers = life::answer_key(before, walk.question.key.protocol);
+    if before.flags & FlowFlags::REPLY == 0 && *answers != walk.reverse_key {
+        F::remove(answers);
+    }
+}
