@@ -237,8 +237,10 @@ pub struct Desired {
 pub struct DesiredService {
     /// Number; also the generation slot.
     pub id: u32,
-    /// Backends in a stable order.
+    /// Backends that new flows choose from, in a stable order.
     pub backends: Vec<Backend>,
+    /// Those that keep the flows they have, and get no new ones: endpoints that terminate and serve on.
+    pub keeping: Vec<Backend>,
 }
 
 /// A route of the host's main table that Weft owns (route protocol 119).

@@ -5,7 +5,8 @@
 //!
 //! 1. what is about to change (`digests`); the node's facts; prefixes, the longest first (removals: the shortest first), so that
 //!    each address goes from its old answer straight to its new one;
-//! 2. Services: slots of the next generation, then the value that points to them (`services`);
+//! 2. Services: slots of the next generation, then the value that points to them, then the names of backends go that serve no
+//!    more (`services`);
 //! 3. policy: never is anything allowed that neither the old nor the new state allows (`policy`);
 //! 4. ports, then the addresses that lead to them; removals in reverse; rules that nobody uses any more;
 //! 5. generations, as [`weft_abi::generation`] says; only then what they stand for now, and the old slots.
@@ -28,8 +29,8 @@ pub(crate) mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    Addr, Backend, CidrKey, Config, Local, LocalKind, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
-    generation,
+    Addr, Backend, BackendKey, CidrKey, Config, Local, LocalKind, Port, Remote, RuleKey, Rules, Service, ServiceKey,
+    SlotKey, generation,
 };
 use weft_dataplane::Error;
 
@@ -55,6 +56,7 @@ struct Observed {
     /// The same Services by their numbers.
     numbered: BTreeSet<(u32, ServiceKey)>,
     slots: Known<SlotKey, Backend>,
+    backends: Known<BackendKey, u32>,
     identities: Known<Addr, u32>,
     cidrs: Known<CidrKey, u32>,
     rules: Known<RuleKey, Rules>,
@@ -173,6 +175,7 @@ impl Observed {
             numbered: services.0.iter().map(|(key, service): (&ServiceKey, &Service)| (service.id, *key)).collect(),
             services,
             slots: Known::observe(tables.slots())?,
+            backends: Known::observe(tables.backends())?,
             identities: Known::observe(tables.identities())?,
             cidrs: Known::observe(tables.cidrs())?,
             rules: Known::observe(tables.rules())?,
@@ -281,6 +284,7 @@ impl Pass<'_> {
     }
 
     fn publish(&mut self) -> Result<(), Error> {
+        self.forget_backends()?;
         if self.moved.is_empty() {
             return Ok(());
         }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_abi::{Service, ServiceKey, SlotKey, generation};
+use weft_abi::{Addr, Backend, BackendKey, BackendState, Service, ServiceKey, SlotKey, generation};
 use weft_dataplane::Error;
 
 use super::{Observed, Pass, patch::Changes};
@@ -15,6 +15,37 @@ use crate::model::DesiredService;
 
 /// Before every other key.
 const FIRST_KEY: ServiceKey = ServiceKey { addr: weft_abi::Addr::UNSPECIFIED, port: 0, protocol: 0, pad: 0 };
+
+impl Observed {
+    /// The names of a Service's backends.
+    fn names(&self, id: u32) -> impl Iterator<Item = BackendKey> {
+        let [first, last] = [(Addr::UNSPECIFIED, 0), (Addr([u32::MAX; 4]), u16::MAX)]
+            .map(|(addr, port)| BackendKey { pad: port, ..BackendKey::new(id, addr, port) });
+        self.backends.0.range(first..=last).map(|(name, _)| *name)
+    }
+
+    /// Whether those that serve on without new flows have their names, and no others.
+    fn has_names(&self, wanted: &DesiredService) -> bool {
+        let name = |backend: &Backend| BackendKey::new(wanted.id, backend.addr, backend.port);
+        let named: BTreeSet<BackendKey> = wanted.backends.iter().chain(&wanted.keeping).map(name).collect();
+        self.names(wanted.id).eq(named)
+    }
+
+    /// Names of a Service's backends that none of its values leads to, and that do not serve on either.
+    fn gone_backends(&self, id: u32, patch: &Changes<ServiceKey, DesiredService>) -> Vec<BackendKey> {
+        let keys = self.numbered.range((id, FIRST_KEY)..).take_while(|(of, _)| *of == id);
+        let values = keys.filter_map(|(_, key)| self.services.0.get(key));
+        let slots = values.flat_map(|value| {
+            let slot = |index| SlotKey { service: id, generation: value.generation, index };
+            self.slots.0.range(slot(0)..slot(value.count)).map(|(_, Backend { addr, port, .. })| (*addr, *port))
+        });
+        let mut serving: BTreeSet<(Addr, u16)> = slots.collect();
+        let keys = self.numbered.range((id, FIRST_KEY)..).take_while(|(of, _)| *of == id);
+        let wanted = keys.filter_map(|(_, key)| patch.get(key)?.as_ref()).filter(|service| service.id == id);
+        serving.extend(wanted.flat_map(|service| service.keeping.iter().map(|backend| (backend.addr, backend.port))));
+        self.names(id).filter(|name| !serving.contains(&(name.addr, name.port))).collect()
+    }
+}
 
 impl Pass<'_> {
     /// Forward half: what is new. Slots of the next generation stand beside those of the last one, and what shrinks makes room
@@ -144,6 +175,7 @@ impl Pass<'_> {
             && (0..)
                 .zip(&wanted.backends)
                 .all(|(index, backend)| self.observed.slots.0.get(&slot(index)) == Some(backend))
+            && self.observed.has_names(wanted)
     }
 
     /// The next generation that no live slot has.
@@ -153,17 +185,33 @@ impl Pass<'_> {
         Ok(if taken { next.wrapping_add(1) } else { next })
     }
 
-    /// All slots or none.
+    /// All slots or none; the names of backends first.
     fn put_slots(&mut self, wanted: &DesiredService, generation: u32) -> Result<(), Error> {
-        let (table, known) = (self.tables.slots(), &mut self.observed.slots);
         let slot = |index| SlotKey { service: wanted.id, generation, index };
+        for Backend { addr, port, .. } in wanted.backends.iter().chain(&wanted.keeping) {
+            let name = BackendKey::new(wanted.id, *addr, *port);
+            let serving = BackendState::Serving as u32;
+            self.observed.backends.put(self.tables.backends(), name, serving, &mut self.summary)?;
+        }
         for (index, backend) in (0..).zip(&wanted.backends) {
+            let (table, known) = (self.tables.slots(), &mut self.observed.slots);
             if let Err(error) = known.put(table, slot(index), *backend, &mut self.summary) {
                 (0..index).try_for_each(|index| known.take(table, slot(index), &mut self.summary))?;
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    /// Before anything is published: the names of backends that no Service's value leads to any more. A flow that decides again
+    /// finds those that serve.
+    pub(super) fn forget_backends(&mut self) -> Result<(), Error> {
+        let fresh = self.observed.fresh.then(|| self.observed.backends.0.keys().map(|name| name.service));
+        let numbers: BTreeSet<u32> = self.left.iter().copied().chain(fresh.into_iter().flatten()).collect();
+        let gone: Vec<BackendKey> =
+            numbers.into_iter().flat_map(|id| self.observed.gone_backends(id, &self.patch.services)).collect();
+        let Observed { backends, .. } = &mut *self.observed;
+        gone.into_iter().try_for_each(|name| backends.take(self.tables.backends(), name, &mut self.summary))
     }
 
     /// Second half, after publishing: slots that no value points to.

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+use weft_abi::{
+    Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
+};
 use weft_dataplane::{Error, Maps, Record};
 
 use super::patch::Changes;
@@ -55,6 +57,7 @@ pub trait Tables {
     fn remotes(&self) -> &dyn Table<CidrKey, Remote>;
     fn services(&self) -> &dyn Table<ServiceKey, Service>;
     fn slots(&self) -> &dyn Table<SlotKey, Backend>;
+    fn backends(&self) -> &dyn Table<BackendKey, u32>;
     fn identities(&self) -> &dyn Table<Addr, u32>;
     fn cidrs(&self) -> &dyn Table<CidrKey, u32>;
     fn rules(&self) -> &dyn Table<RuleKey, Rules>;
@@ -123,6 +126,10 @@ impl Tables for Maps {
 
     fn slots(&self) -> &dyn Table<SlotKey, Backend> {
         self.slots()
+    }
+
+    fn backends(&self) -> &dyn Table<BackendKey, u32> {
+        self.backends()
     }
 
     fn identities(&self) -> &dyn Table<Addr, u32> {

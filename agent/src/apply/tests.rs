@@ -3,11 +3,15 @@
 mod cases;
 pub(crate) mod fake;
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use proptest::prelude::*;
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, CidrKey, Local, Port, Remote, RuleKey, Rules, ServiceKey, SlotKey, generation,
+    ANY_IDENTITY, Addr, Backend, BackendKey, CidrKey, Local, Port, Remote, RuleKey, Rules, ServiceKey, SlotKey,
+    generation,
 };
 
 use self::{
@@ -27,6 +31,7 @@ struct State {
     identities: BTreeMap<Addr, u32>,
     cidrs: BTreeMap<CidrKey, u32>,
     rules: BTreeMap<RuleKey, Rules>,
+    serving: BTreeSet<BackendKey>,
 }
 
 impl From<&Fake> for State {
@@ -43,6 +48,7 @@ impl From<&Fake> for State {
             identities: fake.identities.all(),
             cidrs: fake.cidrs.all(),
             rules: fake.rules.all(),
+            serving: fake.backends.all().into_keys().collect(),
         }
     }
 }
@@ -59,8 +65,18 @@ impl From<&Desired> for State {
             identities: desired.identities.clone(),
             cidrs: desired.cidrs.clone(),
             rules: desired.rules.clone(),
+            serving: desired.services.values().flat_map(names).collect(),
         }
     }
+}
+
+/// The names of a Service's backends.
+fn names(service: &crate::model::DesiredService) -> impl Iterator<Item = BackendKey> {
+    service
+        .backends
+        .iter()
+        .chain(&service.keeping)
+        .map(|backend| BackendKey::new(service.id, backend.addr, backend.port))
 }
 
 impl State {
@@ -117,6 +133,8 @@ fn check_what_is_open(now: &State, old: &State, new: &State) {
         assert!(service.1.iter().all(Option::is_some), "a slot without a backend: {service:?}");
         let known = [old, new].into_iter().any(|state| state.services.get(key).is_some_and(|s| s.1 == service.1));
         assert!(known, "backends that nobody asked for: {service:?}");
+        let serves = |backend: &Backend| now.serving.contains(&BackendKey::new(service.0, backend.addr, backend.port));
+        assert!(service.1.iter().flatten().all(serves), "a backend without a name: {service:?}");
     }
     for (key, rules) in &now.rules {
         let next = RuleKey { chunk: key.chunk + 1, ..*key };
@@ -179,7 +197,30 @@ fn apply_watched(applier: &mut Applier, fake: &Rc<Fake>, desired: &Desired) -> S
 
 fn watch(fake: &Rc<Fake>, desired: &Desired) {
     let (old, new) = (State::from(&**fake), State::from(desired));
-    fake.watch(move |fake| check(&State::from(fake), &old, &new));
+    fake.watch(move |fake| {
+        let now = State::from(fake);
+        check(&now, &old, &new);
+        check_published(fake, &now, &old, &new);
+    });
+}
+
+/// A flow that decides again, because the generation of its Service has moved, finds none of those who serve no more: neither new flows nor
+/// those that they have.
+fn check_published(fake: &Fake, now: &State, old: &State, new: &State) {
+    let generations = fake.generations.all();
+    let serving = |state: &State, number: u32| -> BTreeSet<BackendKey> {
+        let services = state.services.values().filter(|(id, _)| *id == number);
+        let backends = services.flat_map(|(id, backends)| backends.iter().flatten().map(move |backend| (*id, backend)));
+        backends.map(|(id, backend)| BackendKey::new(id, backend.addr, backend.port)).collect()
+    };
+    for value in fake.services.all().into_values() {
+        if generations.get(&value.id) == Some(&value.generation) {
+            let (is, was) = (serving(now, value.id), serving(old, value.id));
+            let gone = was.difference(&is).filter(|name| !new.serving.contains(*name));
+            let gone: Vec<_> = gone.filter(|name| now.serving.contains(*name)).collect();
+            assert!(gone.is_empty(), "{gone:?} serve no more");
+        }
+    }
 }
 
 /// Whatever changed was published, and nothing else.
@@ -355,7 +396,7 @@ fn a_digest_of_zero_is_one_like_any_other() {
 #[test]
 fn services_with_numbers_that_cannot_be_give_way() {
     let key = |last| ServiceKey { addr: address(last), port: 80, protocol: 6, pad: 0 };
-    let service = |id| crate::model::DesiredService { id, backends: vec![] };
+    let service = |id| crate::model::DesiredService { id, backends: vec![], keeping: vec![] };
     let plan = Desired { services: [(key(1), service(20))].into(), ..Desired::default() };
     let fake = Fake::new();
     for (last, id) in [(1, u32::MAX), (2, generation::SLOTS)] {
@@ -400,7 +441,7 @@ fn a_service_that_does_not_fit_has_no_backend_and_is_told() {
     let key = |last| ServiceKey { addr: address(last), port: 80, protocol: 6, pad: 0 };
     let backends = |count: u8| (0..count).map(|last| Backend { addr: address(last), port: 1, flags: 0 }).collect();
     let plan = |counts: [u8; 2]| {
-        let service = |id, count| crate::model::DesiredService { id, backends: backends(count) };
+        let service = |id, count| crate::model::DesiredService { id, backends: backends(count), keeping: vec![] };
         let services = [(key(200), service(20, counts[0])), (key(201), service(21, counts[1]))].into();
         Desired { services, routes_digest: counts.map(u64::from).iter().sum(), ..Desired::default() }
     };

@@ -38,6 +38,8 @@ pub(crate) struct Endpoint<'a> {
     pub(crate) port: u16,
     pub(crate) node: Option<&'a str>,
     pub(crate) readiness: Readiness,
+    /// New connections go to it; else it only keeps those that it has.
+    pub(crate) chosen: bool,
 }
 
 /// Slices by the namespace and the name of the Service that they belong to.
@@ -81,7 +83,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) node: Option<&'a str>,
 }
 
-/// The endpoints that new connections go to, sorted by address and port, none twice.
+/// The endpoints that serve, sorted by address and port, none twice: new connections go to those that are ready, and where none is, to
+/// those that terminate (KEP-1669).
 pub(crate) fn choose<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Vec<Endpoint<'a>> {
     let mut usable = BTreeMap::new();
     let address_type = if wanted.ipv4 { "IPv4" } else { "IPv6" };
@@ -95,7 +98,9 @@ pub(crate) fn choose<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Ve
         }
     }
     let any_ready = usable.values().any(|endpoint| endpoint.readiness == Readiness::Ready);
-    usable.into_values().filter(|endpoint| !any_ready || endpoint.readiness == Readiness::Ready).collect()
+    let choose =
+        |endpoint: Endpoint<'a>| Endpoint { chosen: !any_ready || endpoint.readiness == Readiness::Ready, ..endpoint };
+    usable.into_values().map(choose).collect()
 }
 
 fn number_of(port: &EndpointPort, wanted: Wanted<'_>) -> Option<u16> {
@@ -110,7 +115,7 @@ fn usable_endpoint<'a>(endpoint: &'a SliceEndpoint, port: u16, wanted: Wanted<'_
     if wanted.node.is_some() && wanted.node != node {
         return None;
     }
-    Some(Endpoint { addr, port, node, readiness: endpoint.readiness? })
+    Some(Endpoint { addr, port, node, readiness: endpoint.readiness?, chosen: false })
 }
 
 /// An endpoint may stand in two slices while it moves between them: ready wins, and whoever tells the node.

@@ -34,6 +34,13 @@ pub(crate) struct Frontend<'a> {
     endpoints: Vec<Endpoint<'a>>,
 }
 
+impl Frontend<'_> {
+    /// How many endpoints new connections go to.
+    fn chosen(&self) -> usize {
+        self.endpoints.iter().filter(|endpoint| endpoint.chosen).count()
+    }
+}
+
 impl fmt::Display for Frontend<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}/{} {}", self.service, self.port, self.protocol, IpAddr::from(self.key.addr))
@@ -99,9 +106,29 @@ pub(crate) struct Planned {
     /// What it wants, whether it gets it or not.
     pub(crate) wanted: Vec<ServiceKey>,
     /// What it gets, with its backends.
-    pub(crate) frontends: Vec<(ServiceKey, Vec<Backend>)>,
+    pub(crate) frontends: Vec<(ServiceKey, Backends)>,
     /// What is wrong with it.
     pub(crate) problems: Vec<String>,
+}
+
+/// The backends of a frontend; see [`DesiredService`].
+#[derive(Debug, Default)]
+pub(crate) struct Backends {
+    pub(crate) chosen: Vec<Backend>,
+    pub(crate) keeping: Vec<Backend>,
+}
+
+impl Backends {
+    fn of(endpoints: &[Endpoint<'_>]) -> Self {
+        let (chosen, keeping): (Vec<_>, Vec<_>) = endpoints.iter().partition(|endpoint| endpoint.chosen);
+        let backends = |endpoints: Vec<&Endpoint<'_>>| endpoints.into_iter().map(backend_of).collect();
+        Self { chosen: backends(chosen), keeping: backends(keeping) }
+    }
+
+    /// Under its number.
+    pub(crate) fn under(self, id: u32) -> DesiredService {
+        DesiredService { id, backends: self.chosen, keeping: self.keeping }
+    }
 }
 
 /// Plans one Service by itself. `taken` tells which Service before it has a frontend.
@@ -122,7 +149,7 @@ pub(crate) fn plan_one<'a>(
         }
     }
     frontends.add_service(key, spec, slices, node);
-    let planned = |frontend: Frontend<'_>| (frontend.key, frontend.endpoints.iter().map(backend_of).collect());
+    let planned = |frontend: Frontend<'_>| (frontend.key, Backends::of(&frontend.endpoints));
     Planned {
         wanted: frontends.wanted,
         frontends: frontends.all.into_iter().map(planned).collect(),
@@ -169,7 +196,8 @@ impl<'a> Frontends<'a> {
                     let chosen: Vec<_> =
                         vips.iter().map(|vip| (*vip, backends::choose(slices, wanted(*vip)))).collect();
                     if self.reports.is_some() {
-                        reports.push(named.report(chosen.iter().flat_map(|(_, endpoints)| endpoints)));
+                        let endpoints = chosen.iter().flat_map(|(_, endpoints)| endpoints);
+                        reports.push(named.report(endpoints.filter(|endpoint| endpoint.chosen)));
                     }
                     if !names.insert((named.name, named.protocol)) {
                         let why = format!("spec.ports has two ports named '{}'", named.name);
@@ -218,7 +246,7 @@ impl<'a> Frontends<'a> {
             self.left_out.insert(key);
             self.refused.insert(key, why);
         }
-        for key in self.without_room(room.slots, numbers, |frontend| frontend.endpoints.len() as u64) {
+        for key in self.without_room(room.slots, numbers, |frontend| frontend.chosen() as u64) {
             let most = room.slots;
             let why = format!("more than {most} backends of all Services: use fewer endpoints or raise mapSizes.slots");
             self.refused.insert(key, why);
@@ -232,7 +260,7 @@ impl<'a> Frontends<'a> {
             namespace: &frontend.service.namespace,
             cost: cost(frontend),
             stood: numbers.services.contains_key(&frontend.key)
-                && (frontend.endpoints.is_empty() || !numbers.refused.contains(&frontend.key)),
+                && (frontend.chosen() == 0 || !numbers.refused.contains(&frontend.key)),
         };
         let granted = share::grant(most as u64, &asking().map(wish).collect::<Vec<_>>());
         let refused = asking().zip(granted).filter(|(_, granted)| !granted);
@@ -271,8 +299,7 @@ impl<'a> Frontends<'a> {
                 continue;
             };
             let endpoints = if refused.is_some() { &[][..] } else { &frontend.endpoints };
-            let backends = endpoints.iter().map(backend_of).collect();
-            desired.services.insert(frontend.key, DesiredService { id, backends });
+            desired.services.insert(frontend.key, Backends::of(endpoints).under(id));
             desired.service_names.insert(frontend.key, frontend.service.to_string());
         }
     }

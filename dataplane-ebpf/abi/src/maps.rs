@@ -28,6 +28,8 @@ macro_rules! for_each_map {
             SERVICES services: OnDemandHashMap<$crate::ServiceKey, $crate::Service>, derived, sized(services);
             /// Backends of Services.
             SLOTS slots: OnDemandHashMap<$crate::SlotKey, $crate::Backend>, derived, sized(slots);
+            /// Backends by their names: [`crate::BackendState`].
+            BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(slots);
             /// Identities of addresses that policies know singly.
             IDENTITIES identities: OnDemandHashMap<$crate::Addr, u32>, derived, sized(identities);
             /// Identities of prefixes: every other address that policies know.

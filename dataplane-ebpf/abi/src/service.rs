@@ -69,7 +69,44 @@ crate::layout! {
     }
 }
 
-crate::pod!(ServiceKey, Service, SlotKey, Backend);
+crate::layout! {
+    /// A backend by its name: who serves which Service, where. Flows of any protocol stay with one that is there, whatever else
+    /// changes of its Service.
+    ///
+    /// It comes before a [`SlotKey`] leads to it, and goes after the last one of the Service's value, before the Service's
+    /// generation moves: a flow that decides again then finds the backends that serve, and no other.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct BackendKey {
+        /// [`Service::id`].
+        pub service: u32,
+        /// Address.
+        pub addr: Addr,
+        /// Port, network byte order.
+        pub port: u16,
+        /// Reserved, zero.
+        pub pad: u16,
+    }
+}
+
+impl BackendKey {
+    /// The name of a Service's backend.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(service: u32, addr: Addr, port: u16) -> Self {
+        Self { service, addr, port, pad: 0 }
+    }
+}
+
+/// What is known of a backend by its name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum BackendState {
+    /// It takes connections, or keeps those that it has.
+    Serving = 1,
+}
+
+crate::pod!(ServiceKey, Service, SlotKey, Backend, BackendKey);
 
 const _: () = assert!(size_of::<ServiceKey>() == 20);
 const _: () = assert!(size_of::<Backend>() == 20);

@@ -3,7 +3,8 @@
 //! question, turned round.
 
 use weft_abi::{
-    Addr, DropReason, Flow, FlowFlags, GenerationRef, LocalKind, RemoteKind, ServiceKey, SlotKey, generation,
+    Addr, BackendKey, DropReason, Flow, FlowFlags, GenerationRef, LocalKind, RemoteKind, Service, ServiceKey, SlotKey,
+    generation,
 };
 
 use crate::{
@@ -112,7 +113,7 @@ fn translate<T: Tables>(
         decision.service = GenerationRef { slot: service.id, generation: tables.generation(service.id) };
         decision.translated = 1;
     }
-    if keeps_backend(question, standing) {
+    if keeps_backend(tables, question, standing, service) {
         decision.translated = 1;
         (decision.target, decision.target_port) = (standing.dst, standing.dport);
         return Ok(());
@@ -130,13 +131,16 @@ fn translate<T: Tables>(
     Ok(())
 }
 
-/// Established TCP stays with its backend while backends and the Service itself come and go (Kubernetes' contract).
+/// A connection stays with its backend: TCP while backends and the Service itself come and go (Kubernetes' contract), any other
+/// protocol as long as the backend serves the Service.
 #[inline(always)]
-fn keeps_backend(question: &Question, standing: &Flow) -> bool {
-    question.stands()
-        && question.key.protocol == u32::from(protocol::TCP)
-        && standing.flags & FlowFlags::REWRITE_DST != 0
-        && standing.dst != Addr::UNSPECIFIED
+fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, service: Option<&Service>) -> bool {
+    if !question.stands() || standing.flags & FlowFlags::REWRITE_DST == 0 {
+        return false;
+    }
+    question.key.protocol == u32::from(protocol::TCP)
+        || service
+            .is_some_and(|service| tables.serves(&BackendKey::new(service.id, standing.dst, standing.dport)))
 }
 
 /// Egress after DNAT, ingress by the original source; a workload reaches itself, the host reaches its own workloads.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The maps as the logic sees them.
 
-use weft_abi::{Addr, Backend, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+use weft_abi::{Addr, Backend, BackendKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
 
 use crate::{decide::Step, policy};
 
@@ -19,6 +19,8 @@ pub trait Tables {
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
     /// `SLOTS`.
     fn slot(&self, key: &SlotKey) -> Option<&Backend>;
+    /// Whether `BACKENDS` has it serving.
+    fn serves(&self, backend: &BackendKey) -> bool;
     /// `IDENTITIES`, else `CIDRS` by longest prefix, else [`weft_abi::WORLD_IDENTITY`].
     fn identity(&self, addr: &Addr) -> u32;
     /// `RULES`.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, Backend, Config, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, Share, SlotKey, Tally,
+    Addr, Backend, BackendKey, BackendState, Config, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, Share, SlotKey, Tally,
     WORLD_IDENTITY,
 };
 use weft_logic::{Tables, policy, walk::Walk};
@@ -167,6 +167,12 @@ impl Tables for Kernel {
     fn slot(&self, key: &SlotKey) -> Option<&Backend> {
         // SAFETY: as for `port`.
         unsafe { SLOTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn serves(&self, backend: &BackendKey) -> bool {
+        // SAFETY: as for `port`.
+        unsafe { BACKENDS.get(backend) }.is_some_and(|state| *state == BackendState::Serving as u32)
     }
 
     #[inline(always)]

@@ -59,10 +59,6 @@ impl Lookalikes {
 /// The list.
 pub(super) const KNOWN: &[Known] = &[
     Known {
-        name: "C1: UDP and SCTP through a Service choose another backend when anything changes",
-        quirk: || Quirks { udp_moves: true, ..Quirks::default() },
-    },
-    Known {
         name: "B2: established TCP whose backend's pod is gone from this node moves to another backend",
         quirk: || Quirks { tcp_leaves_gone_pod: true, ..Quirks::default() },
     },

@@ -9,7 +9,8 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey, generation,
+    Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
+    generation,
 };
 use weft_dataplane::Error;
 
@@ -27,6 +28,7 @@ pub(crate) struct Fake {
     pub(crate) remotes: FakeTable<CidrKey, Remote>,
     pub(crate) services: FakeTable<ServiceKey, Service>,
     pub(crate) slots: FakeTable<SlotKey, Backend>,
+    pub(crate) backends: FakeTable<BackendKey, u32>,
     pub(crate) identities: FakeTable<Addr, u32>,
     pub(crate) cidrs: FakeTable<CidrKey, u32>,
     pub(crate) rules: FakeTable<RuleKey, Rules>,
@@ -63,6 +65,7 @@ impl Fake {
             remotes: FakeTable::new(owner),
             services: FakeTable::new(owner),
             slots: FakeTable::new(owner),
+            backends: FakeTable::new(owner),
             identities: FakeTable::new(owner),
             cidrs: FakeTable::new(owner),
             rules: FakeTable::new(owner),
@@ -219,6 +222,10 @@ impl Tables for Fake {
 
     fn slots(&self) -> &dyn Table<SlotKey, Backend> {
         &self.slots
+    }
+
+    fn backends(&self) -> &dyn Table<BackendKey, u32> {
+        &self.backends
     }
 
     fn identities(&self) -> &dyn Table<Addr, u32> {

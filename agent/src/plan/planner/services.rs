@@ -4,16 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_abi::{Backend, ServiceKey};
+use weft_abi::ServiceKey;
 
 use super::set;
 use crate::{
     apply::Patch,
-    model::{Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
+    model::{Desired, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
     plan::{
         backends,
         numbers::{Given, Turnover},
-        services::{self, Planned},
+        services::{self, Backends, Planned},
     },
 };
 
@@ -47,7 +47,7 @@ struct Standing {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) numbers: Turnover<ServiceKey>,
-    frontends: BTreeMap<ServiceKey, Vec<Backend>>,
+    frontends: BTreeMap<ServiceKey, Backends>,
     touched: BTreeSet<ServiceKey>,
 }
 
@@ -98,7 +98,7 @@ impl Services {
             let mut standing = Standing { wanted, frontends: Vec::new(), backends: 0, problems };
             for (frontend, backends) in frontends {
                 self.holders.insert(frontend, key.clone());
-                standing.backends += backends.len();
+                standing.backends += backends.chosen.len();
                 if !found.numbers.gone.remove(&frontend) {
                     found.numbers.new.insert(frontend);
                 }
@@ -167,7 +167,7 @@ impl Services {
         for key in found.touched {
             let service = match (self.holders.get(&key), found.frontends.remove(&key)) {
                 (None, _) => None,
-                (Some(_), Some(backends)) => numbers.services.get(&key).map(|id| DesiredService { id: *id, backends }),
+                (Some(_), Some(backends)) => numbers.services.get(&key).map(|id| backends.under(*id)),
                 // It has another holder, which has not changed.
                 (Some(_), None) => continue,
             };

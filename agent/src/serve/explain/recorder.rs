@@ -6,7 +6,9 @@ use std::{
     fmt::Debug,
 };
 
-use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+use weft_abi::{
+    Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
+};
 use weft_api::ExplainStep;
 use weft_dataplane::Maps;
 use weft_logic::decide::Step;
@@ -32,6 +34,8 @@ pub(crate) trait Reads {
     fn service(&self, key: &ServiceKey) -> Read<Service>;
     /// `SLOTS`.
     fn slot(&self, key: &SlotKey) -> Read<Backend>;
+    /// `BACKENDS`.
+    fn backend(&self, key: &BackendKey) -> Read<u32>;
     /// `IDENTITIES`.
     fn single(&self, addr: &Addr) -> Read<u32>;
     /// `CIDRS`, longest prefix.
@@ -70,6 +74,10 @@ impl Reads for Maps {
 
     fn slot(&self, key: &SlotKey) -> Read<Backend> {
         self.slots().get(key)
+    }
+
+    fn backend(&self, key: &BackendKey) -> Read<u32> {
+        self.backends().get(key)
     }
 
     fn single(&self, addr: &Addr) -> Read<u32> {

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_abi::{
-    Addr, Backend, CidrKey, Config, Local, LocalKind, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Rules, Service,
-    ServiceKey, SlotKey, WORLD_IDENTITY,
+    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Local, LocalKind, PROTOCOL_ANY, Port, Remote, RemoteKind,
+    RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY,
 };
 use weft_logic::{Tables, decide::Step};
 
@@ -60,6 +60,11 @@ impl<R: Reads> Tables for Recorder<'_, R> {
         self.note("SLOTS", &text, backend.as_ref().map(end));
         self.compare("SLOTS", &text, backend.as_ref(), planned_backend(self.desired, key));
         self.slots.keep(backend?)
+    }
+
+    /// Asked of connections that stand; the first packet of one is explained.
+    fn serves(&self, backend: &BackendKey) -> bool {
+        self.read(self.maps.backend(backend)) == Some(BackendState::Serving as u32)
     }
 
     fn identity(&self, addr: &Addr) -> u32 {

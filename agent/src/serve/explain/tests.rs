@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use rstest::rstest;
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, CidrKey, Config, Local, LocalKind, Port, PortRule, Remote, RemoteKind, RuleKey, Rules,
-    Service, ServiceKey, SlotKey,
+    ANY_IDENTITY, Addr, Backend, BackendKey, CidrKey, Config, Local, LocalKind, Port, PortRule, Remote, RemoteKind,
+    RuleKey, Rules, Service, ServiceKey, SlotKey,
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
@@ -53,6 +53,9 @@ impl Reads for Fake {
     fn slot(&self, key: &SlotKey) -> Read<Backend> {
         let service = self.0.services.values().find(|service| service.id == key.service);
         Ok(service.and_then(|service| service.backends.get(key.index as usize)).copied())
+    }
+    fn backend(&self, _: &BackendKey) -> Read<u32> {
+        Ok(None)
     }
     fn single(&self, addr: &Addr) -> Read<u32> {
         Ok(self.0.identities.get(addr).copied())
@@ -105,7 +108,7 @@ fn desired() -> Desired {
             (prefix("10.96.0.0"), Remote::new(Addr::UNSPECIFIED, RemoteKind::Services)),
         ]
         .into(),
-        services: [(vip, DesiredService { id: 70, backends: vec![backend] })].into(),
+        services: [(vip, DesiredService { id: 70, backends: vec![backend], keeping: vec![] })].into(),
         rules: [(RuleKey { policy: 3, identity: ANY_IDENTITY, chunk: 0 }, rules)].into(),
         names: [(addr("10.1.0.5"), "default/client".to_owned()), (addr("10.1.0.6"), "default/server".to_owned())]
             .into(),

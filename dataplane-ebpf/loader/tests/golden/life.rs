@@ -81,13 +81,23 @@ fn move_backends(node: &Node, family: usize) {
     }
 }
 
+/// The server is no backend of the Service any more.
+fn forget_server(node: &Node, family: usize) {
+    for protocol in [6, 17] {
+        let id = service_slot(500, protocol, family);
+        let name = weft_abi::BackendKey::new(id, ip(SERVER_IP[family]).into(), 8080_u16.to_be());
+        assert!(node.maps().backends().remove(&name).unwrap());
+        node.publish(&[id]);
+    }
+}
+
 fn to_service(node: &Node, family: usize, l4: L4) -> Seen {
     node.from_workload(CLIENT, &frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(VIP[family])), l4, b"x"))
         .redirected()
 }
 
 #[test]
-fn tcp_keeps_its_backend_and_udp_chooses_again_when_backends_change() {
+fn every_flow_keeps_a_backend_that_serves_and_tcp_any() {
     for family in 0..2 {
         let node = Node::new();
         for l4 in [L4::Tcp(4000, 80, SYN), L4::Tcp(4000, 80, ACK), L4::Udp(4000, 80)] {
@@ -95,7 +105,12 @@ fn tcp_keeps_its_backend_and_udp_chooses_again_when_backends_change() {
         }
         move_backends(&node, family);
         assert_eq!(to_service(&node, family, L4::Tcp(4000, 80, ACK)).tuple.dst, ip(SERVER_IP[family]));
+        // The first one serves as well: only new flows may go elsewhere.
+        assert_eq!(to_service(&node, family, L4::Udp(4000, 80)).tuple.dst, ip(SERVER_IP[family]));
+        assert_eq!(to_service(&node, family, L4::Udp(4001, 80)).tuple.dst, ip(VM_IP[family]));
+        forget_server(&node, family);
         assert_eq!(to_service(&node, family, L4::Udp(4000, 80)).tuple.dst, ip(VM_IP[family]));
+        assert_eq!(to_service(&node, family, L4::Tcp(4000, 80, ACK)).tuple.dst, ip(SERVER_IP[family]));
         // A new connection takes the new one, also on a five-tuple that had an established one.
         assert_eq!(to_service(&node, family, L4::Tcp(4001, 80, SYN)).tuple.dst, ip(VM_IP[family]));
         let seen = to_service(&node, family, L4::Tcp(4000, 80, SYN));

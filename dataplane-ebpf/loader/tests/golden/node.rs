@@ -9,7 +9,7 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, CidrKey, Config, Counter, Deliver, DropReason, Flow, FlowKey4, FlowKey6, GenerationRef, Local,
+    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Counter, Deliver, DropReason, Flow, FlowKey4, FlowKey6, GenerationRef, Local,
     LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey,
     generation,
 };
@@ -204,6 +204,8 @@ impl Node {
         for (index, (backend, port)) in (0..).zip(backends) {
             let backend = Backend { addr: Addr::from(ip(backend)), port: port.to_be(), flags: 0 };
             self.maps().slots().insert(&SlotKey { service: id, generation, index }, &backend).unwrap();
+            let name = BackendKey::new(id, backend.addr, backend.port);
+            self.maps().backends().insert(&name, &(BackendState::Serving as u32)).unwrap();
         }
         let count = u32::try_from(backends.len()).expect("few");
         let key = ServiceKey { addr: Addr::from(ip(vip)), port: port.to_be(), protocol, pad: 0 };

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, Config, DropReason, Local, LocalKind, PROTOCOL_ANY, Port, PortKind, PortRule, Remote,
+    ANY_IDENTITY, Addr, Backend, BackendKey, Config, DropReason, Local, LocalKind, PROTOCOL_ANY, Port, PortKind, PortRule, Remote,
     RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
 };
 use weft_logic::{
@@ -161,6 +161,11 @@ impl Tables for World {
 
     fn slot(&self, key: &SlotKey) -> Option<&Backend> {
         self.slots.get(&(key.service, key.index))
+    }
+
+    fn serves(&self, backend: &BackendKey) -> bool {
+        let mut slots = self.slots.iter().filter(|((service, _), _)| *service == backend.service);
+        slots.any(|(_, slot)| (slot.addr, slot.port) == (backend.addr, backend.port))
     }
 
     fn identity(&self, _: &Addr) -> u32 {
