@@ -87,6 +87,11 @@ impl Assigned {
         })
     }
 
+    /// Without a network around it (/32, /128).
+    pub(super) fn is_alone(&self) -> bool {
+        self.prefix_len == host_prefix(self.address)
+    }
+
     fn is_host_address(&self, address: IpAddr) -> bool {
         self.address == address && self.prefix_len == host_prefix(address)
     }

@@ -233,6 +233,24 @@ pub async fn repair_routes(observation: &Observation, planned: &[HostRoute]) -> 
     }
 }
 
+/// As [`apply_routes`], where the routes of the plan `before` stand: work in proportion to what is different.
+///
+/// # Errors
+/// As [`apply_routes`].
+pub async fn follow_routes(
+    observation: &Observation,
+    before: &[HostRoute],
+    planned: &[HostRoute],
+) -> Result<RouteChanges> {
+    let netlink = Netlink::open()?;
+    let [before, after] = [before, planned].map(|routes| facts::host_routes(observation, routes));
+    let (changes, result) = match routes::follow(&netlink, &before, &after).await {
+        Some(followed) => followed,
+        None => routes::apply(&netlink, &after).await,
+    };
+    result.map(|()| changes)
+}
+
 /// How each address is reached over the device `uplink`: [`NodeFacts::next_hops`] of native mode. The kernel is asked to keep
 /// the Ethernet addresses of neighbours; of one that does not answer now the address that it had `before` stands.
 /// Addresses without a route are left out (and logged): their packets have nowhere to go.

@@ -352,6 +352,61 @@ fn configuration_errors_name_field_and_fix() {
 }
 
 #[test]
+fn routes_of_services_come_and_go_one_by_one() {
+    on_a_node(|| async {
+        let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        let many = [to_host("10.97.0.1/32"), to_host("10.97.0.2/32"), to_host("fd00:97::1/128")];
+        super::apply_routes(&observation, &many[..2]).await.unwrap();
+        // Somebody else's, which took the place of one of ours: what is not Weft's stays.
+        ip("route del 10.97.0.1/32");
+        ip("route add 10.97.0.1/32 via 192.0.2.9");
+        let changes = super::follow_routes(&observation, &many[..2], &many[1..]).await.unwrap();
+        assert_eq!(changes, RouteChanges { added: 1, replaced: 0, removed: 1 });
+        assert_eq!(ip("route show 10.97.0.1").trim(), "10.97.0.1 via 192.0.2.9 dev up0");
+        assert!(ip("-6 route show proto 119").contains("fd00:97::1 dev weft0"));
+        let all = many.to_vec();
+        let error = super::follow_routes(&observation, &many[1..], &all).await.unwrap_err().to_string();
+        assert!(error.contains("a route to 10.97.0.1/32 that is not Weft's exists"), "{error}");
+        super::follow_routes(&observation, &many[1..], &[]).await.unwrap();
+        assert!(!ip("route show proto 119").contains("10.97"));
+        assert_eq!(super::apply_routes(&observation, &[]).await.unwrap(), RouteChanges::default(), "as a look has it");
+    });
+}
+
+#[test]
+fn the_nodes_addresses_and_routers_are_kept_from_services() {
+    on_a_node(|| async {
+        ip("link add dns0 type bridge");
+        ip("addr add 10.96.0.10/32 dev dns0");
+        let reserved = async || super::observe(&config(Mode::Vxlan)).await.unwrap().facts.reserved;
+        let expected: Vec<IpAddr> =
+            ["192.0.2.1", "192.0.2.10", "2001:db8::1", "2001:db8::10"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(reserved().await, expected, "not what a DNS cache has for a Service");
+        // As clouds give them out: the node's address stands alone, and its routers are many.
+        ip("addr del 192.0.2.10/24 dev up0");
+        ip("addr add 192.0.2.10/32 dev up0");
+        ip("route replace default nexthop via 192.0.2.7 dev up0 onlink nexthop via 192.0.2.8 dev up0 onlink");
+        let expected: Vec<IpAddr> =
+            ["192.0.2.7", "192.0.2.8", "192.0.2.10", "2001:db8::1", "2001:db8::10"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(reserved().await, expected);
+    });
+}
+
+#[test]
+fn a_default_route_of_several_ways_leads_to_an_uplink() {
+    on_a_node(|| async {
+        ip("-6 route del default");
+        ip("link add up1 type veth peer name wire1");
+        ip("link set up1 up");
+        ip("link set wire1 up");
+        ip("addr add 198.51.100.10/24 dev up1");
+        ip("route replace default nexthop via 192.0.2.1 dev up0 nexthop via 198.51.100.1 dev up1");
+        let observed = super::observe(&config(Mode::Vxlan)).await.unwrap();
+        assert_eq!((observed.uplink.name.as_str(), observed.node_v4), ("up0", Some("192.0.2.10".parse().unwrap())));
+    });
+}
+
+#[test]
 fn the_uplink_is_found_by_name_by_address_or_by_default_route() {
     on_a_node(|| async {
         ip("link add up1 mtu 9000 type veth peer name wire1");

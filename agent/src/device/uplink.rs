@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which device leads out of the node, and which of its addresses are the node's.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     DeviceConfig, Error, Result,
     addresses::{self, Assigned},
     links::{self, Link, NAME_PREFIX},
     netlink::Netlink,
-    routes,
+    routes::{self, DefaultWay},
 };
 
 /// The way out of the node.
@@ -19,6 +22,8 @@ pub(super) struct Uplink {
     pub(super) v6: Option<Ipv6Addr>,
     /// Every address of the node that others can reach it by, Weft's own devices left out.
     pub(super) host_addresses: Vec<IpAddr>,
+    /// See [`crate::model::NodeFacts::reserved`].
+    pub(super) reserved: Vec<IpAddr>,
 }
 
 pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<Uplink> {
@@ -26,13 +31,20 @@ pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<
     let mut assigned = addresses::list(netlink).await?;
     let is_own = |index: u32| links.iter().any(|link| link.index == index && link.name.starts_with(NAME_PREFIX));
     assigned.retain(|address| address.global && !address.address.is_loopback() && !is_own(address.ifindex));
-    let link = find(netlink, config, &links, &assigned).await?;
+    let ways = routes::default_ways(netlink).await?;
+    let link = find(config, &links, &assigned, &ways)?;
     let (v4, v6) = node_addresses(config, &link, &assigned)?;
-    Ok(Uplink { link, v4, v6, host_addresses: assigned.iter().map(|assigned| assigned.address).collect() })
+    let host_addresses = assigned.iter().map(|assigned| assigned.address).collect();
+    let known = v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from));
+    // One that stands alone is nobody's way to the node; it may be a Service's, which something on the node serves.
+    let of_networks = assigned.iter().filter(|assigned| !assigned.is_alone()).map(|assigned| assigned.address);
+    let all = known.chain(of_networks).chain(ways.iter().filter_map(|way| way.gateway));
+    let reserved: BTreeSet<IpAddr> = all.collect();
+    Ok(Uplink { link, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
 }
 
 /// The configured device; else the one that has the configured node address; else the one of the default route.
-async fn find(netlink: &Netlink, config: &DeviceConfig, links: &[Link], assigned: &[Assigned]) -> Result<Link> {
+fn find(config: &DeviceConfig, links: &[Link], assigned: &[Assigned], ways: &[DefaultWay]) -> Result<Link> {
     let by_index = |index: u32| links.iter().find(|link| link.index == index).cloned();
     if let Some(name) = &config.uplink {
         let found = links.iter().find(|link| link.name == *name).cloned();
@@ -44,7 +56,7 @@ async fn find(netlink: &Netlink, config: &DeviceConfig, links: &[Link], assigned
         let owner = assigned.iter().find(|assigned| assigned.address == *address);
         return owner.and_then(|assigned| by_index(assigned.ifindex)).ok_or_else(|| absent_address(*address));
     }
-    let default = routes::default_devices(netlink).await?.into_iter().find_map(by_index);
+    let default = ways.iter().find_map(|way| by_index(way.device));
     default.ok_or_else(|| {
         Error::config("uplink", format!("the node has no default route to find it by: give one of {}", names(links)))
     })

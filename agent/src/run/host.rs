@@ -131,10 +131,18 @@ impl Host {
             }
             (wanted.clone(), same)
         };
-        let (changes, result) = device::repair_routes(&self.observation, &wanted).await;
-        if same {
-            mended(&shared.work, Mended::Routes, changes.count());
-        }
+        let result = match &self.routes.planned {
+            Some(standing) if self.routes.stand => {
+                device::follow_routes(&self.observation, standing, &wanted).await.map(drop)
+            }
+            _ => {
+                let (changes, result) = device::repair_routes(&self.observation, &wanted).await;
+                if same {
+                    mended(&shared.work, Mended::Routes, changes.count());
+                }
+                result
+            }
+        };
         self.routes = Routes { planned: Some(wanted), stand: result.is_ok() };
         result.context("cannot set the host's routes")
     }

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the host routes to Services, and what of it follows objects.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use weft_testbed::{Bed, Node, Options, Protocol, Shell, service, service_cidr, until_ok};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const PORT: u16 = 8080;
+const VIPS: [&str; 2] = ["10.97.0.90", "fd00:97::90"];
+
+fn sockets() -> Vec<SocketAddr> {
+    VIPS.iter().map(|vip| SocketAddr::new(vip.parse().expect("an address"), 80)).collect()
+}
+
+/// The host's routes of Weft.
+fn routes(node: &Node) -> Result<String> {
+    node.sh("ip route show proto 119; ip -6 route show proto 119")?.ok()
+}
+
+fn routes_are(node: &Node, wanted: &[&str], unwanted: &[&str]) -> Result<()> {
+    until_ok(&format!("{} routes {wanted:?} and not {unwanted:?}", node.name()), PATIENCE, || {
+        let routes = routes(node)?;
+        let has = |prefix: &&&str| routes.lines().any(|line| line.starts_with(&format!("{prefix} ")));
+        let (missing, left) = (wanted.iter().find(|prefix| !has(prefix)), unwanted.iter().find(has));
+        ensure!(missing.is_none() && left.is_none(), "missing {missing:?}, left {left:?} in\n{routes}");
+        Ok(())
+    })
+    .with_context(|| node.agent_log())
+}
+
+/// No Service CIDR is configured: they follow ServiceCIDR objects, and Services that are in none are led to by themselves.
+#[test]
+fn hosts_and_pods_reach_services_wherever_their_addresses_are() -> Result<()> {
+    let bed = Bed::with(&Options { config: json!({"serviceCIDRs": null}), ..Options::default() })?;
+    let server = bed.container(2, "default/server", &[("app", "web")])?;
+    server.serve("server", PORT)?;
+    let client = bed.container(1, "default/client", &[])?;
+    let web = service("default/web", VIPS, 80, PORT, &[("app", "web")]);
+    bed.apply(&web)?;
+    let node = bed.node(1);
+    let reached = || -> Result<()> {
+        for socket in sockets() {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                client.reaches(protocol, socket, "server")?;
+                node.reaches(protocol, socket, "server")?;
+            }
+        }
+        Ok(())
+    };
+    let (alone, cidrs) = (["10.97.0.90", "fd00:97::90"], ["10.97.0.0/16", "fd00:97::/112"]);
+    routes_are(node, &alone, &cidrs)?;
+    reached()?;
+    let more = service_cidr("more", &["10.97.0.0/16", "fd00:97::/112"]);
+    bed.apply(&more)?;
+    routes_are(node, &cidrs, &alone)?;
+    reached()?;
+    let refused = node.drops("no-service")?;
+    ensure!(node.sh("ping -c 1 -W 1 10.97.7.7")?.status != 0, "nobody has that address");
+    ensure!(node.drops("no-service")? > refused, "what is nobody's leaves the node");
+    bed.delete(&more)?;
+    routes_are(node, &alone, &cidrs)?;
+    reached()?;
+    bed.delete(&web)?;
+    routes_are(node, &[], &alone)
+}
+
+/// What somebody writes into a ServiceCIDR does not cut the node off.
+#[test]
+fn a_service_cidr_that_covers_the_nodes_network_is_refused_alone_and_aloud() -> Result<()> {
+    let bed = Bed::with(&Options { config: json!({"serviceCIDRs": null}), ..Options::default() })?;
+    let node = bed.node(1);
+    let far = bed.container(2, "default/far", &[])?;
+    for (name, cidrs, why) in [
+        ("net", ["192.168.119.0/24", "fd00:98::/112"], "an address of this node or its router"),
+        ("pods", ["10.244.2.0/24", "fd00:98::/112"], "overlaps the pod CIDR 10.244.2.0/24"),
+        ("all", ["11.0.0.0/4", "fd00:98::/112"], "host bits"),
+        ("wide", ["16.0.0.0/4", "fd00:98::/112"], "wider than /8"),
+    ] {
+        bed.apply(&service_cidr(name, &cidrs))?;
+        until_ok(&format!("{name} is named"), PATIENCE, || {
+            let problems = node.weft_json::<weft_api::StatusReport>("status")?.problems;
+            let named = problems
+                .iter()
+                .any(|problem| problem.contains(&format!("ServiceCIDR {name}: spec.cidrs")) && problem.contains(why));
+            ensure!(named, "{problems:?}");
+            Ok(())
+        })?;
+        node.pings(bed.node(2).v4().into(), 56)?;
+        for address in far.addresses() {
+            node.pings(*address, 56)?;
+        }
+        routes_are(node, if name == "all" { &[] } else { &["fd00:98::/112"] }, &["192.168.119.0/24", "16.0.0.0/4"])?;
+        bed.delete(&service_cidr(name, &cidrs))?;
+        routes_are(node, &[], &["fd00:98::/112"])?;
+    }
+    Ok(())
+}
