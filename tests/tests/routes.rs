@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use weft_testbed::{Bed, Node, Options, Protocol, Shell, service, service_cidr, until_ok};
+use weft_testbed::{Bed, Binaries, Node, Options, Protocol, Shell, service, service_cidr, until_ok};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PORT: u16 = 8080;
@@ -96,6 +96,29 @@ fn a_service_cidr_that_covers_the_nodes_network_is_refused_alone_and_aloud() -> 
         routes_are(node, if name == "all" { &[] } else { &["fd00:98::/112"] }, &["192.168.119.0/24", "16.0.0.0/4"])?;
         bed.delete(&service_cidr(name, &cidrs))?;
         routes_are(node, &[], &["fd00:98::/112"])?;
+    }
+    Ok(())
+}
+
+/// Nodes without IPv4 addresses carry both families of their pods over IPv6; one beside them that has both reaches them too.
+#[test]
+fn nodes_with_ipv6_alone_are_tunnel_ends() -> Result<()> {
+    let bed = Bed::idle(&Options { nodes: 3, ..Options::default() }, &Binaries::locate()?)?;
+    for node in &bed.nodes()[..2] {
+        node.sh("ip -4 address flush dev eth0")?.ok()?;
+    }
+    bed.nodes().iter().try_for_each(|node| node.start_agent())?;
+    bed.nodes().iter().try_for_each(|node| node.agent_ready())?;
+    bed.nodes().iter().try_for_each(|node| node.agent_knows(2))?;
+    let pods: Vec<_> =
+        (1..=3).map(|number| bed.container(number, &format!("default/p{number}"), &[])).collect::<Result<_>>()?;
+    for (from, pod) in pods.iter().enumerate() {
+        for address in pods.iter().flat_map(|pod| pod.addresses()) {
+            pod.pings(*address, 56).with_context(|| bed.node(from + 1).agent_log())?;
+        }
+        let status: weft_api::StatusReport = bed.node(from + 1).weft_json("status")?;
+        let ends: Vec<bool> = status.routes.iter().map(|route| route.via.is_ipv6()).collect();
+        ensure!(ends.iter().all(|is_ipv6| *is_ipv6), "{:?}", status.routes);
     }
     Ok(())
 }

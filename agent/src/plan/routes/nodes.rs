@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
-use weft_abi::{Addr, Remote, RemoteKind};
+use weft_abi::{Addr, Config, Remote, RemoteKind};
 use weft_api::{Mac, RouteReport};
 
 use super::{Base, Use};
@@ -21,9 +21,8 @@ struct Claim<'a> {
 
 impl Base {
     pub(super) fn add_node(&mut self, name: &str, node: &Node, facts: &NodeFacts) {
-        let addresses = internal_addresses(node);
         if facts.mode == Mode::Vxlan
-            && let Some(peer) = tunnel_peer(&addresses)
+            && let Some(peer) = tunnel_peer(node, &facts.config)
         {
             self.reserved.entry(peer).or_insert_with(|| format!("Node {name}"));
         }
@@ -35,9 +34,9 @@ impl Base {
                     continue;
                 }
             };
-            let Some((via, remote)) = next_hop(net, &addresses, facts) else {
+            let Some((via, remote)) = next_hop(net, node, facts) else {
                 self.problems.push(format!(
-                    "Node {name}: status.addresses has no InternalIP that leads to its pod CIDR {net}; its pods are unreachable"
+                    "Node {name}: status.addresses has no InternalIP that leads to its pod CIDR {net} from here; its pods are unreachable"
                 ));
                 let remote = Remote::new(Addr::UNSPECIFIED, RemoteKind::Unreachable);
                 self.add(net, remote, &format!("Node {name}"), Some(Use::Pods));
@@ -57,7 +56,7 @@ impl Base {
     pub(super) fn add_node_addresses(&mut self, snapshot: &Snapshot, facts: &NodeFacts) {
         let mut claims: BTreeMap<IpAddr, Vec<Claim<'_>>> = BTreeMap::new();
         for (key, node) in snapshot.nodes.iter().filter(|(key, _)| key.name != facts.name) {
-            let Some(via) = tunnel_peer(&internal_addresses(node)) else { continue };
+            let Some(via) = tunnel_peer(node, &facts.config) else { continue };
             for address in addresses(node, |kind| matches!(kind, "InternalIP" | "ExternalIP")) {
                 claims.entry(address).or_default().push(Claim { node: &key.name, via });
             }
@@ -114,17 +113,27 @@ fn addresses(node: &Node, of_type: fn(&str) -> bool) -> Vec<IpAddr> {
     found
 }
 
-/// The address that a node encapsulates from and hears encapsulated packets at.
-fn tunnel_peer(internal: &[IpAddr]) -> Option<IpAddr> {
-    internal.iter().find(|address| address.is_ipv4()).or(internal.first()).copied()
+/// The address that this node encapsulates to for a node, which stands for every address that the other may encapsulate from: one
+/// of a family that this node has too, IPv4 by preference. A node without an internal address is reached by an external one.
+fn tunnel_peer(node: &Node, config: &Config) -> Option<IpAddr> {
+    let own = [config.node_v4, config.node_v6].map(|address| !address.is_unspecified());
+    // Of a node without a known address nothing is known.
+    let is_spoken = |address: &&IpAddr| own == [false; 2] || own[usize::from(address.is_ipv6())];
+    let best = |all: &[IpAddr]| {
+        let mut spoken = all.iter().filter(is_spoken);
+        let first = spoken.next()?;
+        Some(if first.is_ipv4() { *first } else { *spoken.find(|address| address.is_ipv4()).unwrap_or(first) })
+    };
+    best(&internal_addresses(node)).or_else(|| best(&addresses(node, |kind| kind == "ExternalIP")))
 }
 
 /// A tunnel may carry both families over either, IPv4 by preference; a routed next hop is of the prefix's own family.
-fn next_hop(net: IpNet, addresses: &[IpAddr], facts: &NodeFacts) -> Option<(IpAddr, Remote)> {
+fn next_hop(net: IpNet, node: &Node, facts: &NodeFacts) -> Option<(IpAddr, Remote)> {
     if facts.mode == Mode::Vxlan {
-        let peer = tunnel_peer(addresses)?;
+        let peer = tunnel_peer(node, &facts.config)?;
         return Some((peer, Remote::new(Addr::from(peer), RemoteKind::Tunnel)));
     }
+    let addresses = internal_addresses(node);
     let node = *addresses.iter().find(|address| address.is_ipv4() == net.addr().is_ipv4())?;
     Some(match facts.next_hops.get(&node) {
         Some(NextHop::Router(router)) => (*router, Remote::new(Addr::from(*router), RemoteKind::Routed)),

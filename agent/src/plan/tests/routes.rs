@@ -3,6 +3,7 @@
 
 use weft_abi::{CidrKey, LocalKind, RemoteKind};
 
+use ipnet::IpNet;
 use rstest::rstest;
 
 use super::*;
@@ -63,6 +64,58 @@ fn tunnels_prefer_an_ipv4_underlay() {
     );
     let told = desired.route_reports.iter().map(|route| format!("{} {} {}", route.node, route.pod_cidr, route.via));
     assert_eq!(told.collect::<Vec<_>>(), ["there 10.2.0.0/24 192.0.2.2", "there fd00:2::/64 192.0.2.2"]);
+}
+
+/// Every address of a node leads to the one that this node encapsulates to: a program asks for it by the outer source of what
+/// comes, whichever address that is.
+#[rstest]
+#[case::both_families(["192.0.2.1", "2001:db8::1"], "192.0.2.2")]
+#[case::no_address_is_known(["", ""], "192.0.2.2")]
+#[case::only_ipv6_here(["", "2001:db8::1"], "2001:db8::2")]
+#[case::only_ipv4_here(["192.0.2.1", ""], "192.0.2.2")]
+fn all_addresses_of_a_node_lead_to_one_tunnel_end(#[case] own: [&str; 2], #[case] end: &str) {
+    let mut world = two_nodes(Mode::Vxlan);
+    [world.facts.config.node_v4, world.facts.config.node_v6] =
+        own.map(|text| if text.is_empty() { Addr::UNSPECIFIED } else { addr(text) });
+    let all = ["2001:db8::2", "192.0.2.2", "198.51.100.2", "2001:db8:5::2"];
+    let typed = all.iter().enumerate().map(
+        |(place, address)| json!({"type": if place < 2 { "InternalIP" } else { "ExternalIP" }, "address": address}),
+    );
+    let others =
+        [json!({"type": "Hostname", "address": "203.0.113.1"}), json!({"type": "InternalIP", "address": "there"})];
+    let addresses: Vec<Value> = typed.chain(others).collect();
+    let there = json!({"metadata": {"name": "there"}, "spec": {"podCIDRs": ["10.2.0.0/24", "fd00:2::/64"]}, "status": {"addresses": addresses}});
+    world.snapshot.nodes.insert(ObjectKey::new("", "there"), Arc::new(from_value(there).unwrap()));
+    let desired = world.plan();
+    assert_eq!(desired.problems, Vec::<String>::new());
+    for pods in ["10.2.0.0/24", "fd00:2::/64"] {
+        assert_eq!(remote(&desired, pods), (RemoteKind::Tunnel as u32, addr(end)), "{pods}");
+    }
+    for address in all {
+        let of_node: IpNet = address.parse::<IpAddr>().unwrap().into();
+        assert_eq!(remote(&desired, &of_node.to_string()), (RemoteKind::Node as u32, addr(end)), "{address}");
+    }
+    assert!(!desired.remotes.contains_key(&cidr("203.0.113.1/32")));
+}
+
+#[test]
+fn a_node_of_another_family_is_named_and_one_without_internal_addresses_is_reached_by_an_external_one() {
+    let mut world = two_nodes(Mode::Vxlan);
+    world.facts.config.node_v4 = addr("192.0.2.1");
+    node(&mut world, "v6only", &["10.3.0.0/24"], &["2001:db8::3"]);
+    let cloud = json!({"metadata": {"name": "cloud"}, "spec": {"podCIDRs": ["10.4.0.0/24"]},
+        "status": {"addresses": [{"type": "ExternalIP", "address": "198.51.100.4"}]}});
+    world.snapshot.nodes.insert(ObjectKey::new("", "cloud"), Arc::new(from_value(cloud).unwrap()));
+    let desired = world.plan();
+    assert_eq!(remote(&desired, "10.3.0.0/24"), (RemoteKind::Unreachable as u32, Addr::UNSPECIFIED));
+    assert_eq!(remote(&desired, "10.4.0.0/24"), (RemoteKind::Tunnel as u32, addr("198.51.100.4")));
+    assert_eq!(remote(&desired, "198.51.100.4/32"), (RemoteKind::Node as u32, addr("198.51.100.4")));
+    assert_eq!(desired.problems.len(), 1, "{:?}", desired.problems);
+    assert!(
+        desired.problems[0].starts_with("Node v6only: status.addresses has no InternalIP"),
+        "{:?}",
+        desired.problems
+    );
 }
 
 #[test]
