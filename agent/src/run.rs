@@ -162,7 +162,8 @@ async fn start(
     mut feed: Feed,
 ) -> Result<()> {
     let pod_cidrs = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
-    let mut device_config = device_config(&config, pod_cidrs);
+    let told_addresses = host::told_addresses(&config, shared.planner().snapshot());
+    let mut device_config = DeviceConfig { told_addresses, ..device_config(&config, pod_cidrs) };
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
     let mut observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
@@ -195,6 +196,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired }: NodeMemory)
         mode: config.mode,
         uplink: config.uplink.clone(),
         node_addresses: config.node_addresses.clone(),
+        told_addresses: Vec::new(),
         pod_cidrs,
         retired_pod_cidrs: retired,
         service_cidrs: config.service_cidrs.clone(),

@@ -122,3 +122,73 @@ fn nodes_with_ipv6_alone_are_tunnel_ends() -> Result<()> {
     }
     Ok(())
 }
+
+/// The devices that `weft status` names, and those that have the uplink's program; they agree before this returns.
+fn devices(node: &Node, heard: &[&str], by_stack: &[&str]) -> Result<()> {
+    until_ok(&format!("{} is heard by {heard:?}, and {by_stack:?} by its stack", node.name()), PATIENCE, || {
+        let status: weft_api::StatusReport = node.weft_json("status")?;
+        ensure!(status.devices == heard && status.stack_devices == by_stack, "told: {status:?}");
+        let attached = node.sh("for pin in /sys/fs/bpf/weft/*/links/*-from_uplink; do
+                 index=$(basename $pin); index=${index%%-*}
+                 ip -o link | sed -n \"s/^$index: \\([^:@]*\\).*/\\1/p\"
+             done | sort")?;
+        let mut wanted = heard.to_vec();
+        wanted.sort_unstable();
+        ensure!(attached.clone().ok()?.lines().eq(wanted), "attached: {}", attached.output);
+        ensure!(status.problems.is_empty(), "{:?}", status.problems);
+        Ok(())
+    })
+    .with_context(|| node.agent_log())
+}
+
+/// Every device by which somebody outside may be heard has the program, whenever it comes, goes, is renamed or becomes a port.
+#[test]
+fn all_devices_of_a_node_are_heard() -> Result<()> {
+    let bed = Bed::with(&Options { nodes: 1, ..Options::default() })?;
+    let node = bed.node(1);
+    let _pod = bed.container(1, "default/pod", &[])?;
+    devices(node, &["eth0"], &[])?;
+    for (script, heard, by_stack) in [
+        ("ip link add eth1 type veth peer name far1; ip link set far1 down", &["eth0"][..], &[][..]),
+        ("ip link set eth1 up", &["eth0", "eth1"], &[]),
+        ("ip link set eth1 down; ip link set eth1 name nic1; ip link set nic1 up", &["eth0", "nic1"], &[]),
+        ("ip link add br1 type bridge; ip link set br1 up; ip link set nic1 master br1", &["eth0", "br1"], &[]),
+        ("ip link set nic1 nomaster", &["eth0", "nic1", "br1"], &[]),
+        ("ip link del nic1", &["eth0", "br1"], &[]),
+        ("ip tuntap add ppp0 mode tun; ip link set ppp0 up", &["eth0", "br1"], &["ppp0"]),
+        ("ip link del br1; ip link del ppp0", &["eth0"], &[]),
+    ] {
+        node.sh(&format!("set -e; {script}"))?.ok()?;
+        devices(node, heard, by_stack).with_context(|| script.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Agents start on nodes whose default route has several ways, or an uplink without Ethernet header.
+#[test]
+fn agents_start_whatever_the_default_route_is() -> Result<()> {
+    let bed = Bed::idle(&Options { nodes: 3, ..Options::default() }, &Binaries::locate()?)?;
+    let second = "ip link add eth1 type veth peer name far1; ip link set far1 up
+                  ip link set eth1 up; ip address add 198.51.100.1/24 dev eth1";
+    let ways = "nexthop via 192.168.119.254 dev eth0 nexthop via 198.51.100.2 dev eth1";
+    bed.node(1).sh(&format!("set -e; {second}; ip route replace default {ways}; ip -6 route del default"))?.ok()?;
+    let tun = "ip tuntap add ppp0 mode tun; ip link set ppp0 up; ip address add 10.99.0.1/30 dev ppp0";
+    bed.node(2).sh(&format!("set -e; {tun}; ip route replace default via 10.99.0.2; ip -6 route del default"))?.ok()?;
+    // The routes of VPNs: two halves in place of a default route, which stands.
+    bed.node(3)
+        .sh(&format!("set -e; {tun}; ip route add 0.0.0.0/1 via 10.99.0.2; ip route add 128.0.0.0/1 via 10.99.0.2"))?
+        .ok()?;
+    for (node, heard, by_stack) in [
+        (bed.node(1), &["eth0", "eth1", "far1"][..], &[][..]),
+        (bed.node(2), &["eth0"], &["ppp0"]),
+        (bed.node(3), &["eth0"], &["ppp0"]),
+    ] {
+        node.start_agent()?;
+        node.agent_ready()?;
+        let status: weft_api::StatusReport = node.weft_json("status")?;
+        let mut found = status.devices.clone();
+        found.sort_unstable();
+        ensure!(found == heard && status.stack_devices == by_stack, "{}: {status:?}", node.name());
+    }
+    Ok(())
+}

@@ -26,6 +26,7 @@
 
 mod addresses;
 mod changes;
+mod devices;
 mod error;
 mod facts;
 mod host_port;
@@ -52,6 +53,7 @@ use ipnet::IpNet;
 
 pub use self::{
     changes::{Change, Changes},
+    devices::Devices,
     error::{Error, Result},
     facts::gateway,
     limits::Limits,
@@ -78,6 +80,9 @@ pub struct DeviceConfig {
     pub uplink: Option<String>,
     /// The node's addresses as others know them (InternalIP), one per family at most; the uplink's own where absent.
     pub node_addresses: Vec<IpAddr>,
+    /// Addresses that the Node object has (InternalIP): of those that the node really has the first of each family counts where
+    /// none is configured.
+    pub told_addresses: Vec<IpAddr>,
     /// This node's pod CIDRs, one per family at most.
     pub pod_cidrs: Vec<IpNet>,
     /// Pod CIDRs that this node had before: workloads that still have addresses of them go on.
@@ -107,8 +112,10 @@ pub struct DeviceConfig {
 pub struct Observation {
     /// For the plan. `next_hops` is empty here: see [`next_hops`].
     pub facts: NodeFacts,
-    /// The device that leads out of the node.
+    /// The device that leads to the other nodes.
     pub uplink: Link,
+    /// It and all others by which packets come from outside of the node.
+    pub devices: Devices,
     /// The node's IPv4 address.
     pub node_v4: Option<Ipv4Addr>,
     /// The node's IPv6 address.
@@ -177,6 +184,7 @@ pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaire
     let netlink = Netlink::open()?;
     put_devices(&netlink, config, &before.uplink, before.pod_mtu).await?;
     let mut observation = before.clone();
+    observation.devices = Devices::choose(&links::list_with(&netlink).await?, before.uplink.index);
     let facts = &mut observation.facts.config;
     let host = links::find_with(&netlink, HOST_PORT).await?;
     facts.host_ifindex = host.map_or(0, |link| link.index);
@@ -334,5 +342,6 @@ async fn observe_with(
     let facts = facts::facts(config, &devices, &ports.range);
     let masquerades = config.masquerade_v4 || config.masquerade_v6;
     let problems = ports.problem.into_iter().filter(|_| masquerades).collect();
-    Ok(Observation { facts, node_v4: uplink.v4, node_v6: uplink.v6, uplink: uplink.link, pod_mtu, problems })
+    let uplink::Uplink { link, devices, v4: node_v4, v6: node_v6, .. } = uplink;
+    Ok(Observation { facts, node_v4, node_v6, uplink: link, devices, pod_mtu, problems })
 }

@@ -80,6 +80,7 @@ fn config(mode: Mode) -> DeviceConfig {
         mode,
         uplink: None,
         node_addresses: Vec::new(),
+        told_addresses: Vec::new(),
         pod_cidrs: vec![net("10.1.1.0/24"), net("fd00:1:1::/64")],
         retired_pod_cidrs: Vec::new(),
         service_cidrs: vec![net("10.96.0.0/16"), net("fd00:96::/112")],
@@ -403,6 +404,34 @@ fn a_default_route_of_several_ways_leads_to_an_uplink() {
         ip("route replace default nexthop via 192.0.2.1 dev up0 nexthop via 198.51.100.1 dev up1");
         let observed = super::observe(&config(Mode::Vxlan)).await.unwrap();
         assert_eq!((observed.uplink.name.as_str(), observed.node_v4), ("up0", Some("192.0.2.10".parse().unwrap())));
+    });
+}
+
+/// A node whose InternalIP is not on the device of its default route, and one without a default route.
+#[test]
+fn the_uplink_has_the_address_of_the_node_object() {
+    on_a_node(|| async {
+        ip("link add up1 type veth peer name wire1");
+        ip("link set up1 up");
+        ip("link set wire1 up");
+        ip("addr add 198.51.100.10/24 dev up1");
+        let told = |addresses: &[&str]| DeviceConfig {
+            told_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..config(Mode::Vxlan)
+        };
+        let here = told(&["203.0.113.1", "198.51.100.10"]);
+        for _ in 0..2 {
+            let observed = super::observe(&here).await.unwrap();
+            let addresses = (observed.node_v4.map(IpAddr::from), observed.node_v6.map(IpAddr::from));
+            assert_eq!(addresses, (Some("198.51.100.10".parse().unwrap()), None));
+            assert_eq!(observed.uplink.name, "up1");
+            let heard: Vec<_> = observed.devices.heard.iter().map(|(_, name)| name.as_str()).collect();
+            assert_eq!((heard[0], heard.len()), ("up1", 4), "{heard:?}");
+            drop(Command::new("ip").args(["route", "del", "default"]).status());
+        }
+        ip("route add default via 192.0.2.1");
+        let absent = super::observe(&told(&["203.0.113.1"])).await.unwrap();
+        assert_eq!((absent.uplink.name.as_str(), absent.node_v4), ("up0", Some("192.0.2.10".parse().unwrap())));
     });
 }
 

@@ -9,6 +9,7 @@ use std::{
 use super::{
     DeviceConfig, Error, Result,
     addresses::{self, Assigned},
+    devices::Devices,
     links::{self, Link, NAME_PREFIX},
     netlink::Netlink,
     routes::{self, DefaultWay},
@@ -18,6 +19,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Uplink {
     pub(super) link: Link,
+    pub(super) devices: Devices,
     pub(super) v4: Option<Ipv4Addr>,
     pub(super) v6: Option<Ipv6Addr>,
     /// Every address of the node that others can reach it by, Weft's own devices left out.
@@ -40,10 +42,12 @@ pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<
     let of_networks = assigned.iter().filter(|assigned| !assigned.is_alone()).map(|assigned| assigned.address);
     let all = known.chain(of_networks).chain(ways.iter().filter_map(|way| way.gateway));
     let reserved: BTreeSet<IpAddr> = all.collect();
-    Ok(Uplink { link, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
+    let devices = Devices::choose(&links, link.index);
+    Ok(Uplink { link, devices, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
 }
 
-/// The configured device; else the one that has the configured node address; else the one of the default route.
+/// The configured device; else the one that has the configured node address, or that of the Node object; else the one of the
+/// default route.
 fn find(config: &DeviceConfig, links: &[Link], assigned: &[Assigned], ways: &[DefaultWay]) -> Result<Link> {
     let by_index = |index: u32| links.iter().find(|link| link.index == index).cloned();
     if let Some(name) = &config.uplink {
@@ -53,13 +57,22 @@ fn find(config: &DeviceConfig, links: &[Link], assigned: &[Assigned], ways: &[De
         });
     }
     if let Some(address) = config.node_addresses.first() {
-        let owner = assigned.iter().find(|assigned| assigned.address == *address);
-        return owner.and_then(|assigned| by_index(assigned.ifindex)).ok_or_else(|| absent_address(*address));
+        return of_address(assigned, *address)
+            .and_then(|assigned| by_index(assigned.ifindex))
+            .ok_or_else(|| absent_address(*address));
+    }
+    let told = config.told_addresses.iter().find_map(|address| of_address(assigned, *address));
+    if let Some(link) = told.and_then(|assigned| by_index(assigned.ifindex)) {
+        return Ok(link);
     }
     let default = ways.iter().find_map(|way| by_index(way.device));
     default.ok_or_else(|| {
         Error::config("uplink", format!("the node has no default route to find it by: give one of {}", names(links)))
     })
+}
+
+fn of_address(assigned: &[Assigned], address: IpAddr) -> Option<&Assigned> {
+    assigned.iter().find(|assigned| assigned.address == address)
 }
 
 fn names(links: &[Link]) -> String {
@@ -78,7 +91,8 @@ fn absent_address(address: IpAddr) -> Error {
     )
 }
 
-/// One address per family: the configured one, which must be there; else the uplink's first that is fit for use.
+/// One address per family: the configured one, which must be there; else that of the Node object, where it is there; else the
+/// uplink's first that is fit for use.
 fn node_addresses(
     config: &DeviceConfig,
     uplink: &Link,
@@ -90,8 +104,9 @@ fn node_addresses(
         }
     }
     let of_uplink = assigned.iter().filter(|address| address.ifindex == uplink.index && address.preferred);
+    let told = config.told_addresses.iter().copied().filter(|address| of_address(assigned, *address).is_some());
     let candidates: Vec<_> =
-        config.node_addresses.iter().copied().chain(of_uplink.map(|address| address.address)).collect();
+        config.node_addresses.iter().copied().chain(told).chain(of_uplink.map(|address| address.address)).collect();
     let v4 = candidates.iter().find_map(|address| match address {
         IpAddr::V4(v4) => Some(*v4),
         IpAddr::V6(_) => None,

@@ -101,6 +101,7 @@ impl Node {
 
     async fn try_pass(&mut self, shared: &Shared) -> Result<()> {
         self.passes.begin();
+        self.host.follow_addresses(&self.config, shared);
         let followed = self.host.follow_pod_cidrs(&self.config, shared, &mut self.ports).await;
         self.passes.note(followed);
         let found = self.host.find_next_hops(shared).await;

@@ -3,7 +3,7 @@
 //! what was set before; each look compares with what is there.
 
 use anyhow::{Context as _, Result};
-use weft_dataplane::{Attachment as Served, Dataplane};
+use weft_dataplane::{Attachment as Served, Dataplane, Program};
 
 use super::Host;
 use crate::{
@@ -48,13 +48,19 @@ impl Host {
         };
         mended(work, Mended::Devices, changes);
         observation.facts.next_hops.clone_from(&before.facts.next_hops);
+        // Of others than the uplink nothing is planned: their programs follow.
+        let devices = std::mem::replace(&mut observation.devices, before.devices.clone());
         let changed = observation != *before;
+        if devices != before.devices {
+            tracing::info!(?devices, "the devices by which others are heard have changed");
+        }
         if changed {
             tracing::info!("the node's devices or addresses have changed");
             self.observation = observation;
             self.announced = false;
             self.routes.stand = false;
         }
+        self.observation.devices = devices;
         (changed, problem)
     }
 
@@ -79,17 +85,28 @@ impl Host {
     }
 
     /// Programs of the node's own devices, once they were attached.
-    async fn repair_programs(&self, dataplane: &mut Dataplane, work: &Work) -> Result<()> {
+    async fn repair_programs(&mut self, dataplane: &mut Dataplane, work: &Work) -> Result<()> {
         if !self.announced {
             return Ok(());
         }
         let attached = dataplane.attachments().context("cannot look for attached programs")?;
-        let is_missing = |program, ifindex| !attached.contains(&Served { ifindex, program });
-        let missing = self.programs().iter().filter(|(program, _, ifindex)| is_missing(*program, *ifindex)).count();
-        if missing > 0 {
-            self.attach_programs(dataplane)?;
-            mended(work, Mended::Programs, missing);
+        let wanted = self.programs();
+        let is_wanted = |ifindex| wanted.iter().any(|(_, _, wanted)| *wanted == ifindex);
+        // Ports of a bond by now, or gone to another namespace.
+        for Served { ifindex, .. } in
+            attached.iter().filter(|found| found.program == Program::FromUplink && !is_wanted(found.ifindex))
+        {
+            tracing::info!(ifindex, "detaching from a device by which nobody is heard any more");
+            dataplane.detach(*ifindex).with_context(|| format!("cannot detach programs from device {ifindex}"))?;
         }
+        let is_missing = |program, ifindex| !attached.contains(&Served { ifindex, program });
+        let missing: Vec<_> =
+            wanted.iter().filter(|(program, _, ifindex)| is_missing(*program, *ifindex)).cloned().collect();
+        let lost = missing.iter().filter(|(_, _, ifindex)| self.served.contains(ifindex)).count();
+        let result = Self::attach(&missing, dataplane);
+        self.served = wanted.into_iter().map(|(_, _, ifindex)| ifindex).collect();
+        mended(work, Mended::Programs, lost);
+        result?;
         let opened = self.open_overlay().await?;
         mended(work, Mended::Devices, usize::from(opened));
         Ok(())
