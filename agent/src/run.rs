@@ -48,6 +48,7 @@ use self::{
     engine::Engine, host::Host, memory::NodeMemory, node::Node, passes::Passes, ports::Ports, remembered::Keeper,
 };
 use crate::{
+    apply,
     attachment::{Attachments, Settings},
     config::{Config, Source},
     device::{self, Changes, DeviceConfig, Limits, Observation},
@@ -168,6 +169,9 @@ async fn start(
     let changes = Changes::open()?;
     let mut observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
+    if host::has_moved_unseen(&config.run_dir, observation.state) {
+        apply::move_routes(&**dataplane.maps()).context("cannot move the generation of routes")?;
+    }
     device_config.limits = limits(&config, dataplane.maps());
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;

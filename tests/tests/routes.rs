@@ -2,11 +2,15 @@
 
 //! What the host routes to Services, and what of it follows objects.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
-use weft_testbed::{Bed, Binaries, Node, Options, Protocol, Shell, service, service_cidr, until_ok};
+use weft_testbed::{Bed, Binaries, Node, Options, Protocol, Shell, Tables, service, service_cidr, until_ok};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PORT: u16 = 8080;
@@ -189,6 +193,67 @@ fn agents_start_whatever_the_default_route_is() -> Result<()> {
         let mut found = status.devices.clone();
         found.sort_unstable();
         ensure!(found == heard && status.stack_devices == by_stack, "{}: {status:?}", node.name());
+    }
+    Ok(())
+}
+
+/// Flows decide again when the host's own routes, addresses or links are others, and not for what Weft does itself.
+#[test]
+fn what_changes_of_the_host_moves_the_generation_of_routes() -> Result<()> {
+    let bed = Bed::with(&Options { nodes: 1, ..Options::default() })?;
+    let node = bed.node(1);
+    let tables = Tables::of(node)?;
+    let quiet = || -> Result<u32> {
+        let mut last = tables.routes_generation()?;
+        until_ok("the generation stands", PATIENCE, || {
+            std::thread::sleep(Duration::from_secs(1));
+            let now = tables.routes_generation()?;
+            let before = std::mem::replace(&mut last, now);
+            ensure!(before == now, "{before} to {now}");
+            Ok(())
+        })?;
+        Ok(last)
+    };
+    let before = quiet()?;
+    let pod = bed.container(1, "default/pod", &[("app", "web")])?;
+    bed.apply(&service("default/web", ["10.96.0.10", "fd00:96::10"], 80, PORT, &[("app", "web")]))?;
+    node.pings(pod.addresses()[0], 56)?;
+    node.sh("ip route flush proto 119")?.ok()?;
+    routes_are(node, &["10.96.0.0/16"], &[])?;
+    drop(pod);
+    ensure!(quiet()? == before, "Weft's own writes move nothing: {}", node.agent_log());
+    for script in [
+        "ip route add 198.51.100.0/24 via 192.168.119.254",
+        "ip -6 route add 2001:db8:9::/64 via fd00:119::fe",
+        "ip address add 192.168.119.77/32 dev eth0",
+        "ip link add eth1 type veth peer name far1",
+        "ip rule add from 192.168.119.77 table 7",
+    ] {
+        let before = quiet()?;
+        node.sh(script)?.ok()?;
+        until_ok(script, PATIENCE, || {
+            ensure!(tables.routes_generation()? != before, "it is not told");
+            Ok(())
+        })?;
+    }
+    let before = quiet()?;
+    let began = Instant::now();
+    node.sh(
+        "for a in $(seq 40); do for b in $(seq 250); do echo route add 172.16.$a.$b via 192.168.119.254; done; done >/run/batch
+         ip -batch /run/batch",
+    )?
+    .ok()?;
+    let moves = quiet()? - before;
+    let most = 2 + began.elapsed().as_millis() / 250;
+    ensure!((1..=most).contains(&u128::from(moves)), "{moves} moves for 10,000 routes, {most} at most");
+    // What changes while nobody looks is found out by the next agent.
+    for (meanwhile, moves) in [("true", false), ("ip route del 198.51.100.0/24", true), ("true", false)] {
+        let before = quiet()?;
+        node.stop_agent(Signal::SIGKILL)?;
+        node.sh(meanwhile)?.ok()?;
+        node.start_agent()?;
+        node.agent_ready()?;
+        ensure!((quiet()? != before) == moves, "after {meanwhile}");
     }
     Ok(())
 }

@@ -38,6 +38,8 @@ pub struct Link {
     pub kind: String,
     /// Administratively up.
     pub up: bool,
+    /// It has a carrier.
+    pub running: bool,
     /// Without ARP and neighbour discovery.
     pub noarp: bool,
     /// Takes part in multicast: the kernel reports its groups (MLD) when it comes up.
@@ -332,6 +334,7 @@ impl From<&LinkMessage> for Link {
             index: message.header.index,
             up: flags.contains(LinkFlags::Up),
             ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            running: flags.contains(LinkFlags::Running),
             loopback: flags.contains(LinkFlags::Loopback),
             noarp: flags.contains(LinkFlags::Noarp),
             multicast: flags.contains(LinkFlags::Multicast),

@@ -32,6 +32,7 @@ mod facts;
 mod host_port;
 mod limits;
 pub mod links;
+mod moves;
 mod neighbours;
 mod netlink;
 mod overlay;
@@ -52,7 +53,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use self::{
-    changes::{Change, Changes},
+    changes::{Change, Changes, Due},
     devices::Devices,
     error::{Error, Result},
     facts::gateway,
@@ -120,6 +121,8 @@ pub struct Observation {
     pub node_v4: Option<Ipv4Addr>,
     /// The node's IPv6 address.
     pub node_v6: Option<Ipv6Addr>,
+    /// A digest of the host's routes, rules, addresses and links that are not Weft's: what packets to the outside depend on.
+    pub state: u64,
     /// MTU of workloads and of `weft0`.
     pub pod_mtu: u32,
     /// What does not fit on this node, and the fix; Weft works nevertheless.
@@ -342,6 +345,6 @@ async fn observe_with(
     let facts = facts::facts(config, &devices, &ports.range);
     let masquerades = config.masquerade_v4 || config.masquerade_v6;
     let problems = ports.problem.into_iter().filter(|_| masquerades).collect();
-    let uplink::Uplink { link, devices, v4: node_v4, v6: node_v6, .. } = uplink;
-    Ok(Observation { facts, node_v4, node_v6, uplink: link, devices, pod_mtu, problems })
+    let uplink::Uplink { link, devices, state, v4: node_v4, v6: node_v6, .. } = uplink;
+    Ok(Observation { facts, node_v4, node_v6, uplink: link, devices, state, pod_mtu, problems })
 }

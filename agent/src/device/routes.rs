@@ -9,13 +9,15 @@ use std::{
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
-    RouteMessageBuilder,
+    IpVersion, RouteMessageBuilder,
+    packet_core::Emitable as _,
     packet_route::route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
     },
 };
 
 use super::{Error, Result, error::to_io, netlink::Netlink};
+use crate::plan::Digest;
 
 /// Marks routes as Weft's.
 pub const ROUTE_PROTOCOL: u8 = 119;
@@ -180,9 +182,10 @@ pub(super) struct DefaultWay {
     pub(super) gateway: Option<IpAddr>,
 }
 
-/// The ways of the default routes, IPv4 before IPv6, lower metrics first; a route may have several of equal cost.
-pub(super) async fn default_ways(netlink: &Netlink) -> Result<Vec<DefaultWay>> {
-    let mut found = Vec::new();
+/// The ways of the default routes, IPv4 before IPv6, lower metrics first; a route may have several of equal cost. Beside them a
+/// digest of all routes that are neither Weft's nor of one of the devices that `is_own`.
+pub(super) async fn default_ways(netlink: &Netlink, is_own: impl Fn(u32) -> bool) -> Result<(Vec<DefaultWay>, u64)> {
+    let (mut found, mut digest) = (Vec::new(), 0_u64);
     let requests = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     for request in requests {
         let mut answers = netlink.route().get(request).execute();
@@ -194,11 +197,42 @@ pub(super) async fn default_ways(netlink: &Netlink) -> Result<Vec<DefaultWay>> {
             if is_default {
                 found.extend(ways_of(&message));
             }
+            digest = digest.wrapping_add(digest_of(message, &is_own));
         }
     }
     // Those of one route stay in their order.
     found.sort_by_key(|way| (way.is_ipv6, way.metric));
-    Ok(found)
+    Ok((found, digest))
+}
+
+fn digest_of(mut message: RouteMessage, is_own: impl Fn(u32) -> bool) -> u64 {
+    let is_ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+        || attribute(&message, |attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(is_own(*index)),
+            _ => None,
+        }) == Some(true);
+    if is_ours {
+        return 0;
+    }
+    // How often it was used, and how long it lasts yet.
+    message.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+    let mut bytes = vec![0; message.buffer_len()];
+    message.emit(&mut bytes);
+    Digest::spread(&bytes)
+}
+
+/// A digest of the rules that choose among tables.
+pub(super) async fn rules_digest(netlink: &Netlink) -> Result<u64> {
+    let mut digest = 0_u64;
+    for family in [IpVersion::V4, IpVersion::V6] {
+        let mut answers = netlink.rule().get(family).execute();
+        while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "rules"))? {
+            let mut bytes = vec![0; message.buffer_len()];
+            message.emit(&mut bytes);
+            digest = digest.wrapping_add(Digest::spread(&bytes));
+        }
+    }
+    Ok(digest)
 }
 
 fn ways_of(message: &RouteMessage) -> Vec<DefaultWay> {

@@ -14,6 +14,7 @@ use super::{
     netlink::Netlink,
     routes::{self, DefaultWay},
 };
+use crate::plan::Digest;
 
 /// The way out of the node.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub(super) struct Uplink {
     pub(super) v6: Option<Ipv6Addr>,
     /// Every address of the node that others can reach it by, Weft's own devices left out.
     pub(super) host_addresses: Vec<IpAddr>,
+    /// See [`super::Observation::state`].
+    pub(super) state: u64,
     /// See [`crate::model::NodeFacts::reserved`].
     pub(super) reserved: Vec<IpAddr>,
 }
@@ -31,9 +34,16 @@ pub(super) struct Uplink {
 pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<Uplink> {
     let links = links::list_with(netlink).await?;
     let mut assigned = addresses::list(netlink).await?;
-    let is_own = |index: u32| links.iter().any(|link| link.index == index && link.name.starts_with(NAME_PREFIX));
-    assigned.retain(|address| address.global && !address.address.is_loopback() && !is_own(address.ifindex));
-    let ways = routes::default_ways(netlink).await?;
+    let own: BTreeSet<u32> =
+        links.iter().filter(|link| link.name.starts_with(NAME_PREFIX)).map(|link| link.index).collect();
+    let is_own = |index: u32| own.contains(&index);
+    assigned.retain(|address| !is_own(address.ifindex));
+    let (ways, routes) = routes::default_ways(netlink, is_own).await?;
+    let parts = links.iter().filter(|link| !is_own(link.index)).map(digest_of_link);
+    let parts =
+        parts.chain(assigned.iter().map(Assigned::digest)).chain([routes, routes::rules_digest(netlink).await?]);
+    let state = parts.fold(0, u64::wrapping_add);
+    assigned.retain(|address| address.global && !address.address.is_loopback());
     let link = find(config, &links, &assigned, &ways)?;
     let (v4, v6) = node_addresses(config, &link, &assigned)?;
     let host_addresses = assigned.iter().map(|assigned| assigned.address).collect();
@@ -43,7 +53,14 @@ pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<
     let all = known.chain(of_networks).chain(ways.iter().filter_map(|way| way.gateway));
     let reserved: BTreeSet<IpAddr> = all.collect();
     let devices = Devices::choose(&links, link.index);
-    Ok(Uplink { link, devices, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
+    Ok(Uplink { link, devices, state, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
+}
+
+/// Of what packets out of it depend on.
+fn digest_of_link(link: &Link) -> u64 {
+    let numbers = [link.index, link.mtu, link.up.into(), link.running.into(), link.controller.unwrap_or(0)];
+    let mac = link.mac.iter().flat_map(|mac| mac.0);
+    Digest::spread(&numbers.into_iter().flat_map(u32::to_ne_bytes).chain(mac).collect::<Vec<u8>>())
 }
 
 /// The configured device; else the one that has the configured node address, or that of the Node object; else the one of the

@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result};
 use weft_dataplane::{Dataplane, Program};
 
 pub(super) use self::cidrs::{first as first_pod_cidrs, told_addresses};
+pub(super) use self::repair::has_moved_unseen;
 use crate::{
     device::{self, DeviceConfig, Devices, Observation},
     model::{HostRoute, Mode, NextHop, NodeFacts, Snapshot},
@@ -35,6 +36,8 @@ pub(super) struct Host {
     routes: Routes,
     /// Devices that had programs at the last look.
     served: BTreeSet<u32>,
+    /// Which [`Observation::state`] is written down.
+    saved_state: Option<u64>,
     /// See [`Host::set_announced`].
     announced: bool,
 }
@@ -63,6 +66,7 @@ impl Host {
             ways: Ways::default(),
             routes: Routes::default(),
             served: BTreeSet::new(),
+            saved_state: None,
             announced: false,
         }
     }

@@ -15,7 +15,7 @@ use super::{
     told::{Parts, Told},
 };
 use crate::{
-    apply::flows,
+    apply::{self, flows},
     attachment::pending,
     config::{Config, Source},
     device::Change,
@@ -70,6 +70,7 @@ impl Node {
 
     /// Takes up what an earlier run has left.
     pub(super) async fn adopt(&mut self) -> Result<()> {
+        self.save_host_state();
         self.ports.adopt(&mut self.dataplane).await
     }
 
@@ -180,6 +181,18 @@ impl Node {
         let broken = broken_host.iter().cloned().chain(ports.repair(dataplane, work).await);
         self.told.tell(broken.collect());
         changed
+    }
+
+    /// Writes down for the next agent which state of the host this one has published.
+    pub(super) fn save_host_state(&mut self) {
+        self.host.save_state(&self.config.run_dir);
+    }
+
+    /// What was decided by the host's routes is decided anew.
+    pub(super) fn move_routes(&self) {
+        if let Err(error) = block_in_place(|| apply::move_routes(&**self.maps())) {
+            tracing::error!(%error, "cannot move the generation of routes");
+        }
     }
 
     /// Whether a port wants a pass since this was asked last.

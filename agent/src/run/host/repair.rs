@@ -2,18 +2,47 @@
 //! The host is looked at, and what others changed is put back: devices, addresses, routes, programs. Nothing of it follows from
 //! what was set before; each look compares with what is there.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context as _, Result};
 use weft_dataplane::{Attachment as Served, Dataplane, Program};
 
 use super::Host;
 use crate::{
     device::{self, Repaired},
+    file,
     model::Mode,
     run::{ports::Broken, told::mended},
     serve::metrics::{Mended, Work},
 };
 
+/// Where the digest of the host's routes is written down, for the next agent.
+fn state_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("host-state")
+}
+
+/// Whether the host's routes, addresses and links may be others than the last agent knew: nobody has moved generations for it.
+pub(in crate::run) fn has_moved_unseen(run_dir: &Path, state: u64) -> bool {
+    fs::read_to_string(state_path(run_dir)).map_or(true, |text| text.trim() != format!("{state:016x}"))
+}
+
 impl Host {
+    /// Writes down which state of the host was seen last.
+    pub(in crate::run) fn save_state(&mut self, run_dir: &Path) {
+        let state = self.observation.state;
+        if self.saved_state == Some(state) {
+            return;
+        }
+        match file::save_bytes(&state_path(run_dir), format!("{state:016x}").as_bytes()) {
+            Ok(()) => self.saved_state = Some(state),
+            // The next agent has flows decide once more.
+            Err(error) => tracing::debug!(%error, "cannot write down the state of the host"),
+        }
+    }
+
     /// One look; what cannot be mended, which stands in `weft status` until a later look finds it right, and whether a pass is
     /// due because the node is another now. `planned`: a pass has worked.
     pub(in crate::run) async fn repair(
@@ -48,8 +77,9 @@ impl Host {
         };
         mended(work, Mended::Devices, changes);
         observation.facts.next_hops.clone_from(&before.facts.next_hops);
-        // Of others than the uplink nothing is planned: their programs follow.
+        // Of others than the uplink nothing is planned: their programs follow. Of other routes the kernel has told.
         let devices = std::mem::replace(&mut observation.devices, before.devices.clone());
+        let state = std::mem::replace(&mut observation.state, before.state);
         let changed = observation != *before;
         if devices != before.devices {
             tracing::info!(?devices, "the devices by which others are heard have changed");
@@ -60,7 +90,7 @@ impl Host {
             self.announced = false;
             self.routes.stand = false;
         }
-        self.observation.devices = devices;
+        (self.observation.devices, self.observation.state) = (devices, state);
         (changed, problem)
     }
 
