@@ -138,6 +138,7 @@ fn main() {
         config: weft_abi::Config { host_ifindex: 2, ..weft_abi::Config::default() },
         pod_cidrs: vec!["10.0.0.0/24".parse().expect("a prefix")],
         host_addresses: vec![IpAddr::from([10, 0, 0, 1])],
+        reserved: vec![],
         service_cidrs: vec!["10.96.0.0/16".parse().expect("a prefix")],
         next_hops: BTreeMap::new(),
         checks_neighbours: true,
@@ -152,6 +153,7 @@ fn main() {
         services: all((0..SERVICES).map(service)),
         slices: all((0..SERVICES).map(|n| slice(n, true))),
         policies: Changed::all(BTreeMap::new()),
+        service_cidrs: Changed::all(BTreeMap::new()),
     };
     println!("objects: {}", resident());
     let began = Instant::now();

@@ -88,7 +88,10 @@ pub struct NodeFacts {
     pub pod_cidrs: Vec<IpNet>,
     /// Every address of the host itself, gateway addresses included.
     pub host_addresses: Vec<IpAddr>,
-    /// Service CIDRs.
+    /// Addresses that no Service may take from the host: those that others know it by, with a network of theirs, and its
+    /// routers'.
+    pub reserved: Vec<IpAddr>,
+    /// Service CIDRs that are configured; ServiceCIDR objects count beside them.
     pub service_cidrs: Vec<IpNet>,
     /// How another node's address is reached (native mode). Of an address that is missing nothing is known.
     pub next_hops: BTreeMap<IpAddr, NextHop>,
@@ -208,7 +211,7 @@ pub struct Desired {
     pub workload_digests: BTreeMap<u32, u64>,
     /// Digest of `remotes`; when it changes the routes' generation moves.
     pub routes_digest: u64,
-    /// Pod CIDRs of other nodes and the Service CIDRs: what the host must route into `weft0` or, in native mode, to the next hop.
+    /// Pod CIDRs of other nodes, the Service CIDRs and the addresses of Services beside them, in order: what the host must route into `weft0` or, in native mode, to the next hop.
     pub host_routes: Arc<Vec<HostRoute>>,
     /// Where other nodes' pods are, for `weft status`.
     pub route_reports: Vec<RouteReport>,

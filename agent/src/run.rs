@@ -48,6 +48,7 @@ use self::{
     engine::Engine, host::Host, memory::NodeMemory, node::Node, passes::Passes, ports::Ports, remembered::Keeper,
 };
 use crate::{
+    apply,
     attachment::{Attachments, Settings},
     config::{Config, Source},
     device::{self, Changes, DeviceConfig, Limits, Observation},
@@ -162,11 +163,15 @@ async fn start(
     mut feed: Feed,
 ) -> Result<()> {
     let pod_cidrs = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
-    let mut device_config = device_config(&config, pod_cidrs);
+    let told_addresses = host::told_addresses(&config, shared.planner().snapshot());
+    let mut device_config = DeviceConfig { told_addresses, ..device_config(&config, pod_cidrs) };
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
     let mut observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
     let dataplane = open(&config)?;
+    if host::has_moved_unseen(&config.run_dir, observation.state) {
+        apply::move_routes(&**dataplane.maps()).context("cannot move the generation of routes")?;
+    }
     device_config.limits = limits(&config, dataplane.maps());
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
@@ -195,6 +200,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired }: NodeMemory)
         mode: config.mode,
         uplink: config.uplink.clone(),
         node_addresses: config.node_addresses.clone(),
+        told_addresses: Vec::new(),
         pod_cidrs,
         retired_pod_cidrs: retired,
         service_cidrs: config.service_cidrs.clone(),

@@ -25,8 +25,14 @@ pub struct StatusReport {
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses given out and addresses in all, per pod CIDR in the same order.
     pub addresses_used: Vec<(u64, u64)>,
-    /// The device that leads out.
+    /// The device that leads to the other nodes.
     pub uplink: String,
+    /// Every device by which packets from outside of the node are met, the uplink first.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// Devices without an Ethernet header: what is behind them is reached through the host's own IP stack.
+    #[serde(default)]
+    pub stack_devices: Vec<String>,
     /// Why the agent cannot serve ADD now; none: it can.
     #[serde(default)]
     pub not_ready: Option<String>,

@@ -21,6 +21,7 @@ pub(crate) fn status(status: &StatusReport) -> String {
     table.row(["source".into(), source(status)]);
     table.row(["mode".into(), status.mode.clone()]);
     table.row(["uplink".into(), status.uplink.clone()]);
+    table.row(["devices".into(), devices(status)]);
     let pools = status.pod_cidrs.iter().zip(&status.addresses_used);
     table.row([
         "addresses".into(),
@@ -48,6 +49,12 @@ pub(crate) fn status(status: &StatusReport) -> String {
         text = format!("{text}\nproblem: {problem}");
     }
     if status.problems.is_empty() { text } else { format!("{text}\n") }
+}
+
+fn devices(status: &StatusReport) -> String {
+    let stack = joined(&status.stack_devices, ", ");
+    let heard = joined(&status.devices, ", ");
+    if stack.is_empty() { heard } else { format!("{heard}\n{stack}: through the host's stack") }
 }
 
 pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> Table {

@@ -37,7 +37,7 @@ pub use cni::{Attachment, CniFailure, Plug};
 pub use container::Container;
 pub use equivalence::equivalence;
 pub use hostile::{Selection, Tally, hostile, hostile_names};
-pub use manifest::{ingress_policy, namespace, pod, service};
+pub use manifest::{ingress_policy, namespace, pod, service, service_cidr};
 pub use namespace::Namespace;
 pub use node::{Mode, Node, detach_programs};
 pub use oracle::{OracleOptions, OraclePath, OracleReport, oracle, oracle_replay, oracle_wire};

@@ -52,6 +52,15 @@ pub fn service(name: &str, addresses: [&str; 2], port: u16, target: u16, selecto
     })
 }
 
+/// A ServiceCIDR of these prefixes.
+#[must_use]
+pub fn service_cidr(name: &str, cidrs: &[&str]) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": name}, "spec": {"cidrs": cidrs},
+    })
+}
+
 /// A NetworkPolicy `namespace/name` that lets only pods of the same namespace that `from` matches in to those that `to`
 /// matches.
 #[must_use]

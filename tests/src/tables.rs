@@ -54,6 +54,14 @@ impl Tables {
         Ok(all.join("\n"))
     }
 
+    /// The generation of the routes: flows that were decided under another one decide again.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn routes_generation(&self) -> Result<u32> {
+        Ok(self.maps.generations().get(generation::ROUTES)?)
+    }
+
     /// How many frontends and backends there are; backends of a change that goes on are counted twice.
     ///
     /// # Errors

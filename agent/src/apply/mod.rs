@@ -164,6 +164,25 @@ impl Applier {
     }
 }
 
+/// Every flow is decided anew that was decided by the host's routes, which are others now. The plan stands as it is.
+///
+/// # Errors
+/// The map refuses.
+pub fn move_routes(tables: &dyn Tables) -> Result<(), Error> {
+    let generations = tables.generations();
+    let next = generations.get(generation::ROUTES)?.wrapping_add(1);
+    publish(tables, &BTreeMap::from([(generation::ROUTES, next)]))
+}
+
+/// Publishes generations, by slot; see [`weft_abi::generation`].
+fn publish(tables: &dyn Tables, moved: &BTreeMap<u32, u32>) -> Result<(), Error> {
+    let generations = tables.generations();
+    let next_epoch = || generations.set(generation::EPOCH, &generations.get(generation::EPOCH)?.wrapping_add(1));
+    next_epoch()?;
+    moved.iter().try_for_each(|(slot, value)| generations.set(*slot, value))?;
+    next_epoch()
+}
+
 impl Observed {
     fn read(tables: &dyn Tables) -> Result<Self, Error> {
         let services = Known::observe(tables.services())?;
@@ -288,18 +307,9 @@ impl Pass<'_> {
         if self.moved.is_empty() {
             return Ok(());
         }
-        self.next_epoch()?;
-        for (slot, value) in &self.moved {
-            self.tables.generations().set(*slot, value)?;
-        }
+        publish(self.tables, &self.moved)?;
         self.summary.generations += self.moved.len();
-        self.next_epoch()?;
         self.moved.clear();
         Ok(())
-    }
-
-    fn next_epoch(&self) -> Result<(), Error> {
-        let generations = self.tables.generations();
-        generations.set(generation::EPOCH, &generations.get(generation::EPOCH)?.wrapping_add(1))
     }
 }

@@ -7,6 +7,7 @@ use futures::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 
 use super::{Error, Result, links::Link, netlink::Netlink};
+use crate::plan::Digest;
 
 /// An address as the kernel has it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -85,6 +86,16 @@ impl Assigned {
             preferred: !flags.intersects(unfit) && !temporary,
             message,
         })
+    }
+
+    /// Of what makes it another address: not how long it lasts.
+    pub(super) fn digest(&self) -> u64 {
+        Digest::spread(format!("{} {}/{}", self.ifindex, self.address, self.prefix_len).as_bytes())
+    }
+
+    /// Without a network around it (/32, /128).
+    pub(super) fn is_alone(&self) -> bool {
+        self.prefix_len == host_prefix(self.address)
     }
 
     fn is_host_address(&self, address: IpAddr) -> bool {

@@ -21,16 +21,32 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Error, Result};
+use super::{Error, Result, moves::Moves};
 use crate::attachment::is_host_ifname;
 
 /// `RTNLGRP_*` of `linux/rtnetlink.h`, as the bits that bind(2) takes: links, neighbours, traffic control (the filters of ports),
-/// IPv4 and IPv6 addresses and routes, and the settings below `net.ipv4.conf` and `net.ipv6.conf`.
-const GROUPS: u32 = group(1) | group(3) | group(4) | group(5) | group(7) | group(9) | group(11) | group(24) | group(25);
+/// IPv4 and IPv6 addresses, routes and rules, next hops that routes share, and the settings below `net.ipv4.conf` and
+/// `net.ipv6.conf`.
+const GROUPS: u32 = group(1)
+    | group(3)
+    | group(4)
+    | group(5)
+    | group(7)
+    | group(8)
+    | group(9)
+    | group(11)
+    | group(19)
+    | group(24)
+    | group(25)
+    | group(32);
 /// Between two looks at least, so that a process of the node that changes things in a loop costs four looks a second.
 const MIN_PAUSE: Duration = Duration::from_millis(250);
 /// Looks take this part of the time at most: one to nine.
 const PAUSE_PER_LOOK: u32 = 9;
+/// After a move of the routes' generation another one waits so long, and the longer while changes go on: a routing daemon that never
+/// rests costs two moves a second.
+const MOVE_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
 /// Messages taken in one go: the socket's buffer has room for fewer.
 const MAX_DRAIN: usize = 4096;
 
@@ -47,12 +63,27 @@ pub enum Change {
     Node,
 }
 
+/// What there is to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Due {
+    /// A look at what has changed.
+    Look(Change),
+    /// What was decided by the host's routes, addresses and links is to be decided anew: they are others than before, and not by
+    /// Weft's doing.
+    Move,
+}
+
 /// Where the kernel's messages arrive.
 pub struct Changes {
     fd: AsyncFd<OwnedFd>,
     pending: Option<Change>,
     /// The next look may begin then.
     next: Instant,
+    moves: Moves,
+    has_moved: bool,
+    /// The next move may be told then, and how long the one after it waits.
+    next_move: Instant,
+    move_pause: Duration,
     neighbours: Neighbours,
     ports: Ports,
 }
@@ -72,20 +103,61 @@ impl Changes {
             object: "changes of links, filters, addresses and routes".to_owned(),
             source,
         })?;
-        let (neighbours, ports) = (Neighbours::default(), Ports::default());
-        Ok(Self { fd, pending: None, next: Instant::now(), neighbours, ports })
+        let (neighbours, ports, now) = (Neighbours::default(), Ports::default(), Instant::now());
+        let moves = Moves::default();
+        let (next_move, move_pause) = (now, MOVE_PAUSE);
+        Ok(Self { fd, pending: None, next: now, moves, has_moved: false, next_move, move_pause, neighbours, ports })
     }
 
-    /// Waits until something has changed since the last call, and until the pause after the last look is over; tells what. Takes
-    /// whatever is queued with it. Nothing is lost if the wait is given up.
-    pub async fn changed(&mut self) -> Change {
-        while self.pending.is_none() {
-            self.wait().await;
+    /// Waits until something has changed since the last call, and until the pause after the last look, or move, is over; tells
+    /// what is due. Takes whatever is queued with it. Nothing is lost if the wait is given up.
+    pub async fn due(&mut self) -> Due {
+        loop {
+            let now = Instant::now();
+            let look = self.pending.map(|_| self.next);
+            let moved = self.has_moved.then_some(self.next_move);
+            if moved.is_some_and(|at| at <= now) {
+                return self.tell_move(now);
+            }
+            if look.is_some_and(|at| at <= now) {
+                // What came meanwhile is seen by the same look.
+                self.drain();
+                return Due::Look(self.pending.take().unwrap_or(Change::Node));
+            }
+            // Of more messages nothing more would follow: a storm of them is not read one by one.
+            let is_full = self.pending == Some(Change::Node) && self.has_moved;
+            let next = look.into_iter().chain(moved).min();
+            tokio::select! {
+                () = self.wait(), if !is_full => {}
+                () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
+            }
         }
-        sleep_until(self.next).await;
-        // What came meanwhile is seen by the same look.
+    }
+
+    /// As [`Changes::due`], of looks alone.
+    #[cfg(test)]
+    pub(super) async fn changed(&mut self) -> Change {
+        loop {
+            if let Due::Look(change) = self.due().await {
+                return change;
+            }
+        }
+    }
+
+    /// What came up to now goes with this move; what comes later has one of its own.
+    fn tell_move(&mut self, now: Instant) -> Due {
         self.drain();
-        self.pending.take().unwrap_or(Change::Node)
+        self.has_moved = false;
+        let is_storm = now.duration_since(self.next_move) < MOVE_PAUSE;
+        self.move_pause = if is_storm { (self.move_pause * 2).min(LONGEST_MOVE_PAUSE) } else { MOVE_PAUSE };
+        self.next_move = now + self.move_pause;
+        Due::Move
+    }
+
+    /// Whether a move is to be told yet of what the kernel has said up to now.
+    pub fn owes_move(&mut self) -> bool {
+        self.drain();
+        self.has_moved
     }
 
     /// To be called after each look, with the time that it and what it led to took: sets the pause before the next.
@@ -108,14 +180,18 @@ impl Changes {
 
     /// Takes the queued messages. `ENOBUFS` says that there were more than fit: a change too.
     fn drain(&mut self) {
-        let mut buffer = [0; 256];
+        let mut buffer = [0; 1024];
         for _ in 0..MAX_DRAIN {
             match recv(self.fd.get_ref().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(len) => self.pending = self.pending.max(self.read(&buffer[..len])),
+                Ok(len) => {
+                    self.has_moved |= self.moves.moved(&buffer[..len]);
+                    self.pending = self.pending.max(self.read(&buffer[..len]));
+                }
                 Err(Errno::ENOBUFS) => {
                     // What was lost may have been the end of a port.
                     self.ports.0.clear();
-                    self.pending = Some(Change::Node);
+                    self.moves.forget();
+                    (self.pending, self.has_moved) = (Some(Change::Node), true);
                 }
                 Err(Errno::EINTR) => {}
                 Err(_) => return,
@@ -125,10 +201,10 @@ impl Changes {
 }
 
 /// `struct nlmsghdr`.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 
 /// The type of a message.
-fn kind_of(message: &[u8]) -> Option<u16> {
+pub(super) fn kind_of(message: &[u8]) -> Option<u16> {
     message.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]))
 }
 
@@ -227,7 +303,7 @@ impl Neighbours {
 }
 
 /// The first netlink attribute of this type.
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let header = bytes.get(..4)?;
         let [len, kind] = [0, 2].map(|at| u16::from_ne_bytes([header[at], header[at + 1]]));

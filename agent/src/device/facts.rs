@@ -112,6 +112,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
         },
         pod_cidrs: config.all_pod_cidrs().copied().collect(),
         host_addresses,
+        reserved: uplink.reserved.clone(),
         service_cidrs: config.service_cidrs.clone(),
         next_hops: BTreeMap::new(),
         checks_neighbours: config.checks_neighbours,

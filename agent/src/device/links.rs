@@ -7,7 +7,7 @@ use rtnetlink::{
     packet_core::{DefaultNla, NLA_F_NESTED},
     packet_route::link::{
         AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        LinkLayerType, LinkMessage,
     },
 };
 use weft_abi::GATEWAY_MAC;
@@ -38,10 +38,18 @@ pub struct Link {
     pub kind: String,
     /// Administratively up.
     pub up: bool,
+    /// It has a carrier.
+    pub running: bool,
     /// Without ARP and neighbour discovery.
     pub noarp: bool,
     /// Takes part in multicast: the kernel reports its groups (MLD) when it comes up.
     pub multicast: bool,
+    /// Its packets have an Ethernet header.
+    pub ethernet: bool,
+    /// `lo`.
+    pub loopback: bool,
+    /// Index of the bridge, bond, team or VRF that has it as a port.
+    pub controller: Option<u32>,
     /// Index of the other end of a veth pair.
     pub peer: Option<u32>,
     /// `net.ipv4.conf.*.forwarding`.
@@ -325,6 +333,9 @@ impl From<&LinkMessage> for Link {
         let mut link = Self {
             index: message.header.index,
             up: flags.contains(LinkFlags::Up),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            running: flags.contains(LinkFlags::Running),
+            loopback: flags.contains(LinkFlags::Loopback),
             noarp: flags.contains(LinkFlags::Noarp),
             multicast: flags.contains(LinkFlags::Multicast),
             ..Self::default()
@@ -334,6 +345,7 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(controller) => link.controller = Some(*controller),
                 LinkAttribute::Link(peer) => link.peer = Some(*peer),
                 LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link.read_info(info)),
                 LinkAttribute::AfSpecUnspec(specs) => specs.iter().for_each(|spec| link.read_af_spec(spec)),

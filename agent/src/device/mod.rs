@@ -26,11 +26,13 @@
 
 mod addresses;
 mod changes;
+mod devices;
 mod error;
 mod facts;
 mod host_port;
 mod limits;
 pub mod links;
+mod moves;
 mod neighbours;
 mod netlink;
 mod overlay;
@@ -51,7 +53,8 @@ use std::{
 use ipnet::IpNet;
 
 pub use self::{
-    changes::{Change, Changes},
+    changes::{Change, Changes, Due},
+    devices::Devices,
     error::{Error, Result},
     facts::gateway,
     limits::Limits,
@@ -78,6 +81,9 @@ pub struct DeviceConfig {
     pub uplink: Option<String>,
     /// The node's addresses as others know them (InternalIP), one per family at most; the uplink's own where absent.
     pub node_addresses: Vec<IpAddr>,
+    /// Addresses that the Node object has (InternalIP): of those that the node really has the first of each family counts where
+    /// none is configured.
+    pub told_addresses: Vec<IpAddr>,
     /// This node's pod CIDRs, one per family at most.
     pub pod_cidrs: Vec<IpNet>,
     /// Pod CIDRs that this node had before: workloads that still have addresses of them go on.
@@ -107,12 +113,16 @@ pub struct DeviceConfig {
 pub struct Observation {
     /// For the plan. `next_hops` is empty here: see [`next_hops`].
     pub facts: NodeFacts,
-    /// The device that leads out of the node.
+    /// The device that leads to the other nodes.
     pub uplink: Link,
+    /// It and all others by which packets come from outside of the node.
+    pub devices: Devices,
     /// The node's IPv4 address.
     pub node_v4: Option<Ipv4Addr>,
     /// The node's IPv6 address.
     pub node_v6: Option<Ipv6Addr>,
+    /// A digest of the host's routes, rules, addresses and links that are not Weft's: what packets to the outside depend on.
+    pub state: u64,
     /// MTU of workloads and of `weft0`.
     pub pod_mtu: u32,
     /// What does not fit on this node, and the fix; Weft works nevertheless.
@@ -177,6 +187,7 @@ pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaire
     let netlink = Netlink::open()?;
     put_devices(&netlink, config, &before.uplink, before.pod_mtu).await?;
     let mut observation = before.clone();
+    observation.devices = Devices::choose(&links::list_with(&netlink).await?, before.uplink.index);
     let facts = &mut observation.facts.config;
     let host = links::find_with(&netlink, HOST_PORT).await?;
     facts.host_ifindex = host.map_or(0, |link| link.index);
@@ -231,6 +242,24 @@ pub async fn repair_routes(observation: &Observation, planned: &[HostRoute]) -> 
         Ok(netlink) => routes::apply(&netlink, &facts::host_routes(observation, planned)).await,
         Err(error) => (RouteChanges::default(), Err(error)),
     }
+}
+
+/// As [`apply_routes`], where the routes of the plan `before` stand: work in proportion to what is different.
+///
+/// # Errors
+/// As [`apply_routes`].
+pub async fn follow_routes(
+    observation: &Observation,
+    before: &[HostRoute],
+    planned: &[HostRoute],
+) -> Result<RouteChanges> {
+    let netlink = Netlink::open()?;
+    let [before, after] = [before, planned].map(|routes| facts::host_routes(observation, routes));
+    let (changes, result) = match routes::follow(&netlink, &before, &after).await {
+        Some(followed) => followed,
+        None => routes::apply(&netlink, &after).await,
+    };
+    result.map(|()| changes)
 }
 
 /// How each address is reached over the device `uplink`: [`NodeFacts::next_hops`] of native mode. The kernel is asked to keep
@@ -316,5 +345,6 @@ async fn observe_with(
     let facts = facts::facts(config, &devices, &ports.range);
     let masquerades = config.masquerade_v4 || config.masquerade_v6;
     let problems = ports.problem.into_iter().filter(|_| masquerades).collect();
-    Ok(Observation { facts, node_v4: uplink.v4, node_v6: uplink.v6, uplink: uplink.link, pod_mtu, problems })
+    let uplink::Uplink { link, devices, state, v4: node_v4, v6: node_v6, .. } = uplink;
+    Ok(Observation { facts, node_v4, node_v6, uplink: link, devices, state, pod_mtu, problems })
 }

@@ -9,13 +9,15 @@ use std::{
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
-    RouteMessageBuilder,
+    IpVersion, RouteMessageBuilder,
+    packet_core::Emitable as _,
     packet_route::route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
     },
 };
 
 use super::{Error, Result, error::to_io, netlink::Netlink};
+use crate::plan::Digest;
 
 /// Marks routes as Weft's.
 pub const ROUTE_PROTOCOL: u8 = 119;
@@ -82,6 +84,34 @@ pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) ->
     (changes, failure)
 }
 
+/// As [`apply`], where the routes `before` stand: asks the kernel for nothing but what is different. None: a route leads elsewhere
+/// now, and whose it is only a look at the kernel's routes can tell.
+pub(super) async fn follow(
+    netlink: &Netlink,
+    before: &BTreeMap<IpNet, Route>,
+    after: &BTreeMap<IpNet, Route>,
+) -> Option<(RouteChanges, Result<()>)> {
+    if after.iter().any(|(dst, route)| before.get(dst).is_some_and(|known| known != route)) {
+        return None;
+    }
+    let mut changes = RouteChanges::default();
+    let mut failure = Ok(());
+    for route in after.iter().filter(|(dst, _)| !before.contains_key(dst)).map(|(_, route)| route) {
+        match set(netlink, route, false).await {
+            Ok(()) => changes.added += 1,
+            Err(error) => failure = failure.and(Err(error)),
+        }
+    }
+    for route in before.iter().filter(|(dst, _)| !after.contains_key(dst)).map(|(_, route)| route) {
+        let Ok(message) = route.message() else { continue };
+        match delete(netlink, route, message).await {
+            Ok(()) => changes.removed += 1,
+            Err(error) => failure = failure.and(Err(error)),
+        }
+    }
+    Some((changes, failure))
+}
+
 /// Every route of protocol 119 in the main table, with the message that deletes it.
 async fn list(netlink: &Netlink) -> Result<Vec<(Route, RouteMessage)>> {
     let mut routes = Vec::new();
@@ -143,32 +173,101 @@ pub(super) async fn lookup(netlink: &Netlink, address: IpAddr) -> Result<(u32, O
     Ok((device.ok_or_else(|| wrong("the kernel's route has no device"))?, gateway))
 }
 
-/// The devices of the default routes, IPv4 before IPv6, lower metrics first.
-pub(super) async fn default_devices(netlink: &Netlink) -> Result<Vec<u32>> {
-    let mut found = Vec::new();
+/// A way that a default route has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DefaultWay {
+    is_ipv6: bool,
+    metric: u32,
+    pub(super) device: u32,
+    pub(super) gateway: Option<IpAddr>,
+}
+
+/// The ways of the default routes, IPv4 before IPv6, lower metrics first; a route may have several of equal cost. Beside them a
+/// digest of all routes that are neither Weft's nor of one of the devices that `is_own`.
+pub(super) async fn default_ways(netlink: &Netlink, is_own: impl Fn(u32) -> bool) -> Result<(Vec<DefaultWay>, u64)> {
+    let (mut found, mut digest) = (Vec::new(), 0_u64);
     let requests = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
-    for (family, request) in requests.into_iter().enumerate() {
+    for request in requests {
         let mut answers = netlink.route().get(request).execute();
         while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "routes"))? {
             let header = &message.header;
             let is_default = header.destination_prefix_length == 0
                 && header.table == RouteHeader::RT_TABLE_MAIN
                 && header.kind == RouteType::Unicast;
-            let device = attribute(&message, |attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            });
-            let metric = attribute(&message, |attribute| match attribute {
-                RouteAttribute::Priority(metric) => Some(*metric),
-                _ => None,
-            });
-            if let (true, Some(device)) = (is_default, device) {
-                found.push((family, metric.unwrap_or(0), device));
+            if is_default {
+                found.extend(ways_of(&message));
             }
+            digest = digest.wrapping_add(digest_of(message, &is_own));
         }
     }
-    found.sort_unstable();
-    Ok(found.into_iter().map(|(_, _, device)| device).collect())
+    // Those of one route stay in their order.
+    found.sort_by_key(|way| (way.is_ipv6, way.metric));
+    Ok((found, digest))
+}
+
+fn digest_of(mut message: RouteMessage, is_own: impl Fn(u32) -> bool) -> u64 {
+    let is_ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+        || attribute(&message, |attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(is_own(*index)),
+            _ => None,
+        }) == Some(true);
+    if is_ours {
+        return 0;
+    }
+    // How often it was used, and how long it lasts yet.
+    message.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+    let mut bytes = vec![0; message.buffer_len()];
+    message.emit(&mut bytes);
+    Digest::spread(&bytes)
+}
+
+/// A digest of the rules that choose among tables.
+pub(super) async fn rules_digest(netlink: &Netlink) -> Result<u64> {
+    let mut digest = 0_u64;
+    for family in [IpVersion::V4, IpVersion::V6] {
+        let mut answers = netlink.rule().get(family).execute();
+        while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "rules"))? {
+            let mut bytes = vec![0; message.buffer_len()];
+            message.emit(&mut bytes);
+            digest = digest.wrapping_add(Digest::spread(&bytes));
+        }
+    }
+    Ok(digest)
+}
+
+fn ways_of(message: &RouteMessage) -> Vec<DefaultWay> {
+    let is_ipv6 = message.header.address_family == rtnetlink::packet_route::AddressFamily::Inet6;
+    let metric = attribute(message, |attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    let way = |device, attributes: &[RouteAttribute]| DefaultWay {
+        is_ipv6,
+        metric: metric.unwrap_or(0),
+        device,
+        gateway: attributes.iter().find_map(gateway_of),
+    };
+    let mut ways = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(device) => ways.push(way(*device, &message.attributes)),
+            RouteAttribute::MultiPath(hops) => {
+                ways.extend(hops.iter().map(|hop| way(hop.interface_index, &hop.attributes)));
+            }
+            _ => {}
+        }
+    }
+    ways
+}
+
+/// A next hop, which may be of the other family (RFC 5549).
+fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        RouteAttribute::Via(RouteVia::Inet(address)) => Some((*address).into()),
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some((*address).into()),
+        _ => None,
+    }
 }
 
 fn attribute<T>(message: &RouteMessage, pick: impl Fn(&RouteAttribute) -> Option<T>) -> Option<T> {

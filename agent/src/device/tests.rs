@@ -80,6 +80,7 @@ fn config(mode: Mode) -> DeviceConfig {
         mode,
         uplink: None,
         node_addresses: Vec::new(),
+        told_addresses: Vec::new(),
         pod_cidrs: vec![net("10.1.1.0/24"), net("fd00:1:1::/64")],
         retired_pod_cidrs: Vec::new(),
         service_cidrs: vec![net("10.96.0.0/16"), net("fd00:96::/112")],
@@ -349,6 +350,89 @@ fn configuration_errors_name_field_and_fix() {
             assert_eq!(everything(), before, "{expected}");
         });
     }
+}
+
+#[test]
+fn routes_of_services_come_and_go_one_by_one() {
+    on_a_node(|| async {
+        let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        let many = [to_host("10.97.0.1/32"), to_host("10.97.0.2/32"), to_host("fd00:97::1/128")];
+        super::apply_routes(&observation, &many[..2]).await.unwrap();
+        // Somebody else's, which took the place of one of ours: what is not Weft's stays.
+        ip("route del 10.97.0.1/32");
+        ip("route add 10.97.0.1/32 via 192.0.2.9");
+        let changes = super::follow_routes(&observation, &many[..2], &many[1..]).await.unwrap();
+        assert_eq!(changes, RouteChanges { added: 1, replaced: 0, removed: 1 });
+        assert_eq!(ip("route show 10.97.0.1").trim(), "10.97.0.1 via 192.0.2.9 dev up0");
+        assert!(ip("-6 route show proto 119").contains("fd00:97::1 dev weft0"));
+        let all = many.to_vec();
+        let error = super::follow_routes(&observation, &many[1..], &all).await.unwrap_err().to_string();
+        assert!(error.contains("a route to 10.97.0.1/32 that is not Weft's exists"), "{error}");
+        super::follow_routes(&observation, &many[1..], &[]).await.unwrap();
+        assert!(!ip("route show proto 119").contains("10.97"));
+        assert_eq!(super::apply_routes(&observation, &[]).await.unwrap(), RouteChanges::default(), "as a look has it");
+    });
+}
+
+#[test]
+fn the_nodes_addresses_and_routers_are_kept_from_services() {
+    on_a_node(|| async {
+        ip("link add dns0 type bridge");
+        ip("addr add 10.96.0.10/32 dev dns0");
+        let reserved = async || super::observe(&config(Mode::Vxlan)).await.unwrap().facts.reserved;
+        let expected: Vec<IpAddr> =
+            ["192.0.2.1", "192.0.2.10", "2001:db8::1", "2001:db8::10"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(reserved().await, expected, "not what a DNS cache has for a Service");
+        // As clouds give them out: the node's address stands alone, and its routers are many.
+        ip("addr del 192.0.2.10/24 dev up0");
+        ip("addr add 192.0.2.10/32 dev up0");
+        ip("route replace default nexthop via 192.0.2.7 dev up0 onlink nexthop via 192.0.2.8 dev up0 onlink");
+        let expected: Vec<IpAddr> =
+            ["192.0.2.7", "192.0.2.8", "192.0.2.10", "2001:db8::1", "2001:db8::10"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(reserved().await, expected);
+    });
+}
+
+#[test]
+fn a_default_route_of_several_ways_leads_to_an_uplink() {
+    on_a_node(|| async {
+        ip("-6 route del default");
+        ip("link add up1 type veth peer name wire1");
+        ip("link set up1 up");
+        ip("link set wire1 up");
+        ip("addr add 198.51.100.10/24 dev up1");
+        ip("route replace default nexthop via 192.0.2.1 dev up0 nexthop via 198.51.100.1 dev up1");
+        let observed = super::observe(&config(Mode::Vxlan)).await.unwrap();
+        assert_eq!((observed.uplink.name.as_str(), observed.node_v4), ("up0", Some("192.0.2.10".parse().unwrap())));
+    });
+}
+
+/// A node whose InternalIP is not on the device of its default route, and one without a default route.
+#[test]
+fn the_uplink_has_the_address_of_the_node_object() {
+    on_a_node(|| async {
+        ip("link add up1 type veth peer name wire1");
+        ip("link set up1 up");
+        ip("link set wire1 up");
+        ip("addr add 198.51.100.10/24 dev up1");
+        let told = |addresses: &[&str]| DeviceConfig {
+            told_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..config(Mode::Vxlan)
+        };
+        let here = told(&["203.0.113.1", "198.51.100.10"]);
+        for _ in 0..2 {
+            let observed = super::observe(&here).await.unwrap();
+            let addresses = (observed.node_v4.map(IpAddr::from), observed.node_v6.map(IpAddr::from));
+            assert_eq!(addresses, (Some("198.51.100.10".parse().unwrap()), None));
+            assert_eq!(observed.uplink.name, "up1");
+            let heard: Vec<_> = observed.devices.heard.iter().map(|(_, name)| name.as_str()).collect();
+            assert_eq!((heard[0], heard.len()), ("up1", 4), "{heard:?}");
+            drop(Command::new("ip").args(["route", "del", "default"]).status());
+        }
+        ip("route add default via 192.0.2.1");
+        let absent = super::observe(&told(&["203.0.113.1"])).await.unwrap();
+        assert_eq!((absent.uplink.name.as_str(), absent.node_v4), ("up0", Some("192.0.2.10".parse().unwrap())));
+    });
 }
 
 #[test]

@@ -1,38 +1,71 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which device leads out of the node, and which of its addresses are the node's.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     DeviceConfig, Error, Result,
     addresses::{self, Assigned},
+    devices::Devices,
     links::{self, Link, NAME_PREFIX},
     netlink::Netlink,
-    routes,
+    routes::{self, DefaultWay},
 };
+use crate::plan::Digest;
 
 /// The way out of the node.
 #[derive(Clone, Debug)]
 pub(super) struct Uplink {
     pub(super) link: Link,
+    pub(super) devices: Devices,
     pub(super) v4: Option<Ipv4Addr>,
     pub(super) v6: Option<Ipv6Addr>,
     /// Every address of the node that others can reach it by, Weft's own devices left out.
     pub(super) host_addresses: Vec<IpAddr>,
+    /// See [`super::Observation::state`].
+    pub(super) state: u64,
+    /// See [`crate::model::NodeFacts::reserved`].
+    pub(super) reserved: Vec<IpAddr>,
 }
 
 pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<Uplink> {
     let links = links::list_with(netlink).await?;
     let mut assigned = addresses::list(netlink).await?;
-    let is_own = |index: u32| links.iter().any(|link| link.index == index && link.name.starts_with(NAME_PREFIX));
-    assigned.retain(|address| address.global && !address.address.is_loopback() && !is_own(address.ifindex));
-    let link = find(netlink, config, &links, &assigned).await?;
+    let own: BTreeSet<u32> =
+        links.iter().filter(|link| link.name.starts_with(NAME_PREFIX)).map(|link| link.index).collect();
+    let is_own = |index: u32| own.contains(&index);
+    assigned.retain(|address| !is_own(address.ifindex));
+    let (ways, routes) = routes::default_ways(netlink, is_own).await?;
+    let parts = links.iter().filter(|link| !is_own(link.index)).map(digest_of_link);
+    let parts =
+        parts.chain(assigned.iter().map(Assigned::digest)).chain([routes, routes::rules_digest(netlink).await?]);
+    let state = parts.fold(0, u64::wrapping_add);
+    assigned.retain(|address| address.global && !address.address.is_loopback());
+    let link = find(config, &links, &assigned, &ways)?;
     let (v4, v6) = node_addresses(config, &link, &assigned)?;
-    Ok(Uplink { link, v4, v6, host_addresses: assigned.iter().map(|assigned| assigned.address).collect() })
+    let host_addresses = assigned.iter().map(|assigned| assigned.address).collect();
+    let known = v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from));
+    // One that stands alone is nobody's way to the node; it may be a Service's, which something on the node serves.
+    let of_networks = assigned.iter().filter(|assigned| !assigned.is_alone()).map(|assigned| assigned.address);
+    let all = known.chain(of_networks).chain(ways.iter().filter_map(|way| way.gateway));
+    let reserved: BTreeSet<IpAddr> = all.collect();
+    let devices = Devices::choose(&links, link.index);
+    Ok(Uplink { link, devices, state, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
 }
 
-/// The configured device; else the one that has the configured node address; else the one of the default route.
-async fn find(netlink: &Netlink, config: &DeviceConfig, links: &[Link], assigned: &[Assigned]) -> Result<Link> {
+/// Of what packets out of it depend on.
+fn digest_of_link(link: &Link) -> u64 {
+    let numbers = [link.index, link.mtu, link.up.into(), link.running.into(), link.controller.unwrap_or(0)];
+    let mac = link.mac.iter().flat_map(|mac| mac.0);
+    Digest::spread(&numbers.into_iter().flat_map(u32::to_ne_bytes).chain(mac).collect::<Vec<u8>>())
+}
+
+/// The configured device; else the one that has the configured node address, or that of the Node object; else the one of the
+/// default route.
+fn find(config: &DeviceConfig, links: &[Link], assigned: &[Assigned], ways: &[DefaultWay]) -> Result<Link> {
     let by_index = |index: u32| links.iter().find(|link| link.index == index).cloned();
     if let Some(name) = &config.uplink {
         let found = links.iter().find(|link| link.name == *name).cloned();
@@ -41,13 +74,22 @@ async fn find(netlink: &Netlink, config: &DeviceConfig, links: &[Link], assigned
         });
     }
     if let Some(address) = config.node_addresses.first() {
-        let owner = assigned.iter().find(|assigned| assigned.address == *address);
-        return owner.and_then(|assigned| by_index(assigned.ifindex)).ok_or_else(|| absent_address(*address));
+        return of_address(assigned, *address)
+            .and_then(|assigned| by_index(assigned.ifindex))
+            .ok_or_else(|| absent_address(*address));
     }
-    let default = routes::default_devices(netlink).await?.into_iter().find_map(by_index);
+    let told = config.told_addresses.iter().find_map(|address| of_address(assigned, *address));
+    if let Some(link) = told.and_then(|assigned| by_index(assigned.ifindex)) {
+        return Ok(link);
+    }
+    let default = ways.iter().find_map(|way| by_index(way.device));
     default.ok_or_else(|| {
         Error::config("uplink", format!("the node has no default route to find it by: give one of {}", names(links)))
     })
+}
+
+fn of_address(assigned: &[Assigned], address: IpAddr) -> Option<&Assigned> {
+    assigned.iter().find(|assigned| assigned.address == address)
 }
 
 fn names(links: &[Link]) -> String {
@@ -66,7 +108,8 @@ fn absent_address(address: IpAddr) -> Error {
     )
 }
 
-/// One address per family: the configured one, which must be there; else the uplink's first that is fit for use.
+/// One address per family: the configured one, which must be there; else that of the Node object, where it is there; else the
+/// uplink's first that is fit for use.
 fn node_addresses(
     config: &DeviceConfig,
     uplink: &Link,
@@ -78,8 +121,9 @@ fn node_addresses(
         }
     }
     let of_uplink = assigned.iter().filter(|address| address.ifindex == uplink.index && address.preferred);
+    let told = config.told_addresses.iter().copied().filter(|address| of_address(assigned, *address).is_some());
     let candidates: Vec<_> =
-        config.node_addresses.iter().copied().chain(of_uplink.map(|address| address.address)).collect();
+        config.node_addresses.iter().copied().chain(told).chain(of_uplink.map(|address| address.address)).collect();
     let v4 = candidates.iter().find_map(|address| match address {
         IpAddr::V4(v4) => Some(*v4),
         IpAddr::V6(_) => None,

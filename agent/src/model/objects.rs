@@ -326,3 +326,19 @@ object! {
         spec: Option<NetworkPolicySpec>,
     }
 }
+object! {
+    /// networking/v1 `ServiceCIDR`.
+    ServiceCidr {
+        /// See [`Meta`].
+        metadata: Meta,
+        /// What was asked.
+        spec: Option<ServiceCidrSpec>,
+    }
+}
+object! {
+    /// Of a ServiceCIDR's spec.
+    ServiceCidrSpec {
+        /// Prefixes that addresses of Services are taken from, one per family at most.
+        cidrs: Option<Vec<String>>,
+    }
+}

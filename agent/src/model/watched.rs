@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use super::{
     ObjectKey,
-    objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service},
+    objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, ServiceCidr},
 };
 
 /// Hands the list of kinds to the macro `$then`: field, variant, the type here and the one of the API, name of the kind, plural
@@ -26,6 +26,8 @@ macro_rules! watched_kinds {
             slices, Slice: EndpointSlice = k8s_openapi::api::discovery::v1::EndpointSlice, "EndpointSlice", "endpointslices";
             /// NetworkPolicies.
             policies, Policy: NetworkPolicy = k8s_openapi::api::networking::v1::NetworkPolicy, "NetworkPolicy", "networkpolicies";
+            /// ServiceCIDRs; an API server older than 1.33 has none.
+            service_cidrs, ServiceCidr: ServiceCidr = k8s_openapi::api::networking::v1::ServiceCIDR, "ServiceCIDR", "servicecidrs";
         }
     };
 }

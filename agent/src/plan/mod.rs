@@ -33,6 +33,7 @@ mod share;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use digest::Digest;
 pub use planner::{Planner, Versions};
 pub(crate) use policy::{
     check as check_policy,

@@ -1,209 +1,185 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where prefixes lead: this node's pods, other nodes' pods, Services.
+//!
+//! Who takes an address away from whom: pods and the addresses by which nodes are reached stand above ServiceCIDR objects, and
+//! these above what nodes say of themselves beside. A ServiceCIDR that does not fit is refused by itself; its Services are routed
+//! one by one (`frontends`), as those are that no ServiceCIDR has.
+
+mod frontends;
+mod nodes;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    hash::Hasher,
     net::IpAddr,
-    sync::Arc,
 };
 
 use ipnet::IpNet;
-use weft_abi::{Addr, CidrKey, Remote, RemoteKind};
-use weft_api::{Mac, RouteReport};
+use weft_abi::{Addr, CidrKey, HAIRPIN_V4, HAIRPIN_V6, Remote, RemoteKind};
+use weft_api::RouteReport;
 
+pub(super) use self::frontends::Routes;
+pub(crate) use self::nodes::pod_cidrs;
 use crate::{
-    model::{Desired, HostRoute, Mode, NextHop, NodeFacts, Snapshot, objects::Node},
+    model::{HostRoute, Mode, NodeFacts, Snapshot, objects::ServiceCidr},
     plan::{
-        address::{cidr_key, covers_mapped, parse_ip},
-        digest::Digest,
+        address::{cidr_key, covers_mapped},
         policy::peers::parse_cidr,
     },
 };
 
-/// Prefixes and who claimed them first.
-struct Table<'a> {
-    desired: &'a mut Desired,
+/// What prefixes lead to, but for the addresses of Services that are in none of them.
+#[derive(Debug, Default)]
+struct Base {
+    remotes: BTreeMap<CidrKey, Remote>,
+    host_routes: Vec<HostRoute>,
+    reports: Vec<RouteReport>,
+    problems: Vec<String>,
+    /// Who claimed a prefix first.
     claims: BTreeMap<CidrKey, String>,
-    prefixes: BTreeSet<IpNet>,
+    prefixes: Prefixes,
+    /// Single addresses that no Service may have, and whose they are.
+    reserved: BTreeMap<IpAddr, String>,
 }
 
-/// A node that says that an address is its own, and the address that it encapsulates from.
-struct Claim<'a> {
-    node: &'a str,
-    via: IpAddr,
+/// Prefixes of pods, and of Services.
+#[derive(Debug, Default)]
+struct Prefixes {
+    all: BTreeMap<IpNet, Use>,
+    /// The lengths that there are: IPv4 or not, length.
+    lengths: BTreeSet<(bool, u8)>,
 }
 
-/// Plans `REMOTES` and the host's routes.
-pub(crate) fn describe(snapshot: &Snapshot, facts: &NodeFacts, desired: &mut Desired) {
-    let mut table = Table { desired, claims: BTreeMap::new(), prefixes: BTreeSet::new() };
-    for net in &facts.pod_cidrs {
-        table.add(*net, Remote::new(Addr::UNSPECIFIED, RemoteKind::OwnPods), "this node");
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Use {
+    Pods,
+    Services,
+}
+
+/// The shortest prefix that a ServiceCIDR may have, of IPv4 and IPv6: a slip of the pen must not cut the node off.
+const WIDEST_SERVICES: [u8; 2] = [8, 32];
+/// What no Service has an address of: this host, loopback, link-local, multicast (RFC 6890).
+const SPECIAL: [&str; 8] =
+    ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/127", "fe80::/10", "ff00::/8", "::ffff:0:0/96"];
+
+impl Prefixes {
+    fn insert(&mut self, net: IpNet, of: Use) {
+        self.all.insert(net.trunc(), of);
+        self.lengths.insert((net.addr().is_ipv4(), net.prefix_len()));
     }
-    for net in &facts.service_cidrs {
-        if table.add(*net, Remote::new(Addr::UNSPECIFIED, RemoteKind::Services), "the Service CIDRs") {
-            Arc::make_mut(&mut table.desired.host_routes).push(HostRoute { dst: net.trunc(), via: None });
+
+    /// The longest one that has an address.
+    fn find(&self, address: IpAddr) -> Option<(IpNet, Use)> {
+        let lengths = self.lengths.iter().rev().filter(|(v4, _)| *v4 == address.is_ipv4());
+        lengths.into_iter().find_map(|(_, length)| {
+            let net = IpNet::new(address, *length).ok()?.trunc();
+            self.all.get(&net).map(|of| (net, *of))
+        })
+    }
+
+    /// One of pods that has addresses of `net`.
+    fn pods_in(&self, net: IpNet) -> Option<IpNet> {
+        let lengths =
+            self.lengths.iter().filter(|(v4, length)| *v4 == net.addr().is_ipv4() && *length <= net.prefix_len());
+        let wider = lengths.filter_map(|(_, length)| Some(IpNet::new(net.network(), *length).ok()?.trunc()));
+        let within = self.all.range(net.trunc()..).map(|(other, _)| *other).take_while(|other| net.contains(other));
+        wider.chain(within).find(|other| self.all.get(other) == Some(&Use::Pods))
+    }
+}
+
+impl Base {
+    fn new(snapshot: &Snapshot, facts: &NodeFacts) -> Self {
+        let mut base = Self::default();
+        base.reserve(facts);
+        for net in &facts.pod_cidrs {
+            base.add(*net, Remote::new(Addr::UNSPECIFIED, RemoteKind::OwnPods), "this node", Some(Use::Pods));
+        }
+        for net in &facts.service_cidrs {
+            base.add_services(*net, "the Service CIDRs");
+        }
+        for (key, node) in &snapshot.nodes {
+            if key.name != facts.name {
+                base.add_node(&key.name, node, facts);
+            }
+        }
+        for (key, cidr) in &snapshot.service_cidrs {
+            base.add_service_cidr(&key.name, cidr);
+        }
+        if facts.mode == Mode::Vxlan {
+            base.add_node_addresses(snapshot, facts);
+        }
+        // Pages go on after any of them.
+        base.reports.sort_by(|a, b| (&a.node, a.pod_cidr).cmp(&(&b.node, b.pod_cidr)));
+        base
+    }
+
+    fn reserve(&mut self, facts: &NodeFacts) {
+        let own = facts.reserved.iter().map(|address| (*address, "this node or its router".to_owned()));
+        let hairpins = [HAIRPIN_V4, HAIRPIN_V6].map(|addr| (IpAddr::from(addr), "Weft itself".to_owned()));
+        self.reserved = own.chain(hairpins).collect();
+    }
+
+    /// A prefix of Services; others may have said the same.
+    fn add_services(&mut self, net: IpNet, owner: &str) {
+        if self.prefixes.all.get(&net.trunc()) == Some(&Use::Services) {
+            return;
+        }
+        if self.add(net, Remote::new(Addr::UNSPECIFIED, RemoteKind::Services), owner, Some(Use::Services)) {
+            self.host_routes.push(HostRoute { dst: net.trunc(), via: None });
         }
     }
-    for (key, node) in &snapshot.nodes {
-        if key.name != facts.name {
-            table.add_node(&key.name, node, facts);
-        }
-    }
-    if facts.mode == Mode::Vxlan {
-        table.add_node_addresses(snapshot, facts);
-    }
-    Arc::make_mut(&mut desired.host_routes).sort();
-    // Pages go on after any of them.
-    desired.route_reports.sort_by(|a, b| (&a.node, a.pod_cidr).cmp(&(&b.node, b.pod_cidr)));
-    desired.routes_digest = digest(&desired.remotes);
-}
 
-impl Table<'_> {
-    fn add_node(&mut self, name: &str, node: &Node, facts: &NodeFacts) {
-        let addresses = internal_addresses(node);
-        for text in pod_cidrs(node) {
-            let net = match parse_cidr(text) {
-                Ok(net) => net,
-                Err(why) => {
-                    self.desired.problems.push(format!("Node {name}: spec.podCIDRs: {why}"));
-                    continue;
-                }
-            };
-            let Some((via, remote)) = next_hop(net, &addresses, facts) else {
-                self.desired.problems.push(format!(
-                    "Node {name}: status.addresses has no InternalIP that leads to its pod CIDR {net}; its pods are unreachable"
-                ));
-                self.add(net, Remote::new(Addr::UNSPECIFIED, RemoteKind::Unreachable), &format!("Node {name}"));
-                continue;
-            };
-            let route = (facts.mode == Mode::Native).then_some(via);
-            if self.add(net, remote, &format!("Node {name}")) {
-                Arc::make_mut(&mut self.desired.host_routes).push(HostRoute { dst: net, via: route });
-                self.desired.route_reports.push(RouteReport { node: name.to_owned(), pod_cidr: net, via });
+    fn add_service_cidr(&mut self, name: &str, cidr: &ServiceCidr) {
+        let cidrs = cidr.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
+        for text in cidrs {
+            match parse_cidr(text).and_then(|net| self.check_services(net).map(|()| net)) {
+                Ok(net) => self.add_services(net, &format!("ServiceCIDR {name}")),
+                Err(why) => self.problems.push(format!(
+                    "ServiceCIDR {name}: spec.cidrs: {why}; it does not count here, and its Services are routed one by one"
+                )),
             }
         }
     }
 
-    /// The other nodes' own addresses: what may come from them by the tunnel beside their pods, and where nobody else may
-    /// encapsulate to. Nodes say themselves which they have (kubelets write them): none is a pod's or a Service's.
-    fn add_node_addresses(&mut self, snapshot: &Snapshot, facts: &NodeFacts) {
-        let mut claims: BTreeMap<IpAddr, Vec<Claim<'_>>> = BTreeMap::new();
-        for (key, node) in snapshot.nodes.iter().filter(|(key, _)| key.name != facts.name) {
-            let Some(via) = tunnel_peer(&internal_addresses(node)) else { continue };
-            for address in addresses(node, |kind| matches!(kind, "InternalIP" | "ExternalIP")) {
-                claims.entry(address).or_default().push(Claim { node: &key.name, via });
-            }
+    /// Whether Services may have a prefix.
+    fn check_services(&self, net: IpNet) -> Result<(), String> {
+        let widest = WIDEST_SERVICES[usize::from(net.addr().is_ipv6())];
+        if net.prefix_len() < widest {
+            return Err(format!("{net} is wider than /{widest}; use a prefix of the cluster's own"));
         }
-        let lengths: BTreeSet<(bool, u8)> =
-            self.prefixes.iter().map(|net| (net.addr().is_ipv4(), net.prefix_len())).collect();
-        for (address, claims) in claims {
-            let mut lengths = lengths.iter().filter(|(v4, _)| *v4 == address.is_ipv4());
-            let covering = lengths.find_map(|(_, length)| {
-                Some(IpNet::new(address, *length).ok()?.trunc()).filter(|net| self.prefixes.contains(net))
-            });
-            match covering {
-                Some(net) => self.desired.problems.extend(claims.iter().map(|Claim { node, .. }| {
-                    format!("Node {node}: its address {address} lies in {net}, which is for pods or Services; give it another")
-                })),
-                None => self.add_node_address(address, &claims),
-            }
+        if let Some(pods) = self.prefixes.pods_in(net) {
+            let owner = self.claims.get(&cidr_key(pods)).map_or("pods", String::as_str);
+            return Err(format!("{net} overlaps the pod CIDR {pods} of {owner}; use prefixes apart from each other"));
+        }
+        if let Some((address, whose)) = self.reserved.range(net.network()..=net.broadcast()).next() {
+            return Err(format!("{net} has {address} in it, an address of {whose}; use a prefix without it"));
+        }
+        let special = SPECIAL.iter().filter_map(|text| text.parse::<IpNet>().ok());
+        match special.into_iter().find(|special| special.contains(&net) || net.contains(special)) {
+            Some(special) => Err(format!("{net} overlaps {special}, which is for no Service; use another prefix")),
+            None => Ok(()),
         }
     }
 
-    /// Of several nodes that claim an address it belongs to the one that is reached by it, else to none.
-    fn add_node_address(&mut self, address: IpAddr, claims: &[Claim<'_>]) {
-        let [first, others @ ..] = claims else { return };
-        let mut reached = claims.iter().filter(|claim| claim.via == address);
-        let owner = if others.is_empty() { Some(first) } else { reached.next().filter(|_| reached.next().is_none()) };
-        if !others.is_empty() {
-            let names: Vec<&str> = claims.iter().map(|claim| claim.node).collect();
-            let whose = owner.map_or("nobody", |claim| claim.node);
-            self.desired.problems.push(format!(
-                "Nodes {}: status.addresses of each has {address}; it is taken for that of {whose}",
-                names.join(", ")
-            ));
-        }
-        let via = owner.map_or(Addr::UNSPECIFIED, |claim| Addr::from(claim.via));
-        self.add(address.into(), Remote::new(via, RemoteKind::Node), &format!("Node {}", owner.unwrap_or(first).node));
-    }
-
-    /// Adds a prefix unless somebody has it already.
-    fn add(&mut self, net: IpNet, remote: Remote, owner: &str) -> bool {
+    /// Adds a prefix unless somebody has it already; `of`: none for a node's own address.
+    fn add(&mut self, net: IpNet, remote: Remote, owner: &str, of: Option<Use>) -> bool {
         let key = cidr_key(net);
         if covers_mapped(net) {
-            self.desired.problems.push(format!("{owner}: prefix {net} would cover all of IPv4; use a narrower one"));
+            self.problems.push(format!("{owner}: prefix {net} would cover all of IPv4; use a narrower one"));
             return false;
         }
         match self.claims.entry(key) {
             Entry::Vacant(vacant) => {
                 vacant.insert(owner.to_owned());
-                self.prefixes.insert(net.trunc());
-                self.desired.remotes.insert(key, remote);
+                if let Some(of) = of {
+                    self.prefixes.insert(net, of);
+                }
+                self.remotes.insert(key, remote);
                 true
             }
             Entry::Occupied(first) => {
-                self.desired.problems.push(format!("{owner}: prefix {net} already belongs to {}", first.get()));
+                self.problems.push(format!("{owner}: prefix {net} already belongs to {}", first.get()));
                 false
             }
         }
     }
-}
-
-/// The pod CIDRs of a node as its object says.
-pub(crate) fn pod_cidrs(node: &Node) -> Vec<&str> {
-    let Some(spec) = &node.spec else { return Vec::new() };
-    match spec.pod_cidrs.as_deref() {
-        Some(all) if !all.is_empty() => all.iter().map(String::as_str).collect(),
-        _ => spec.pod_cidr.iter().map(String::as_str).collect(),
-    }
-}
-
-fn internal_addresses(node: &Node) -> Vec<IpAddr> {
-    addresses(node, |kind| kind == "InternalIP")
-}
-
-/// Addresses of these types, each once.
-fn addresses(node: &Node, of_type: fn(&str) -> bool) -> Vec<IpAddr> {
-    let all = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    let mut found = Vec::new();
-    for address in all.into_iter().flatten().filter(|address| of_type(&address.type_)) {
-        found.extend(parse_ip(&address.address).filter(|address| !found.contains(address)));
-    }
-    found
-}
-
-/// The address that a node encapsulates from and hears encapsulated packets at.
-fn tunnel_peer(internal: &[IpAddr]) -> Option<IpAddr> {
-    internal.iter().find(|address| address.is_ipv4()).or(internal.first()).copied()
-}
-
-/// A tunnel may carry both families over either, IPv4 by preference; a routed next hop is of the prefix's own family.
-fn next_hop(net: IpNet, addresses: &[IpAddr], facts: &NodeFacts) -> Option<(IpAddr, Remote)> {
-    if facts.mode == Mode::Vxlan {
-        let peer = tunnel_peer(addresses)?;
-        return Some((peer, Remote::new(Addr::from(peer), RemoteKind::Tunnel)));
-    }
-    let node = *addresses.iter().find(|address| address.is_ipv4() == net.addr().is_ipv4())?;
-    Some(match facts.next_hops.get(&node) {
-        Some(NextHop::Router(router)) => (*router, Remote::new(Addr::from(*router), RemoteKind::Routed)),
-        _ if !facts.checks_neighbours => (node, Remote::new(Addr::from(node), RemoteKind::Routed)),
-        Some(NextHop::Neighbour(Some(Mac(mac)))) => {
-            (node, Remote { mac: *mac, ..Remote::new(Addr::from(node), RemoteKind::Native) })
-        }
-        Some(NextHop::Neighbour(None)) | None => (node, Remote::new(Addr::from(node), RemoteKind::Native)),
-    })
-}
-
-/// Of all but the Ethernet addresses: a flow that remembers another one is decided again by itself.
-fn digest(remotes: &BTreeMap<CidrKey, Remote>) -> u64 {
-    let mut digest = Digest::default();
-    for (CidrKey { prefix_len, addr }, Remote { via, kind, .. }) in remotes {
-        digest.write_u32(prefix_len.to_le());
-        digest.write_u32(kind.to_le());
-        for word in addr.0.iter().chain(&via.0) {
-            digest.write(&word.to_ne_bytes());
-        }
-    }
-    digest.finish()
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     attachment::pending::{self, Pending},
-    device::{Change, Changes},
+    device::{Change, Changes, Due},
     serve::{Command, Shared},
     watch::Feed,
 };
@@ -58,6 +58,8 @@ enum Wake {
     Sweep,
     /// The node's devices, addresses or routes have changed, or ports.
     Changed(Change),
+    /// The host may send elsewhere than before.
+    Moved,
     /// It is time to look at them again, and at what the kernel does not tell of.
     Repair,
     End,
@@ -93,7 +95,10 @@ impl Engine {
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Waiting,
                 _ = pendings.tick() => Wake::Pending,
                 _ = sweeps.tick() => Wake::Sweep,
-                change = self.changes.changed() => Wake::Changed(change),
+                due = self.changes.due() => match due {
+                    Due::Look(change) => Wake::Changed(change),
+                    Due::Move => Wake::Moved,
+                },
                 _ = repairs.tick() => Wake::Repair,
             };
             let looks = matches!(wake, Wake::Changed(_) | Wake::Repair);
@@ -106,6 +111,9 @@ impl Engine {
             if is_news {
                 // Where every change plans much, changes take half of the time at most: requests come between.
                 next_news = Instant::now() + began.elapsed().saturating_sub(SHORT);
+            }
+            if looks && !self.changes.owes_move() {
+                self.node.save_host_state();
             }
             if looks {
                 // With the pass that it asked for.
@@ -128,6 +136,7 @@ impl Engine {
             Wake::Pending => self.take_pending().await,
             Wake::Sweep => self.node.sweep(),
             Wake::Changed(change) => replan = self.node.repair(change, &self.shared.work).await,
+            Wake::Moved => self.node.move_routes(),
             // A pass that did not do everything is tried again.
             Wake::Repair => replan = self.node.repair(Change::Node, &self.shared.work).await | self.node.wants_pass(),
             Wake::End => return None,

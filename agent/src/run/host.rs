@@ -18,9 +18,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use weft_dataplane::{Dataplane, Program};
 
-pub(super) use self::cidrs::first as first_pod_cidrs;
+pub(super) use self::cidrs::{first as first_pod_cidrs, told_addresses};
+pub(super) use self::repair::has_moved_unseen;
 use crate::{
-    device::{self, DeviceConfig, Observation},
+    device::{self, DeviceConfig, Devices, Observation},
     model::{HostRoute, Mode, NextHop, NodeFacts, Snapshot},
     run::told::mended,
     serve::{Shared, metrics::Mended},
@@ -33,6 +34,10 @@ pub(super) struct Host {
     observation: Observation,
     ways: Ways,
     routes: Routes,
+    /// Devices that had programs at the last look.
+    served: BTreeSet<u32>,
+    /// Which [`Observation::state`] is written down.
+    saved_state: Option<u64>,
     /// See [`Host::set_announced`].
     announced: bool,
 }
@@ -55,7 +60,15 @@ struct Routes {
 
 impl Host {
     pub(super) fn new(config: DeviceConfig, observation: Observation) -> Self {
-        Self { config, observation, ways: Ways::default(), routes: Routes::default(), announced: false }
+        Self {
+            config,
+            observation,
+            ways: Ways::default(),
+            routes: Routes::default(),
+            served: BTreeSet::new(),
+            saved_state: None,
+            announced: false,
+        }
     }
 
     pub(super) const fn facts(&self) -> &NodeFacts {
@@ -65,6 +78,11 @@ impl Host {
     /// Name of the device that leads out.
     pub(super) fn uplink(&self) -> &str {
         &self.observation.uplink.name
+    }
+
+    /// The devices by which packets come from outside.
+    pub(super) const fn devices(&self) -> &Devices {
+        &self.observation.devices
     }
 
     /// What is wrong with its devices.
@@ -131,10 +149,18 @@ impl Host {
             }
             (wanted.clone(), same)
         };
-        let (changes, result) = device::repair_routes(&self.observation, &wanted).await;
-        if same {
-            mended(&shared.work, Mended::Routes, changes.count());
-        }
+        let result = match &self.routes.planned {
+            Some(standing) if self.routes.stand => {
+                device::follow_routes(&self.observation, standing, &wanted).await.map(drop)
+            }
+            _ => {
+                let (changes, result) = device::repair_routes(&self.observation, &wanted).await;
+                if same {
+                    mended(&shared.work, Mended::Routes, changes.count());
+                }
+                result
+            }
+        };
         self.routes = Routes { planned: Some(wanted), stand: result.is_ok() };
         result.context("cannot set the host's routes")
     }
@@ -142,21 +168,29 @@ impl Host {
     /// The programs of the node's own devices, with name and index of each.
     fn programs(&self) -> Vec<(Program, String, u32)> {
         let config = self.facts().config;
-        let devices = [
+        let own = [
             (Program::FromHost, device::HOST_PORT.to_owned(), config.host_ifindex),
-            (Program::FromUplink, self.observation.uplink.name.clone(), config.uplink_ifindex),
             (Program::FromOverlay, device::OVERLAY.to_owned(), config.overlay_ifindex),
         ];
-        devices.into_iter().filter(|(_, _, ifindex)| *ifindex != 0).collect()
+        let heard = self.devices().heard.iter().map(|(index, name)| (Program::FromUplink, name.clone(), *index));
+        own.into_iter().chain(heard).filter(|(_, _, ifindex)| *ifindex != 0).collect()
     }
 
-    pub(super) fn attach_programs(&self, dataplane: &mut Dataplane) -> Result<()> {
-        for (program, ifname, ifindex) in self.programs() {
-            dataplane
-                .attach(program, &ifname, ifindex)
-                .with_context(|| format!("cannot attach {program} to {ifname}"))?;
+    pub(super) fn attach_programs(&mut self, dataplane: &mut Dataplane) -> Result<()> {
+        let programs = self.programs();
+        self.served = programs.iter().map(|(_, _, ifindex)| *ifindex).collect();
+        Self::attach(&programs, dataplane)
+    }
+
+    /// A device that refuses, or is gone by now, keeps no other from its program.
+    fn attach(programs: &[(Program, String, u32)], dataplane: &mut Dataplane) -> Result<()> {
+        let mut outcome = Ok(());
+        for (program, ifname, ifindex) in programs {
+            let attached = dataplane.attach(*program, ifname, *ifindex);
+            let attached = attached.with_context(|| format!("cannot attach {program} to {ifname}"));
+            outcome = outcome.and(attached);
         }
-        Ok(())
+        outcome
     }
 
     /// Brings the overlay up, once its programs are attached; whether it was down.
@@ -166,9 +200,7 @@ impl Host {
 
     /// Detaches programs from devices that are neither the node's nor one of these ports, any more.
     pub(super) fn detach_strays(&self, dataplane: &mut Dataplane, ports: impl Iterator<Item = u32>) -> Result<()> {
-        let config = self.facts().config;
-        let wanted: BTreeSet<u32> =
-            ports.chain([config.host_ifindex, config.uplink_ifindex, config.overlay_ifindex]).collect();
+        let wanted: BTreeSet<u32> = ports.chain(self.programs().into_iter().map(|(_, _, ifindex)| ifindex)).collect();
         let attached: BTreeSet<u32> = dataplane.attachments()?.into_iter().map(|found| found.ifindex).collect();
         for ifindex in attached.difference(&wanted) {
             tracing::info!(ifindex, "detaching programs from a device that is not ours any more");

@@ -15,7 +15,7 @@ use super::{
     told::{Parts, Told},
 };
 use crate::{
-    apply::flows,
+    apply::{self, flows},
     attachment::pending,
     config::{Config, Source},
     device::Change,
@@ -70,6 +70,7 @@ impl Node {
 
     /// Takes up what an earlier run has left.
     pub(super) async fn adopt(&mut self) -> Result<()> {
+        self.save_host_state();
         self.ports.adopt(&mut self.dataplane).await
     }
 
@@ -101,6 +102,7 @@ impl Node {
 
     async fn try_pass(&mut self, shared: &Shared) -> Result<()> {
         self.passes.begin();
+        self.host.follow_addresses(&self.config, shared);
         let followed = self.host.follow_pod_cidrs(&self.config, shared, &mut self.ports).await;
         self.passes.note(followed);
         let found = self.host.find_next_hops(shared).await;
@@ -179,6 +181,18 @@ impl Node {
         let broken = broken_host.iter().cloned().chain(ports.repair(dataplane, work).await);
         self.told.tell(broken.collect());
         changed
+    }
+
+    /// Writes down for the next agent which state of the host this one has published.
+    pub(super) fn save_host_state(&mut self) {
+        self.host.save_state(&self.config.run_dir);
+    }
+
+    /// What was decided by the host's routes is decided anew.
+    pub(super) fn move_routes(&self) {
+        if let Err(error) = block_in_place(|| apply::move_routes(&**self.maps())) {
+            tracing::error!(%error, "cannot move the generation of routes");
+        }
     }
 
     /// Whether a port wants a pass since this was asked last.

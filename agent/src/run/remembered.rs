@@ -4,7 +4,7 @@
 //!
 //! `stateDir/policies.json` has what says who is isolated by what: policies, namespaces and the pods of this node, all of one
 //! moment; it is written as soon as they change. A pod that is not in it is closed. `stateDir/cluster.json` has what else the plan
-//! of this node needs: nodes, Services, slices, and the pods of other nodes that policies here know; of a large cluster that is
+//! of this node needs: nodes, Services, slices, ServiceCIDRs, and the pods of other nodes that policies here know; of a large cluster that is
 //! much, so that it is written the less often the larger it is. Either that is torn, or of another version or node, is as none;
 //! without the first nothing is known.
 
@@ -26,7 +26,7 @@ use crate::{
     file,
     model::{
         ObjectKey, Snapshot,
-        objects::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, Service},
+        objects::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, Service, ServiceCidr},
     },
     plan::{Planner, Versions},
     serve::{Shared, View},
@@ -66,13 +66,18 @@ struct Isolating<P, M, R> {
 }
 
 #[derive(Deserialize, Serialize)]
-#[serde(bound(deserialize = "P: Deserialize<'de>, N: Deserialize<'de>, S: Deserialize<'de>, E: Deserialize<'de>"))]
-struct Cluster<P, N, S, E> {
+#[serde(bound(
+    deserialize = "P: Deserialize<'de>, N: Deserialize<'de>, S: Deserialize<'de>, E: Deserialize<'de>, C: Deserialize<'de>"
+))]
+struct Cluster<P, N, S, E, C> {
     /// Of other nodes.
     pods: Vec<P>,
     nodes: Vec<N>,
     services: Vec<S>,
     slices: Vec<E>,
+    /// An earlier version wrote none.
+    #[serde(default = "Vec::new")]
+    service_cidrs: Vec<C>,
 }
 
 fn path_of_policies(state_dir: &Path) -> PathBuf {
@@ -91,7 +96,8 @@ pub(super) fn paths(state_dir: &Path) -> [PathBuf; 2] {
 /// What an earlier run has left for `node`.
 pub(super) fn load(state_dir: &Path, node: &str) -> Option<Snapshot> {
     let isolating: File<Isolating<Pod, Namespace, NetworkPolicy>> = read(&path_of_policies(state_dir), node)?;
-    let cluster: File<Cluster<Pod, Node, Service, EndpointSlice>> = read(&path_of_cluster(state_dir), node)?;
+    let cluster: File<Cluster<Pod, Node, Service, EndpointSlice, ServiceCidr>> =
+        read(&path_of_cluster(state_dir), node)?;
     let (isolating, saved, cluster) = (isolating.objects, cluster.saved, cluster.objects);
     let others = cluster.pods.into_iter().filter(|pod| !is_here(pod, node));
     let pods = isolating.pods.into_iter().chain(others).collect();
@@ -101,6 +107,7 @@ pub(super) fn load(state_dir: &Path, node: &str) -> Option<Snapshot> {
         namespaces: keyed(isolating.namespaces, |object| &object.metadata),
         services: keyed(cluster.services, |object| &object.metadata),
         slices: keyed(cluster.slices, |object| &object.metadata),
+        service_cidrs: keyed(cluster.service_cidrs, |object| &object.metadata),
         policies: keyed(isolating.policies, |object| &object.metadata),
         synced: true,
         remembered: Some(saved),
@@ -143,7 +150,7 @@ fn save_isolating(state_dir: &Path, node: &str, snapshot: &Snapshot) -> io::Resu
 fn save_cluster(state_dir: &Path, node: &str, snapshot: &Snapshot) -> io::Result<usize> {
     let with = |pods| {
         let (nodes, services, slices) = (all(&snapshot.nodes), all(&snapshot.services), all(&snapshot.slices));
-        encode(node, Cluster { pods, nodes, services, slices })
+        encode(node, Cluster { pods, nodes, services, slices, service_cidrs: all(&snapshot.service_cidrs) })
     };
     let whole = with(all(&snapshot.pods))?;
     let bytes = if whole.len() <= MOST { whole } else { with(Vec::new())? };
@@ -306,6 +313,7 @@ fn needed(shared: &Shared, node: &str) -> Option<Snapshot> {
         nodes: in_parts(shared, |snapshot| &snapshot.nodes, |_, _| true),
         services: in_parts(shared, |snapshot| &snapshot.services, |_, _| true),
         slices: in_parts(shared, |snapshot| &snapshot.slices, |_, _| true),
+        service_cidrs: in_parts(shared, |snapshot| &snapshot.service_cidrs, |_, _| true),
         ..Snapshot::default()
     })
 }
@@ -370,6 +378,7 @@ mod tests {
             services: [object("x", "s", json!({"spec": {"clusterIP": "10.96.0.1"}}))].into(),
             slices: [object("x", "s-1", json!({"addressType": "IPv4", "endpoints": []}))].into(),
             policies: [object("x", "p", json!({"spec": {"podSelector": {}}}))].into(),
+            service_cidrs: [object("", "c", json!({"spec": {"cidrs": ["10.96.0.0/16"]}}))].into(),
             synced: true,
             ..Snapshot::default()
         }
@@ -407,7 +416,8 @@ mod tests {
         let found = load(dir, "here").unwrap();
         let names: Vec<&str> = found.pods.keys().map(|key| key.name.as_str()).collect();
         assert_eq!(names, ["mine", "peer"], "pods of this node, and those that policies know");
-        let Snapshot { nodes, namespaces, services, slices, policies, .. } = snapshot();
+        let Snapshot { nodes, namespaces, services, slices, policies, service_cidrs, .. } = snapshot();
+        assert_eq!(found.service_cidrs, service_cidrs);
         assert_eq!((&found.nodes, &found.namespaces, &found.services), (&nodes, &namespaces, &services));
         assert_eq!((&found.slices, &found.policies), (&slices, &policies));
         assert!(found.synced && found.remembered.is_some_and(|since| since > 1_700_000_000));

@@ -56,6 +56,10 @@ pub struct View {
     pub mode: String,
     /// Name of the uplink; empty until it is known.
     pub uplink: String,
+    /// Names of the devices by which others are heard, the uplink's first.
+    pub devices: Vec<String>,
+    /// Names of those that only the host's own stack uses.
+    pub stack_devices: Vec<String>,
     /// The node's pod CIDRs.
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses given out and in all, per pod CIDR.

@@ -32,7 +32,8 @@ pub fn summary(shared: &Shared) -> Result<StatusReport, ApiError> {
         max_entries: map.max_entries.into(),
         bytes: map.bytes,
     });
-    let View { node, mode, uplink, pod_cidrs, addresses_used, source, not_ready, .. } = View::clone(&view);
+    let View { node, mode, uplink, devices, stack_devices, pod_cidrs, addresses_used, source, not_ready, .. } =
+        View::clone(&view);
     Ok(StatusReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api_version: weft_api::API_VERSION,
@@ -47,6 +48,8 @@ pub fn summary(shared: &Shared) -> Result<StatusReport, ApiError> {
         pod_cidrs,
         addresses_used,
         uplink,
+        devices,
+        stack_devices,
         not_ready,
         applied: view.planned == Some(shared.planner().versions()),
         uptime_seconds: shared.started.elapsed().as_secs(),

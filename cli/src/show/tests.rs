@@ -65,6 +65,8 @@ fn status_tells_why_the_agent_is_not_ready_and_every_problem() {
         pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
         addresses_used: vec![(3, 253)],
         uplink: "eth0".into(),
+        devices: vec!["eth0".into(), "eth1".into()],
+        stack_devices: vec!["wg0".into()],
         not_ready: Some("not synced yet".into()),
         applied: true,
         uptime_seconds: 61,
@@ -82,6 +84,7 @@ fn status_tells_why_the_agent_is_not_ready_and_every_problem() {
         "not ready: not synced yet",
         "does not answer: refused; runs on the state remembered ",
         "10.1.0.0/24: 3 of 253 used",
+        "eth0, eth1\n             wg0: through the host's stack\n",
         "n2          10.2.0.0/24  192.0.2.2",
         "problem: svc.yaml:3: no\n",
     ] {

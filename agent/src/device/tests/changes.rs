@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What others change is told, and repaired.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use super::{config, everything, ip, on_a_node, to_host};
 use crate::{
-    device::{self, Change, Changes, OVERLAY, links},
+    device::{self, Change, Changes, Due, OVERLAY, links},
     model::Mode,
 };
 
@@ -181,5 +184,88 @@ fn flushed_routes_and_an_uplink_that_is_away_are_repaired() {
         ip("route add default via 2001:db8::1");
         let repaired = device::repair(&config).await.unwrap();
         assert_eq!((&repaired.observation, repaired.changes), (&kept.observation, 0));
+    });
+}
+
+/// How many moves of the routes' generation follow from what was done, until all is quiet.
+async fn moves(changes: &mut Changes) -> usize {
+    let mut moves = 0;
+    while let Ok(due) = tokio::time::timeout(Duration::from_millis(700), changes.due()).await {
+        match due {
+            Due::Move => moves += 1,
+            Due::Look(_) => changes.looked(Duration::ZERO),
+        }
+    }
+    moves
+}
+
+#[test]
+fn routes_addresses_links_and_rules_of_others_move_decisions_and_nothing_else_does() {
+    on_a_node(|| async {
+        device::apply(&config(Mode::Vxlan)).await.unwrap();
+        let mut changes = Changes::open().unwrap();
+        for command in [
+            "route add 203.0.113.0/24 via 192.0.2.1",
+            "route replace 203.0.113.0/24 via 192.0.2.2",
+            "route del 203.0.113.0/24",
+            "-6 route add 2001:db8:2::/64 via 2001:db8::1",
+            "route add 203.0.113.0/24 nexthop via 192.0.2.1 dev up0 nexthop via 192.0.2.2 dev up0",
+            "nexthop add id 7 via 192.0.2.1 dev up0",
+            "route add 198.51.100.0/24 nhid 7",
+            "nexthop replace id 7 via 192.0.2.2 dev up0",
+            "addr add 192.0.2.77/32 dev up0",
+            "addr del 192.0.2.77/32 dev up0",
+            "rule add from 192.0.2.77 table 7",
+            "-6 rule add from 2001:db8::77 table 7",
+            "link add up1 type veth peer name wire1",
+            "link set up1 up",
+            "link set up0 mtu 1400",
+            "link set up0 address 02:00:00:00:00:07",
+            "link del up1",
+        ] {
+            ip(command);
+            assert!(moves(&mut changes).await > 0, "{command}");
+        }
+        // What Weft does, and what the kernel says again.
+        let observation = device::apply(&config(Mode::Native)).await.unwrap();
+        device::apply_routes(&observation, &[to_host("10.97.0.1/32")]).await.unwrap();
+        device::remove().await.unwrap();
+        ip("addr add 192.0.2.78/24 dev up0 valid_lft 1000 preferred_lft 1000");
+        assert!(moves(&mut changes).await > 0);
+        for command in [
+            "addr change 192.0.2.78/24 dev up0 valid_lft 2000 preferred_lft 2000",
+            "link set up0 alias uplink",
+            "link set up0 txqueuelen 500",
+            "neigh replace 192.0.2.20 lladdr 02:00:00:00:00:20 dev up0",
+            "tuntap add weft0123456789 mode tap",
+            "link set weft0123456789 up",
+            "route add 10.1.1.7/32 dev weft0123456789",
+            "route add 10.1.1.8/32 via 192.0.2.1 proto 119",
+            "link del weft0123456789",
+        ] {
+            ip(command);
+            assert_eq!(moves(&mut changes).await, 0, "{command}");
+        }
+    });
+}
+
+/// A routing daemon's table: the moves are as many as time allows, not as many as routes.
+#[test]
+fn a_storm_of_routes_is_a_few_moves() {
+    on_a_node(|| async {
+        let mut changes = Changes::open().unwrap();
+        let batch = tempfile::NamedTempFile::new().unwrap();
+        let route = |number: u32| {
+            format!("route add 172.{}.{}.{}/32 via 192.0.2.1\n", 16 + (number >> 16), (number >> 8) & 255, number & 255)
+        };
+        std::fs::write(batch.path(), (0..10_000).map(route).collect::<String>()).unwrap();
+        let began = Instant::now();
+        let mut child = tokio::process::Command::new("ip").arg("-batch").arg(batch.path()).spawn().unwrap();
+        let (all, done) = tokio::join!(moves(&mut changes), child.wait());
+        assert!(done.unwrap().success());
+        // The first at once, one more for each pause.
+        let most = 2 + began.elapsed().as_millis() / 250;
+        assert!((1..=most).contains(&(all as u128)), "{all} moves, {most} at most");
+        assert!(all < 100, "{all} moves");
     });
 }

@@ -4,12 +4,13 @@
 //!
 //! | What changed | What is planned anew |
 //! |---|---|
-//! | Service, EndpointSlice | the frontends of that Service |
+//! | Service, EndpointSlice | the frontends of that Service, and the ways to its addresses |
 //! | Pod of another node | the meaning of its addresses |
 //! | attachment, Pod of this node | the node's ports, who isolates them, the meaning of their addresses |
 //! | Namespace | the meaning of its pods' addresses |
 //! | NetworkPolicy that selects pods here, or a workload that brings a policy set of its own | the rules of that set, the meaning of the addresses of peers that come or go; with blocks of addresses all of policy |
 //! | Node | routes, and the meaning of addresses of its pod CIDRs |
+//! | ServiceCIDR | routes |
 //!
 //! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is
 //! decided among all that want room.
@@ -38,7 +39,8 @@ use super::{
         isolation::{self, Forms},
         rules::PolicyForm,
     },
-    ports, routes,
+    ports,
+    routes::Routes,
 };
 use crate::{
     apply::{Changes, Patch},
@@ -65,7 +67,7 @@ pub struct Planner {
     judged: JudgedWorkloads,
     refused: [BTreeSet<Refusal>; 2],
     port_problems: Vec<String>,
-    route_problems: Vec<String>,
+    routes: Routes,
     desired: Desired,
     due: Due,
     /// See [`Planner::versions`].
@@ -143,7 +145,7 @@ impl Planner {
         }
         let Snapshot { synced: is_synced, problems: known, error: why, remembered: since, .. } = &mut self.snapshot;
         (*is_synced, *known, *why, *since) = (synced, problems, error, remembered);
-        let Deltas { pods, namespaces, nodes, services, slices, policies } = deltas;
+        let Deltas { pods, namespaces, nodes, services, slices, policies, service_cidrs } = deltas;
         let here = self.facts.as_ref().map(|facts| facts.name.as_str());
         let is_here = |pod: PodEntry<'_>| here.is_none() || pod.pod.node.as_deref() == here;
         for (key, before) in pods.put(&mut self.snapshot.pods) {
@@ -170,6 +172,10 @@ impl Planner {
             objects += 1;
             self.versions.nodes += 1;
             (self.due.places, self.due.routes) = (true, true);
+        }
+        for _ in service_cidrs.put(&mut self.snapshot.service_cidrs) {
+            objects += 1;
+            self.due.routes = true;
         }
         for (key, _) in services.put(&mut self.snapshot.services) {
             objects += 1;
@@ -270,9 +276,7 @@ impl Planner {
         self.patch_services(&facts, &workloads, room, &mut patch);
         self.patch_policy(room, &mut patch);
         self.patch_ports(&facts, &mut patch);
-        if self.due.routes {
-            self.patch_routes(&facts, &mut patch);
-        }
+        self.patch_routes(&facts, &mut patch);
         self.due = Due::default();
         patch
     }
@@ -415,17 +419,23 @@ impl Planner {
         self.desired.refusals = all.cloned().collect();
     }
 
+    /// After the Services.
     fn patch_routes(&mut self, facts: &NodeFacts, patch: &mut Patch) {
-        let desired = &mut self.desired;
-        let mut whole = Desired::default();
-        routes::describe(&self.snapshot, facts, &mut whole);
+        let Self { snapshot, routes, desired, due, .. } = self;
+        if !due.routes {
+            return routes.follow(facts, desired, patch);
+        }
+        let whole;
+        (*routes, whole) = Routes::describe(snapshot, facts, &desired.services);
         set_all(&mut desired.remotes, &mut patch.remotes, whole.remotes);
         if desired.routes_digest != whole.routes_digest {
             desired.routes_digest = whole.routes_digest;
             patch.routes_digest = Some(whole.routes_digest);
         }
-        (desired.host_routes, desired.route_reports) = (whole.host_routes, whole.route_reports);
-        self.route_problems = whole.problems;
+        if desired.host_routes != whole.host_routes {
+            desired.host_routes = whole.host_routes;
+        }
+        desired.route_reports = whole.route_reports;
     }
 
     /// Whether the cluster has exactly this pod; see [`super::knows_pod`].
@@ -497,7 +507,9 @@ impl Planner {
             policy.policies().describe_reports(&self.snapshot, &self.forms, &mut told);
         }
         self.addresses.problems(&self.snapshot, &mut told.problems);
-        let others = self.services.problems().chain(&self.port_problems).chain(&self.route_problems);
+        let name = |frontend: &ServiceKey| self.service_name(frontend).unwrap_or_default();
+        told.problems.extend(self.routes.problems(&self.desired.services, name));
+        let others = self.services.problems().chain(&self.port_problems);
         let all: BTreeSet<String> = others.cloned().chain(told.problems).collect();
         all.into_iter().collect()
     }

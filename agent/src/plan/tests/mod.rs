@@ -59,6 +59,7 @@ impl Default for World {
             config,
             pod_cidrs: vec![],
             host_addresses: vec![],
+            reserved: vec![],
             service_cidrs: vec![],
             next_hops: BTreeMap::new(),
             checks_neighbours: true,
@@ -133,6 +134,12 @@ impl World {
     fn service(&mut self, name: &str, spec: Value) -> &mut Self {
         let service = from_value(json!({"metadata": {"namespace": "x", "name": name}, "spec": spec})).unwrap();
         self.snapshot.services.insert(ObjectKey::new("x", name), Arc::new(service));
+        self
+    }
+
+    fn service_cidr(&mut self, name: &str, cidrs: &[&str]) -> &mut Self {
+        let object = from_value(json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}})).unwrap();
+        self.snapshot.service_cidrs.insert(ObjectKey::new("", name), Arc::new(object));
         self
     }
 

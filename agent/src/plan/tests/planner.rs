@@ -22,14 +22,31 @@ struct More {
     services: Vec<(u8, Value)>,
     slices: Vec<(u8, u8, Value)>,
     nodes: Vec<(u8, Vec<&'static str>)>,
+    service_cidrs: Vec<(u8, Vec<&'static str>)>,
+    configured: bool,
     own_cidr: bool,
     attached: Vec<bool>,
     synced: bool,
 }
 
+/// Of one prefix and of another; of a pod, a node, this node and its router; of nobody.
+const VIPS: &[&str] = &[
+    "10.96.0.1",
+    "10.96.0.2",
+    "10.97.0.1",
+    "fd00:96::1",
+    "192.168.0.1",
+    "10.2.0.1",
+    "192.0.2.9",
+    "10.3.0.1",
+    "192.0.2.254",
+    "127.0.0.1",
+    "nowhere",
+];
+
 fn service() -> impl Strategy<Value = (u8, Value)> {
     let port = (select(&["", "a", "b"][..]), select(&[80, 81, 0][..]), select(&["TCP", "UDP"][..]));
-    let vips = vec(select(&["10.96.0.1", "10.96.0.2", "fd00:96::1", "nowhere"][..]), 1..3);
+    let vips = vec(select(VIPS), 1..3);
     (0..4u8, vips, vec(port, 0..4), any::<bool>()).prop_map(|(number, vips, ports, local)| {
         let ports: Vec<Value> = ports
             .into_iter()
@@ -53,19 +70,26 @@ fn slice() -> impl Strategy<Value = (u8, u8, Value)> {
 
 fn more() -> impl Strategy<Value = More> {
     let cidrs = vec(select(&["10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "fd00::/8", "none"][..]), 0..3);
+    let prefixes =
+        ["10.96.0.0/16", "10.96.0.0/12", "192.168.0.0/16", "fd00:96::/112", "192.0.2.0/24", "10.96.0.1/32", "none"];
+    let prefixes = vec(select(prefixes.to_vec()), 0..3);
     let attached = vec(prop::bool::weighted(0.8), 9);
     (
         vec(service(), 0..5),
         vec(slice(), 0..5),
         vec((0..3u8, cidrs), 0..3),
+        vec((0..3u8, prefixes), 0..3),
+        any::<bool>(),
         any::<bool>(),
         attached,
         prop::bool::weighted(0.9),
     )
-        .prop_map(|(services, slices, nodes, own_cidr, attached, synced)| More {
+        .prop_map(|(services, slices, nodes, service_cidrs, configured, own_cidr, attached, synced)| More {
             services,
             slices,
             nodes,
+            service_cidrs,
+            configured,
             own_cidr,
             attached,
             synced,
@@ -83,6 +107,11 @@ fn build_all(world: &mut World, parts: &Parts, more: &More) {
     for (number, cidrs) in &more.nodes {
         world.node(["there", "elsewhere", "here"][usize::from(*number)], cidrs);
     }
+    for (number, cidrs) in &more.service_cidrs {
+        world.service_cidr(&format!("c{number}"), cidrs);
+    }
+    world.facts.service_cidrs = if more.configured { vec!["10.96.0.0/16".parse().unwrap()] } else { vec![] };
+    world.facts.reserved = if more.configured { vec!["192.0.2.254".parse().unwrap()] } else { vec![] };
     let mut kept = more.attached.iter();
     world.attachments.retain(|_| *kept.next().unwrap_or(&true));
     world.facts.pod_cidrs = if more.own_cidr { vec!["10.3.0.0/16".parse().unwrap()] } else { vec![] };

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::Addr;
+use weft_abi::{Addr, ServiceKey};
 use weft_api::PodRef;
 
 use crate::{
@@ -46,7 +46,11 @@ pub(in crate::plan) fn plan(
     desired.isolation = policies.isolation.workloads().filter_map(|(id, _)| names_of(id)).collect();
     let judged = policies.describe(snapshot, &forms, &mut desired);
     ports::describe(snapshot, facts, attachments, &judged, numbers, &mut desired);
-    routes::describe(snapshot, facts, &mut desired);
+    let (routes, described) = routes::Routes::describe(snapshot, facts, &desired.services);
+    let name = |frontend: &ServiceKey| desired.service_names[frontend].clone();
+    desired.problems.extend(routes.problems(&desired.services, name));
+    let Desired { remotes, routes_digest, host_routes, route_reports, .. } = described;
+    desired = Desired { remotes, routes_digest, host_routes, route_reports, ..desired };
     desired.problems = desired.problems.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     desired
 }

@@ -14,10 +14,10 @@ use tokio::time::timeout;
 
 use super::Host;
 use crate::{
-    config::Config,
+    config::{Config, Source},
     device::{self, DeviceConfig},
     file,
-    model::{Attachment, ObjectKey, Snapshot, Standing},
+    model::{Attachment, ObjectKey, Snapshot, Standing, address::parse_ip},
     run::{
         memory::{self, NodeMemory},
         ports::Ports,
@@ -112,7 +112,25 @@ fn node_pod_cidrs(snapshot: &Snapshot, name: &str) -> Vec<IpNet> {
     found
 }
 
+/// The internal addresses of the Node object, where an API server has it: in a folder they are what the agent itself has told.
+pub(in crate::run) fn told_addresses(config: &Config, snapshot: &Snapshot) -> Vec<IpAddr> {
+    let node =
+        snapshot.nodes.get(&ObjectKey::new("", &config.node_name)).filter(|_| config.source == Source::Kubernetes);
+    let addresses = node.and_then(|node| node.status.as_ref()).and_then(|status| status.addresses.as_deref());
+    let internal = addresses.unwrap_or_default().iter().filter(|address| address.type_ == "InternalIP");
+    internal.filter_map(|address| parse_ip(&address.address)).collect()
+}
+
 impl Host {
+    /// Takes the Node object's addresses over; the next look at the node goes by them.
+    pub(in crate::run) fn follow_addresses(&mut self, config: &Config, shared: &Shared) {
+        let told = told_addresses(config, shared.planner().snapshot());
+        if !told.is_empty() && told != self.config.told_addresses {
+            tracing::info!(addresses = ?told, "the Node object has other addresses");
+            self.config.told_addresses = told;
+        }
+    }
+
     /// Takes other pod CIDRs of the Node object over, and lets go of old ones that nobody has addresses of any more.
     ///
     /// # Errors

@@ -2,18 +2,47 @@
 //! The host is looked at, and what others changed is put back: devices, addresses, routes, programs. Nothing of it follows from
 //! what was set before; each look compares with what is there.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context as _, Result};
-use weft_dataplane::{Attachment as Served, Dataplane};
+use weft_dataplane::{Attachment as Served, Dataplane, Program};
 
 use super::Host;
 use crate::{
     device::{self, Repaired},
+    file,
     model::Mode,
     run::{ports::Broken, told::mended},
     serve::metrics::{Mended, Work},
 };
 
+/// Where the digest of the host's routes is written down, for the next agent.
+fn state_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("host-state")
+}
+
+/// Whether the host's routes, addresses and links may be others than the last agent knew: nobody has moved generations for it.
+pub(in crate::run) fn has_moved_unseen(run_dir: &Path, state: u64) -> bool {
+    fs::read_to_string(state_path(run_dir)).map_or(true, |text| text.trim() != format!("{state:016x}"))
+}
+
 impl Host {
+    /// Writes down which state of the host was seen last.
+    pub(in crate::run) fn save_state(&mut self, run_dir: &Path) {
+        let state = self.observation.state;
+        if self.saved_state == Some(state) {
+            return;
+        }
+        match file::save_bytes(&state_path(run_dir), format!("{state:016x}").as_bytes()) {
+            Ok(()) => self.saved_state = Some(state),
+            // The next agent has flows decide once more.
+            Err(error) => tracing::debug!(%error, "cannot write down the state of the host"),
+        }
+    }
+
     /// One look; what cannot be mended, which stands in `weft status` until a later look finds it right, and whether a pass is
     /// due because the node is another now. `planned`: a pass has worked.
     pub(in crate::run) async fn repair(
@@ -48,13 +77,20 @@ impl Host {
         };
         mended(work, Mended::Devices, changes);
         observation.facts.next_hops.clone_from(&before.facts.next_hops);
+        // Of others than the uplink nothing is planned: their programs follow. Of other routes the kernel has told.
+        let devices = std::mem::replace(&mut observation.devices, before.devices.clone());
+        let state = std::mem::replace(&mut observation.state, before.state);
         let changed = observation != *before;
+        if devices != before.devices {
+            tracing::info!(?devices, "the devices by which others are heard have changed");
+        }
         if changed {
             tracing::info!("the node's devices or addresses have changed");
             self.observation = observation;
             self.announced = false;
             self.routes.stand = false;
         }
+        (self.observation.devices, self.observation.state) = (devices, state);
         (changed, problem)
     }
 
@@ -79,17 +115,28 @@ impl Host {
     }
 
     /// Programs of the node's own devices, once they were attached.
-    async fn repair_programs(&self, dataplane: &mut Dataplane, work: &Work) -> Result<()> {
+    async fn repair_programs(&mut self, dataplane: &mut Dataplane, work: &Work) -> Result<()> {
         if !self.announced {
             return Ok(());
         }
         let attached = dataplane.attachments().context("cannot look for attached programs")?;
-        let is_missing = |program, ifindex| !attached.contains(&Served { ifindex, program });
-        let missing = self.programs().iter().filter(|(program, _, ifindex)| is_missing(*program, *ifindex)).count();
-        if missing > 0 {
-            self.attach_programs(dataplane)?;
-            mended(work, Mended::Programs, missing);
+        let wanted = self.programs();
+        let is_wanted = |ifindex| wanted.iter().any(|(_, _, wanted)| *wanted == ifindex);
+        // Ports of a bond by now, or gone to another namespace.
+        for Served { ifindex, .. } in
+            attached.iter().filter(|found| found.program == Program::FromUplink && !is_wanted(found.ifindex))
+        {
+            tracing::info!(ifindex, "detaching from a device by which nobody is heard any more");
+            dataplane.detach(*ifindex).with_context(|| format!("cannot detach programs from device {ifindex}"))?;
         }
+        let is_missing = |program, ifindex| !attached.contains(&Served { ifindex, program });
+        let missing: Vec<_> =
+            wanted.iter().filter(|(program, _, ifindex)| is_missing(*program, *ifindex)).cloned().collect();
+        let lost = missing.iter().filter(|(_, _, ifindex)| self.served.contains(ifindex)).count();
+        let result = Self::attach(&missing, dataplane);
+        self.served = wanted.into_iter().map(|(_, _, ifindex)| ifindex).collect();
+        mended(work, Mended::Programs, lost);
+        result?;
         let opened = self.open_overlay().await?;
         mended(work, Mended::Devices, usize::from(opened));
         Ok(())

@@ -27,6 +27,7 @@ fn facts() -> NodeFacts {
         config: Config::default(),
         pod_cidrs: vec![],
         host_addresses: vec![],
+        reserved: vec![],
         service_cidrs: vec![],
         next_hops: BTreeMap::new(),
         checks_neighbours: true,

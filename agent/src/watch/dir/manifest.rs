@@ -95,12 +95,15 @@ impl Document<'_> {
             (Some("v1"), Some("Service")) => self.typed(value, "Service", Object::Service),
             (Some("discovery.k8s.io/v1"), Some("EndpointSlice")) => self.typed(value, "EndpointSlice", Object::Slice),
             (Some("networking.k8s.io/v1"), Some("NetworkPolicy")) => self.typed(value, "NetworkPolicy", Object::Policy),
+            (Some("networking.k8s.io/v1"), Some("ServiceCIDR")) => {
+                self.typed(value, "ServiceCIDR", Object::ServiceCidr)
+            }
             (Some(version), Some(kind)) => Err(self.refusal(
                 None,
                 "kind",
                 format!(
                     "kind: {kind} of {version} is not read from a folder; use v1 Pod, Namespace, Node or Service, \
-                     discovery.k8s.io/v1 EndpointSlice, or networking.k8s.io/v1 NetworkPolicy"
+                     discovery.k8s.io/v1 EndpointSlice, or networking.k8s.io/v1 NetworkPolicy or ServiceCIDR"
                 ),
             )),
             (None, _) => Err(self.refusal(None, "", "apiVersion: missing".to_owned())),

@@ -33,6 +33,14 @@ spec:
     - {name: http, containerPort: 8080}
 ";
 
+const SERVICE_CIDR: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: more}
+spec:
+  cidrs: [10.96.0.0/16, 'fd00:96::/112']
+";
+
 /// One scan of a folder, as `run` does it.
 struct Bench {
     dir: TempDir,
@@ -360,6 +368,30 @@ spec:
     "podSelector: {}",
     "podSelector: {matchExpressions: [{key: a, operator: Gt}]}",
     "5: NetworkPolicy x/p: spec.podSelector.matchExpressions 'a': operator 'Gt'"
+)]
+#[case::no_cidrs(
+    SERVICE_CIDR,
+    "  cidrs: [10.96.0.0/16, 'fd00:96::/112']\n",
+    "  cidrs: []\n",
+    "5: ServiceCIDR more: spec.cidrs: required"
+)]
+#[case::cidr(
+    SERVICE_CIDR,
+    "10.96.0.0/16",
+    "10.96.0.0",
+    "5: ServiceCIDR more: spec.cidrs[0]: '10.96.0.0' is not a prefix"
+)]
+#[case::cidr_host_bits(
+    SERVICE_CIDR,
+    "10.96.0.0/16",
+    "10.96.0.1/16",
+    "5: ServiceCIDR more: spec.cidrs[0]: '10.96.0.1/16' has host bits"
+)]
+#[case::cidr_family(
+    SERVICE_CIDR,
+    "'fd00:96::/112'",
+    "10.97.0.0/16",
+    "5: ServiceCIDR more: spec.cidrs[1]: a second prefix of the same family"
 )]
 #[case::namespace(
     POLICY,

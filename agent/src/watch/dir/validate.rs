@@ -9,7 +9,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Node, Pod, Service, ServicePort, ServiceSpec},
         discovery::v1::EndpointSlice,
-        networking::v1::NetworkPolicy,
+        networking::v1::{NetworkPolicy, ServiceCIDR},
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -31,7 +31,7 @@ fn invalid(field: impl Into<String>, why: impl Into<String>) -> Check {
 
 /// Whether objects of the kind live in namespaces.
 pub(crate) fn is_namespaced(kind: &str) -> bool {
-    !matches!(kind, "Namespace" | "Node")
+    !matches!(kind, "Namespace" | "Node" | "ServiceCIDR")
 }
 
 /// Fills in defaults and checks.
@@ -58,6 +58,10 @@ pub(crate) fn complete(object: &mut Object) -> Check {
         Object::Policy(policy) => {
             metadata(&mut policy.metadata, true, is_subdomain)?;
             self::policy(policy)
+        }
+        Object::ServiceCidr(cidr) => {
+            metadata(&mut cidr.metadata, false, is_subdomain)?;
+            self::service_cidr(cidr)
         }
     }
 }
@@ -325,4 +329,25 @@ fn policy(policy: &NetworkPolicy) -> Check {
             invalid(field, why)
         }
     }
+}
+
+fn service_cidr(object: &ServiceCIDR) -> Check {
+    let cidrs = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
+    if cidrs.is_empty() {
+        return invalid("spec.cidrs", "required: one prefix per family, such as 10.96.0.0/16");
+    }
+    let mut families = BTreeSet::new();
+    for (index, text) in cidrs.iter().enumerate() {
+        let field = format!("spec.cidrs[{index}]");
+        match text.parse::<IpNet>() {
+            Ok(net) if net == net.trunc() => {
+                if !families.insert(net.addr().is_ipv4()) {
+                    return invalid(field, "a second prefix of the same family; make another ServiceCIDR for it");
+                }
+            }
+            Ok(net) => return invalid(field, format!("'{text}' has host bits; did you mean {}?", net.trunc())),
+            Err(_) => return invalid(field, format!("'{text}' is not a prefix such as 10.96.0.0/16")),
+        }
+    }
+    Ok(())
 }

@@ -134,7 +134,14 @@ impl<K: Object> Kind<K> {
         let Some(told) = self.watches.get_mut(&watch) else { return Changed::No };
         let event = match event {
             Ok(event) => event,
-            Err(error) => return told.fail(name, &error),
+            Err(error) => {
+                let changed = told.fail(name, &error);
+                return if is_optional(name) && !told.listed {
+                    self.go_without(watch, &error, changed, deltas)
+                } else {
+                    changed
+                };
+            }
         };
         let mut first = false;
         match event {
@@ -159,6 +166,24 @@ impl<K: Object> Kind<K> {
         }
         let answered = self.watches.get_mut(&watch).map_or(Changed::No, |told| told.answered(true));
         if first { Changed::Standing } else { answered }
+    }
+
+    /// The server answers, and has nothing of a kind that the agent can do without: what it refuses stays in sight, what it does
+    /// not know is nothing wrong. The watch goes on asking.
+    fn go_without(
+        &mut self,
+        watch: WatchId,
+        error: &watcher::Error,
+        changed: Changed,
+        deltas: &mut Objects<K>,
+    ) -> Changed {
+        let (Some(told), Some(code)) = (self.watches.get_mut(&watch), answered_with(error)) else { return changed };
+        told.listed = true;
+        if code == NOT_FOUND {
+            told.fault = None;
+        }
+        deltas.extend(Objects::all(BTreeMap::new()));
+        Changed::Standing
     }
 
     fn list(&mut self, watch: WatchId, listing: BTreeMap<ObjectKey, Versioned<K>>, deltas: &mut Objects<K>) {
@@ -217,12 +242,36 @@ impl<K> Watch<K> {
 
     fn fail(&mut self, name: &str, error: &watcher::Error) -> Changed {
         tracing::debug!(kind = name, %error, "watch failed");
+        if self.listed && is_optional(name) && answered_with(error) == Some(NOT_FOUND) {
+            // One of several servers that are upgraded one by one may not serve it: the last state stays.
+            return self.answered(false);
+        }
         let fault = Fault { text: format!("{name}: {}", chain(error)), unreachable: is_unreachable(error) };
         if self.fault.as_ref() == Some(&fault) {
             return Changed::No;
         }
         self.fault = Some(fault);
         Changed::Standing
+    }
+}
+
+/// Kinds that not every API server has.
+fn is_optional(plural: &str) -> bool {
+    plural == "servicecidrs"
+}
+
+/// Of HTTP.
+const NOT_FOUND: u16 = 404;
+
+/// The HTTP status of a refusal.
+fn answered_with(error: &watcher::Error) -> Option<u16> {
+    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => Some(status.code),
+        InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
     }
 }
 

@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     model::{
         Deltas, Standing,
-        objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service},
+        objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, ServiceCidr},
         watched_kinds,
     },
     watch::{ApiServer, Teller},

@@ -34,6 +34,8 @@ use crate::{
 struct Store {
     objects: Mutex<BTreeMap<String, Vec<Value>>>,
     forbidden: Mutex<BTreeSet<String>>,
+    /// Kinds that the server does not know.
+    unknown: Mutex<BTreeSet<String>>,
     queries: Mutex<Vec<String>>,
     events: broadcast::Sender<(String, Value)>,
     /// Of the next event.
@@ -60,6 +62,7 @@ impl Store {
         Arc::new(Self {
             objects: Mutex::default(),
             forbidden: Mutex::default(),
+            unknown: Mutex::default(),
             queries: Mutex::default(),
             events,
             version,
@@ -93,6 +96,12 @@ impl Store {
         if self.forbidden.lock().unwrap().contains(&plural) {
             let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "message": format!("{plural} is forbidden"), "code": 403});
             return full(StatusCode::FORBIDDEN, &status);
+        }
+        if self.unknown.lock().unwrap().contains(&plural) {
+            return Response::builder()
+                .status(StatusCode::NOT_FOUND)
+                .body(Full::new(Bytes::from("404 page not found\n")).boxed())
+                .unwrap();
         }
         if !query.contains("watch=true") {
             let items = self.objects.lock().unwrap().get(&plural).cloned().unwrap_or_default();
@@ -290,6 +299,48 @@ async fn what_is_refused_is_said_and_nothing_is_told_before_all_is_there() {
     bench.store.forbidden.lock().unwrap().clear();
     let snapshot = bench.wait(|snapshot| snapshot.synced && snapshot.error.is_none()).await;
     assert_eq!(snapshot.pods.len(), 1);
+}
+
+fn service_cidr(name: &str, cidr: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"cidrs": [cidr]}, "status": {"conditions": []}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn service_cidrs_are_followed() {
+    let store = Store::new();
+    store.put("servicecidrs", service_cidr("kubernetes", "10.96.0.0/16"));
+    let mut bench = Bench::new(store).await;
+    let snapshot = bench.wait(|snapshot| snapshot.synced).await;
+    let spec = snapshot.service_cidrs[&key("", "kubernetes")].spec.clone().unwrap();
+    assert_eq!(spec.cidrs, Some(vec!["10.96.0.0/16".to_owned()]));
+    let second = service_cidr("second", "10.97.0.0/16");
+    bench.send_until("servicecidrs", "ADDED", second.clone(), |snapshot| snapshot.service_cidrs.len() == 2).await;
+    bench.send_until("servicecidrs", "DELETED", second, |snapshot| snapshot.service_cidrs.len() == 1).await;
+}
+
+/// Before Kubernetes 1.33; and a role of an older manifest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_service_cidrs_is_gone_on_with_until_it_has_them() {
+    let store = Store::new();
+    store.put("pods", pod("a", json!({})));
+    store.unknown.lock().unwrap().insert("servicecidrs".into());
+    let mut bench = Bench::new(store).await;
+    let snapshot = bench.wait(|snapshot| snapshot.synced).await;
+    assert_eq!((snapshot.pods.len(), snapshot.service_cidrs.len(), &snapshot.error), (1, 0, &None));
+    bench.store.put("servicecidrs", service_cidr("kubernetes", "10.96.0.0/16"));
+    bench.store.unknown.lock().unwrap().clear();
+    bench.wait(|snapshot| snapshot.service_cidrs.len() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn service_cidrs_that_may_not_be_read_are_said_and_keep_nobody_waiting() {
+    let store = Store::new();
+    store.forbidden.lock().unwrap().insert("servicecidrs".into());
+    let mut bench = Bench::new(store).await;
+    let snapshot = bench.wait(|snapshot| snapshot.synced).await;
+    assert!(snapshot.error.as_ref().unwrap().contains("servicecidrs is forbidden"), "{:?}", snapshot.error);
+    bench.store.forbidden.lock().unwrap().clear();
+    bench.wait(|snapshot| snapshot.error.is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

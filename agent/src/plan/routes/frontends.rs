@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The addresses of Services that are in no prefix of Services: each is routed by itself, and follows its Services.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use weft_abi::{Addr, CidrKey, Remote, RemoteKind, ServiceKey};
+
+use super::{Base, SPECIAL, Use};
+use crate::{
+    apply::{Changes, Patch},
+    model::{Desired, DesiredService, HostRoute, NodeFacts, Snapshot},
+    plan::{address::cidr_key, digest::Digest},
+};
+
+/// Where prefixes and the addresses of Services lead.
+#[derive(Debug, Default)]
+pub(in crate::plan) struct Routes {
+    base: Base,
+    /// Addresses of Services that stay unrouted, and why.
+    refused: BTreeMap<Addr, String>,
+}
+
+/// What an address of a Service needs.
+enum Lead {
+    /// Nothing: it is in a prefix of Services, or the host has it itself.
+    Led,
+    /// A way of its own.
+    Own,
+    Refused(String),
+}
+
+type Services = BTreeMap<ServiceKey, DesiredService>;
+
+impl Routes {
+    /// Plans `REMOTES` and the host's routes for these nodes, prefixes and Services, all of them.
+    pub(in crate::plan) fn describe(snapshot: &Snapshot, facts: &NodeFacts, services: &Services) -> (Self, Desired) {
+        let mut routes = Self { base: Base::new(snapshot, facts), refused: BTreeMap::new() };
+        let Base { remotes, host_routes, reports, .. } = &routes.base;
+        let (mut remotes, mut host_routes) = (remotes.clone(), host_routes.clone());
+        let addresses: BTreeSet<Addr> = services.keys().map(|frontend| frontend.addr).collect();
+        for addr in addresses {
+            match routes.base.lead(addr.into(), facts) {
+                Lead::Led => {}
+                Lead::Own => {
+                    remotes.insert(cidr_key(IpAddr::from(addr).into()), services_remote());
+                    host_routes.push(host_route(addr));
+                }
+                Lead::Refused(why) => drop(routes.refused.insert(addr, why)),
+            }
+        }
+        host_routes.sort();
+        let described = Desired {
+            routes_digest: remotes.iter().map(|(key, remote)| digest(key, remote)).fold(0, u64::wrapping_add),
+            remotes,
+            host_routes: Arc::new(host_routes),
+            route_reports: reports.clone(),
+            ..Desired::default()
+        };
+        (routes, described)
+    }
+
+    /// Follows the Services of `patch`.
+    pub(in crate::plan) fn follow(&mut self, facts: &NodeFacts, desired: &mut Desired, patch: &mut Patch) {
+        let addresses: BTreeSet<Addr> = patch.services.keys().map(|frontend| frontend.addr).collect();
+        let before = desired.routes_digest;
+        for addr in addresses {
+            let lead = is_served(&desired.services, addr).then(|| self.base.lead(addr.into(), facts));
+            let is_own = matches!(lead, Some(Lead::Own));
+            self.refused.remove(&addr);
+            if let Some(Lead::Refused(why)) = lead {
+                self.refused.insert(addr, why);
+            }
+            self.set(addr, is_own, desired, &mut patch.remotes);
+        }
+        if desired.routes_digest != before {
+            patch.routes_digest = Some(desired.routes_digest);
+        }
+    }
+
+    fn set(&self, addr: Addr, is_own: bool, desired: &mut Desired, changes: &mut Changes<CidrKey, Remote>) {
+        let key = cidr_key(IpAddr::from(addr).into());
+        let remote = if is_own { Some(services_remote()) } else { self.base.remotes.get(&key).copied() };
+        let old = desired.remotes.get(&key).copied();
+        if old != remote {
+            let part = |remote: Option<Remote>| remote.map_or(0, |remote| digest(&key, &remote));
+            let digest = desired.routes_digest.wrapping_sub(part(old)).wrapping_add(part(remote));
+            desired.routes_digest = digest;
+            crate::plan::planner::set(&mut desired.remotes, changes, key, remote);
+        }
+        let route = host_route(addr);
+        let is_of_base = self.base.prefixes.all.contains_key(&route.dst);
+        match desired.host_routes.binary_search(&route) {
+            Ok(place) if !is_own && !is_of_base => drop(Arc::make_mut(&mut desired.host_routes).remove(place)),
+            Err(place) if is_own => Arc::make_mut(&mut desired.host_routes).insert(place, route),
+            _ => {}
+        }
+    }
+
+    /// What is wrong with prefixes, and with addresses of Services; `name`: whose a frontend is.
+    pub(in crate::plan) fn problems(&self, services: &Services, name: impl Fn(&ServiceKey) -> String) -> Vec<String> {
+        let refused = self.refused.iter().filter_map(|(addr, why)| {
+            let (frontend, _) = services.range(all_of(*addr)).next()?;
+            Some(format!("Service {}: spec.clusterIPs: {why}", name(frontend)))
+        });
+        self.base.problems.iter().cloned().chain(refused).collect()
+    }
+}
+
+impl Base {
+    fn lead(&self, address: IpAddr, facts: &NodeFacts) -> Lead {
+        let refused = |why: String| {
+            Lead::Refused(format!("{address} {why}; the host does not reach it, give the Service another clusterIP"))
+        };
+        match self.prefixes.find(address) {
+            Some((_, Use::Services)) => return Lead::Led,
+            Some((net, Use::Pods)) => return refused(format!("is in the pod CIDR {net}")),
+            None => {}
+        }
+        if let Some(whose) = self.reserved.get(&address) {
+            return refused(format!("is an address of {whose}"));
+        }
+        // As a DNS cache of the node has it, on a device of its own.
+        if facts.host_addresses.contains(&address) {
+            return Lead::Led;
+        }
+        let special = SPECIAL.iter().filter_map(|text| text.parse::<IpNet>().ok());
+        match special.into_iter().find(|special| special.contains(&address)) {
+            Some(special) => refused(format!("is in {special}, which is for no Service")),
+            None => Lead::Own,
+        }
+    }
+}
+
+fn services_remote() -> Remote {
+    Remote::new(Addr::UNSPECIFIED, RemoteKind::Services)
+}
+
+fn host_route(addr: Addr) -> HostRoute {
+    HostRoute { dst: IpAddr::from(addr).into(), via: None }
+}
+
+/// The keys of all frontends that an address can have.
+fn all_of(addr: Addr) -> std::ops::RangeInclusive<ServiceKey> {
+    let key = |port, protocol, pad| ServiceKey { addr, port, protocol, pad };
+    key(0, 0, 0)..=key(u16::MAX, u8::MAX, u8::MAX)
+}
+
+fn is_served(services: &Services, addr: Addr) -> bool {
+    services.range(all_of(addr)).next().is_some()
+}
+
+/// Of all but the Ethernet address: a flow that remembers another one is decided again by itself. Those of all prefixes are
+/// added up.
+fn digest(CidrKey { prefix_len, addr }: &CidrKey, Remote { via, kind, .. }: &Remote) -> u64 {
+    let words = [*prefix_len, *kind].map(u32::to_le).into_iter().chain(addr.0).chain(via.0);
+    let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
+    Digest::spread(&bytes)
+}
