@@ -3,8 +3,8 @@
 //! `net`: what a TCP connection between two pods costs, beside a bare veth pair between two namespaces.
 //!
 //! Pods have a policy with a rule each way, and each node's agent a reader: `weft flows --follow`. Every path stands beside a veth
-//! pair of its own, with the MTU of its pods; every figure of a round is taken of both right after one another, and who goes
-//! first alternates. Round trips (`rr`) and short connections (`crr`) have client and server on processor 1, so that they take
+//! pair of its own, with the MTU of its pods; every figure of a round is taken of both right after one another, twice, and who
+//! goes first alternates. Round trips (`rr`) and short connections (`crr`) have client and server on processor 1, so that they take
 //! turns and no wake-up of another processor is in the figure; a stream has its sender on processor 0 and its receiver on 1, and
 //! its congestion control is cubic.
 //!
@@ -37,9 +37,11 @@ const FIGURES: [Figure; 4] = [
     Figure { name: "crr", unit: "us" },
     Figure { name: "stream", unit: "Gbit/s" },
 ];
-const ROUND_TRIPS: Duration = Duration::from_millis(200);
-const CONNECTIONS: Duration = Duration::from_millis(200);
-const STREAM: Duration = Duration::from_millis(300);
+/// Measurements of a figure in one round.
+const SLICES: usize = 2;
+const ROUND_TRIPS: Duration = Duration::from_millis(120);
+const CONNECTIONS: Duration = Duration::from_millis(120);
+const STREAM: Duration = Duration::from_millis(200);
 /// Port of the load's server, and of the Service in front of it.
 const PORT: u16 = 5201;
 /// Port of the server that shows that the path works before it is measured.
@@ -79,19 +81,32 @@ impl<'a> Way<'a> {
         Ok(Self { name, path: End { client, to }, pair })
     }
 
-    /// The figures of one round, each of both right after one another.
+    /// The figures of one round, each of both sides right after one another, several times.
     fn measure(&self, round: usize) -> Result<Pair<[f64; 4]>> {
         let bare = End { client: &self.pair.left, to: self.pair.right_socket(PORT) };
         let end = |side| if side == Side::Baseline { bare } else { self.path };
-        let trips = in_turn(round, |side| end(side).latency(Kind::RoundTrips, ROUND_TRIPS))?;
-        let short = in_turn(round, |side| end(side).latency(Kind::Connections, CONNECTIONS))?;
-        let stream = in_turn(round, |side| load::throughput(end(side).client, end(side).to, STREAM, SENDER))?;
-        let figures = |[p50, p99]: [f64; 2], [short, _]: [f64; 2], stream| [p50, p99, short, stream];
-        Ok(Pair {
-            value: figures(trips.value, short.value, stream.value),
-            baseline: figures(trips.baseline, short.baseline, stream.baseline),
-        })
+        let [p50, p99] = slices(round, |side| end(side).latency(Kind::RoundTrips, ROUND_TRIPS))?;
+        let [short, _] = slices(round, |side| end(side).latency(Kind::Connections, CONNECTIONS))?;
+        let [stream] = slices(round, |side| Ok([load::throughput(end(side).client, end(side).to, STREAM, SENDER)?]))?;
+        let figures = [p50, p99, short, stream];
+        Ok(Pair { value: figures.map(|pair| pair.value), baseline: figures.map(|pair| pair.baseline) })
     }
+}
+
+/// Means of several measurements of both sides, which take turns.
+fn slices<const FIGURES: usize>(
+    round: usize,
+    mut measure: impl FnMut(Side) -> Result<[f64; FIGURES]>,
+) -> Result<[Pair<f64>; FIGURES]> {
+    let mut means = [Pair { value: 0.0, baseline: 0.0 }; FIGURES];
+    for slice in 0..SLICES {
+        let pair = in_turn(round + slice, &mut measure)?;
+        for ((mean, value), baseline) in means.iter_mut().zip(pair.value).zip(pair.baseline) {
+            mean.value += value / SLICES as f64;
+            mean.baseline += baseline / SLICES as f64;
+        }
+    }
+    Ok(means)
 }
 
 /// Pods of one way to join nodes.
