@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What `cargo xtask bench datapath` needs: packets of many flows through one program, and programs to compare with.
+//! What `cargo xtask bench datapath` and `net` need: packets of many flows through one program, and programs to compare with.
 
-use std::time::Duration;
+use std::{os::fd::AsFd as _, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
@@ -14,6 +14,8 @@ use zerocopy::IntoBytes as _;
 use crate::{
     Dataplane, Error, Program,
     error::Result,
+    program::Direction,
+    tc::{Place, Tc},
     test_run::{Arrival, context},
 };
 
@@ -26,6 +28,8 @@ pub enum Subject {
     Empty,
     /// One hit of an LRU hash, destination address and port, both checksums, a redirect.
     LruDnat,
+    /// Two inserts into an LRU hash, a redirect.
+    LruInsert,
     /// `from_workload`.
     FromWorkload,
     /// `from_overlay`.
@@ -33,17 +37,17 @@ pub enum Subject {
 }
 
 impl Subject {
-    const ALL: [Self; 4] = [Self::Empty, Self::LruDnat, Self::FromWorkload, Self::FromOverlay];
+    const ALL: [Self; 5] = [Self::Empty, Self::LruDnat, Self::LruInsert, Self::FromWorkload, Self::FromOverlay];
 }
 
-/// Packets to make: IPv4 and TCP, flows that differ by source port.
+/// Packets to make: TCP, flows that differ by source port.
 #[derive(Clone, Copy, Debug)]
 pub struct Traffic {
-    /// How many flows: a power of two up to 65,536. They come in an order that looks random.
+    /// How many flows: a power of two up to 65,536. They come in an order that looks random, each once in so many packets.
     pub flows: u32,
-    /// Number that the order starts at; another one gives other flows where `flows` are fewer than ports.
+    /// Where in the order the first is, and above the lower 16 bits, which order: [`Bench::last_flow`] goes on where a run ended.
     pub seed: u32,
-    /// Destination, network byte order.
+    /// Destination of IPv4 packets, network byte order; that of IPv6 packets stays.
     pub dst: u32,
     /// Destination port, host byte order.
     pub dport: u16,
@@ -60,19 +64,23 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Loads the bench programs.
+    /// Loads the bench programs; what `lru_insert` fills has as many entries as the IPv4 flow table.
     ///
     /// # Errors
     /// [`Error::Program`] and whatever is wrong with the object.
     pub fn open(dataplane: &Dataplane) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).map_err(|error| Error::object(&error))?;
-        for name in ["next_packet", "empty", "lru_dnat"] {
+        let flows = dataplane.maps().flows4().capacity();
+        let mut loader = EbpfLoader::new();
+        let mut ebpf =
+            loader.btf(None).map_max_entries("BENCH_NEW", flows).load(OBJECT).map_err(|error| Error::object(&error))?;
+        for name in ["next_packet", "empty", "lru_dnat", "lru_insert"] {
             program(&mut ebpf, name)?.load().map_err(failed("load"))?;
         }
         for subject in Subject::ALL {
             let fd = match subject {
                 Subject::Empty => descriptor(program(&mut ebpf, "empty")?)?,
                 Subject::LruDnat => descriptor(program(&mut ebpf, "lru_dnat")?)?,
+                Subject::LruInsert => descriptor(program(&mut ebpf, "lru_insert")?)?,
                 Subject::FromWorkload => descriptor(dataplane.classifier(Program::FromWorkload)?)?,
                 Subject::FromOverlay => descriptor(dataplane.classifier(Program::FromOverlay)?)?,
             };
@@ -99,6 +107,17 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// Removes what `lru_insert` has filled in.
+    ///
+    /// # Errors
+    /// [`Error::Program`].
+    pub fn forget_inserted(&mut self) -> Result<()> {
+        let map = self.ebpf.map_mut("BENCH_NEW").ok_or(Error::Missing { kind: "map", name: "BENCH_NEW" })?;
+        let mut flows: HashMap<_, DnatKey, DnatValue> = HashMap::try_from(map).map_err(failed("use"))?;
+        let keys: Vec<DnatKey> = flows.keys().collect::<Result<_, _>>().map_err(failed("read"))?;
+        keys.iter().try_for_each(|key| flows.remove(key)).map_err(failed("empty"))
     }
 
     /// Runs `subject` on `repeat` packets made from `packet` as if they came through the device `ifindex`: the last return
@@ -133,6 +152,16 @@ impl Bench {
         self.test_run("next_packet", packet, ifindex, repeat)
     }
 
+    /// Order and place in it of the last run's last flow.
+    ///
+    /// # Errors
+    /// [`Error::Program`].
+    pub fn last_flow(&self) -> Result<u32> {
+        let map = self.ebpf.map("TEMPLATE").ok_or(Error::Missing { kind: "map", name: "TEMPLATE" })?;
+        let template: Array<_, Template> = Array::try_from(map).map_err(failed("use"))?;
+        Ok(template.get(&0, 0).map_err(failed("read"))?.flow)
+    }
+
     /// Runs `empty` alone.
     ///
     /// # Errors
@@ -148,6 +177,33 @@ impl Bench {
         let result = program(&mut self.ebpf, name)?.test_run(options).map_err(failed("test-run"))?;
         Ok((result.return_value, result.duration))
     }
+}
+
+/// Joins two devices of the calling thread's network namespace, indices below 64: what comes through the one goes into the other's
+/// peer by `bpf_redirect_peer`, and nothing else is done to it. By filters of `clsact`, which live as long as the devices.
+///
+/// # Errors
+/// [`Error::Program`] and whatever is wrong with the object.
+pub fn join_by_peer_alone(devices: [u32; 2]) -> Result<()> {
+    let mut loader = EbpfLoader::new();
+    let mut ebpf =
+        loader.btf(None).map_max_entries("BENCH_NEW", 64).load(OBJECT).map_err(|error| Error::object(&error))?;
+    let [one, other] = devices;
+    let map = ebpf.map_mut("PEERS").ok_or(Error::Missing { kind: "map", name: "PEERS" })?;
+    let mut peers: Array<_, u32> = Array::try_from(map).map_err(failed("use"))?;
+    for (from, to) in [(one, other), (other, one)] {
+        peers.set(from, to, 0).map_err(failed("set"))?;
+    }
+    let classifier = program(&mut ebpf, "peer_alone")?;
+    classifier.load().map_err(failed("load"))?;
+    let fd = classifier.fd().map_err(failed("use"))?.as_fd();
+    let mut tc = Tc::open().map_err(failed("attach"))?;
+    for ifindex in devices {
+        tc.add_qdisc(ifindex).map_err(failed("attach"))?;
+        let place = Place { priority: 1, handle: 1 };
+        tc.add_filter(ifindex, Direction::Ingress, place, fd, "peer_alone").map_err(failed("attach"))?;
+    }
+    Ok(())
 }
 
 fn program<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut SchedClassifier> {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What Weft is compared with: a veth pair and a tap with an address each, and nothing else.
+//! What Weft is compared with: a veth pair and a tap with an address each, and nothing else; and two machines joined by a third,
+//! as pods are by their node.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -21,6 +22,9 @@ use crate::{
 
 const LEFT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const RIGHT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+
+/// Of the near ends of wires.
+const NODE_MAC: &str = "02:00:5e:10:00:01";
 
 /// Of the guest on the bare tap.
 const MAC: &str = "02:00:5e:10:00:02";
@@ -70,23 +74,78 @@ pub struct BarePair {
 }
 
 impl BarePair {
-    /// Makes both and the wire.
+    /// Makes both and the wire, whose MTU is `mtu`.
     ///
     /// # Errors
     /// A link could not be made.
-    pub fn new(bed: &Bed) -> Result<Self> {
+    pub fn new(bed: &Bed, mtu: u32) -> Result<Self> {
         let pair = Self { left: Machine::new(bed, "left")?, right: Machine::new(bed, "right")? };
-        // Without the process namespace: the number of the other machine's process is this machine's.
-        let script = format!("ip link add eth0 type veth peer name eth0 netns {}", pair.right.0.init());
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", pair.left.0.proc("ns/net").display())).args(["--", "sh", "-ec", &script]);
-        let (status, _, errors) = run(command, &[])?;
-        Outcome { status, output: String::from_utf8_lossy(&errors).into_owned() }.ok().context("make a veth pair")?;
+        pair.left.wire("eth0", &pair.right, mtu)?;
         for (machine, address) in [(&pair.left, LEFT), (&pair.right, RIGHT)] {
-            let script = format!("ip address add {address}/30 dev eth0 && ip link set eth0 up");
-            machine.sh(&script)?.ok().with_context(|| format!("set up {}", machine.label()))?;
+            machine.configure(address)?;
         }
         Ok(pair)
+    }
+
+    /// Where a server of the right machine is reached.
+    #[must_use]
+    pub fn right_socket(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(RIGHT), port)
+    }
+}
+
+impl Machine {
+    /// A veth pair from the device `name` here to `eth0` of `other`.
+    fn wire(&self, name: &str, other: &Self, mtu: u32) -> Result<()> {
+        let script = format!(
+            "ip link add {name} address {NODE_MAC} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
+            other.0.init()
+        );
+        // Without the process namespace: the number of the other machine's process is this machine's.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.0.proc("ns/net").display())).args(["--", "sh", "-ec", &script]);
+        let (status, _, errors) = run(command, &[])?;
+        let outcome = Outcome { status, output: String::from_utf8_lossy(&errors).into_owned() };
+        outcome.ok().map(drop).context("make a veth pair")
+    }
+
+    fn configure(&self, address: Ipv4Addr) -> Result<()> {
+        let script = format!("ip address add {address}/30 dev eth0 && ip link set eth0 up");
+        self.sh(&script)?.ok().map(drop).with_context(|| format!("set up {}", self.label()))
+    }
+}
+
+/// Two machines joined by a third, which has no address and forwards nothing by itself: what joins [`BareNode::PORTS`] does it.
+pub struct BareNode {
+    /// One end.
+    pub left: Machine,
+    /// The other.
+    pub right: Machine,
+    /// What is between them.
+    pub node: Machine,
+}
+
+impl BareNode {
+    /// The node's devices: to the left machine and to the right one.
+    pub const PORTS: [&str; 2] = ["left0", "right0"];
+
+    /// Makes the three and the wires, whose MTU is `mtu`. Both ends know each other by the node's Ethernet address, as pods do.
+    ///
+    /// # Errors
+    /// A link could not be made.
+    pub fn new(bed: &Bed, mtu: u32) -> Result<Self> {
+        let [left, right, node] = ["left", "right", "between"].map(|name| Machine::new(bed, name));
+        let bare = Self { left: left?, right: right?, node: node? };
+        for (name, machine, address, other) in
+            [(Self::PORTS[0], &bare.left, LEFT, RIGHT), (Self::PORTS[1], &bare.right, RIGHT, LEFT)]
+        {
+            bare.node.wire(name, machine, mtu)?;
+            bare.node.sh(&format!("ip link set {name} up"))?.ok().context("set up the node")?;
+            machine.configure(address)?;
+            let script = format!("ip neighbour replace {other} lladdr {NODE_MAC} dev eth0 nud permanent");
+            machine.sh(&script)?.ok().with_context(|| format!("set up {}", machine.label()))?;
+        }
+        Ok(bare)
     }
 
     /// Where a server of the right machine is reached.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::Shell;
 
-pub use bare::{BarePair, BareTap, Machine};
+pub use bare::{BareNode, BarePair, BareTap, Machine};
 pub use calls::{Call, Caller, Pace, percentile};
 
 /// How long a load server may take to listen; in a guest everything is slow.
@@ -47,6 +47,15 @@ pub fn serve(place: &dyn Shell, port: u16, cpu: Option<usize>) -> Result<()> {
     job.prints(place, "READY", PATIENCE)
 }
 
+/// The MTU of `eth0` of `place`.
+///
+/// # Errors
+/// It has no such device.
+pub fn mtu(place: &dyn Shell) -> Result<u32> {
+    let output = place.sh("ip -o link show dev eth0")?.ok()?;
+    Ok(number(&output, "mtu")? as u32)
+}
+
 /// One run of `kind` for `duration`, from `client` to the server at `to`.
 ///
 /// # Errors
@@ -71,10 +80,11 @@ pub fn latency(
     Ok(Latency { p50: micros("p50")?, p99: micros("p99")?, count: count as u64 })
 }
 
-/// One stream for `duration`, from `client` to the server at `to`; gigabits of payload per second.
+/// One stream for `duration`, from `client` to the server at `to`; gigabits of payload per second. Cubic, whatever the machine's
+/// default is: a sender that paces measures its own estimates.
 ///
 /// # Errors
-/// The server does not answer.
+/// The server does not answer, or the client's kernel has no cubic.
 pub fn throughput(client: &dyn Shell, to: SocketAddr, duration: Duration, cpu: Option<usize>) -> Result<f64> {
     let output = run(client, "stream", to, duration, cpu)?;
     Ok(number(&output, "bytes")? * 8.0 / number(&output, "nanos")?)
@@ -103,6 +113,8 @@ mod tests {
     #[test]
     fn numbers_are_found_by_name() {
         assert_eq!(number("p50 10 p99 20\n", "p99").unwrap(), 20.0);
+        let link = "2: eth0@if3: <BROADCAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UP mode DEFAULT";
+        assert_eq!(number(link, "mtu").unwrap(), 1450.0);
         number("p50 10", "p99").unwrap_err();
         number("p50", "p50").unwrap_err();
     }

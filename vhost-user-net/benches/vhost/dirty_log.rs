@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::frames::{FULL, Kind, LARGE, SMALL};
 use crate::peer::host::Host;
-use crate::report::{Pair, Rate, Report};
+use crate::report::{Rate, Report};
 use crate::settings::Settings;
 use crate::{receive, transmit};
 
@@ -19,11 +19,8 @@ pub(crate) fn rows(host: &Host, settings: &Settings, report: &mut Report) -> Res
     ];
     for (name, kind, measure) in rows {
         if settings.wants(name) {
-            let both = || {
-                let baseline = measure(host, settings, kind, false)?;
-                Ok(Pair { baseline, value: measure(host, settings, kind, true)? })
-            };
-            let pairs = settings.repeat(both)?;
+            let [without, with] = [false, true].map(|log| move || measure(host, settings, kind, log));
+            let pairs = settings.pairs(without, with)?;
             report.rates(name, kind, "without log", &pairs);
         }
     }

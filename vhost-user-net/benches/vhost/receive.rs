@@ -14,7 +14,7 @@ use crate::frames::{KINDS, Kind, RING};
 use crate::mirror::Mirror;
 use crate::peer::host::{Host, Wire, run};
 use crate::processor::{DEVICE_CPU, FRONT_CPU, own_time, pin};
-use crate::report::{Pair, Rate, Report};
+use crate::report::{Rate, Report};
 use crate::served::Served;
 use crate::settings::Settings;
 
@@ -26,8 +26,7 @@ pub(crate) fn rows(host: &Host, settings: &Settings, report: &mut Report) -> Res
     for kind in KINDS {
         let name = format!("rx_{}", kind.name);
         if settings.wants(&name) {
-            let pairs = settings
-                .repeat(|| Ok(Pair { baseline: readv(host, kind)?, value: device(host, settings, kind, false)? }))?;
+            let pairs = settings.pairs(|| readv(host, kind), || device(host, settings, kind, false))?;
             report.rates(&name, kind, "readv", &pairs);
         }
     }

@@ -26,7 +26,7 @@ impl Rate {
     }
 }
 
-/// One measurement and the one beside it, made right before.
+/// One measurement and the one beside it, made right before or right after.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pair<T> {
     pub(crate) baseline: T,
@@ -42,23 +42,24 @@ pub(crate) struct Report {
 impl Report {
     /// A row of rates, with the name of what it is beside.
     pub(crate) fn rates(&mut self, name: &str, kind: Kind, baseline: &str, pairs: &[Pair<Rate>]) {
-        let of = |pick: &dyn Fn(&Pair<Rate>) -> f64| median(pairs.iter().map(pick).collect());
+        let of = |pick: &dyn Fn(&Pair<Rate>) -> f64| median(pairs.iter().map(pick));
         let (bare, device) = (of(&|pair| pair.baseline.per_second()), of(&|pair| pair.value.per_second()));
         let (bare_cpu, device_cpu) = (of(&|pair| pair.baseline.per_cpu()), of(&|pair| pair.value.per_cpu()));
-        let ratio = of(&|pair| pair.value.per_cpu() / pair.baseline.per_cpu());
+        let ratio = quartiles(pairs.iter().map(|pair| pair.value.per_cpu() / pair.baseline.per_cpu()));
         let gbit = |rate: f64| rate * kind.len as f64 * 8.0 / 1e9;
         let show = |rate: f64| format!("{:7.3} Mpps {:6.1} Gbit/s", rate / 1e6, gbit(rate));
         println!(
-            "{name:14} device {} ({} per cpu)  {baseline} {} ({} per cpu)  ratio {ratio:.2}",
+            "{name:14} device {} ({} per cpu)  {baseline} {} ({} per cpu)  {}",
             show(device),
             show(device_cpu),
             show(bare),
             show(bare_cpu),
+            show_ratio(ratio),
         );
         let spread = spread(pairs.iter().map(|pair| pair.value.per_cpu()));
         let row = json!({
             "unit": "frames per cpu-second", "value": device_cpu, "baseline": baseline, "baseline_value": bare_cpu,
-            "ratio": ratio, "runs": pairs.len(), "spread": spread,
+            "ratio": ratio[1], "ratio_q1": ratio[0], "ratio_q3": ratio[2], "runs": pairs.len(), "spread": spread,
             "gbit_per_cpu": gbit(device_cpu), "wall": device, "wall_gbit": gbit(device), "baseline_wall": bare,
         });
         self.rows.insert(name.to_owned(), row);
@@ -66,12 +67,13 @@ impl Report {
 
     /// A row of microseconds.
     pub(crate) fn times(&mut self, name: &str, baseline: &str, pairs: &[Pair<f64>]) {
-        let value = median(pairs.iter().map(|pair| pair.value).collect());
-        let beside = median(pairs.iter().map(|pair| pair.baseline).collect());
-        let ratio = median(pairs.iter().map(|pair| pair.value / pair.baseline).collect());
-        println!("{name:14} device {value:7.1} us  {baseline} {beside:7.1} us  ratio {ratio:.2}");
+        let value = median(pairs.iter().map(|pair| pair.value));
+        let beside = median(pairs.iter().map(|pair| pair.baseline));
+        let ratio = quartiles(pairs.iter().map(|pair| pair.value / pair.baseline));
+        println!("{name:14} device {value:7.1} us  {baseline} {beside:7.1} us  {}", show_ratio(ratio));
         let row = json!({
-            "unit": "us", "value": value, "baseline": baseline, "baseline_value": beside, "ratio": ratio,
+            "unit": "us", "value": value, "baseline": baseline, "baseline_value": beside,
+            "ratio": ratio[1], "ratio_q1": ratio[0], "ratio_q3": ratio[2],
             "runs": pairs.len(), "spread": spread(pairs.iter().map(|pair| pair.value)),
         });
         self.rows.insert(name.to_owned(), row);
@@ -79,7 +81,7 @@ impl Report {
 
     /// A row that has nothing to be compared with.
     pub(crate) fn alone(&mut self, name: &str, unit: &str, values: &[f64]) {
-        let value = median(values.to_vec());
+        let value = median(values.iter().copied());
         println!("{name:14} {value:.1} {unit}");
         let row = json!({
             "unit": unit, "value": value, "baseline": null, "baseline_value": null, "ratio": null,
@@ -107,9 +109,23 @@ fn commit() -> String {
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// First quartile, median and third quartile, linear between two neighbours.
+fn quartiles(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len() - 1;
+    [1, 2, 3].map(|quarters| {
+        let (index, rest) = (last * quarters / 4, (last * quarters % 4) as f64 / 4.0);
+        sorted[index] + (sorted[(index + 1).min(last)] - sorted[index]) * rest
+    })
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    quartiles(values)[1]
+}
+
+fn show_ratio([first, median, third]: [f64; 3]) -> String {
+    format!("ratio {median:.3} ({first:.3} to {third:.3})")
 }
 
 /// Distance of the least from the greatest, as a part of the median.
@@ -117,5 +133,5 @@ fn spread(values: impl Iterator<Item = f64>) -> f64 {
     let values: Vec<f64> = values.collect();
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    (most - least) / median(values)
+    (most - least) / median(values.into_iter())
 }

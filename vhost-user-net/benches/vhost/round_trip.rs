@@ -20,7 +20,7 @@ use crate::report::{Pair, Report};
 use crate::served::{Served, below, machine};
 use crate::settings::Settings;
 
-const COUNT: u32 = 5_000;
+const COUNT: u32 = 2_000;
 /// Frames ahead of each request under load.
 const AHEAD: u32 = 31;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,11 +46,10 @@ pub(crate) fn rows(host: &Host, settings: &Settings, report: &mut Report) -> Res
         [("rr", HOLD, 0, &[]), ("rr_loaded", HOLD, AHEAD, &[]), ("rr_poll", Duration::ZERO, 0, &["--poll-us", "100"])];
     for (name, hold, ahead, arguments) in kinds {
         if settings.wants(name) {
-            let pairs = settings.repeat(|| {
-                let baseline = reflected(host, hold, || on_smallest_device(host, settings, ahead))?;
-                let value = reflected(host, hold, || on_device(host, settings, ahead, arguments))?;
-                Ok(Pair { baseline, value })
-            })?;
+            let pairs = settings.pairs(
+                || reflected(host, hold, || on_smallest_device(host, settings, ahead)),
+                || reflected(host, hold, || on_device(host, settings, ahead, arguments)),
+            )?;
             put(report, name, &pairs);
         }
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use weft_test_vmm::Kind;
 
+use crate::report::Pair;
+
 /// What to measure, and how.
 pub(crate) struct Settings {
     /// Where to write the table.
@@ -23,8 +25,8 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn from_arguments() -> Result<Self> {
-        let time = Duration::from_millis(1500);
-        let mut settings = Self { json: None, only: None, real_time: false, time, rounds: 3, front_end: Kind::Kvm };
+        let time = Duration::from_millis(300);
+        let mut settings = Self { json: None, only: None, real_time: false, time, rounds: 25, front_end: Kind::Kvm };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
             let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -47,6 +49,23 @@ impl Settings {
     /// Whether a row whose name begins like this is wanted.
     pub(crate) fn wants(&self, row: &str) -> bool {
         self.only.as_ref().is_none_or(|only| row.starts_with(only.as_str()))
+    }
+
+    /// Measures both as often as was asked for, right after one another: who goes first alternates.
+    pub(crate) fn pairs<T>(
+        &self,
+        mut baseline: impl FnMut() -> Result<T>,
+        mut value: impl FnMut() -> Result<T>,
+    ) -> Result<Vec<Pair<T>>> {
+        let mut round = 0;
+        self.repeat(|| {
+            round += 1;
+            if round % 2 == 0 {
+                let value = value()?;
+                return Ok(Pair { baseline: baseline()?, value });
+            }
+            Ok(Pair { baseline: baseline()?, value: value()? })
+        })
     }
 
     /// Measures as often as was asked for.

@@ -14,7 +14,7 @@ use crate::frames::{KINDS, Kind};
 use crate::peer::HEADER;
 use crate::peer::host::Host;
 use crate::processor::{DEVICE_CPU, FRONT_CPU, own_time, pin};
-use crate::report::{Pair, Rate, Report};
+use crate::report::{Rate, Report};
 use crate::served::Served;
 use crate::settings::Settings;
 
@@ -25,9 +25,7 @@ pub(crate) fn rows(host: &Host, settings: &Settings, report: &mut Report) -> Res
     for kind in KINDS {
         let name = format!("tx_{}", kind.name);
         if settings.wants(&name) {
-            let pairs = settings.repeat(|| {
-                Ok(Pair { baseline: writev(host, settings, kind)?, value: device(host, settings, kind, false)? })
-            })?;
+            let pairs = settings.pairs(|| writev(host, settings, kind), || device(host, settings, kind, false))?;
             report.rates(&name, kind, "writev", &pairs);
         }
     }

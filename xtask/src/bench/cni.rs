@@ -3,7 +3,8 @@
 //! `cni`: how long ADD and DEL take at 1 and 20 per second, beside the bridge plugin with host-local, both dual stack.
 //!
 //! The two plugins run in turn on one machine: at 1 per second a call of the one is followed by a call of the other half a
-//! second later; at 20 per second they take turns of one second.
+//! second later; at 20 per second they take turns of one second. A round has 4 calls of each, or 20, so that its p99 is the
+//! slowest of them.
 
 use std::{rc::Rc, thread, time::Duration};
 
@@ -16,16 +17,17 @@ use weft_testbed::{
     pod,
 };
 
-use super::table::{Figure, Path, Row, compare};
-
-const ROUNDS: usize = 4;
+use super::{
+    statistic::{Pair, Side, in_turn},
+    table::{Figure, Path, Row, compare},
+};
 
 /// How a rate is measured.
 struct Rate {
     interval: Duration,
-    /// Calls of a run.
+    /// Calls of a round.
     calls: usize,
-    /// How the two plugins' calls of one run lie in time.
+    /// How the two plugins' calls of one round lie in time.
     turns: Turns,
     figures: [Figure; 4],
 }
@@ -41,7 +43,7 @@ enum Turns {
 const RATES: [Rate; 2] = [
     Rate {
         interval: Duration::from_secs(1),
-        calls: 6,
+        calls: 4,
         turns: Turns::Calls,
         figures: [
             Figure { name: "add_p50_1", unit: "ms" },
@@ -66,8 +68,8 @@ const RATES: [Rate; 2] = [
 /// The bridge plugin would wait for duplicate address detection: it is off in everybody's sandboxes.
 const NO_DAD: &str = "for place in all default; do echo 0 >/proc/sys/net/ipv6/conf/$place/accept_dad; done";
 
-/// Duration of every call of one kind, in milliseconds.
-type Durations = Vec<f64>;
+/// What a call took, in milliseconds, and what it answered.
+type Answer = (f64, Value);
 
 /// The bridge plugin on a machine of its own.
 struct Bridge {
@@ -164,58 +166,62 @@ fn del_of(add: &Call, result: &Value) -> Call {
 ///
 /// # Errors
 /// The bridge plugin is not in the cache, or a call failed.
-pub(super) fn rows() -> Result<Vec<Row>> {
+pub(super) fn rows(rounds: usize) -> Result<Vec<Row>> {
     let weft = Weft::new()?;
     let mut bridge = Bridge::new(&weft.bed)?;
     let mut rows = Vec::new();
     for rate in &RATES {
-        let mut paths = ["bridge", "weft"].map(|name| Path { name, runs: Vec::new() });
-        for round in 1..=ROUNDS {
-            eprintln!("every {} ms: round {round} of {ROUNDS}", rate.interval.as_millis());
-            let [of_bridge, of_weft] = run(&mut bridge, &weft, rate)?;
-            paths[0].runs.push(of_bridge);
-            paths[1].runs.push(of_weft);
+        let mut path = Path::new("weft", "bridge");
+        for round in 1..=rounds {
+            eprintln!("every {} ms: round {round} of {rounds}", rate.interval.as_millis());
+            path.rounds.push(run(&mut bridge, &weft, rate, round)?);
         }
-        rows.extend(compare(&rate.figures, &paths)?);
+        rows.extend(compare(&rate.figures, &[path])?);
     }
     Ok(rows)
 }
 
-/// One run of both plugins: new sandboxes, ADD for all, DEL for all.
-fn run(bridge: &mut Bridge, weft: &Weft, rate: &Rate) -> Result<[[f64; 4]; 2]> {
+/// One round of both plugins: new sandboxes, ADD for all, DEL for all.
+fn run(bridge: &mut Bridge, weft: &Weft, rate: &Rate, round: usize) -> Result<Pair<[f64; 4]>> {
     let mut sandboxes = weft.sandboxes(rate.calls)?;
-    let adds = [bridge.adds(rate.calls)?, sandboxes.iter().map(add_of).collect()];
-    let callers = [&bridge.caller, &weft.caller];
-    let (add_times, results) = call_both(callers, &adds, rate)?;
-    for (sandbox, result) in sandboxes.iter_mut().zip(&results[1]) {
+    let adds = Pair { baseline: bridge.adds(rate.calls)?, value: sandboxes.iter().map(add_of).collect() };
+    let callers = Pair { baseline: &bridge.caller, value: &weft.caller };
+    let added = call_both(callers, &adds, rate, round)?;
+    for (sandbox, (_, result)) in sandboxes.iter_mut().zip(&added.value) {
         sandbox.result = Some(result.clone());
     }
-    let dels =
-        [0, 1].map(|side| adds[side].iter().zip(&results[side]).map(|(add, result)| del_of(add, result)).collect());
-    let (del_times, _) = call_both(callers, &dels, rate).with_context(|| weft.node().agent_log())?;
+    let dels = Pair { baseline: dels_of(&adds.baseline, &added.baseline), value: dels_of(&adds.value, &added.value) };
+    let deleted = call_both(callers, &dels, rate, round).with_context(|| weft.node().agent_log())?;
     for sandbox in &mut sandboxes {
         sandbox.result = None;
     }
-    Ok([0, 1].map(|side| {
-        let (add, del) = (&add_times[side], &del_times[side]);
-        [percentile(add, 50), percentile(add, 99), percentile(del, 50), percentile(del, 99)]
-    }))
+    Ok(Pair { baseline: figures(&added.baseline, &deleted.baseline), value: figures(&added.value, &deleted.value) })
+}
+
+fn dels_of(adds: &[Call], added: &[Answer]) -> Vec<Call> {
+    adds.iter().zip(added).map(|(add, (_, result))| del_of(add, result)).collect()
+}
+
+fn figures(added: &[Answer], deleted: &[Answer]) -> [f64; 4] {
+    let [add, del] = [added, deleted].map(|calls| calls.iter().map(|(time, _)| *time).collect::<Vec<f64>>());
+    [percentile(&add, 50), percentile(&add, 99), percentile(&del, 50), percentile(&del, 99)]
 }
 
 /// The calls of both sides as the rate's turns say.
-fn call_both(callers: [&Caller; 2], calls: &[Vec<Call>; 2], rate: &Rate) -> Result<([Durations; 2], [Vec<Value>; 2])> {
+fn call_both(callers: Pair<&Caller>, calls: &Pair<Vec<Call>>, rate: &Rate, round: usize) -> Result<Pair<Vec<Answer>>> {
     let now = Pace { interval: rate.interval, delay: Duration::ZERO };
+    if let Turns::Runs = rate.turns {
+        return in_turn(round, |side| match side {
+            Side::Baseline => callers.baseline.all(&calls.baseline, now),
+            Side::Path => callers.value.all(&calls.value, now),
+        });
+    }
     let later = Pace { delay: rate.interval / 2, ..now };
-    let (first, second) = match rate.turns {
-        Turns::Runs => (callers[0].all(&calls[0], now)?, callers[1].all(&calls[1], now)?),
-        Turns::Calls => thread::scope(|scope| {
-            let first = scope.spawn(|| callers[0].all(&calls[0], now));
-            let second = callers[1].all(&calls[1], later);
-            let first = first.join().map_err(|_| anyhow::anyhow!("a calling thread panicked"))?;
-            Ok::<_, anyhow::Error>((first?, second?))
-        })?,
-    };
-    let (first_times, first_results) = first.into_iter().unzip();
-    let (second_times, second_results) = second.into_iter().unzip();
-    Ok(([first_times, second_times], [first_results, second_results]))
+    let (of_baseline, of_path) = if round.is_multiple_of(2) { (later, now) } else { (now, later) };
+    thread::scope(|scope| {
+        let baseline = scope.spawn(move || callers.baseline.all(&calls.baseline, of_baseline));
+        let value = callers.value.all(&calls.value, of_path);
+        let baseline = baseline.join().map_err(|_| anyhow::anyhow!("a calling thread panicked"))?;
+        Ok(Pair { value: value?, baseline: baseline? })
+    })
 }

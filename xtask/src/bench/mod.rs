@@ -2,13 +2,14 @@
 
 //! `cargo xtask bench NAME`: measurements, never assertions.
 //!
-//! Every value is the median of runs that take turns with those of its baseline in the same invocation; on a machine that
-//! others use too, ratios are what holds. Agent, plugin, CLI and load are built as a release is.
+//! On a machine that others use too, ratios are what holds: each is the median of the ratios that rounds have by themselves
+//! ([`statistic`]). Agent, plugin, CLI and load are built as a release is.
 
 mod cni;
 mod datapath;
 mod net;
 mod scale;
+mod statistic;
 mod table;
 mod vm;
 
@@ -29,6 +30,9 @@ pub(crate) struct Arguments {
     /// Measure the programs that are in `target/release` already.
     #[arg(long)]
     no_build: bool,
+    /// datapath, net, vm, cni: how often each path is measured beside its baseline.
+    #[arg(long, value_name = "N", default_value_t = statistic::ROUNDS, value_parser = parse_rounds)]
+    rounds: usize,
     #[command(flatten)]
     scale: scale::Options,
 }
@@ -58,16 +62,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.no_build && !matches!(arguments.name, Name::Datapath | Name::Vhost) {
         build::released_programs()?;
     }
+    let rounds = arguments.rounds;
     let (name, rows) = match arguments.name {
-        Name::Datapath => ("datapath", datapath::rows()?),
-        Name::Net => ("net", net::rows()?),
-        Name::Vm => ("vm", vm::rows()?),
-        Name::Cni => ("cni", cni::rows()?),
+        Name::Datapath => ("datapath", datapath::rows(rounds)?),
+        Name::Net => ("net", net::rows(rounds)?),
+        Name::Vm => ("vm", vm::rows(rounds)?),
+        Name::Cni => ("cni", cni::rows(rounds)?),
         Name::Scale => ("scale", scale::rows(&arguments.scale)?),
         Name::Vhost => return vhost(),
     };
     Report::new(name, rows)?.publish()?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn parse_rounds(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|rounds| *rounds > 0).ok_or_else(|| "a number of rounds, 1 at least".to_owned())
 }
 
 /// The device stands alone, and so does its bench; it writes the same form.

@@ -7,6 +7,7 @@ use std::{fs, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
+use super::statistic::{Pair, Quartiles, part};
 use crate::build::root;
 
 /// One measured value beside the one it is compared with.
@@ -16,38 +17,45 @@ pub(crate) struct Row {
     pub(crate) name: String,
     /// The unit of both values.
     pub(crate) unit: &'static str,
-    /// Median of all runs.
+    /// Median of all rounds.
     pub(crate) value: f64,
-    /// Name of the row, or of the other program, that this one is compared with.
+    /// Name of the path, or of the other program, that this one is compared with.
     pub(crate) baseline: String,
-    /// Median of the baseline's runs, which took turns with this row's.
+    /// Median of the baseline in the same rounds.
     pub(crate) baseline_value: f64,
-    /// `value / baseline_value`.
+    /// Median of the ratios that each round has by itself: not the quotient of the two medians.
     pub(crate) ratio: f64,
-    /// How many runs.
+    /// What a quarter of these ratios do not exceed.
+    pub(crate) ratio_q1: f64,
+    /// What three quarters of them do not exceed.
+    pub(crate) ratio_q3: f64,
+    /// How many rounds.
     pub(crate) runs: usize,
-    /// Distance of the smallest run from the greatest, as a part of the median.
+    /// Distance of the smallest value from the greatest, as a part of the median.
     pub(crate) spread: f64,
 }
 
 impl Row {
-    /// Compares the runs of `name` with those of `baseline`; a baseline is compared with itself.
+    /// Compares `name` with `baseline` round by round.
     ///
     /// # Errors
-    /// There were no runs.
-    pub(crate) fn new(name: &str, unit: &'static str, runs: &[f64], baseline: (&str, &[f64])) -> Result<Self> {
-        ensure!(!runs.is_empty() && !baseline.1.is_empty(), "{name} was never run");
-        let (value, baseline_value) = (median(runs), median(baseline.1));
-        let least = runs.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = runs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    /// There was no round.
+    pub(crate) fn new(name: &str, unit: &'static str, baseline: &str, rounds: &[Pair<f64>]) -> Result<Self> {
+        ensure!(!rounds.is_empty(), "{name} was never run");
+        let values = || rounds.iter().map(|round| round.value);
+        let value = Quartiles::of(values()).median;
+        let ratio = Quartiles::of_ratios(rounds);
+        let (least, most) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
         Ok(Self {
             name: name.to_owned(),
             unit,
             value,
-            baseline: baseline.0.to_owned(),
-            baseline_value,
-            ratio: part(value, baseline_value),
-            runs: runs.len(),
+            baseline: baseline.to_owned(),
+            baseline_value: Quartiles::of(rounds.iter().map(|round| round.baseline)).median,
+            ratio: ratio.median,
+            ratio_q1: ratio.first,
+            ratio_q3: ratio.third,
+            runs: rounds.len(),
             spread: part(most - least, value),
         })
     }
@@ -61,32 +69,38 @@ pub(crate) struct Figure {
     pub(crate) unit: &'static str,
 }
 
-/// What was measured of one path: one array of figures a run.
+/// What was measured of one path and its baseline: an array of figures of both a round.
 pub(crate) struct Path<const FIGURES: usize> {
     /// Second part of the rows' names.
     pub(crate) name: &'static str,
-    /// The figures of every run.
-    pub(crate) runs: Vec<[f64; FIGURES]>,
+    /// The same of what it is compared with.
+    pub(crate) baseline: &'static str,
+    /// The figures of every round.
+    pub(crate) rounds: Vec<Pair<[f64; FIGURES]>>,
 }
 
 impl<const FIGURES: usize> Path<FIGURES> {
-    fn figure(&self, number: usize) -> Vec<f64> {
-        self.runs.iter().map(|run| run[number]).collect()
+    /// A path of which nothing was measured yet.
+    pub(crate) fn new(name: &'static str, baseline: &'static str) -> Self {
+        Self { name, baseline, rounds: Vec::new() }
+    }
+
+    fn figure(&self, number: usize) -> Vec<Pair<f64>> {
+        let of = |round: &Pair<[f64; FIGURES]>| Pair { value: round.value[number], baseline: round.baseline[number] };
+        self.rounds.iter().map(of).collect()
     }
 }
 
-/// Rows `FIGURE_PATH`: every figure of every path, beside the same figure of the first path.
+/// Rows `FIGURE_PATH`: every figure of every path, beside the same figure of its baseline.
 ///
 /// # Errors
-/// There is no path, or one was never run.
+/// A path was never run.
 pub(crate) fn compare<const FIGURES: usize>(figures: &[Figure; FIGURES], paths: &[Path<FIGURES>]) -> Result<Vec<Row>> {
-    let base = paths.first().context("nothing to compare with")?;
     let mut rows = Vec::new();
     for (number, figure) in figures.iter().enumerate() {
-        let baseline = format!("{}_{}", figure.name, base.name);
         for path in paths {
-            let name = format!("{}_{}", figure.name, path.name);
-            rows.push(Row::new(&name, figure.unit, &path.figure(number), (&baseline, &base.figure(number)))?);
+            let [name, baseline] = [path.name, path.baseline].map(|path| format!("{}_{path}", figure.name));
+            rows.push(Row::new(&name, figure.unit, &baseline, &path.figure(number))?);
         }
     }
     Ok(rows)
@@ -133,37 +147,24 @@ impl Report {
         let wide = self.rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(self.name.len());
         let base = self.rows.iter().map(|row| row.baseline.len()).max().unwrap_or(0).max("baseline".len());
         let mut text = format!(
-            "{:wide$}  {:>9} {:6}  {:base$}  {:>9}  {:>6}  {:>4}  {:>6}\n",
-            self.name, "value", "unit", "baseline", "its value", "ratio", "runs", "spread"
+            "{:wide$}  {:>9} {:6}  {:base$}  {:>9}  {:>6}  {:>15}  {:>4}\n",
+            self.name, "value", "unit", "baseline", "its value", "ratio", "quartiles", "runs"
         );
         for row in &self.rows {
             text += &format!(
-                "{:wide$}  {:>9} {:6}  {:base$}  {:>9}  {:>6.2}  {:>4}  {:>5.0}%\n",
+                "{:wide$}  {:>9} {:6}  {:base$}  {:>9}  {:>6.3}  {:>15}  {:>4}\n",
                 row.name,
                 short(row.value),
                 row.unit,
                 row.baseline,
                 short(row.baseline_value),
                 row.ratio,
+                format!("{:.3} to {:.3}", row.ratio_q1, row.ratio_q3),
                 row.runs,
-                row.spread * 100.0
             );
         }
         text
     }
-}
-
-/// The middle of `values`, or the mean of the two in the middle; NaN where there is none.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let upper = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
-    if sorted.len() % 2 == 1 || sorted.is_empty() { upper } else { f64::midpoint(upper, sorted[sorted.len() / 2 - 1]) }
-}
-
-/// `value / whole`, 0 where there is no whole: JSON has no infinity.
-fn part(value: f64, whole: f64) -> f64 {
-    if whole == 0.0 { 0.0 } else { value / whole }
 }
 
 /// Four significant digits.
@@ -178,50 +179,62 @@ fn short(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Figure, Path, Row, compare, median};
+    use super::{Figure, Pair, Path, Report, Row, compare};
 
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(&[]).is_nan());
+    fn rounds<T: Copy>(values: &[(T, T)]) -> Vec<Pair<T>> {
+        values.iter().map(|&(value, baseline)| Pair { value, baseline }).collect()
     }
 
     #[test]
-    fn a_row_compares_medians_and_tells_the_spread() {
-        let row = Row::new("a", "us", &[2.0, 4.0, 3.0], ("b", &[1.0, 2.0, 9.0])).unwrap();
-        assert_eq!((row.value, row.baseline_value, row.ratio), (3.0, 2.0, 1.5));
+    fn a_row_compares_round_by_round_and_tells_the_spread() {
+        // The ratios are 2, 2 and 0.5; the quotient of the medians would be 4 / 3.
+        let row = Row::new("a", "us", "b", &rounds(&[(2.0, 1.0), (4.0, 2.0), (4.5, 9.0)])).unwrap();
+        assert_eq!((row.value, row.baseline_value), (4.0, 2.0));
+        assert_eq!((row.ratio_q1, row.ratio, row.ratio_q3), (1.25, 2.0, 2.0));
         assert_eq!(row.runs, 3);
-        assert!((row.spread - 2.0 / 3.0).abs() < 1e-9);
-        Row::new("a", "us", &[], ("b", &[1.0])).unwrap_err();
+        assert!((row.spread - 2.5 / 4.0).abs() < 1e-9);
+        Row::new("a", "us", "b", &[]).unwrap_err();
+        // What is to be reached may be nothing.
+        assert_eq!(Row::new("a", "us", "b", &rounds(&[(2.0, 0.0)])).unwrap().ratio, 0.0);
     }
 
     #[test]
-    fn paths_are_compared_with_the_first() {
+    fn paths_are_compared_with_their_own_baselines() {
         let figures = [Figure { name: "rr", unit: "us" }, Figure { name: "stream", unit: "Gbit/s" }];
-        let paths = [Path { name: "veth", runs: vec![[1.0, 40.0]] }, Path { name: "pod", runs: vec![[2.0, 20.0]] }];
+        let mut paths = [Path::new("pod", "veth"), Path::new("cross", "veth_1450")];
+        paths[0].rounds = rounds(&[([2.0, 20.0], [1.0, 40.0])]);
+        paths[1].rounds = rounds(&[([6.0, 9.0], [2.0, 36.0])]);
         let rows = compare(&figures, &paths).unwrap();
         let told: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.baseline.as_str(), row.ratio)).collect();
         assert_eq!(
             told,
             [
-                ("rr_veth", "rr_veth", 1.0),
                 ("rr_pod", "rr_veth", 2.0),
-                ("stream_veth", "stream_veth", 1.0),
-                ("stream_pod", "stream_veth", 0.5)
+                ("rr_cross", "rr_veth_1450", 3.0),
+                ("stream_pod", "stream_veth", 0.5),
+                ("stream_cross", "stream_veth_1450", 0.25)
             ]
         );
     }
 
     #[test]
     fn a_report_has_the_promised_fields() {
-        let row = Row::new("a", "us", &[1.0], ("a", &[1.0])).unwrap();
+        let row = Row::new("a", "us", "b", &rounds(&[(1.0, 1.0)])).unwrap();
         let value = serde_json::to_value(row).unwrap();
-        let fields: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
-        let mut promised = ["name", "unit", "value", "baseline", "baseline_value", "ratio", "runs", "spread"].to_vec();
+        let mut found: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut promised =
+            ["name", "unit", "value", "baseline", "baseline_value", "ratio", "ratio_q1", "ratio_q3", "runs", "spread"];
         promised.sort_unstable();
-        let mut found = fields;
         found.sort_unstable();
         assert_eq!(found, promised);
+    }
+
+    #[test]
+    fn the_table_shows_ratio_and_quartiles() {
+        let row = Row::new("pod", "ns", "bare", &rounds(&[(3.0, 2.0), (2.0, 2.0), (4.0, 2.0)])).unwrap();
+        let report = Report { name: "net".to_owned(), commit: String::new(), rows: vec![row] };
+        let table = report.table();
+        let line = table.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(line, "pod 3.000 ns bare 2.000 1.500 1.250 to 1.750 3");
     }
 }

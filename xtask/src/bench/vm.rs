@@ -12,7 +12,10 @@ use weft_testbed::{
     load::{self, BareTap, Kind},
 };
 
-use super::table::{Figure, Path, Row, compare};
+use super::{
+    statistic::{Side, in_turn},
+    table::{Figure, Path, Row, compare},
+};
 
 const FIGURES: [Figure; 5] = [
     Figure { name: "rr_p50", unit: "us" },
@@ -21,10 +24,9 @@ const FIGURES: [Figure; 5] = [
     Figure { name: "stream_in", unit: "Gbit/s" },
     Figure { name: "stream_out", unit: "Gbit/s" },
 ];
-const ROUNDS: usize = 7;
-const ROUND_TRIPS: Duration = Duration::from_millis(1500);
-const CONNECTIONS: Duration = Duration::from_millis(1500);
-const STREAM: Duration = Duration::from_millis(1500);
+const ROUND_TRIPS: Duration = Duration::from_millis(700);
+const CONNECTIONS: Duration = Duration::from_millis(700);
+const STREAM: Duration = Duration::from_millis(700);
 const PORT: u16 = 5201;
 const CHECK: u16 = 8080;
 
@@ -80,11 +82,11 @@ impl Site {
 ///
 /// # Errors
 /// A guest does not boot, or a path does not work.
-pub(super) fn rows() -> Result<Vec<Row>> {
+pub(super) fn rows(rounds: usize) -> Result<Vec<Row>> {
     let site = Site::new()?;
     let bare = BareTap::new(&site.bed)?;
     let node = site.bed.node(1);
-    let ways = [
+    let [tap, pod] = [
         Way {
             name: "tap",
             peer: &bare.host,
@@ -100,16 +102,16 @@ pub(super) fn rows() -> Result<Vec<Row>> {
             guest_socket: site.guest_socket(PORT)?,
         },
     ];
-    for way in &ways {
+    for way in [&tap, &pod] {
         way.serve().with_context(|| format!("path {}", way.name))?;
     }
-    let mut paths = ways.each_ref().map(|way| Path { name: way.name, runs: Vec::new() });
-    for round in 1..=ROUNDS {
-        eprintln!("round {round} of {ROUNDS}");
-        for (way, path) in ways.iter().zip(&mut paths) {
-            let run = way.measure().with_context(|| format!("path {}; agent log:\n{}", way.name, node.agent_log()))?;
-            path.runs.push(run);
-        }
+    let mut path = Path::new(pod.name, tap.name);
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}");
+        path.rounds.push(in_turn(round, |side| {
+            let way = if side == Side::Baseline { &tap } else { &pod };
+            way.measure().with_context(|| format!("path {}; agent log:\n{}", way.name, node.agent_log()))
+        })?);
     }
-    compare(&FIGURES, &paths)
+    compare(&FIGURES, &[path])
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-//! Programs of `cargo xtask bench datapath`; no part of the dataplane.
+//! Programs of `cargo xtask bench datapath` and `net`; no part of the dataplane.
 //!
 //! `next_packet` makes the packet of the next flow and tail-calls a program on it: a test run hands each repetition what the
-//! one before it left. `empty` and `lru_dnat` are what the dataplane is compared with.
+//! one before it left. `empty`, `lru_dnat`, `lru_insert` and, on real devices, `peer_alone` are what the dataplane is compared with.
 
 #![no_std]
 #![no_main]
@@ -14,7 +14,7 @@ use core::mem;
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_tunnel_key},
     btf_maps::{Array, LruHashMap, ProgramArray},
-    helpers::generated::{bpf_redirect, bpf_skb_set_tunnel_key, bpf_tail_call},
+    helpers::generated::{bpf_redirect, bpf_redirect_peer, bpf_skb_set_tunnel_key, bpf_tail_call},
     macros::{btf_map, classifier},
     programs::TcContext,
 };
@@ -44,12 +44,29 @@ struct Headers {
     tcp_checksum: u16,
 }
 
+/// Ethernet, IPv6 without extension headers and the ports of TCP.
+#[repr(C, packed(2))]
+struct Headers6 {
+    macs: [u16; 6],
+    ethertype: u16,
+    ip: [u16; 20],
+    sport: u16,
+    dport: u16,
+}
+
 #[btf_map]
 static TEMPLATE: Array<Template, 1> = Array::new();
 #[btf_map]
-static PROGRAMS: ProgramArray<4> = ProgramArray::new();
+static PROGRAMS: ProgramArray<8> = ProgramArray::new();
 #[btf_map]
 static BENCH_FLOWS: LruHashMap<DnatKey, DnatValue, 262144> = LruHashMap::new();
+/// What `lru_insert` fills; the loader makes it as large as the flow table beside it.
+#[btf_map]
+static BENCH_NEW: LruHashMap<DnatKey, DnatValue, 524288> = LruHashMap::new();
+
+/// By the device that a packet comes through: the one whose peer gets it.
+#[btf_map]
+static PEERS: Array<u32, 64> = Array::new();
 
 const DROP: i32 = 2;
 
@@ -59,18 +76,35 @@ fn headers(ctx: &TcContext) -> Option<*mut Headers> {
     (start + size_of::<Headers>() <= end).then_some(start as *mut Headers)
 }
 
+#[inline(always)]
+fn headers6(ctx: &TcContext) -> Option<*mut Headers6> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    (start + size_of::<Headers6>() <= end).then_some(start as *mut Headers6)
+}
+
 #[classifier]
 pub fn next_packet(ctx: TcContext) -> i32 {
     let (Some(template), Some(headers)) = (TEMPLATE.get_ptr_mut(0), headers(&ctx)) else { return DROP };
     // SAFETY: the bounds were checked; nobody else writes to the template during a run.
     let program = unsafe {
-        // A full period over any power of two, and no pattern that a prefetcher knows (Knuth 3.2.1).
-        (*template).flow = (*template).flow.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let flow = ((*template).flow >> 8) & (*template).mask;
+        let state = (*template).flow;
+        // Each flow once in as many packets as there are flows: a full period over any power of two (Knuth 3.2.1). The upper half
+        // is one of many orders: entries that are met in the order that they were made in lie side by side, and are there before
+        // they are asked for.
+        let next = (state & 0xffff).wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & 0xffff;
+        (*template).flow = state & 0xffff_0000 | next;
+        let flow = (next ^ state >> 16) & (*template).mask;
         (*headers).macs = (*template).macs;
-        (*headers).dst = (*template).dst;
-        (*headers).sport = flow as u16;
-        (*headers).dport = (*template).dport;
+        if (*headers).ethertype == 0x86dd_u16.to_be() {
+            // Nobody translates it, so that its destination is still there.
+            let Some(headers) = headers6(&ctx) else { return DROP };
+            (*headers).sport = flow as u16;
+            (*headers).dport = (*template).dport;
+        } else {
+            (*headers).dst = (*template).dst;
+            (*headers).sport = flow as u16;
+            (*headers).dport = (*template).dport;
+        }
         (*template).program
     };
     let skb: *mut __sk_buff = ctx.skb.skb;
@@ -129,6 +163,37 @@ pub fn lru_dnat(ctx: TcContext) -> i32 {
         (*headers).dport = dport;
         (*headers).tcp_checksum = checksum::update((*headers).tcp_checksum, address + port);
         bpf_redirect((*value).ifindex, 0) as i32
+    }
+}
+
+/// A new connection: an entry for each direction, and nothing that decides what is in them.
+#[classifier]
+pub fn lru_insert(ctx: TcContext) -> i32 {
+    let Some(headers) = headers(&ctx) else { return DROP };
+    // SAFETY: the bounds were checked.
+    let (src, dst, sport, dport) = unsafe {
+        if (*headers).ethertype != 0x0800_u16.to_be() || (*headers).version_ihl != 0x45 || (*headers).protocol != 6 {
+            return DROP;
+        }
+        ((*headers).src, (*headers).dst, (*headers).sport, (*headers).dport)
+    };
+    let there = DnatKey { src, dst, ports: DnatKey::ports(sport, dport), protocol: 6 };
+    let back = DnatKey { src: dst, dst: src, ports: DnatKey::ports(dport, sport), protocol: 6 };
+    let value = DnatValue { dst, dport, pad: 0, ifindex: 1, pad2: 0, packets: 1, bytes: u64::from(ctx.len()) };
+    if BENCH_NEW.insert(there, value, 0).is_err() || BENCH_NEW.insert(back, value, 0).is_err() {
+        return DROP;
+    }
+    // SAFETY: a plain number.
+    unsafe { bpf_redirect(value.ifindex, 0) as i32 }
+}
+
+/// Into the peer of the device at the other end, and nothing else.
+#[classifier]
+pub fn peer_alone(ctx: TcContext) -> i32 {
+    // SAFETY: the packet's context; values of the map are replaced whole.
+    unsafe {
+        let Some(to) = PEERS.get((*ctx.skb.skb).ifindex) else { return DROP };
+        bpf_redirect_peer(*to, 0) as i32
     }
 }
 

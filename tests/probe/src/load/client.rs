@@ -4,6 +4,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
@@ -84,9 +85,25 @@ fn connections(server: SocketAddr, duration: Duration) -> io::Result<Vec<u64>> {
     })
 }
 
+/// By the socket and not by sysctl: network namespaces other than the first one may only choose what the machine allows to all.
+fn use_cubic(stream: &TcpStream) -> io::Result<()> {
+    let name = b"cubic";
+    let length = name.len() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the name is as long as is said.
+    let result = unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, name.as_ptr().cast(), length)
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(io::Error::new(error.kind(), format!("setsockopt TCP_CONGESTION cubic: {error}")))
+}
+
 /// One stream; the clock stops when the server has counted the last byte.
 fn stream(server: SocketAddr, duration: Duration) -> io::Result<String> {
     let mut stream = connect(server)?;
+    use_cubic(&stream)?;
     let buffer = vec![SINK; 256 * 1024];
     let start = Instant::now();
     while start.elapsed() < duration {

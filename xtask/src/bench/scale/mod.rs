@@ -18,7 +18,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use weft_testbed::apiserver::Population;
 
-use super::table::Row;
+use super::{statistic::Pair, table::Row};
 use site::Site;
 
 /// Endpoints of each Service.
@@ -85,8 +85,8 @@ impl Rows {
     /// Takes the runs of `promises` in, one array of figures a run.
     fn take<const FIGURES: usize>(&mut self, promises: &[Promise; FIGURES], runs: &[[f64; FIGURES]]) -> Result<()> {
         for (number, (name, unit, reach)) in promises.iter().enumerate() {
-            let figures: Vec<f64> = runs.iter().map(|run| run[number]).collect();
-            let row = Row::new(name, unit, &figures, ("reach", &[*reach]))?;
+            let beside = |run: &[f64; FIGURES]| Pair { value: run[number], baseline: *reach };
+            let row = Row::new(name, unit, "reach", &runs.iter().map(beside).collect::<Vec<_>>())?;
             eprintln!("  {name}: {:.3} {unit}", row.value);
             self.0.push(row);
         }
