@@ -86,6 +86,8 @@ pub struct NodeFacts {
     pub config: Config,
     /// This node's pod CIDRs, one per family.
     pub pod_cidrs: Vec<IpNet>,
+    /// Devices by which the node hears others, by index.
+    pub devices: BTreeMap<u32, u32>,
     /// Every address of the host itself, gateway addresses included.
     pub host_addresses: Vec<IpAddr>,
     /// Addresses that no Service may take from the host: those that others know it by, with a network of theirs, and its
@@ -190,6 +192,8 @@ pub struct Refusal {
 pub struct Desired {
     /// `CONFIG`.
     pub config: Config,
+    /// `DEVICES`.
+    pub devices: BTreeMap<u32, u32>,
     /// `PORTS`, by ifindex.
     pub ports: BTreeMap<u32, Port>,
     /// `LOCALS`.

@@ -49,6 +49,7 @@ pub struct Applier {
 #[derive(Debug)]
 struct Observed {
     config: Config,
+    devices: Known<u32, u32>,
     ports: Known<u32, Port>,
     locals: Known<Addr, Local>,
     remotes: Known<CidrKey, Remote>,
@@ -188,6 +189,7 @@ impl Observed {
         let services = Known::observe(tables.services())?;
         Ok(Self {
             config: tables.config().get(0)?,
+            devices: Known::observe(tables.devices())?,
             ports: Known::observe(tables.ports())?,
             locals: Known::observe(tables.locals())?,
             remotes: Known::observe(tables.remotes())?,
@@ -209,6 +211,7 @@ impl Pass<'_> {
         let patch = self.patch;
         self.begin_changes();
         self.put_config(patch.config)?;
+        self.put_node_devices(&patch.devices);
         self.put_remotes(&patch.remotes);
         self.put_services()?;
         self.make_room_for_rules();
@@ -231,6 +234,12 @@ impl Pass<'_> {
             self.summary.written += 1;
         }
         Ok(())
+    }
+
+    fn put_node_devices(&mut self, wanted: &Changes<u32, u32>) {
+        let (table, known, summary) = (self.tables.devices(), &mut self.observed.devices, &mut self.summary);
+        known.put_all(table, wanted, summary).tell("devices of the node", "nothing leaves by them", summary);
+        known.take_gone(table, wanted, summary).tell("old devices of the node", "they are still there", summary);
     }
 
     fn put_remotes(&mut self, wanted: &Changes<CidrKey, Remote>) {

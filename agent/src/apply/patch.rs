@@ -16,6 +16,7 @@ pub type Changes<K, V> = BTreeMap<K, Option<V>>;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Patch {
     pub config: Option<Config>,
+    pub devices: Changes<u32, u32>,
     pub ports: Changes<u32, Port>,
     pub locals: Changes<Addr, Local>,
     pub remotes: Changes<CidrKey, Remote>,
@@ -32,6 +33,7 @@ impl Patch {
     pub(super) fn whole(observed: &Observed, desired: &Desired) -> Self {
         Self {
             config: Some(desired.config),
+            devices: all(&observed.devices, &desired.devices),
             ports: all(&observed.ports, &desired.ports),
             locals: all(&observed.locals, &desired.locals),
             remotes: all(&observed.remotes, &desired.remotes),
@@ -51,6 +53,7 @@ impl Patch {
     pub(crate) fn between(old: &Desired, new: &Desired) -> Self {
         Self {
             config: (old.config != new.config).then_some(new.config),
+            devices: differing(&old.devices, &new.devices),
             ports: differing(&old.ports, &new.ports),
             locals: differing(&old.locals, &new.locals),
             remotes: differing(&old.remotes, &new.remotes),

@@ -52,6 +52,7 @@ pub trait Tables {
     fn generations(&self) -> &dyn Array<u32>;
     fn digests(&self) -> &dyn Table<u32, u64>;
     fn numbering(&self) -> &dyn Array<[u64; 2]>;
+    fn devices(&self) -> &dyn Table<u32, u32>;
     fn ports(&self) -> &dyn Table<u32, Port>;
     fn locals(&self) -> &dyn Table<Addr, Local>;
     fn remotes(&self) -> &dyn Table<CidrKey, Remote>;
@@ -106,6 +107,10 @@ impl Tables for Maps {
 
     fn numbering(&self) -> &dyn Array<[u64; 2]> {
         self.numbering()
+    }
+
+    fn devices(&self) -> &dyn Table<u32, u32> {
+        self.devices()
     }
 
     fn ports(&self) -> &dyn Table<u32, Port> {

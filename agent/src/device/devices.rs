@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! By which devices packets come to the node from outside of it.
 
+use std::collections::BTreeMap;
+
 use super::links::{Link, NAME_PREFIX};
 
 /// The node's devices, Weft's own left out.
@@ -13,6 +15,11 @@ pub struct Devices {
 }
 
 impl Devices {
+    /// Of those that are heard, as `DEVICES` has them.
+    pub(super) fn indices(&self) -> BTreeMap<u32, u32> {
+        self.heard.iter().map(|(index, _)| (*index, 1)).collect()
+    }
+
     /// The uplink whatever it is, every other device that is up. Ports of a bridge, bond or team are heard as that; a VRF takes
     /// nothing out of its devices.
     pub(super) fn choose(links: &[Link], uplink: u32) -> Self {

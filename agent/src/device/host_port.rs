@@ -35,6 +35,9 @@ pub(super) async fn apply(netlink: &Netlink, mtu: u32, gateways: &[IpAddr]) -> R
     if gateways.iter().any(IpAddr::is_ipv6) {
         sysctl::enable_ipv6(HOST_PORT)?;
     }
+    if let Err(error) = sysctl::enable_forwarding(HOST_PORT) {
+        tracing::warn!(%error, "the host's routes cannot be asked for: what leaves the node goes by the uplink");
+    }
     addresses::apply(netlink, &link, gateways).await?;
     Ok(link)
 }

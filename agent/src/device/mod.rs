@@ -17,7 +17,7 @@
 //! | neighbours of protocol 119 (native mode) | the uplink | from which Ethernet address another node's pods are heard |
 //! | routes of protocol 119 | main table, `src` = the node's address | the host's own traffic, and reverse path checks at `weft0` |
 //!
-//! IP forwarding is not needed: the programs forward. Nothing outside of these objects is changed, and [`remove`] deletes
+//! IP forwarding is not needed, the programs forward; it is on for `weft0`, so that they may ask for the host's routes. Nothing outside of these objects is changed, and [`remove`] deletes
 //! exactly them. A pass that finds everything right sends no change to the kernel, so a restarted agent disturbs nothing.
 //!
 //! Order for a caller: [`apply`], load and attach the programs, then [`apply_routes`] whenever the plan changes, and
@@ -188,6 +188,7 @@ pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaire
     put_devices(&netlink, config, &before.uplink, before.pod_mtu).await?;
     let mut observation = before.clone();
     observation.devices = Devices::choose(&links::list_with(&netlink).await?, before.uplink.index);
+    observation.facts.devices = observation.devices.indices();
     let facts = &mut observation.facts.config;
     let host = links::find_with(&netlink, HOST_PORT).await?;
     facts.host_ifindex = host.map_or(0, |link| link.index);

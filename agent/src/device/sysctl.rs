@@ -22,6 +22,18 @@ pub(super) fn disable_ipv6(link: &str) -> Result<()> {
     set_disable_ipv6(link, "1")
 }
 
+/// `net.ipv4.conf.<link>.forwarding` and, where the link has IPv6, `net.ipv6.conf.<link>.forwarding` = 1.
+pub(super) fn enable_forwarding(link: &str) -> Result<()> {
+    for family in ["ipv4", "ipv6"] {
+        let path = Path::new(ROOT).join(family).join("conf").join(link).join("forwarding");
+        if family == "ipv6" && !path.exists() || read(&path)? == "1" {
+            continue;
+        }
+        fs::write(&path, "1").map_err(|source| Error::Sysctl { action: "write", path, source })?;
+    }
+    Ok(())
+}
+
 fn set_disable_ipv6(link: &str, value: &str) -> Result<()> {
     let path = Path::new(ROOT).join("ipv6/conf").join(link).join("disable_ipv6");
     if read(&path)? == value {

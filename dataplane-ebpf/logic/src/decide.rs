@@ -139,8 +139,7 @@ fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, se
         return false;
     }
     question.key.protocol == u32::from(protocol::TCP)
-        || service
-            .is_some_and(|service| tables.serves(&BackendKey::new(service.id, standing.dst, standing.dport)))
+        || service.is_some_and(|service| tables.serves(&BackendKey::new(service.id, standing.dst, standing.dport)))
 }
 
 /// Egress after DNAT, ingress by the original source; a workload reaches itself, the host reaches its own workloads.

@@ -15,7 +15,7 @@ pub mod decide;
 pub mod flow;
 pub mod fragment;
 pub mod header;
-mod locate;
+pub mod locate;
 pub mod masquerade;
 pub mod offload;
 pub mod plan;

@@ -103,9 +103,45 @@ fn outside<T: Tables>(
     // What a workload sends to the outside leaves with the node's address, unless that is off.
     if question.is_from(Sender::Workload) {
         decision.masquerade = masquerade::kind(config, &question.key, question.is_v6 != 0)?;
+        decision.source = masquerade::source(config, question.is_v6 != 0);
     }
     admit::set_place(&mut decision.server, Place::Outside, config.uplink_ifindex, admit::routes(tables));
     Ok(())
+}
+
+/// What the host's routes say of an address beyond the node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Route {
+    /// The device that leads there.
+    pub ifindex: u32,
+    /// The source that the host itself would take; unspecified: not told.
+    pub source: Addr,
+}
+
+/// The address that the host's routes are asked for: of whichever end is beyond the uplink. None: neither is.
+#[inline(always)]
+#[must_use]
+pub fn beyond(decision: &Decision) -> Option<&Addr> {
+    if decision.server.is_at(Place::Outside) {
+        Some(&decision.target)
+    } else if decision.client.is_at(Place::Outside) {
+        Some(&decision.opener.src)
+    } else {
+        None
+    }
+}
+
+/// Sends the end beyond the uplink where the host itself would send it, masqueraded with the address that it would take.
+#[inline(always)]
+pub fn follow(decision: &mut Decision, route: &Route) {
+    if !decision.server.is_at(Place::Outside) {
+        decision.client.ifindex = route.ifindex;
+        return;
+    }
+    decision.server.ifindex = route.ifindex;
+    if !route.source.is_unspecified() {
+        decision.source = route.source;
+    }
 }
 
 /// Where the side is that opened the connection: where its packets come from. Sets the client's end.

@@ -95,7 +95,7 @@ fn is_hairpin(decision: &Decision) -> bool {
 
 #[inline(always)]
 fn plan_opener(question: &Question, decision: &mut Decision, config: &Config, flow: &mut Flow) {
-    plan_sources(question, decision, config, flow);
+    plan_sources(question, decision, flow);
     if !question.stands() {
         (flow.packets, flow.bytes, flow.state) = (0, 0, FlowState::New as u8);
     }
@@ -107,9 +107,9 @@ fn plan_opener(question: &Question, decision: &mut Decision, config: &Config, fl
 
 /// Addresses, ports and flags of the opener's entry.
 #[inline(always)]
-fn plan_sources(question: &Question, decision: &mut Decision, config: &Config, flow: &mut Flow) {
+fn plan_sources(question: &Question, decision: &mut Decision, flow: &mut Flow) {
     let key = &question.key;
-    let kept = kept_source_port(question, decision, config, flow);
+    let kept = kept_source_port(question, decision, flow);
     flow.flags = if decision.translated == 0 { 0 } else { FlowFlags::REWRITE_DST };
     if decision.own_host != 0 {
         flow.flags |= FlowFlags::FROM_HOST;
@@ -117,7 +117,7 @@ fn plan_sources(question: &Question, decision: &mut Decision, config: &Config, f
     if question.is_from(Sender::Host) && question.origin != Origin::Own as u8 {
         flow.flags |= FlowFlags::FORWARDED;
     }
-    (flow.src, flow.sport) = (new_source(key, decision, config, question.is_v6 != 0), key.sport);
+    (flow.src, flow.sport) = (new_source(key, decision, question.is_v6 != 0), key.sport);
     (flow.dst, flow.dport) = (decision.target, decision.target_port);
     if flow.src != key.src {
         flow.flags |= FlowFlags::REWRITE_SRC;
@@ -133,9 +133,9 @@ fn plan_sources(question: &Question, decision: &mut Decision, config: &Config, f
 
 /// The address that packets of the opener leave with.
 #[inline(always)]
-fn new_source(key: &FlowKey6, decision: &Decision, config: &Config, is_v6: bool) -> Addr {
+fn new_source(key: &FlowKey6, decision: &Decision, is_v6: bool) -> Addr {
     if decision.masquerade != masquerade::NONE {
-        return masquerade::source(config, is_v6);
+        return decision.source;
     }
     match (is_hairpin(decision), is_v6) {
         (true, true) => HAIRPIN_V6,
@@ -147,13 +147,13 @@ fn new_source(key: &FlowKey6, decision: &Decision, config: &Config, is_v6: bool)
 /// A flow that is decided again keeps the source port that it leaves under, as long as its ends are what they were; 0: it has
 /// none of its own.
 #[inline(always)]
-fn kept_source_port(question: &Question, decision: &Decision, config: &Config, old: &Flow) -> u16 {
+fn kept_source_port(question: &Question, decision: &Decision, old: &Flow) -> u16 {
     let by_port = decision.masquerade == masquerade::BY_PORT;
     let had = question.stands()
         && (by_port || decision.masquerade == masquerade::NONE)
         && old.flags & FlowFlags::REWRITE_SRC != 0
         && (by_port || old.sport != question.key.sport)
-        && old.src == new_source(&question.key, decision, config, question.is_v6 != 0)
+        && old.src == new_source(&question.key, decision, question.is_v6 != 0)
         && (old.dst, old.dport) == (decision.target, decision.target_port);
     if had { old.sport } else { 0 }
 }

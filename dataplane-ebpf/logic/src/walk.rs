@@ -160,6 +160,8 @@ pub struct Decision {
     pub opener: FlowKey6,
     /// Where they go after load balancing.
     pub target: Addr,
+    /// The address that a masqueraded source becomes.
+    pub source: Addr,
     /// The side that opened it.
     pub client: End,
     /// The side that answers, behind `target`.

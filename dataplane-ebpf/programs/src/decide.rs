@@ -15,7 +15,7 @@ use crate::{
     family::{Family, V4, V6},
     helpers, hook, insert,
     maps::{self, Kernel},
-    report,
+    report, route,
     share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
@@ -94,6 +94,7 @@ fn answer(skb: &Skb) -> Result<(), DropReason> {
         share::take(walk.question.key.ifindex, Tokens::Flows)?;
     }
     stop::check(weft_judge())?;
+    stop::check(route::weft_route(skb.raw()))?;
     stop::check(weft_plan())?;
     if answers {
         return Ok(());
@@ -128,7 +129,8 @@ pub extern "C" fn weft_ask_related(skb: *mut __sk_buff, hook: u32) -> u32 {
     if judged != 0 {
         return judged;
     }
-    weft_plan()
+    let routed = route::weft_route(skb.raw());
+    if routed != 0 { routed } else { weft_plan() }
 }
 
 /// Takes the older decision on this connection along, unless the connection is over or begins anew; sets the question's

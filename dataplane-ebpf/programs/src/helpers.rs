@@ -8,12 +8,13 @@ use core::{ffi::c_void, mem, ptr};
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-        bpf_redir_neigh, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2, bpf_tunnel_key,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_redir_neigh, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2, bpf_tunnel_key,
     },
     helpers::generated as raw,
 };
 use weft_abi::{Addr, FlowKey6};
+use weft_logic::locate::Route;
 
 /// Address families as `bpf_redir_neigh` takes them.
 const AF_INET: u32 = 2;
@@ -162,6 +163,62 @@ pub fn redirect_neighbour(ifindex: u32, next_hop: &Addr) -> i32 {
     }
     // SAFETY: `params` lives over the call, its size is told.
     unsafe { raw::bpf_redirect_neigh(ifindex, &mut params, mem::size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+/// What the host's routes say.
+pub enum Forwarding {
+    /// It goes there.
+    To(Route),
+    /// The host has no route to it, or one that lets nothing pass.
+    Nowhere,
+    /// The host does not tell: it does not forward from that device, or the kernel is older than 6.7.
+    Unknown,
+}
+
+/// `BPF_FIB_LOOKUP_SKIP_NEIGH` (kernel 6.3) and `BPF_FIB_LOOKUP_SRC` (kernel 6.7).
+const FIB_FLAGS: u32 = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
+/// `BPF_FIB_LKUP_RET_*` of `linux/bpf.h`.
+const FIB_SUCCESS: i64 = 0;
+const FIB_LAST_REFUSAL: i64 = 4;
+const FIB_FRAG_NEEDED: i64 = 8;
+
+/// The host's route to `dst` for what comes in by the device `from`, by all of its rules.
+#[inline(always)]
+pub fn host_route(skb: *mut __sk_buff, from: u32, dst: &Addr) -> Forwarding {
+    // SAFETY: all zero is a valid value of this C struct.
+    let mut params: bpf_fib_lookup = unsafe { mem::zeroed() };
+    params.ifindex = from;
+    if dst.is_v4() {
+        params.family = AF_INET as u8;
+        params.__bindgen_anon_4.ipv4_dst = dst.v4_word();
+    } else {
+        params.family = AF_INET6 as u8;
+        params.__bindgen_anon_4.ipv6_dst = dst.0;
+    }
+    let size = mem::size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: `params` lives over the call, its size is told.
+    let found = unsafe { raw::bpf_fib_lookup(skb.cast(), &mut params, size, FIB_FLAGS) } as i64;
+    match found {
+        // Whether the packet fits is another question.
+        FIB_SUCCESS | FIB_FRAG_NEEDED => Forwarding::To(Route { ifindex: params.ifindex, source: source(&params) }),
+        1..=FIB_LAST_REFUSAL => Forwarding::Nowhere,
+        _ => Forwarding::Unknown,
+    }
+}
+
+#[inline(always)]
+fn source(params: &bpf_fib_lookup) -> Addr {
+    // SAFETY: with BPF_FIB_LOOKUP_SRC the kernel filled the member of the family.
+    unsafe {
+        if u32::from(params.family) == AF_INET {
+            match params.__bindgen_anon_3.ipv4_src {
+                0 => Addr::UNSPECIFIED,
+                word => Addr::v4(word),
+            }
+        } else {
+            Addr(params.__bindgen_anon_3.ipv6_src)
+        }
+    }
 }
 
 /// Sets the tunnel metadata that the VXLAN device in external mode encapsulates by.

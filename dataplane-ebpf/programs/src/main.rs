@@ -26,6 +26,7 @@ mod neighbour;
 mod offload;
 mod report;
 mod rewrite;
+mod route;
 mod share;
 mod skb;
 mod stop;

@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, Backend, BackendKey, BackendState, Config, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, Share, SlotKey, Tally,
-    WORLD_IDENTITY,
+    Addr, Backend, BackendKey, BackendState, Config, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service,
+    ServiceKey, Share, SlotKey, Tally, WORLD_IDENTITY,
 };
 use weft_logic::{Tables, policy, walk::Walk};
 
@@ -129,6 +129,13 @@ pub fn count(index: u32) -> Option<*mut u64> {
 pub fn walk() -> Option<&'static mut Walk> {
     // SAFETY: the value lives as long as the program runs, and only one program runs on this CPU at a time.
     WALK.get_ptr_mut(0).map(|walk| unsafe { &mut *walk })
+}
+
+/// Whether what comes in by a device meets `from_uplink`.
+#[inline(always)]
+pub fn is_heard(ifindex: u32) -> bool {
+    // SAFETY: as for `Kernel::port`.
+    unsafe { DEVICES.get(ifindex) }.is_some()
 }
 
 /// The kernel's maps.

@@ -23,6 +23,7 @@ pub(crate) struct Fake {
     pub(crate) generations: FakeArray<u32>,
     pub(crate) digests: FakeTable<u32, u64>,
     pub(crate) numbering: FakeArray<[u64; 2]>,
+    pub(crate) devices: FakeTable<u32, u32>,
     pub(crate) ports: FakeTable<u32, Port>,
     pub(crate) locals: FakeTable<Addr, Local>,
     pub(crate) remotes: FakeTable<CidrKey, Remote>,
@@ -60,6 +61,7 @@ impl Fake {
             generations: FakeArray::new(owner, generation::SLOTS),
             digests: FakeTable::new(owner),
             numbering: FakeArray::new(owner, 1),
+            devices: FakeTable::new(owner),
             ports: FakeTable::new(owner),
             locals: FakeTable::new(owner),
             remotes: FakeTable::new(owner),
@@ -202,6 +204,10 @@ impl Tables for Fake {
 
     fn numbering(&self) -> &dyn Array<[u64; 2]> {
         &self.numbering
+    }
+
+    fn devices(&self) -> &dyn Table<u32, u32> {
+        &self.devices
     }
 
     fn ports(&self) -> &dyn Table<u32, Port> {

@@ -269,6 +269,11 @@ impl Planner {
             self.desired.config = facts.config;
             patch.config = Some(facts.config);
         }
+        if self.desired.devices != facts.devices {
+            let before = std::mem::replace(&mut self.desired.devices, facts.devices.clone());
+            patch.devices = before.into_keys().map(|index| (index, None)).collect();
+            patch.devices.extend(facts.devices.iter().map(|(index, value)| (*index, Some(*value))));
+        }
         if self.due.places {
             self.addresses.follow_nodes(&self.snapshot, &facts);
         }

@@ -58,6 +58,7 @@ impl Default for World {
             mode: Mode::Vxlan,
             config,
             pod_cidrs: vec![],
+            devices: BTreeMap::new(),
             host_addresses: vec![],
             reserved: vec![],
             service_cidrs: vec![],

@@ -31,7 +31,7 @@ pub(in crate::plan) fn plan(
     room: &Room<'_>,
     numbers: &mut Numbers,
 ) -> Desired {
-    let mut desired = Desired { config: facts.config, ..Desired::default() };
+    let mut desired = Desired { config: facts.config, devices: facts.devices.clone(), ..Desired::default() };
     let mut frontends = services::frontends(snapshot, facts);
     let workloads = ports::number_keys(attachments);
     frontends.fit(room, workloads.len(), numbers);

@@ -26,6 +26,7 @@ fn facts() -> NodeFacts {
         mode: Mode::Vxlan,
         config: Config::default(),
         pod_cidrs: vec![],
+        devices: BTreeMap::new(),
         host_addresses: vec![],
         reserved: vec![],
         service_cidrs: vec![],

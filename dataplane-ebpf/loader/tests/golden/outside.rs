@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The outside: masquerade out and back, the host's own traffic.
 
-use weft_abi::{Config, Deliver, DropReason, FlowFlags};
+use weft_abi::{Config, Deliver, DropReason, FlowFlags, generation};
+use weft_dataplane::Program;
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, HOST_IP, HOST_MAC, MASQUERADE, Node, OUTSIDE_IP, SERVER, SERVER_IP, UPLINK, delivers, key,
-        mac, workload,
+        CLIENT, CLIENT_IP, HOST, HOST_IP, HOST_MAC, MASQUERADE, Node, OUTSIDE_IP, SERVER, SERVER_IP, STRANGER, UPLINK,
+        delivers, key, mac, workload,
     },
     packet::{L4, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple, word},
+    support::ip as run_ip,
 };
 
 fn out(family: usize, ifindex: u32, l4: L4) -> Vec<u8> {
@@ -113,4 +115,74 @@ fn the_hosts_own_traffic_passes_untouched() {
     // An address that is nobody's: the host's stack decides.
     let packet = frame(HOST_MAC, ip_headers(ip(OUTSIDE_IP[0]), ip("10.1.0.99")), L4::Udp(1, 2), b"");
     node.from_uplink(&packet).passed(&packet);
+}
+
+/// The host routes the outside by another device than the uplink, where it has another address.
+fn with_storage_network(node: &Node) {
+    for device in [HOST, STRANGER] {
+        run_ip(&["link", "set", &format!("port{device}"), "up"]);
+    }
+    let device = format!("port{STRANGER}");
+    for (family, address, network) in
+        [("-4", "198.18.0.1/24", "198.51.100.0/24"), ("-6", "2001:db8:5::1/64", "2001:db8:ffff::/64")]
+    {
+        let nodad: &[&str] = if family == "-6" { &["nodad"] } else { &[] };
+        run_ip(&[&[family, "address", "add", address, "dev", &device], nodad].concat());
+        run_ip(&[family, "route", "add", network, "dev", &device]);
+        let version = if family == "-4" { "ipv4" } else { "ipv6" };
+        std::fs::write(format!("/proc/sys/net/{version}/conf/port{HOST}/forwarding"), "1").expect("set forwarding");
+    }
+    for device in [UPLINK, STRANGER] {
+        node.maps().devices().insert(&device, &1).unwrap();
+    }
+}
+
+const STORAGE_IP: [&str; 2] = ["198.18.0.1", "2001:db8:5::1"];
+
+fn to_outside(family: usize, sport: u16) -> Vec<u8> {
+    frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(OUTSIDE_IP[family])), L4::Udp(sport, 53), b"x")
+}
+
+#[test]
+fn what_leaves_the_node_goes_by_the_hosts_routes_and_answers_come_by_any_device() {
+    let node = Node::new();
+    with_storage_network(&node);
+    for family in 0..2 {
+        let seen = node.from_workload(CLIENT, &to_outside(family, 4000)).redirected();
+        assert_eq!((seen.tuple.src, seen.tuple.dst), (ip(STORAGE_IP[family]), ip(OUTSIDE_IP[family])));
+        let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53)));
+        delivers(&entry.expect("an entry"), Deliver::Route, STRANGER);
+        let l4 = L4::Udp(53, seen.tuple.sport);
+        let answer = frame([2, 0, 0, 0, 9, 9], ip_headers(seen.tuple.dst, seen.tuple.src), l4, b"x");
+        for device in [STRANGER, UPLINK] {
+            let back = node.send(Program::FromUplink, device, &answer).redirected();
+            assert_eq!(back.tuple, tuple(OUTSIDE_IP[family], 53, CLIENT_IP[family], 4000));
+        }
+    }
+}
+
+#[test]
+fn a_route_that_changes_moves_flows_to_its_device_and_address() {
+    let node = Node::new();
+    node.from_workload(CLIENT, &to_outside(0, 4000)).redirected();
+    with_storage_network(&node);
+    node.publish(&[generation::ROUTES]);
+    let seen = node.from_workload(CLIENT, &to_outside(0, 4000)).redecided().redirected();
+    assert_eq!(seen.tuple.src, ip(STORAGE_IP[0]));
+    let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[0], 4000, OUTSIDE_IP[0], 53))).expect("an entry");
+    delivers(&entry, Deliver::Route, STRANGER);
+}
+
+#[test]
+fn nothing_leaves_where_the_host_has_no_route_or_hears_no_answer() {
+    let node = Node::new();
+    with_storage_network(&node);
+    assert!(node.maps().devices().remove(&STRANGER).unwrap());
+    for family in 0..2 {
+        node.from_workload(CLIENT, &to_outside(family, 4000)).dropped(DropReason::NoRoute);
+    }
+    node.maps().devices().insert(&STRANGER, &1).unwrap();
+    run_ip(&["route", "replace", "unreachable", "198.51.100.0/24"]);
+    node.from_workload(CLIENT, &to_outside(0, 4001)).dropped(DropReason::NoRoute);
+    node.from_workload(CLIENT, &to_outside(1, 4001)).redirected();
 }

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, BackendKey, Config, DropReason, Local, LocalKind, PROTOCOL_ANY, Port, PortKind, PortRule, Remote,
-    RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
+    ANY_IDENTITY, Addr, Backend, BackendKey, Config, DropReason, Local, LocalKind, PROTOCOL_ANY, Port, PortKind,
+    PortRule, Remote, RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
 };
 use weft_logic::{
     Frame, Tables, admit, decide,
