@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use weft_abi::generation;
+use weft_abi::{Config, generation};
 use weft_dataplane::Error;
 
 use super::{
@@ -25,6 +25,20 @@ const fn kept(digest: u64) -> u64 {
     if digest == CHANGING { 1 } else { digest }
 }
 
+/// What decisions are made of; shares and rates are not.
+const fn decides(config: Config) -> Config {
+    let none = [0; 2];
+    Config {
+        flow_share: none,
+        flow_most: none,
+        flow_floor: none,
+        flow_rate: 0,
+        answer_rate: 0,
+        fragment_rate: 0,
+        ..config
+    }
+}
+
 /// Without the routes, which no plan leaves out.
 pub(super) fn of_workloads(known: &Known<u32, u64>) -> impl Iterator<Item = u32> {
     known.0.keys().copied().filter(|slot| *slot != generation::ROUTES)
@@ -38,6 +52,11 @@ impl Pass<'_> {
         let wanted = workloads.chain(routes).map(|(slot, digest)| (slot, digest.map(kept)));
         let known = &self.observed.digests.0;
         self.changing = wanted.filter(|(slot, digest)| known.get(slot) != digest.as_ref()).collect();
+        if self.patch.config.is_some_and(|config| decides(config) != decides(self.observed.config)) {
+            // What the node is decisions were made of as well: what leads to other nodes and outside is decided again.
+            let digest = self.patch.routes_digest.map(kept).or_else(|| known.get(&generation::ROUTES).copied());
+            self.changing.insert(generation::ROUTES, digest);
+        }
         let marks: Changes<u32, u64> = self.changing.keys().map(|slot| (*slot, Some(CHANGING))).collect();
         let failed = self.observed.digests.put_all(self.tables.digests(), &marks, &mut self.summary);
         self.tell_digests(&failed);

@@ -6,13 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
 use weft_abi::{
-    ACCOUNTS, ALL_PORTS, Addr, Config, Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
+    ACCOUNTS, ALL_PORTS, Addr, Config, Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT, UPLINK,
 };
 use weft_dataplane::{Error, Maps, Record, Table};
 use weft_logic::{
     flow::{Connection, answer_key, timeout},
-    masquerade, share,
+    masquerade, protocol, share,
 };
+
+const TCP: u32 = protocol::TCP as u32;
 
 /// Removes the entries of connections that are over, both directions of each, and counts the shares of ports anew; returns how
 /// many entries it removed.
@@ -31,6 +33,10 @@ pub fn sweep(maps: &Maps) -> Result<usize, Error> {
 
 /// Removes the entries of packets from or to these ports, and their shares; returns how many entries.
 ///
+/// What masqueraded TCP left under rests until its server has forgotten it (RFC 9293: 2 MSL): another workload's connection from there
+/// would be taken for the old one. The entries of its answers stay for that, and lead nowhere: their workload's generation has
+/// moved.
+///
 /// # Errors
 /// The kernel refuses.
 pub fn forget_ports(maps: &Maps, ports: &BTreeSet<u32>) -> Result<usize, Error> {
@@ -40,10 +46,18 @@ pub fn forget_ports(maps: &Maps, ports: &BTreeSet<u32>) -> Result<usize, Error> 
     for port in ports {
         maps.shares().remove(port)?;
     }
-    let stays = |from: u32, flow: &Flow| !ports.contains(&from) && !ports.contains(&flow.ifindex);
-    let four = maps.flows4().retain(|key, flow| stays(key.ifindex, flow))?;
-    let six = maps.flows6().retain(|key, flow| stays(key.ifindex, flow))?;
+    let stays = |from: u32, protocol: u32, flow: &Flow| {
+        !ports.contains(&from) && !ports.contains(&flow.ifindex) || rests(from, protocol, flow)
+    };
+    let four = maps.flows4().retain(|key, flow| stays(key.ifindex, key.protocol, flow))?;
+    let six = maps.flows6().retain(|key, flow| stays(key.ifindex, key.protocol, flow))?;
     Ok(four + six)
+}
+
+/// Whether an entry reserves what masqueraded TCP has left under.
+const fn rests(from: u32, protocol: u32, flow: &Flow) -> bool {
+    const ANSWER: u16 = FlowFlags::REPLY | FlowFlags::REWRITE_DST;
+    from == UPLINK && protocol == TCP && flow.flags & ANSWER == ANSWER
 }
 
 /// The key of a flow table.

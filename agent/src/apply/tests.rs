@@ -363,6 +363,27 @@ fn a_restart_changes_nothing() {
 }
 
 #[test]
+fn another_node_has_flows_beyond_it_decided_again_and_other_shares_do_not() {
+    let fake = Fake::new();
+    let mut applier = Applier::default();
+    let config = weft_abi::Config { overlay_ifindex: 7, flow_rate: 10, ..weft_abi::Config::default() };
+    let plan = |config| Desired { config, routes_digest: 3, workload_digests: [(110, 7)].into(), ..Desired::default() };
+    applier.apply(&*fake, &plan(config)).unwrap();
+    let moved = |applier: &mut Applier, config| {
+        let before = fake.generations.all();
+        applier.apply(&*fake, &plan(config)).unwrap();
+        let after = fake.generations.all();
+        assert_eq!(before.get(&110), after.get(&110));
+        assert_eq!(fake.digests.all(), [(110, 7), (generation::ROUTES, 3)].into());
+        before.get(&generation::ROUTES) != after.get(&generation::ROUTES)
+    };
+    let overlay = weft_abi::Config { overlay_ifindex: 8, ..config };
+    assert!(moved(&mut applier, overlay), "the overlay was made anew");
+    assert!(!moved(&mut applier, weft_abi::Config { flow_rate: 11, ..overlay }));
+    assert!(!moved(&mut Applier::default(), weft_abi::Config { flow_rate: 11, ..overlay }), "a restart");
+}
+
+#[test]
 fn digests_that_are_lost_or_of_something_else_move_generations_once() {
     let plan = Desired { workload_digests: [(110, 7), (111, 8)].into(), routes_digest: 3, ..Desired::default() };
     let fake = Fake::new();

@@ -64,7 +64,9 @@ impl<'f> Connection<'f> {
     #[inline(always)]
     #[must_use]
     pub const fn timeout(&self) -> u32 {
-        if !self.is_answered() {
+        if self.is_left() {
+            timeout::TRANSITORY
+        } else if !self.is_answered() {
             timeout::UNANSWERED
         } else if self.protocol == protocol::TCP {
             let lasts = self.has_state(FlowState::Established) && !self.has_state(FlowState::Closing);
@@ -111,6 +113,12 @@ impl<'f> Connection<'f> {
     #[must_use]
     pub const fn begins_anew(&self, flags: TcpFlags) -> bool {
         flags.opens() && (self.flow.state != FlowState::New as u8 || self.has_state(FlowState::Closing))
+    }
+
+    /// Whether TCP was answered, and the entry of its opener is gone: what it left under rests.
+    const fn is_left(&self) -> bool {
+        let answered = self.flow.flags & FlowFlags::REPLY != 0 && self.flow.packets != 0;
+        self.protocol == protocol::TCP && self.other.is_none() && answered
     }
 
     const fn is_answered(&self) -> bool {
@@ -325,6 +333,15 @@ mod tests {
         assert_eq!(of(protocol::UDP, 5060, [1, 1]), timeout::DATAGRAM);
         assert_eq!(of(protocol::ICMP, 0, [1, 1]), timeout::BRIEF);
         assert_eq!(of(47, 0, [1, 1]), timeout::DATAGRAM);
+    }
+
+    #[test]
+    fn what_answered_tcp_left_under_rests() {
+        let [there, back] = both([9, 9], [FlowState::Established, FlowState::Closing]);
+        assert_eq!(Connection::of(9, 6, &back, None).timeout(), timeout::TRANSITORY);
+        for (entry, number) in [(&there, 6), (&back, 17), (&Flow { packets: 0, ..back }, 6)] {
+            assert_eq!(Connection::of(9, number, entry, None).timeout(), timeout::UNANSWERED);
+        }
     }
 
     #[test]
