@@ -137,6 +137,7 @@ fn main() {
         mode: Mode::Vxlan,
         config: weft_abi::Config { host_ifindex: 2, ..weft_abi::Config::default() },
         pod_cidrs: vec!["10.0.0.0/24".parse().expect("a prefix")],
+        devices: BTreeMap::new(),
         host_addresses: vec![IpAddr::from([10, 0, 0, 1])],
         reserved: vec![],
         service_cidrs: vec!["10.96.0.0/16".parse().expect("a prefix")],

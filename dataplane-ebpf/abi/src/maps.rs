@@ -31,7 +31,7 @@ macro_rules! for_each_map {
             SERVICES services: OnDemandHashMap<$crate::ServiceKey, $crate::Service>, derived, sized(services);
             /// Backends of Services.
             SLOTS slots: OnDemandHashMap<$crate::SlotKey, $crate::Backend>, derived, sized(slots);
-            /// Backends by their names: [`crate::BackendState`].
+            /// Backends by their names; the value is a `weft_abi::BackendState`.
             BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(slots);
             /// Identities of addresses that policies know singly.
             IDENTITIES identities: OnDemandHashMap<$crate::Addr, u32>, derived, sized(identities);

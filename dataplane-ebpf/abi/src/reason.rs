@@ -80,6 +80,15 @@ numbered! {
     FlowsRedecided = "flows-redecided", "packets whose flow entry was void or of an older generation";
     ArpAnswered = "arp-answered", "ARP and neighbour solicitations answered";
     IcmpAnswered = "icmp-answered", "packets answered by an ICMP error";
+    Reset = "reset", "TCP packets answered by RST: nobody serves where they go to";
+}
+
+impl DropReason {
+    /// Whether the sender is told at once (TCP: RST; else: unreachable port), as a host does on whose ports nobody listens.
+    #[must_use]
+    pub const fn is_told(self) -> bool {
+        matches!(self, Self::NoBackend)
+    }
 }
 
 crate::layout! {

@@ -56,6 +56,13 @@ impl TcpFlags {
         self.0 & 0x05 != 0
     }
 
+    /// RST.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rst(self) -> bool {
+        self.0 & 0x04 != 0
+    }
+
     /// SYN without ACK: it opens a connection.
     #[inline(always)]
     #[must_use]

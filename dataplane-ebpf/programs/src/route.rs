@@ -2,7 +2,7 @@
 //! What leaves the node goes where the host itself would send it: the host's routes are asked when a flow is decided.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Addr, DropReason};
+use weft_abi::DropReason;
 use weft_logic::{Tables as _, locate};
 
 use crate::{

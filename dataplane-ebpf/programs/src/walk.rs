@@ -14,7 +14,7 @@ use crate::{
     helpers, hook, hop_limit,
     icmp_error::{self, Inner},
     maps::{self, Kernel},
-    neighbour, offload, report,
+    neighbour, offload, refuse, report,
     skb::Skb,
     stop::{Stop, check},
     tunnel,
@@ -25,6 +25,7 @@ use crate::{
 pub fn run<const HOOK: u8>(skb: Skb) -> i32 {
     match process::<HOOK>(&skb) {
         Ok(action) | Err(Stop::Return(action)) => action,
+        Err(Stop::Drop(reason)) if refuse::is_told(HOOK, reason) => refuse::refuse(&skb, HOOK, reason),
         Err(Stop::Drop(reason)) => report::dropped(&skb, HOOK, reason),
     }
 }

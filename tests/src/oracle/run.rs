@@ -121,12 +121,21 @@ impl Runner {
         match ran.action {
             SHOT => self.dropped(),
             NEXT => Ok(Seen::Kernel),
+            // Some who are dropped are told so: their packet comes back as an answer.
+            REDIRECT if self.has_told()? => self.dropped(),
             REDIRECT => {
                 let out = frame::parse(&ran.packet).context("the packet that goes on")?;
                 self.sent(site, world, from, key_ifindex, &frame, &out)
             }
             other => bail!("the program answers {other}"),
         }
+    }
+
+    /// Whether a packet was dropped for a reason that its sender is told.
+    fn has_told(&self) -> Result<bool> {
+        let after = self.drops()?;
+        let mut moved = after.iter().zip(&self.before).zip(DropReason::ALL);
+        Ok(moved.any(|((after, before), reason)| after > before && reason.is_told()))
     }
 
     fn drops(&self) -> Result<Vec<u64>> {

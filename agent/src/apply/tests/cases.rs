@@ -71,16 +71,19 @@ fn ports() -> impl Strategy<Value = BTreeMap<u32, Port>> {
     })
 }
 
+/// Addresses and ports.
+type Ends = Vec<(u8, u16)>;
+
 fn services() -> impl Strategy<Value = BTreeMap<ServiceKey, DesiredService>> {
     let backends = vec((ADDRESSES, 1_u16..3), 0..5);
     let keeping = vec((ADDRESSES, 1_u16..3), 0..3);
     // A frontend has one of two numbers, so that numbers change hands.
     btree_map(0_u8..4, (any::<bool>(), backends, keeping), 0..4).prop_map(|services| {
-        let service = |(last, (other, chosen, keeping)): (u8, (bool, Vec<(u8, u16)>, Vec<(u8, u16)>))| {
+        let service = |(last, (other, chosen, keeping)): (u8, (bool, Ends, Ends))| {
             let key = ServiceKey { addr: address(200 + last), port: 80, protocol: 6, pad: 0 };
             let backend = |(last, port)| Backend { addr: address(last), port, flags: 0 };
             let id = 20 + u32::from(last) + if other { 4 } else { 0 };
-            let backends = |ends: Vec<(u8, u16)>| ends.into_iter().map(backend).collect();
+            let backends = |ends: Ends| ends.into_iter().map(backend).collect();
             (key, DesiredService { id, backends: backends(chosen), keeping: backends(keeping) })
         };
         services.into_iter().map(service).collect()

@@ -426,6 +426,13 @@ impl Outcome {
         self
     }
 
+    /// Asserts that the packet was dropped and counted once, under `reason`, and that its sender is told; what it hears.
+    #[track_caller]
+    pub(crate) fn refused(&self, reason: DropReason) -> Seen {
+        assert_eq!((self.action, self.drops.as_slice()), (REDIRECT, [(reason, 1)].as_slice()), "{}", self.describe());
+        packet::parse(&self.bytes)
+    }
+
     /// Asserts that the packet was dropped without being counted: it did its work.
     #[track_caller]
     pub(crate) fn consumed(&self) -> &Self {

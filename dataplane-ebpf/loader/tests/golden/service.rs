@@ -8,7 +8,7 @@ use crate::{
         CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, Node, OVERLAY, SERVER, SERVER_IP, VIP, VM, VM_IP, delivers,
         key, mac, tunnel_end,
     },
-    packet::{ACK, L4, SYN, SYN_ACK, frame, ip, ip_headers, tuple, word},
+    packet::{ACK, L4, RST, SYN, SYN_ACK, frame, ip, ip_headers, tuple, word},
 };
 
 /// What stands for the client where client and backend are one.
@@ -122,16 +122,79 @@ fn services_without_backend_or_without_such_a_port_are_refused() {
     let node = Node::new();
     for family in 0..2 {
         node.set_service(VIP[family], 81, 6, 700, 1, &[]);
-        for (port, reason) in [(81, DropReason::NoBackend), (82, DropReason::NoService)] {
-            let there = packet(CLIENT, CLIENT_IP[family], VIP[family], L4::Tcp(4000, port, SYN));
-            node.from_workload(CLIENT, &there).dropped(reason);
-            let there = packet(HOST, HOST_IP[family], VIP[family], L4::Tcp(4000, port, SYN));
-            node.from_host(&there).dropped(reason);
+        for (ifindex, source, mac) in [(CLIENT, CLIENT_IP, mac(CLIENT)), (HOST, HOST_IP, HOST_MAC)] {
+            let there = |port| packet(ifindex, source[family], VIP[family], L4::Tcp(4000, port, SYN));
+            let send = |packet: &[u8]| {
+                if ifindex == HOST { node.from_host(packet) } else { node.from_workload(ifindex, packet) }
+            };
+            let seen = send(&there(81)).refused(DropReason::NoBackend);
+            assert_eq!((seen.dst_mac, seen.tuple), (mac, tuple(VIP[family], 81, source[family], 4000)));
+            send(&there(82)).dropped(DropReason::NoService);
         }
         let echo = packet(CLIENT, CLIENT_IP[family], VIP[family], L4::Echo(1));
         node.from_workload(CLIENT, &echo).dropped(DropReason::NoService);
     }
     assert_eq!(node.flows(), 0);
+}
+
+/// RFC 9293, 3.10.7.1, and RFC 792 and 4443: as a host whose port nobody listens on.
+#[test]
+fn who_asks_a_service_without_backend_is_told_in_its_name() {
+    let node = Node::new();
+    for family in 0..2 {
+        for protocol in [6, 17] {
+            node.set_service(VIP[family], 81, protocol, 700, 1, &[]);
+        }
+        let there = |l4| packet(CLIENT, CLIENT_IP[family], VIP[family], l4);
+        let payload = b"payload of odd length".len();
+        // What the test's frames have as sequence number is 1, SYN and data count; to what acknowledges, its number is repeated.
+        for (flags, sequence, acknowledged, answer) in
+            [(SYN, 0, 1 + 1 + payload, 0x14), (ACK, 0, 0, 0x04), (SYN_ACK, 0, 0, 0x04)]
+        {
+            let outcome = node.from_workload(CLIENT, &there(L4::Tcp(4000, 81, flags)));
+            let seen = outcome.refused(DropReason::NoBackend);
+            outcome.marked(true);
+            assert_eq!((seen.dst_mac, seen.src_mac), (mac(CLIENT), GATEWAY_MAC));
+            assert_eq!(seen.tuple, tuple(VIP[family], 81, CLIENT_IP[family], 4000));
+            let word32 =
+                |at: usize| usize::from(word(&seen.transport, at)) << 16 | usize::from(word(&seen.transport, at + 2));
+            assert_eq!((word32(4), word32(8), seen.transport[13]), (sequence, acknowledged, answer));
+        }
+        node.from_workload(CLIENT, &there(L4::Tcp(4000, 81, RST))).dropped(DropReason::NoBackend);
+        let seen = node.from_workload(CLIENT, &there(L4::Udp(4000, 81))).refused(DropReason::NoBackend);
+        assert_eq!((seen.tuple.src, seen.tuple.dst), (ip(VIP[family]), ip(CLIENT_IP[family])));
+        assert_eq!(&seen.transport[..2], [[3, 3], [1, 4]][family], "unreachable port");
+        let inside = 8 + [20, 40][family];
+        assert_eq!((word(&seen.transport, inside), word(&seen.transport, inside + 2)), (4000, 81));
+    }
+    assert_eq!(node.flows(), 0);
+}
+
+/// Answers are within the workload's rate: what is beyond it hears nothing.
+#[test]
+fn refusals_take_tokens() {
+    let node = Node::new();
+    node.reconfigure(|config| config.answer_rate = 1);
+    node.set_service(VIP[0], 81, 6, 700, 1, &[]);
+    let there = |port| packet(CLIENT, CLIENT_IP[0], VIP[0], L4::Tcp(port, 81, SYN));
+    for port in 1..=2 {
+        node.from_workload(CLIENT, &there(port)).refused(DropReason::NoBackend);
+    }
+    node.from_workload(CLIENT, &there(3)).dropped(DropReason::NoBackend);
+}
+
+/// Who is connected never meets it: an established connection goes on although the last backend is gone.
+#[test]
+fn an_established_connection_is_not_refused() {
+    let node = Node::new();
+    for flags in [SYN, ACK] {
+        node.from_workload(CLIENT, &packet(CLIENT, CLIENT_IP[0], VIP[0], L4::Tcp(4000, 80, flags))).redirected();
+    }
+    node.set_service(VIP[0], 80, 6, 500, 2, &[]);
+    node.publish(&[crate::node::service_slot(500, 6, 0)]);
+    node.from_workload(CLIENT, &packet(CLIENT, CLIENT_IP[0], VIP[0], L4::Tcp(4000, 80, ACK))).redirected();
+    node.from_workload(CLIENT, &packet(CLIENT, CLIENT_IP[0], VIP[0], L4::Tcp(4001, 80, SYN)))
+        .refused(DropReason::NoBackend);
 }
 
 #[test]
