@@ -8,11 +8,11 @@
 
 use std::collections::BTreeSet;
 
-use weft_abi::{Config, generation};
+use weft_abi::{Config, Local, LocalKind, generation};
 use weft_dataplane::Error;
 
 use super::{
-    Pass,
+    Observed, Pass,
     patch::Changes,
     tables::{Failed, Known},
 };
@@ -52,7 +52,7 @@ impl Pass<'_> {
         let wanted = workloads.chain(routes).map(|(slot, digest)| (slot, digest.map(kept)));
         let known = &self.observed.digests.0;
         self.changing = wanted.filter(|(slot, digest)| known.get(slot) != digest.as_ref()).collect();
-        if self.patch.config.is_some_and(|config| decides(config) != decides(self.observed.config)) {
+        if self.is_another_node() {
             // What the node is decisions were made of as well: what leads to other nodes and outside is decided again.
             let digest = self.patch.routes_digest.map(kept).or_else(|| known.get(&generation::ROUTES).copied());
             self.changing.insert(generation::ROUTES, digest);
@@ -60,6 +60,18 @@ impl Pass<'_> {
         let marks: Changes<u32, u64> = self.changing.keys().map(|slot| (*slot, Some(CHANGING))).collect();
         let failed = self.observed.digests.put_all(self.tables.digests(), &marks, &mut self.summary);
         self.tell_digests(&failed);
+    }
+
+    /// Whether the node's facts, devices or own addresses change: decisions were made of them.
+    fn is_another_node(&self) -> bool {
+        let Observed { config, devices, locals, .. } = &*self.observed;
+        let is_hosts = |local: Option<&Local>| local.is_some_and(|local| local.kind == LocalKind::Host as u32);
+        self.patch.config.is_some_and(|new| decides(new) != decides(*config))
+            || self.patch.devices.iter().any(|(index, new)| devices.0.get(index) != new.as_ref())
+            || self.patch.locals.iter().any(|(address, new)| {
+                let old = locals.0.get(address);
+                old != new.as_ref() && (is_hosts(old) || is_hosts(new.as_ref()))
+            })
     }
 
     /// The next pass moves the generation of this slot again, whatever it plans: the workload is closed.

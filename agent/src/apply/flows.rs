@@ -23,9 +23,10 @@ const TCP: u32 = protocol::TCP as u32;
 /// The kernel refuses.
 pub fn sweep(maps: &Maps) -> Result<usize, Error> {
     let (now, config) = (now_ticks(), maps.config().get(0)?);
+    let ports = maps.ports().iter().map(|entry| entry.map(|(ifindex, _)| ifindex)).collect::<Result<_, _>>()?;
     // Before the first entry is read: what the programs add from here on is added to what is counted.
     let before: BTreeMap<u32, Share> = maps.shares().iter().collect::<Result<_, _>>()?;
-    let mut used = Used::new(config);
+    let mut used = Used::new(config, ports);
     let removed = sweep_table(maps.flows4(), now, &mut used)? + sweep_table(maps.flows6(), now, &mut used)?;
     put_shares(maps, &before, &used)?;
     Ok(removed)
@@ -46,13 +47,24 @@ pub fn forget_ports(maps: &Maps, ports: &BTreeSet<u32>) -> Result<usize, Error> 
     for port in ports {
         maps.shares().remove(port)?;
     }
-    let stays = |from: u32, protocol: u32, flow: &Flow| {
-        !ports.contains(&from) && !ports.contains(&flow.ifindex) || rests(from, protocol, flow)
+    let [most4, most6] = maps.config().get(0)?.flow_share.map(|share| if share == 0 { RESTING } else { share / 8 });
+    let mut resting = BTreeMap::new();
+    let mut stays = |from: u32, protocol: u32, flow: &Flow, most: u32| {
+        let leaves = ports.contains(&from) || ports.contains(&flow.ifindex);
+        !leaves
+            || rests(from, protocol, flow) && {
+                let of_port: &mut u32 = resting.entry(flow.ifindex).or_default();
+                *of_port += 1;
+                *of_port <= most
+            }
     };
-    let four = maps.flows4().retain(|key, flow| stays(key.ifindex, key.protocol, flow))?;
-    let six = maps.flows6().retain(|key, flow| stays(key.ifindex, key.protocol, flow))?;
+    let four = maps.flows4().retain(|key, flow| stays(key.ifindex, key.protocol, flow, most4))?;
+    let six = maps.flows6().retain(|key, flow| stays(key.ifindex, key.protocol, flow, most6))?;
     Ok(four + six)
 }
+
+/// Connections of one port that rest at most where ports have no shares; else it is an eighth of a share.
+const RESTING: u32 = 4096;
 
 /// Whether an entry reserves what masqueraded TCP has left under.
 const fn rests(from: u32, protocol: u32, flow: &Flow) -> bool {
@@ -134,21 +146,27 @@ struct Used {
     flows: BTreeMap<u32, [u32; ACCOUNTS]>,
     /// Ports of the masquerade range that are kept, by port; see [`Share::kept`].
     kept: BTreeMap<u32, u32>,
+    /// Ports that there are.
+    ports: BTreeSet<u32>,
 }
 
 impl Used {
-    fn new(config: Config) -> Self {
-        Self { config, flows: BTreeMap::from([(ALL_PORTS, [0; ACCOUNTS])]), kept: BTreeMap::new() }
+    fn new(config: Config, ports: BTreeSet<u32>) -> Self {
+        Self { config, flows: BTreeMap::from([(ALL_PORTS, [0; ACCOUNTS])]), kept: BTreeMap::new(), ports }
     }
 
-    /// Counts the connection of an entry: by the one that opened it.
+    /// Counts the connection of an entry: by the one that opened it, or where that is gone and the connection rests, by what is left.
     fn count(&mut self, key: &FlowKey6, flow: &Flow) {
-        if flow.flags & FlowFlags::REPLY != 0 {
+        let answers = flow.flags & FlowFlags::REPLY != 0;
+        if answers && (!rests(key.ifindex, key.protocol, flow) || self.ports.contains(&flow.ifindex)) {
             return;
         }
         let v6 = !key.src.is_v4();
         let all = self.flows.entry(ALL_PORTS).or_default();
         all[OPENED + usize::from(v6)] += 1;
+        if answers {
+            return;
+        }
         let forwarded = flow.flags & FlowFlags::FORWARDED != 0;
         let host = self.config.host_ifindex;
         let Some((ifindex, account)) = share::account(key.ifindex, flow.ifindex, v6, host, forwarded) else { return };
@@ -216,7 +234,10 @@ fn now_ticks() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, convert::Infallible};
+    use std::{
+        collections::{BTreeSet, HashMap},
+        convert::Infallible,
+    };
 
     use weft_abi::{ALL_PORTS, Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, OPENED, RECEIVED, Share};
     use weft_logic::flow::{answer_key, timeout};
@@ -287,7 +308,8 @@ mod tests {
 
     #[test]
     fn a_connection_counts_once_for_who_opened_it() {
-        let mut used = Used::new(Config { host_ifindex: HOST, masquerade_count: 100, ..Config::default() });
+        let mut used =
+            Used::new(Config { host_ifindex: HOST, masquerade_count: 100, ..Config::default() }, [PORT].into());
         for (key, flow) in connection((1, 1), (1, 1)) {
             used.count(&key, &flow);
         }
@@ -304,7 +326,7 @@ mod tests {
 
     #[test]
     fn what_the_programs_added_meanwhile_is_not_lost() {
-        let mut used = Used::new(Config::default());
+        let mut used = Used::new(Config::default(), BTreeSet::new());
         used.flows.insert(PORT, [10, 0, 0, 0]);
         let share = |count| {
             let flows = [FlowAccount { count, ..FlowAccount::default() }; 4];

@@ -384,6 +384,32 @@ fn another_node_has_flows_beyond_it_decided_again_and_other_shares_do_not() {
 }
 
 #[test]
+fn the_hosts_addresses_and_devices_have_flows_decided_again_and_workloads_do_not() {
+    let fake = Fake::new();
+    let mut applier = Applier::default();
+    let host = |last| (address(last), Local { ifindex: 2, kind: weft_abi::LocalKind::Host as u32 });
+    let workload = |last| (address(last), Local { ifindex: 10, kind: weft_abi::LocalKind::Workload as u32 });
+    let port = Port { workload: 110, ..Port::default() };
+    let plan = |devices: &[u32], locals: &[(Addr, Local)]| Desired {
+        devices: devices.iter().map(|index| (*index, 1)).collect(),
+        locals: locals.iter().copied().collect(),
+        ports: [(10, port)].into(),
+        ..Desired::default()
+    };
+    applier.apply(&*fake, &plan(&[3], &[host(1)])).unwrap();
+    let mut moved = |devices: &[u32], locals: &[(Addr, Local)]| {
+        let before = fake.generations.all();
+        applier.apply(&*fake, &plan(devices, locals)).unwrap();
+        before.get(&generation::ROUTES) != fake.generations.all().get(&generation::ROUTES)
+    };
+    assert!(!moved(&[3], &[host(1), workload(5)]));
+    assert!(moved(&[3, 4], &[host(1), workload(5)]), "a device");
+    assert!(moved(&[3, 4], &[workload(5)]), "an address that goes");
+    assert!(moved(&[3, 4], &[workload(5), host(2)]), "one that comes");
+    assert!(moved(&[4], &[host(2)]));
+}
+
+#[test]
 fn digests_that_are_lost_or_of_something_else_move_generations_once() {
     let plan = Desired { workload_digests: [(110, 7), (111, 8)].into(), routes_digest: 3, ..Desired::default() };
     let fake = Fake::new();

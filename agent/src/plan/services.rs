@@ -246,7 +246,7 @@ impl<'a> Frontends<'a> {
             self.left_out.insert(key);
             self.refused.insert(key, why);
         }
-        for key in self.without_room(room.slots, numbers, |frontend| frontend.chosen() as u64) {
+        for key in self.without_room(room.slots, numbers, |frontend| frontend.endpoints.len() as u64) {
             let most = room.slots;
             let why = format!("more than {most} backends of all Services: use fewer endpoints or raise mapSizes.slots");
             self.refused.insert(key, why);

@@ -179,7 +179,15 @@ impl Host {
     pub(super) fn attach_programs(&mut self, dataplane: &mut Dataplane) -> Result<()> {
         let programs = self.programs();
         self.served = programs.iter().map(|(_, _, ifindex)| *ifindex).collect();
-        Self::attach(&programs, dataplane)
+        let config = self.facts().config;
+        let own = [config.uplink_ifindex, config.host_ifindex, config.overlay_ifindex];
+        let (needed, others): (Vec<_>, Vec<_>) =
+            programs.into_iter().partition(|(_, _, ifindex)| own.contains(ifindex));
+        if let Err(error) = Self::attach(&others, dataplane) {
+            // Devices of others come and go at any time; the next look at the node tries again, and names what is left.
+            tracing::warn!("{error:#}");
+        }
+        Self::attach(&needed, dataplane)
     }
 
     /// A device that refuses, or is gone by now, keeps no other from its program.

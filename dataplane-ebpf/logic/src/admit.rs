@@ -134,8 +134,9 @@ fn admit_overlay<T: Tables>(tables: &T, question: &Question, end: &mut End) -> R
 /// Whether `peer` is an address of the node that is reached at `via`: a node may encapsulate from any of its own.
 #[inline(always)]
 fn is_same_node<T: Tables>(tables: &T, peer: &Addr, via: &Addr) -> bool {
-    *peer == *via
-        || tables.remote(peer).is_some_and(|remote| remote.kind == RemoteKind::Node as u32 && remote.via == *via)
+    !via.is_unspecified()
+        && (*peer == *via
+            || tables.remote(peer).is_some_and(|remote| remote.kind == RemoteKind::Node as u32 && remote.via == *via))
 }
 
 /// Checks the source of a packet that came in by the uplink. A pod of a node that is a neighbour there is heard from that

@@ -216,13 +216,30 @@ pub const fn is_from_outside(ifindex: u32) -> bool {
 #[inline(always)]
 #[must_use]
 pub fn answer_key(flow: &Flow, protocol_number: u32) -> FlowKey6 {
-    let ifindex = match flow.deliver {
+    let Flow { src, dst, sport, dport, .. } = *flow;
+    FlowKey6 { ifindex: class(flow), src: dst, dst: src, sport: dport, dport: sport, protocol: protocol_number }
+}
+
+/// Whether packets of `key` are answered by those of the entry `answers`: [`answer_key`] of it is `key`. An entry under the key of
+/// the answers may be another connection's by now.
+#[inline(always)]
+#[must_use]
+pub fn leads_back(answers: &Flow, key: &FlowKey6) -> bool {
+    answers.src == key.dst
+        && answers.dst == key.src
+        && answers.sport == key.dport
+        && answers.dport == key.sport
+        && class(answers) == key.ifindex
+}
+
+/// The `ifindex` in the key of the packets that answer those of `flow`.
+#[inline(always)]
+const fn class(flow: &Flow) -> u32 {
+    match flow.deliver {
         kind if kind == Deliver::Tunnel as u8 => OVERLAY,
         kind if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 => UPLINK,
         _ => flow.ifindex,
-    };
-    let Flow { src, dst, sport, dport, .. } = *flow;
-    FlowKey6 { ifindex, src: dst, dst: src, sport: dport, dport: sport, protocol: protocol_number }
+    }
 }
 
 /// Whether two keys are of packets with the same addresses, ports and protocol: those of one connection, though its device may have

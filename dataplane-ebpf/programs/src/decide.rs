@@ -50,6 +50,7 @@ pub extern "C" fn weft_decide(skb: *mut __sk_buff, hook: u32) -> u32 {
 fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     walk.question.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
+    walk.question.related = 0;
     let may_be_the_hosts = hook::is_shared(hook) && !is_local_workload(&walk.question.key.dst);
     if may_be_the_hosts && walk.question.found == 0 {
         return Err(for_host());
@@ -103,7 +104,7 @@ fn answer(skb: &Skb) -> Result<(), DropReason> {
         stop::check(share::weft_make_room())?;
     }
     stop::check(tuple::weft_reserve_tuple(skb.raw()))?;
-    if opens && found {
+    if found {
         insert::weft_forget_answers();
     }
     Ok(())
@@ -242,7 +243,7 @@ fn recall<F: Family>(walk: &mut Walk) {
     let flow = unsafe { &*found };
     let other = F::flow(&F::narrow(&life::answer_key(flow, walk.question.key.protocol)));
     // SAFETY: as above.
-    let other = other.map(|other| unsafe { &*other });
+    let other = other.map(|other| unsafe { &*other }).filter(|other| life::leads_back(other, &walk.question.key));
     let connection = Connection::of(walk.question.key.dport, walk.question.key.protocol, flow, other);
     if connection.is_over(walk.question.now) || connection.begins_anew(TcpFlags(walk.question.tcp_flags)) {
         return;

@@ -180,9 +180,11 @@ const FIB_FLAGS: u32 = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
 /// `BPF_FIB_LKUP_RET_*` of `linux/bpf.h`.
 const FIB_SUCCESS: i64 = 0;
 const FIB_LAST_REFUSAL: i64 = 4;
+/// A route that encapsulates: no packet leaves without that.
+const FIB_ENCAPSULATES: i64 = 6;
 const FIB_FRAG_NEEDED: i64 = 8;
 
-/// The host's route to `dst` for what comes in by the device `from`, by all of its rules.
+/// The host's route to `dst` for what comes in by the device `from`, by its rules of destinations and devices.
 #[inline(always)]
 pub fn host_route(skb: *mut __sk_buff, from: u32, dst: &Addr) -> Forwarding {
     // SAFETY: all zero is a valid value of this C struct.
@@ -200,17 +202,20 @@ pub fn host_route(skb: *mut __sk_buff, from: u32, dst: &Addr) -> Forwarding {
     let found = unsafe { raw::bpf_fib_lookup(skb.cast(), &mut params, size, FIB_FLAGS) } as i64;
     match found {
         // Whether the packet fits is another question.
-        FIB_SUCCESS | FIB_FRAG_NEEDED => Forwarding::To(Route { ifindex: params.ifindex, source: source(&params) }),
-        1..=FIB_LAST_REFUSAL => Forwarding::Nowhere,
+        FIB_SUCCESS | FIB_FRAG_NEEDED => {
+            Forwarding::To(Route { ifindex: params.ifindex, source: source(&params, dst.is_v4()) })
+        }
+        1..=FIB_LAST_REFUSAL | FIB_ENCAPSULATES => Forwarding::Nowhere,
         _ => Forwarding::Unknown,
     }
 }
 
 #[inline(always)]
-fn source(params: &bpf_fib_lookup) -> Addr {
+fn source(params: &bpf_fib_lookup, is_v4: bool) -> Addr {
     // SAFETY: with BPF_FIB_LOOKUP_SRC the kernel filled the member of the family.
     unsafe {
-        if u32::from(params.family) == AF_INET {
+        // The family that the kernel leaves there is the next hop's, which may be another one (RFC 5549).
+        if is_v4 {
             match params.__bindgen_anon_3.ipv4_src {
                 0 => Addr::UNSPECIFIED,
                 word => Addr::v4(word),

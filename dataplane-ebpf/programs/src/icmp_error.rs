@@ -199,10 +199,11 @@ extern "C" fn weft_decide_again(skb: *mut __sk_buff, is_v6: u32, hook: u32) -> u
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     walk.question.is_v6 = is_v6 as u8;
     walk.question.tcp_flags = 0;
-    let Flow { dst, sport, dport, .. } = walk.forward;
+    let Flow { src, dst, sport, dport, .. } = walk.forward;
     let asked = decide::weft_ask_related(skb, hook);
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
-    let same = walk.forward.dst == dst && (walk.forward.sport, walk.forward.dport) == (sport, dport);
+    let same = (walk.forward.src, walk.forward.dst) == (src, dst)
+        && (walk.forward.sport, walk.forward.dport) == (sport, dport);
     if asked == 0 && !same { stop::code(Err(DropReason::IcmpUnrelated)) } else { asked }
 }
 

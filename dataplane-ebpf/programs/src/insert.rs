@@ -61,8 +61,8 @@ fn follow_first<F: Family>(walk: &mut Walk, answers: &mut FlowKey6) -> Result<()
     if first.is_some() { Ok(()) } else { Err(DropReason::FlowTable) }
 }
 
-/// A connection that opens again on its five-tuple takes the place of the one before, whose answers may have had another key:
-/// that entry would be nobody's. Always 0.
+/// A connection that opens again on its five-tuple, or goes on another way, takes the place of what was before, whose answers may
+/// have had another key: that entry would be nobody's. Always 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weft_forget_answers() -> u32 {
@@ -82,7 +82,12 @@ fn forget_answers<F: Family>(walk: &Walk, answers: &mut FlowKey6) {
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let before = unsafe { &*before };
     *answers = life::answer_key(before, walk.question.key.protocol);
-    if before.flags & FlowFlags::REPLY == 0 && *answers != walk.reverse_key {
+    if before.flags & FlowFlags::REPLY != 0 || *answers == walk.reverse_key {
+        return;
+    }
+    // SAFETY: as above.
+    let own = F::find(answers).is_some_and(|found| life::leads_back(unsafe { &*found }, &walk.question.key));
+    if own {
         F::remove(answers);
     }
 }

@@ -180,12 +180,15 @@ fn give_up<F: Family>([key, answer]: &mut [FlowKey6; 2], now: u32) -> Option<boo
     let opener = unsafe { &*F::find(key)? };
     *answer = life::answer_key(opener, key.protocol);
     // SAFETY: as above.
-    let other = F::find(answer).map(|other| unsafe { &*other });
+    let other = F::find(answer).map(|other| unsafe { &*other }).filter(|other| life::leads_back(other, key));
+    let answered = other.is_some();
     if !Connection::of(key.dport, key.protocol, opener, other).makes_room(now) {
         return Some(false);
     }
     F::remove(key);
-    F::remove(answer);
+    if answered {
+        F::remove(answer);
+    }
     Some(true)
 }
 

@@ -153,12 +153,15 @@ fn look<F: Family>(walk: &Walk) -> u32 {
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let taken = unsafe { &*found };
     let key = life::answer_key(taken, walk.question.key.protocol);
-    if life::is_same_tuple(&key, &walk.question.key) {
+    // Under another device it is the same connection only where that device is gone: who comes in another way with these addresses is
+    // somebody else.
+    let same = life::is_same_tuple(&key, &walk.question.key);
+    if same && (key.ifindex == walk.question.key.ifindex || !life::stands(&Kernel, taken)) {
         return OURS;
     }
     let opener = F::flow(&F::narrow(&key));
     // SAFETY: as above.
-    let opener = opener.map(|opener| unsafe { &*opener });
+    let opener = opener.map(|opener| unsafe { &*opener }).filter(|opener| life::leads_back(opener, &walk.reverse_key));
     let connection = Connection::of(walk.reverse_key.dport, walk.question.key.protocol, taken, opener);
     let own = is_own(walk, taken);
     if connection.is_over(walk.question.now) {

@@ -98,7 +98,7 @@ impl Services {
             let mut standing = Standing { wanted, frontends: Vec::new(), backends: 0, problems };
             for (frontend, backends) in frontends {
                 self.holders.insert(frontend, key.clone());
-                standing.backends += backends.chosen.len();
+                standing.backends += backends.chosen.len() + backends.keeping.len();
                 if !found.numbers.gone.remove(&frontend) {
                     found.numbers.new.insert(frontend);
                 }

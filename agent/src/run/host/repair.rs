@@ -77,10 +77,13 @@ impl Host {
         };
         mended(work, Mended::Devices, changes);
         observation.facts.next_hops.clone_from(&before.facts.next_hops);
-        // Of others than the uplink nothing is planned: their programs follow. Of other routes the kernel has told.
+        // Of others than the uplink the plan has the indices alone: their programs follow, and nothing is announced anew. Of other
+        // routes the kernel has told.
         let devices = std::mem::replace(&mut observation.devices, before.devices.clone());
         let state = std::mem::replace(&mut observation.state, before.state);
+        let heard = std::mem::replace(&mut observation.facts.devices, before.facts.devices.clone());
         let changed = observation != *before;
+        let others_changed = heard != before.facts.devices;
         if devices != before.devices {
             tracing::info!(?devices, "the devices by which others are heard have changed");
         }
@@ -91,7 +94,8 @@ impl Host {
             self.routes.stand = false;
         }
         (self.observation.devices, self.observation.state) = (devices, state);
-        (changed, problem)
+        self.observation.facts.devices = heard;
+        (changed || others_changed, problem)
     }
 
     /// Native mode: routers between nodes, and the Ethernet addresses of those without; whether they have changed.

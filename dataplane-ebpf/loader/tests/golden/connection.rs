@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections as a whole: unique tuples, refused attempts, and one decision for both directions.
 
-use weft_abi::{DropReason, FlowFlags};
+use weft_abi::{Deliver, DropReason, FlowFlags};
+use weft_dataplane::{Arrival, Program};
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, FAR_IP, Node, OUTSIDE_IP, SERVER, SERVER_IP, VIP, VM_IP, key, mac, service_slot, workload,
+        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_MAC, Node, OUTSIDE_IP, SERVER, SERVER_IP, STRANGER, VIP, VM_IP, delivers,
+        key, mac, service_slot, workload,
     },
     packet::{ACK, L4, RST, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple},
 };
@@ -83,6 +85,42 @@ fn sctp_that_would_look_alike_is_refused() {
     node.from_workload(CLIENT, &packet(4001)).redirected();
     // The first one goes on.
     assert_eq!(to(&node, 0, VIP[0], L4::Sctp(4000, 80)).dst, ip(SERVER_IP[0]));
+}
+
+/// Somebody on the wire with the addresses and ports of a connection that came another way takes none of its answers.
+#[test]
+fn who_comes_in_another_way_takes_no_answers() {
+    let node = Node::new();
+    for family in 0..2 {
+        let packet = |mac| {
+            let headers = ip_headers(ip(OUTSIDE_IP[family]), ip(CLIENT_IP[family]));
+            frame(mac, headers, L4::Udp(4000, 80), b"x")
+        };
+        // What the host forwards for a device of its own.
+        let forwarded = Arrival { ifindex: HOST, received_by: STRANGER, ..Arrival::default() };
+        let first = node.send_as(Program::FromHost, &packet(HOST_MAC), forwarded).redirected();
+        assert_eq!(first.tuple, tuple(OUTSIDE_IP[family], 4000, CLIENT_IP[family], 80));
+        let second = node.from_uplink(&packet([2, 0, 0, 0, 9, 9])).redirected();
+        assert_ne!(second.tuple.sport, 4000, "the second leaves under another port");
+        let answers = key(CLIENT, 17, tuple(CLIENT_IP[family], 80, OUTSIDE_IP[family], 4000));
+        delivers(&node.flow(&answers).expect("the first one's answers"), Deliver::Host, HOST);
+    }
+}
+
+/// What is left of a connection is another one's by now: only its own goes with it.
+#[test]
+fn a_connection_that_begins_anew_removes_no_other_ones_answers() {
+    let node = Node::new();
+    node.set_service(OTHER_VIP[0], 80, 6, 600, 1, &[(SERVER_IP[0], 8080)]);
+    let first = to(&node, 0, VIP[0], L4::Tcp(4000, 80, SYN));
+    to(&node, 0, VIP[0], L4::Tcp(4000, 80, ACK));
+    // The kernel's table has forgotten its answers, and another one has their place.
+    let answers = key(SERVER, 6, tuple(SERVER_IP[0], 8080, CLIENT_IP[0], 4000));
+    node.remove_flow(&answers);
+    let second = to(&node, 0, OTHER_VIP[0], L4::Tcp(4000, 80, SYN));
+    assert_eq!(second, first, "the same tuple");
+    assert_ne!(to(&node, 0, VIP[0], L4::Tcp(4000, 80, SYN)).sport, 4000);
+    assert_eq!(back(&node, second, |s, d| L4::Tcp(s, d, SYN_ACK)), tuple(OTHER_VIP[0], 80, CLIENT_IP[0], 4000));
 }
 
 /// Its port is free again once the first connection is over.

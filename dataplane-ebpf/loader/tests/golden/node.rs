@@ -332,6 +332,13 @@ impl Node {
         self.maps().flows6().insert(key, flow).unwrap();
     }
 
+    /// Lets the table forget an entry of IPv4.
+    pub(crate) fn remove_flow(&self, key: &FlowKey6) {
+        let &FlowKey6 { ifindex, src, dst, sport, dport, protocol } = key;
+        let key = FlowKey4 { ifindex, src: src.v4_word(), dst: dst.v4_word(), sport, dport, protocol };
+        assert!(self.maps().flows4().remove(&key).unwrap());
+    }
+
     /// How many flow entries there are.
     pub(crate) fn flows(&self) -> usize {
         self.maps().flows4().len().unwrap() + self.maps().flows6().len().unwrap()
