@@ -78,7 +78,7 @@ pub enum Deliver {
     Tunnel = 3,
     /// Through the uplink to the neighbour `remote`.
     Neighbour = 4,
-    /// Through the uplink as the host's routes say.
+    /// Out of the node by the device that the host's routes say.
     Route = 5,
 }
 
@@ -126,7 +126,7 @@ crate::layout! {
         pub deliver: u8,
         /// [`FlowState`].
         pub state: u8,
-        /// Where to: a port, the uplink or the VXLAN device.
+        /// Where to: a port, a device that leads out of the node, or the VXLAN device.
         pub ifindex: u32,
         /// When the last packet passed, in ticks of [`crate::TICK_SHIFT`].
         pub last_seen: u32,
@@ -149,7 +149,7 @@ crate::layout! {
         /// Node, or next hop, of [`Deliver::Tunnel`] and [`Deliver::Neighbour`]. In an entry for [`OVERLAY`], which never goes out
         /// again: the node that must have encapsulated the packet.
         pub remote: Addr,
-        /// The sending workload's generation, if it is here.
+        /// The sending workload's generation if it is here, else the routes'.
         pub egress: GenerationRef,
         /// The receiving workload's generation if it is here, else the routes'.
         pub ingress: GenerationRef,

@@ -78,7 +78,8 @@ pub mod program {
 pub mod generation {
     /// While it stands still, no flow looks at its own generations.
     pub const EPOCH: u32 = 0;
-    /// Bumped when a route to a remote pod CIDR changes.
+    /// Bumped when anything beside workloads and Services changes that decisions are made of: prefixes of pods and Services, the
+    /// node's facts, devices and addresses, the host's own routes.
     pub const ROUTES: u32 = 1;
     /// First slot for workloads and Services.
     pub const FIRST_FREE: u32 = 2;

@@ -80,6 +80,7 @@ numbered! {
     FlowsRedecided = "flows-redecided", "packets whose flow entry was void or of an older generation";
     ArpAnswered = "arp-answered", "ARP and neighbour solicitations answered";
     IcmpAnswered = "icmp-answered", "packets answered by an ICMP error";
+    EventsHeld = "events-held", "events of drops beyond the rate of their port and reason";
     Reset = "reset", "TCP packets answered by RST: nobody serves where they go to";
 }
 

@@ -171,7 +171,7 @@ pub enum Forwarding {
     To(Route),
     /// The host has no route to it, or one that lets nothing pass.
     Nowhere,
-    /// The host does not tell: it does not forward from that device, or the kernel is older than 6.7.
+    /// The host does not tell: it does not forward from that device, or the kernel has no `BPF_FIB_LOOKUP_SRC`.
     Unknown,
 }
 

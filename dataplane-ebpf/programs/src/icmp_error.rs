@@ -54,6 +54,10 @@ impl Inner for V4 {
     fn parse_inner(skb: &Skb, at: usize, walk: &mut Walk) -> Option<()> {
         let ip: Ipv4 = skb.load(at)?;
         let l4 = at + usize::from(ip.version_ihl & 0xf) * 4;
+        // A later piece has no ports to tell its flow by.
+        if ip.version_ihl < 0x45 || ip.fragment & 0x1fff_u16.to_be() != 0 {
+            return None;
+        }
         (walk.about.src, walk.about.dst) = (Addr::v4(ip.src), Addr::v4(ip.dst));
         set_transport(skb, walk, ip.protocol, l4)
     }

@@ -105,6 +105,10 @@ pub static NO_SHARE: Array<Share, 1> = Array::new();
 #[btf_map]
 pub static FULL: LruHashMap<FlowKey6, u64, 1024> = LruHashMap::new();
 
+/// By device and reason: when all tokens for events of drops are there again, in nanoseconds. Not pinned.
+#[btf_map]
+pub static TOLD: LruHashMap<[u32; 2], u64, 8192> = LruHashMap::new();
+
 /// Destinations, by hash, that share a counter of identifiers of masqueraded datagrams in pieces. A power of two.
 pub const IDENTIFIERS: u32 = 1024;
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Counters and events.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use weft_abi::{Addr, Counter, DropReason, EventKind};
-use weft_logic::Frame as _;
+use weft_logic::{Frame as _, share as limit};
 
 use crate::{
     helpers, hook,
-    maps::{self, EVENTS},
+    maps::{self, EVENTS, TOLD},
     skb::Skb,
 };
 
@@ -36,7 +36,7 @@ pub fn dropped(skb: &Skb, hook: u8, reason: DropReason) -> i32 {
         reason,
         DropReason::Multicast | DropReason::FlowRate | DropReason::AnswerRate | DropReason::FragmentShare
     );
-    if !quiet {
+    if !quiet && weft_may_tell(skb.ifindex(), reason as u32) != 0 {
         weft_emit(skb.raw(), u32::from(hook), EventKind::Drop as u32, reason as u32);
     }
     hook::DROP
@@ -47,6 +47,29 @@ pub fn dropped(skb: &Skb, hook: u8, reason: DropReason) -> i32 {
 pub fn decided(skb: &Skb, hook: u8) {
     let deliver = maps::walk().map_or(0, |walk| walk.forward.deliver);
     weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(deliver));
+}
+
+/// Events of drops a second for each port and reason, on average; twice as many at once.
+const DROP_EVENTS: u32 = 100;
+
+/// 1: a drop of this device for this reason is told; else it is counted as held back. One port's drops for one reason crowd out
+/// nobody else's. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_may_tell(ifindex: u32, reason: u32) -> u32 {
+    let (key, now) = ([ifindex, reason], helpers::coarse_ns());
+    let told = match TOLD.get_ptr_mut(key) {
+        // SAFETY: the entry lives under RCU for as long as the program runs; other CPUs that write to it at once give an event too much.
+        Some(full_at) => limit::take_token(unsafe { &mut *full_at }, DROP_EVENTS, now),
+        None => {
+            let _forgotten_at_worst = TOLD.insert(key, now, u64::from(BPF_ANY));
+            true
+        }
+    };
+    if !told {
+        count(Counter::EventsHeld);
+    }
+    u32::from(told)
 }
 
 /// Sends an event about the packet in the walk, or counts it as lost. Exported, and thereby global to the verifier, as in

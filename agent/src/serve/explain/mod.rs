@@ -135,7 +135,7 @@ impl Names<'_> {
             kind if kind == Deliver::Host as u8 => format!("delivered to this node itself, {target}, by {device}"),
             kind if kind == Deliver::Tunnel as u8 => format!("encapsulated to node {remote} by {device}, for {target}"),
             kind if kind == Deliver::Neighbour as u8 => format!("routed to {remote} by {device}, for {target}"),
-            _ => format!("leaves the cluster as the host routes it, for {target}"),
+            _ => format!("leaves the cluster as the host routes it, if it does, for {target}"),
         }
     }
 

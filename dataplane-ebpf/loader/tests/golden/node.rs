@@ -9,9 +9,9 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Counter, Deliver, DropReason, Flow, FlowKey4, FlowKey6,
-    GenerationRef, Local, LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, Service,
-    ServiceKey, SlotKey, generation,
+    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Counter, Deliver, DropReason, EventKind, Flow, FlowKey4,
+    FlowKey6, GenerationRef, Local, LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey, Rules,
+    Service, ServiceKey, SlotKey, generation,
 };
 use weft_dataplane::{Arrival, Dataplane, Maps, Program};
 
@@ -277,6 +277,13 @@ impl Node {
         self.send(Program::FromWorkload, ifindex, packet)
     }
 
+    /// A workload's packet so many times, as fast as the kernel can.
+    pub(crate) fn flood(&self, ifindex: u32, packet: &[u8], times: u32) {
+        let arrival = Arrival { ifindex, received_by: ifindex, ..Arrival::default() };
+        let run = self.dataplane.test_run(Program::FromWorkload, packet, arrival, times).unwrap();
+        assert_eq!(run.action, SHOT);
+    }
+
     /// A workload's packet on four threads at once.
     pub(crate) fn at_once(&self, ifindex: u32, packet: &[u8]) -> Vec<Seen> {
         const THREADS: usize = 4;
@@ -337,6 +344,15 @@ impl Node {
         let &FlowKey6 { ifindex, src, dst, sport, dport, protocol } = key;
         let key = FlowKey4 { ifindex, src: src.v4_word(), dst: dst.v4_word(), sport, dport, protocol };
         assert!(self.maps().flows4().remove(&key).unwrap());
+    }
+
+    /// The drops that are told from here on, with device and reason.
+    pub(crate) fn drops_told(&self) -> impl FnMut() -> Vec<(u32, u8)> {
+        let mut events = self.dataplane.events().unwrap();
+        move || {
+            let all = std::iter::from_fn(|| events.next());
+            all.filter(|event| event.kind == EventKind::Drop as u8).map(|event| (event.ifindex, event.reason)).collect()
+        }
     }
 
     /// How many flow entries there are.
