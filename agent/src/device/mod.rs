@@ -343,7 +343,8 @@ async fn observe_with(
     };
     let devices = facts::Devices { uplink: &uplink, host: host.as_ref(), overlay: overlay.as_ref() };
     let ports = ports::choose(config.masquerade_ports.as_ref(), &sysctl::local_ports()?, &sysctl::reserved_ports()?);
-    let facts = facts::facts(config, &devices, &ports.range);
+    let mut facts = facts::facts(config, &devices, &ports.range);
+    facts.config.mtu = u16::try_from(pod_mtu).unwrap_or(u16::MAX);
     let masquerades = config.masquerade_v4 || config.masquerade_v6;
     let problems = ports.problem.into_iter().filter(|_| masquerades).collect();
     let uplink::Uplink { link, devices, state, v4: node_v4, v6: node_v6, .. } = uplink;

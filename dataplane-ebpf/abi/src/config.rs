@@ -57,8 +57,8 @@ crate::layout! {
         pub node_v6: Addr,
         /// [`ConfigFlags`].
         pub flags: u16,
-        /// Reserved, zero.
-        pub pad: u16,
+        /// Bytes of an IP packet that every way out of the node takes; of a larger one the device is asked. 0: none is asked.
+        pub mtu: u16,
         /// Connections of one port that the flow tables of IPv4 and IPv6 take, of those that it opened and of those that were
         /// opened towards it from other nodes and the outside; 0: as many as there is room for.
         pub flow_share: [u32; 2],

@@ -43,6 +43,8 @@ pub trait Family {
     fn find(key: &FlowKey6) -> Option<*mut Flow>;
     /// Removes an entry, if it is there.
     fn remove(key: &FlowKey6);
+    /// Whether routers may cut the packet into pieces.
+    fn may_be_cut(ip: &Self::Header) -> bool;
     /// How many routers the packet may pass yet.
     fn hops(ip: &Self::Header) -> u8;
     /// Rewrites addresses and ports as the flow says; `hop`: and counts one router.
@@ -114,6 +116,12 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn may_be_cut(ip: &Ipv4) -> bool {
+        const DO_NOT: u16 = 0x4000_u16.to_be();
+        ip.fragment & DO_NOT == 0
+    }
+
+    #[inline(always)]
     fn hops(ip: &Ipv4) -> u8 {
         ip.ttl
     }
@@ -179,6 +187,11 @@ impl Family for V6 {
     #[inline(always)]
     fn remove(key: &FlowKey6) {
         let _was_there = FLOWS6.remove(key);
+    }
+
+    #[inline(always)]
+    fn may_be_cut(_: &Ipv6) -> bool {
+        false
     }
 
     #[inline(always)]

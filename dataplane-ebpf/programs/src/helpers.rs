@@ -226,6 +226,18 @@ fn source(params: &bpf_fib_lookup, is_v4: bool) -> Addr {
     }
 }
 
+/// How many bytes of an IP packet a device takes, where this one is larger (kernel 5.12).
+#[inline(always)]
+pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
+    let mut mtu = 0;
+    // SAFETY: `mtu` lives over the call.
+    let found = unsafe { raw::bpf_check_mtu(skb.cast(), ifindex, &mut mtu, 0, 0) };
+    (found == BPF_MTU_CHK_RET_FRAG_NEEDED).then_some(mtu)
+}
+
+/// `BPF_MTU_CHK_RET_FRAG_NEEDED` of `linux/bpf.h`.
+const BPF_MTU_CHK_RET_FRAG_NEEDED: i64 = 1;
+
 /// Sets the tunnel metadata that the VXLAN device in external mode encapsulates by.
 #[inline(always)]
 pub fn set_tunnel(skb: *mut __sk_buff, vni: u32, remote: &Addr) -> bool {

@@ -32,13 +32,28 @@ const QUOTE6_TCP: usize = (IPV6 + 20) / 4;
 pub const TIME_EXCEEDED: u32 = 0;
 /// Nobody serves where it goes to; told in the name of the address that was asked.
 pub const UNREACHABLE_PORT: u32 = 1;
+/// Larger than the way takes (RFC 1191, RFC 8201); from [`MTU_AT`] on how many bytes that is.
+pub const TOO_BIG: u32 = 2;
+/// The lowest bit of the MTU of [`TOO_BIG`].
+pub const MTU_AT: u32 = 16;
 
 /// Type and code of an error, of IPv4 or IPv6.
 #[inline(always)]
 const fn kind(about: u32, family: usize) -> [u8; 2] {
     const TIME: [[u8; 2]; 2] = [[11, 0], [3, 0]];
     const PORT: [[u8; 2]; 2] = [[3, 3], [1, 4]];
-    if about == UNREACHABLE_PORT { PORT[family & 1] } else { TIME[family & 1] }
+    const SIZE: [[u8; 2]; 2] = [[3, 4], [2, 0]];
+    match about & 0xff {
+        UNREACHABLE_PORT => PORT[family & 1],
+        TOO_BIG => SIZE[family & 1],
+        _ => TIME[family & 1],
+    }
+}
+
+/// What stands in the second word of an error, which ICMP and ICMPv6 have the MTU at the end of.
+#[inline(always)]
+const fn second_word(about: u32) -> u32 {
+    (about >> MTU_AT).to_be()
 }
 
 /// Time to live of the error itself.
@@ -54,7 +69,7 @@ struct Error<H> {
     ip: H,
     kind: [u8; 2],
     checksum: u16,
-    unused: u32,
+    second_word: u32,
 }
 
 /// Tells the sender of a packet what it cannot do, within its tokens. Nothing is told of an error, of a later fragment (RFC 1812,
@@ -127,7 +142,7 @@ fn answer_v4<const WORDS: usize>(skb: &Skb, about: u32) -> Result<i32, Stop> {
             + u64::from(ip.src)
             + u64::from(ip.dst),
     );
-    let sum = u64::from(u16::from_ne_bytes(kind)) + quoted;
+    let sum = u64::from(u16::from_ne_bytes(kind)) + u64::from(second_word(about)) + quoted;
     let error = Error {
         dst: ethernet.src,
         src: GATEWAY_MAC,
@@ -135,7 +150,7 @@ fn answer_v4<const WORDS: usize>(skb: &Skb, about: u32) -> Result<i32, Stop> {
         ip,
         kind,
         checksum: checksum::update(u16::MAX, sum),
-        unused: 0,
+        second_word: second_word(about),
     };
     send_back(skb, &error, WORDS * 4)
 }
@@ -167,6 +182,7 @@ fn answer_v6<const WORDS: usize>(skb: &Skb, about: u32) -> Result<i32, Stop> {
         + u64::from(u32::from(len).to_be())
         + u64::from(u32::from(protocol::ICMPV6).to_be())
         + u64::from(u16::from_ne_bytes(kind))
+        + u64::from(second_word(about))
         + quoted;
     let error = Error {
         dst: ethernet.src,
@@ -175,7 +191,7 @@ fn answer_v6<const WORDS: usize>(skb: &Skb, about: u32) -> Result<i32, Stop> {
         ip,
         kind,
         checksum: checksum::update(u16::MAX, sum),
-        unused: 0,
+        second_word: second_word(about),
     };
     send_back(skb, &error, WORDS * 4)
 }

@@ -33,6 +33,7 @@ mod share;
 mod skb;
 mod stop;
 mod to_workload;
+mod too_big;
 mod tunnel;
 mod tuple;
 mod walk;

@@ -17,7 +17,7 @@ use crate::{
     neighbour, offload, refuse, report,
     skb::Skb,
     stop::{Stop, check},
-    tunnel,
+    too_big, tunnel,
 };
 
 /// The whole of a hook's program.
@@ -88,6 +88,12 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
     let hop = hop_limit::counts::<HOOK>(flow);
     if hop && F::hops(&ip) <= 1 {
         return hop_limit::exceeded::<F>(skb, &transport);
+    }
+    if hop {
+        let mtu = too_big::exceeded(skb, flow);
+        if mtu != 0 {
+            return too_big::refuse::<F>(skb, &ip, &transport, mtu);
+        }
     }
     F::rewrite(skb, &ip, &transport, flow, hop)?;
     Ok(deliver::deliver(skb, flow)?)

@@ -5,7 +5,7 @@ use weft_abi::{Counter, DropReason, GATEWAY_MAC};
 
 use crate::{
     node::{CLIENT, CLIENT_IP, FAR_IP, HOST_IP, NATIVE_IP, Node, OUTSIDE_IP, REDIRECT, SERVER_IP, mac},
-    packet::{L4, SYN, check_transport, frame, ip, ip_headers, parse, sum},
+    packet::{L4, SYN, check_transport, frame, ip, ip_headers, parse, sum, word},
 };
 
 /// Where IPv4 has its time to live, and IPv6 its hop limit.
@@ -78,4 +78,41 @@ fn later_fragments_and_what_has_options_end_without_an_answer() {
     let total = u16::try_from(options.len() - 14).expect("short");
     options[16..18].copy_from_slice(&total.to_be_bytes());
     node.from_workload(CLIENT, &options).dropped(DropReason::HopLimit);
+}
+
+/// Path MTU discovery (RFC 1191, RFC 8201): who sends more than the way out takes is told how much that is.
+#[test]
+fn a_packet_that_is_too_big_is_answered_with_what_fits() {
+    const DEVICE: usize = 1500;
+    let node = Node::new();
+    node.reconfigure(|config| config.mtu = 1400);
+    for family in 0..2 {
+        let header = [20, 40][family] + 8;
+        let sized = |dst: &str, size: usize| {
+            let headers = ip_headers(ip(CLIENT_IP[family]), ip(dst));
+            frame(mac(CLIENT), headers, L4::Udp(4000, 53), &vec![7; size - header])
+        };
+        for dst in [OUTSIDE_IP[family], FAR_IP[family], NATIVE_IP[family]] {
+            for size in [1400, DEVICE] {
+                node.from_workload(CLIENT, &sized(dst, size)).redirected();
+            }
+            let outcome = node.from_workload(CLIENT, &sized(dst, DEVICE + 1));
+            assert_eq!((outcome.action, outcome.drops.len()), (REDIRECT, 0), "{outcome:?}");
+            outcome.marked(true);
+            let seen = parse(&outcome.bytes);
+            assert_eq!((seen.dst_mac, seen.tuple.dst), (mac(CLIENT), ip(CLIENT_IP[family])));
+            assert_eq!(&seen.transport[..2], [[3, 4], [2, 0]][family]);
+            assert_eq!(usize::from(word(&seen.transport, 6)), DEVICE);
+        }
+        // On the node nothing is routed.
+        node.from_workload(CLIENT, &sized(SERVER_IP[family], DEVICE + 1)).redirected();
+    }
+    // Routers may cut it: there is none here, and it would be cut.
+    let headers = ip_headers(ip(CLIENT_IP[0]), ip(OUTSIDE_IP[0]));
+    let mut cut = frame(mac(CLIENT), headers, L4::Udp(4000, 53), &[7; DEVICE]);
+    cut[20] = 0;
+    cut[24..26].fill(0);
+    let checksum = !sum(&[&cut[14..34]]);
+    cut[24..26].copy_from_slice(&checksum.to_be_bytes());
+    node.from_workload(CLIENT, &cut).dropped(DropReason::TooBig);
 }
