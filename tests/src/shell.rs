@@ -136,7 +136,7 @@ pub trait Shell {
     }
 }
 
-fn parse_answer(output: &str) -> Result<Answer> {
+pub(crate) fn parse_answer(output: &str) -> Result<Answer> {
     let (server, client) = output.trim().split_once(' ').with_context(|| format!("not an answer: {output}"))?;
     Ok(Answer {
         server: server.to_owned(),
