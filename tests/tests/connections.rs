@@ -268,7 +268,7 @@ fn established_connections_go_on_when_their_service_goes() -> Result<()> {
             ensure!(front.is_none(), "{to}: {front:?}");
             Ok(())
         })?;
-        ensure!(TcpConnection::open(&client, *to).is_err(), "{to} answers still");
+        ensure!(client.ask_within(Protocol::Tcp, *to, Duration::from_millis(500)).is_err(), "{to} answers still");
     }
     go_on("their Services are gone")?;
     // What decides them again finds no Service that leads there.
