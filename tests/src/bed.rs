@@ -205,19 +205,20 @@ fn switch_script(binaries: &Binaries) -> String {
 
 /// Plugs `machine` into the switch; its side is called `eth0`.
 fn connect(switch: &Namespace, machine: &Namespace, port: &str) -> Result<()> {
-    let script = format!(
-        "ip link add {port} type veth peer name eth0 netns {}
-         ip link set {port} master br0 up",
-        machine.init()
-    );
-    // Without the switch's process namespace: the number of the other machine's process is this machine's.
+    link(switch, port, machine, &format!("ip link set {port} master br0 up"))
+}
+
+/// A wire from a new device `port` of `from` to `eth0` of `machine`; then `script` runs in the network of `from`.
+pub(crate) fn link(from: &Namespace, port: &str, machine: &Namespace, script: &str) -> Result<()> {
+    let script = format!("ip link add {port} type veth peer name eth0 netns {}\n{script}", machine.init());
+    // Without the process namespace of `from`: the number of the other machine's process is this machine's.
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", switch.proc("ns/net").display())).args(["--", "sh", "-ec", &script]);
+    command.arg(format!("--net={}", from.proc("ns/net").display())).args(["--", "sh", "-ec", &script]);
     let (status, _, errors) = run(command, &[])?;
     Outcome { status, output: String::from_utf8_lossy(&errors).into_owned() }
         .ok()
         .map(drop)
-        .context("connect the switch")
+        .with_context(|| format!("connect {} to {}", machine.name(), from.name()))
 }
 
 // The routes name the source: a server that is bound to every address answers from the one it was asked at.

@@ -4,7 +4,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -67,14 +67,24 @@ pub trait Shell {
         Ok(Job { name: name.to_owned(), log })
     }
 
-    /// Starts a server that answers `name` on `port` by TCP and UDP, and waits until it listens.
+    /// Starts a server that answers `name` on `port` of every address by TCP and UDP, and waits until it listens.
     ///
     /// # Errors
     /// It does not come up.
     fn serve(&self, name: &str, port: u16) -> Result<()> {
+        self.serve_at(name, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
+    }
+
+    /// As [`Shell::serve`], on one address: datagrams are answered from it, whatever the route to the client says.
+    ///
+    /// # Errors
+    /// It does not come up.
+    fn serve_at(&self, name: &str, at: SocketAddr) -> Result<()> {
+        let (address, port) = (at.ip(), at.port());
+        let place = if address.is_unspecified() { String::new() } else { format!("-{address}") };
         let job = self.start(
-            &format!("serve-{name}-{port}"),
-            &format!("weft-probe serve --name {name} --tcp {port} --udp {port}"),
+            &format!("serve-{name}{place}-{port}"),
+            &format!("weft-probe serve --name {name} --bind {address} --tcp {port} --udp {port}"),
         )?;
         let what = format!("server {name} in {}", self.label());
         until_ok(&what, Duration::from_secs(20), || {
@@ -136,7 +146,7 @@ pub trait Shell {
     }
 }
 
-fn parse_answer(output: &str) -> Result<Answer> {
+pub(crate) fn parse_answer(output: &str) -> Result<Answer> {
     let (server, client) = output.trim().split_once(' ').with_context(|| format!("not an answer: {output}"))?;
     Ok(Answer {
         server: server.to_owned(),

@@ -29,7 +29,8 @@ mod uplink;
 mod vlan;
 mod witness;
 
-pub(crate) use net::{Place, mac_of};
+pub use net::Place;
+pub(crate) use net::mac_of;
 pub(crate) use tap::OpenTap;
 
 use std::{path::PathBuf, time::Instant};

@@ -17,11 +17,14 @@ use weft_probe::frames::{FrameReceiver, FrameSender};
 use crate::{bed::Outside, cni::Attachment, container::Container, namespace::Namespace, node::Node, shell::Shell};
 
 /// Somewhere with a network namespace.
-pub(crate) trait Place {
+pub trait Place {
     /// The namespace's file, as this process reaches it.
     fn net(&self) -> PathBuf;
 
     /// Runs `work` in the namespace, on a thread of its own.
+    ///
+    /// # Errors
+    /// The namespace is gone, or `work` failed.
     fn inside<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> Result<T>
     where
         Self: Sized,
@@ -30,6 +33,9 @@ pub(crate) trait Place {
     }
 
     /// A UDP socket at `address`.
+    ///
+    /// # Errors
+    /// It is taken, or not of this namespace.
     fn udp(&self, address: SocketAddr) -> Result<UdpSocket>
     where
         Self: Sized,
@@ -38,6 +44,9 @@ pub(crate) trait Place {
     }
 
     /// Sends frames out of `iface`; `offloads`: with requests to the device.
+    ///
+    /// # Errors
+    /// There is no such interface.
     fn sender(&self, iface: &str, offloads: bool) -> Result<FrameSender>
     where
         Self: Sized,
@@ -47,6 +56,9 @@ pub(crate) trait Place {
     }
 
     /// Sees frames that come into `iface`.
+    ///
+    /// # Errors
+    /// There is no such interface.
     fn receiver(&self, iface: &str) -> Result<FrameReceiver>
     where
         Self: Sized,
