@@ -114,6 +114,8 @@ fn outside<T: Tables>(
 pub struct Route {
     /// The device that leads there.
     pub ifindex: u32,
+    /// The next hop there, which may be of the other family (RFC 5549); the address itself where that is on the link.
+    pub next_hop: Addr,
     /// The source that the host itself would take; unspecified: not told.
     pub source: Addr,
 }
@@ -135,10 +137,10 @@ pub fn beyond(decision: &Decision) -> Option<&Addr> {
 #[inline(always)]
 pub fn follow(decision: &mut Decision, route: &Route) {
     if !decision.server.is_at(Place::Outside) {
-        decision.client.ifindex = route.ifindex;
+        (decision.client.ifindex, decision.client.next_hop) = (route.ifindex, route.next_hop);
         return;
     }
-    decision.server.ifindex = route.ifindex;
+    (decision.server.ifindex, decision.server.next_hop) = (route.ifindex, route.next_hop);
     if !route.source.is_unspecified() {
         decision.source = route.source;
     }

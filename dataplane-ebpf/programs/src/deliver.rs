@@ -19,10 +19,10 @@ struct Macs {
 pub fn deliver(skb: &Skb, flow: &Flow) -> Result<i32, DropReason> {
     let kind = flow.deliver;
     let ifindex = flow.ifindex;
-    if kind == Deliver::Route as u8 {
+    if kind == Deliver::Route as u8 && flow.remote.is_unspecified() {
         return Ok(helpers::redirect_route(ifindex));
     }
-    if kind == Deliver::Neighbour as u8 {
+    if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 {
         return Ok(weft_redirect_neighbour(ifindex, &raw const flow.remote));
     }
     let from = if kind == Deliver::Tunnel as u8 { OVERLAY_MAC } else { GATEWAY_MAC };

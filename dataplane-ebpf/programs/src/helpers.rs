@@ -203,10 +203,24 @@ pub fn host_route(skb: *mut __sk_buff, from: u32, dst: &Addr) -> Forwarding {
     match found {
         // Whether the packet fits is another question.
         FIB_SUCCESS | FIB_FRAG_NEEDED => {
-            Forwarding::To(Route { ifindex: params.ifindex, source: source(&params, dst.is_v4()) })
+            let (ifindex, source) = (params.ifindex, source(&params, dst.is_v4()));
+            Forwarding::To(Route { ifindex, next_hop: next_hop(&params), source })
         }
         1..=FIB_LAST_REFUSAL | FIB_ENCAPSULATES => Forwarding::Nowhere,
         _ => Forwarding::Unknown,
+    }
+}
+
+/// What the kernel left in the place of the destination.
+#[inline(always)]
+fn next_hop(params: &bpf_fib_lookup) -> Addr {
+    // SAFETY: the family is that of the member which the kernel filled.
+    unsafe {
+        if u32::from(params.family) == AF_INET {
+            Addr::v4(params.__bindgen_anon_4.ipv4_dst)
+        } else {
+            Addr(params.__bindgen_anon_4.ipv6_dst)
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Where the digest of the host's routes is written down, for the next agent.
-fn state_path(run_dir: &Path) -> PathBuf {
+pub(in crate::run) fn state_path(run_dir: &Path) -> PathBuf {
     run_dir.join("host-state")
 }
 

@@ -151,7 +151,9 @@ fn what_leaves_the_node_goes_by_the_hosts_routes_and_answers_come_by_any_device(
         let seen = node.from_workload(CLIENT, &to_outside(family, 4000)).redirected();
         assert_eq!((seen.tuple.src, seen.tuple.dst), (ip(STORAGE_IP[family]), ip(OUTSIDE_IP[family])));
         let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53)));
-        delivers(&entry.expect("an entry"), Deliver::Route, STRANGER);
+        let entry = entry.expect("an entry");
+        delivers(&entry, Deliver::Route, STRANGER);
+        assert_eq!(entry.remote, ip(OUTSIDE_IP[family]).into(), "on the link");
         let l4 = L4::Udp(53, seen.tuple.sport);
         let answer = frame([2, 0, 0, 0, 9, 9], ip_headers(seen.tuple.dst, seen.tuple.src), l4, b"x");
         for device in [STRANGER, UPLINK] {
@@ -171,6 +173,15 @@ fn a_route_that_changes_moves_flows_to_its_device_and_address() {
     assert_eq!(seen.tuple.src, ip(STORAGE_IP[0]));
     let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[0], 4000, OUTSIDE_IP[0], 53))).expect("an entry");
     delivers(&entry, Deliver::Route, STRANGER);
+    // By a router: the kernel would look for another one of several.
+    let routers = ["198.18.0.254", "2001:db8:5::254"];
+    for (family, network) in ["198.51.100.0/24", "2001:db8:ffff::/64"].into_iter().enumerate() {
+        run_ip(&["route", "replace", network, "via", routers[family], "dev", &format!("port{STRANGER}")]);
+        node.publish(&[generation::ROUTES]);
+        node.from_workload(CLIENT, &to_outside(family, 4000)).redirected();
+        let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53)));
+        assert_eq!(entry.expect("an entry").remote, ip(routers[family]).into());
+    }
 }
 
 #[test]
