@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use weft_abi::{Addr, Backend, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
+use weft_abi::{Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
 pub(crate) mod address;
@@ -215,7 +215,8 @@ pub struct Desired {
     pub workload_digests: BTreeMap<u32, u64>,
     /// Digest of `remotes`; when it changes the routes' generation moves.
     pub routes_digest: u64,
-    /// Pod CIDRs of other nodes, the Service CIDRs and the addresses of Services beside them, in order: what the host must route into `weft0` or, in native mode, to the next hop.
+    /// Pod CIDRs of other nodes, the Service CIDRs and the addresses of Services beside them, in order: what the host must route
+    /// into `weft0` or, in native mode, to the next hop.
     pub host_routes: Arc<Vec<HostRoute>>,
     /// Where other nodes' pods are, for `weft status`.
     pub route_reports: Vec<RouteReport>,
@@ -248,6 +249,14 @@ pub struct DesiredService {
     pub backends: Vec<Backend>,
     /// Those that keep the flows they have, and get no new ones: endpoints that terminate and serve on.
     pub keeping: Vec<Backend>,
+}
+
+impl DesiredService {
+    /// The names of all backends, those that get no new flows included.
+    pub(crate) fn names(&self) -> impl Iterator<Item = BackendKey> {
+        let backends = self.backends.iter().chain(&self.keeping);
+        backends.map(|Backend { addr, port, .. }| BackendKey::new(self.id, *addr, *port))
+    }
 }
 
 /// A route of the host's main table that Weft owns (route protocol 119).

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_abi::{Addr, Backend, BackendKey, BackendState, Service, ServiceKey, SlotKey, generation};
+use weft_abi::{Addr, BackendKey, BackendState, Service, ServiceKey, SlotKey, generation};
 use weft_dataplane::Error;
 
 use super::{Observed, Pass, patch::Changes};
@@ -17,33 +17,32 @@ use crate::model::DesiredService;
 const FIRST_KEY: ServiceKey = ServiceKey { addr: weft_abi::Addr::UNSPECIFIED, port: 0, protocol: 0, pad: 0 };
 
 impl Observed {
-    /// The names of a Service's backends.
-    fn names(&self, id: u32) -> impl Iterator<Item = BackendKey> {
-        let [first, last] = [(Addr::UNSPECIFIED, 0), (Addr([u32::MAX; 4]), u16::MAX)]
-            .map(|(addr, port)| BackendKey { pad: port, ..BackendKey::new(id, addr, port) });
-        self.backends.0.range(first..=last).map(|(name, _)| *name)
+    /// The frontends that have this number: one, but in a damaged map.
+    fn frontends(&self, id: u32) -> impl Iterator<Item = &ServiceKey> {
+        self.numbered.range((id, FIRST_KEY)..).take_while(move |(of, _)| *of == id).map(|(_, key)| key)
     }
 
-    /// Whether those that serve on without new flows have their names, and no others.
+    /// The names of a Service's backends.
+    fn names(&self, id: u32) -> impl Iterator<Item = BackendKey> {
+        let first = BackendKey::new(id, Addr::UNSPECIFIED, 0);
+        self.backends.0.range(first..).map(|(name, _)| *name).take_while(move |name| name.service == id)
+    }
+
+    /// Whether exactly those that serve have their names.
     fn has_names(&self, wanted: &DesiredService) -> bool {
-        let name = |backend: &Backend| BackendKey::new(wanted.id, backend.addr, backend.port);
-        let named: BTreeSet<BackendKey> = wanted.backends.iter().chain(&wanted.keeping).map(name).collect();
-        self.names(wanted.id).eq(named)
+        self.names(wanted.id).eq(wanted.names().collect::<BTreeSet<_>>())
     }
 
     /// Names of a Service's backends that none of its values leads to, and that do not serve on either.
     fn gone_backends(&self, id: u32, patch: &Changes<ServiceKey, DesiredService>) -> Vec<BackendKey> {
-        let keys = self.numbered.range((id, FIRST_KEY)..).take_while(|(of, _)| *of == id);
-        let values = keys.filter_map(|(_, key)| self.services.0.get(key));
-        let slots = values.flat_map(|value| {
+        let slots = self.frontends(id).filter_map(|key| self.services.0.get(key)).flat_map(|value| {
             let slot = |index| SlotKey { service: id, generation: value.generation, index };
-            self.slots.0.range(slot(0)..slot(value.count)).map(|(_, Backend { addr, port, .. })| (*addr, *port))
+            self.slots.0.range(slot(0)..slot(value.count)).map(|(_, backend)| backend)
         });
-        let mut serving: BTreeSet<(Addr, u16)> = slots.collect();
-        let keys = self.numbered.range((id, FIRST_KEY)..).take_while(|(of, _)| *of == id);
-        let wanted = keys.filter_map(|(_, key)| patch.get(key)?.as_ref()).filter(|service| service.id == id);
-        serving.extend(wanted.flat_map(|service| service.keeping.iter().map(|backend| (backend.addr, backend.port))));
-        self.names(id).filter(|name| !serving.contains(&(name.addr, name.port))).collect()
+        let wanted = self.frontends(id).filter_map(|key| patch.get(key)?.as_ref()).filter(|service| service.id == id);
+        let backends = slots.chain(wanted.flat_map(|service| &service.keeping));
+        let serving: BTreeSet<_> = backends.map(|backend| BackendKey::new(id, backend.addr, backend.port)).collect();
+        self.names(id).filter(|name| !serving.contains(name)).collect()
     }
 }
 
@@ -188,8 +187,7 @@ impl Pass<'_> {
     /// All slots or none; the names of backends first.
     fn put_slots(&mut self, wanted: &DesiredService, generation: u32) -> Result<(), Error> {
         let slot = |index| SlotKey { service: wanted.id, generation, index };
-        for Backend { addr, port, .. } in wanted.backends.iter().chain(&wanted.keeping) {
-            let name = BackendKey::new(wanted.id, *addr, *port);
+        for name in wanted.names() {
             let serving = BackendState::Serving as u32;
             self.observed.backends.put(self.tables.backends(), name, serving, &mut self.summary)?;
         }
@@ -222,13 +220,13 @@ impl Pass<'_> {
     }
 
     fn remove_slots(&mut self) {
-        let Observed { services, numbered, slots, fresh, .. } = &*self.observed;
+        let observed = &*self.observed;
+        let Observed { slots, fresh, .. } = observed;
         let slot = |service, generation, index| SlotKey { service, generation, index };
         let mut old = Vec::new();
         let mut look_at = |id: u32| {
-            let keys = numbered.range((id, FIRST_KEY)..).take_while(|(of, _)| *of == id);
-            let live: BTreeMap<u32, u32> =
-                keys.filter_map(|(_, key)| services.0.get(key)).map(|s| (s.generation, s.count)).collect();
+            let values = observed.frontends(id).filter_map(|key| observed.services.0.get(key));
+            let live: BTreeMap<u32, u32> = values.map(|value| (value.generation, value.count)).collect();
             let is_live = |slot: &SlotKey| live.get(&slot.generation).is_some_and(|count| slot.index < *count);
             let all = slots.0.range(slot(id, 0, 0)..=slot(id, u32::MAX, u32::MAX));
             old.extend(all.map(|(slot, _)| *slot).filter(|slot| !is_live(slot)));

@@ -19,7 +19,7 @@ use self::{
     fake::Fake,
 };
 use super::{Applier, Patch, Summary, Table as _, patch::Layered, policy::Lookup};
-use crate::model::Desired;
+use crate::model::{Desired, DesiredService};
 
 /// What a reader could find: maps at one moment, or a plan.
 #[derive(Clone, Debug)]
@@ -65,18 +65,9 @@ impl From<&Desired> for State {
             identities: desired.identities.clone(),
             cidrs: desired.cidrs.clone(),
             rules: desired.rules.clone(),
-            serving: desired.services.values().flat_map(names).collect(),
+            serving: desired.services.values().flat_map(DesiredService::names).collect(),
         }
     }
-}
-
-/// The names of a Service's backends.
-fn names(service: &crate::model::DesiredService) -> impl Iterator<Item = BackendKey> {
-    service
-        .backends
-        .iter()
-        .chain(&service.keeping)
-        .map(|backend| BackendKey::new(service.id, backend.addr, backend.port))
 }
 
 impl State {
@@ -443,7 +434,7 @@ fn a_digest_of_zero_is_one_like_any_other() {
 #[test]
 fn services_with_numbers_that_cannot_be_give_way() {
     let key = |last| ServiceKey { addr: address(last), port: 80, protocol: 6, pad: 0 };
-    let service = |id| crate::model::DesiredService { id, backends: vec![], keeping: vec![] };
+    let service = |id| DesiredService { id, backends: vec![], keeping: vec![] };
     let plan = Desired { services: [(key(1), service(20))].into(), ..Desired::default() };
     let fake = Fake::new();
     for (last, id) in [(1, u32::MAX), (2, generation::SLOTS)] {
@@ -488,7 +479,7 @@ fn a_service_that_does_not_fit_has_no_backend_and_is_told() {
     let key = |last| ServiceKey { addr: address(last), port: 80, protocol: 6, pad: 0 };
     let backends = |count: u8| (0..count).map(|last| Backend { addr: address(last), port: 1, flags: 0 }).collect();
     let plan = |counts: [u8; 2]| {
-        let service = |id, count| crate::model::DesiredService { id, backends: backends(count), keeping: vec![] };
+        let service = |id, count| DesiredService { id, backends: backends(count), keeping: vec![] };
         let services = [(key(200), service(20, counts[0])), (key(201), service(21, counts[1]))].into();
         Desired { services, routes_digest: counts.map(u64::from).iter().sum(), ..Desired::default() }
     };

@@ -81,7 +81,7 @@ pub struct Changes {
     next: Instant,
     moves: Moves,
     has_moved: bool,
-    /// The next move may be told then, and how long the one after it waits.
+    /// When [`Due::Move`] may be returned next, and the pause after that.
     next_move: Instant,
     move_pause: Duration,
     neighbours: Neighbours,
@@ -154,7 +154,7 @@ impl Changes {
         Due::Move
     }
 
-    /// Whether a move is to be told yet of what the kernel has said up to now.
+    /// Whether messages that have arrived up to now ask for a [`Due::Move`] that was not returned yet.
     pub fn owes_move(&mut self) -> bool {
         self.drain();
         self.has_moved

@@ -78,11 +78,13 @@ pub(super) struct Devices<'a> {
     pub(super) uplink: &'a super::uplink::Uplink,
     pub(super) host: Option<&'a Link>,
     pub(super) overlay: Option<&'a Link>,
+    /// MTU of workloads: every way out of the node takes so much.
+    pub(super) pod_mtu: u32,
 }
 
 /// `ports`: those that are masqueraded with.
 pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeInclusive<u16>) -> NodeFacts {
-    let Devices { uplink, host, overlay } = devices;
+    let Devices { uplink, host, overlay, pod_mtu } = devices;
     let mut host_addresses: Vec<_> =
         config.all_pod_cidrs().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
     host_addresses.sort_unstable();
@@ -108,6 +110,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
             node_v6: uplink.v6.map_or(Addr::UNSPECIFIED, |address| IpAddr::from(address).into()),
             flags: plain(config.masquerade_v4, ConfigFlags::PLAIN_V4)
                 | plain(config.masquerade_v6, ConfigFlags::PLAIN_V6),
+            mtu: u16::try_from(*pod_mtu).unwrap_or(u16::MAX),
             ..Config::default()
         },
         pod_cidrs: config.all_pod_cidrs().copied().collect(),

@@ -17,8 +17,8 @@
 //! | neighbours of protocol 119 (native mode) | the uplink | from which Ethernet address another node's pods are heard |
 //! | routes of protocol 119 | main table, `src` = the node's address | the host's own traffic, and reverse path checks at `weft0` |
 //!
-//! IP forwarding is not needed, the programs forward; it is on for `weft0`, so that they may ask for the host's routes. Nothing outside of these objects is changed, and [`remove`] deletes
-//! exactly them. A pass that finds everything right sends no change to the kernel, so a restarted agent disturbs nothing.
+//! IP forwarding is not needed, the programs forward; it is on for `weft0`, so that they may ask for the host's routes. Nothing
+//! outside of these objects is changed, and [`remove`] deletes exactly them. A pass that finds everything right sends no change to the kernel, so a restarted agent disturbs nothing.
 //!
 //! Order for a caller: [`apply`], load and attach the programs, then [`apply_routes`] whenever the plan changes, and
 //! [`next_hops`] whenever the set of nodes does (native mode). Others change devices and routes too: [`Changes`] tells, and
@@ -341,10 +341,9 @@ async fn observe_with(
         Mode::Vxlan => links::find_with(netlink, OVERLAY).await?,
         Mode::Native => None,
     };
-    let devices = facts::Devices { uplink: &uplink, host: host.as_ref(), overlay: overlay.as_ref() };
+    let devices = facts::Devices { uplink: &uplink, host: host.as_ref(), overlay: overlay.as_ref(), pod_mtu };
     let ports = ports::choose(config.masquerade_ports.as_ref(), &sysctl::local_ports()?, &sysctl::reserved_ports()?);
-    let mut facts = facts::facts(config, &devices, &ports.range);
-    facts.config.mtu = u16::try_from(pod_mtu).unwrap_or(u16::MAX);
+    let facts = facts::facts(config, &devices, &ports.range);
     let masquerades = config.masquerade_v4 || config.masquerade_v6;
     let problems = ports.problem.into_iter().filter(|_| masquerades).collect();
     let uplink::Uplink { link, devices, state, v4: node_v4, v6: node_v6, .. } = uplink;

@@ -32,7 +32,7 @@ const CARRIES: u32 = 0x1 | 0x40 | 0x1_0000;
 /// A copy that the kernel made of a route for one destination.
 const RTM_F_CLONED: u32 = 0x200;
 
-/// What was told last of links and addresses: the kernel repeats itself with every router advertisement and counter.
+/// The links and addresses of the last messages: the kernel repeats a message with every router advertisement and counter.
 #[derive(Default)]
 pub(super) struct Moves {
     /// Weft's own devices.

@@ -146,8 +146,8 @@ crate::layout! {
         pub src: Addr,
         /// New destination address.
         pub dst: Addr,
-        /// Node, or next hop, of [`Deliver::Tunnel`], [`Deliver::Neighbour`] and [`Deliver::Route`] (unspecified: the kernel looks for one). In an entry for [`OVERLAY`], which never goes out
-        /// again: the node that must have encapsulated the packet.
+        /// Node, or next hop, of [`Deliver::Tunnel`], [`Deliver::Neighbour`] and [`Deliver::Route`] (unspecified: the kernel looks
+        /// for one). In an entry for [`OVERLAY`], which never goes out again: the node that must have encapsulated the packet.
         pub remote: Addr,
         /// The sending workload's generation if it is here, else the routes'.
         pub egress: GenerationRef,

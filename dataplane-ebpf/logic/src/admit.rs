@@ -69,21 +69,15 @@ pub(crate) const fn set_place(end: &mut End, place: Place, ifindex: u32, generat
     end.policy = 0;
 }
 
-/// A workload of this node as an end; `policy` is that of its direction.
+/// A workload of this node as an end: the one that `opens` the connection is held to its egress policy, the other one to ingress.
 #[inline(always)]
-pub(crate) fn set_workload<T: Tables>(tables: &T, end: &mut End, ifindex: u32, port: &Port, policy: u32) {
+pub(crate) fn set_workload<T: Tables>(tables: &T, end: &mut End, ifindex: u32, port: &Port, opens: bool) {
     let generation = GenerationRef { slot: port.workload, generation: tables.generation(port.workload) };
     set_place(end, Place::Workload, ifindex, generation);
-    end.policy = policy;
+    end.policy = if opens { port.egress_policy } else { port.ingress_policy };
     end.mac = port.mac;
     end.kind = port.kind;
     end.checks_mac = 1;
-}
-
-/// What policy set counts of a port's.
-#[inline(always)]
-pub(crate) const fn policy_of(port: &Port, opens: bool) -> u32 {
-    if opens { port.egress_policy } else { port.ingress_policy }
 }
 
 #[inline(always)]
@@ -97,7 +91,7 @@ fn admit_workload<T: Tables>(tables: &T, question: &Question, end: &mut End) -> 
     if *own != question.key.src {
         return Err(DropReason::SourceAddress);
     }
-    set_workload(tables, end, question.key.ifindex, port, policy_of(port, !question.answers()));
+    set_workload(tables, end, question.key.ifindex, port, !question.answers());
     Ok(())
 }
 

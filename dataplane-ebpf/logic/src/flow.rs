@@ -112,7 +112,7 @@ impl<'f> Connection<'f> {
     #[inline(always)]
     #[must_use]
     pub const fn begins_anew(&self, flags: TcpFlags) -> bool {
-        flags.opens() && (self.flow.state != FlowState::New as u8 || self.has_state(FlowState::Closing))
+        is_reopened(self.flow, flags) || flags.opens() && self.has_state(FlowState::Closing)
     }
 
     /// Whether TCP was answered, and the entry of its opener is gone: what it left under rests.

@@ -30,7 +30,7 @@ pub(crate) fn server<T: Tables>(
             return Ok(());
         }
         let port = tables.port(local.ifindex).ok_or(DropReason::NoEndpoint)?;
-        admit::set_workload(tables, &mut decision.server, local.ifindex, port, admit::policy_of(port, false));
+        admit::set_workload(tables, &mut decision.server, local.ifindex, port, false);
         return Ok(());
     }
     // What came through a tunnel ends here: with routes of two times, nodes would send it to each other for ever.
@@ -120,11 +120,12 @@ pub struct Route {
     pub source: Addr,
 }
 
-/// The address that the host's routes are asked for: of whichever end is beyond the uplink. None: neither is.
+/// The address that the host's routes are asked for: of the end beyond the uplink that some packet goes to. None: no packet does.
+/// Where the question is of an answer (`answers`), nothing goes to the server.
 #[inline(always)]
 #[must_use]
-pub fn beyond(decision: &Decision) -> Option<&Addr> {
-    if decision.server.is_at(Place::Outside) {
+pub fn beyond(decision: &Decision, answers: bool) -> Option<&Addr> {
+    if leads_out(decision, answers) {
         Some(&decision.target)
     } else if decision.client.is_at(Place::Outside) {
         Some(&decision.opener.src)
@@ -133,10 +134,16 @@ pub fn beyond(decision: &Decision) -> Option<&Addr> {
     }
 }
 
-/// Sends the end beyond the uplink where the host itself would send it, masqueraded with the address that it would take.
+/// Whether packets go to a server beyond the uplink.
 #[inline(always)]
-pub fn follow(decision: &mut Decision, route: &Route) {
-    if !decision.server.is_at(Place::Outside) {
+fn leads_out(decision: &Decision, answers: bool) -> bool {
+    !answers && decision.server.is_at(Place::Outside)
+}
+
+/// Sends what goes to the address of [`beyond`] where the host itself would send it, masqueraded with the source that it would take.
+#[inline(always)]
+pub fn follow(decision: &mut Decision, answers: bool, route: &Route) {
+    if !leads_out(decision, answers) {
         (decision.client.ifindex, decision.client.next_hop) = (route.ifindex, route.next_hop);
         return;
     }
@@ -168,7 +175,7 @@ pub(crate) fn client<T: Tables>(tables: &T, config: &Config, decision: &mut Deci
         admit::set_place(end, Place::Host, ifindex, generation);
     } else {
         let port = owner(tables, &address, ifindex).ok_or(DropReason::NoEndpoint)?;
-        admit::set_workload(tables, end, ifindex, port, admit::policy_of(port, true));
+        admit::set_workload(tables, end, ifindex, port, true);
     }
     Ok(())
 }

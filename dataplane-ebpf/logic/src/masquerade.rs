@@ -40,9 +40,8 @@ pub fn kind(config: &Config, key: &FlowKey6, is_v6: bool) -> Result<u8, DropReas
         return Err(DropReason::NoRoute);
     }
     match key.protocol as u8 {
-        protocol::TCP | protocol::UDP => Ok(BY_PORT),
         protocol::ICMP | protocol::ICMPV6 if key.sport == 0 && key.dport != 0 => Err(DropReason::Unrewritable),
-        protocol::ICMP | protocol::ICMPV6 => Ok(BY_PORT),
+        _ if has_ports(key.protocol) => Ok(BY_PORT),
         _ => Ok(BY_ADDRESS),
     }
 }

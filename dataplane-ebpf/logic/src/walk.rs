@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One packet on the slow path: what it asks, and what is decided.
 
-use weft_abi::{Addr, Flow, FlowKey6, GenerationRef};
+use weft_abi::{Addr, Flow, FlowFlags, FlowKey6, GenerationRef};
 
 /// Who sent a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,6 +39,15 @@ pub enum Standing {
     Opener = 1,
     /// The packet is of the side that answers: the question is the opener's, turned round.
     Answer = 2,
+}
+
+impl Standing {
+    /// Which side of a connection that stands sends the packets of `flow`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(flow: &Flow) -> Self {
+        if flow.flags & FlowFlags::REPLY != 0 { Self::Answer } else { Self::Opener }
+    }
 }
 
 /// A packet that no standing decision is for.

@@ -2,7 +2,7 @@
 //! The slow path: ask, let the logic decide, insert what it decided.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Addr, DropReason, Flow, FlowFlags, FlowState, Hook, LocalKind, PortKind};
+use weft_abi::{Addr, DropReason, Flow, FlowState, Hook, LocalKind, PortKind};
 use weft_logic::{
     Frame as _, Tables as _, admit, decide,
     flow::{self as life, Connection},
@@ -119,8 +119,7 @@ pub extern "C" fn weft_ask_related(skb: *mut __sk_buff, hook: u32) -> u32 {
     let skb = Skb::of(skb);
     let asked = ask(&skb, walk, hook as u8);
     walk.question.related = 1;
-    let replies = walk.forward.flags & FlowFlags::REPLY != 0;
-    walk.question.standing = if replies { Standing::Answer as u8 } else { Standing::Opener as u8 };
+    walk.question.standing = Standing::of(&walk.forward) as u8;
     match asked {
         Err(Stop::Drop(reason)) => return stop::code(Err(reason)),
         Err(Stop::Return(_)) => return stop::code(Err(DropReason::IcmpUnrelated)),
@@ -249,8 +248,7 @@ fn recall<F: Family>(walk: &mut Walk) {
         return;
     }
     walk.forward = *flow;
-    let answers = flow.flags & FlowFlags::REPLY != 0;
-    walk.question.standing = if answers { Standing::Answer as u8 } else { Standing::Opener as u8 };
+    walk.question.standing = Standing::of(flow) as u8;
 }
 
 #[inline(always)]

@@ -22,15 +22,15 @@ pub extern "C" fn weft_route(skb: *mut __sk_buff) -> u32 {
 #[inline(always)]
 fn route(skb: *mut __sk_buff) -> Result<(), DropReason> {
     let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return Err(DropReason::Kernel) };
-    let Some(to) = locate::beyond(&walk.decision) else { return Ok(()) };
-    let to = *to;
+    let answers = walk.question.answers();
+    let Some(to) = locate::beyond(&walk.decision, answers).copied() else { return Ok(()) };
     match helpers::host_route(skb, config.host_ifindex, &to) {
         Forwarding::To(route) if maps::is_heard(route.ifindex) => {
-            locate::follow(&mut walk.decision, &route);
+            locate::follow(&mut walk.decision, answers, &route);
             Ok(())
         }
         // What answers from there would not be heard.
-        Forwarding::To(_) | Forwarding::Nowhere if !walk.question.answers() => Err(DropReason::NoRoute),
+        Forwarding::To(_) | Forwarding::Nowhere if !answers => Err(DropReason::NoRoute),
         _ => Ok(()),
     }
 }
