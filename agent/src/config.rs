@@ -145,6 +145,8 @@ pub struct Config {
     pub health_addresses: Vec<SocketAddr>,
     /// Where metrics are served over HTTP; none: nowhere.
     pub metrics_address: Option<MetricsAddress>,
+    /// Of how many new flows that are let through one is told, by chance, though nobody follows; 0: none is. Drops always are.
+    pub flow_sample: u32,
     /// Name service settings for guests and CNI results.
     pub dns: Dns,
     /// Entries of maps, where the programs' own sizes do not fit.
@@ -178,6 +180,7 @@ impl Default for Config {
             cni: Cni::default(),
             health_addresses: address::loopback(),
             metrics_address: None,
+            flow_sample: 0,
             dns: Dns::default(),
             map_sizes: MapSizes::default(),
         }

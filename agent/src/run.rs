@@ -175,6 +175,7 @@ async fn start(
     device_config.limits = limits(&config, dataplane.maps());
     device_config.limits.put(&mut observation.facts.config);
     let attachments = open_attachments(&config, &device_config, &observation)?;
+    flows::sample(dataplane.maps(), config.flow_sample).context("cannot ask for flow events")?;
     let devices = Devices::new(vhost_binary(&config)?, vhost_folder(&config), Cgroups::find(), shared.devices.clone());
     let records: Vec<Arc<Attachment>> = attachments.all().cloned().collect();
     let numbers = memory::recover(&**dataplane.maps(), &records);
@@ -187,7 +188,7 @@ async fn start(
     node.adopt().await?;
     shared.set_maps(node.maps().clone());
     let flow_events = node.events().context("cannot read flow events")?;
-    let reader = tokio::spawn(flows::read(flow_events, shared.clone()));
+    let reader = tokio::spawn(flows::read(flow_events, shared.clone(), node.maps().clone()));
     node.publish(&shared);
     Engine::new(shared, commands, feed, changes, node).run().await;
     reader.abort();

@@ -67,12 +67,12 @@ enum Command {
     Services,
     /// NetworkPolicies and the pods of this node that they select
     Policies,
-    /// Latest flows with verdict and reason
+    /// Latest flows with verdict and reason: drops always, others while they are followed (or by `flowSample`)
     Flows {
         /// How many of the latest events to show first
         #[arg(long, value_name = "N", default_value_t = 50)]
         last: usize,
-        /// Go on with new events until interrupted
+        /// Go on with new events until interrupted, of every flow
         #[arg(short, long)]
         follow: bool,
     },

@@ -153,7 +153,7 @@ pub(crate) fn flows(flows: &[FlowEvent]) -> String {
             flow.ifname.clone(),
         ]);
     }
-    or(&table, "no flow was seen")
+    or(&table, "no flow was seen; flows that are let through are told while somebody follows them: weft flows --follow")
 }
 
 /// One event on one line; `aligned` for a terminal.

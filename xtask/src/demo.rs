@@ -8,7 +8,8 @@ mod checks;
 use std::{collections::BTreeSet, net::SocketAddr, process::ExitCode};
 
 use anyhow::{Context as _, Result};
-use weft_testbed::{Bed, Container, Protocol, Shell, Vm, ingress_policy, namespace, service};
+use serde_json::json;
+use weft_testbed::{Bed, Container, Options, Protocol, Shell, Vm, ingress_policy, namespace, service};
 
 use crate::build;
 use checks::Checks;
@@ -58,7 +59,8 @@ struct Site {
 impl Site {
     fn build() -> Result<Self> {
         step("two nodes, an agent on each");
-        let bed = Bed::new()?;
+        // What the end of it shows was told before anybody could follow.
+        let bed = Bed::with(&Options { config: json!({ "flowSample": 1 }), ..Options::default() })?;
         bed.apply(&namespace("demo", &[]))?;
         bed.apply(&service("demo/web", SERVICE, 80, PORT, &[WEB]))?;
         bed.apply(&ingress_policy("demo/friends-reach-web", &[WEB], &[FRIEND]))?;

@@ -58,6 +58,7 @@ vhostBinary: /opt/weft-vhost
 cni: {binDir: /b, confDir: /c, install: false, name: lab}
 healthAddresses: ['127.0.0.1:1', '[::1]:1']
 metricsAddress: '192.0.2.1:9912'
+flowSample: 64
 dns: {nameservers: [10.96.0.10], search: [cluster.local]}
 mapSizes: {flows4: 1024}
 ";
@@ -67,6 +68,7 @@ mapSizes: {flows4: 1024}
     assert_eq!(config.source, Source::Dir("/etc/weft/manifests".into()));
     assert_eq!(config.masquerade_ports, Some(PortRange { first: 50_000, last: 50_999 }));
     assert!(!config.check_neighbours);
+    assert_eq!(config.flow_sample, 64);
     assert_eq!(config.port_limits, PortLimits { flows_per_second: 5, ..PortLimits::default() });
     assert_eq!(config.map_sizes.flows4, 1024);
 }

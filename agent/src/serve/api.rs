@@ -148,11 +148,15 @@ async fn serve_flows(
     last: usize,
     follow: bool,
 ) -> io::Result<()> {
-    let (latest, mut news) = shared.flows.subscribe(last);
-    write(writer, &Reply::Ok(Answer::Flows(latest))).await?;
     if !follow {
-        return Ok(());
+        return write(writer, &Reply::Ok(Answer::Flows(shared.flows.latest(last)))).await;
     }
+    let maps = shared.maps().map(AsRef::as_ref);
+    let (latest, mut news) = match shared.flows.follow(last, maps) {
+        Ok(following) => following,
+        Err(error) => return write(writer, &Reply::Error(report::unreadable(error))).await,
+    };
+    write(writer, &Reply::Ok(Answer::Flows(latest))).await?;
     loop {
         let batch = tokio::select! {
             batch = next_batch(&mut news) => batch,

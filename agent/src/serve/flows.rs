@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -11,33 +10,38 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::broadcast,
+    sync::{Notify, broadcast},
 };
-use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, ServiceKey};
+use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, EventsWanted, ServiceKey, TICK_SHIFT};
 use weft_api::{FlowEvent, FlowVerdict};
-use weft_dataplane::Events;
+use weft_dataplane::{Events, Maps};
 
 use super::Shared;
 use crate::plan::Planner;
 
 /// Events that are remembered.
 pub const REMEMBERED: usize = 4096;
-/// Rest between two batches. The kernel wakes a reader that has read everything, from within the packet's path; while the
-/// reader rests, packets pay for no wake-up (30 us of a short connection across nodes).
+/// Rest between two batches. The kernel wakes a reader that has read everything, from within the packet's path, for a drop; while
+/// the reader rests, packets pay for no wake-up (30 us of a short connection across nodes).
 const BATCH_PAUSE: Duration = Duration::from_millis(50);
 /// After so many events in a row the reader rests, so that a flood costs a few percent of a CPU at most.
 const FLOOD_PAUSE: Duration = Duration::from_millis(100);
+
+/// Ticks (`weft_abi::TICK_SHIFT`) from now in which flows that are let through are told, unless that is put off again.
+const TOLD_AHEAD: u32 = 3;
 
 /// The latest events, and who follows them.
 #[derive(Debug)]
 pub struct Flows {
     latest: Mutex<VecDeque<FlowEvent>>,
     followers: broadcast::Sender<FlowEvent>,
+    /// Somebody has begun to follow.
+    begun: Notify,
 }
 
 impl Default for Flows {
     fn default() -> Self {
-        Self { latest: Mutex::default(), followers: broadcast::Sender::new(REMEMBERED) }
+        Self { latest: Mutex::default(), followers: broadcast::Sender::new(REMEMBERED), begun: Notify::new() }
     }
 }
 
@@ -53,45 +57,110 @@ impl Flows {
         drop(self.followers.send(event));
     }
 
-    /// The `last` latest events, oldest first, and those that come after them.
+    /// The `last` latest events, oldest first.
     #[must_use]
-    pub fn subscribe(&self, last: usize) -> (Vec<FlowEvent>, broadcast::Receiver<FlowEvent>) {
+    pub fn latest(&self, last: usize) -> Vec<FlowEvent> {
+        self.subscribe(last).0
+    }
+
+    /// The `last` latest events, oldest first, and those that come after them: from now on the programs tell of every flow; without
+    /// `maps`, which are not open yet, from when the ring is read.
+    ///
+    /// # Errors
+    /// The map that asks for it cannot be written.
+    pub fn follow(
+        &self,
+        last: usize,
+        maps: Option<&Maps>,
+    ) -> Result<(Vec<FlowEvent>, broadcast::Receiver<FlowEvent>), weft_dataplane::Error> {
+        let following = self.subscribe(last);
+        maps.map(want_all).transpose()?;
+        self.begun.notify_one();
+        Ok(following)
+    }
+
+    fn is_followed(&self) -> bool {
+        self.followers.receiver_count() > 0
+    }
+
+    fn subscribe(&self, last: usize) -> (Vec<FlowEvent>, broadcast::Receiver<FlowEvent>) {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let skip = latest.len().saturating_sub(last);
         (latest.iter().skip(skip).cloned().collect(), self.followers.subscribe())
     }
 }
 
-/// Reads the ring buffer for ever.
+/// Reads the ring buffer for ever. While somebody follows, and until the programs tell nobody any more, the ring is looked at
+/// again and again, since nothing wakes the reader for a flow that is let through; else it is waited for.
 ///
 /// # Errors
-/// The descriptor cannot be waited for.
-pub async fn read(events: Events, shared: Arc<Shared>) -> io::Result<()> {
+/// The descriptor cannot be waited for; a map cannot be written.
+pub async fn read(events: Events, shared: Arc<Shared>, maps: Arc<Maps>) -> anyhow::Result<()> {
     // SAFETY: the descriptor is the ring's own, `Events` gives the same one at each call, and closes it only when dropped.
     let mut events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }?;
-    let mut ifnames = Ifnames::default();
+    // Of a follower of an agent before this one.
+    let mut until = maps.events_wanted().get(0)?.until;
     loop {
-        let mut ready = events.readable_mut().await?;
-        let mut boot = boot_time_ns();
-        let mut count = 0_usize;
-        while let Some(event) = ready.get_inner_mut().next() {
-            shared.flows.push(describe(&event, &shared.planner(), boot, &mut ifnames));
-            count += 1;
-            if count.is_multiple_of(256) {
-                // A flood of events must not starve the rest of the agent.
-                tokio::task::yield_now().await;
-            }
-            if count.is_multiple_of(REMEMBERED) {
-                // Nobody could read so many: the ring drops what it cannot hold meanwhile, and counts it.
-                tokio::time::sleep(FLOOD_PAUSE).await;
-                boot = boot_time_ns();
-                ifnames.0.clear();
+        if shared.flows.is_followed() {
+            until = want_all(&maps)?;
+        } else if until < now() {
+            tokio::select! {
+                ready = events.readable_mut() => ready?.clear_ready(),
+                () = shared.flows.begun.notified() => continue,
             }
         }
-        ready.clear_ready();
-        ifnames.0.clear();
+        drain(events.get_mut(), &shared).await;
         tokio::time::sleep(BATCH_PAUSE).await;
     }
+}
+
+/// Remembers what the ring holds.
+async fn drain(events: &mut Events, shared: &Shared) {
+    let mut ifnames = Ifnames::default();
+    let mut boot = boot_time_ns();
+    let mut count = 0_usize;
+    while let Some(event) = events.next() {
+        shared.flows.push(describe(&event, &shared.planner(), boot, &mut ifnames));
+        count += 1;
+        if count.is_multiple_of(256) {
+            // A flood of events must not starve the rest of the agent.
+            tokio::task::yield_now().await;
+        }
+        if count.is_multiple_of(REMEMBERED) {
+            // Nobody could read so many: the ring drops what it cannot hold meanwhile, and counts it.
+            tokio::time::sleep(FLOOD_PAUSE).await;
+            boot = boot_time_ns();
+            ifnames.0.clear();
+        }
+    }
+}
+
+/// Lets the programs tell of one flow of `one_in` that they let through, by chance, though nobody follows; 0: of none.
+///
+/// # Errors
+/// The map cannot be written.
+pub fn sample(maps: &Maps, one_in: u32) -> Result<(), weft_dataplane::Error> {
+    let wanted = maps.events_wanted().get(0)?;
+    if wanted.one_in == one_in {
+        return Ok(());
+    }
+    maps.events_wanted().set(0, &EventsWanted { one_in, ..wanted })
+}
+
+/// Asks the programs to tell of every flow that is let through, for a while; the last tick of it.
+fn want_all(maps: &Maps) -> Result<u32, weft_dataplane::Error> {
+    let until = now().saturating_add(TOLD_AHEAD);
+    let wanted = maps.events_wanted().get(0)?;
+    if wanted.until < until {
+        maps.events_wanted().set(0, &EventsWanted { until, ..wanted })?;
+    }
+    Ok(until)
+}
+
+/// Now, in ticks of the programs.
+fn now() -> u32 {
+    let since_boot = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from).unwrap_or_default();
+    u32::try_from(since_boot.as_nanos() >> TICK_SHIFT).unwrap_or(u32::MAX)
 }
 
 /// Names of interfaces by index, looked up once per batch.

@@ -116,6 +116,6 @@ pub fn drops(shared: &Shared) -> Result<Vec<DropReport>, ApiError> {
     reports.collect::<Result<_, _>>().map_err(unreadable)
 }
 
-fn unreadable(error: Error) -> ApiError {
+pub(super) fn unreadable(error: Error) -> ApiError {
     ApiError { code: ErrorCode::Io, message: error.to_string() }
 }

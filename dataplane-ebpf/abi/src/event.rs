@@ -36,7 +36,7 @@ crate::layout! {
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
     pub struct Event {
-        /// `CLOCK_MONOTONIC` in nanoseconds.
+        /// `CLOCK_MONOTONIC_COARSE` in nanoseconds: up to 10 ms behind.
         pub time_ns: u64,
         /// The device that the hook is on.
         pub ifindex: u32,
@@ -69,6 +69,19 @@ crate::layout! {
     }
 }
 
-crate::pod!(Event);
+crate::layout! {
+    /// Which flows that are let through are told of; drops are always. Nobody asks for any: then none costs an event.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct EventsWanted {
+        /// All of them, up to and with this time in units of [`crate::TICK_SHIFT`]: whoever follows flows puts it off again and
+        /// again, and looks at the ring without being woken.
+        pub until: u32,
+        /// One of so many beside that, by chance, which wakes the reader; 0: none.
+        pub one_in: u32,
+    }
+}
+
+crate::pod!(Event, EventsWanted);
 
 const _: () = assert!(size_of::<Event>() == 80);

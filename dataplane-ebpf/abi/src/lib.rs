@@ -30,7 +30,7 @@ pub use config::{
     ANSWER_RATE, Config, ConfigFlags, FLOW_RATE, FRAGMENT_RATE, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED,
     OVERLAY_MAC,
 };
-pub use event::{Event, EventKind, Hook};
+pub use event::{Event, EventKind, EventsWanted, Hook};
 pub use flow::{
     Datagram, Deliver, FRAGMENT_GROUPS, FRAGMENT_SLOTS, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey,
     GenerationRef, OVERLAY, UPLINK,

@@ -60,6 +60,8 @@ macro_rules! for_each_map {
             DROPS drops: PerCpuArray<u32, $crate::Tally>, state, fixed($crate::DROP_REASONS.len() as u32);
             /// What was counted, by `weft_abi::Counter`.
             COUNTS counts: PerCpuArray<u32, u64>, state, fixed($crate::COUNTERS.len() as u32);
+            /// Which flows are told of, at index 0.
+            EVENTS_WANTED events_wanted: Array<u32, $crate::EventsWanted>, derived, fixed(1);
             /// Flow and drop events; its size is in bytes.
             EVENTS events: RingBuf<(), $crate::Event>, state, sized(events_bytes);
         }

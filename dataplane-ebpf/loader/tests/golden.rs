@@ -11,6 +11,8 @@ mod support;
 
 #[path = "golden/connection.rs"]
 mod connection;
+#[path = "golden/events.rs"]
+mod events;
 #[path = "golden/fragments.rs"]
 mod fragments;
 #[path = "golden/hop_limit.rs"]

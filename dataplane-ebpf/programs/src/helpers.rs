@@ -39,13 +39,6 @@ pub fn coarse_ns() -> u64 {
     unsafe { raw::bpf_ktime_get_coarse_ns() }
 }
 
-/// `CLOCK_MONOTONIC` in nanoseconds.
-#[inline(always)]
-pub fn monotonic_ns() -> u64 {
-    // SAFETY: no arguments.
-    unsafe { raw::bpf_ktime_get_ns() }
-}
-
 /// A random word.
 #[inline(always)]
 pub fn random() -> u32 {

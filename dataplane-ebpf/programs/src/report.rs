@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Counters and events.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_RB_NO_WAKEUP};
 use weft_abi::{Addr, Counter, DropReason, EventKind};
 use weft_logic::{Frame as _, share as limit};
 
 use crate::{
     helpers, hook,
-    maps::{self, EVENTS, TOLD},
+    maps::{self, EVENTS, EVENTS_WANTED, TOLD},
     skb::Skb,
 };
 
@@ -37,16 +37,25 @@ pub fn dropped(skb: &Skb, hook: u8, reason: DropReason) -> i32 {
         DropReason::Multicast | DropReason::FlowRate | DropReason::AnswerRate | DropReason::FragmentShare
     );
     if !quiet && weft_may_tell(skb.ifindex(), reason as u32) != 0 {
-        weft_emit(skb.raw(), u32::from(hook), EventKind::Drop as u32, reason as u32);
+        weft_emit(skb.raw(), u32::from(hook), EventKind::Drop as u32, reason as u32, WAKE);
     }
     hook::DROP
 }
 
-/// Reports a flow that was decided and let through.
+/// Lets the ring wake its reader, where that has read everything else.
+const WAKE: u32 = 0;
+
+/// Reports a flow that was decided and let through, where somebody wants to know.
 #[inline(always)]
 pub fn decided(skb: &Skb, hook: u8) {
-    let deliver = maps::walk().map_or(0, |walk| walk.forward.deliver);
-    weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(deliver));
+    let (Some(wanted), Some(walk)) = (EVENTS_WANTED.get_ptr(0), maps::walk()) else { return };
+    // SAFETY: aligned words that user space writes.
+    let (until, one_in) = unsafe { ((*wanted).until, (*wanted).one_in) };
+    let followed = walk.question.now <= until;
+    if followed || (one_in != 0 && helpers::random() % one_in == 0) {
+        let wake = if followed { BPF_RB_NO_WAKEUP as u32 } else { WAKE };
+        weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(walk.forward.deliver), wake);
+    }
 }
 
 /// Events of drops a second for each port and reason, on average; twice as many at once.
@@ -72,11 +81,11 @@ extern "C" fn weft_may_tell(ifindex: u32, reason: u32) -> u32 {
     u32::from(told)
 }
 
-/// Sends an event about the packet in the walk, or counts it as lost. Exported, and thereby global to the verifier, as in
-/// `far`; always 0.
+/// Sends an event about the packet in the walk, or counts it as lost; `wake` as `bpf_ringbuf_submit` takes it. Exported, and
+/// thereby global to the verifier, as in `far`; always 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weft_emit(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u32) -> u32 {
+extern "C" fn weft_emit(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u32, wake: u32) -> u32 {
     let Some(walk) = maps::walk() else { return 0 };
     let Some(mut slot) = EVENTS.reserve(0) else {
         count(Counter::EventsLost);
@@ -86,7 +95,7 @@ pub extern "C" fn weft_emit(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u
     let event = slot.as_mut_ptr();
     // SAFETY: the reserved record has room for an Event; every field is written.
     unsafe {
-        (*event).time_ns = helpers::monotonic_ns();
+        (*event).time_ns = helpers::coarse_ns();
         (*event).ifindex = skb.ifindex();
         (*event).len = skb.len();
         (*event).src = walk.question.key.src;
@@ -102,7 +111,7 @@ pub extern "C" fn weft_emit(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u
         (*event).pad = 0;
         (*event).policy = walk.decision.denied_by;
     }
-    slot.submit(0);
+    slot.submit(u64::from(wake));
     0
 }
 

@@ -8,12 +8,12 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use weft_abi::{Counter, DropReason};
+use weft_abi::Counter;
 use weft_dataplane::Program;
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, HOST, HOST_IP, NEXT, Node, OUTSIDE_IP, OVERLAY, REDIRECT, SERVER, SERVER_IP, SHOT, UPLINK,
+        CLIENT, CLIENT_IP, HOST, HOST_IP, NEXT, Node, OUTSIDE_IP, OVERLAY, REDIRECT, SERVER_IP, SHOT, UPLINK,
         VIP, VM, mac,
     },
     packet::{ACK, L4, SYN, frame, ip, ip_headers, v4, v6},
@@ -135,27 +135,6 @@ fn attack(node: &Node, packet: &[u8]) {
             assert_eq!(outcome.bytes.len(), packet.len(), "only an answer has another length");
         }
     }
-}
-
-/// What one port is refused a thousand times crowds out neither another port's drops nor its own for another reason.
-#[test]
-fn drops_are_told_by_port_and_reason_within_a_rate() {
-    let node = Node::new();
-    let mut told = node.drops_told();
-    let to = |ifindex: u32, dst: &str| {
-        let src = if ifindex == CLIENT { CLIENT_IP[0] } else { SERVER_IP[0] };
-        frame(mac(ifindex), ip_headers(ip(src), ip(dst)), L4::Udp(4000, 82), b"x")
-    };
-    const FLOOD: u64 = 20_000;
-    let held = || node.maps().counted(Counter::EventsHeld).unwrap();
-    let before = held();
-    node.flood(CLIENT, &to(CLIENT, VIP[0]), u32::try_from(FLOOD).unwrap());
-    let flood = told();
-    assert!(flood.len() >= 200 && flood.iter().all(|drop| *drop == (CLIENT, DropReason::NoService as u8)));
-    assert_eq!(flood.len() as u64 + held() - before, FLOOD, "told or counted");
-    node.from_workload(SERVER, &to(SERVER, VIP[0])).dropped(DropReason::NoService);
-    node.from_workload(CLIENT, &to(CLIENT, "10.1.0.99")).dropped(DropReason::NoEndpoint);
-    assert_eq!(told(), [(SERVER, DropReason::NoService as u8), (CLIENT, DropReason::NoEndpoint as u8)]);
 }
 
 #[test]

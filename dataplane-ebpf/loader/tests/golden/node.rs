@@ -9,7 +9,7 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Counter, Deliver, DropReason, EventKind, Flow, FlowKey4,
+    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Counter, Deliver, DropReason, Event, EventKind, Flow, FlowKey4,
     FlowKey6, GenerationRef, Local, LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey, Rules,
     Service, ServiceKey, SlotKey, generation,
 };
@@ -346,12 +346,18 @@ impl Node {
         assert!(self.maps().flows4().remove(&key).unwrap());
     }
 
+    /// The events that are told from here on.
+    pub(crate) fn told(&self) -> impl FnMut() -> Vec<Event> {
+        let mut events = self.dataplane.events().unwrap();
+        move || std::iter::from_fn(|| events.next()).collect()
+    }
+
     /// The drops that are told from here on, with device and reason.
     pub(crate) fn drops_told(&self) -> impl FnMut() -> Vec<(u32, u8)> {
-        let mut events = self.dataplane.events().unwrap();
+        let mut told = self.told();
         move || {
-            let all = std::iter::from_fn(|| events.next());
-            all.filter(|event| event.kind == EventKind::Drop as u8).map(|event| (event.ifindex, event.reason)).collect()
+            let drops = told().into_iter().filter(|event| event.kind == EventKind::Drop as u8);
+            drops.map(|event| (event.ifindex, event.reason)).collect()
         }
     }
 
