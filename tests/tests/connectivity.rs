@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
-use weft_testbed::{Bed, Container, Mode, Options, Protocol, Shell, Vm, service};
+use weft_testbed::{Bed, Container, Mode, Options, Place as _, Protocol, Shell, Vm, service, until_ok};
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const PORT: u16 = 8080;
@@ -262,4 +262,99 @@ fn a_guest_learns_its_network_from_the_agent() -> Result<()> {
         assert!(neighbours.contains(&gateway), "{neighbours}");
     }
     Ok(())
+}
+
+/// Ones' complement sum of 16-bit words.
+fn sum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    let total: u32 = bytes.chunks(2).map(word).sum();
+    // No frame here has more than 65,535 words: two carries at most.
+    let once = (total & 0xffff) + (total >> 16);
+    ((once & 0xffff) + (once >> 16)) as u16
+}
+
+/// How a frame of TCP or UDP has its checksum.
+#[derive(Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Checksum {
+    /// That of the pseudo header: the rest is left to whoever sends the packet on.
+    Left,
+    Whole,
+    Wrong,
+}
+
+/// Protocol, family and checksum of a frame of TCP or UDP.
+fn checksum(frame: &[u8]) -> Result<(u8, bool, Checksum)> {
+    let sliced = etherparse::SlicedPacket::from_ethernet(frame)?;
+    let (is_v6, mut pseudo, bytes) = match sliced.net.context("no IP")? {
+        etherparse::NetSlice::Ipv4(ip) => (false, frame[26..34].to_vec(), ip.payload().payload),
+        etherparse::NetSlice::Ipv6(ip) => (true, frame[22..54].to_vec(), ip.payload().payload),
+        etherparse::NetSlice::Arp(_) => bail!("ARP"),
+    };
+    let (protocol, field) = match sliced.transport.context("no transport")? {
+        etherparse::TransportSlice::Udp(udp) => (17, udp.checksum()),
+        etherparse::TransportSlice::Tcp(tcp) => (6, tcp.checksum()),
+        _ => bail!("another protocol"),
+    };
+    pseudo.extend([0, protocol]);
+    pseudo.extend(u16::try_from(bytes.len())?.to_be_bytes());
+    let left = sum(&pseudo);
+    let checksum = match sum(&[&pseudo, bytes].concat()) {
+        _ if field == left => Checksum::Left,
+        0xffff => Checksum::Whole,
+        _ => Checksum::Wrong,
+    };
+    Ok((protocol, is_v6, checksum))
+}
+
+/// A pod's kernel leaves checksums to whoever sends a packet on: they have the pseudo header's sum, which must be that of the
+/// backend's address. Nobody between two pods looks at it, but a device that finishes the sum builds on it.
+#[test]
+fn a_checksum_that_is_left_to_the_sender_follows_the_backends_address() -> Result<()> {
+    let bed = Bed::with(&Options { nodes: 1, ..Options::default() })?;
+    bed.apply(&service("default/web", VIPS, 80, PORT, &[("app", "web")]))?;
+    let client = bed.container(1, "default/client", &[])?;
+    let web = bed.container(1, "default/web", &[("app", "web")])?;
+    web.serve("web", PORT)?;
+    let wire = web.receiver("eth0")?;
+    for to in vips(80) {
+        for protocol in BOTH {
+            until_ok("the Service has its backend", Duration::from_secs(10), || client.reaches(protocol, to, "web"))?;
+        }
+    }
+    let mut left = BTreeSet::new();
+    while let Some(frame) = wire.receive(Duration::from_secs(1))? {
+        let Ok((protocol, is_v6, checksum)) = checksum(&frame) else { continue };
+        ensure!(checksum != Checksum::Wrong, "{frame:02x?}");
+        if checksum == Checksum::Left {
+            left.insert((protocol, is_v6));
+        }
+    }
+    ensure!(left == BTreeSet::from([(6, false), (6, true), (17, false), (17, true)]), "left: {left:?}");
+    Ok(())
+}
+
+/// Nobody is told of flows that are let through but whoever follows them; drops always are.
+#[test]
+fn flows_that_are_let_through_are_told_to_followers() -> Result<()> {
+    let bed = Bed::with(&Options { nodes: 1, ..Options::default() })?;
+    let client = bed.container(1, "default/client", &[])?;
+    let web = bed.container(1, "default/web", &[])?;
+    web.serve("web", PORT)?;
+    let (node, to) = (bed.node(1), web.sockets(PORT)[0]);
+    client.reaches(Protocol::Udp, to, "web")?;
+    client.is_kept_out(Protocol::Udp, SocketAddr::new("10.244.1.250".parse()?, PORT))?;
+    until_ok("the drop is told", Duration::from_secs(10), || {
+        let told = node.weft("flows")?;
+        ensure!(told.contains("no-endpoint"), "told: {told}");
+        Ok(())
+    })?;
+    let told = node.weft("flows")?;
+    ensure!(!told.contains("forwarded"), "nobody has followed: {told}");
+    let follower = node.start("follower", "weft flows --follow")?;
+    until_ok("a follower is told", Duration::from_secs(10), || {
+        client.reaches(Protocol::Udp, to, "web")?;
+        let told = follower.output(&**node)?;
+        ensure!(told.contains("forwarded") && told.contains(&to.to_string()), "told: {told}");
+        Ok(())
+    })
 }

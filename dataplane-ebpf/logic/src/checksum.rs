@@ -53,11 +53,58 @@ pub const fn update(field: u16, diff: u64) -> u16 {
     !(sum as u16)
 }
 
+/// Who has summed a packet up, as the kernel's `ip_summed` tells.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Summed(u8);
+
+impl Summed {
+    /// `CHECKSUM_PARTIAL`: the field has the sum of the pseudo header, and whoever sends the packet adds the rest.
+    pub const PARTIAL: Self = Self(3);
+    /// Not known here.
+    pub const UNKNOWN: Self = Self(4);
+    /// `CHECKSUM_COMPLETE`: the kernel has a sum of its own beside the packet.
+    const COMPLETE: Self = Self(2);
+
+    /// Of the kernel's two bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(bits: u8) -> Self {
+        Self(bits & 3)
+    }
+
+    /// Whether the field in the packet is all that there is to keep right.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_in_packet(self) -> bool {
+        self.0 != Self::COMPLETE.0 && self.0 != Self::UNKNOWN.0
+    }
+
+    /// The field, network byte order, once these have changed in the pseudo header and in what is summed, see [`word_diff`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn update(self, field: u16, pseudo_diff: u64, diff: u64) -> u16 {
+        if self.0 == Self::PARTIAL.0 { !update(!field, pseudo_diff) } else { update(field, pseudo_diff + diff) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        /// As the kernel does it: `inet_proto_csum_replace_by_diff` of `net/core/utils.c`.
+        #[test]
+        fn a_sum_that_is_left_to_the_sender_is_of_the_pseudo_header(old: u32, new: u32, ports: [u16; 2], rest: u32) {
+            let sum = |words: &[u32]| !words.iter().fold(0xffff, |field, word| update(field, u64::from(*word)));
+            let pseudo = word_diff(old, new);
+            let moved = half_diff(ports[0], ports[1]);
+            prop_assert_eq!(Summed::PARTIAL.update(sum(&[old, rest]), pseudo, moved), sum(&[new, rest]));
+            let whole = |address, port: u16| !sum(&[address, rest, port.into()]);
+            prop_assert_eq!(Summed::of(0).update(whole(old, ports[0]), pseudo, moved), whole(new, ports[1]));
+        }
+    }
 
     fn full(words: &[u16]) -> u16 {
         let mut sum: u64 = words.iter().map(|word| u64::from(*word)).sum();

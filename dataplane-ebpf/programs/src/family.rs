@@ -2,7 +2,10 @@
 //! What differs between IPv4 and IPv6: header, flow key, flow table, rewrite.
 
 use weft_abi::{Addr, DropReason, Flow, FlowKey4, FlowKey6};
-use weft_logic::header::{self, Ipv4, Ipv6, Transport};
+use weft_logic::{
+    checksum::Summed,
+    header::{self, Ipv4, Ipv6, Transport},
+};
 
 use crate::{
     maps::{FLOWS4, FLOWS6},
@@ -48,7 +51,14 @@ pub trait Family {
     /// How many routers the packet may pass yet.
     fn hops(ip: &Self::Header) -> u8;
     /// Rewrites addresses and ports as the flow says; `hop`: and counts one router.
-    fn rewrite(skb: &Skb, ip: &Self::Header, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason>;
+    fn rewrite(
+        skb: &Skb,
+        ip: &Self::Header,
+        transport: &Transport,
+        flow: &Flow,
+        hop: bool,
+        summed: Summed,
+    ) -> Result<(), DropReason>;
 }
 
 /// IPv4.
@@ -127,8 +137,15 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn rewrite(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason> {
-        rewrite::ipv4(skb, ip, transport, flow, hop)
+    fn rewrite(
+        skb: &Skb,
+        ip: &Ipv4,
+        transport: &Transport,
+        flow: &Flow,
+        hop: bool,
+        summed: Summed,
+    ) -> Result<(), DropReason> {
+        rewrite::ipv4(skb, ip, transport, flow, hop, summed)
     }
 }
 
@@ -200,7 +217,14 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn rewrite(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason> {
-        rewrite::ipv6(skb, ip, transport, flow, hop)
+    fn rewrite(
+        skb: &Skb,
+        ip: &Ipv6,
+        transport: &Transport,
+        flow: &Flow,
+        hop: bool,
+        summed: Summed,
+    ) -> Result<(), DropReason> {
+        rewrite::ipv6(skb, ip, transport, flow, hop, summed)
     }
 }

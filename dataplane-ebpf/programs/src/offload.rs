@@ -7,6 +7,7 @@ use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{DropReason, SkbLayout};
 use weft_logic::{
     Frame as _,
+    checksum::Summed,
     header::{Kind, Piece, Transport},
     offload,
 };
@@ -22,9 +23,6 @@ const JUDGED_HEADERS: u32 = 0;
 const JUDGED_DATA: u32 = 1;
 const JUDGED_ALL: u32 = 2;
 
-/// `CHECKSUM_PARTIAL`.
-const PARTIAL: u8 = 3;
-
 /// The bytes of the kernel's `struct sk_buff` that [`SkbLayout`] describes.
 #[repr(C, align(8))]
 struct Window([u8; SkbLayout::WINDOW]);
@@ -37,9 +35,10 @@ struct Unwritten {
     field: u16,
 }
 
-/// Refuses a packet with a checksum that would be written over what policy has judged, and one in absurdly short segments.
+/// Refuses a packet with a checksum that would be written over what policy has judged, and one in absurdly short segments; tells who
+/// has `summed` any other up, where that is known.
 #[inline(always)]
-pub fn check(skb: &Skb, transport: &Transport) -> Result<(), DropReason> {
+pub fn check(skb: &Skb, transport: &Transport, summed: &mut Summed) -> Result<(), DropReason> {
     if !offload::may_be_cut(transport.protocol, skb.len(), skb.gso_size()) {
         return Err(DropReason::ChecksumOffload);
     }
@@ -57,7 +56,7 @@ pub fn check(skb: &Skb, transport: &Transport) -> Result<(), DropReason> {
     if layout.start == 0 {
         return Ok(());
     }
-    match unwritten(skb, &layout)? {
+    match unwritten(skb, &layout, summed)? {
         Some(Unwritten { start, field }) => {
             let checksum = u32::from(start) | u32::from(field) << 16;
             let protocol = u32::from(transport.protocol);
@@ -69,7 +68,7 @@ pub fn check(skb: &Skb, transport: &Transport) -> Result<(), DropReason> {
 
 /// The checksum of the packet that is left to somebody else, if one is.
 #[inline(always)]
-fn unwritten(skb: &Skb, layout: &SkbLayout) -> Result<Option<Unwritten>, DropReason> {
+fn unwritten(skb: &Skb, layout: &SkbLayout, summed: &mut Summed) -> Result<Option<Unwritten>, DropReason> {
     let mut window = MaybeUninit::<Window>::uninit();
     if !helpers::read_kernel(&mut window, skb.raw() as usize + usize::from(layout.start)) {
         return Err(DropReason::Kernel);
@@ -78,9 +77,9 @@ fn unwritten(skb: &Skb, layout: &SkbLayout) -> Result<Option<Unwritten>, DropRea
     // SAFETY: the helper wrote the window, and the loader gives offsets within it; the halves are aligned in the kernel's
     // structure, whose fields begin where the window does.
     unsafe {
-        let summed = *bytes.add(usize::from(layout.summed)) >> layout.summed_shift & 3;
+        *summed = Summed::of(*bytes.add(usize::from(layout.summed)) >> layout.summed_shift);
         let halves = bytes.add(usize::from(layout.csum_start)).cast::<Unwritten>();
-        Ok((summed == PARTIAL).then(|| *halves))
+        Ok((*summed == Summed::PARTIAL).then(|| *halves))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags};
 use weft_logic::{
-    checksum,
+    checksum::{self, Summed},
     header::{ETHERNET, IPV4, IPV6, Ipv4, Ipv6, Piece, Transport},
     protocol,
 };
@@ -15,7 +15,14 @@ const REWRITE: u16 = FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
 /// Rewrites an IPv4 packet, and takes one from its time to live where it makes a `hop`; keeps the IPv4 header checksum and the
 /// transport's checksum right.
 #[inline(always)]
-pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason> {
+pub fn ipv4(
+    skb: &Skb,
+    ip: &Ipv4,
+    transport: &Transport,
+    flow: &Flow,
+    hop: bool,
+    summed: Summed,
+) -> Result<(), DropReason> {
     if flow.flags & REWRITE == 0 && !hop {
         return Ok(());
     }
@@ -43,13 +50,20 @@ pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, flow: &Flow, hop: bool)
     if flow.flags & REWRITE == 0 {
         return Ok(());
     }
-    l4(skb, transport, flow, diff, ETHERNET + IPV4)
+    l4(skb, transport, flow, diff, ETHERNET + IPV4, summed)
 }
 
 /// Rewrites an IPv6 packet, and takes one from its hop limit where it makes a `hop`; keeps the transport's checksum right
 /// (IPv6 has none of its own).
 #[inline(always)]
-pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow, hop: bool) -> Result<(), DropReason> {
+pub fn ipv6(
+    skb: &Skb,
+    ip: &Ipv6,
+    transport: &Transport,
+    flow: &Flow,
+    hop: bool,
+    summed: Summed,
+) -> Result<(), DropReason> {
     if hop {
         let hops = skb.at::<u16>(ETHERNET + 6).ok_or(DropReason::Truncated)?;
         // SAFETY: `at` checked next header and hop limit.
@@ -74,7 +88,7 @@ pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, flow: &Flow, hop: bool)
     if needs_identifier(transport, flow) {
         stop::check(far::weft_identify_v6(skb.raw()))?;
     }
-    l4(skb, transport, flow, diff, ETHERNET + IPV6)
+    l4(skb, transport, flow, diff, ETHERNET + IPV6, summed)
 }
 
 /// Whether the packet is a piece of a datagram that is masqueraded: see `far` for its identifier.
@@ -85,7 +99,14 @@ fn needs_identifier(transport: &Transport, flow: &Flow) -> bool {
 
 /// Ports (or echo identifier) and checksum of the transport header. `near`: where it is without options.
 #[inline(always)]
-fn l4(skb: &Skb, transport: &Transport, flow: &Flow, address_diff: u64, near: usize) -> Result<(), DropReason> {
+fn l4(
+    skb: &Skb,
+    transport: &Transport,
+    flow: &Flow,
+    address_diff: u64,
+    near: usize,
+    summed: Summed,
+) -> Result<(), DropReason> {
     if transport.piece == Piece::Later {
         return Ok(());
     }
@@ -99,6 +120,13 @@ fn l4(skb: &Skb, transport: &Transport, flow: &Flow, address_diff: u64, near: us
     };
     if ports_move && transport.protocol != protocol::SCTP {
         write_ports(skb, transport, sport, dport, ports_at, near)?;
+    }
+    if summed.is_in_packet() && transport.offset == near {
+        match transport.protocol {
+            protocol::TCP => return update_checksum(skb, near + 16, summed, address_diff, port_diff, false),
+            protocol::UDP => return update_checksum(skb, near + 6, summed, address_diff, port_diff, true),
+            _ => {}
+        }
     }
     let (field, has_pseudo_header) = match transport.protocol {
         protocol::TCP => (transport.offset + 16, true),
@@ -115,6 +143,29 @@ fn l4(skb: &Skb, transport: &Transport, flow: &Flow, address_diff: u64, near: us
     let ports_kept =
         !ports_move || helpers::replace_l4_checksum(skb.raw(), field, checksum::fold32(port_diff), false, optional);
     if addresses_kept && ports_kept { Ok(()) } else { Err(DropReason::Kernel) }
+}
+
+/// Keeps the checksum of TCP and UDP right where it is all that there is to keep: without a helper's two calls (20 ns).
+#[inline(always)]
+fn update_checksum(
+    skb: &Skb,
+    at: usize,
+    summed: Summed,
+    address_diff: u64,
+    port_diff: u64,
+    optional: bool,
+) -> Result<(), DropReason> {
+    let field = skb.at::<u16>(at).ok_or(DropReason::Truncated)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe {
+        // 0 says that there is none, and a sum of 0 is written as 0xffff.
+        if optional && *field == 0 {
+            return Ok(());
+        }
+        let sum = summed.update(*field, address_diff, port_diff);
+        *field = if optional && sum == 0 { 0xffff } else { sum };
+    }
+    Ok(())
 }
 
 /// Writes both ports, or the identifier of an echo (its request keeps it as source port, its reply as destination port).

@@ -3,7 +3,9 @@
 
 use weft_abi::{Counter, DropReason, Flow, FlowFlags, Hook, OVERLAY, UPLINK, generation};
 use weft_logic::{
-    Frame as _, Tables as _, flow as life,
+    Frame as _, Tables as _,
+    checksum::Summed,
+    flow as life,
     header::{Ethernet, Kind, Transport, ethertype},
 };
 
@@ -77,8 +79,9 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         Err(_) if hook::is_shared(HOOK) => return Err(Stop::Return(hook::NEXT)),
         Err(reason) => return Err(drop_unread(reason)),
     };
+    let mut summed = Summed::UNKNOWN;
     if HOOK == Hook::FromWorkload as u8 {
-        offload::check(skb, &transport).map_err(drop_unread)?;
+        offload::check(skb, &transport, &mut summed).map_err(drop_unread)?;
     }
     let flow = match transport.kind {
         Kind::FLOW => flow::<F, HOOK>(skb, ifindex, &ip, &transport)?,
@@ -95,7 +98,7 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
             return too_big::refuse::<F>(skb, &ip, &transport, mtu);
         }
     }
-    F::rewrite(skb, &ip, &transport, flow, hop)?;
+    F::rewrite(skb, &ip, &transport, flow, hop, summed)?;
     Ok(deliver::deliver(skb, flow)?)
 }
 

@@ -71,6 +71,9 @@ pub fn latency(
         Kind::RoundTrips => "rr",
         Kind::Connections => "crr",
     };
+    if kind == Kind::Connections {
+        keep_no_closed_connections(client)?;
+    }
     let output = run(client, word, to, duration, cpu)?;
     let micros = |name| Ok::<_, anyhow::Error>(number(&output, name)? / 1000.0);
     let count = number(&output, "count")?;
@@ -78,6 +81,13 @@ pub fn latency(
         bail!("{} -> {to}: no {word} was measured within {} ms", client.label(), duration.as_millis());
     }
     Ok(Latency { p50: micros("p50")?, p99: micros("p99")?, count: count as u64 })
+}
+
+/// Lets the kernel forget a connection that `client` closes: it would keep the port for a minute, and a search among tens of
+/// thousands of them would be what is measured, of whoever has asked more.
+fn keep_no_closed_connections(client: &dyn Shell) -> Result<()> {
+    let script = "echo 0 > /proc/sys/net/ipv4/tcp_max_tw_buckets";
+    client.sh(script)?.ok().map(drop).with_context(|| format!("{}: {script}", client.label()))
 }
 
 /// One stream for `duration`, from `client` to the server at `to`; gigabits of payload per second. Cubic, whatever the machine's

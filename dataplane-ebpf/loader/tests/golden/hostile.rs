@@ -13,8 +13,8 @@ use weft_dataplane::Program;
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, HOST, HOST_IP, NEXT, Node, OUTSIDE_IP, OVERLAY, REDIRECT, SERVER_IP, SHOT, UPLINK,
-        VIP, VM, mac,
+        CLIENT, CLIENT_IP, HOST, HOST_IP, NEXT, Node, OUTSIDE_IP, OVERLAY, REDIRECT, SERVER_IP, SHOT, UPLINK, VIP, VM,
+        mac,
     },
     packet::{ACK, L4, SYN, frame, ip, ip_headers, v4, v6},
 };

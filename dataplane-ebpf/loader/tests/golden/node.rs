@@ -9,9 +9,9 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Counter, Deliver, DropReason, Event, EventKind, Flow, FlowKey4,
-    FlowKey6, GenerationRef, Local, LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey, Rules,
-    Service, ServiceKey, SlotKey, generation,
+    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Counter, Deliver, DropReason, Event, EventKind, Flow,
+    FlowKey4, FlowKey6, GenerationRef, Local, LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey,
+    Rules, Service, ServiceKey, SlotKey, generation,
 };
 use weft_dataplane::{Arrival, Dataplane, Maps, Program};
 
