@@ -52,8 +52,8 @@ pub fn decided(skb: &Skb, hook: u8) {
     // SAFETY: aligned words that user space writes.
     let (until, one_in) = unsafe { ((*wanted).until, (*wanted).one_in) };
     let followed = walk.question.now <= until;
-    if followed || (one_in != 0 && helpers::random() % one_in == 0) {
-        let wake = if followed { BPF_RB_NO_WAKEUP as u32 } else { WAKE };
+    if followed || (one_in != 0 && helpers::random().is_multiple_of(one_in)) {
+        let wake = if followed { BPF_RB_NO_WAKEUP } else { WAKE };
         weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(walk.forward.deliver), wake);
     }
 }
