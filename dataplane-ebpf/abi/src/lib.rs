@@ -62,11 +62,13 @@ pub mod program {
     pub const FROM_HOST: &str = "from_host";
     /// tcx ingress of the uplink.
     pub const FROM_UPLINK: &str = "from_uplink";
+    /// tcx ingress of other devices that lead out of the node, whose packets have no Ethernet header.
+    pub const FROM_L3: &str = "from_l3";
     /// tcx ingress of the VXLAN device.
     pub const FROM_OVERLAY: &str = "from_overlay";
 
     /// All of them.
-    pub const ALL: [&str; 5] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_OVERLAY];
+    pub const ALL: [&str; 6] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_L3, FROM_OVERLAY];
 }
 
 /// Generation slots: the first ones are fixed, the rest the agent gives to workloads and Services.

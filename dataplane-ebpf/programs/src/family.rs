@@ -2,7 +2,10 @@
 //! What differs between IPv4 and IPv6: header, flow key, flow table, rewrite.
 
 use weft_abi::{Addr, DropReason, Flow, FlowKey4, FlowKey6};
-use weft_logic::header::{self, Ipv4, Ipv6, Transport};
+use weft_logic::{
+    Frame,
+    header::{self, Ipv4, Ipv6, Transport},
+};
 
 use crate::{
     maps::{FLOWS4, FLOWS6},
@@ -24,7 +27,7 @@ pub trait Family {
     const IS_V6: bool;
 
     /// Parses the packet; without a transport header where it is not right behind the IP header.
-    fn parse(skb: &Skb) -> Result<(Self::Header, Option<Transport>), DropReason>;
+    fn parse<P: Frame>(packet: &P) -> Result<(Self::Header, Option<Transport>), DropReason>;
     /// Finds the transport header behind options or extension headers, or of a datagram in pieces.
     fn parse_far(skb: &Skb) -> Result<Transport, DropReason>;
     /// The flow key of a packet.
@@ -63,8 +66,8 @@ impl Family for V4 {
     const HEADERS: usize = header::ETHERNET + header::IPV4 + 20;
 
     #[inline(always)]
-    fn parse(skb: &Skb) -> Result<(Ipv4, Option<Transport>), DropReason> {
-        header::ipv4(skb)
+    fn parse<P: Frame>(packet: &P) -> Result<(Ipv4, Option<Transport>), DropReason> {
+        header::ipv4(packet)
     }
 
     #[inline(always)]
@@ -139,8 +142,8 @@ impl Family for V6 {
     const HEADERS: usize = header::ETHERNET + header::IPV6 + 20;
 
     #[inline(always)]
-    fn parse(skb: &Skb) -> Result<(Ipv6, Option<Transport>), DropReason> {
-        header::ipv6(skb)
+    fn parse<P: Frame>(packet: &P) -> Result<(Ipv6, Option<Transport>), DropReason> {
+        header::ipv6(packet)
     }
 
     #[inline(always)]

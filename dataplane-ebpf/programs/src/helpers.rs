@@ -240,10 +240,11 @@ fn source(params: &bpf_fib_lookup, is_v4: bool) -> Addr {
     }
 }
 
-/// How many bytes of an IP packet a device takes, where this one is larger (kernel 5.12).
+/// How many bytes of an IP packet a device takes, where that is less than `len` (kernel 5.12).
 #[inline(always)]
-pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
-    let mut mtu = 0;
+pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32, len: u32) -> Option<u32> {
+    // Not the length of the frame, of which the device may take something off, as an Ethernet header.
+    let mut mtu = len;
     // SAFETY: `mtu` lives over the call.
     let found = unsafe { raw::bpf_check_mtu(skb.cast(), ifindex, &mut mtu, 0, 0) };
     (found == BPF_MTU_CHK_RET_FRAG_NEEDED).then_some(mtu)

@@ -34,10 +34,11 @@ pub fn exceeded(skb: &Skb, flow: &Flow) -> u32 {
 #[inline(never)]
 extern "C" fn weft_exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> u32 {
     let Some(config) = Kernel.config() else { return 0 };
-    if config.mtu == 0 || Skb::of(skb).len() <= ETHERNET as u32 + u32::from(config.mtu) {
+    let len = Skb::of(skb).len().saturating_sub(ETHERNET as u32);
+    if config.mtu == 0 || len <= u32::from(config.mtu) {
         return 0;
     }
-    helpers::exceeded_mtu(skb, ifindex).unwrap_or(0)
+    helpers::exceeded_mtu(skb, ifindex, len).unwrap_or(0)
 }
 
 /// Ends a packet that is too big, and tells its sender; one of IPv4 that routers may cut is dropped: they would have to.
