@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use weft_abi::{Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
+use weft_abi::{Addr, Backend, BackendKey, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, ServiceKey};
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
 pub(crate) mod address;
@@ -87,7 +87,7 @@ pub struct NodeFacts {
     /// This node's pod CIDRs, one per family.
     pub pod_cidrs: Vec<IpNet>,
     /// Devices by which the node hears others, by index.
-    pub devices: BTreeMap<u32, u32>,
+    pub devices: BTreeMap<u32, Device>,
     /// Every address of the host itself, gateway addresses included.
     pub host_addresses: Vec<IpAddr>,
     /// Addresses that no Service may take from the host: those that others know it by, with a network of theirs, and its
@@ -193,7 +193,7 @@ pub struct Desired {
     /// `CONFIG`.
     pub config: Config,
     /// `DEVICES`.
-    pub devices: BTreeMap<u32, u32>,
+    pub devices: BTreeMap<u32, Device>,
     /// `PORTS`, by ifindex.
     pub ports: BTreeMap<u32, Port>,
     /// `LOCALS`.

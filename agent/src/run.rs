@@ -223,7 +223,7 @@ fn limits(config: &Config, maps: &Maps) -> Limits {
 }
 
 fn open(config: &Config) -> Result<Dataplane> {
-    let options = Options { pin_dir: config.pin_dir.clone(), sizes: config.map_sizes };
+    let options = Options { sizes: config.map_sizes, ..Options::new(&config.pin_dir) };
     let dataplane = Dataplane::open(&options).context("cannot open the dataplane")?;
     let report = dataplane.report();
     let adopted = report.maps.iter().filter(|map| map.origin == weft_dataplane::Origin::Adopted).count();

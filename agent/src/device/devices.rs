@@ -3,7 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use super::links::{Framing, Link, NAME_PREFIX};
+use weft_abi::{Addr, Device};
+
+use super::{
+    addresses::Assigned,
+    links::{Framing, Link, NAME_PREFIX},
+};
 
 /// The node's devices, Weft's own left out.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -28,9 +33,15 @@ pub struct Heard {
 }
 
 impl Devices {
-    /// Of those that are heard, as `DEVICES` has them.
-    pub(super) fn indices(&self) -> BTreeMap<u32, u32> {
-        self.heard.iter().map(|heard| (heard.index, 1)).collect()
+    /// Those that are heard, as `DEVICES` has them: with the first address of each family that is fit for use.
+    pub(super) fn with_addresses(&self, assigned: &[Assigned]) -> BTreeMap<u32, Device> {
+        let address = |index: u32, is_ipv4: bool| {
+            let mut own = assigned.iter().filter(|own| own.ifindex == index && own.global && own.preferred);
+            let found = own.find(|own| own.address.is_ipv4() == is_ipv4);
+            found.map_or(Addr::UNSPECIFIED, |own| own.address.into())
+        };
+        let device = |heard: &Heard| Device { v4: address(heard.index, true), v6: address(heard.index, false) };
+        self.heard.iter().map(|heard| (heard.index, device(heard))).collect()
     }
 
     /// The uplink whatever it is, every other device that is up. Ports of a bridge, bond or team are heard as that; a VRF takes

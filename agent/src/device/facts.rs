@@ -114,7 +114,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
             ..Config::default()
         },
         pod_cidrs: config.all_pod_cidrs().copied().collect(),
-        devices: uplink.devices.indices(),
+        devices: uplink.device_values.clone(),
         host_addresses,
         reserved: uplink.reserved.clone(),
         service_cidrs: config.service_cidrs.clone(),

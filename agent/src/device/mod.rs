@@ -191,7 +191,7 @@ pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaire
     put_devices(&netlink, config, &before.uplink, before.pod_mtu).await?;
     let mut observation = before.clone();
     observation.devices = Devices::choose(&links::list_with(&netlink).await?, before.uplink.index);
-    observation.facts.devices = observation.devices.indices();
+    observation.facts.devices = observation.devices.with_addresses(&addresses::list(&netlink).await?);
     let facts = &mut observation.facts.config;
     let host = links::find_with(&netlink, HOST_PORT).await?;
     facts.host_ifindex = host.map_or(0, |link| link.index);

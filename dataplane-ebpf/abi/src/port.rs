@@ -106,7 +106,29 @@ impl Remote {
     }
 }
 
-crate::pod!(Port, Local, Remote);
+crate::layout! {
+    /// A device that leads out of the node.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Device {
+        /// The node's own IPv4 address there (mapped) that is fit to be a source, or unspecified.
+        pub v4: Addr,
+        /// The same of IPv6.
+        pub v6: Addr,
+    }
+}
+
+impl Device {
+    /// The node's own address there of the family of `peer`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address_for(&self, peer: &Addr) -> Addr {
+        if peer.is_v4() { self.v4 } else { self.v6 }
+    }
+}
+
+crate::pod!(Port, Local, Remote, Device);
 
 const _: () = assert!(size_of::<Port>() == 52);
 const _: () = assert!(size_of::<Remote>() == 28);
+const _: () = assert!(size_of::<Device>() == 32);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The outside: masquerade out and back, the host's own traffic.
 
-use weft_abi::{Config, Deliver, DropReason, FlowFlags, generation};
+use weft_abi::{Addr, Config, Deliver, Device, DropReason, FlowFlags, generation};
 use weft_dataplane::Program;
 
 use crate::{
@@ -133,7 +133,7 @@ fn with_storage_network(node: &Node) {
         std::fs::write(format!("/proc/sys/net/{version}/conf/port{HOST}/forwarding"), "1").expect("set forwarding");
     }
     for device in [UPLINK, STRANGER] {
-        node.maps().devices().insert(&device, &1).unwrap();
+        node.maps().devices().insert(&device, &Device::default()).unwrap();
     }
 }
 
@@ -192,8 +192,33 @@ fn nothing_leaves_where_the_host_has_no_route_or_hears_no_answer() {
     for family in 0..2 {
         node.from_workload(CLIENT, &to_outside(family, 4000)).dropped(DropReason::NoRoute);
     }
-    node.maps().devices().insert(&STRANGER, &1).unwrap();
+    node.maps().devices().insert(&STRANGER, &Device::default()).unwrap();
     run_ip(&["route", "replace", "unreachable", "198.51.100.0/24"]);
     node.from_workload(CLIENT, &to_outside(0, 4001)).dropped(DropReason::NoRoute);
     node.from_workload(CLIENT, &to_outside(1, 4001)).redirected();
+}
+
+/// As before kernel 6.7: the device and its next hop are the route's, the source is the device's as the agent knows it, or the node's
+/// where the device has none.
+#[test]
+fn a_kernel_that_does_not_tell_sources_is_asked_for_the_way() {
+    let node = Node::with(|options| options.without_route_sources = true);
+    with_storage_network(&node);
+    for family in 0..2 {
+        let seen = node.from_workload(CLIENT, &to_outside(family, 4000)).redirected();
+        assert_eq!(seen.tuple.src, ip(HOST_IP[family]), "the device has no address that is known");
+        let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53)));
+        let entry = entry.expect("an entry");
+        delivers(&entry, Deliver::Route, STRANGER);
+        assert_eq!(entry.remote, ip(OUTSIDE_IP[family]).into(), "on the link");
+    }
+    let [v4, v6] = STORAGE_IP.map(|address| Addr::from(ip(address)));
+    node.maps().devices().insert(&STRANGER, &Device { v4, v6 }).unwrap();
+    node.publish(&[generation::ROUTES]);
+    for (family, address) in STORAGE_IP.into_iter().enumerate() {
+        let seen = node.from_workload(CLIENT, &to_outside(family, 4000)).redecided().redirected();
+        assert_eq!(seen.tuple.src, ip(address));
+    }
+    run_ip(&["route", "replace", "unreachable", "198.51.100.0/24"]);
+    node.from_workload(CLIENT, &to_outside(0, 4001)).dropped(DropReason::NoRoute);
 }
