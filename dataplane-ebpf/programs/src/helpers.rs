@@ -264,13 +264,14 @@ pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32, len: u32) -> Option<u32> 
 /// `BPF_MTU_CHK_RET_FRAG_NEEDED` of `linux/bpf.h`.
 const BPF_MTU_CHK_RET_FRAG_NEEDED: i64 = 1;
 
-/// Sets the tunnel metadata that the VXLAN device in external mode encapsulates by.
+/// Sets the tunnel metadata that the VXLAN device in external mode encapsulates by; `tos`: of the outer header.
 #[inline(always)]
-pub fn set_tunnel(skb: *mut __sk_buff, vni: u32, remote: &Addr) -> bool {
+pub fn set_tunnel(skb: *mut __sk_buff, vni: u32, tos: u8, remote: &Addr) -> bool {
     // SAFETY: all zero is a valid value of this C struct.
     let mut key: bpf_tunnel_key = unsafe { mem::zeroed() };
     key.tunnel_id = vni;
     key.tunnel_ttl = 64;
+    key.tunnel_tos = tos;
     let flags = if remote.is_v4() {
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.v4_word());
         BPF_F_ZERO_CSUM_TX
