@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use weft_abi::{Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
+use weft_abi::{Addr, Backend, BackendKey, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, ServiceKey};
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
 pub(crate) mod address;
@@ -87,7 +87,7 @@ pub struct NodeFacts {
     /// This node's pod CIDRs, one per family.
     pub pod_cidrs: Vec<IpNet>,
     /// Devices by which the node hears others, by index.
-    pub devices: BTreeMap<u32, u32>,
+    pub devices: BTreeMap<u32, Device>,
     /// Every address of the host itself, gateway addresses included.
     pub host_addresses: Vec<IpAddr>,
     /// Addresses that no Service may take from the host: those that others know it by, with a network of theirs, and its
@@ -95,6 +95,8 @@ pub struct NodeFacts {
     pub reserved: Vec<IpAddr>,
     /// Service CIDRs that are configured; ServiceCIDR objects count beside them.
     pub service_cidrs: Vec<IpNet>,
+    /// Prefixes beyond the cluster that workloads reach with their own addresses.
+    pub plain_cidrs: Vec<IpNet>,
     /// How another node's address is reached (native mode). Of an address that is missing nothing is known.
     pub next_hops: BTreeMap<IpAddr, NextHop>,
     /// Pods of a node that is a neighbour are heard from that node's Ethernet address only (native mode).
@@ -193,7 +195,7 @@ pub struct Desired {
     /// `CONFIG`.
     pub config: Config,
     /// `DEVICES`.
-    pub devices: BTreeMap<u32, u32>,
+    pub devices: BTreeMap<u32, Device>,
     /// `PORTS`, by ifindex.
     pub ports: BTreeMap<u32, Port>,
     /// `LOCALS`.

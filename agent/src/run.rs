@@ -211,6 +211,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired }: NodeMemory)
         masquerade_v4: config.masquerade.ipv4,
         checks_neighbours: config.check_neighbours,
         masquerade_v6: config.masquerade.ipv6,
+        plain_cidrs: config.non_masquerade_cidrs.clone(),
         masquerade_ports: config.masquerade_ports.map(|ports| ports.first..=ports.last),
         // Once the maps are there.
         limits: Limits::default(),
@@ -224,7 +225,7 @@ fn limits(config: &Config, maps: &Maps) -> Limits {
 }
 
 fn open(config: &Config) -> Result<Dataplane> {
-    let options = Options { pin_dir: config.pin_dir.clone(), sizes: config.map_sizes };
+    let options = Options { sizes: config.map_sizes, ..Options::new(&config.pin_dir) };
     let dataplane = Dataplane::open(&options).context("cannot open the dataplane")?;
     let report = dataplane.report();
     let adopted = report.maps.iter().filter(|map| map.origin == weft_dataplane::Origin::Adopted).count();

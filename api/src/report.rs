@@ -30,7 +30,8 @@ pub struct StatusReport {
     /// Every device by which packets from outside of the node are met, the uplink first.
     #[serde(default)]
     pub devices: Vec<String>,
-    /// Devices without an Ethernet header: what is behind them is reached through the host's own IP stack.
+    /// Devices that the programs do not read (their packets begin with neither an Ethernet nor an IP header): what is behind them is
+    /// reached by the host's own IP stack alone.
     #[serde(default)]
     pub stack_devices: Vec<String>,
     /// Why the agent cannot serve ADD now; none: it can.

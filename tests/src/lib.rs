@@ -29,6 +29,7 @@ mod random;
 mod serial;
 mod shell;
 mod tables;
+mod tun;
 mod vm;
 mod wait;
 
@@ -49,5 +50,6 @@ pub use process::{Outcome, Process};
 pub use random::Random;
 pub use shell::{Answer, Job, Protocol, Shell};
 pub use tables::{Frontend, Tables};
+pub use tun::PointToPoint;
 pub use vm::{Guest, Nic, Vm};
 pub use wait::{until, until_ok};

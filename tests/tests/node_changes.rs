@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use weft_testbed::{
-    Answer, Bed, Container, Network, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Outside, Protocol, Shell, TcpConnection,
-    UdpFlow, until_ok,
+    Answer, Bed, Binaries, Container, Network, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Outside, PointToPoint, Protocol,
+    Shell, TcpConnection, UdpFlow, until_ok,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -225,6 +225,120 @@ fn a_workload_reaches_the_network_of_a_second_device_by_the_address_there() -> R
         bed.node(1).reaches(Protocol::Tcp, to, "storage")?;
     }
     Ok(())
+}
+
+/// A link without Ethernet header between a node and the outside, and the node's default route by it alone.
+fn by_ppp(bed: &Bed) -> Result<PointToPoint> {
+    let node = bed.node(1);
+    let link = PointToPoint::new([node.machine(), bed.outside().machine()], "ppp0")?;
+    let addresses = |[v4, v6]: [&str; 2]| {
+        format!(
+            "set -e
+             ip address add {v4}/30 dev ppp0; ip address add {v6}/126 dev ppp0 nodad
+             ip link set ppp0 mtu 1400 up"
+        )
+    };
+    node.sh(&addresses(PPP))?.ok()?;
+    let peer = addresses(PPP_PEER);
+    bed.outside()
+        .sh(&format!(
+            "{peer}
+             ip route replace 10.99.0.0/30 dev ppp0 src {OUTSIDE_V4}
+             ip route replace fd00:99::/126 dev ppp0 metric 256 src {OUTSIDE_V6}"
+        ))?
+        .ok()?;
+    let [v4, v6] = PPP_PEER;
+    node.sh(&format!(
+        "set -e
+         ip route replace default via {v4} dev ppp0
+         ip -6 route del default; ip -6 route add default via {v6} dev ppp0"
+    ))?
+    .ok()?;
+    Ok(link)
+}
+
+/// Of the node on the link, and of the outside.
+const PPP: [&str; 2] = ["10.99.0.1", "fd00:99::1"];
+const PPP_PEER: [&str; 2] = ["10.99.0.2", "fd00:99::2"];
+
+/// A pod reaches the outside over the link, with the node's address there.
+fn is_reached_by_ppp(bed: &Bed, client: &Container, standing: &[UdpFlow]) -> Result<()> {
+    for (to, seen) in outsides().into_iter().zip(PPP) {
+        let seen: IpAddr = seen.parse()?;
+        new_flow_meets(client, to, "outside", seen).with_context(|| bed.node(1).agent_log())?;
+        let mut connection = TcpConnection::open(client, to)?;
+        ensure!(connection.greeting().client == seen, "TCP to {to}: {:?}", connection.greeting());
+        connection.goes_on()?;
+        client.pings(to.ip(), 56)?;
+        client.pings(to.ip(), 1300)?;
+        bed.node(1).reaches(Protocol::Tcp, to, "outside")?;
+    }
+    for (flow, seen) in standing.iter().zip(PPP) {
+        meets(flow, "outside", seen.parse()?)?;
+    }
+    Ok(())
+}
+
+/// D2: PPP, WireGuard or TUN beside the uplink; the device comes while flows stand, and goes.
+#[test]
+fn the_outside_is_reached_by_a_second_device_without_ethernet_header() -> Result<()> {
+    let bed = Bed::with(&Options { nodes: 1, ..Options::default() })?;
+    bed.outside().serve("outside", PORT)?;
+    let client = bed.container(1, "default/client", &[])?;
+    client.serve("client", PORT)?;
+    let standing = flows(&client, outsides())?;
+    for flow in &standing {
+        meets(flow, "outside", bed.node(1).address_for(flow.to().ip()))?;
+    }
+    let link = by_ppp(&bed)?;
+    is_reached_by_ppp(&bed, &client, &standing)?;
+    for to in outsides() {
+        let told = client.sh(&format!("ping -c 1 -W 2 -M do -s 1390 {}", to.ip()))?.output;
+        ensure!(told.contains("mtu") && told.contains("1400"), "told of the link: {told}");
+    }
+    // What comes in by it for a pod is no answer, and policy is asked as by an uplink.
+    bed.outside().sh(&format!("ip route add {} via {} dev ppp0", client.v4()?, PPP[0]))?.ok()?;
+    bed.outside().reaches(Protocol::Tcp, SocketAddr::new(client.v4()?, PORT), "client")?;
+    // Nobody there speaks for a pod, a Service or the node.
+    let refused = bed.node(1).drops("source-address")?;
+    for source in [client.v4()?, IpAddr::from(bed.node(1).v4()), "10.96.0.77".parse()?, "10.244.1.99".parse()?] {
+        let outside = bed.outside();
+        outside.sh(&format!("ip address add {source}/32 dev lo; ping -c 1 -W 1 -I {source} {}", PPP[0]))?;
+        outside.sh(&format!("ip address del {source}/32 dev lo"))?.ok()?;
+    }
+    ensure!(
+        bed.node(1).drops("source-address")? >= refused + 4,
+        "{} of 4",
+        bed.node(1).drops("source-address")? - refused
+    );
+    drop(link);
+    bed.node(1)
+        .sh(&format!(
+            "ip route replace default via {}; ip -6 route replace default via {} dev eth0",
+            Outside::GATEWAY_V4,
+            Outside::GATEWAY_V6
+        ))?
+        .ok()?;
+    for flow in &standing {
+        meets(flow, "outside", bed.node(1).address_for(flow.to().ip())).with_context(|| bed.node(1).agent_log())?;
+    }
+    Ok(())
+}
+
+/// D2: an uplink without Ethernet header, found by the default route.
+#[test]
+fn the_uplink_may_be_without_ethernet_header() -> Result<()> {
+    let bed = Bed::idle(&Options { nodes: 1, ..Options::default() }, &Binaries::locate()?)?;
+    bed.outside().serve("outside", PORT)?;
+    let _link = by_ppp(&bed)?;
+    bed.node(1).sh("ip address flush dev eth0; ip link set eth0 down")?.ok()?;
+    bed.node(1).start_agent()?;
+    bed.node(1).agent_ready()?;
+    let status: weft_api::StatusReport = bed.node(1).weft_json("status")?;
+    ensure!(status.uplink == "ppp0" && status.devices == ["ppp0"], "{status:?}");
+    let client = bed.container(1, "default/client", &[])?;
+    let standing = flows(&client, outsides())?;
+    is_reached_by_ppp(&bed, &client, &standing)
 }
 
 /// D2, C7: a route to one destination that comes, and goes.

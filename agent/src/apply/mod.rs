@@ -29,8 +29,8 @@ pub(crate) mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    Addr, Backend, BackendKey, CidrKey, Config, Local, LocalKind, Port, Remote, RuleKey, Rules, Service, ServiceKey,
-    SlotKey, generation,
+    Addr, Backend, BackendKey, CidrKey, Config, Device, Local, LocalKind, Port, Remote, RuleKey, Rules, Service,
+    ServiceKey, SlotKey, generation,
 };
 use weft_dataplane::Error;
 
@@ -49,7 +49,7 @@ pub struct Applier {
 #[derive(Debug)]
 struct Observed {
     config: Config,
-    devices: Known<u32, u32>,
+    devices: Known<u32, Device>,
     ports: Known<u32, Port>,
     locals: Known<Addr, Local>,
     remotes: Known<CidrKey, Remote>,
@@ -236,7 +236,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn put_node_devices(&mut self, wanted: &Changes<u32, u32>) {
+    fn put_node_devices(&mut self, wanted: &Changes<u32, Device>) {
         let (table, known, summary) = (self.tables.devices(), &mut self.observed.devices, &mut self.summary);
         known.put_all(table, wanted, summary).tell("devices of the node", "nothing leaves by them", summary);
         known.take_gone(table, wanted, summary).tell("old devices of the node", "they are still there", summary);

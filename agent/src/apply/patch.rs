@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use weft_abi::{Addr, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, ServiceKey};
+use weft_abi::{Addr, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, ServiceKey};
 
 use super::{Observed, digests, tables::Known};
 use crate::model::{Desired, DesiredService};
@@ -16,7 +16,7 @@ pub type Changes<K, V> = BTreeMap<K, Option<V>>;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Patch {
     pub config: Option<Config>,
-    pub devices: Changes<u32, u32>,
+    pub devices: Changes<u32, Device>,
     pub ports: Changes<u32, Port>,
     pub locals: Changes<Addr, Local>,
     pub remotes: Changes<CidrKey, Remote>,

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use weft_abi::{
-    Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
+    Addr, Backend, BackendKey, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey,
+    SlotKey,
 };
 use weft_dataplane::{Error, Maps, Record};
 
@@ -52,7 +53,7 @@ pub trait Tables {
     fn generations(&self) -> &dyn Array<u32>;
     fn digests(&self) -> &dyn Table<u32, u64>;
     fn numbering(&self) -> &dyn Array<[u64; 2]>;
-    fn devices(&self) -> &dyn Table<u32, u32>;
+    fn devices(&self) -> &dyn Table<u32, Device>;
     fn ports(&self) -> &dyn Table<u32, Port>;
     fn locals(&self) -> &dyn Table<Addr, Local>;
     fn remotes(&self) -> &dyn Table<CidrKey, Remote>;
@@ -109,7 +110,7 @@ impl Tables for Maps {
         self.numbering()
     }
 
-    fn devices(&self) -> &dyn Table<u32, u32> {
+    fn devices(&self) -> &dyn Table<u32, Device> {
         self.devices()
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use proptest::prelude::*;
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, BackendKey, CidrKey, Local, Port, Remote, RuleKey, Rules, ServiceKey, SlotKey,
+    ANY_IDENTITY, Addr, Backend, BackendKey, CidrKey, Device, Local, Port, Remote, RuleKey, Rules, ServiceKey, SlotKey,
     generation,
 };
 
@@ -382,7 +382,7 @@ fn the_hosts_addresses_and_devices_have_flows_decided_again_and_workloads_do_not
     let workload = |last| (address(last), Local { ifindex: 10, kind: weft_abi::LocalKind::Workload as u32 });
     let port = Port { workload: 110, ..Port::default() };
     let plan = |devices: &[u32], locals: &[(Addr, Local)]| Desired {
-        devices: devices.iter().map(|index| (*index, 1)).collect(),
+        devices: devices.iter().map(|index| (*index, Device::default())).collect(),
         locals: locals.iter().copied().collect(),
         ports: [(10, port)].into(),
         ..Desired::default()

@@ -3,21 +3,45 @@
 
 use std::collections::BTreeMap;
 
-use super::links::{Link, NAME_PREFIX};
+use weft_abi::{Addr, Device};
+
+use super::{
+    addresses::Assigned,
+    links::{Framing, Link, NAME_PREFIX},
+};
 
 /// The node's devices, Weft's own left out.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Devices {
-    /// Those that the node hears others by, with index and name: they get `from_uplink`.
-    pub heard: Vec<(u32, String)>,
-    /// Those without an Ethernet header (TUN, WireGuard, PPP), by name: what is behind them the host's own stack reaches.
+    /// Those that the node hears others by: they get `from_uplink` or `from_l3`.
+    pub heard: Vec<Heard>,
+    /// Those whose packets begin with neither an Ethernet nor an IP header, by name: what is behind them the host's own stack reaches.
     pub by_stack: Vec<String>,
 }
 
+/// A device that the node hears others by.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Heard {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// Its packets have an Ethernet header; else they begin with the IP header.
+    pub ethernet: bool,
+    /// Bytes of an IP packet that it takes.
+    pub mtu: u32,
+}
+
 impl Devices {
-    /// Of those that are heard, as `DEVICES` has them.
-    pub(super) fn indices(&self) -> BTreeMap<u32, u32> {
-        self.heard.iter().map(|(index, _)| (*index, 1)).collect()
+    /// Those that are heard, as `DEVICES` has them: with the first address of each family that is fit for use.
+    pub(super) fn with_addresses(&self, assigned: &[Assigned]) -> BTreeMap<u32, Device> {
+        let address = |index: u32, is_ipv4: bool| {
+            let mut own = assigned.iter().filter(|own| own.ifindex == index && own.global && own.preferred);
+            let found = own.find(|own| own.address.is_ipv4() == is_ipv4);
+            found.map_or(Addr::UNSPECIFIED, |own| own.address.into())
+        };
+        let device = |heard: &Heard| Device { v4: address(heard.index, true), v6: address(heard.index, false) };
+        self.heard.iter().map(|heard| (heard.index, device(heard))).collect()
     }
 
     /// The uplink whatever it is, every other device that is up. Ports of a bridge, bond or team are heard as that; a VRF takes
@@ -28,10 +52,12 @@ impl Devices {
         let mut sorted: Vec<&Link> = links.iter().filter(|link| !link.loopback && !is_ours(link)).collect();
         sorted.sort_by_key(|link| (link.index != uplink, link.index));
         for link in sorted.into_iter().filter(|link| link.index == uplink || (link.up && !is_port(link, links))) {
-            if link.ethernet {
-                devices.heard.push((link.index, link.name.clone()));
-            } else {
-                devices.by_stack.push(link.name.clone());
+            let (index, name) = (link.index, link.name.clone());
+            match link.framing {
+                Framing::Other => devices.by_stack.push(name),
+                framing => {
+                    devices.heard.push(Heard { index, name, ethernet: framing == Framing::Ethernet, mtu: link.mtu })
+                }
             }
         }
         devices
@@ -48,13 +74,20 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, kind: &str) -> Link {
-        Link { index, name: name.to_owned(), kind: kind.to_owned(), up: true, ethernet: true, ..Link::default() }
+        Link {
+            index,
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            up: true,
+            framing: Framing::Ethernet,
+            ..Link::default()
+        }
     }
 
     #[test]
     fn devices_that_others_are_heard_by() {
         let all = [
-            Link { ethernet: false, loopback: true, ..link(1, "lo", "") },
+            Link { framing: Framing::Other, loopback: true, ..link(1, "lo", "") },
             link(2, "eth0", ""),
             link(3, "eth1", ""),
             Link { up: false, ..link(4, "eth2", "") },
@@ -64,18 +97,20 @@ mod tests {
             Link { controller: Some(7), ..link(8, "eth4", "") },
             link(9, "weft0", "veth"),
             link(10, "weft0a1b2c3d4e", "veth"),
-            Link { ethernet: false, ..link(11, "wg0", "wireguard") },
-            Link { ethernet: false, up: false, ..link(12, "tunl0", "ipip") },
+            Link { framing: Framing::Ip, ..link(11, "wg0", "wireguard") },
+            Link { framing: Framing::Ip, up: false, ..link(12, "tunl0", "ipip") },
             // Of another namespace's device the index may be any.
             Link { controller: Some(99), ..link(13, "eth5", "") },
+            Link { framing: Framing::Other, ..link(14, "ipsec0", "xfrm") },
         ];
-        let names = |devices: &Devices| devices.heard.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
+        let names = |devices: &Devices| devices.heard.iter().map(|heard| heard.name.clone()).collect::<Vec<_>>();
         let found = Devices::choose(&all, 3);
-        assert_eq!(names(&found), ["eth1", "eth0", "bond0", "red", "eth4", "eth5"]);
-        assert_eq!(found.by_stack, ["wg0"]);
+        assert_eq!(names(&found), ["eth1", "eth0", "bond0", "red", "eth4", "wg0", "eth5"]);
+        assert_eq!(found.by_stack, ["ipsec0"]);
+        assert!(found.heard.iter().all(|heard| heard.ethernet == (heard.name != "wg0")));
         let found = Devices::choose(&all, 4);
         assert_eq!(names(&found)[0], "eth2", "the uplink, also while it is down");
         let found = Devices::choose(&all, 11);
-        assert!(found.by_stack == ["wg0"] && names(&found)[0] == "eth0", "an uplink without Ethernet header");
+        assert_eq!(names(&found)[..2], ["wg0", "eth0"], "an uplink without Ethernet header");
     }
 }

@@ -78,7 +78,7 @@ pub(super) struct Devices<'a> {
     pub(super) uplink: &'a super::uplink::Uplink,
     pub(super) host: Option<&'a Link>,
     pub(super) overlay: Option<&'a Link>,
-    /// MTU of workloads: every way out of the node takes so much.
+    /// MTU of workloads: the uplink takes so much.
     pub(super) pod_mtu: u32,
 }
 
@@ -110,19 +110,25 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
             node_v6: uplink.v6.map_or(Addr::UNSPECIFIED, |address| IpAddr::from(address).into()),
             flags: plain(config.masquerade_v4, ConfigFlags::PLAIN_V4)
                 | plain(config.masquerade_v6, ConfigFlags::PLAIN_V6),
-            mtu: u16::try_from(*pod_mtu).unwrap_or(u16::MAX),
+            mtu: u16::try_from(every_way_takes(uplink, *pod_mtu)).unwrap_or(u16::MAX),
             ..Config::default()
         },
         pod_cidrs: config.all_pod_cidrs().copied().collect(),
-        devices: uplink.devices.indices(),
+        devices: uplink.device_values.clone(),
         host_addresses,
         reserved: uplink.reserved.clone(),
         service_cidrs: config.service_cidrs.clone(),
+        plain_cidrs: config.plain_cidrs.clone(),
         next_hops: BTreeMap::new(),
         checks_neighbours: config.checks_neighbours,
     };
     config.limits.put(&mut facts.config);
     facts
+}
+
+/// Bytes of an IP packet.
+fn every_way_takes(uplink: &super::uplink::Uplink, pod_mtu: u32) -> u32 {
+    uplink.devices.heard.iter().map(|heard| heard.mtu).fold(pod_mtu, u32::min)
 }
 
 /// Every route the host needs, by destination: those of the plan and those that follow from the node alone (its own pod

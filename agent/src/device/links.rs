@@ -44,8 +44,8 @@ pub struct Link {
     pub noarp: bool,
     /// Takes part in multicast: the kernel reports its groups (MLD) when it comes up.
     pub multicast: bool,
-    /// Its packets have an Ethernet header.
-    pub ethernet: bool,
+    /// What its packets begin with.
+    pub framing: Framing,
     /// `lo`.
     pub loopback: bool,
     /// Index of the bridge, bond, team or VRF that has it as a port.
@@ -333,7 +333,6 @@ impl From<&LinkMessage> for Link {
         let mut link = Self {
             index: message.header.index,
             up: flags.contains(LinkFlags::Up),
-            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
             running: flags.contains(LinkFlags::Running),
             loopback: flags.contains(LinkFlags::Loopback),
             noarp: flags.contains(LinkFlags::Noarp),
@@ -352,7 +351,37 @@ impl From<&LinkMessage> for Link {
                 _ => {}
             }
         }
+        link.framing = Framing::of(message.header.link_layer_type, &link.kind, flags);
         link
+    }
+}
+
+/// What the packets of a device begin with, as programs at its ingress see them.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Framing {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header: PPP, TUN, WireGuard, IP in IP, GRE.
+    Ip,
+    /// Something else, or it is not known.
+    #[default]
+    Other,
+}
+
+impl Framing {
+    /// Of devices that decapsulate those whose driver puts the packet's beginning at the inner IP header (since Linux 5.14), which
+    /// GRE towards many does not.
+    fn of(link_layer: LinkLayerType, kind: &str, flags: LinkFlags) -> Self {
+        match (link_layer, kind) {
+            (LinkLayerType::Ether, _) => Self::Ethernet,
+            (LinkLayerType::Ppp | LinkLayerType::Rawip, _)
+            | (LinkLayerType::None, "tun" | "wireguard")
+            | (LinkLayerType::Tunnel, "ipip")
+            | (LinkLayerType::Tunnel6, "ip6tnl")
+            | (LinkLayerType::Sit, "sit") => Self::Ip,
+            (LinkLayerType::Ipgre, "gre") if flags.contains(LinkFlags::Pointopoint) => Self::Ip,
+            _ => Self::Other,
+        }
     }
 }
 

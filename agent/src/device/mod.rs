@@ -54,13 +54,16 @@ use ipnet::IpNet;
 
 pub use self::{
     changes::{Change, Changes, Due},
-    devices::Devices,
+    devices::{Devices, Heard},
     error::{Error, Result},
     facts::gateway,
     limits::Limits,
     routes::{ROUTE_PROTOCOL, RouteChanges},
 };
-use self::{links::Link, netlink::Netlink};
+use self::{
+    links::{Framing, Link},
+    netlink::Netlink,
+};
 use crate::model::{HostRoute, Mode, NextHop, NodeFacts};
 
 /// The host's own port.
@@ -100,6 +103,8 @@ pub struct DeviceConfig {
     pub masquerade_v4: bool,
     /// Whether IPv6 to the outside takes the node's address.
     pub masquerade_v6: bool,
+    /// See [`NodeFacts::plain_cidrs`].
+    pub plain_cidrs: Vec<IpNet>,
     /// Source ports of masqueraded flows; the most that the node's own settings leave where absent.
     pub masquerade_ports: Option<RangeInclusive<u16>>,
     /// See [`NodeFacts::checks_neighbours`].
@@ -188,7 +193,7 @@ pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaire
     put_devices(&netlink, config, &before.uplink, before.pod_mtu).await?;
     let mut observation = before.clone();
     observation.devices = Devices::choose(&links::list_with(&netlink).await?, before.uplink.index);
-    observation.facts.devices = observation.devices.indices();
+    observation.facts.devices = observation.devices.with_addresses(&addresses::list(&netlink).await?);
     let facts = &mut observation.facts.config;
     let host = links::find_with(&netlink, HOST_PORT).await?;
     facts.host_ifindex = host.map_or(0, |link| link.index);
@@ -264,13 +269,14 @@ pub async fn follow_routes(
 }
 
 /// How each address is reached over the device `uplink`: [`NodeFacts::next_hops`] of native mode. The kernel is asked to keep
-/// the Ethernet addresses of neighbours; of one that does not answer now the address that it had `before` stands.
+/// the Ethernet addresses of neighbours; of one that does not answer now the address that it had `before` stands. Where the
+/// uplink has no Ethernet header, every node is a router.
 /// Addresses without a route are left out (and logged): their packets have nowhere to go.
 ///
 /// # Errors
 /// The kernel does not answer at all, or keeps no neighbours.
 pub async fn next_hops(
-    uplink: u32,
+    uplink: &Link,
     nodes: &[IpAddr],
     before: &BTreeMap<IpAddr, NextHop>,
 ) -> Result<BTreeMap<IpAddr, NextHop>> {
@@ -279,7 +285,10 @@ pub async fn next_hops(
     for node in nodes {
         match routes::lookup(&netlink, *node).await {
             Ok((_, Some(gateway))) => drop(hops.insert(*node, NextHop::Router(gateway))),
-            Ok((device, None)) if device == uplink => drop(neighbours.insert(*node)),
+            Ok((device, None)) if device == uplink.index && uplink.framing == Framing::Ethernet => {
+                neighbours.insert(*node);
+            }
+            Ok((device, None)) if device == uplink.index => drop(hops.insert(*node, NextHop::Router(*node))),
             // This node itself.
             Ok(_) => {}
             Err(error) => {
@@ -291,7 +300,7 @@ pub async fn next_hops(
     if let Some(first) = unreachable.first() {
         tracing::warn!(nodes = unreachable.len(), %first, "no route to nodes");
     }
-    let known = neighbours::apply(&netlink, uplink, &neighbours).await?;
+    let known = neighbours::apply(&netlink, uplink.index, &neighbours).await?;
     hops.extend(neighbours.into_iter().map(|node| {
         let had = match before.get(&node) {
             Some(NextHop::Neighbour(mac)) => *mac,

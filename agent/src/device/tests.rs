@@ -89,6 +89,7 @@ fn config(mode: Mode) -> DeviceConfig {
         mtu: None,
         masquerade_v4: true,
         masquerade_v6: false,
+        plain_cidrs: Vec::new(),
         masquerade_ports: Some(61000..=65535),
         checks_neighbours: true,
         limits: super::Limits::default(),
@@ -425,7 +426,7 @@ fn the_uplink_has_the_address_of_the_node_object() {
             let addresses = (observed.node_v4.map(IpAddr::from), observed.node_v6.map(IpAddr::from));
             assert_eq!(addresses, (Some("198.51.100.10".parse().unwrap()), None));
             assert_eq!(observed.uplink.name, "up1");
-            let heard: Vec<_> = observed.devices.heard.iter().map(|(_, name)| name.as_str()).collect();
+            let heard: Vec<_> = observed.devices.heard.iter().map(|heard| heard.name.as_str()).collect();
             assert_eq!((heard[0], heard.len()), ("up1", 4), "{heard:?}");
             drop(Command::new("ip").args(["route", "del", "default"]).status());
         }
@@ -463,8 +464,8 @@ fn next_hops_are_routers_and_neighbours_whose_ethernet_address_the_kernel_keeps(
         let nodes: Vec<IpAddr> = ["192.0.2.10", "192.0.2.20", "203.0.113.5", "2001:db8::20", "2001:db8:5::1"]
             .map(|a| a.parse().unwrap())
             .into();
-        let uplink = links::find("up0").await.unwrap().unwrap().index;
-        let hops = async |nodes: &[IpAddr], before: &_| super::next_hops(uplink, nodes, before).await.unwrap();
+        let uplink = links::find("up0").await.unwrap().unwrap();
+        let hops = async |nodes: &[IpAddr], before: &_| super::next_hops(&uplink, nodes, before).await.unwrap();
         let router = |address: &str| NextHop::Router(address.parse().unwrap());
         let mut expected: BTreeMap<IpAddr, NextHop> = [
             ("192.0.2.20".parse().unwrap(), NextHop::Neighbour(None)),
@@ -483,6 +484,13 @@ fn next_hops_are_routers_and_neighbours_whose_ethernet_address_the_kernel_keeps(
         assert_eq!(hops(&nodes, &answered).await, expected);
         let kept = ip("neigh show dev up0 protocol 119");
         assert!(kept.contains("192.0.2.20") && kept.contains("managed"), "{kept}");
+        ip("tuntap add ppp0 mode tun");
+        ip("link set ppp0 up");
+        ip("addr add 10.99.0.1/24 dev ppp0");
+        let ppp0 = links::find("ppp0").await.unwrap().unwrap();
+        let beyond = "10.99.0.2".parse().unwrap();
+        let found = super::next_hops(&ppp0, &[beyond], &BTreeMap::new()).await.unwrap();
+        assert_eq!(found, [(beyond, NextHop::Router(beyond))].into(), "no Ethernet address");
         // A node that has gone.
         ip("route del default");
         assert_eq!(hops(&nodes[2..3], &BTreeMap::new()).await, BTreeMap::new());

@@ -2,9 +2,11 @@
 //! Which device leads out of the node, and which of its addresses are the node's.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
+
+use weft_abi::Device;
 
 use super::{
     DeviceConfig, Error, Result,
@@ -21,6 +23,8 @@ use crate::plan::Digest;
 pub(super) struct Uplink {
     pub(super) link: Link,
     pub(super) devices: Devices,
+    /// `DEVICES`.
+    pub(super) device_values: BTreeMap<u32, Device>,
     pub(super) v4: Option<Ipv4Addr>,
     pub(super) v6: Option<Ipv6Addr>,
     /// Every address of the node that others can reach it by, Weft's own devices left out.
@@ -53,7 +57,8 @@ pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<
     let all = known.chain(of_networks).chain(ways.iter().filter_map(|way| way.gateway));
     let reserved: BTreeSet<IpAddr> = all.collect();
     let devices = Devices::choose(&links, link.index);
-    Ok(Uplink { link, devices, state, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
+    let device_values = devices.with_addresses(&assigned);
+    Ok(Uplink { link, devices, device_values, state, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
 }
 
 /// Of what packets out of it depend on.

@@ -134,7 +134,7 @@ impl Host {
     /// How these nodes are reached now.
     async fn look_up_next_hops(&self, nodes: &[IpAddr]) -> Result<BTreeMap<IpAddr, NextHop>> {
         let Observation { facts, uplink, .. } = &self.observation;
-        let hops = device::next_hops(uplink.index, nodes, &facts.next_hops).await;
+        let hops = device::next_hops(uplink, nodes, &facts.next_hops).await;
         hops.context("cannot look for the way to other nodes")
     }
 
@@ -172,7 +172,9 @@ impl Host {
             (Program::FromHost, device::HOST_PORT.to_owned(), config.host_ifindex),
             (Program::FromOverlay, device::OVERLAY.to_owned(), config.overlay_ifindex),
         ];
-        let heard = self.devices().heard.iter().map(|(index, name)| (Program::FromUplink, name.clone(), *index));
+        let heard = self.devices().heard.iter().map(|heard| {
+            (if heard.ethernet { Program::FromUplink } else { Program::FromL3 }, heard.name.clone(), heard.index)
+        });
         own.into_iter().chain(heard).filter(|(_, _, ifindex)| *ifindex != 0).collect()
     }
 

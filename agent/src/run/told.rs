@@ -70,7 +70,7 @@ impl Told {
         let problems = self.problems(parts);
         shared.publish(|view| {
             host.uplink().clone_into(&mut view.uplink);
-            view.devices = host.devices().heard.iter().map(|(_, name)| name.clone()).collect();
+            view.devices = host.devices().heard.iter().map(|heard| heard.name.clone()).collect();
             view.stack_devices.clone_from(&host.devices().by_stack);
             view.pod_cidrs = pools.iter().map(Pool::cidr).collect();
             view.addresses_used = pools.iter().map(|pool| (pool.used(), pool.size())).collect();

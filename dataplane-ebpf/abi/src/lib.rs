@@ -39,7 +39,7 @@ pub(crate) use layout::layout;
 pub use layout::{Digest, Layout};
 pub use maps::{LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
-pub use port::{Local, LocalKind, Port, PortKind, Remote, RemoteKind};
+pub use port::{Device, Local, LocalKind, Port, PortKind, Remote, RemoteFlags, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use service::{Backend, BackendKey, BackendState, Service, ServiceKey, SlotKey};
 pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, OPENED, RECEIVED, Share};
@@ -62,11 +62,13 @@ pub mod program {
     pub const FROM_HOST: &str = "from_host";
     /// tcx ingress of the uplink.
     pub const FROM_UPLINK: &str = "from_uplink";
+    /// tcx ingress of other devices that lead out of the node, whose packets have no Ethernet header.
+    pub const FROM_L3: &str = "from_l3";
     /// tcx ingress of the VXLAN device.
     pub const FROM_OVERLAY: &str = "from_overlay";
 
     /// All of them.
-    pub const ALL: [&str; 5] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_OVERLAY];
+    pub const ALL: [&str; 6] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_L3, FROM_OVERLAY];
 }
 
 /// Generation slots: the first ones are fixed, the rest the agent gives to workloads and Services.

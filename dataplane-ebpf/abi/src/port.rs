@@ -80,6 +80,17 @@ pub enum RemoteKind {
     /// A remote node's pod CIDR, natively through the uplink to the router `via`: what comes back may be of another one, so
     /// that its pods are heard from every Ethernet address.
     Routed = 6,
+    /// Beyond the cluster; workloads reach it with their own addresses.
+    Plain = 7,
+}
+
+/// Bits of [`Remote::flags`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RemoteFlags;
+
+impl RemoteFlags {
+    /// Workloads reach it with their own addresses ([`RemoteKind::Node`]; of another kind it follows from that).
+    pub const PLAIN: u16 = 1;
 }
 
 crate::layout! {
@@ -93,8 +104,8 @@ crate::layout! {
         pub kind: u32,
         /// Ethernet address of `via` ([`RemoteKind::Native`]); all zero: not known, and nothing is heard of its pods.
         pub mac: [u8; 6],
-        /// Reserved, zero.
-        pub pad: u16,
+        /// [`RemoteFlags`].
+        pub flags: u16,
     }
 }
 
@@ -102,11 +113,33 @@ impl Remote {
     /// A prefix of which no Ethernet address is known.
     #[must_use]
     pub const fn new(via: Addr, kind: RemoteKind) -> Self {
-        Self { via, kind: kind as u32, mac: [0; 6], pad: 0 }
+        Self { via, kind: kind as u32, mac: [0; 6], flags: 0 }
     }
 }
 
-crate::pod!(Port, Local, Remote);
+crate::layout! {
+    /// A device that leads out of the node.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Device {
+        /// The node's own IPv4 address there (mapped) that is fit to be a source, or unspecified.
+        pub v4: Addr,
+        /// The same of IPv6.
+        pub v6: Addr,
+    }
+}
+
+impl Device {
+    /// The node's own address there of the family of `peer`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address_for(&self, peer: &Addr) -> Addr {
+        if peer.is_v4() { self.v4 } else { self.v6 }
+    }
+}
+
+crate::pod!(Port, Local, Remote, Device);
 
 const _: () = assert!(size_of::<Port>() == 52);
 const _: () = assert!(size_of::<Remote>() == 28);
+const _: () = assert!(size_of::<Device>() == 32);

@@ -65,7 +65,7 @@ numbered! {
     FlowShare = "flow-share", "the workload has taken its share of the flow table";
     FlowRate = "flow-rate", "the workload opens new flows faster than its rate";
     AnswerRate = "answer-rate", "the workload asks the node itself (ARP, neighbour discovery, DHCP, ICMP) faster than its rate";
-    TooBig = "too-big", "larger than the way out of the node takes; its sender was told, unless it lets routers cut it (IPv4)";
+    TooBig = "too-big", "larger than the way out of the node takes; its sender was told, unless it lets routers cut it (IPv4): then it fits no datagram between nodes";
     TupleTaken = "tuple-taken", "another connection looks the same once it is translated, and the protocol's ports cannot change";
     FragmentShare = "fragment-share", "the workload sends datagrams in pieces faster than its rate";
 }

@@ -95,7 +95,7 @@ impl Dataplane {
         pins.tell_of_others()?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
-        let (mut ebpf, offload_unchecked) = load(&pins, &plan)?;
+        let (mut ebpf, offload_unchecked) = load(&pins, &plan, options)?;
         // Not before: the programs name the maps by the descriptors that this gives back.
         let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
@@ -137,10 +137,10 @@ impl Dataplane {
 
 /// Loads everything. Where kernel memory may not be read (no `CAP_PERFMON`, lockdown, no BTF), without the check of checksums,
 /// and with the reason.
-fn load(pins: &PinDir, plan: &[MapReport]) -> Result<(Ebpf, Option<String>)> {
+fn load(pins: &PinDir, plan: &[MapReport], options: &Options) -> Result<(Ebpf, Option<String>)> {
     let unchecked = match kernel_types::skb_layout() {
         Ok(layout) => {
-            let mut ebpf = create_maps(pins, plan, layout)?;
+            let mut ebpf = create_maps(pins, plan, layout, options)?;
             match load_programs(&mut ebpf) {
                 Ok(()) => return Ok((ebpf, None)),
                 Err(Error::Verifier { source, .. }) => {
@@ -151,13 +151,13 @@ fn load(pins: &PinDir, plan: &[MapReport]) -> Result<(Ebpf, Option<String>)> {
         }
         Err(reason) => reason,
     };
-    let mut ebpf = create_maps(pins, plan, SkbLayout::default())?;
+    let mut ebpf = create_maps(pins, plan, SkbLayout::default(), options)?;
     load_programs(&mut ebpf)?;
     Ok((ebpf, Some(unchecked)))
 }
 
 /// Makes or opens every map at its pin, and points the programs at them.
-fn create_maps(pins: &PinDir, plan: &[MapReport], layout: SkbLayout) -> Result<Ebpf> {
+fn create_maps(pins: &PinDir, plan: &[MapReport], layout: SkbLayout, options: &Options) -> Result<Ebpf> {
     let paths: Vec<PathBuf> = plan.iter().map(|report| pins.maps.join(report.map)).collect();
     let mut loader = EbpfLoader::new();
     // The programs use no kernel types: no need to parse the kernel's BTF.
@@ -166,6 +166,10 @@ fn create_maps(pins: &PinDir, plan: &[MapReport], layout: SkbLayout) -> Result<E
         loader.map_max_entries(report.map, report.max_entries).map_pin_path(report.map, path.as_path());
     }
     loader.override_global(SkbLayout::GLOBAL, &layout, true);
+    if options.without_route_sources {
+        // A flag that no kernel knows.
+        loader.override_global("FIB_SOURCE", &(1_u32 << 31), true);
+    }
     loader.load(OBJECT).map_err(|error| Error::object(&error))
 }
 

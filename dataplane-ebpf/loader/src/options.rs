@@ -15,6 +15,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Sizes of maps that are not there yet.
     pub sizes: MapSizes,
+    /// For tests: the programs ask for routes as if the kernel were older than 6.7, which does not tell the source.
+    pub without_route_sources: bool,
 }
 
 impl Options {
@@ -24,7 +26,7 @@ impl Options {
     /// The given folder and [`MapSizes::default`].
     #[must_use]
     pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
-        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default() }
+        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), without_route_sources: false }
     }
 }
 

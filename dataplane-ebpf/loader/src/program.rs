@@ -34,14 +34,16 @@ pub enum Program {
     FromHost,
     /// [`program::FROM_UPLINK`].
     FromUplink,
+    /// [`program::FROM_L3`].
+    FromL3,
     /// [`program::FROM_OVERLAY`].
     FromOverlay,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::FromWorkload, Self::ToWorkload, Self::FromHost, Self::FromUplink, Self::FromOverlay];
+    pub const ALL: [Self; 6] =
+        [Self::FromWorkload, Self::ToWorkload, Self::FromHost, Self::FromUplink, Self::FromL3, Self::FromOverlay];
 
     /// Name in the object, and in the names of link pins.
     #[must_use]
@@ -51,6 +53,7 @@ impl Program {
             Self::ToWorkload => program::TO_WORKLOAD,
             Self::FromHost => program::FROM_HOST,
             Self::FromUplink => program::FROM_UPLINK,
+            Self::FromL3 => program::FROM_L3,
             Self::FromOverlay => program::FROM_OVERLAY,
         }
     }
@@ -59,7 +62,7 @@ impl Program {
     #[must_use]
     pub const fn direction(self) -> Direction {
         match self {
-            Self::FromWorkload | Self::FromUplink | Self::FromOverlay => Direction::Ingress,
+            Self::FromWorkload | Self::FromUplink | Self::FromL3 | Self::FromOverlay => Direction::Ingress,
             Self::ToWorkload | Self::FromHost => Direction::Egress,
         }
     }
@@ -67,7 +70,7 @@ impl Program {
     pub(crate) const fn anchor(self) -> Anchor {
         match self {
             Self::FromWorkload | Self::ToWorkload => Anchor::Filter,
-            Self::FromHost | Self::FromUplink | Self::FromOverlay => Anchor::Link,
+            Self::FromHost | Self::FromUplink | Self::FromL3 | Self::FromOverlay => Anchor::Link,
         }
     }
 

@@ -23,6 +23,8 @@ mod hostile;
 mod icmp_error;
 #[path = "golden/isolation.rs"]
 mod isolation;
+#[path = "golden/l3.rs"]
+mod l3;
 #[path = "golden/life.rs"]
 mod life;
 #[path = "golden/link.rs"]

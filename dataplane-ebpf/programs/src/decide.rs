@@ -163,7 +163,7 @@ pub extern "C" fn weft_was_refused(flow: *const Flow, protocol_number: u32) -> u
 /// [`admit::admit_for_host`] on the walk; 0, or the number of the reason + 1.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_admit_for_host() -> u32 {
+pub extern "C" fn weft_admit_for_host() -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     stop::code(admit::admit_for_host(&Kernel, &walk.question, &mut walk.decision.client))
 }
@@ -252,7 +252,7 @@ fn recall<F: Family>(walk: &mut Walk) {
 }
 
 #[inline(always)]
-fn is_local_workload(addr: &Addr) -> bool {
+pub fn is_local_workload(addr: &Addr) -> bool {
     Kernel.local(addr).is_some_and(|local| local.kind == LocalKind::Workload as u32)
 }
 

@@ -3,7 +3,10 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, Deliver, DropReason, Flow, GATEWAY_MAC, MARK_DELIVERED, OVERLAY_MAC};
-use weft_logic::Tables as _;
+use weft_logic::{
+    Frame as _, Tables as _,
+    header::{ETHERNET, ethertype},
+};
 
 use crate::{helpers, hook, maps::Kernel, skb::Skb};
 
@@ -68,11 +71,22 @@ extern "C" fn weft_set_tunnel(skb: *mut __sk_buff, remote: *const Addr) -> u32 {
     let vni = Kernel.config().map_or(0, |config| config.vni);
     // SAFETY: the caller's reference; the verifier checked its size.
     let remote = unsafe { *remote };
-    u32::from(helpers::set_tunnel(skb, vni, &remote))
+    u32::from(helpers::set_tunnel(skb, vni, class(&Skb::of(skb)), &remote))
 }
 
+/// The class of service (DSCP, RFC 2474) of an IP packet, where the byte of IPv4 has it: the network between nodes sees it as well. The
+/// bits of congestion beside it are the VXLAN driver's (RFC 6040).
 #[inline(always)]
-fn write_macs(skb: &Skb, dst: &[u8; 6], src: &[u8; 6]) -> Result<(), DropReason> {
+fn class(skb: &Skb) -> u8 {
+    const IPV6: u16 = ethertype::IPV6.to_be();
+    let Some([first, second]) = skb.read::<[u8; 2]>(ETHERNET) else { return 0 };
+    let byte = if skb.protocol() == IPV6 { first << 4 | second >> 4 } else { second };
+    byte & 0xfc
+}
+
+/// Writes the Ethernet addresses.
+#[inline(always)]
+pub fn write_macs(skb: &Skb, dst: &[u8; 6], src: &[u8; 6]) -> Result<(), DropReason> {
     let macs = skb.at::<Macs>(0).ok_or(DropReason::Truncated)?;
     // SAFETY: `at` checked the bounds; a Flow's addresses are at even offsets.
     unsafe {

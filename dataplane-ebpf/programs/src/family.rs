@@ -3,6 +3,7 @@
 
 use weft_abi::{Addr, DropReason, Flow, FlowKey4, FlowKey6};
 use weft_logic::{
+    Frame,
     checksum::Summed,
     header::{self, Ipv4, Ipv6, Transport},
 };
@@ -27,7 +28,7 @@ pub trait Family {
     const IS_V6: bool;
 
     /// Parses the packet; without a transport header where it is not right behind the IP header.
-    fn parse(skb: &Skb) -> Result<(Self::Header, Option<Transport>), DropReason>;
+    fn parse<P: Frame>(packet: &P) -> Result<(Self::Header, Option<Transport>), DropReason>;
     /// Finds the transport header behind options or extension headers, or of a datagram in pieces.
     fn parse_far(skb: &Skb) -> Result<Transport, DropReason>;
     /// The flow key of a packet.
@@ -73,8 +74,8 @@ impl Family for V4 {
     const HEADERS: usize = header::ETHERNET + header::IPV4 + 20;
 
     #[inline(always)]
-    fn parse(skb: &Skb) -> Result<(Ipv4, Option<Transport>), DropReason> {
-        header::ipv4(skb)
+    fn parse<P: Frame>(packet: &P) -> Result<(Ipv4, Option<Transport>), DropReason> {
+        header::ipv4(packet)
     }
 
     #[inline(always)]
@@ -156,8 +157,8 @@ impl Family for V6 {
     const HEADERS: usize = header::ETHERNET + header::IPV6 + 20;
 
     #[inline(always)]
-    fn parse(skb: &Skb) -> Result<(Ipv6, Option<Transport>), DropReason> {
-        header::ipv6(skb)
+    fn parse<P: Frame>(packet: &P) -> Result<(Ipv6, Option<Transport>), DropReason> {
+        header::ipv6(packet)
     }
 
     #[inline(always)]

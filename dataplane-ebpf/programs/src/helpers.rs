@@ -164,12 +164,16 @@ pub enum Forwarding {
     To(Route),
     /// The host has no route to it, or one that lets nothing pass.
     Nowhere,
-    /// The host does not tell: it does not forward from that device, or the kernel has no `BPF_FIB_LOOKUP_SRC`.
+    /// The host does not tell: it does not forward from that device.
     Unknown,
 }
 
-/// `BPF_FIB_LOOKUP_SKIP_NEIGH` (kernel 6.3) and `BPF_FIB_LOOKUP_SRC` (kernel 6.7).
-const FIB_FLAGS: u32 = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
+/// How routes are asked for: also for the source that the host would take (kernel 6.7); tests put what no kernel knows here, so
+/// that it is as it is before.
+#[unsafe(no_mangle)]
+static FIB_SOURCE: u32 = BPF_FIB_LOOKUP_SRC;
+/// What a kernel answers that does not know one of the flags.
+const EINVAL: i64 = -22;
 /// `BPF_FIB_LKUP_RET_*` of `linux/bpf.h`.
 const FIB_SUCCESS: i64 = 0;
 const FIB_LAST_REFUSAL: i64 = 4;
@@ -177,7 +181,8 @@ const FIB_LAST_REFUSAL: i64 = 4;
 const FIB_ENCAPSULATES: i64 = 6;
 const FIB_FRAG_NEEDED: i64 = 8;
 
-/// The host's route to `dst` for what comes in by the device `from`, by its rules of destinations and devices.
+/// The host's route to `dst` for what comes in by the device `from`, by its rules of destinations and devices. Its source is
+/// unspecified where the kernel does not tell.
 #[inline(always)]
 pub fn host_route(skb: *mut __sk_buff, from: u32, dst: &Addr) -> Forwarding {
     // SAFETY: all zero is a valid value of this C struct.
@@ -191,8 +196,14 @@ pub fn host_route(skb: *mut __sk_buff, from: u32, dst: &Addr) -> Forwarding {
         params.__bindgen_anon_4.ipv6_dst = dst.0;
     }
     let size = mem::size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: a constant of the object, which the loader may have set; volatile, so that its value here is not taken for granted.
+    let with_source = BPF_FIB_LOOKUP_SKIP_NEIGH | unsafe { ptr::read_volatile(&raw const FIB_SOURCE) };
     // SAFETY: `params` lives over the call, its size is told.
-    let found = unsafe { raw::bpf_fib_lookup(skb.cast(), &mut params, size, FIB_FLAGS) } as i64;
+    let mut found = unsafe { raw::bpf_fib_lookup(skb.cast(), &mut params, size, with_source) } as i64;
+    if found == EINVAL {
+        // SAFETY: as above; a kernel that refuses flags has not touched it.
+        found = unsafe { raw::bpf_fib_lookup(skb.cast(), &mut params, size, BPF_FIB_LOOKUP_SKIP_NEIGH) } as i64;
+    }
     match found {
         // Whether the packet fits is another question.
         FIB_SUCCESS | FIB_FRAG_NEEDED => {
@@ -233,10 +244,11 @@ fn source(params: &bpf_fib_lookup, is_v4: bool) -> Addr {
     }
 }
 
-/// How many bytes of an IP packet a device takes, where this one is larger (kernel 5.12).
+/// How many bytes of an IP packet a device takes, where that is less than `len` (kernel 5.12).
 #[inline(always)]
-pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
-    let mut mtu = 0;
+pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32, len: u32) -> Option<u32> {
+    // Not the length of the frame, of which the device may take something off, as an Ethernet header.
+    let mut mtu = len;
     // SAFETY: `mtu` lives over the call.
     let found = unsafe { raw::bpf_check_mtu(skb.cast(), ifindex, &mut mtu, 0, 0) };
     (found == BPF_MTU_CHK_RET_FRAG_NEEDED).then_some(mtu)
@@ -245,13 +257,14 @@ pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
 /// `BPF_MTU_CHK_RET_FRAG_NEEDED` of `linux/bpf.h`.
 const BPF_MTU_CHK_RET_FRAG_NEEDED: i64 = 1;
 
-/// Sets the tunnel metadata that the VXLAN device in external mode encapsulates by.
+/// Sets the tunnel metadata that the VXLAN device in external mode encapsulates by; `tos`: of the outer header.
 #[inline(always)]
-pub fn set_tunnel(skb: *mut __sk_buff, vni: u32, remote: &Addr) -> bool {
+pub fn set_tunnel(skb: *mut __sk_buff, vni: u32, tos: u8, remote: &Addr) -> bool {
     // SAFETY: all zero is a valid value of this C struct.
     let mut key: bpf_tunnel_key = unsafe { mem::zeroed() };
     key.tunnel_id = vni;
     key.tunnel_ttl = 64;
+    key.tunnel_tos = tos;
     let flags = if remote.is_v4() {
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.v4_word());
         BPF_F_ZERO_CSUM_TX

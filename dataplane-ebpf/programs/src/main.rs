@@ -22,6 +22,7 @@ mod hop_limit;
 mod icmp_answer;
 mod icmp_error;
 mod insert;
+mod l3;
 mod maps;
 mod neighbour;
 mod offload;
@@ -59,6 +60,12 @@ pub fn from_host(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     walk::run::<{ Hook::FromUplink as u8 }>(Skb::new(&ctx))
+}
+
+/// tcx ingress of devices that lead out of the node and whose packets have no Ethernet header: as of the uplink.
+#[classifier]
+pub fn from_l3(ctx: TcContext) -> i32 {
+    l3::run(Skb::new(&ctx))
 }
 
 /// tcx ingress of the VXLAN device: workloads and hosts of other nodes.

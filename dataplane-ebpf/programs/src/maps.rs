@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, Backend, BackendKey, BackendState, Config, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service,
+    Addr, Backend, BackendKey, BackendState, Config, Device, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service,
     ServiceKey, Share, SlotKey, Tally, WORLD_IDENTITY,
 };
 use weft_logic::{Tables, policy, walk::Walk};
@@ -135,11 +135,11 @@ pub fn walk() -> Option<&'static mut Walk> {
     WALK.get_ptr_mut(0).map(|walk| unsafe { &mut *walk })
 }
 
-/// Whether what comes in by a device meets `from_uplink`.
+/// A device that leads out of the node, if what comes in by it is heard.
 #[inline(always)]
-pub fn is_heard(ifindex: u32) -> bool {
+pub fn device(ifindex: u32) -> Option<&'static Device> {
     // SAFETY: as for `Kernel::port`.
-    unsafe { DEVICES.get(ifindex) }.is_some()
+    unsafe { DEVICES.get(ifindex) }
 }
 
 /// The kernel's maps.

@@ -24,13 +24,18 @@ fn route(skb: *mut __sk_buff) -> Result<(), DropReason> {
     let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return Err(DropReason::Kernel) };
     let answers = walk.question.answers();
     let Some(to) = locate::beyond(&walk.decision, answers).copied() else { return Ok(()) };
-    match helpers::host_route(skb, config.host_ifindex, &to) {
-        Forwarding::To(route) if maps::is_heard(route.ifindex) => {
-            locate::follow(&mut walk.decision, answers, &route);
-            Ok(())
-        }
+    let mut route = match helpers::host_route(skb, config.host_ifindex, &to) {
+        Forwarding::To(route) => route,
+        Forwarding::Nowhere if !answers => return Err(DropReason::NoRoute),
+        _ => return Ok(()),
+    };
+    let Some(device) = maps::device(route.ifindex) else {
         // What answers from there would not be heard.
-        Forwarding::To(_) | Forwarding::Nowhere if !answers => Err(DropReason::NoRoute),
-        _ => Ok(()),
+        return if answers { Ok(()) } else { Err(DropReason::NoRoute) };
+    };
+    if route.source.is_unspecified() {
+        route.source = device.address_for(&to);
     }
+    locate::follow(&mut walk.decision, answers, &route);
+    Ok(())
 }

@@ -1,20 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Packets that are larger than the way out of the node takes: their sender is told, as by a router, so that it sends smaller ones.
+//!
+//! What routers may cut is cut: a program cannot make several packets of one, so the host's own IP stack does it. Towards nodes by
+//! tunnel it cuts what encapsulates the packet, and the other node puts that together. Elsewhere the packet, decided on and
+//! translated, comes in by `weft0` as if from a host there, and the stack forwards it by the routes that the decision was made
+//! of; `from_host` does not see it, it leaves by another device. Filters of the host for forwarded packets see it.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{DropReason, Flow};
+use weft_abi::{Deliver, DropReason, Flow, GATEWAY_MAC};
 use weft_logic::{
     Frame as _, Tables as _,
     header::{ETHERNET, Transport},
 };
 
 use crate::{
+    deliver,
     family::Family,
     helpers,
     icmp_answer::{self, MTU_AT, TOO_BIG},
     maps::Kernel,
+    share::{self, Tokens},
     skb::Skb,
-    stop::Stop,
+    stop::{self, Stop},
 };
 
 /// Bytes of a frame that every way takes: those of the smallest MTU of IPv6 (RFC 8200, 5).
@@ -34,17 +41,55 @@ pub fn exceeded(skb: &Skb, flow: &Flow) -> u32 {
 #[inline(never)]
 extern "C" fn weft_exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> u32 {
     let Some(config) = Kernel.config() else { return 0 };
-    if config.mtu == 0 || Skb::of(skb).len() <= ETHERNET as u32 + u32::from(config.mtu) {
+    let len = Skb::of(skb).len().saturating_sub(ETHERNET as u32);
+    if config.mtu == 0 || len <= u32::from(config.mtu) {
         return 0;
     }
-    helpers::exceeded_mtu(skb, ifindex).unwrap_or(0)
+    helpers::exceeded_mtu(skb, ifindex, len).unwrap_or(0)
 }
 
-/// Ends a packet that is too big, and tells its sender; one of IPv4 that routers may cut is dropped: they would have to.
+/// Bytes of a frame that fit a datagram of the underlay, its headers and those of VXLAN included.
+const ENCAPSULATED: u32 = 0xffff - 40 - 8 - 8;
+
+/// Lets a packet that is too big go on in pieces, within its port's share; whether by the host's stack ([`hand_over`]).
 #[inline(always)]
-pub fn refuse<F: Family>(skb: &Skb, ip: &F::Header, transport: &Transport, mtu: u32) -> Result<i32, Stop> {
-    if F::may_be_cut(ip) {
-        return Err(DropReason::TooBig.into());
+pub fn cut(skb: &Skb, flow: &Flow) -> Result<bool, DropReason> {
+    let by_tunnel = flow.deliver == Deliver::Tunnel as u8;
+    stop::check(weft_may_cut(skb.raw(), u32::from(by_tunnel)))?;
+    Ok(!by_tunnel)
+}
+
+/// 0, or the number of the reason + 1. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_may_cut(skb: *mut __sk_buff, by_tunnel: u32) -> u32 {
+    let skb = Skb::of(skb);
+    if by_tunnel != 0 && skb.len() > ENCAPSULATED {
+        return stop::code(Err(DropReason::TooBig));
     }
+    stop::code(share::take(skb.ifindex(), Tokens::Fragments))
+}
+
+/// Gives a packet that is rewritten, but for its time to live, to the host's stack.
+#[inline(always)]
+pub fn hand_over(skb: &Skb) -> Result<i32, Stop> {
+    stop::resume(weft_hand_over(skb.raw()))
+}
+
+/// [`hand_over`], as [`stop::suspend`] says. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_hand_over(skb: *mut __sk_buff) -> u32 {
+    let Some(config) = Kernel.config() else { return stop::suspend(Err(DropReason::Kernel.into())) };
+    let written = deliver::write_macs(&Skb::of(skb), &config.host_mac, &GATEWAY_MAC);
+    stop::suspend(match written {
+        Ok(()) => Ok(helpers::redirect_in(config.host_ifindex)),
+        Err(reason) => Err(reason.into()),
+    })
+}
+
+/// Ends a packet that is too big, and tells its sender.
+#[inline(always)]
+pub fn refuse<F: Family>(skb: &Skb, transport: &Transport, mtu: u32) -> Result<i32, Stop> {
     icmp_answer::tell::<F>(skb, transport, TOO_BIG | mtu << MTU_AT, DropReason::TooBig)
 }

@@ -88,17 +88,26 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         Kind::ICMP_ERROR => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport)?,
         Kind(kind) => return neighbour::handle::<HOOK>(skb, kind),
     };
-    let hop = hop_limit::counts::<HOOK>(flow);
+    let mut hop = hop_limit::counts::<HOOK>(flow);
     if hop && F::hops(&ip) <= 1 {
         return hop_limit::exceeded::<F>(skb, &transport);
     }
+    let mut by_stack = false;
     if hop {
         let mtu = too_big::exceeded(skb, flow);
+        if mtu != 0 && !F::may_be_cut(&ip) {
+            return too_big::refuse::<F>(skb, &transport, mtu);
+        }
         if mtu != 0 {
-            return too_big::refuse::<F>(skb, &ip, &transport, mtu);
+            by_stack = too_big::cut(skb, flow)?;
+            // The host's stack counts itself.
+            hop = !by_stack;
         }
     }
     F::rewrite(skb, &ip, &transport, flow, hop, summed)?;
+    if by_stack {
+        return too_big::hand_over(skb);
+    }
     Ok(deliver::deliver(skb, flow)?)
 }
 

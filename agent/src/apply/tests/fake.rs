@@ -9,8 +9,8 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
-    generation,
+    Addr, Backend, BackendKey, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey,
+    SlotKey, generation,
 };
 use weft_dataplane::Error;
 
@@ -23,7 +23,7 @@ pub(crate) struct Fake {
     pub(crate) generations: FakeArray<u32>,
     pub(crate) digests: FakeTable<u32, u64>,
     pub(crate) numbering: FakeArray<[u64; 2]>,
-    pub(crate) devices: FakeTable<u32, u32>,
+    pub(crate) devices: FakeTable<u32, Device>,
     pub(crate) ports: FakeTable<u32, Port>,
     pub(crate) locals: FakeTable<Addr, Local>,
     pub(crate) remotes: FakeTable<CidrKey, Remote>,
@@ -206,7 +206,7 @@ impl Tables for Fake {
         &self.numbering
     }
 
-    fn devices(&self) -> &dyn Table<u32, u32> {
+    fn devices(&self) -> &dyn Table<u32, Device> {
         &self.devices
     }
 

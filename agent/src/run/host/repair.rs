@@ -127,8 +127,9 @@ impl Host {
         let wanted = self.programs();
         let is_wanted = |ifindex| wanted.iter().any(|(_, _, wanted)| *wanted == ifindex);
         // Ports of a bond by now, or gone to another namespace.
-        for Served { ifindex, .. } in
-            attached.iter().filter(|found| found.program == Program::FromUplink && !is_wanted(found.ifindex))
+        for Served { ifindex, .. } in attached
+            .iter()
+            .filter(|found| matches!(found.program, Program::FromUplink | Program::FromL3) && !is_wanted(found.ifindex))
         {
             tracing::info!(ifindex, "detaching from a device by which nobody is heard any more");
             dataplane.detach(*ifindex).with_context(|| format!("cannot detach programs from device {ifindex}"))?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Time to live: one less beyond the node, and an answer where none is left.
 
-use weft_abi::{Counter, DropReason, GATEWAY_MAC};
+use weft_abi::{Counter, DropReason, GATEWAY_MAC, OVERLAY_MAC};
 
 use crate::{
-    node::{CLIENT, CLIENT_IP, FAR_IP, HOST_IP, NATIVE_IP, Node, OUTSIDE_IP, REDIRECT, SERVER_IP, mac},
+    node::{CLIENT, CLIENT_IP, FAR_IP, HOST_IP, HOST_MAC, NATIVE_IP, Node, OUTSIDE_IP, REDIRECT, SERVER_IP, mac},
     packet::{L4, SYN, check_transport, frame, ip, ip_headers, parse, sum, word},
 };
 
@@ -107,12 +107,53 @@ fn a_packet_that_is_too_big_is_answered_with_what_fits() {
         // On the node nothing is routed.
         node.from_workload(CLIENT, &sized(SERVER_IP[family], DEVICE + 1)).redirected();
     }
-    // Routers may cut it: there is none here, and it would be cut.
-    let headers = ip_headers(ip(CLIENT_IP[0]), ip(OUTSIDE_IP[0]));
-    let mut cut = frame(mac(CLIENT), headers, L4::Udp(4000, 53), &[7; DEVICE]);
-    cut[20] = 0;
-    cut[24..26].fill(0);
-    let checksum = !sum(&[&cut[14..34]]);
-    cut[24..26].copy_from_slice(&checksum.to_be_bytes());
-    node.from_workload(CLIENT, &cut).dropped(DropReason::TooBig);
+}
+
+/// What routers may cut, of this many bytes behind its Ethernet header.
+fn may_be_cut(dst: &str, size: usize) -> Vec<u8> {
+    let headers = ip_headers(ip(CLIENT_IP[0]), ip(dst));
+    let mut packet = frame(mac(CLIENT), headers, L4::Udp(4000, 53), &vec![7; size - 28]);
+    packet[20] = 0;
+    packet[24..26].fill(0);
+    let checksum = !sum(&[&packet[14..34]]);
+    packet[24..26].copy_from_slice(&checksum.to_be_bytes());
+    packet
+}
+
+/// RFC 791: routers cut what is too big and may be cut. The host's stack does, once the packet is translated, and is the one
+/// router that it passes; towards another node's workloads what encapsulates it is cut.
+#[test]
+fn a_packet_that_is_too_big_and_may_be_cut_goes_on() {
+    let node = Node::new();
+    node.reconfigure(|config| config.mtu = 1400);
+    for (dst, src) in [(OUTSIDE_IP[0], HOST_IP[0]), (NATIVE_IP[0], CLIENT_IP[0])] {
+        for size in [1501, 3000] {
+            let outcome = node.from_workload(CLIENT, &may_be_cut(dst, size));
+            let seen = outcome.redirected();
+            assert_eq!((seen.dst_mac, seen.src_mac), (HOST_MAC, GATEWAY_MAC));
+            assert_eq!((seen.tuple.src, seen.tuple.dst), (ip(src), ip(dst)));
+            assert_eq!((outcome.bytes[HOPS[0]], outcome.bytes.len()), (64, size + 14));
+            outcome.marked(false);
+        }
+        let outcome = node.from_workload(CLIENT, &may_be_cut(dst, 1500));
+        assert_ne!(outcome.redirected().dst_mac, HOST_MAC, "it fits");
+        assert_eq!(outcome.bytes[HOPS[0]], 63);
+    }
+    let outcome = node.from_workload(CLIENT, &may_be_cut(FAR_IP[0], 3000));
+    assert_eq!(outcome.redirected().src_mac, OVERLAY_MAC);
+    assert_eq!(outcome.bytes[HOPS[0]], 63);
+    // Its time is over, all the same.
+    let mut last = may_be_cut(OUTSIDE_IP[0], 3000);
+    last[HOPS[0]] = 1;
+    last[24..26].fill(0);
+    let checksum = !sum(&[&last[14..34]]);
+    last[24..26].copy_from_slice(&checksum.to_be_bytes());
+    assert!(node.from_workload(CLIENT, &last).counts.contains(&(Counter::IcmpAnswered, 1)));
+    // It costs the node's own time: no more than the port's share of datagrams in pieces.
+    node.reconfigure(|config| config.fragment_rate = 10);
+    let refused = (0..100).filter(|_| {
+        let outcome = node.from_workload(CLIENT, &may_be_cut(OUTSIDE_IP[0], 3000));
+        outcome.drops == [(DropReason::FragmentShare, 1)]
+    });
+    assert!(refused.count() > 50);
 }

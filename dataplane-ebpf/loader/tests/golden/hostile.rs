@@ -19,11 +19,12 @@ use crate::{
     packet::{ACK, L4, SYN, frame, ip, ip_headers, v4, v6},
 };
 
-const HOOKS: [(Program, u32); 6] = [
+const HOOKS: [(Program, u32); 7] = [
     (Program::FromWorkload, CLIENT),
     (Program::FromWorkload, VM),
     (Program::FromHost, HOST),
     (Program::FromUplink, UPLINK),
+    (Program::FromL3, UPLINK),
     (Program::FromOverlay, OVERLAY),
     (Program::ToWorkload, VM),
 ];

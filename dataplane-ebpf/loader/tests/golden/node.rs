@@ -13,7 +13,7 @@ use weft_abi::{
     FlowKey4, FlowKey6, GenerationRef, Local, LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey,
     Rules, Service, ServiceKey, SlotKey, generation,
 };
-use weft_dataplane::{Arrival, Dataplane, Maps, Program};
+use weft_dataplane::{Arrival, Dataplane, Maps, Options, Program};
 
 use crate::{
     packet::{self, Seen, ip},
@@ -93,6 +93,11 @@ pub(crate) struct Outcome {
 
 impl Node {
     pub(crate) fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    /// With a dataplane that is opened in another way.
+    pub(crate) fn with(change: impl FnOnce(&mut Options)) -> Self {
         let sandbox = Sandbox::enter();
         for ifindex in CLIENT..=STRANGER {
             run_ip(&[
@@ -106,7 +111,10 @@ impl Node {
                 "bridge",
             ]);
         }
-        let node = Self { dataplane: sandbox.open(), _sandbox: sandbox };
+        let mut options = sandbox.options();
+        change(&mut options);
+        let dataplane = Dataplane::open(&options).unwrap_or_else(|error| panic!("open the dataplane: {error}"));
+        let node = Self { dataplane, _sandbox: sandbox };
         node.configure();
         for (ifindex, kind, addresses) in
             [(CLIENT, PortKind::Veth, CLIENT_IP), (SERVER, PortKind::Veth, SERVER_IP), (VM, PortKind::Tap, VM_IP)]

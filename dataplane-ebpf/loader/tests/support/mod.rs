@@ -67,7 +67,7 @@ impl Sandbox {
             events_bytes: 1 << 16,
             ..MapSizes::for_node(1)
         };
-        Options { pin_dir: self.bpffs().join("weft"), sizes }
+        Options { sizes, ..Options::new(self.bpffs().join("weft")) }
     }
 
     pub(crate) fn open(&self) -> Dataplane {

@@ -140,7 +140,7 @@ struct Machine {
 
 impl Machine {
     fn new(pins: &Path, sizes: MapSizes) -> Result<Self> {
-        let dataplane = Dataplane::open(&Options { pin_dir: pins.to_owned(), sizes })?;
+        let dataplane = Dataplane::open(&Options { sizes, ..Options::new(pins) })?;
         configure(&dataplane)?;
         let mut bench = Bench::open(&dataplane)?;
         let every = Traffic { flows: 64 * KI, ..traffic() };
