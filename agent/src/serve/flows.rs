@@ -13,7 +13,7 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::broadcast,
 };
-use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, ServiceKey};
+use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, FrontendKey};
 use weft_api::{FlowEvent, FlowVerdict};
 use weft_dataplane::Events;
 
@@ -113,7 +113,7 @@ impl Ifnames {
 pub fn describe(event: &Event, planner: &Planner, boot_ns: u64, ifnames: &mut Ifnames) -> FlowEvent {
     let dropped = event.kind == EventKind::Drop as u8;
     let name = |addr: &Addr| planner.name(*addr);
-    let key = ServiceKey { addr: event.dst, port: event.dport, protocol: event.protocol, pad: 0 };
+    let key = FrontendKey { addr: event.dst, port: event.dport, protocol: event.protocol, pad: 0 };
     let has_backend = !event.backend.is_unspecified();
     FlowEvent {
         time_ns: boot_ns.saturating_add(event.time_ns),
