@@ -101,7 +101,7 @@ impl Bench {
         let (identities, cidrs) = (BTreeMap::new(), BTreeMap::new());
         let room = Room {
             services: 65_536,
-            slots: 524_288,
+            members: 524_288,
             identities: 524_288,
             cidrs: 65_536,
             rules: 65_536,
@@ -109,7 +109,7 @@ impl Bench {
             standing_cidrs: &cidrs,
         };
         let patch = self.planner.patch(&room);
-        patch.services.len() + patch.identities.len() + patch.ports.len() + patch.remotes.len()
+        patch.frontends.len() + patch.balancers.len() + patch.identities.len() + patch.ports.len() + patch.remotes.len()
     }
 
     fn measure(&mut self, what: &str, change: impl Fn(u32, &mut Self) -> Deltas) {
@@ -133,6 +133,7 @@ fn policy() -> Value {
 
 fn main() {
     let facts = NodeFacts {
+        plain_cidrs: Vec::new(),
         name: "n0".into(),
         mode: Mode::Vxlan,
         config: weft_abi::Config { host_ifindex: 2, ..weft_abi::Config::default() },

@@ -10,7 +10,9 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use weft_abi::{Addr, Backend, BackendKey, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, ServiceKey};
+use weft_abi::{
+    Addr, BackendKey, CidrKey, Config, Device, Frontend, FrontendKey, Local, Member, Port, Remote, RuleKey, Rules,
+};
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
 pub(crate) mod address;
@@ -129,8 +131,10 @@ pub struct Attachment {
 pub struct Numbers {
     /// Where names come from.
     pub key: HashKey,
-    /// Generation slots of Service frontends.
-    pub services: BTreeMap<ServiceKey, u32>,
+    /// Numbers of Service ports, by their ClusterIP frontends.
+    pub services: BTreeMap<FrontendKey, u32>,
+    /// Next number of a Service port to try, as `next_slot`.
+    pub next_service: u32,
     /// Generation slots of workloads: key is the attachment's id as text.
     pub workloads: BTreeMap<String, u32>,
     /// Next generation slot to try: freed ones are not given out again before all others were.
@@ -140,7 +144,7 @@ pub struct Numbers {
     /// Identities, by the name of the set of peers that an address matches.
     pub identities: BTreeMap<TextHash, u32>,
     /// Service frontends that did not fit at the last plan, or had no backend in the maps.
-    pub refused: BTreeSet<ServiceKey>,
+    pub refused: BTreeSet<FrontendKey>,
     /// Numbers of policy sets that ports had before a restart, until the first plan after it.
     pub standing_policies: BTreeSet<u32>,
 }
@@ -148,10 +152,11 @@ pub struct Numbers {
 /// How much the maps hold, and what stands in two of them now: what is new stands beside it for the time of a pass.
 #[derive(Clone, Debug)]
 pub struct Room<'a> {
-    /// Service frontends (`SERVICES`).
+    /// Service frontends (`FRONTENDS`, half of it: the other half is for their addresses), and as many Service ports (`BALANCERS`,
+    /// `SERVICE_GENERATIONS`).
     pub services: usize,
-    /// Backends of all of them (`SLOTS`).
-    pub slots: usize,
+    /// Backends of all Service ports (`MEMBERS`, `BACKENDS`).
+    pub members: usize,
     /// Single addresses (`IDENTITIES`).
     pub identities: usize,
     /// Prefixes of policies (`CIDRS`).
@@ -202,9 +207,10 @@ pub struct Desired {
     pub locals: BTreeMap<Addr, Local>,
     /// `REMOTES`.
     pub remotes: BTreeMap<CidrKey, Remote>,
-    /// `SERVICES` and `SLOTS`; the apply step gives the generations. Two frontends of one Service port (IPv4 and IPv6 VIP)
-    /// have different numbers.
-    pub services: BTreeMap<ServiceKey, DesiredService>,
+    /// `FRONTENDS`. Those of one Service port and family have one number.
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// `BALANCERS`, `MEMBERS` and `BACKENDS`, by the number of the Service port; the apply step numbers the sets.
+    pub balancers: BTreeMap<u32, DesiredBalancer>,
     /// `IDENTITIES`.
     pub identities: BTreeMap<Addr, u32>,
     /// `CIDRS`.
@@ -231,7 +237,7 @@ pub struct Desired {
     /// Names of addresses known here: `namespace/name` of pods, for flow events.
     pub names: BTreeMap<Addr, String>,
     /// Names of frontends: `namespace/name`, for flow events.
-    pub service_names: BTreeMap<ServiceKey, String>,
+    pub service_names: BTreeMap<FrontendKey, String>,
     /// Objects that could not be planned, and why.
     pub problems: Vec<String>,
     /// Objects that do not fit.
@@ -242,22 +248,36 @@ pub struct Desired {
     pub crowded: bool,
 }
 
-/// One frontend.
+/// Whom the clients of a Service port get, each set in a stable order and without anybody twice.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct DesiredService {
-    /// Number; also the generation slot.
-    pub id: u32,
-    /// Backends that new flows choose from, in a stable order.
-    pub backends: Vec<Backend>,
+pub struct DesiredBalancer {
+    /// For clients of ClusterIPs.
+    pub internal: Arc<[Member]>,
+    /// For clients of every other frontend.
+    pub external: Arc<[Member]>,
+    /// All of the cluster.
+    pub cluster: Arc<[Member]>,
     /// Those that keep the flows they have, and get no new ones: endpoints that terminate and serve on.
-    pub keeping: Vec<Backend>,
+    pub keeping: Arc<[Member]>,
 }
 
-impl DesiredService {
-    /// The names of all backends, those that get no new flows included.
-    pub(crate) fn names(&self) -> impl Iterator<Item = BackendKey> {
-        let backends = self.backends.iter().chain(&self.keeping);
-        backends.map(|Backend { addr, port, .. }| BackendKey::new(self.id, *addr, *port))
+impl DesiredBalancer {
+    /// One with the same set for everybody.
+    pub(crate) fn of(chosen: impl Into<Arc<[Member]>>, keeping: impl Into<Arc<[Member]>>) -> Self {
+        let chosen = chosen.into();
+        let [internal, external] = [&chosen, &chosen].map(Arc::clone);
+        Self { internal, external, cluster: chosen, keeping: keeping.into() }
+    }
+
+    /// Its sets, as [`weft_abi::Balancer::sets`] has them.
+    pub(crate) const fn sets(&self) -> [&Arc<[Member]>; 3] {
+        [&self.internal, &self.external, &self.cluster]
+    }
+
+    /// The names that all backends have under this number, those that get no new flows included.
+    pub(crate) fn names(&self, service: u32) -> BTreeSet<BackendKey> {
+        let backends = self.sets().into_iter().chain([&self.keeping]).flat_map(|set| set.iter());
+        backends.map(|Member { addr, port, .. }| BackendKey::new(service, *addr, *port)).collect()
     }
 }
 

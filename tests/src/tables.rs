@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
 use weft_abi::{
-    ANY_IDENTITY, Addr, CidrKey, PROTOCOL_ANY, RuleKey, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
+    ANY_IDENTITY, Addr, Balancer, CidrKey, FrontendKey, MemberKey, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY, generation,
 };
 use weft_dataplane::{Maps, Options};
 
@@ -19,9 +19,12 @@ pub struct Tables {
     maps: Maps,
 }
 
-/// A frontend's value at a moment.
+/// Where a frontend leads at a moment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Frontend(Service);
+pub struct Frontend {
+    service: u32,
+    balancer: Balancer,
+}
 
 impl Tables {
     /// Of `node`, whose agent has made them.
@@ -44,11 +47,12 @@ impl Tables {
             let (slot, digest) = entry?;
             all.push(format!("{slot} is {digest} at {}", maps.generations().get(slot)?));
         }
-        let services = maps.services().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let frontends = maps.frontends().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let balancers = maps.balancers().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
         let ports = maps.ports().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
         let rules = maps.rules().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
         let identities = maps.identities().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
-        let entries = services.chain(ports).chain(rules).chain(identities);
+        let entries = frontends.chain(balancers).chain(ports).chain(rules).chain(identities);
         all.extend(entries.collect::<Result<Vec<_>, _>>()?);
         all.sort_unstable();
         Ok(all.join("\n"))
@@ -62,12 +66,12 @@ impl Tables {
         Ok(self.maps.generations().get(generation::ROUTES)?)
     }
 
-    /// How many frontends and backends there are; backends of a change that goes on are counted twice.
+    /// How many Service ports and backends there are; backends of a change that goes on are counted twice.
     ///
     /// # Errors
     /// The kernel refused.
     pub fn services(&self) -> Result<(usize, usize)> {
-        Ok((self.maps.services().len()?, self.maps.slots().len()?))
+        Ok((self.maps.balancers().len()?, self.maps.members().len()?))
     }
 
     /// The TCP frontend at `to`.
@@ -75,8 +79,9 @@ impl Tables {
     /// # Errors
     /// The kernel refused.
     pub fn frontend(&self, to: SocketAddr) -> Result<Option<Frontend>> {
-        let key = ServiceKey { addr: to.ip().into(), port: to.port().to_be(), protocol: TCP, pad: 0 };
-        Ok(self.maps.services().get(&key)?.map(Frontend))
+        let key = FrontendKey { addr: to.ip().into(), port: to.port().to_be(), protocol: TCP, pad: 0 };
+        let Some(weft_abi::Frontend { service, .. }) = self.maps.frontends().get(&key)? else { return Ok(None) };
+        Ok(self.maps.balancers().get(&service)?.map(|balancer| Frontend { service, balancer }))
     }
 
     /// Whether the frontend at `to`, which was `before`, has other backends now, and those of before are gone: the end of a
@@ -85,12 +90,12 @@ impl Tables {
     /// # Errors
     /// The kernel refused.
     pub fn has_moved(&self, to: SocketAddr, before: Frontend) -> Result<bool> {
-        let Service { id, generation, count, .. } = before.0;
+        let Frontend { service, balancer: Balancer { internal: set, .. } } = before;
         if self.frontend(to)?.is_some_and(|now| now == before) {
             return Ok(false);
         }
-        let last = SlotKey { service: id, generation, index: count.saturating_sub(1) };
-        Ok(self.maps.slots().get(&last)?.is_none())
+        let last = MemberKey { service, set: set.set, index: set.count.saturating_sub(1) };
+        Ok(self.maps.members().get(&last)?.is_none())
     }
 
     /// Where the TCP frontend at `to` leads, sorted; `None`: there is none.
@@ -100,7 +105,7 @@ impl Tables {
     pub fn backends(&self, to: SocketAddr) -> Result<Option<Vec<SocketAddr>>> {
         loop {
             let Some(frontend) = self.frontend(to)? else { return Ok(None) };
-            let found = self.backends_of(&frontend.0)?;
+            let found = self.backends_of(&frontend)?;
             if self.frontend(to)? != Some(frontend) {
                 // Read while it changed.
                 continue;
@@ -111,11 +116,12 @@ impl Tables {
         }
     }
 
-    fn backends_of(&self, service: &Service) -> Result<Option<Vec<SocketAddr>>> {
+    fn backends_of(&self, frontend: &Frontend) -> Result<Option<Vec<SocketAddr>>> {
         let mut found = Vec::new();
-        for index in 0..service.count {
-            let key = SlotKey { service: service.id, generation: service.generation, index };
-            let Some(backend) = self.maps.slots().get(&key)? else { return Ok(None) };
+        let set = frontend.balancer.internal;
+        for index in 0..set.count {
+            let key = MemberKey { service: frontend.service, set: set.set, index };
+            let Some(backend) = self.maps.members().get(&key)? else { return Ok(None) };
             found.push(SocketAddr::new(backend.addr.into(), u16::from_be(backend.port)));
         }
         Ok(Some(found))

@@ -230,6 +230,51 @@ fn a_refused_connection_is_tried_elsewhere_from_the_same_port() -> Result<()> {
     Ok(())
 }
 
+/// As kube-proxy refuses it: whoever asks a ClusterIP for a port that its Service has not is told, and need not wait; what no Service
+/// has stays silent.
+#[test]
+fn a_port_that_a_cluster_ip_has_not_is_refused_aloud() -> Result<()> {
+    let bed = Bed::new()?;
+    let labels = [("app", "web")];
+    let client = bed.container(1, "default/client", &[])?;
+    let _web = server(&bed, 1, "web", &labels)?;
+    bed.apply(&service("default/web", WEB, FRONT, PORT, &labels))?;
+    for to in at(WEB, FRONT) {
+        until_ok("the Service", SOON, || client.reaches(Protocol::Tcp, to, "web"))?;
+    }
+    let refused = || bed.node(1).drops("no-service-port");
+    for to in at(WEB, FRONT + 1) {
+        let before = refused()?;
+        is_told_at_once(&client, to).context("a pod")?;
+        is_told_at_once(&**bed.node(1), to).context("the host")?;
+        ensure!(refused()? >= before + 4, "{to}: refused, and not by the dataplane");
+    }
+    let nobodys = at(["10.96.0.99", "fd00:96::99"], FRONT);
+    for to in nobodys {
+        let error = TcpConnection::open(&client, to).map(drop).expect_err("nobody has this address");
+        ensure!(!is_refusal(&error), "{to}: told although no Service has it: {error:#}");
+    }
+    Ok(())
+}
+
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let of_socket = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    of_socket.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+fn is_told_at_once(place: &impl Place, to: SocketAddr) -> Result<()> {
+    is_refused(TcpConnection::open(place, to).map(drop)).with_context(|| format!("TCP to {to}"))?;
+    is_refused(UdpFlow::open(place, to)?.ask().map(drop)).with_context(|| format!("UDP to {to}"))
+}
+
+fn is_refused(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if is_refusal(&error) => Ok(()),
+        Err(error) => Err(error.context("not told")),
+        Ok(()) => anyhow::bail!("answered"),
+    }
+}
+
 /// C5: as kube-proxy leaves them, those of the host too.
 #[test]
 fn established_connections_go_on_when_their_service_goes() -> Result<()> {

@@ -5,11 +5,11 @@
 //!
 //! 1. what is about to change (`digests`); the node's facts; prefixes, the longest first (removals: the shortest first), so that
 //!    each address goes from its old answer straight to its new one;
-//! 2. Services: slots of the next generation, then the value that points to them, then the names of backends go that serve no
-//!    more (`services`);
+//! 2. Services: frontends that go; new sets of members, then the balancer that leads to them, then frontends that come; then the
+//!    names of backends go that serve no more (`services`);
 //! 3. policy: never is anything allowed that neither the old nor the new state allows (`policy`);
 //! 4. ports, then the addresses that lead to them; removals in reverse; rules that nobody uses any more;
-//! 5. generations, as [`weft_abi::generation`] says; only then what they stand for now, and the old slots.
+//! 5. generations, as [`weft_abi::generation`] says; only then what they stand for now, and the old sets go.
 //!
 //! The plan knows how much the maps hold ([`Applier::room`]). What the kernel refuses all the same concerns its own object: a
 //! Service refuses new flows, the workloads of a policy set or of a peer that is not as it should be are closed.
@@ -29,8 +29,8 @@ pub(crate) mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    Addr, Backend, BackendKey, CidrKey, Config, Device, Local, LocalKind, Port, Remote, RuleKey, Rules, Service,
-    ServiceKey, SlotKey, generation,
+    Addr, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Local, LocalKind, Member, MemberKey,
+    Port, Remote, RuleKey, Rules, generation,
 };
 use weft_dataplane::Error;
 
@@ -53,17 +53,27 @@ struct Observed {
     ports: Known<u32, Port>,
     locals: Known<Addr, Local>,
     remotes: Known<CidrKey, Remote>,
-    services: Known<ServiceKey, Service>,
-    /// The same Services by their numbers.
-    numbered: BTreeSet<(u32, ServiceKey)>,
-    slots: Known<SlotKey, Backend>,
+    frontends: Known<FrontendKey, Frontend>,
+    /// Those of Service ports, by their numbers.
+    numbered: BTreeSet<(u32, FrontendKey)>,
+    balancers: Known<u32, Balancer>,
+    members: Known<MemberKey, Member>,
     backends: Known<BackendKey, u32>,
     identities: Known<Addr, u32>,
     cidrs: Known<CidrKey, u32>,
     rules: Known<RuleKey, Rules>,
     digests: Known<u32, u64>,
-    /// Slots were not looked at since the maps were read: some may be left from a pass that broke off.
+    /// Members were not looked at since the maps were read: some may be left from a pass that broke off.
     fresh: bool,
+}
+
+/// Generations that are to be published.
+#[derive(Debug, Default)]
+struct Moved {
+    /// By slot.
+    slots: BTreeMap<u32, u32>,
+    /// By the numbers of Service ports.
+    services: BTreeMap<u32, u32>,
 }
 
 /// One pass under way.
@@ -71,11 +81,11 @@ struct Pass<'a> {
     tables: &'a dyn Tables,
     observed: &'a mut Observed,
     patch: &'a Patch,
-    /// Numbers of Services that may have left slots behind.
+    /// Numbers of Service ports that may have left members behind.
     left: BTreeSet<u32>,
     summary: Summary,
-    /// Generations to publish at its end, by slot.
-    moved: BTreeMap<u32, u32>,
+    /// Generations to publish at its end.
+    moved: Moved,
     /// Policy sets of which some rule or peer could not be written: who has one is closed.
     unsure: BTreeSet<u32>,
     /// Generation slots of workloads that are closed for that, or have no port: the next pass moves them again.
@@ -102,8 +112,8 @@ impl Applier {
         };
         let Observed { identities, cidrs, .. } = self.observed.insert(observed);
         Ok(Room {
-            services: tables.services().capacity(),
-            slots: tables.slots().capacity(),
+            services: services::most(tables),
+            members: tables.members().capacity().min(tables.backends().capacity()),
             identities: tables.identities().capacity(),
             // A full trie takes no other value for a prefix either (kernels before 6.13).
             cidrs: tables.cidrs().capacity().saturating_sub(1),
@@ -152,7 +162,7 @@ impl Applier {
             patch,
             left: BTreeSet::new(),
             summary: Summary::default(),
-            moved: BTreeMap::new(),
+            moved: Moved::default(),
             unsure: BTreeSet::new(),
             unsettled: BTreeSet::new(),
             changing: Changes::new(),
@@ -172,30 +182,32 @@ impl Applier {
 pub fn move_routes(tables: &dyn Tables) -> Result<(), Error> {
     let generations = tables.generations();
     let next = generations.get(generation::ROUTES)?.wrapping_add(1);
-    publish(tables, &BTreeMap::from([(generation::ROUTES, next)]))
+    publish(tables, &Moved { slots: [(generation::ROUTES, next)].into(), ..Moved::default() })
 }
 
-/// Publishes generations, by slot; see [`weft_abi::generation`].
-fn publish(tables: &dyn Tables, moved: &BTreeMap<u32, u32>) -> Result<(), Error> {
+/// Publishes generations; see [`weft_abi::generation`].
+fn publish(tables: &dyn Tables, moved: &Moved) -> Result<(), Error> {
     let generations = tables.generations();
     let next_epoch = || generations.set(generation::EPOCH, &generations.get(generation::EPOCH)?.wrapping_add(1));
     next_epoch()?;
-    moved.iter().try_for_each(|(slot, value)| generations.set(*slot, value))?;
+    moved.slots.iter().try_for_each(|(slot, value)| generations.set(*slot, value))?;
+    moved.services.iter().try_for_each(|(number, value)| tables.service_generations().set(*number, value))?;
     next_epoch()
 }
 
 impl Observed {
     fn read(tables: &dyn Tables) -> Result<Self, Error> {
-        let services = Known::observe(tables.services())?;
+        let frontends = Known::observe(tables.frontends())?;
         Ok(Self {
             config: tables.config().get(0)?,
             devices: Known::observe(tables.devices())?,
             ports: Known::observe(tables.ports())?,
             locals: Known::observe(tables.locals())?,
             remotes: Known::observe(tables.remotes())?,
-            numbered: services.0.iter().map(|(key, service): (&ServiceKey, &Service)| (service.id, *key)).collect(),
-            services,
-            slots: Known::observe(tables.slots())?,
+            numbered: services::numbered(&frontends),
+            frontends,
+            balancers: Known::observe(tables.balancers())?,
+            members: Known::observe(tables.members())?,
             backends: Known::observe(tables.backends())?,
             identities: Known::observe(tables.identities())?,
             cidrs: Known::observe(tables.cidrs())?,
@@ -222,7 +234,7 @@ impl Pass<'_> {
         self.move_changed()?;
         self.publish()?;
         self.end_changes();
-        self.remove_old_slots();
+        self.remove_old_sets();
         self.observed.fresh = false;
         Ok(())
     }
@@ -307,18 +319,20 @@ impl Pass<'_> {
             return Ok(());
         }
         let value = self.tables.generations().get(slot)?.wrapping_add(1);
-        self.moved.insert(slot, value);
+        self.moved.slots.insert(slot, value);
         Ok(())
     }
 
     fn publish(&mut self) -> Result<(), Error> {
         self.forget_backends()?;
-        if self.moved.is_empty() {
+        let moved = &self.moved;
+        let count = moved.slots.len() + moved.services.len();
+        if count == 0 {
             return Ok(());
         }
-        publish(self.tables, &self.moved)?;
-        self.summary.generations += self.moved.len();
-        self.moved.clear();
+        publish(self.tables, moved)?;
+        self.summary.generations += count;
+        self.moved = Moved::default();
         Ok(())
     }
 }

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use weft_abi::{Addr, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, ServiceKey};
+use weft_abi::{Addr, CidrKey, Config, Device, Frontend, FrontendKey, Local, Port, Remote, RuleKey, Rules};
 
 use super::{Observed, digests, tables::Known};
-use crate::model::{Desired, DesiredService};
+use crate::model::{Desired, DesiredBalancer};
 
 /// The new values of some keys of one map; none: the key goes.
 pub type Changes<K, V> = BTreeMap<K, Option<V>>;
@@ -20,7 +20,8 @@ pub struct Patch {
     pub ports: Changes<u32, Port>,
     pub locals: Changes<Addr, Local>,
     pub remotes: Changes<CidrKey, Remote>,
-    pub services: Changes<ServiceKey, DesiredService>,
+    pub frontends: Changes<FrontendKey, Frontend>,
+    pub balancers: Changes<u32, DesiredBalancer>,
     pub identities: Changes<Addr, u32>,
     pub cidrs: Changes<CidrKey, u32>,
     pub rules: Changes<RuleKey, Rules>,
@@ -37,7 +38,8 @@ impl Patch {
             ports: all(&observed.ports, &desired.ports),
             locals: all(&observed.locals, &desired.locals),
             remotes: all(&observed.remotes, &desired.remotes),
-            services: all(&observed.services, &desired.services),
+            frontends: all(&observed.frontends, &desired.frontends),
+            balancers: all(&observed.balancers, &desired.balancers),
             identities: all(&observed.identities, &desired.identities),
             cidrs: all(&observed.cidrs, &desired.cidrs),
             rules: all(&observed.rules, &desired.rules),
@@ -57,7 +59,8 @@ impl Patch {
             ports: differing(&old.ports, &new.ports),
             locals: differing(&old.locals, &new.locals),
             remotes: differing(&old.remotes, &new.remotes),
-            services: differing(&old.services, &new.services),
+            frontends: differing(&old.frontends, &new.frontends),
+            balancers: differing(&old.balancers, &new.balancers),
             identities: differing(&old.identities, &new.identities),
             cidrs: differing(&old.cidrs, &new.cidrs),
             rules: differing(&old.rules, &new.rules),

@@ -1,248 +1,381 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Services and their backends: no reader ever meets a slot without a backend.
+//! Services: no reader ever meets a frontend without its balancer, or a set without its members.
 //!
-//! A Service's value carries the generation of its slots; `GENERATIONS[id]` is set to that same number when the change is
-//! published. Where the two differ, or slots are there that no value points to, an earlier pass broke off before it
-//! published: this one does it.
+//! A set of members never changes. A balancer that changes is given the sets that it has not yet, then its value is swapped, and the
+//! old sets go at the end of the pass. Who comes is met by new flows alone. Where somebody leaves (a frontend, or a backend's name)
+//! flows decide again: the balancer has the next generation *before* anything goes, and `SERVICE_GENERATIONS` follows when the change is
+//! published. Where the two differ, an earlier pass broke off before it published: this one does it. Balancers that nothing leads to
+//! go last, after that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use weft_abi::{Addr, BackendKey, BackendState, Service, ServiceKey, SlotKey, generation};
+use weft_abi::{Addr, BackendKey, BackendState, Balancer, Frontend, FrontendKey, Member, MemberKey, MemberSet};
 use weft_dataplane::Error;
 
-use super::{Observed, Pass, patch::Changes};
-use crate::model::DesiredService;
+use super::{
+    Observed, Pass,
+    tables::{Failed, Known, Tables},
+};
+use crate::model::DesiredBalancer;
 
-/// Before every other key.
-const FIRST_KEY: ServiceKey = ServiceKey { addr: weft_abi::Addr::UNSPECIFIED, port: 0, protocol: 0, pad: 0 };
+/// How many Service ports there is room for. Each frontend may have its address beside it.
+pub(super) fn most(tables: &dyn Tables) -> usize {
+    let numbers = tables.service_generations().capacity().saturating_sub(1) as usize;
+    numbers.min(tables.balancers().capacity()).min(tables.frontends().capacity() / 2)
+}
+
+/// Frontends of Service ports by their numbers.
+pub(super) fn numbered(frontends: &Known<FrontendKey, Frontend>) -> BTreeSet<(u32, FrontendKey)> {
+    frontends.0.iter().map(|(key, frontend)| (frontend.service, *key)).filter(|(service, _)| *service != 0).collect()
+}
+
+/// All members of all sets of a Service port.
+fn all_of(service: u32) -> std::ops::RangeInclusive<MemberKey> {
+    MemberKey { service, set: 0, index: 0 }..=MemberKey { service, set: u32::MAX, index: u32::MAX }
+}
 
 impl Observed {
-    /// The frontends that have this number: one, but in a damaged map.
-    fn frontends(&self, id: u32) -> impl Iterator<Item = &ServiceKey> {
-        self.numbered.range((id, FIRST_KEY)..).take_while(move |(of, _)| *of == id).map(|(_, key)| key)
+    /// The frontends that lead to this number.
+    fn leading_to(&self, service: u32) -> impl Iterator<Item = FrontendKey> {
+        let first = (service, FrontendKey::of_address(Addr::UNSPECIFIED));
+        self.numbered
+            .range(first..)
+            .map(|(of, key)| (*of, *key))
+            .take_while(move |(of, _)| *of == service)
+            .map(|(_, key)| key)
     }
 
-    /// The names of a Service's backends.
-    fn names(&self, id: u32) -> impl Iterator<Item = BackendKey> {
-        let first = BackendKey::new(id, Addr::UNSPECIFIED, 0);
-        self.backends.0.range(first..).map(|(name, _)| *name).take_while(move |name| name.service == id)
+    /// The names of a Service port's backends.
+    fn names(&self, service: u32) -> impl Iterator<Item = BackendKey> {
+        let first = BackendKey::new(service, Addr::UNSPECIFIED, 0);
+        self.backends.0.range(first..).map(|(name, _)| *name).take_while(move |name| name.service == service)
     }
 
-    /// Whether exactly those that serve have their names.
-    fn has_names(&self, wanted: &DesiredService) -> bool {
-        self.names(wanted.id).eq(wanted.names().collect::<BTreeSet<_>>())
+    /// Whether a set is these members.
+    fn is_set(&self, service: u32, MemberSet { set, count }: MemberSet, wanted: &[Member]) -> bool {
+        let key = |index| MemberKey { service, set, index };
+        count as usize == wanted.len()
+            && (0..).zip(wanted).all(|(index, member)| self.members.0.get(&key(index)) == Some(member))
     }
 
-    /// Names of a Service's backends that none of its values leads to, and that do not serve on either.
-    fn gone_backends(&self, id: u32, patch: &Changes<ServiceKey, DesiredService>) -> Vec<BackendKey> {
-        let slots = self.frontends(id).filter_map(|key| self.services.0.get(key)).flat_map(|value| {
-            let slot = |index| SlotKey { service: id, generation: value.generation, index };
-            self.slots.0.range(slot(0)..slot(value.count)).map(|(_, backend)| backend)
-        });
-        let wanted = self.frontends(id).filter_map(|key| patch.get(key)?.as_ref()).filter(|service| service.id == id);
-        let backends = slots.chain(wanted.flat_map(|service| &service.keeping));
-        let serving: BTreeSet<_> = backends.map(|backend| BackendKey::new(id, backend.addr, backend.port)).collect();
-        self.names(id).filter(|name| !serving.contains(name)).collect()
+    fn is_as_wanted(&self, service: u32, wanted: &DesiredBalancer) -> bool {
+        let Some(standing) = self.balancers.0.get(&service) else { return false };
+        let mut sets = standing.sets().into_iter().zip(wanted.sets());
+        sets.all(|(set, members)| self.is_set(service, set, members)) && self.names(service).eq(wanted.names(service))
+    }
+
+    /// A number that no set of this Service port has: the highest was given last. 0 is the empty set.
+    fn free_set(&self, service: u32) -> u32 {
+        let highest = self.members.0.range(all_of(service)).next_back().map_or(0, |(key, _)| key.set);
+        let is_free = |set: &u32| {
+            let of_set = MemberKey { service, set: *set, index: 0 }..=MemberKey { service, set: *set, index: u32::MAX };
+            *set != 0 && self.members.0.range(of_set).next().is_none()
+        };
+        // There are more numbers than any memory holds members.
+        (1..=u32::MAX).map(|step| highest.wrapping_add(step)).find(is_free).unwrap_or(1)
+    }
+
+    /// Members that the balancer does not lead to.
+    fn stray_members(&self, service: u32) -> Vec<MemberKey> {
+        let sets = self.balancers.0.get(&service).map(Balancer::sets).unwrap_or_default();
+        let is_live = |key: &MemberKey| sets.iter().any(|set| set.set == key.set && key.index < set.count);
+        self.members.0.range(all_of(service)).map(|(key, _)| *key).filter(|key| !is_live(key)).collect()
     }
 }
 
 impl Pass<'_> {
-    /// Forward half: what is new. Slots of the next generation stand beside those of the last one, and what shrinks makes room
-    /// for what grows: a Service that does not fit at first is put once what is published already has left its old slots,
-    /// then once it has left its own. One that does not fit even so has no backend, rather than an old one: new flows to it
-    /// are refused, and the summary tells it.
+    /// First half: what is new stands beside what is old. A balancer that does not fit at first is put once what has changed already has
+    /// left its old sets, then once it has left its own. One that does not fit even so has no member, rather than an old one: new
+    /// flows to it are refused, and the summary tells it.
     pub(super) fn put_services(&mut self) -> Result<(), Error> {
         if self.observed.fresh {
             self.find_unpublished()?;
         }
-        let changes = &self.patch.services;
-        self.remove_gone_services(changes)?;
-        let wanted = changes.iter().filter_map(|(key, service)| Some((key, service.as_ref()?)));
-        let mut waiting: Vec<_> = wanted.filter(|(key, service)| self.put_service(key, service).is_err()).collect();
-        if waiting.is_empty() {
+        let patch = self.patch;
+        for key in self.observed.frontends.gone(&patch.frontends) {
+            self.take_frontend(key)?;
+        }
+        let wanted = patch.balancers.iter().filter_map(|(service, wanted)| Some((*service, wanted.as_ref()?)));
+        let (standing, new): (Vec<_>, Vec<_>) =
+            wanted.partition(|(service, _)| self.observed.balancers.0.contains_key(service));
+        let mut waiting = self.put_balancers(new.iter().copied());
+        self.change_numbers(&standing)?;
+        waiting.extend(self.put_balancers(standing.into_iter()));
+        if !waiting.is_empty() {
+            self.put_waiting(waiting)?;
+        }
+        self.put_frontends();
+        Ok(())
+    }
+
+    /// What a pass that broke off has not published.
+    fn find_unpublished(&mut self) -> Result<(), Error> {
+        let generations = self.tables.service_generations();
+        for (service, balancer) in &self.observed.balancers.0 {
+            // A number that only a damaged map has is nobody's.
+            if *service < generations.capacity() && generations.get(*service)? != balancer.generation {
+                self.moved.services.insert(*service, balancer.generation);
+            }
+        }
+        Ok(())
+    }
+
+    /// The generation of a Service port goes to its next value: from here on until it is published its balancer tells so.
+    fn leave(&mut self, service: u32) -> Result<(), Error> {
+        let generations = self.tables.service_generations();
+        if service == 0 || service >= generations.capacity() {
             return Ok(());
         }
-        self.leave_old_slots()?;
-        waiting.retain(|(key, service)| self.put_service(key, service).is_err());
-        for (key, service) in &waiting {
-            self.refuse_service(key, service.id)?;
+        let generation = generations.get(service)?.wrapping_add(1);
+        self.left.insert(service);
+        self.moved.services.insert(service, generation);
+        if let Some(balancer) = self.observed.balancers.0.get(&service).copied() {
+            self.put_value(service, Balancer { generation, ..balancer })?;
         }
-        self.leave_old_slots()?;
-        for (key, service) in waiting {
-            if let Err(error) = self.put_service(key, service) {
+        Ok(())
+    }
+
+    fn put_value(&mut self, service: u32, value: Balancer) -> Result<(), Error> {
+        self.observed.balancers.put(self.tables.balancers(), service, value, &mut self.summary)
+    }
+
+    fn take_frontend(&mut self, key: FrontendKey) -> Result<(), Error> {
+        let Some(old) = self.observed.frontends.0.get(&key).copied() else { return Ok(()) };
+        self.leave(old.service)?;
+        self.observed.frontends.take(self.tables.frontends(), key, &mut self.summary)?;
+        self.observed.numbered.remove(&(old.service, key));
+        Ok(())
+    }
+
+    fn put_frontend(&mut self, key: FrontendKey, frontend: Frontend) -> Result<(), Error> {
+        let old = self.observed.frontends.0.get(&key).copied();
+        if let Some(old) = old.filter(|old| old.service != frontend.service) {
+            self.leave(old.service)?;
+        }
+        let Observed { frontends, numbered, .. } = &mut *self.observed;
+        frontends.put(self.tables.frontends(), key, frontend, &mut self.summary)?;
+        if let Some(old) = old {
+            numbered.remove(&(old.service, key));
+        }
+        if frontend.service != 0 {
+            numbered.insert((frontend.service, key));
+        }
+        Ok(())
+    }
+
+    /// Frontends leave the balancers that they led to before these change: at once where the next one is new. One that stands already
+    /// changes as well, and until it has, the frontend leads nowhere; only numbers that were found in a damaged map change so.
+    fn change_numbers(&mut self, standing: &[(u32, &DesiredBalancer)]) -> Result<(), Error> {
+        let wanted = self.patch.frontends.iter().filter_map(|(key, frontend)| Some((*key, (*frontend)?)));
+        for (key, frontend) in wanted {
+            let old = self.observed.frontends.0.get(&key).copied();
+            if old.is_none_or(|old| old.service == frontend.service) {
+                continue;
+            }
+            let stood = standing.binary_search_by_key(&frontend.service, |(service, _)| *service).is_ok();
+            if stood || !self.observed.balancers.0.contains_key(&frontend.service) {
+                self.take_frontend(key)?;
+            } else {
+                self.put_frontend(key, frontend)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frontends whose balancers stand.
+    fn put_frontends(&mut self) {
+        let mut failed = Failed::new();
+        for (key, frontend) in &self.patch.frontends {
+            let Some(frontend) = frontend else { continue };
+            if frontend.service == 0 || self.observed.balancers.0.contains_key(&frontend.service) {
+                failed.note(*key, self.put_frontend(*key, *frontend));
+            }
+        }
+        failed.tell("frontends of Services", "they are not served", &mut self.summary);
+    }
+
+    /// Those that cannot be put.
+    fn put_balancers<'w>(
+        &mut self,
+        wanted: impl Iterator<Item = (u32, &'w DesiredBalancer)>,
+    ) -> Vec<(u32, &'w DesiredBalancer)> {
+        wanted.filter(|(service, wanted)| self.put_balancer(*service, wanted).is_err()).collect()
+    }
+
+    fn put_waiting(&mut self, mut waiting: Vec<(u32, &DesiredBalancer)>) -> Result<(), Error> {
+        self.leave_old_sets()?;
+        waiting.retain(|(service, wanted)| self.put_balancer(*service, wanted).is_err());
+        for (service, _) in &waiting {
+            self.refuse(*service)?;
+        }
+        self.leave_old_sets()?;
+        for (service, wanted) in waiting {
+            if let Err(error) = self.put_balancer(service, wanted) {
                 self.summary.problems.push(format!(
-                    "service number {} with {} backends: {error}; new flows to it are refused; raise mapSizes in the agent's \
-                     configuration",
-                    service.id,
-                    service.backends.len()
+                    "service number {service} with {} backends: {error}; new flows to it are refused; raise mapSizes in the \
+                     agent's configuration",
+                    wanted.names(service).len()
                 ));
             }
         }
         Ok(())
     }
 
-    /// Publishes what has moved so far, so that its old slots may go.
-    fn leave_old_slots(&mut self) -> Result<(), Error> {
-        self.publish()?;
-        self.remove_slots();
-        Ok(())
-    }
-
-    /// Takes all backends away.
-    fn refuse_service(&mut self, key: &ServiceKey, id: u32) -> Result<(), Error> {
-        let old = self.observed.services.0.get(key).copied();
-        let generation = self.free_generation(id, old)?;
-        let value = Service { id, generation, count: 0, flags: 0 };
-        if self.put_value(*key, value).is_err() {
-            // A Service without an entry has no backend either.
-            return self.remove_service(*key, old.map(|old| old.id));
-        }
-        self.moved.insert(id, generation);
-        match old {
-            Some(old) if old.id != id => self.move_next(old.id),
-            _ => Ok(()),
-        }
-    }
-
-    /// The value that leads to the slots of its generation; those that it led to before go at the end of the pass.
-    fn put_value(&mut self, key: ServiceKey, value: Service) -> Result<(), Error> {
-        let Observed { services, numbered, .. } = &mut *self.observed;
-        let old = services.0.get(&key).map(|old| old.id);
-        services.put(self.tables.services(), key, value, &mut self.summary)?;
-        if let Some(old) = old.filter(|old| *old != value.id) {
-            numbered.remove(&(old, key));
-            self.left.insert(old);
-        }
-        numbered.insert((value.id, key));
-        self.left.insert(value.id);
-        Ok(())
-    }
-
-    fn remove_gone_services(&mut self, changes: &Changes<ServiceKey, DesiredService>) -> Result<(), Error> {
-        for key in self.observed.services.gone(changes) {
-            let id = self.observed.services.0.get(&key).map(|service| service.id);
-            self.remove_service(key, id)?;
-        }
-        Ok(())
-    }
-
-    fn remove_service(&mut self, key: ServiceKey, id: Option<u32>) -> Result<(), Error> {
-        let Observed { services, numbered, .. } = &mut *self.observed;
-        services.take(self.tables.services(), key, &mut self.summary)?;
-        let Some(id) = id else { return Ok(()) };
-        numbered.remove(&(id, key));
-        self.left.insert(id);
-        self.move_next(id)
-    }
-
-    /// What a pass that broke off has left.
-    fn find_unpublished(&mut self) -> Result<(), Error> {
-        let services: Vec<Service> = self.observed.services.0.values().copied().collect();
-        // A number that only a damaged map has is nobody's.
-        for service in services.iter().filter(|service| service.id < generation::SLOTS) {
-            if self.tables.generations().get(service.id)? != service.generation {
-                self.moved.insert(service.id, service.generation);
-            }
-        }
-        let known: BTreeSet<u32> = services.iter().map(|service| service.id).collect();
-        let stray: BTreeSet<u32> = self.observed.slots.0.keys().map(|slot| slot.service).collect();
-        stray.difference(&known).try_for_each(|id| self.move_next(*id))
-    }
-
-    fn put_service(&mut self, key: &ServiceKey, wanted: &DesiredService) -> Result<(), Error> {
-        let old = self.observed.services.0.get(key).copied();
-        if old.is_some_and(|old| self.is_as_wanted(&old, wanted)) {
+    fn put_balancer(&mut self, service: u32, wanted: &DesiredBalancer) -> Result<(), Error> {
+        if self.observed.is_as_wanted(service, wanted) {
             return Ok(());
         }
-        let generation = self.free_generation(wanted.id, old)?;
-        self.left.insert(wanted.id);
-        self.put_slots(wanted, generation)?;
-        let count = u32::try_from(wanted.backends.len()).unwrap_or(u32::MAX);
-        let value = Service { id: wanted.id, generation, count, flags: 0 };
-        self.put_value(*key, value)?;
-        self.moved.insert(wanted.id, generation);
-        match old {
-            Some(old) if old.id != wanted.id => self.move_next(old.id),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_as_wanted(&self, old: &Service, wanted: &DesiredService) -> bool {
-        let slot = |index| SlotKey { service: old.id, generation: old.generation, index };
-        old.id == wanted.id
-            && old.count as usize == wanted.backends.len()
-            && (0..)
-                .zip(&wanted.backends)
-                .all(|(index, backend)| self.observed.slots.0.get(&slot(index)) == Some(backend))
-            && self.observed.has_names(wanted)
-    }
-
-    /// The next generation that no live slot has.
-    fn free_generation(&self, id: u32, old: Option<Service>) -> Result<u32, Error> {
-        let next = self.tables.generations().get(id)?.wrapping_add(1);
-        let taken = old.is_some_and(|old| old.id == id && old.generation == next);
-        Ok(if taken { next.wrapping_add(1) } else { next })
-    }
-
-    /// All slots or none; the names of backends first.
-    fn put_slots(&mut self, wanted: &DesiredService, generation: u32) -> Result<(), Error> {
-        let slot = |index| SlotKey { service: wanted.id, generation, index };
-        for name in wanted.names() {
+        self.left.insert(service);
+        let names = wanted.names(service);
+        let leaves = self.observed.names(service).any(|name| !names.contains(&name));
+        let old = self.observed.balancers.0.get(&service).copied();
+        let generations = self.tables.service_generations();
+        let generation = match old {
+            Some(old) if !leaves => old.generation,
+            _ => generations.get(service)?.wrapping_add(leaves.into()),
+        };
+        for name in names {
             let serving = BackendState::Serving as u32;
             self.observed.backends.put(self.tables.backends(), name, serving, &mut self.summary)?;
         }
-        for (index, backend) in (0..).zip(&wanted.backends) {
-            let (table, known) = (self.tables.slots(), &mut self.observed.slots);
-            if let Err(error) = known.put(table, slot(index), *backend, &mut self.summary) {
-                (0..index).try_for_each(|index| known.take(table, slot(index), &mut self.summary))?;
-                return Err(error);
+        let sets = self.put_sets(service, old, wanted);
+        let put = sets.and_then(|[internal, external, cluster]| {
+            self.put_value(service, Balancer { internal, external, cluster, generation })
+        });
+        if put.is_err() {
+            self.take_stray_members(service)?;
+            return put;
+        }
+        if leaves {
+            self.moved.services.insert(service, generation);
+        }
+        Ok(())
+    }
+
+    /// The sets of a balancer, written as far as they do not stand.
+    fn put_sets(
+        &mut self,
+        service: u32,
+        old: Option<Balancer>,
+        wanted: &DesiredBalancer,
+    ) -> Result<[MemberSet; 3], Error> {
+        let (standing, wanted) = (old.map(|old| old.sets()).unwrap_or_default(), wanted.sets());
+        let mut sets = [MemberSet::default(); 3];
+        for place in 0..sets.len() {
+            let members = wanted[place];
+            let twin = (0..place).find(|earlier| wanted[*earlier] == members).map(|earlier| sets[earlier]);
+            let known = twin.or_else(|| standing.into_iter().find(|set| self.observed.is_set(service, *set, members)));
+            sets[place] = match known {
+                Some(set) => set,
+                None if members.is_empty() => MemberSet::default(),
+                None => self.put_set(service, members)?,
+            };
+        }
+        Ok(sets)
+    }
+
+    fn put_set(&mut self, service: u32, members: &[Member]) -> Result<MemberSet, Error> {
+        let set = self.observed.free_set(service);
+        for (index, member) in (0..).zip(members) {
+            let key = MemberKey { service, set, index };
+            self.observed.members.put(self.tables.members(), key, *member, &mut self.summary)?;
+        }
+        Ok(MemberSet { set, count: u32::try_from(members.len()).unwrap_or(u32::MAX) })
+    }
+
+    /// Takes all members away. A Service port without a balancer has no frontend either.
+    fn refuse(&mut self, service: u32) -> Result<(), Error> {
+        self.leave(service)?;
+        let generation = self.moved.services.get(&service).copied().unwrap_or_default();
+        if self.put_value(service, Balancer { generation, ..Balancer::default() }).is_err() {
+            let leading: Vec<FrontendKey> = self.observed.leading_to(service).collect();
+            leading.into_iter().try_for_each(|key| self.take_frontend(key))?;
+        }
+        Ok(())
+    }
+
+    /// Publishes what has moved so far, so that its old sets may go.
+    fn leave_old_sets(&mut self) -> Result<(), Error> {
+        self.publish()?;
+        self.remove_sets();
+        Ok(())
+    }
+
+    /// Before anything is published: the names of backends that no balancer leads to any more, and that do not serve on either. A flow
+    /// that decides again finds those that serve.
+    pub(super) fn forget_backends(&mut self) -> Result<(), Error> {
+        let numbers: BTreeSet<u32> = if self.observed.fresh {
+            self.observed.backends.0.keys().map(|name| name.service).collect()
+        } else {
+            self.moved.services.keys().copied().collect()
+        };
+        for service in numbers {
+            let gone = self.gone_backends(service);
+            if gone.is_empty() {
+                continue;
+            }
+            if !self.moved.services.contains_key(&service) {
+                self.leave(service)?;
+            }
+            for name in gone {
+                self.observed.backends.take(self.tables.backends(), name, &mut self.summary)?;
             }
         }
         Ok(())
     }
 
-    /// Before anything is published: the names of backends that no Service's value leads to any more. A flow that decides again
-    /// finds those that serve.
-    pub(super) fn forget_backends(&mut self) -> Result<(), Error> {
-        let fresh = self.observed.fresh.then(|| self.observed.backends.0.keys().map(|name| name.service));
-        let numbers: BTreeSet<u32> = self.left.iter().copied().chain(fresh.into_iter().flatten()).collect();
-        let gone: Vec<BackendKey> =
-            numbers.into_iter().flat_map(|id| self.observed.gone_backends(id, &self.patch.services)).collect();
-        let Observed { backends, .. } = &mut *self.observed;
-        gone.into_iter().try_for_each(|name| backends.take(self.tables.backends(), name, &mut self.summary))
-    }
-
-    /// Second half, after publishing: slots that no value points to.
-    pub(super) fn remove_old_slots(&mut self) {
-        if self.summary.generations > 0 || self.observed.fresh {
-            self.remove_slots();
-        }
-    }
-
-    fn remove_slots(&mut self) {
+    fn gone_backends(&self, service: u32) -> Vec<BackendKey> {
         let observed = &*self.observed;
-        let Observed { slots, fresh, .. } = observed;
-        let slot = |service, generation, index| SlotKey { service, generation, index };
-        let mut old = Vec::new();
-        let mut look_at = |id: u32| {
-            let values = observed.frontends(id).filter_map(|key| observed.services.0.get(key));
-            let live: BTreeMap<u32, u32> = values.map(|value| (value.generation, value.count)).collect();
-            let is_live = |slot: &SlotKey| live.get(&slot.generation).is_some_and(|count| slot.index < *count);
-            let all = slots.0.range(slot(id, 0, 0)..=slot(id, u32::MAX, u32::MAX));
-            old.extend(all.map(|(slot, _)| *slot).filter(|slot| !is_live(slot)));
+        let wanted = match self.patch.balancers.get(&service) {
+            Some(wanted) => wanted.as_ref(),
+            // It stands as it is; what nobody plans is from a pass that broke off.
+            None if !observed.fresh => return Vec::new(),
+            None => None,
         };
-        if *fresh {
-            slots.0.keys().map(|slot| slot.service).collect::<BTreeSet<_>>().into_iter().for_each(&mut look_at);
-        } else {
-            self.left.iter().copied().for_each(&mut look_at);
+        let Some(wanted) = wanted else { return observed.names(service).collect() };
+        let sets = observed.balancers.0.get(&service).map(Balancer::sets).unwrap_or_default();
+        let led_to = sets.into_iter().flat_map(|MemberSet { set, count }| {
+            let key = |index| MemberKey { service, set, index };
+            observed.members.0.range(key(0)..key(count)).map(|(_, member)| member)
+        });
+        let led_to = led_to.map(|member| BackendKey::new(service, member.addr, member.port));
+        let serving: BTreeSet<BackendKey> = wanted.names(service).into_iter().chain(led_to).collect();
+        observed.names(service).filter(|name| !serving.contains(name)).collect()
+    }
+
+    /// Second half, after publishing: balancers that nothing leads to, and sets that no balancer leads to.
+    pub(super) fn remove_old_sets(&mut self) {
+        if !self.left.is_empty() || self.observed.fresh {
+            self.remove_sets();
         }
-        let mut first = None;
-        for slot in old {
-            if let Err(error) = self.observed.slots.take(self.tables.slots(), slot, &mut self.summary) {
-                first.get_or_insert(error);
+    }
+
+    fn remove_sets(&mut self) {
+        let (mut balancers, mut members) = (Failed::new(), Failed::new());
+        for service in self.observed.balancers.gone(&self.patch.balancers) {
+            self.left.insert(service);
+            if self.observed.leading_to(service).next().is_none() {
+                let known = &mut self.observed.balancers;
+                balancers.note(service, known.take(self.tables.balancers(), service, &mut self.summary));
             }
         }
-        let problem = first.map(|error| format!("old backends of Services: {error}; they are still there"));
-        self.summary.problems.extend(problem);
+        let numbers: BTreeSet<u32> = if self.observed.fresh {
+            self.observed.members.0.keys().map(|key| key.service).collect()
+        } else {
+            self.left.clone()
+        };
+        for service in numbers {
+            for key in self.observed.stray_members(service) {
+                members.note(key, self.observed.members.take(self.tables.members(), key, &mut self.summary));
+            }
+        }
+        balancers.tell("old Service ports", "they are still there", &mut self.summary);
+        members.tell("old backends of Services", "they are still there", &mut self.summary);
+    }
+
+    fn take_stray_members(&mut self, service: u32) -> Result<(), Error> {
+        let stray = self.observed.stray_members(service);
+        let known = &mut self.observed.members;
+        stray.into_iter().try_for_each(|key| known.take(self.tables.members(), key, &mut self.summary))
     }
 }

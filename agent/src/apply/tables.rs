@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use weft_abi::{
-    Addr, Backend, BackendKey, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey,
-    SlotKey,
+    Addr, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Local, Member, MemberKey, Port, Remote,
+    RuleKey, Rules,
 };
 use weft_dataplane::{Error, Maps, Record};
 
@@ -44,6 +44,8 @@ pub trait Array<V> {
     /// # Errors
     /// As [`Array::get`].
     fn set(&self, index: u32, value: &V) -> Result<(), Error>;
+    /// How many values it has.
+    fn capacity(&self) -> u32;
 }
 
 /// The maps that the agent writes; see [`weft_abi::map`].
@@ -51,14 +53,16 @@ pub trait Array<V> {
 pub trait Tables {
     fn config(&self) -> &dyn Array<Config>;
     fn generations(&self) -> &dyn Array<u32>;
+    fn service_generations(&self) -> &dyn Array<u32>;
     fn digests(&self) -> &dyn Table<u32, u64>;
     fn numbering(&self) -> &dyn Array<[u64; 2]>;
     fn devices(&self) -> &dyn Table<u32, Device>;
     fn ports(&self) -> &dyn Table<u32, Port>;
     fn locals(&self) -> &dyn Table<Addr, Local>;
     fn remotes(&self) -> &dyn Table<CidrKey, Remote>;
-    fn services(&self) -> &dyn Table<ServiceKey, Service>;
-    fn slots(&self) -> &dyn Table<SlotKey, Backend>;
+    fn frontends(&self) -> &dyn Table<FrontendKey, Frontend>;
+    fn balancers(&self) -> &dyn Table<u32, Balancer>;
+    fn members(&self) -> &dyn Table<MemberKey, Member>;
     fn backends(&self) -> &dyn Table<BackendKey, u32>;
     fn identities(&self) -> &dyn Table<Addr, u32>;
     fn cidrs(&self) -> &dyn Table<CidrKey, u32>;
@@ -91,6 +95,10 @@ impl<V: Record> Array<V> for weft_dataplane::Array<V> {
     fn set(&self, index: u32, value: &V) -> Result<(), Error> {
         Self::set(self, index, value)
     }
+
+    fn capacity(&self) -> u32 {
+        Self::capacity(self)
+    }
 }
 
 impl Tables for Maps {
@@ -100,6 +108,10 @@ impl Tables for Maps {
 
     fn generations(&self) -> &dyn Array<u32> {
         self.generations()
+    }
+
+    fn service_generations(&self) -> &dyn Array<u32> {
+        self.service_generations()
     }
 
     fn digests(&self) -> &dyn Table<u32, u64> {
@@ -126,12 +138,16 @@ impl Tables for Maps {
         self.remotes()
     }
 
-    fn services(&self) -> &dyn Table<ServiceKey, Service> {
-        self.services()
+    fn frontends(&self) -> &dyn Table<FrontendKey, Frontend> {
+        self.frontends()
     }
 
-    fn slots(&self) -> &dyn Table<SlotKey, Backend> {
-        self.slots()
+    fn balancers(&self) -> &dyn Table<u32, Balancer> {
+        self.balancers()
+    }
+
+    fn members(&self) -> &dyn Table<MemberKey, Member> {
+        self.members()
     }
 
     fn backends(&self) -> &dyn Table<BackendKey, u32> {

@@ -10,16 +10,16 @@ use std::{
 
 use proptest::prelude::*;
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, BackendKey, CidrKey, Device, Local, Port, Remote, RuleKey, Rules, ServiceKey, SlotKey,
-    generation,
+    ANY_IDENTITY, Addr, BackendKey, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Local, Member, MemberKey,
+    MemberSet, Port, Remote, RuleKey, Rules, generation,
 };
 
 use self::{
-    cases::{ADDRESSES, address, desired},
+    cases::{ADDRESSES, SERVICES, address, desired, frontend},
     fake::Fake,
 };
 use super::{Applier, Patch, Summary, Table as _, patch::Layered, policy::Lookup};
-use crate::model::{Desired, DesiredService};
+use crate::model::{Desired, DesiredBalancer};
 
 /// What a reader could find: maps at one moment, or a plan.
 #[derive(Clone, Debug)]
@@ -27,7 +27,9 @@ struct State {
     ports: BTreeMap<u32, Port>,
     locals: BTreeMap<Addr, Local>,
     remotes: BTreeMap<CidrKey, Remote>,
-    services: BTreeMap<ServiceKey, (u32, Vec<Option<Backend>>)>,
+    frontends: BTreeMap<FrontendKey, Frontend>,
+    /// The sets of each Service port: internal, external, cluster.
+    balancers: BTreeMap<u32, [Vec<Option<Member>>; 3]>,
     identities: BTreeMap<Addr, u32>,
     cidrs: BTreeMap<CidrKey, u32>,
     rules: BTreeMap<RuleKey, Rules>,
@@ -36,15 +38,17 @@ struct State {
 
 impl From<&Fake> for State {
     fn from(fake: &Fake) -> Self {
-        let backends = |service: weft_abi::Service| {
-            let key = |index| SlotKey { service: service.id, generation: service.generation, index };
-            (service.id, (0..service.count).map(|index| fake.slots.find(&key(index))).collect())
+        let members = |service: u32, MemberSet { set, count }: MemberSet| {
+            let key = |index| MemberKey { service, set, index };
+            (0..count).map(|index| fake.members.find(&key(index))).collect()
         };
+        let balancers = fake.balancers.all().into_iter();
         Self {
             ports: fake.ports.all(),
             locals: fake.locals.all(),
             remotes: fake.remotes.all(),
-            services: fake.services.all().into_iter().map(|(key, service)| (key, backends(service))).collect(),
+            frontends: fake.frontends.all(),
+            balancers: balancers.map(|(id, balancer)| (id, balancer.sets().map(|set| members(id, set)))).collect(),
             identities: fake.identities.all(),
             cidrs: fake.cidrs.all(),
             rules: fake.rules.all(),
@@ -55,22 +59,38 @@ impl From<&Fake> for State {
 
 impl From<&Desired> for State {
     fn from(desired: &Desired) -> Self {
-        let services = desired.services.iter();
-        let services = services.map(|(key, s)| (*key, (s.id, s.backends.iter().copied().map(Some).collect())));
+        let sets = |balancer: &DesiredBalancer| balancer.sets().map(|set| set.iter().copied().map(Some).collect());
         Self {
             ports: desired.ports.clone(),
             locals: desired.locals.clone(),
             remotes: desired.remotes.clone(),
-            services: services.collect(),
+            frontends: desired.frontends.clone(),
+            balancers: desired.balancers.iter().map(|(id, balancer)| (*id, sets(balancer))).collect(),
             identities: desired.identities.clone(),
             cidrs: desired.cidrs.clone(),
             rules: desired.rules.clone(),
-            serving: desired.services.values().flat_map(DesiredService::names).collect(),
+            serving: desired.balancers.iter().flat_map(|(id, balancer)| balancer.names(*id)).collect(),
         }
     }
 }
 
 impl State {
+    /// Whom clients of a frontend get; none: nothing leads to it.
+    fn served(&self, key: &FrontendKey) -> Option<&[Option<Member>]> {
+        let Frontend { service, flags } = self.frontends.get(key).filter(|frontend| frontend.service != 0)?;
+        let sets = self.balancers.get(service)?;
+        Some(&sets[usize::from(flags & FrontendFlags::EXTERNAL != 0)])
+    }
+
+    /// Frontends that lead to a number.
+    fn leading_to(&self, service: u32) -> BTreeSet<FrontendKey> {
+        self.frontends.iter().filter(|(_, frontend)| frontend.service == service).map(|(key, _)| *key).collect()
+    }
+
+    fn names(&self, service: u32) -> BTreeSet<BackendKey> {
+        self.serving.iter().filter(|name| name.service == service).copied().collect()
+    }
+
     fn identity(&self, address: Addr) -> u32 {
         Lookup::new(Layered::new(&self.identities), Layered::new(&self.cidrs)).identity(&address)
     }
@@ -115,17 +135,21 @@ fn check(now: &State, old: &State, new: &State) {
         assert!([old.identity(peer), new.identity(peer)].contains(&identity), "{peer:?} is {identity} for a moment");
         assert!([old.remote(peer), new.remote(peer)].contains(&now.remote(peer)), "{peer:?} leads astray for a moment");
     }
+    for (key, frontend) in &old.frontends {
+        let stays = new.frontends.get(key).is_some_and(|new| new.service == frontend.service);
+        assert!(!stays || now.frontends.contains_key(key), "{key:?} is not there for a moment");
+    }
     check_what_is_open(now, old, new);
 }
 
 /// What must hold also where the kernel refuses something.
 fn check_what_is_open(now: &State, old: &State, new: &State) {
-    for (key, service) in &now.services {
-        assert!(service.1.iter().all(Option::is_some), "a slot without a backend: {service:?}");
-        let known = [old, new].into_iter().any(|state| state.services.get(key).is_some_and(|s| s.1 == service.1));
-        assert!(known, "backends that nobody asked for: {service:?}");
-        let serves = |backend: &Backend| now.serving.contains(&BackendKey::new(service.0, backend.addr, backend.port));
-        assert!(service.1.iter().flatten().all(serves), "a backend without a name: {service:?}");
+    for (key, Frontend { service, .. }) in now.frontends.iter().filter(|(_, frontend)| frontend.service != 0) {
+        let Some(served) = now.served(key) else { panic!("{key:?} has no balancer") };
+        assert!(served.iter().all(Option::is_some), "a set without its members: {served:?}");
+        assert!([old, new].iter().any(|state| state.served(key) == Some(served)), "nobody asked for {served:?}");
+        let serves = |member: &Member| now.serving.contains(&BackendKey::new(*service, member.addr, member.port));
+        assert!(served.iter().flatten().all(serves), "a backend without a name: {served:?}");
     }
     for (key, rules) in &now.rules {
         let next = RuleKey { chunk: key.chunk + 1, ..*key };
@@ -166,9 +190,9 @@ fn is_applied_or_closed(fake: &Fake, new: &Desired, refused: bool) {
             }
         }
     }
-    for (key, (_, backends)) in &now.services {
-        let wanted = planned.services.get(key).map(|(_, backends)| backends);
-        assert!(backends.is_empty() || wanted == Some(backends), "a stale backend of {key:?}");
+    for key in now.frontends.keys() {
+        let (served, wanted) = (now.served(key), planned.served(key));
+        assert!(served.is_none_or(<[_]>::is_empty) || served == wanted, "a stale backend of {key:?}");
     }
 }
 
@@ -178,12 +202,20 @@ fn apply_watched(applier: &mut Applier, fake: &Rc<Fake>, desired: &Desired) -> S
     let summary = applier.apply(&**fake, desired).unwrap();
     let (now, new) = (State::from(&**fake), State::from(desired));
     assert_eq!(format!("{now:?}"), format!("{new:?}"));
-    let slots: usize = desired.services.values().map(|service| service.backends.len()).sum();
-    assert_eq!(fake.slots.all().len(), slots, "old slots are left");
-    for service in fake.services.all().values() {
-        assert_eq!(fake.generations.all().get(&service.id), Some(&service.generation), "not published");
+    assert_eq!(fake.members.all().len(), members_of(desired), "old sets are left, or one stands twice");
+    for (service, balancer) in fake.balancers.all() {
+        let published = fake.service_generations.all().get(&service).copied().unwrap_or_default();
+        assert_eq!(published, balancer.generation, "not published");
     }
     summary
+}
+
+/// How many members stand where equal sets of a Service port are one.
+fn members_of(desired: &Desired) -> usize {
+    let of_one = |balancer: &DesiredBalancer| -> usize {
+        balancer.sets().into_iter().collect::<BTreeSet<_>>().into_iter().map(|set| set.len()).sum()
+    };
+    desired.balancers.values().map(of_one).sum()
 }
 
 fn watch(fake: &Rc<Fake>, desired: &Desired) {
@@ -198,15 +230,15 @@ fn watch(fake: &Rc<Fake>, desired: &Desired) {
 /// A flow that decides again, because the generation of its Service has moved, finds none of those who serve no more: neither new flows nor
 /// those that they have.
 fn check_published(fake: &Fake, now: &State, old: &State, new: &State) {
-    let generations = fake.generations.all();
+    let generations = fake.service_generations.all();
     let serving = |state: &State, number: u32| -> BTreeSet<BackendKey> {
-        let services = state.services.values().filter(|(id, _)| *id == number);
-        let backends = services.flat_map(|(id, backends)| backends.iter().flatten().map(move |backend| (*id, backend)));
-        backends.map(|(id, backend)| BackendKey::new(id, backend.addr, backend.port)).collect()
+        let frontends = state.leading_to(number);
+        let members = frontends.iter().filter_map(|key| state.served(key)).flatten().flatten();
+        members.map(|member| BackendKey::new(number, member.addr, member.port)).collect()
     };
-    for value in fake.services.all().into_values() {
-        if generations.get(&value.id) == Some(&value.generation) {
-            let (is, was) = (serving(now, value.id), serving(old, value.id));
+    for (number, value) in fake.balancers.all() {
+        if generations.get(&number).copied().unwrap_or_default() == value.generation {
+            let (is, was) = (serving(now, number), serving(old, number));
             let gone = was.difference(&is).filter(|name| !new.serving.contains(*name));
             let gone: Vec<_> = gone.filter(|name| now.serving.contains(*name)).collect();
             assert!(gone.is_empty(), "{gone:?} serve no more");
@@ -214,8 +246,15 @@ fn check_published(fake: &Fake, now: &State, old: &State, new: &State) {
     }
 }
 
+/// Whether somebody has left a Service port, so that its flows must decide again.
+fn has_left(old: &Desired, new: &Desired, number: u32) -> bool {
+    let (old, new) = (State::from(old), State::from(new));
+    !old.names(number).is_subset(&new.names(number)) || !old.leading_to(number).is_subset(&new.leading_to(number))
+}
+
 /// Whatever changed was published, and nothing else.
-fn check_generations(before: &BTreeMap<u32, u32>, after: &BTreeMap<u32, u32>, old: &Desired, new: &Desired) {
+fn check_generations([before, services_before]: &[BTreeMap<u32, u32>; 2], fake: &Fake, old: &Desired, new: &Desired) {
+    let (after, services) = (fake.generations.all(), [services_before, &fake.service_generations.all()]);
     let moved = |slot: u32| before.get(&slot).copied().unwrap_or(0) != after.get(&slot).copied().unwrap_or(0);
     let mut any = false;
     for slot in (110..114).chain([generation::ROUTES]) {
@@ -227,11 +266,13 @@ fn check_generations(before: &BTreeMap<u32, u32>, after: &BTreeMap<u32, u32>, ol
         assert_eq!(moved(slot), changed, "generation of {slot}");
         any |= changed;
     }
-    let with_id =
-        |desired: &Desired, id| desired.services.iter().find(|(_, s)| s.id == id).map(|(k, s)| (*k, s.clone()));
-    for id in 20..28 {
-        let changed = with_id(old, id) != with_id(new, id);
-        assert_eq!(moved(id), changed, "generation of service {id}");
+    for number in SERVICES {
+        let changed = has_left(old, new, number);
+        assert_eq!(
+            services[0].get(&number) != services[1].get(&number),
+            changed,
+            "generation of Service port {number}"
+        );
         any |= changed;
     }
     assert_eq!(moved(generation::EPOCH), any, "epoch");
@@ -242,8 +283,7 @@ fn patch_watched(applier: &mut Applier, fake: &Rc<Fake>, old: &Desired, desired:
     watch(fake, desired);
     applier.patch(&**fake, desired, &Patch::between(old, desired)).unwrap();
     assert_eq!(format!("{:?}", State::from(&**fake)), format!("{:?}", State::from(desired)));
-    let slots: usize = desired.services.values().map(|service| service.backends.len()).sum();
-    assert_eq!(fake.slots.all().len(), slots, "old slots are left");
+    assert_eq!(fake.members.all().len(), members_of(desired), "old sets are left, or one stands twice");
 }
 
 proptest! {
@@ -258,6 +298,7 @@ proptest! {
             one.apply(&*whole, &plan).unwrap();
             patch_watched(&mut other, &patched, &old, &plan);
             prop_assert_eq!(whole.generations.all(), patched.generations.all());
+            prop_assert_eq!(whole.service_generations.all(), patched.service_generations.all());
             prop_assert_eq!(whole.digests.all(), patched.digests.all());
             prop_assert!(other.apply(&*patched, &plan).unwrap().is_unchanged());
             old = plan;
@@ -274,9 +315,9 @@ proptest! {
         let mut applier = Applier::default();
         let mut old = Desired::default();
         for plan in plans {
-            let before = fake.generations.all();
+            let before = [fake.generations.all(), fake.service_generations.all()];
             apply_watched(&mut applier, &fake, &plan);
-            check_generations(&before, &fake.generations.all(), &old, &plan);
+            check_generations(&before, &fake, &old, &plan);
             prop_assert!(applier.apply(&*fake, &plan).unwrap().is_unchanged());
             old = plan;
         }
@@ -289,7 +330,7 @@ proptest! {
         let fake = Fake::new();
         let mut applier = Applier::default();
         apply_watched(&mut applier, &fake, &old);
-        let before = fake.generations.all();
+        let (before, services_before) = (fake.generations.all(), fake.service_generations.all());
         watch(&fake, &new);
         fake.fail_after(Some(writes));
         let outcome = applier.apply(&*fake, &new);
@@ -302,13 +343,9 @@ proptest! {
         }
         // Whatever was changed has moved since: more may have.
         let after = fake.generations.all();
-        for (key, service) in &new.services {
-            if old.services.get(key) != Some(service) {
-                prop_assert_ne!(before.get(&service.id), after.get(&service.id));
-            }
-        }
-        for service in old.services.iter().filter(|(key, _)| !new.services.contains_key(key)).map(|(_, s)| s) {
-            prop_assert!(service.backends.is_empty() || before.get(&service.id) != after.get(&service.id));
+        let after_services = fake.service_generations.all();
+        for number in SERVICES.filter(|number| has_left(&old, &new, *number)) {
+            prop_assert_ne!(services_before.get(&number), after_services.get(&number));
         }
         for (slot, digest) in &new.workload_digests {
             prop_assert!(old.workload_digests.get(slot) == Some(digest) || before.get(slot) != after.get(slot));
@@ -323,12 +360,14 @@ proptest! {
         let fake = Fake::new();
         apply_watched(&mut Applier::default(), &fake, &old);
         let (before, marked) = (fake.generations.all(), fake.digests.all());
+        let services_before = fake.service_generations.all();
         let contents = format!("{:?}", State::from(&*fake));
         watch(&fake, &new);
         fake.fail_after(Some(writes));
         let outcome = Applier::default().apply(&*fake, &new);
         fake.fail_after(None);
-        let touched = format!("{:?}", State::from(&*fake)) != contents;
+        let between = State::from(&*fake);
+        let touched = format!("{between:?}") != contents;
         fake.watch(|_| {});
         let mut applier = Applier::default();
         applier.apply(&*fake, &old).unwrap();
@@ -339,6 +378,14 @@ proptest! {
         }
         let routes = generation::ROUTES;
         prop_assert!(!touched || old.routes_digest == new.routes_digest || before.get(&routes) != after.get(&routes));
+        // Flows may have been decided under what is taken back: by whom no one is led to again, or for whom.
+        let stood = State::from(&old);
+        for number in SERVICES {
+            let came = !between.names(number).is_subset(&stood.names(number))
+                || !between.leading_to(number).is_subset(&stood.leading_to(number));
+            let moved = services_before.get(&number) != fake.service_generations.all().get(&number);
+            prop_assert!(!came || moved, "{number}");
+        }
         prop_assert!(outcome.is_err() || writes > 0);
         prop_assert_eq!(fake.digests.all(), marked, "the digests of the plan that stands");
         prop_assert!(applier.apply(&*fake, &old).unwrap().is_unchanged());
@@ -433,15 +480,61 @@ fn a_digest_of_zero_is_one_like_any_other() {
 
 #[test]
 fn services_with_numbers_that_cannot_be_give_way() {
-    let key = |last| ServiceKey { addr: address(last), port: 80, protocol: 6, pad: 0 };
-    let service = |id| DesiredService { id, backends: vec![], keeping: vec![] };
-    let plan = Desired { services: [(key(1), service(20))].into(), ..Desired::default() };
+    let plan = Desired {
+        frontends: [(frontend(1), Frontend { service: 20, flags: 0 })].into(),
+        balancers: [(20, DesiredBalancer::of([], []))].into(),
+        ..Desired::default()
+    };
     let fake = Fake::new();
-    for (last, id) in [(1, u32::MAX), (2, generation::SLOTS)] {
-        let value = weft_abi::Service { id, generation: 1, count: 0, flags: 0 };
-        fake.services.insert(&key(last), &value).unwrap();
+    for (last, service) in [(1, u32::MAX), (2, fake::SERVICE_PORTS + 1), (3, 0)] {
+        fake.frontends.insert(&frontend(last), &Frontend { service, flags: 0 }).unwrap();
+        fake.balancers
+            .insert(&service, &weft_abi::Balancer { generation: 1, ..weft_abi::Balancer::default() })
+            .unwrap();
     }
     apply_watched(&mut Applier::default(), &fake, &plan);
+}
+
+fn member(last: u8) -> Member {
+    Member { addr: address(last), port: 1, flags: 0 }
+}
+
+/// A Service port: its number, frontends, members, and those that terminate.
+type Served<'s> = (u32, &'s [u8], &'s [u8], &'s [u8]);
+
+fn plan_of(services: &[Served<'_>]) -> Desired {
+    let mut plan = Desired { routes_digest: 1, ..Desired::default() };
+    for (service, frontends, members, keeping) in services {
+        let [members, keeping] = [members, keeping].map(|set| set.iter().copied().map(member).collect::<Vec<_>>());
+        plan.balancers.insert(*service, DesiredBalancer::of(members, keeping));
+        plan.frontends.extend(frontends.iter().map(|last| (frontend(*last), Frontend { service: *service, flags: 0 })));
+    }
+    plan
+}
+
+/// What moves the generation of a Service port, and with it all of its flows.
+#[test]
+fn a_service_moves_when_somebody_leaves_and_not_when_somebody_comes() {
+    let fake = Fake::new();
+    let mut applier = Applier::default();
+    applier.apply(&*fake, &plan_of(&[(20, &[1], &[1, 2], &[])])).unwrap();
+    let mut moved = |services: &[Served<'_>]| {
+        let before = [fake.generations.all(), fake.service_generations.all()];
+        apply_watched(&mut applier, &fake, &plan_of(services));
+        let epoch = before[0].get(&generation::EPOCH) != fake.generations.all().get(&generation::EPOCH);
+        let after = fake.service_generations.all();
+        assert_eq!(before[1] != after, epoch, "where nothing moves nobody compares");
+        before[1].get(&20) != after.get(&20)
+    };
+    assert!(!moved(&[(20, &[1], &[1, 2, 3], &[])]), "a member comes");
+    assert!(!moved(&[(20, &[1], &[3, 1, 2], &[])]), "another order");
+    assert!(!moved(&[(20, &[1], &[1, 3], &[2])]), "one terminates, and serves on");
+    assert!(moved(&[(20, &[1], &[1, 3], &[])]), "it is gone");
+    assert!(!moved(&[(20, &[1, 2], &[1, 3], &[])]), "a frontend comes");
+    assert!(moved(&[(20, &[2], &[1, 3], &[])]), "one goes");
+    assert!(moved(&[(21, &[2], &[1, 3], &[])]), "the other one changes its number");
+    assert!(!moved(&[(20, &[2], &[1], &[])]), "nobody is left of what it was");
+    assert!(!moved(&[(20, &[2], &[1], &[]), (21, &[3], &[4], &[])]), "another Service port");
 }
 
 proptest! {
@@ -459,7 +552,8 @@ proptest! {
         fake.watch(move |fake| {
             let mut now = State::from(fake);
             // Frontends that are refused have no backend, which neither plan asks for.
-            now.services.retain(|_, (_, backends)| !backends.is_empty());
+            let refused = |key: &FrontendKey| State::from(fake).served(key).is_some_and(<[_]>::is_empty);
+            now.frontends.retain(|key, _| !refused(key));
             check_what_is_open(&now, &before, &after);
         });
         fake.fail(failing);
@@ -476,29 +570,40 @@ proptest! {
 
 #[test]
 fn a_service_that_does_not_fit_has_no_backend_and_is_told() {
-    let key = |last| ServiceKey { addr: address(last), port: 80, protocol: 6, pad: 0 };
-    let backends = |count: u8| (0..count).map(|last| Backend { addr: address(last), port: 1, flags: 0 }).collect();
     let plan = |counts: [u8; 2]| {
-        let service = |id, count| DesiredService { id, backends: backends(count), keeping: vec![] };
-        let services = [(key(200), service(20, counts[0])), (key(201), service(21, counts[1]))].into();
-        Desired { services, routes_digest: counts.map(u64::from).iter().sum(), ..Desired::default() }
+        let members = counts.map(|count| (0..count).collect::<Vec<u8>>());
+        plan_of(&[(20, &[0], &members[0], &[]), (21, &[1], &members[1], &[])])
     };
     let fake = Fake::new();
     let mut applier = Applier::default();
     assert!(applier.apply(&*fake, &plan([2, 1])).unwrap().problems.is_empty());
-    fake.slots.limit(5);
-    let counts = || [200, 201].map(|last| fake.services.all()[&key(last)].count);
-    assert!(applier.apply(&*fake, &plan([4, 1])).unwrap().problems.is_empty(), "it leaves its own slots first");
-    assert_eq!((counts(), fake.slots.all().len()), ([4, 1], 5));
+    fake.members.limit(5);
+    let counts = || [20, 21].map(|number| fake.balancers.all()[&number].internal.count);
+    assert!(applier.apply(&*fake, &plan([4, 1])).unwrap().problems.is_empty(), "it leaves its own set first");
+    assert_eq!((counts(), fake.members.all().len()), ([4, 1], 5));
     assert!(applier.apply(&*fake, &plan([1, 4])).unwrap().problems.is_empty(), "what shrinks makes room");
-    assert_eq!((counts(), fake.slots.all().len()), ([1, 4], 5));
+    assert_eq!((counts(), fake.members.all().len()), ([1, 4], 5));
     let summary = applier.apply(&*fake, &plan([2, 4])).unwrap();
     let told = &summary.problems[0];
     assert!(told.contains("service number 20") && told.contains("new flows to it are refused"), "{summary:?}");
-    assert_eq!((counts(), fake.slots.all().len()), ([0, 4], 4), "none rather than an old one");
-    fake.slots.limit(6);
+    assert_eq!((counts(), fake.members.all().len()), ([0, 4], 4), "none rather than an old one");
+    fake.members.limit(6);
     assert!(applier.apply(&*fake, &plan([2, 4])).unwrap().problems.is_empty());
-    assert_eq!((counts(), fake.slots.all().len()), ([2, 4], 6));
+    assert_eq!((counts(), fake.members.all().len()), ([2, 4], 6));
+}
+
+/// Service ports, frontends and backends that take all there is change places: what goes makes room.
+#[test]
+fn full_maps_of_services_change_over() {
+    let fake = Fake::new();
+    let mut applier = Applier::default();
+    apply_watched(&mut applier, &fake, &plan_of(&[(20, &[1, 2], &[1, 2], &[]), (21, &[3], &[3], &[])]));
+    fake.frontends.limit(3);
+    fake.balancers.limit(2);
+    fake.members.limit(3);
+    fake.backends.limit(3);
+    let summary = apply_watched(&mut applier, &fake, &plan_of(&[(22, &[3], &[4], &[]), (23, &[4, 5], &[5, 6], &[])]));
+    assert!(summary.problems.is_empty(), "{summary:?}");
 }
 
 #[test]

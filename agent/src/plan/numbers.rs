@@ -8,26 +8,35 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Port, Service, ServiceKey, generation};
+use weft_abi::{Balancer, Frontend, FrontendKey, Port, generation};
 
 use crate::model::{Attachment, HashKey, Numbers, TextHash};
 
 /// Numbers of policy sets and identities: 0 means none (or the world), and the last value is [`weft_abi::ANY_IDENTITY`].
 const ORDINARY: Range<u32> = 1..u32::MAX;
 
-/// The generation slots, which are being given out for this plan.
+/// The generation slots of workloads.
+const SLOTS: Range<u32> = generation::FIRST_FREE..generation::SLOTS;
+
+/// The numbers of Service ports where there is room for so many.
+fn services(most: usize) -> Range<u32> {
+    1..u32::try_from(most).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// Numbers of one kind, which are being given out for this plan.
 struct Pool<'a> {
+    range: Range<u32>,
     used: BTreeSet<u32>,
     next: &'a mut u32,
 }
 
 impl Pool<'_> {
-    const RANGE: Range<u32> = generation::FIRST_FREE..generation::SLOTS;
-
-    /// Forgets keys that are gone, and entries that cannot be (a number twice, or out of range: a damaged map).
-    fn keep<K: Ord>(&mut self, table: &mut BTreeMap<K, u32>, wanted: &BTreeSet<K>) {
-        let used = &mut self.used;
-        table.retain(|key, number| wanted.contains(key) && Self::RANGE.contains(number) && used.insert(*number));
+    /// Numbers exactly these keys. Forgets those that are gone, and entries that cannot be (a number twice, or out of range: a damaged
+    /// map).
+    fn assign<K: Clone + Ord>(&mut self, table: &mut BTreeMap<K, u32>, wanted: &BTreeSet<K>) {
+        let Self { range, used, .. } = self;
+        table.retain(|key, number| wanted.contains(key) && range.contains(number) && used.insert(*number));
+        self.give(table, wanted);
     }
 
     /// Numbers the keys that have none yet; those for which none is left stay without.
@@ -42,12 +51,12 @@ impl Pool<'_> {
     }
 
     fn take(&mut self) -> Option<u32> {
-        if self.used.len() >= Self::RANGE.len() {
+        if self.used.len() >= self.range.len() {
             return None;
         }
         loop {
-            if !Self::RANGE.contains(self.next) {
-                *self.next = Self::RANGE.start;
+            if !self.range.contains(self.next) {
+                *self.next = self.range.start;
             }
             let number = *self.next;
             *self.next += 1;
@@ -62,6 +71,18 @@ fn free<K: Ord>(used: &mut BTreeSet<u32>, table: &mut BTreeMap<K, u32>, gone: &B
     for number in gone.iter().filter_map(|key| table.remove(key)) {
         used.remove(&number);
     }
+}
+
+fn change<K: Clone + Ord>(
+    range: Range<u32>,
+    given: &mut BTreeSet<u32>,
+    (table, next): (&mut BTreeMap<K, u32>, &mut u32),
+    turnover: &Turnover<K>,
+) {
+    free(given, table, &turnover.gone);
+    let mut pool = Pool { range, used: std::mem::take(given), next };
+    pool.give(table, &turnover.new);
+    *given = pool.used;
 }
 
 /// The number that a name has unless another name has it.
@@ -91,13 +112,13 @@ fn assign_names(table: &mut BTreeMap<TextHash, u32>, wanted: &BTreeSet<TextHash>
 }
 
 impl Numbers {
-    /// What an earlier agent gave out, as the maps `SERVICES` and `PORTS` have it; `key`: the one that it numbered by. Whatever
+    /// What an earlier agent gave out, as the maps `FRONTENDS` and `PORTS` have it; `key`: the one that it numbered by. Whatever
     /// stands there, also by mistake, does no harm: a number that cannot be is given anew, and one that is another's stands for
     /// other digests and backends, so that its generation moves.
     #[must_use]
     pub fn recovered(
         key: HashKey,
-        services: &BTreeMap<ServiceKey, Service>,
+        (frontends, balancers): (&BTreeMap<FrontendKey, Frontend>, &BTreeMap<u32, Balancer>),
         ports: &BTreeMap<u32, Port>,
         attachments: &[Arc<Attachment>],
     ) -> Self {
@@ -105,28 +126,37 @@ impl Numbers {
             let port = ports.get(&attachment.link.as_ref()?.ifindex)?;
             Some((attachment.spec.id.to_string(), port.workload))
         };
-        let slots = services.values().map(|service| service.id).chain(ports.values().map(|port| port.workload));
+        let slots = ports.values().map(|port| port.workload);
         // Those that were freed lately are likely beyond it, or far before it.
-        let highest = slots.filter(|slot| Pool::RANGE.contains(slot)).max().unwrap_or_default();
+        let highest = slots.filter(|slot| SLOTS.contains(slot)).max().unwrap_or_default();
+        // A ClusterIP frontend: others share its number, and addresses have none.
+        let numbered = frontends.iter().filter(|(_, frontend)| frontend.flags == 0);
+        let services: BTreeMap<FrontendKey, u32> = numbered.map(|(key, frontend)| (*key, frontend.service)).collect();
+        let has_members = |number: &u32| balancers.get(number).is_some_and(|balancer| balancer.internal.count > 0);
         let policies = ports.values().flat_map(|port| [port.ingress_policy, port.egress_policy]);
         Self {
             key,
-            services: services.iter().map(|(key, service)| (*key, service.id)).collect(),
             workloads: attachments.iter().filter_map(slot_of).collect(),
             next_slot: highest + 1,
-            refused: services.iter().filter(|(_, service)| service.count == 0).map(|(key, _)| *key).collect(),
+            refused: services.iter().filter(|(_, number)| !has_members(number)).map(|(key, _)| *key).collect(),
+            // Where a damaged map has one that cannot be, the first ones come next.
+            next_service: services.values().max().map_or(0, |highest| highest.saturating_add(1)),
+            services,
             standing_policies: policies.filter(|number| ORDINARY.contains(number)).collect(),
             ..Self::default()
         }
     }
 
-    /// Gives generation slots to exactly these workloads and Service frontends.
-    pub(crate) fn assign_slots(&mut self, workloads: &BTreeSet<String>, services: &BTreeSet<ServiceKey>) {
-        let mut pool = Pool { used: BTreeSet::new(), next: &mut self.next_slot };
-        pool.keep(&mut self.workloads, workloads);
-        pool.keep(&mut self.services, services);
-        pool.give(&mut self.workloads, workloads);
-        pool.give(&mut self.services, services);
+    /// Gives generation slots to exactly these workloads.
+    pub(crate) fn assign_slots(&mut self, workloads: &BTreeSet<String>) {
+        let mut pool = Pool { range: SLOTS, used: BTreeSet::new(), next: &mut self.next_slot };
+        pool.assign(&mut self.workloads, workloads);
+    }
+
+    /// Numbers exactly these Service ports, for `most` of which there is room.
+    pub(crate) fn assign_services(&mut self, wanted: &BTreeSet<FrontendKey>, most: usize) {
+        let mut pool = Pool { range: services(most), used: BTreeSet::new(), next: &mut self.next_service };
+        pool.assign(&mut self.services, wanted);
     }
 
     /// Numbers exactly these policy sets.
@@ -146,10 +176,11 @@ impl Numbers {
     }
 }
 
-/// The generation slots and identities that are given out: so that a few of them change at the cost of a few.
+/// The numbers that are given out: so that a few of them change at the cost of a few.
 #[derive(Debug, Default)]
 pub(crate) struct Given {
     slots: BTreeSet<u32>,
+    services: BTreeSet<u32>,
     identities: BTreeSet<u32>,
 }
 
@@ -175,23 +206,22 @@ impl<K> Turnover<K> {
 impl Given {
     /// As `numbers` stand.
     pub(crate) fn of(numbers: &Numbers) -> Self {
-        let slots = numbers.workloads.values().chain(numbers.services.values());
-        Self { slots: slots.copied().collect(), identities: numbers.identities.values().copied().collect() }
+        let of = |numbers: &mut dyn Iterator<Item = &u32>| numbers.copied().collect();
+        Self {
+            slots: of(&mut numbers.workloads.values()),
+            services: of(&mut numbers.services.values()),
+            identities: of(&mut numbers.identities.values()),
+        }
     }
 
     /// As [`Numbers::assign_slots`], by what has changed.
-    pub(crate) fn change_slots(
-        &mut self,
-        numbers: &mut Numbers,
-        workloads: &Turnover<String>,
-        services: &Turnover<ServiceKey>,
-    ) {
-        free(&mut self.slots, &mut numbers.workloads, &workloads.gone);
-        free(&mut self.slots, &mut numbers.services, &services.gone);
-        let mut pool = Pool { used: std::mem::take(&mut self.slots), next: &mut numbers.next_slot };
-        pool.give(&mut numbers.workloads, &workloads.new);
-        pool.give(&mut numbers.services, &services.new);
-        self.slots = pool.used;
+    pub(crate) fn change_slots(&mut self, numbers: &mut Numbers, workloads: &Turnover<String>) {
+        change(SLOTS, &mut self.slots, (&mut numbers.workloads, &mut numbers.next_slot), workloads);
+    }
+
+    /// As [`Numbers::assign_services`], by what has changed.
+    pub(crate) fn change_services(&mut self, numbers: &mut Numbers, turnover: &Turnover<FrontendKey>, most: usize) {
+        change(services(most), &mut self.services, (&mut numbers.services, &mut numbers.next_service), turnover);
     }
 
     /// As [`Numbers::assign_identities`], by what has changed.
@@ -203,41 +233,43 @@ impl Given {
 
 #[cfg(test)]
 mod tests {
+    use weft_abi::{FrontendFlags, MemberSet};
+
     use super::*;
 
     fn keys(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn service(number: u32) -> ServiceKey {
-        ServiceKey { addr: weft_abi::Addr::v4(number.to_be()), port: 80, protocol: 6, pad: 0 }
+    fn service(number: u32) -> FrontendKey {
+        FrontendKey { addr: weft_abi::Addr::v4(number.to_be()), port: 80, protocol: 6, pad: 0 }
     }
 
     #[test]
     fn numbers_stay_and_freed_ones_rest() {
         let mut numbers = Numbers::default();
-        let none = BTreeSet::new();
-        numbers.assign_slots(&keys(&["a", "b"]), &none);
+        numbers.assign_slots(&keys(&["a", "b"]));
         assert_eq!((numbers.workloads["a"], numbers.workloads["b"]), (2, 3));
-        numbers.assign_slots(&keys(&["b", "c"]), &none);
+        numbers.assign_slots(&keys(&["b", "c"]));
         assert_eq!(numbers.workloads, BTreeMap::from([("b".into(), 3), ("c".into(), 4)]), "2 rests");
         let before = numbers.clone();
-        numbers.assign_slots(&keys(&["b", "c"]), &none);
+        numbers.assign_slots(&keys(&["b", "c"]));
         assert_eq!(numbers, before);
     }
 
     #[test]
-    fn slots_of_services_and_workloads_never_meet_and_run_out_gracefully() {
+    fn numbers_of_services_are_their_own_and_run_out_gracefully() {
         let mut numbers = Numbers::default();
-        let many: BTreeSet<ServiceKey> = (0..generation::SLOTS).map(service).collect();
-        numbers.assign_slots(&keys(&["w1", "w2"]), &many);
-        let all: BTreeSet<u32> = numbers.services.values().chain(numbers.workloads.values()).copied().collect();
-        assert_eq!(all.len(), (generation::SLOTS - generation::FIRST_FREE) as usize);
-        assert_eq!(all.first(), Some(&generation::FIRST_FREE));
-        assert_eq!(numbers.services.len() + 2, all.len(), "workloads come first");
-        let (kept, new) = (service(3), service(generation::SLOTS));
-        numbers.assign_slots(&keys(&["w1", "w2"]), &[kept, new].into());
-        assert_eq!(numbers.services[&new], generation::FIRST_FREE + 2, "wraps around to what is free");
+        let many: BTreeSet<FrontendKey> = (0..100_001).map(service).collect();
+        numbers.assign_slots(&keys(&["w1", "w2"]));
+        numbers.assign_services(&many, 100_000);
+        let all: BTreeSet<u32> = numbers.services.values().copied().collect();
+        assert_eq!((all.len(), all.first(), all.last()), (100_000, Some(&1), Some(&100_000)));
+        assert_eq!(numbers.workloads, BTreeMap::from([("w1".into(), 2), ("w2".into(), 3)]));
+        let (kept, new) = (service(3), service(100_001));
+        let before = numbers.services[&kept];
+        numbers.assign_services(&[kept, new].into(), 100_000);
+        assert_eq!(numbers.services, [(kept, before), (new, 1)].into(), "wraps around to what is free");
     }
 
     #[test]
@@ -260,14 +292,18 @@ mod tests {
 
     #[test]
     fn what_the_maps_hold_is_recovered_and_mended() {
-        let value = |id, count| Service { id, generation: 1, count, flags: 0 };
-        let services = BTreeMap::from([
-            (service(1), value(7, 2)),
+        let value = |service, flags| Frontend { service, flags };
+        let frontends = BTreeMap::from([
+            (service(1), value(7, 0)),
             (service(2), value(8, 0)),
-            (service(3), value(7, 1)),
-            (service(4), value(generation::SLOTS, 1)),
-            (service(5), value(generation::ROUTES, 1)),
+            (service(3), value(7, 0)),
+            (service(4), value(101, 0)),
+            (service(5), value(0, 0)),
+            (service(6), value(7, FrontendFlags::EXTERNAL)),
+            (service(7), value(0, FrontendFlags::ADDRESS)),
         ]);
+        let set = MemberSet { set: 1, count: 1 };
+        let balancers = [(7, Balancer { internal: set, ..Balancer::default() }), (8, Balancer::default())].into();
         let port = |workload| Port { workload, ingress_policy: 5, egress_policy: u32::MAX, ..Port::default() };
         let ports = BTreeMap::from([(10, port(9)), (11, port(8)), (12, port(9))]);
         let attachment = |ifindex: u32| {
@@ -277,15 +313,19 @@ mod tests {
         };
         let attachments = [10, 11, 13].map(attachment);
         let ids = attachments.clone().map(|attachment| attachment.spec.id.to_string());
-        let mut numbers = Numbers::recovered(HashKey([1, 2]), &services, &ports, &attachments);
-        assert_eq!(numbers.refused, [service(2)].into());
+        let mut numbers = Numbers::recovered(HashKey([1, 2]), (&frontends, &balancers), &ports, &attachments);
+        assert_eq!(numbers.refused, [2, 4, 5].map(service).into());
         assert_eq!(numbers.standing_policies, [5].into(), "neither none nor closed");
         assert_eq!((numbers.key, numbers.next_slot), (HashKey([1, 2]), 10), "after the highest");
-        numbers.assign_slots(&ids.clone().into(), &services.keys().copied().collect());
+        numbers.assign_slots(&ids.clone().into());
         assert_eq!([&ids[0], &ids[1]].map(|id| numbers.workloads[id]), [9, 8]);
-        assert_eq!(numbers.services[&service(1)], 7);
-        let all: BTreeSet<u32> = numbers.services.values().chain(numbers.workloads.values()).copied().collect();
-        assert_eq!(all.len(), services.len() + ids.len(), "each has its own");
-        assert!(all.iter().all(|slot| Pool::RANGE.contains(slot)));
+        let wanted: BTreeSet<FrontendKey> = (1..6).map(service).collect();
+        numbers.assign_services(&wanted, 100);
+        assert_eq!([1, 2].map(|key| numbers.services[&service(key)]), [7, 8]);
+        let all: BTreeSet<u32> = numbers.services.values().copied().collect();
+        assert_eq!(all.len(), wanted.len(), "each has its own");
+        assert!(all.iter().all(|number| (1..=100).contains(number)), "{all:?}");
+        let slots: BTreeSet<u32> = numbers.workloads.values().copied().collect();
+        assert!(slots.len() == ids.len() && slots.iter().all(|slot| SLOTS.contains(slot)), "{slots:?}");
     }
 }

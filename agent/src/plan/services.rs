@@ -7,12 +7,12 @@ use std::{
     net::IpAddr,
 };
 
-use weft_abi::{Addr, Backend, ServiceKey, generation};
+use weft_abi::{Addr, Frontend as Entry, FrontendFlags, FrontendKey, Member};
 use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
 use crate::{
     model::{
-        Desired, DesiredService, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
+        Desired, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
         objects::{EndpointSlice, Service, ServicePort, ServiceSpec, Uid},
     },
     plan::{
@@ -26,7 +26,7 @@ use crate::{
 /// One address, port and protocol that clients may name.
 #[derive(Debug)]
 pub(crate) struct Frontend<'a> {
-    key: ServiceKey,
+    key: FrontendKey,
     service: &'a ObjectKey,
     /// Name of the Service's port.
     port: &'a str,
@@ -52,24 +52,15 @@ impl fmt::Display for Frontend<'_> {
 pub(crate) struct Frontends<'a> {
     all: Vec<Frontend<'a>>,
     /// What any Service wants, whether it gets it or not.
-    wanted: Vec<ServiceKey>,
-    keys: BTreeMap<ServiceKey, &'a ObjectKey>,
+    wanted: Vec<FrontendKey>,
+    keys: BTreeMap<FrontendKey, &'a ObjectKey>,
     /// None: they are not asked for.
     reports: Option<Vec<ServiceReport>>,
     problems: Vec<String>,
     /// Frontends without room, and why.
-    refused: BTreeMap<ServiceKey, String>,
+    refused: BTreeMap<FrontendKey, String>,
     /// Those of them that get no entry at all.
-    left_out: BTreeSet<ServiceKey>,
-}
-
-/// Generation slots that Services never take: a workload always gets a number.
-const FOR_WORKLOADS: usize = 4096;
-
-/// How many frontends there is room for.
-pub(crate) fn most(room: &Room<'_>, workloads: usize) -> usize {
-    let numbered = (generation::SLOTS - generation::FIRST_FREE) as usize;
-    room.services.min(numbered.saturating_sub(workloads.max(FOR_WORKLOADS)))
+    left_out: BTreeSet<FrontendKey>,
 }
 
 /// Finds every frontend and its endpoints.
@@ -104,31 +95,38 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<&str> {
 #[derive(Debug, Default)]
 pub(crate) struct Planned {
     /// What it wants, whether it gets it or not.
-    pub(crate) wanted: Vec<ServiceKey>,
-    /// What it gets, with its backends.
-    pub(crate) frontends: Vec<(ServiceKey, Backends)>,
+    pub(crate) wanted: Vec<FrontendKey>,
+    /// The ClusterIP frontends that it gets, each with the balancer of its Service port and family.
+    pub(crate) frontends: Vec<(FrontendKey, DesiredBalancer)>,
     /// What is wrong with it.
     pub(crate) problems: Vec<String>,
 }
 
-/// The backends of a frontend; see [`DesiredService`].
-#[derive(Debug, Default)]
-pub(crate) struct Backends {
-    pub(crate) chosen: Vec<Backend>,
-    pub(crate) keeping: Vec<Backend>,
+/// Traffic policies beside internalTrafficPolicy are not known yet, and nobody addresses another frontend: all sets are one.
+fn balancer_of(endpoints: &[Endpoint<'_>]) -> DesiredBalancer {
+    let of = |chosen: bool| {
+        let members = endpoints.iter().filter(|endpoint| endpoint.chosen == chosen).map(member_of);
+        members.collect::<Vec<Member>>()
+    };
+    DesiredBalancer::of(of(true), of(false))
 }
 
-impl Backends {
-    fn of(endpoints: &[Endpoint<'_>]) -> Self {
-        let (chosen, keeping): (Vec<_>, Vec<_>) = endpoints.iter().partition(|endpoint| endpoint.chosen);
-        let backends = |endpoints: Vec<&Endpoint<'_>>| endpoints.into_iter().map(backend_of).collect();
-        Self { chosen: backends(chosen), keeping: backends(keeping) }
-    }
+/// The entry of a ClusterIP frontend.
+pub(crate) const fn frontend(service: u32) -> Entry {
+    Entry { service, flags: 0 }
+}
 
-    /// Under its number.
-    pub(crate) fn under(self, id: u32) -> DesiredService {
-        DesiredService { id, backends: self.chosen, keeping: self.keeping }
-    }
+/// The entry of an address, which it has as long as it is the ClusterIP of some frontend of `frontends`.
+pub(crate) fn address_entry(frontends: &BTreeMap<FrontendKey, Entry>, addr: Addr) -> Option<Entry> {
+    let mut of_address = frontends.range(ports_of(addr)).map(|(_, frontend)| frontend.flags);
+    let is_cluster_ip = of_address.any(|flags| flags & FrontendFlags::EXTERNAL == 0);
+    is_cluster_ip.then_some(Entry { service: 0, flags: FrontendFlags::ADDRESS })
+}
+
+/// The keys of all frontends that an address can have.
+pub(crate) fn ports_of(addr: Addr) -> std::ops::RangeInclusive<FrontendKey> {
+    let key = |port, protocol, pad| FrontendKey { addr, port, protocol, pad };
+    key(1, 0, 0)..=key(u16::MAX, u8::MAX, u8::MAX)
 }
 
 /// Plans one Service by itself. `taken` tells which Service before it has a frontend.
@@ -137,7 +135,7 @@ pub(crate) fn plan_one<'a>(
     service: &'a Service,
     slices: &[&'a EndpointSlice],
     node: &str,
-    taken: impl Fn(&ServiceKey) -> Option<&'a ObjectKey>,
+    taken: impl Fn(&FrontendKey) -> Option<&'a ObjectKey>,
 ) -> Planned {
     let Some(spec) = programmed_spec(service) else { return Planned::default() };
     let ports = spec.ports.iter().flatten().filter_map(|port| NamedPort::of(port).ok());
@@ -149,7 +147,7 @@ pub(crate) fn plan_one<'a>(
         }
     }
     frontends.add_service(key, spec, slices, node);
-    let planned = |frontend: Frontend<'_>| (frontend.key, Backends::of(&frontend.endpoints));
+    let planned = |frontend: Frontend<'_>| (frontend.key, balancer_of(&frontend.endpoints));
     Planned {
         wanted: frontends.wanted,
         frontends: frontends.all.into_iter().map(planned).collect(),
@@ -169,8 +167,8 @@ pub(crate) fn report_one(
     frontends.reports?.pop()
 }
 
-fn frontend_key(vip: IpAddr, port: u16, protocol: u8) -> ServiceKey {
-    ServiceKey { addr: Addr::from(vip), port: port.to_be(), protocol, pad: 0 }
+fn frontend_key(vip: IpAddr, port: u16, protocol: u8) -> FrontendKey {
+    FrontendKey { addr: Addr::from(vip), port: port.to_be(), protocol, pad: 0 }
 }
 
 impl<'a> Frontends<'a> {
@@ -238,23 +236,24 @@ impl<'a> Frontends<'a> {
     }
 
     /// Refuses frontends for which there is no room: without an entry, or with one that has no backend.
-    pub(crate) fn fit(&mut self, room: &Room<'_>, workloads: usize, numbers: &mut Numbers) {
-        let most = most(room, workloads);
+    pub(crate) fn fit(&mut self, room: &Room<'_>, numbers: &mut Numbers) {
+        let most = room.services;
         for key in self.without_room(most, numbers, |_| 1) {
             let why =
                 format!("more than {most} Service addresses times ports: remove Services or raise mapSizes.services");
             self.left_out.insert(key);
             self.refused.insert(key, why);
         }
-        for key in self.without_room(room.slots, numbers, |frontend| frontend.endpoints.len() as u64) {
-            let most = room.slots;
-            let why = format!("more than {most} backends of all Services: use fewer endpoints or raise mapSizes.slots");
+        for key in self.without_room(room.members, numbers, |frontend| frontend.endpoints.len() as u64) {
+            let most = room.members;
+            let why =
+                format!("more than {most} backends of all Services: use fewer endpoints or raise mapSizes.members");
             self.refused.insert(key, why);
         }
         numbers.refused = self.refused.keys().copied().collect();
     }
 
-    fn without_room(&self, most: usize, numbers: &Numbers, cost: impl Fn(&Frontend<'_>) -> u64) -> Vec<ServiceKey> {
+    fn without_room(&self, most: usize, numbers: &Numbers, cost: impl Fn(&Frontend<'_>) -> u64) -> Vec<FrontendKey> {
         let asking = || self.all.iter().filter(|frontend| !self.left_out.contains(&frontend.key));
         let wish = |frontend: &Frontend<'a>| Wish {
             namespace: &frontend.service.namespace,
@@ -268,7 +267,7 @@ impl<'a> Frontends<'a> {
     }
 
     /// Those that need a number each.
-    pub(crate) fn number_keys(&self) -> BTreeSet<ServiceKey> {
+    pub(crate) fn number_keys(&self) -> BTreeSet<FrontendKey> {
         self.all.iter().map(|frontend| frontend.key).filter(|key| !self.left_out.contains(key)).collect()
     }
 
@@ -291,22 +290,23 @@ impl<'a> Frontends<'a> {
             if self.left_out.contains(&frontend.key) {
                 continue;
             }
-            let Some(&id) = numbers.services.get(&frontend.key) else {
-                desired.problems.push(format!(
-                    "Service {}: no number left for {frontend}: this node has more Services and workloads than it can hold",
-                    frontend.service
-                ));
-                continue;
-            };
+            // As many have numbers as fit.
+            let Some(&service) = numbers.services.get(&frontend.key) else { continue };
             let endpoints = if refused.is_some() { &[][..] } else { &frontend.endpoints };
-            desired.services.insert(frontend.key, Backends::of(endpoints).under(id));
+            desired.balancers.insert(service, balancer_of(endpoints));
+            desired.frontends.insert(frontend.key, self::frontend(service));
             desired.service_names.insert(frontend.key, frontend.service.to_string());
+        }
+        let addresses: BTreeSet<Addr> = desired.frontends.keys().map(|key| key.addr).collect();
+        for addr in addresses {
+            let entry = address_entry(&desired.frontends, addr);
+            desired.frontends.extend(entry.map(|entry| (FrontendKey::of_address(addr), entry)));
         }
     }
 }
 
-fn backend_of(endpoint: &Endpoint<'_>) -> Backend {
-    Backend { addr: Addr::from(endpoint.addr), port: endpoint.port.to_be(), flags: 0 }
+fn member_of(endpoint: &Endpoint<'_>) -> Member {
+    Member { addr: Addr::from(endpoint.addr), port: endpoint.port.to_be(), flags: 0 }
 }
 
 /// A Service port with its defaults filled in.

@@ -38,8 +38,8 @@ pub(super) fn recover(tables: &dyn Tables, attachments: &[Arc<Attachment>]) -> R
         key = [random()?, random()?];
         tables.numbering().set(0, &key)?;
     }
-    let (services, ports) = (tables.services().entries()?, tables.ports().entries()?);
-    Ok(Numbers::recovered(HashKey(key), &services, &ports, attachments))
+    let (frontends, balancers) = (tables.frontends().entries()?, tables.balancers().entries()?);
+    Ok(Numbers::recovered(HashKey(key), (&frontends, &balancers), &tables.ports().entries()?, attachments))
 }
 
 /// Where earlier versions kept numbers. They live in the maps now.

@@ -12,7 +12,7 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::{Notify, broadcast},
 };
-use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, EventsWanted, ServiceKey, TICK_SHIFT};
+use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, EventsWanted, FrontendKey, TICK_SHIFT};
 use weft_api::{FlowEvent, FlowVerdict};
 use weft_dataplane::{Events, Maps};
 
@@ -182,7 +182,7 @@ impl Ifnames {
 pub fn describe(event: &Event, planner: &Planner, boot_ns: u64, ifnames: &mut Ifnames) -> FlowEvent {
     let dropped = event.kind == EventKind::Drop as u8;
     let name = |addr: &Addr| planner.name(*addr);
-    let key = ServiceKey { addr: event.dst, port: event.dport, protocol: event.protocol, pad: 0 };
+    let key = FrontendKey { addr: event.dst, port: event.dport, protocol: event.protocol, pad: 0 };
     let has_backend = !event.backend.is_unspecified();
     FlowEvent {
         time_ns: boot_ns.saturating_add(event.time_ns),

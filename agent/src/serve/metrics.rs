@@ -161,7 +161,7 @@ impl Live {
         let help = "Whether the agent runs on the state that an earlier run has left";
         gauge(encoder, "source_remembered", help, i64::from(remembered))?;
         gauge(encoder, "endpoints", "Attachments of this node", count(view.attachments.len()))?;
-        gauge(encoder, "services", "Service frontends programmed", count(planner.desired().services.len()))?;
+        gauge(encoder, "services", "Service frontends programmed", count(planner.frontends()))?;
         gauge(encoder, "policies", "NetworkPolicies compiled", count(planner.policy_count()))?;
         gauge(encoder, "problems", "Problems that `weft status` shows", count(problems))?;
         let refused = |kind| {

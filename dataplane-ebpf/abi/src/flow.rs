@@ -53,11 +53,12 @@ crate::layout! {
 }
 
 crate::layout! {
-    /// A number that some object had when a decision was made; the decision stands while `GENERATIONS[slot]` equals it.
+    /// A number that some object had when a decision was made; the decision stands while `GENERATIONS[slot]` equals it, of a Service
+    /// port `SERVICE_GENERATIONS[slot]`.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
     pub struct GenerationRef {
-        /// Index in `GENERATIONS`; 0: nothing to compare.
+        /// Index there; 0: nothing to compare.
         pub slot: u32,
         /// The value then.
         pub generation: u32,
@@ -153,7 +154,7 @@ crate::layout! {
         pub egress: GenerationRef,
         /// The receiving workload's generation if it is here, else the routes'.
         pub ingress: GenerationRef,
-        /// The Service's generation, if one was addressed.
+        /// The Service port's generation, if one was addressed.
         pub service: GenerationRef,
     }
 }

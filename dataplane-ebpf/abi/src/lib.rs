@@ -41,13 +41,15 @@ pub use maps::{LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
 pub use port::{Device, Local, LocalKind, Port, PortKind, Remote, RemoteFlags, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
-pub use service::{Backend, BackendKey, BackendState, Service, ServiceKey, SlotKey};
+pub use service::{
+    BackendKey, BackendState, Balancer, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,
+};
 pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, OPENED, RECEIVED, Share};
 pub use skb::SkbLayout;
 
 /// Version of what the fields of keys and values mean, which [`LAYOUT`] does not see: change it when a number in a field means
 /// something else than before.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// [`Flow::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
 pub const TICK_SHIFT: u32 = 30;
@@ -71,10 +73,11 @@ pub mod program {
     pub const ALL: [&str; 6] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_L3, FROM_OVERLAY];
 }
 
-/// Generation slots: the first ones are fixed, the rest the agent gives to workloads and Services.
+/// Generation slots: the first ones are fixed, the rest the agent gives to workloads. Service ports have `SERVICE_GENERATIONS` to
+/// themselves, by their numbers.
 ///
 /// A change is published in this order: the maps; [`generation::EPOCH`] + 1; the generations of what changed, each + 1;
-/// [`generation::EPOCH`] + 1 again. A program reads the epoch, then decides, then reads it again: a decision that ran
+/// [`generation::EPOCH`] + 1 again. What nobody decides anew for (somebody comes to a Service) is not published at all. A program reads the epoch, then decides, then reads it again: a decision that ran
 /// beside a change sees another epoch at its end and lets the next packet decide again. Without the first step it could
 /// pair what an old map said with the new generation and stand for ever.
 pub mod generation {
@@ -83,7 +86,7 @@ pub mod generation {
     /// Bumped when anything beside workloads and Services changes that decisions are made of: prefixes of pods and Services, the
     /// node's facts, devices and addresses, the host's own routes.
     pub const ROUTES: u32 = 1;
-    /// First slot for workloads and Services.
+    /// First slot for workloads.
     pub const FIRST_FREE: u32 = 2;
     /// How many slots there are.
     pub const SLOTS: u32 = 65_536;

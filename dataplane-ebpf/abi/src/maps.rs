@@ -27,12 +27,14 @@ macro_rules! for_each_map {
             LOCALS locals: HashMap<$crate::Addr, $crate::Local>, derived, sized(locals);
             /// Prefixes of pods of all nodes and of Services.
             REMOTES remotes: LpmTrie<$crate::CidrKey, $crate::Remote>, derived, sized(remotes);
-            /// Service frontends.
-            SERVICES services: OnDemandHashMap<$crate::ServiceKey, $crate::Service>, derived, sized(services);
-            /// Backends of Services.
-            SLOTS slots: OnDemandHashMap<$crate::SlotKey, $crate::Backend>, derived, sized(slots);
+            /// Service frontends, and ClusterIPs themselves: one for each frontend at most.
+            FRONTENDS frontends: OnDemandHashMap<$crate::FrontendKey, $crate::Frontend>, derived, per(services, 2, 0);
+            /// Service ports of one family, by their numbers.
+            BALANCERS balancers: OnDemandHashMap<u32, $crate::Balancer>, derived, sized(services);
+            /// Members of sets.
+            MEMBERS members: OnDemandHashMap<$crate::MemberKey, $crate::Member>, derived, sized(members);
             /// Backends by their names; the value is a `weft_abi::BackendState`.
-            BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(slots);
+            BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
             /// Identities of addresses that policies know singly.
             IDENTITIES identities: OnDemandHashMap<$crate::Addr, u32>, derived, sized(identities);
             /// Identities of prefixes: every other address that policies know.
@@ -41,6 +43,8 @@ macro_rules! for_each_map {
             RULES rules: OnDemandHashMap<$crate::RuleKey, $crate::Rules>, derived, sized(rules);
             /// Generations; see `weft_abi::generation`.
             GENERATIONS generations: Array<u32, u32>, derived, fixed($crate::generation::SLOTS);
+            /// Generations of Service ports by their numbers, which begin at 1; see `weft_abi::generation`.
+            SERVICE_GENERATIONS service_generations: Array<u32, u32>, derived, per(services, 1, 1);
             /// By slot of a workload or the routes: a digest of what its generation stands for, 0 while that changes. The programs do
             /// not read it; it is here because it lives as long as the generations do.
             DIGESTS digests: OnDemandHashMap<u32, u64>, derived, per(ports, 2, 2);

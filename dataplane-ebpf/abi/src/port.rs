@@ -71,7 +71,7 @@ pub enum RemoteKind {
     Tunnel = 1,
     /// A remote node's pod CIDR, natively through the uplink to `via`, a neighbour there: its pods are heard from `mac` only.
     Native = 2,
-    /// A Service CIDR: an address and port in it that is not in `SERVICES` leads nowhere.
+    /// A Service CIDR: an address and port in it that is not in `FRONTENDS` leads nowhere.
     Services = 3,
     /// An address of another node itself, which encapsulates from `via` (VXLAN). It is reached as the outside is.
     Node = 4,

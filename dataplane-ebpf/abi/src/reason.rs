@@ -45,7 +45,7 @@ numbered! {
     PolicyEgress = "policy-egress", "no NetworkPolicy that selects the sender allows it";
     PolicyIngress = "policy-ingress", "no NetworkPolicy that selects the receiver allows it";
     NoBackend = "no-backend", "the Service has no ready backend";
-    NoService = "no-service", "no Service has this address and port";
+    NoService = "no-service", "no Service has this address; where it is no ClusterIP: this address and port";
     NoEndpoint = "no-endpoint", "no workload of this node has this address";
     NoRoute = "no-route", "nothing leads to this address in this address family";
     FragmentUnknown = "fragment-unknown", "a later fragment came before its first one, or too late";
@@ -68,6 +68,7 @@ numbered! {
     TooBig = "too-big", "larger than the way out of the node takes; its sender was told, unless it lets routers cut it (IPv4): then it fits no datagram between nodes";
     TupleTaken = "tuple-taken", "another connection looks the same once it is translated, and the protocol's ports cannot change";
     FragmentShare = "fragment-share", "the workload sends datagrams in pieces faster than its rate";
+    NoServicePort = "no-service-port", "the ClusterIP has no such port";
 }
 
 numbered! {
@@ -89,7 +90,7 @@ impl DropReason {
     /// Whether the sender is told at once (TCP: RST; else: unreachable port), as a host does on whose ports nobody listens.
     #[must_use]
     pub const fn is_told(self) -> bool {
-        matches!(self, Self::NoBackend)
+        matches!(self, Self::NoBackend | Self::NoServicePort)
     }
 }
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Services and their backends.
+//! Services: frontends, balancers, sets of members, backends.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Addr;
 
 crate::layout! {
-    /// A frontend: what a client addresses.
+    /// What a client addresses.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-    pub struct ServiceKey {
+    pub struct FrontendKey {
         /// VIP.
         pub addr: Addr,
         /// Port, network byte order.
@@ -21,45 +21,112 @@ crate::layout! {
     }
 }
 
-crate::layout! {
-    /// A frontend's backends.
-    ///
-    /// The backends of one generation stand in `SLOTS` under (`id`, `generation`, 0..`count`). A change writes the slots of the
-    /// next generation, then this value (one atomic update), then moves `GENERATIONS[id]` as [`crate::generation`] says, and only
-    /// then removes the old slots: no reader ever meets a slot without a backend.
-    #[repr(C)]
-    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct Service {
-        /// Number of the Service port; also its generation slot.
-        pub id: u32,
-        /// Generation of its backends.
-        pub generation: u32,
-        /// How many backends; 0: there is none, and new flows are refused.
-        pub count: u32,
-        /// Reserved, zero.
-        pub flags: u32,
+impl FrontendKey {
+    /// The entry of an address itself, see [`FrontendFlags::ADDRESS`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_address(addr: Addr) -> Self {
+        Self { addr, port: 0, protocol: 0, pad: 0 }
+    }
+
+    /// Whether it is an address itself, and no port of it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_address(&self) -> bool {
+        self.port == 0 && self.protocol == 0
     }
 }
 
 crate::layout! {
-    /// Key of one backend of one generation.
+    /// Which Service port serves a frontend. Several frontends of one Service port and family share its balancer and members.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Frontend {
+        /// Number of the Service port, from 1 on: key in `BALANCERS`, index in `SERVICE_GENERATIONS`. 0 with
+        /// [`FrontendFlags::ADDRESS`].
+        pub service: u32,
+        /// [`FrontendFlags`].
+        pub flags: u32,
+    }
+}
+
+/// Bits of [`Frontend::flags`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FrontendFlags;
+
+impl FrontendFlags {
+    /// Clients get the external set; else the internal one (ClusterIP).
+    pub const EXTERNAL: u32 = 1;
+    /// No frontend, but a ClusterIP itself: its ports that no Service port defines are refused aloud.
+    pub const ADDRESS: u32 = 2;
+}
+
+crate::layout! {
+    /// A run of members. It never changes: a change writes another one.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct MemberSet {
+        /// Its number within the Service.
+        pub set: u32,
+        /// How many members; 0: there is none, and new flows are refused.
+        pub count: u32,
+    }
+}
+
+crate::layout! {
+    /// A Service port of one family: whom its clients get. Equal sets are one set.
+    ///
+    /// A change writes the new sets to `MEMBERS`, then this value (one atomic update), and removes the old ones at its end: no reader
+    /// ever meets a set without its members. Where somebody leaves (a member, a frontend), `generation` is the next one, and
+    /// `SERVICE_GENERATIONS` follows as [`crate::generation`] says: where the two differ a change was not published yet.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Balancer {
+        /// Of clients of internal frontends, as internalTrafficPolicy says.
+        pub internal: MemberSet,
+        /// Of clients of external frontends, as externalTrafficPolicy says.
+        pub external: MemberSet,
+        /// All of the cluster: what clients of this node get where they address an external frontend.
+        pub cluster: MemberSet,
+        /// The generation that `SERVICE_GENERATIONS` has once what this value says is published.
+        pub generation: u32,
+    }
+}
+
+impl Balancer {
+    /// The set for clients of a frontend with these flags.
+    #[inline(always)]
+    #[must_use]
+    pub const fn set_of(&self, flags: u32) -> &MemberSet {
+        if flags & FrontendFlags::EXTERNAL == 0 { &self.internal } else { &self.external }
+    }
+
+    /// Its sets; equal ones have one number.
+    #[must_use]
+    pub const fn sets(&self) -> [MemberSet; 3] {
+        [self.internal, self.external, self.cluster]
+    }
+}
+
+crate::layout! {
+    /// Key of one member of one set.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-    pub struct SlotKey {
-        /// [`Service::id`].
+    pub struct MemberKey {
+        /// [`Frontend::service`].
         pub service: u32,
-        /// [`Service::generation`].
-        pub generation: u32,
-        /// 0..[`Service::count`].
+        /// [`MemberSet::set`].
+        pub set: u32,
+        /// 0..[`MemberSet::count`].
         pub index: u32,
     }
 }
 
 crate::layout! {
-    /// One backend.
+    /// A member of a set: a backend.
     #[repr(C)]
-    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct Backend {
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct Member {
         /// Address.
         pub addr: Addr,
         /// Port, network byte order.
@@ -73,12 +140,12 @@ crate::layout! {
     /// A backend by its name: who serves which Service, where. Flows of any protocol stay with one that is there, whatever else
     /// changes of its Service.
     ///
-    /// It comes before a [`SlotKey`] leads to it, and goes after the last one of the Service's value, before the Service's
-    /// generation moves: a flow that decides again then finds the backends that serve, and no other.
+    /// It comes before a [`MemberKey`] leads to it, and goes after the last set that has it, before the Service's generation moves: a
+    /// flow that decides again then finds the backends that serve, and no other.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
     pub struct BackendKey {
-        /// [`Service::id`].
+        /// [`Frontend::service`].
         pub service: u32,
         /// Address.
         pub addr: Addr,
@@ -106,7 +173,8 @@ pub enum BackendState {
     Serving = 1,
 }
 
-crate::pod!(ServiceKey, Service, SlotKey, Backend, BackendKey);
+crate::pod!(FrontendKey, Frontend, MemberSet, Balancer, MemberKey, Member, BackendKey);
 
-const _: () = assert!(size_of::<ServiceKey>() == 20);
-const _: () = assert!(size_of::<Backend>() == 20);
+const _: () = assert!(size_of::<FrontendKey>() == 20);
+const _: () = assert!(size_of::<Balancer>() == 28);
+const _: () = assert!(size_of::<Member>() == 20);

@@ -48,10 +48,10 @@ pub struct MapSizes {
     pub locals: u32,
     /// Prefixes: pod CIDRs of all nodes and Service CIDRs.
     pub remotes: u32,
-    /// Service addresses times ports, of the cluster. Whole.
+    /// Service addresses times ports, of the cluster. Beside 56 bytes for each that may come, memory is taken as they come.
     pub services: u32,
-    /// Backends of all Services; twice those of a Service while it changes.
-    pub slots: u32,
+    /// Backends of all Service ports; twice those of one while it changes.
+    pub members: u32,
     /// Addresses that policies of this node know singly.
     pub identities: u32,
     /// Prefixes that policies of this node know.
@@ -86,7 +86,7 @@ impl MapSizes {
             locals: ports * 2 + 1024,
             remotes: 1 << 16,
             services: 1 << 16,
-            slots: 1 << 18,
+            members: 1 << 18,
             identities: 1 << 19,
             cidrs: 1 << 17,
             rules: 1 << 18,
@@ -197,8 +197,8 @@ mod tests {
 
     #[test]
     fn refuses_what_the_kernel_would_and_names_the_field() {
-        let error = MapSizes { slots: 0, ..MapSizes::default() }.validate().unwrap_err();
-        assert!(matches!(error, Error::Size { field: "slots", value: 0, .. }), "{error}");
+        let error = MapSizes { members: 0, ..MapSizes::default() }.validate().unwrap_err();
+        assert!(matches!(error, Error::Size { field: "members", value: 0, .. }), "{error}");
         for events_bytes in [0, 1 << 11, 5000, 1 << 31] {
             let error = MapSizes { events_bytes, ..MapSizes::default() }.validate().unwrap_err();
             assert!(matches!(error, Error::Size { field: "eventsBytes", .. }), "{error}");

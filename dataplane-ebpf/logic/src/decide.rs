@@ -3,8 +3,8 @@
 //! question, turned round.
 
 use weft_abi::{
-    Addr, BackendKey, DropReason, Flow, FlowFlags, GenerationRef, LocalKind, RemoteKind, Service, ServiceKey, SlotKey,
-    generation,
+    Addr, BackendKey, DropReason, Flow, FlowFlags, Frontend, FrontendKey, GenerationRef, LocalKind, Member, MemberKey,
+    RemoteKind, generation,
 };
 
 use crate::{
@@ -69,7 +69,7 @@ pub fn decide<T: Tables>(
         tables.enter(Step::Translate);
         translate(tables, question, standing, decision)?;
         tables.enter(Step::Locate);
-        locate::server(tables, config, question, decision)?;
+        locate::server(tables, config, question, decision).map_err(|reason| refusal(tables, question, reason))?;
     }
     tables.enter(Step::Judge);
     judge(tables, decision)
@@ -85,8 +85,8 @@ fn turn_round(question: &Question, standing: &Flow, decision: &mut Decision) {
     decision.masquerade = crate::masquerade::NONE;
 }
 
-/// A generation that never is: a decision that ran beside a change must not stand.
-pub const NEVER: GenerationRef = GenerationRef { slot: generation::ROUTES, generation: u32::MAX };
+/// A Service's generation that never is: a decision that ran beside a change must not stand.
+pub const NEVER: GenerationRef = GenerationRef { slot: u32::MAX, generation: u32::MAX };
 
 /// Whether something changed since the decision began.
 #[inline(always)]
@@ -107,39 +107,63 @@ fn translate<T: Tables>(
     decision.target_port = question.key.dport;
     decision.translated = 0;
     decision.service = GenerationRef::default();
-    let key = ServiceKey { addr: question.key.dst, port: question.key.dport, protocol, pad: 0 };
-    let service = tables.service(&key);
-    if let Some(service) = service {
-        decision.service = GenerationRef { slot: service.id, generation: tables.generation(service.id) };
+    let key = FrontendKey { addr: question.key.dst, port: question.key.dport, protocol, pad: 0 };
+    let frontend = tables.frontend(&key);
+    if let Some(frontend) = frontend {
+        let generation = tables.service_generation(frontend.service);
+        decision.service = GenerationRef { slot: frontend.service, generation };
         decision.translated = 1;
     }
-    if keeps_backend(tables, question, standing, service) {
+    if keeps_backend(tables, question, standing, frontend) {
         decision.translated = 1;
         (decision.target, decision.target_port) = (standing.dst, standing.dport);
         return Ok(());
     }
-    let Some(service) = service else { return Ok(()) };
-    let index = select::index(question.random, service.count);
-    let slot = SlotKey { service: service.id, generation: service.generation, index };
-    let backend = tables.slot(&slot).ok_or(DropReason::NoBackend)?;
-    decision.target = backend.addr;
-    decision.target_port = backend.port;
-    if protocol == protocol::SCTP && backend.port != question.key.dport {
+    let Some(frontend) = frontend else { return Ok(()) };
+    // A set may go between the two look-ups: by then the balancer leads to the next one.
+    let member = choose(tables, question, frontend).or_else(|| choose(tables, question, frontend));
+    let member = member.ok_or(DropReason::NoBackend)?;
+    decision.target = member.addr;
+    decision.target_port = member.port;
+    if protocol == protocol::SCTP && member.port != question.key.dport {
         // SCTP's CRC32c covers the ports and cannot be updated from a difference in bounded time.
         return Err(DropReason::Unrewritable);
     }
     Ok(())
 }
 
+/// A member of the set for clients of this frontend.
+#[inline(always)]
+fn choose<'t, T: Tables>(tables: &'t T, question: &Question, frontend: &Frontend) -> Option<&'t Member> {
+    let set = tables.balancer(&frontend.service)?.set_of(frontend.flags);
+    let index = select::index(question.random, set.count);
+    tables.member(&MemberKey { service: frontend.service, set: set.set, index })
+}
+
 /// A connection stays with its backend: TCP while backends and the Service itself come and go (Kubernetes' contract), any other
 /// protocol as long as the backend serves the Service.
 #[inline(always)]
-fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, service: Option<&Service>) -> bool {
+fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, frontend: Option<&Frontend>) -> bool {
     if !question.stands() || standing.flags & FlowFlags::REWRITE_DST == 0 {
         return false;
     }
     question.key.protocol == u32::from(protocol::TCP)
-        || service.is_some_and(|service| tables.serves(&BackendKey::new(service.id, standing.dst, standing.dport)))
+        || frontend
+            .is_some_and(|frontend| tables.serves(&BackendKey::new(frontend.service, standing.dst, standing.dport)))
+}
+
+/// A port of a ClusterIP that no Service port defines is refused aloud, as by a host on whose port nobody listens; an address that no
+/// Service has is not.
+#[inline(always)]
+fn refusal<T: Tables>(tables: &T, question: &Question, reason: DropReason) -> DropReason {
+    let has_ports = [protocol::TCP, protocol::UDP, protocol::SCTP].contains(&(question.key.protocol as u8));
+    if reason as u8 == DropReason::NoService as u8
+        && has_ports
+        && tables.frontend(&FrontendKey::of_address(question.key.dst)).is_some()
+    {
+        return DropReason::NoServicePort;
+    }
+    reason
 }
 
 /// Egress after DNAT, ingress by the original source; a workload reaches itself, the host reaches its own workloads.

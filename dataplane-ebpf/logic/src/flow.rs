@@ -268,9 +268,11 @@ pub const fn record(flow: &mut Flow, len: u32, flags: TcpFlags) {
 /// Whether every generation that the entry was decided under still stands.
 #[inline(always)]
 pub fn stands<T: Tables>(tables: &T, flow: &Flow) -> bool {
-    [flow.egress, flow.ingress, flow.service]
+    let service = flow.service.slot;
+    [flow.egress, flow.ingress]
         .iter()
         .all(|reference| reference.slot == 0 || tables.generation(reference.slot) == reference.generation)
+        && (service == 0 || tables.service_generation(service) == flow.service.generation)
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The maps as the logic sees them.
 
-use weft_abi::{Addr, Backend, BackendKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey};
+use weft_abi::{
+    Addr, BackendKey, Balancer, Config, Frontend, FrontendKey, Local, Member, MemberKey, Port, Remote, RuleKey, Rules,
+};
 
 use crate::{decide::Step, policy};
 
@@ -15,10 +17,12 @@ pub trait Tables {
     fn local(&self, addr: &Addr) -> Option<&Local>;
     /// `REMOTES`, longest prefix.
     fn remote(&self, addr: &Addr) -> Option<&Remote>;
-    /// `SERVICES`.
-    fn service(&self, key: &ServiceKey) -> Option<&Service>;
-    /// `SLOTS`.
-    fn slot(&self, key: &SlotKey) -> Option<&Backend>;
+    /// `FRONTENDS`.
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend>;
+    /// `BALANCERS`.
+    fn balancer(&self, service: &u32) -> Option<&Balancer>;
+    /// `MEMBERS`.
+    fn member(&self, key: &MemberKey) -> Option<&Member>;
     /// Whether `BACKENDS` has it serving.
     fn serves(&self, backend: &BackendKey) -> bool;
     /// `IDENTITIES`, else `CIDRS` by longest prefix, else [`weft_abi::WORLD_IDENTITY`].
@@ -45,6 +49,8 @@ pub trait Tables {
     }
     /// `GENERATIONS`.
     fn generation(&self, slot: u32) -> u32;
+    /// `SERVICE_GENERATIONS`; 0 of what is no Service port's number.
+    fn service_generation(&self, service: u32) -> u32;
     /// The look-ups that follow are for this part of the decision. For whoever explains one: the kernel's does nothing.
     #[inline(always)]
     fn enter(&self, _step: Step) {}

@@ -175,7 +175,7 @@ pub struct Decision {
     pub client: End,
     /// The side that answers, behind `target`.
     pub server: End,
-    /// The Service's generation.
+    /// The Service port's generation.
     pub service: GenerationRef,
     /// Value of the epoch at the start.
     pub epoch: u32,

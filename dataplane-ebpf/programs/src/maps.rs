@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, Backend, BackendKey, BackendState, Config, Device, FlowKey6, Local, Port, Remote, RuleKey, Rules, Service,
-    ServiceKey, Share, SlotKey, Tally, WORLD_IDENTITY,
+    Addr, BackendKey, BackendState, Balancer, Config, Device, FlowKey6, Frontend, FrontendKey, Local, Member,
+    MemberKey, Port, Remote, RuleKey, Rules, Share, Tally, WORLD_IDENTITY,
 };
 use weft_logic::{Tables, policy, walk::Walk};
 
@@ -169,15 +169,21 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
         // SAFETY: as for `port`.
-        unsafe { SERVICES.get(key) }
+        unsafe { FRONTENDS.get(key) }
     }
 
     #[inline(always)]
-    fn slot(&self, key: &SlotKey) -> Option<&Backend> {
+    fn balancer(&self, service: &u32) -> Option<&Balancer> {
         // SAFETY: as for `port`.
-        unsafe { SLOTS.get(key) }
+        unsafe { BALANCERS.get(service) }
+    }
+
+    #[inline(always)]
+    fn member(&self, key: &MemberKey) -> Option<&Member> {
+        // SAFETY: as for `port`.
+        unsafe { MEMBERS.get(key) }
     }
 
     #[inline(always)]
@@ -225,6 +231,12 @@ impl Tables for Kernel {
     fn generation(&self, slot: u32) -> u32 {
         // SAFETY: an aligned word that user space writes whole; volatile, since a decision reads it twice to see a change.
         GENERATIONS.get_ptr(slot).map_or(0, |value| unsafe { value.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn service_generation(&self, service: u32) -> u32 {
+        // SAFETY: as for `generation`.
+        SERVICE_GENERATIONS.get_ptr(service).map_or(0, |value| unsafe { value.read_volatile() })
     }
 }
 

@@ -38,7 +38,7 @@ enum Flood {
     Cidrs,
     Identities,
     Services,
-    Slots,
+    Members,
     Blocks,
 }
 
@@ -50,7 +50,7 @@ impl Flood {
             Self::Cidrs => json!({"cidrs": 256}),
             Self::Identities => json!({"identities": 64}),
             Self::Services => json!({"services": 128}),
-            Self::Slots => json!({"slots": 128}),
+            Self::Members => json!({"members": 128}),
             Self::Blocks => json!({}),
         }
     }
@@ -60,7 +60,7 @@ impl Flood {
             Self::Rules => (0..3).map(|number| rules(number, 600)).collect(),
             Self::Cidrs => (0..3).map(|number| blocks(number, 600)).collect(),
             Self::Identities => many_pods(),
-            Self::Services | Self::Slots => many_services(),
+            Self::Services | Self::Members => many_services(),
             Self::Blocks => vec![exceptions(4_000)],
         }
     }
@@ -71,14 +71,14 @@ impl Flood {
             Self::Cidrs => "B1/cidrs-full",
             Self::Identities => "B1/identities-full",
             Self::Services => "B1/services-full",
-            Self::Slots => "B1/slots-full",
+            Self::Members => "B1/members-full",
             Self::Blocks => "B6/4000-blocks-with-exceptions",
         }
     }
 
     /// Whether the tenant's own workload is what must be closed.
     const fn is_policy(self) -> bool {
-        !matches!(self, Self::Services | Self::Slots)
+        !matches!(self, Self::Services | Self::Members)
     }
 }
 
@@ -169,7 +169,7 @@ pub(super) fn scenes() -> [Full; 6] {
         (|binaries| Site::new(Flood::Cidrs, binaries), cases(Flood::Cidrs)),
         (|binaries| Site::new(Flood::Identities, binaries), cases(Flood::Identities)),
         (|binaries| Site::new(Flood::Services, binaries), cases(Flood::Services)),
-        (|binaries| Site::new(Flood::Slots, binaries), cases(Flood::Slots)),
+        (|binaries| Site::new(Flood::Members, binaries), cases(Flood::Members)),
         (|binaries| Site::new(Flood::Blocks, binaries), cases(Flood::Blocks)),
     ]
 }

@@ -95,6 +95,7 @@ pub(super) fn class(name: &str) -> Option<Reason> {
         "policy-ingress" => Reason::Ingress,
         "no-backend" => Reason::NoBackend,
         "no-service" => Reason::NoService,
+        "no-service-port" => Reason::NoServicePort,
         "no-endpoint" | "no-route" => Reason::Unreachable,
         "unrewritable" => Reason::Untranslatable,
         "masquerade-taken" | "tuple-taken" => Reason::Taken,

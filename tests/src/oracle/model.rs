@@ -69,8 +69,10 @@ pub(super) enum Reason {
     Ingress,
     /// The Service has no endpoint to use.
     NoBackend,
-    /// No Service has this address and port.
+    /// No Service has this address.
     NoService,
+    /// It is a Service's ClusterIP, and the Service has no such port.
+    NoServicePort,
     /// A node's pods, and none of them has this address.
     Unreachable,
     /// This protocol cannot be translated so.
@@ -243,6 +245,11 @@ fn onward(world: &World, here: &str, packet: &Packet, address: IpAddr, port: u16
         Place::Host => Target::Host,
         Place::OwnUnused if packet.from == From::Wire => return Verdict::Kernel,
         Place::OwnUnused => return Verdict::Dropped(Reason::Unreachable),
+        // As kube-proxy has it (nftables): connections to other ports of ClusterIPs are rejected, other addresses of Service CIDRs lead
+        // nowhere.
+        Place::Service if packet.protocol != Protocol::Echo && service::is_cluster_ip(world, address) => {
+            return Verdict::Dropped(Reason::NoServicePort);
+        }
         Place::Service => return Verdict::Dropped(Reason::NoService),
         _ if packet.from == From::Wire && !translated => return Verdict::Kernel,
         Place::OtherNode(node) => Target::Node(node),

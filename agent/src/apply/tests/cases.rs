@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Small plans, made so that two of them meet often.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proptest::{collection::btree_map, collection::vec, prelude::*};
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, CidrKey, Local, LocalKind, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules,
-    ServiceKey,
+    ANY_IDENTITY, Addr, CidrKey, Frontend, FrontendFlags, FrontendKey, Local, LocalKind, Member, Port, PortRule,
+    RULES_PER_CHUNK, Remote, RuleKey, Rules,
 };
 
-use crate::model::{Desired, DesiredService};
+use crate::model::{Desired, DesiredBalancer};
 
 /// Addresses of the test's world.
 pub(super) const ADDRESSES: std::ops::Range<u8> = 0..16;
@@ -71,22 +74,52 @@ fn ports() -> impl Strategy<Value = BTreeMap<u32, Port>> {
     })
 }
 
-/// Addresses and ports.
-type Ends = Vec<(u8, u16)>;
+/// Numbers of Service ports.
+pub(super) const SERVICES: std::ops::Range<u32> = 20..24;
 
-fn services() -> impl Strategy<Value = BTreeMap<ServiceKey, DesiredService>> {
-    let backends = vec((ADDRESSES, 1_u16..3), 0..5);
-    let keeping = vec((ADDRESSES, 1_u16..3), 0..3);
-    // A frontend has one of two numbers, so that numbers change hands.
-    btree_map(0_u8..4, (any::<bool>(), backends, keeping), 0..4).prop_map(|services| {
-        let service = |(last, (other, chosen, keeping)): (u8, (bool, Ends, Ends))| {
-            let key = ServiceKey { addr: address(200 + last), port: 80, protocol: 6, pad: 0 };
-            let backend = |(last, port)| Backend { addr: address(last), port, flags: 0 };
-            let id = 20 + u32::from(last) + if other { 4 } else { 0 };
-            let backends = |ends: Ends| ends.into_iter().map(backend).collect();
-            (key, DesiredService { id, backends: backends(chosen), keeping: backends(keeping) })
-        };
-        services.into_iter().map(service).collect()
+/// A frontend of the test's world.
+pub(super) fn frontend(last: u8) -> FrontendKey {
+    FrontendKey { addr: address(200 + last), port: 80, protocol: 6, pad: 0 }
+}
+
+/// Nobody twice.
+fn members(most: usize) -> impl Strategy<Value = Arc<[Member]>> {
+    let ends = btree_map((0_u8..5, 1_u16..3), any::<u8>(), 0..most);
+    ends.prop_map(|ends| {
+        let mut ends: Vec<_> = ends.into_iter().map(|(end, order)| (order, end)).collect();
+        ends.sort_unstable();
+        ends.into_iter().map(|(_, (last, port))| Member { addr: address(last), port, flags: 0 }).collect()
+    })
+}
+
+/// Whose sets are one more often than not.
+fn balancer() -> impl Strategy<Value = DesiredBalancer> {
+    let set = || members(5);
+    let others = prop_oneof![3 => Just(None), 1 => (set(), set()).prop_map(Some)];
+    (set(), others, members(3)).prop_map(|(internal, others, keeping)| {
+        let of_one = DesiredBalancer::of(internal, keeping);
+        match others {
+            Some((external, cluster)) => DesiredBalancer { external, cluster, ..of_one },
+            None => of_one,
+        }
+    })
+}
+
+/// Frontends that share numbers, and numbers that change hands.
+fn services() -> impl Strategy<Value = (BTreeMap<FrontendKey, Frontend>, BTreeMap<u32, DesiredBalancer>)> {
+    // Of one number, an address is a ClusterIP or not for as long as it has it.
+    let flags = |last: u8| if last < 4 { 0 } else { FrontendFlags::EXTERNAL };
+    let frontends = btree_map(0_u8..6, SERVICES, 0..6);
+    (frontends, vec(balancer(), SERVICES.len())).prop_map(move |(frontends, balancers)| {
+        let numbers: BTreeSet<u32> = frontends.values().copied().collect();
+        let balancers = SERVICES.zip(balancers).filter(|(service, _)| numbers.contains(service)).collect();
+        let cluster_ips = frontends.keys().filter(|last| flags(**last) == 0).map(|last| {
+            (FrontendKey::of_address(frontend(*last).addr), Frontend { service: 0, flags: FrontendFlags::ADDRESS })
+        });
+        let entries = frontends
+            .iter()
+            .map(|(last, service)| (frontend(*last), Frontend { service: *service, flags: flags(*last) }));
+        (entries.chain(cluster_ips).collect(), balancers)
     })
 }
 
@@ -96,7 +129,7 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
     let remotes = btree_map(prefix(), 0_u32..3, 0..4);
     let digests = btree_map(110_u32..114, 1_u64..4, 0..4);
     (ports(), services(), identities, cidrs, rules(), remotes, digests, 1_u64..4).prop_map(
-        |(ports, services, identities, cidrs, rules, remotes, workload_digests, routes_digest)| {
+        |(ports, (frontends, balancers), identities, cidrs, rules, remotes, workload_digests, routes_digest)| {
             let local = |(ifindex, port): (&u32, &Port)| {
                 (port.v4, Local { ifindex: *ifindex, kind: LocalKind::Workload as u32 })
             };
@@ -104,7 +137,8 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
             Desired {
                 locals: ports.iter().map(local).collect(),
                 ports,
-                services,
+                frontends,
+                balancers,
                 identities,
                 cidrs,
                 rules,

@@ -9,26 +9,31 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, BackendKey, CidrKey, Config, Device, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey,
-    SlotKey, generation,
+    Addr, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Local, Member, MemberKey, Port, Remote,
+    RuleKey, Rules, generation,
 };
 use weft_dataplane::Error;
 
 use crate::apply::{Array, Table, Tables};
+
+/// Service ports that have a generation.
+pub(crate) const SERVICE_PORTS: u32 = 65_536;
 
 type Reader = Box<dyn Fn(&Fake)>;
 
 pub(crate) struct Fake {
     pub(crate) config: FakeArray<Config>,
     pub(crate) generations: FakeArray<u32>,
+    pub(crate) service_generations: FakeArray<u32>,
     pub(crate) digests: FakeTable<u32, u64>,
     pub(crate) numbering: FakeArray<[u64; 2]>,
     pub(crate) devices: FakeTable<u32, Device>,
     pub(crate) ports: FakeTable<u32, Port>,
     pub(crate) locals: FakeTable<Addr, Local>,
     pub(crate) remotes: FakeTable<CidrKey, Remote>,
-    pub(crate) services: FakeTable<ServiceKey, Service>,
-    pub(crate) slots: FakeTable<SlotKey, Backend>,
+    pub(crate) frontends: FakeTable<FrontendKey, Frontend>,
+    pub(crate) balancers: FakeTable<u32, Balancer>,
+    pub(crate) members: FakeTable<MemberKey, Member>,
     pub(crate) backends: FakeTable<BackendKey, u32>,
     pub(crate) identities: FakeTable<Addr, u32>,
     pub(crate) cidrs: FakeTable<CidrKey, u32>,
@@ -59,14 +64,16 @@ impl Fake {
         Rc::new_cyclic(|owner| Self {
             config: FakeArray::new(owner, 1),
             generations: FakeArray::new(owner, generation::SLOTS),
+            service_generations: FakeArray::new(owner, SERVICE_PORTS + 1),
             digests: FakeTable::new(owner),
             numbering: FakeArray::new(owner, 1),
             devices: FakeTable::new(owner),
             ports: FakeTable::new(owner),
             locals: FakeTable::new(owner),
             remotes: FakeTable::new(owner),
-            services: FakeTable::new(owner),
-            slots: FakeTable::new(owner),
+            frontends: FakeTable::new(owner),
+            balancers: FakeTable::new(owner),
+            members: FakeTable::new(owner),
             backends: FakeTable::new(owner),
             identities: FakeTable::new(owner),
             cidrs: FakeTable::new(owner),
@@ -187,6 +194,10 @@ impl<V: Copy + Default> Array<V> for FakeArray<V> {
         self.check(index)?;
         self.owner.upgrade().unwrap().write(|| self.values.borrow_mut().extend([(index, *value)]))
     }
+
+    fn capacity(&self) -> u32 {
+        self.len
+    }
 }
 
 impl Tables for Fake {
@@ -196,6 +207,10 @@ impl Tables for Fake {
 
     fn generations(&self) -> &dyn Array<u32> {
         &self.generations
+    }
+
+    fn service_generations(&self) -> &dyn Array<u32> {
+        &self.service_generations
     }
 
     fn digests(&self) -> &dyn Table<u32, u64> {
@@ -222,12 +237,16 @@ impl Tables for Fake {
         &self.remotes
     }
 
-    fn services(&self) -> &dyn Table<ServiceKey, Service> {
-        &self.services
+    fn frontends(&self) -> &dyn Table<FrontendKey, Frontend> {
+        &self.frontends
     }
 
-    fn slots(&self) -> &dyn Table<SlotKey, Backend> {
-        &self.slots
+    fn balancers(&self) -> &dyn Table<u32, Balancer> {
+        &self.balancers
+    }
+
+    fn members(&self) -> &dyn Table<MemberKey, Member> {
+        &self.members
     }
 
     fn backends(&self) -> &dyn Table<BackendKey, u32> {

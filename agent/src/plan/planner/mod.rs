@@ -25,7 +25,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Addr, ServiceKey};
+use weft_abi::{Addr, FrontendKey};
 use weft_api::PodRef;
 
 use self::{addresses::Addresses, services::Services};
@@ -307,9 +307,12 @@ impl Planner {
     fn patch_services(&mut self, facts: &NodeFacts, workloads: &Turnover<String>, room: &Room<'_>, patch: &mut Patch) {
         let Self { snapshot, numbers, given, desired, services, .. } = self;
         let found = services.find(snapshot, facts);
-        if services.fits(room, self.workloads.len()) {
-            if !workloads.is_empty() || !found.numbers.is_empty() {
-                given.change_slots(numbers, workloads, &found.numbers);
+        if services.fits(room) {
+            if !workloads.is_empty() {
+                given.change_slots(numbers, workloads);
+            }
+            if !found.numbers.is_empty() {
+                given.change_services(numbers, &found.numbers, room.services);
             }
             services.put(found, numbers, desired, patch);
         } else {
@@ -431,7 +434,7 @@ impl Planner {
             return routes.follow(facts, desired, patch);
         }
         let whole;
-        (*routes, whole) = Routes::describe(snapshot, facts, &desired.services);
+        (*routes, whole) = Routes::describe(snapshot, facts, &desired.frontends);
         set_all(&mut desired.remotes, &mut patch.remotes, whole.remotes);
         if desired.routes_digest != whole.routes_digest {
             desired.routes_digest = whole.routes_digest;
@@ -466,8 +469,8 @@ impl Planner {
 
     /// `namespace/name` of the Service that has a frontend.
     #[must_use]
-    pub fn service_name(&self, frontend: &ServiceKey) -> Option<String> {
-        let holder = self.services.holder(frontend).filter(|_| self.desired.services.contains_key(frontend));
+    pub fn service_name(&self, frontend: &FrontendKey) -> Option<String> {
+        let holder = self.services.holder(frontend).filter(|_| self.desired.frontends.contains_key(frontend));
         holder.map(ToString::to_string).or_else(|| self.desired.service_names.get(frontend).cloned())
     }
 
@@ -493,9 +496,15 @@ impl Planner {
     /// The addresses at which the Service `namespace/name` is served.
     #[must_use]
     pub fn frontends_of(&self, service: &str) -> Vec<IpAddr> {
-        let frontends = self.desired.services.keys();
+        let frontends = self.desired.frontends.keys();
         let own = frontends.filter(|frontend| self.service_name(frontend).as_deref() == Some(service));
         own.map(|frontend| IpAddr::from(frontend.addr)).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// How many frontends Services have.
+    #[must_use]
+    pub fn frontends(&self) -> usize {
+        self.desired.frontends.keys().filter(|key| !key.is_address()).count()
     }
 
     /// How many policies there are.
@@ -512,8 +521,8 @@ impl Planner {
             policy.policies().describe_reports(&self.snapshot, &self.forms, &mut told);
         }
         self.addresses.problems(&self.snapshot, &mut told.problems);
-        let name = |frontend: &ServiceKey| self.service_name(frontend).unwrap_or_default();
-        told.problems.extend(self.routes.problems(&self.desired.services, name));
+        let name = |frontend: &FrontendKey| self.service_name(frontend).unwrap_or_default();
+        told.problems.extend(self.routes.problems(&self.desired.frontends, name));
         let others = self.services.problems().chain(&self.port_problems);
         let all: BTreeSet<String> = others.cloned().chain(told.problems).collect();
         all.into_iter().collect()

@@ -4,16 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_abi::ServiceKey;
+use weft_abi::{Addr, FrontendKey};
 
 use super::set;
 use crate::{
     apply::Patch,
-    model::{Desired, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
+    model::{Desired, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
     plan::{
         backends,
         numbers::{Given, Turnover},
-        services::{self, Backends, Planned},
+        services::{self, Planned},
     },
 };
 
@@ -22,8 +22,8 @@ use crate::{
 pub(super) struct Services {
     planned: BTreeMap<ObjectKey, Standing>,
     /// Services that want a frontend, whether they have it or not.
-    wanting: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
-    holders: BTreeMap<ServiceKey, ObjectKey>,
+    wanting: BTreeMap<FrontendKey, BTreeSet<ObjectKey>>,
+    holders: BTreeMap<FrontendKey, ObjectKey>,
     /// Slices by their Services.
     slices: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     dirty: BTreeSet<ObjectKey>,
@@ -37,8 +37,8 @@ pub(super) struct Services {
 
 #[derive(Debug)]
 struct Standing {
-    wanted: Vec<ServiceKey>,
-    frontends: Vec<ServiceKey>,
+    wanted: Vec<FrontendKey>,
+    frontends: Vec<FrontendKey>,
     backends: usize,
     problems: Vec<String>,
 }
@@ -46,9 +46,9 @@ struct Standing {
 /// What a turn found out.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    pub(super) numbers: Turnover<ServiceKey>,
-    frontends: BTreeMap<ServiceKey, Backends>,
-    touched: BTreeSet<ServiceKey>,
+    pub(super) numbers: Turnover<FrontendKey>,
+    frontends: BTreeMap<FrontendKey, DesiredBalancer>,
+    touched: BTreeSet<FrontendKey>,
 }
 
 impl Services {
@@ -81,7 +81,7 @@ impl Services {
         while let Some(key) = self.dirty.pop_first() {
             let Planned { wanted, frontends, problems } = self.plan(&key, snapshot, facts);
             let old = self.withdraw(&key, &mut found);
-            let mut changed: BTreeSet<ServiceKey> = old.iter().copied().collect();
+            let mut changed: BTreeSet<FrontendKey> = old.iter().copied().collect();
             for frontend in frontends.iter().map(|(frontend, _)| *frontend) {
                 if !changed.remove(&frontend) {
                     changed.insert(frontend);
@@ -96,15 +96,15 @@ impl Services {
             }
             self.totals[0] += frontends.len();
             let mut standing = Standing { wanted, frontends: Vec::new(), backends: 0, problems };
-            for (frontend, backends) in frontends {
+            for (frontend, balancer) in frontends {
                 self.holders.insert(frontend, key.clone());
-                standing.backends += backends.chosen.len() + backends.keeping.len();
+                standing.backends += balancer.internal.len() + balancer.keeping.len();
                 if !found.numbers.gone.remove(&frontend) {
                     found.numbers.new.insert(frontend);
                 }
                 found.touched.insert(frontend);
                 standing.frontends.push(frontend);
-                found.frontends.insert(frontend, backends);
+                found.frontends.insert(frontend, balancer);
             }
             self.totals[1] += standing.backends;
             if !standing.wanted.is_empty() || !standing.problems.is_empty() {
@@ -117,7 +117,7 @@ impl Services {
     fn plan(&self, key: &ObjectKey, snapshot: &Snapshot, facts: &NodeFacts) -> Planned {
         let Some((key, service)) = snapshot.services.get_key_value(key) else { return Planned::default() };
         let slices = self.slices_of(snapshot, key);
-        let taken = |frontend: &ServiceKey| {
+        let taken = |frontend: &FrontendKey| {
             let holder = self.holders.get(frontend).filter(|holder| *holder < key)?;
             snapshot.services.get_key_value(holder).map(|(holder, _)| holder)
         };
@@ -131,7 +131,7 @@ impl Services {
     }
 
     /// Takes what a Service had away from it; tells its frontends.
-    fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> Vec<ServiceKey> {
+    fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> Vec<FrontendKey> {
         let Some(Standing { wanted, frontends, backends, .. }) = self.planned.remove(key) else { return Vec::new() };
         for want in wanted {
             if let Some(wanting) = self.wanting.get_mut(&want) {
@@ -158,20 +158,32 @@ impl Services {
     }
 
     /// Whether everything fits by far enough that nobody has to be asked who goes.
-    pub(super) fn fits(&self, room: &Room<'_>, workloads: usize) -> bool {
-        self.settled && self.totals[0] <= services::most(room, workloads) && self.totals[1] <= room.slots
+    pub(super) fn fits(&self, room: &Room<'_>) -> bool {
+        self.settled && self.totals[0] <= room.services && self.totals[1] <= room.members
     }
 
     /// Writes what was found, under the numbers that it was given since.
     pub(super) fn put(&self, mut found: Found, numbers: &Numbers, desired: &mut Desired, patch: &mut Patch) {
-        for key in found.touched {
-            let service = match (self.holders.get(&key), found.frontends.remove(&key)) {
-                (None, _) => None,
-                (Some(_), Some(backends)) => numbers.services.get(&key).map(|id| backends.under(*id)),
-                // It has another holder, which has not changed.
-                (Some(_), None) => continue,
-            };
-            set(&mut desired.services, &mut patch.services, key, service);
+        let touched = std::mem::take(&mut found.touched);
+        // Numbers may have changed hands.
+        for key in &touched {
+            let old = desired.frontends.get(key).map(|frontend| frontend.service);
+            if let Some(old) = old.filter(|old| numbers.services.get(key) != Some(old)) {
+                set(&mut desired.balancers, &mut patch.balancers, old, None);
+            }
+        }
+        for key in &touched {
+            let number = numbers.services.get(key).copied().filter(|_| self.holders.contains_key(key));
+            set(&mut desired.frontends, &mut patch.frontends, *key, number.map(services::frontend));
+            // Where it has another holder, which has not changed, nothing is found.
+            if let Some((number, balancer)) = number.zip(found.frontends.remove(key)) {
+                set(&mut desired.balancers, &mut patch.balancers, number, Some(balancer));
+            }
+        }
+        let addresses: BTreeSet<Addr> = touched.iter().map(|key| key.addr).collect();
+        for addr in addresses {
+            let entry = services::address_entry(&desired.frontends, addr);
+            set(&mut desired.frontends, &mut patch.frontends, FrontendKey::of_address(addr), entry);
         }
     }
 
@@ -185,12 +197,14 @@ impl Services {
         (desired, patch): (&mut Desired, &mut Patch),
     ) {
         let mut frontends = services::frontends(snapshot, facts);
-        frontends.fit(room, workloads.len(), numbers);
-        numbers.assign_slots(workloads, &frontends.number_keys());
+        frontends.fit(room, numbers);
+        numbers.assign_slots(workloads);
+        numbers.assign_services(&frontends.number_keys(), room.services);
         *given = Given::of(numbers);
         let mut whole = Desired::default();
         frontends.describe(snapshot, numbers, &mut whole);
-        super::set_all(&mut desired.services, &mut patch.services, whole.services);
+        super::set_all(&mut desired.frontends, &mut patch.frontends, whole.frontends);
+        super::set_all(&mut desired.balancers, &mut patch.balancers, whole.balancers);
         self.settled = numbers.refused.is_empty();
         // Where everything fits each Service tells its own.
         self.refused = if self.settled { Default::default() } else { (whole.problems, whole.refusals) };
@@ -207,7 +221,7 @@ impl Services {
     }
 
     /// Whose a frontend is.
-    pub(super) fn holder(&self, frontend: &ServiceKey) -> Option<&ObjectKey> {
+    pub(super) fn holder(&self, frontend: &FrontendKey) -> Option<&ObjectKey> {
         self.holders.get(frontend)
     }
 }

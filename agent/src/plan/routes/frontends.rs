@@ -8,13 +8,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_abi::{Addr, CidrKey, Remote, RemoteKind, ServiceKey};
+use weft_abi::{Addr, CidrKey, Frontend, FrontendKey, Remote, RemoteKind};
 
 use super::{Base, SPECIAL, Use};
 use crate::{
     apply::{Changes, Patch},
-    model::{Desired, DesiredService, HostRoute, NodeFacts, Snapshot},
-    plan::{address::cidr_key, digest::Digest},
+    model::{Desired, HostRoute, NodeFacts, Snapshot},
+    plan::{address::cidr_key, digest::Digest, services::ports_of},
 };
 
 /// Where prefixes and the addresses of Services lead.
@@ -34,15 +34,15 @@ enum Lead {
     Refused(String),
 }
 
-type Services = BTreeMap<ServiceKey, DesiredService>;
+type Frontends = BTreeMap<FrontendKey, Frontend>;
 
 impl Routes {
     /// Plans `REMOTES` and the host's routes for these nodes, prefixes and Services, all of them.
-    pub(in crate::plan) fn describe(snapshot: &Snapshot, facts: &NodeFacts, services: &Services) -> (Self, Desired) {
+    pub(in crate::plan) fn describe(snapshot: &Snapshot, facts: &NodeFacts, frontends: &Frontends) -> (Self, Desired) {
         let mut routes = Self { base: Base::new(snapshot, facts), refused: BTreeMap::new() };
         let Base { remotes, host_routes, reports, .. } = &routes.base;
         let (mut remotes, mut host_routes) = (remotes.clone(), host_routes.clone());
-        let addresses: BTreeSet<Addr> = services.keys().map(|frontend| frontend.addr).collect();
+        let addresses: BTreeSet<Addr> = frontends.keys().map(|frontend| frontend.addr).collect();
         for addr in addresses {
             match routes.base.lead(addr.into(), facts) {
                 Lead::Led => {}
@@ -66,10 +66,10 @@ impl Routes {
 
     /// Follows the Services of `patch`.
     pub(in crate::plan) fn follow(&mut self, facts: &NodeFacts, desired: &mut Desired, patch: &mut Patch) {
-        let addresses: BTreeSet<Addr> = patch.services.keys().map(|frontend| frontend.addr).collect();
+        let addresses: BTreeSet<Addr> = patch.frontends.keys().map(|frontend| frontend.addr).collect();
         let before = desired.routes_digest;
         for addr in addresses {
-            let lead = is_served(&desired.services, addr).then(|| self.base.lead(addr.into(), facts));
+            let lead = is_served(&desired.frontends, addr).then(|| self.base.lead(addr.into(), facts));
             let is_own = matches!(lead, Some(Lead::Own));
             self.refused.remove(&addr);
             if let Some(Lead::Refused(why)) = lead {
@@ -102,9 +102,13 @@ impl Routes {
     }
 
     /// What is wrong with prefixes, and with addresses of Services; `name`: whose a frontend is.
-    pub(in crate::plan) fn problems(&self, services: &Services, name: impl Fn(&ServiceKey) -> String) -> Vec<String> {
+    pub(in crate::plan) fn problems(
+        &self,
+        frontends: &Frontends,
+        name: impl Fn(&FrontendKey) -> String,
+    ) -> Vec<String> {
         let refused = self.refused.iter().filter_map(|(addr, why)| {
-            let (frontend, _) = services.range(all_of(*addr)).next()?;
+            let (frontend, _) = frontends.range(ports_of(*addr)).next()?;
             Some(format!("Service {}: spec.clusterIPs: {why}", name(frontend)))
         });
         self.base.problems.iter().cloned().chain(refused).collect()
@@ -144,14 +148,8 @@ fn host_route(addr: Addr) -> HostRoute {
     HostRoute { dst: IpAddr::from(addr).into(), via: None }
 }
 
-/// The keys of all frontends that an address can have.
-fn all_of(addr: Addr) -> std::ops::RangeInclusive<ServiceKey> {
-    let key = |port, protocol, pad| ServiceKey { addr, port, protocol, pad };
-    key(0, 0, 0)..=key(u16::MAX, u8::MAX, u8::MAX)
-}
-
-fn is_served(services: &Services, addr: Addr) -> bool {
-    services.range(all_of(addr)).next().is_some()
+fn is_served(frontends: &Frontends, addr: Addr) -> bool {
+    frontends.range(ports_of(addr)).next().is_some()
 }
 
 /// Of all but the Ethernet address: a flow that remembers another one is decided again by itself. Those of all prefixes are

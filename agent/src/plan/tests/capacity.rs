@@ -144,23 +144,43 @@ fn rules_beyond_their_map_close_who_needs_them() {
 #[test]
 fn a_service_without_room_has_no_backend_and_the_others_have_theirs() {
     let mut world = World::default();
-    (world.limits.slots, world.limits.services) = (10, 3);
+    (world.limits.members, world.limits.services) = (10, 3);
     for (n, count) in [(1, 2), (2, 20), (3, 3)] {
         let name = format!("s{n}");
         world.service(&name, json!({"clusterIP": format!("10.96.0.{n}"), "ports": [{"port": 80}]}));
         let endpoints: Vec<Value> = (0..count).map(|e| json!({"addresses": [format!("10.2.{n}.{e}")]})).collect();
         world.slice(&name, &name, json!({"ports": [{"port": 80}], "endpoints": endpoints}));
     }
-    let counts = |desired: &Desired| desired.services.values().map(|s| s.backends.len()).collect::<Vec<_>>();
+    let counts = |desired: &Desired| -> Vec<usize> {
+        let numbers = desired.frontends.values().map(|frontend| frontend.service).filter(|number| *number != 0);
+        numbers.map(|number| desired.balancers[&number].internal.len()).collect()
+    };
     let desired = world.plan();
     assert_eq!(counts(&desired), [2, 0, 3]);
     assert_eq!(keys(&desired, RefusedKind::Service), ["x/s2"]);
-    assert!(format!("{:?}", desired.problems).contains("raise mapSizes.slots"), "{:?}", desired.problems);
+    assert!(format!("{:?}", desired.problems).contains("raise mapSizes.members"), "{:?}", desired.problems);
     world.service("s0", json!({"clusterIP": "10.96.0.100", "ports": [{"port": 80}]}));
     let desired = world.plan();
     assert_eq!((counts(&desired).len(), keys(&desired, RefusedKind::Service)), (3, vec!["x/s2".into()]));
     assert!(format!("{:?}", desired.problems).contains("raise mapSizes.services"), "{:?}", desired.problems);
     assert_eq!(world.plan(), desired);
+}
+
+#[test]
+fn more_service_ports_than_generations_of_workloads_fit_where_the_maps_are_large_enough() {
+    let mut world = World::default();
+    (world.limits.services, world.limits.members) = (200_000, 1 << 20);
+    for n in 0..70 {
+        let ports: Vec<Value> = (1..1001).map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
+        world.service(&format!("s{n}"), json!({"clusterIP": format!("172.30.0.{n}"), "ports": ports}));
+    }
+    world.local(("x", "web"), json!({}), &["10.1.0.1"], json!({}));
+    let desired = world.plan();
+    assert!(desired.problems.is_empty() && desired.refusals.is_empty(), "{:?}", desired.problems);
+    assert_eq!((desired.frontends.len(), desired.balancers.len()), (70_070, 70_000), "and 70 addresses");
+    let numbers: std::collections::BTreeSet<u32> = world.numbers.services.values().copied().collect();
+    assert_eq!((numbers.len(), numbers.last()), (70_000, Some(&70_000)), "each has its own");
+    assert!(!desired.ports.is_empty());
 }
 
 /// What is told apart, for a policy of `count` blocks of everything with one hole each, all at one port or each at its own.
@@ -209,7 +229,7 @@ fn upstreams_limits_fit() {
     let sizes = weft_dataplane::MapSizes::default();
     world.limits = Limits {
         services: sizes.services as usize,
-        slots: sizes.slots as usize,
+        members: sizes.members as usize,
         identities: sizes.identities as usize,
         cidrs: sizes.cidrs as usize - 1,
         rules: sizes.rules as usize / 2,

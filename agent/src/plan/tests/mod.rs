@@ -42,13 +42,14 @@ struct World {
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     services: usize,
-    slots: usize,
+    members: usize,
     identities: usize,
     cidrs: usize,
     rules: usize,
 }
 
-const WIDE: Limits = Limits { services: 1 << 16, slots: 1 << 18, identities: 1 << 19, cidrs: 1 << 16, rules: 1 << 16 };
+const WIDE: Limits =
+    Limits { services: 1 << 16, members: 1 << 18, identities: 1 << 19, cidrs: 1 << 16, rules: 1 << 16 };
 
 impl Default for World {
     fn default() -> Self {
@@ -74,9 +75,9 @@ impl Default for World {
 
 impl World {
     fn plan(&mut self) -> Desired {
-        let Limits { services, slots, identities, cidrs, rules } = self.limits;
+        let Limits { services, members, identities, cidrs, rules } = self.limits;
         let Desired { identities: standing_identities, cidrs: standing_cidrs, .. } = &self.standing;
-        let room = Room { services, slots, identities, cidrs, rules, standing_identities, standing_cidrs };
+        let room = Room { services, members, identities, cidrs, rules, standing_identities, standing_cidrs };
         let desired = plan(&self.snapshot, &self.facts, &self.attachments, &room, &mut self.numbers);
         self.standing = desired.clone();
         desired

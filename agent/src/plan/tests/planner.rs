@@ -4,7 +4,7 @@
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rstest::rstest;
-use weft_abi::{Port, Service, ServiceKey, generation};
+use weft_abi::{Balancer, Frontend, FrontendKey, MemberSet, Port, generation};
 
 use super::{
     properties::{Parts, build, parts},
@@ -150,9 +150,9 @@ fn way(old: &Snapshot, new: &Snapshot) -> Vec<Step> {
 }
 
 fn room<'a>(limits: Limits, standing: &'a Desired) -> Room<'a> {
-    let Limits { services, slots, identities, cidrs, rules } = limits;
+    let Limits { services, members, identities, cidrs, rules } = limits;
     let Desired { identities: standing_identities, cidrs: standing_cidrs, .. } = standing;
-    Room { services, slots, identities, cidrs, rules, standing_identities, standing_cidrs }
+    Room { services, members, identities, cidrs, rules, standing_identities, standing_cidrs }
 }
 
 /// The standing plan with everything that is told only when it is asked for.
@@ -180,7 +180,8 @@ fn laid_over<K: Ord + Copy, V: Clone>(under: &BTreeMap<K, V>, changes: &Changes<
 }
 
 fn leads(old: &Desired, patch: &Patch, new: &Desired) -> Result<(), TestCaseError> {
-    prop_assert_eq!(&laid_over(&old.services, &patch.services), &new.services);
+    prop_assert_eq!(&laid_over(&old.frontends, &patch.frontends), &new.frontends);
+    prop_assert_eq!(&laid_over(&old.balancers, &patch.balancers), &new.balancers);
     prop_assert_eq!(&laid_over(&old.ports, &patch.ports), &new.ports);
     prop_assert_eq!(&laid_over(&old.locals, &patch.locals), &new.locals);
     prop_assert_eq!(&laid_over(&old.remotes, &patch.remotes), &new.remotes);
@@ -209,7 +210,7 @@ fn limits() -> impl Strategy<Value = Limits> {
     prop_oneof![
         3 => Just(WIDE),
         1 => (1..12_usize, 1..16_usize, 1..30_usize, 1..12_usize, 1..20_usize).prop_map(
-            |(services, slots, identities, cidrs, rules)| Limits { services, slots, identities, cidrs, rules }),
+            |(services, members, identities, cidrs, rules)| Limits { services, members, identities, cidrs, rules }),
     ]
 }
 
@@ -268,7 +269,7 @@ proptest! {
             }
             standing = next;
             let attachments = &standing.attachments;
-            let numbers = Numbers::recovered(HashKey::default(), &fake.services.all(), &fake.ports.all(), attachments);
+            let numbers = recovered(&fake, attachments);
             let mut restarted = (Planner::default(), Applier::default());
             restarted.0.resume(numbers);
             let summary = pass(&mut restarted, &fake, &Snapshot::default(), &mut standing)?;
@@ -285,18 +286,21 @@ proptest! {
     #[test]
     fn a_restart_over_other_numbers_heals(
         parts in parts(), more in more(),
-        services in vec((0..4_u32, number(), 0..3_u32, 0..2_u32), 0..4), ports in vec((10..20_u32, number()), 0..4),
+        services in vec((0..4_u32, number(), 0..3_u32, 0..4_u32), 0..4), ports in vec((10..20_u32, number()), 0..4),
         digests in vec((number(), 0..3_u64), 0..4),
     ) {
         let fake = Fake::new();
         let mut world = World::default();
         build_all(&mut world, &parts, &more);
         pass(&mut (Planner::default(), Applier::default()), &fake, &Snapshot::default(), &mut world)?;
-        let known: Vec<ServiceKey> = fake.services.all().into_keys().collect();
-        for (place, id, generation, count) in services {
-            let new = ServiceKey { addr: addr("10.96.0.9"), port: 1, protocol: TCP, pad: 0 };
-            let value = Service { id, generation, count, flags: 0 };
-            fake.services.insert(known.get(place as usize).unwrap_or(&new), &value).unwrap();
+        let known: Vec<FrontendKey> = fake.frontends.all().into_keys().collect();
+        for (place, service, generation, flags) in services {
+            let new = FrontendKey { addr: addr("10.96.0.9"), port: 1, protocol: TCP, pad: 0 };
+            let value = Frontend { service, flags };
+            fake.frontends.insert(known.get(place as usize).unwrap_or(&new), &value).unwrap();
+            let set = MemberSet { set: generation, count: place };
+            let value = Balancer { internal: set, external: set, cluster: MemberSet::default(), generation };
+            fake.balancers.insert(&service, &value).unwrap();
         }
         for (ifindex, workload) in ports {
             fake.ports.insert(&ifindex, &Port { workload, ..Port::default() }).unwrap();
@@ -306,18 +310,19 @@ proptest! {
         }
         for is_last in [false, false, true] {
             let attachments = &world.attachments;
-            let numbers = Numbers::recovered(HashKey::default(), &fake.services.all(), &fake.ports.all(), attachments);
+            let numbers = recovered(&fake, attachments);
             let mut restarted = (Planner::default(), Applier::default());
             restarted.0.resume(numbers);
             let summary = pass(&mut restarted, &fake, &Snapshot::default(), &mut world)?;
             prop_assert!(!is_last || summary.is_unchanged(), "{summary:?}");
             prop_assert_eq!(&fake.ports.all(), &world.standing.ports);
-            let numbered = |(key, service): (&ServiceKey, &Service)| (*key, service.id);
-            let wanted = world.standing.services.iter().map(|(key, service)| (*key, service.id));
-            prop_assert_eq!(fake.services.all().iter().map(numbered).collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
-            let (workloads, services) = (&restarted.0.numbers().workloads, &restarted.0.numbers().services);
-            let slots: std::collections::BTreeSet<&u32> = workloads.values().chain(services.values()).collect();
-            prop_assert_eq!(slots.len(), workloads.len() + services.len(), "each has its own");
+            prop_assert_eq!(&fake.frontends.all(), &world.standing.frontends);
+            let (has, wanted) = (fake.balancers.all(), &world.standing.balancers);
+            prop_assert_eq!(has.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+            let Numbers { workloads, services, .. } = restarted.0.numbers();
+            let slots: std::collections::BTreeSet<&u32> = workloads.values().collect();
+            let numbers: std::collections::BTreeSet<&u32> = services.values().collect();
+            prop_assert_eq!((slots.len(), numbers.len()), (workloads.len(), services.len()), "each has its own");
         }
     }
 }
@@ -340,6 +345,11 @@ fn an_edit_that_does_not_fit_displaces_nobody(#[case] from: Value) {
     pass(&mut agent, &fake, &before, &mut next).unwrap();
     assert!(lets_in(&next.standing, other, "192.0.2.1", (TCP, Some(80))), "{:#?}", next.standing.problems);
     assert_eq!(next.standing.closed.len(), 1);
+}
+
+fn recovered(fake: &Fake, attachments: &[Arc<crate::model::Attachment>]) -> Numbers {
+    let (frontends, balancers) = (fake.frontends.all(), fake.balancers.all());
+    Numbers::recovered(HashKey::default(), (&frontends, &balancers), &fake.ports.all(), attachments)
 }
 
 /// A number that may be somebody's, nobody's or none.

@@ -2,24 +2,30 @@
 //! Services and endpoint choice (reference: kube-proxy's contract).
 
 use rstest::rstest;
-use weft_abi::ServiceKey;
+use weft_abi::{Frontend, FrontendFlags, FrontendKey};
 
 use super::*;
 
-fn key(vip: &str, port: u16, protocol: u8) -> ServiceKey {
-    ServiceKey { addr: addr(vip), port: port.to_be(), protocol, pad: 0 }
+fn key(vip: &str, port: u16, protocol: u8) -> FrontendKey {
+    FrontendKey { addr: addr(vip), port: port.to_be(), protocol, pad: 0 }
 }
 
 /// Backends of a frontend as `address:port`; none: no such frontend.
 fn backends(desired: &Desired, vip: &str, port: u16, protocol: u8) -> Option<Vec<String>> {
-    let service = desired.services.get(&key(vip, port, protocol))?;
-    let text = |backend: &weft_abi::Backend| {
+    let Frontend { service, flags } = *desired.frontends.get(&key(vip, port, protocol))?;
+    assert_eq!(flags, 0, "a ClusterIP");
+    let text = |backend: &weft_abi::Member| {
         let octets: Vec<u8> = backend.addr.0.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let ip = std::net::Ipv6Addr::from(<[u8; 16]>::try_from(octets).unwrap());
         let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
         std::net::SocketAddr::new(ip, u16::from_be(backend.port)).to_string()
     };
-    Some(service.backends.iter().map(text).collect())
+    Some(desired.balancers[&service].internal.iter().map(text).collect())
+}
+
+/// The number of a frontend's Service port.
+fn number(desired: &Desired, vip: &str, port: u16) -> u32 {
+    desired.frontends[&key(vip, port, TCP)].service
 }
 
 fn web(world: &mut World) {
@@ -131,8 +137,11 @@ fn ports_go_by_name_and_protocol() {
     assert_eq!(backends(&desired, "10.96.0.10", 53, UDP).unwrap(), ["10.0.0.1:5353"]);
     assert_eq!(backends(&desired, "10.96.0.10", 53, TCP).unwrap(), ["10.0.0.1:5354"]);
     assert_eq!(backends(&desired, "10.96.0.10", 53, SCTP).unwrap(), Vec::<String>::new(), "a nil port is no port");
-    let ids: std::collections::BTreeSet<u32> = desired.services.values().map(|service| service.id).collect();
-    assert_eq!(ids.len(), 3, "each frontend has its own number");
+    let address = Frontend { service: 0, flags: FrontendFlags::ADDRESS };
+    assert_eq!(desired.frontends[&FrontendKey::of_address(addr("10.96.0.10"))], address);
+    let numbers: std::collections::BTreeSet<u32> =
+        desired.frontends.values().map(|frontend| frontend.service).collect();
+    assert_eq!(numbers.len(), 4, "each frontend has its own number, and the address none");
 }
 
 #[test]
@@ -148,7 +157,7 @@ fn both_families_have_frontends_of_their_own() {
     let desired = world.plan();
     assert_eq!(backends(&desired, "10.96.0.1", 80, TCP).unwrap(), ["10.0.0.1:80"]);
     assert_eq!(backends(&desired, "fd00:96::1", 80, TCP).unwrap(), ["[fd00::1]:80"]);
-    let [a, b] = ["10.96.0.1", "fd00:96::1"].map(|vip| desired.services[&key(vip, 80, TCP)].id);
+    let [a, b] = ["10.96.0.1", "fd00:96::1"].map(|vip| number(&desired, vip, 80));
     assert_ne!(a, b);
     assert_eq!(desired.service_names[&key("fd00:96::1", 80, TCP)], "x/web");
     assert_eq!(desired.service_reports[0].ports[0].backends.len(), 2);
@@ -166,7 +175,12 @@ fn skipped(#[case] spec: Value, #[case] labels: Value) {
         from_value(json!({"metadata": {"namespace": "x", "name": "web", "labels": labels}, "spec": spec})).unwrap();
     world.snapshot.services.insert(ObjectKey::new("x", "web"), Arc::new(service));
     let desired = world.plan();
-    assert!(desired.services.is_empty() && desired.problems.is_empty() && world.numbers.services.is_empty());
+    assert!(
+        desired.frontends.is_empty()
+            && desired.balancers.is_empty()
+            && desired.problems.is_empty()
+            && world.numbers.services.is_empty()
+    );
 }
 
 #[test]
@@ -198,7 +212,7 @@ fn bad_objects_are_named_and_leave_the_others_alone() {
         )
         .service("bad", json!({"clusterIP": "10.96.0.300", "ports": [{"port": 80}]}));
     let desired = world.plan();
-    assert_eq!(desired.services.len(), 1);
+    assert_eq!((desired.frontends.len(), desired.balancers.len()), (2, 1));
     assert_eq!(
         desired.problems,
         [
@@ -214,16 +228,20 @@ fn bad_objects_are_named_and_leave_the_others_alone() {
 fn numbers_outlive_changes_of_everything_else() {
     let mut world = World::default();
     web(&mut world);
-    let id = world.plan().services[&key("10.96.0.1", 80, TCP)].id;
+    let before = number(&world.plan(), "10.96.0.1", 80);
     world.service("a-first", json!({"clusterIP": "10.96.0.2", "ports": [{"port": 80}]}));
     world.local(("x", "p"), json!({}), &["10.0.0.5"], json!({}));
     let desired = world.plan();
-    assert_eq!(desired.services[&key("10.96.0.1", 80, TCP)].id, id);
-    let slots: std::collections::BTreeSet<u32> = desired
-        .services
-        .values()
-        .map(|service| service.id)
-        .chain(desired.ports.values().map(|port| port.workload))
-        .collect();
-    assert_eq!(slots.len(), 3, "Services and workloads share the slots");
+    assert_eq!(number(&desired, "10.96.0.1", 80), before);
+    assert_ne!(number(&desired, "10.96.0.2", 80), before);
+}
+
+#[test]
+fn equal_sets_are_one() {
+    let mut world = World::default();
+    web(&mut world);
+    world.slice("s", "web", json!({"ports": [{"port": 80}], "endpoints": [{"addresses": ["10.0.0.1"]}]}));
+    let desired = world.plan();
+    let balancer = &desired.balancers[&number(&desired, "10.96.0.1", 80)];
+    assert!(balancer.sets().iter().all(|set| Arc::ptr_eq(set, &balancer.internal)), "stored once here too");
 }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Addr, ServiceKey};
+use weft_abi::{Addr, FrontendKey};
 use weft_api::PodRef;
 
 use crate::{
@@ -34,8 +34,9 @@ pub(in crate::plan) fn plan(
     let mut desired = Desired { config: facts.config, devices: facts.devices.clone(), ..Desired::default() };
     let mut frontends = services::frontends(snapshot, facts);
     let workloads = ports::number_keys(attachments);
-    frontends.fit(room, workloads.len(), numbers);
-    numbers.assign_slots(&workloads, &frontends.number_keys());
+    frontends.fit(room, numbers);
+    numbers.assign_slots(&workloads);
+    numbers.assign_services(&frontends.number_keys(), room.services);
     frontends.describe(snapshot, numbers, &mut desired);
     let owners = owners(snapshot, facts, attachments, &mut desired.problems);
     name_pods(&owners, attachments, &mut desired);
@@ -46,9 +47,9 @@ pub(in crate::plan) fn plan(
     desired.isolation = policies.isolation.workloads().filter_map(|(id, _)| names_of(id)).collect();
     let judged = policies.describe(snapshot, &forms, &mut desired);
     ports::describe(snapshot, facts, attachments, &judged, numbers, &mut desired);
-    let (routes, described) = routes::Routes::describe(snapshot, facts, &desired.services);
-    let name = |frontend: &ServiceKey| desired.service_names[frontend].clone();
-    desired.problems.extend(routes.problems(&desired.services, name));
+    let (routes, described) = routes::Routes::describe(snapshot, facts, &desired.frontends);
+    let name = |frontend: &FrontendKey| desired.service_names[frontend].clone();
+    desired.problems.extend(routes.problems(&desired.frontends, name));
     let Desired { remotes, routes_digest, host_routes, route_reports, .. } = described;
     desired = Desired { remotes, routes_digest, host_routes, route_reports, ..desired };
     desired.problems = desired.problems.into_iter().collect::<BTreeSet<_>>().into_iter().collect();

@@ -7,7 +7,8 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, BackendKey, CidrKey, Config, Local, Port, Remote, RuleKey, Rules, Service, ServiceKey, SlotKey,
+    Addr, BackendKey, Balancer, CidrKey, Config, Frontend, FrontendKey, Local, Member, MemberKey, Port, Remote,
+    RuleKey, Rules,
 };
 use weft_api::ExplainStep;
 use weft_dataplane::Maps;
@@ -30,10 +31,12 @@ pub(crate) trait Reads {
     fn local(&self, addr: &Addr) -> Read<Local>;
     /// `REMOTES`, longest prefix.
     fn remote(&self, addr: &Addr) -> Read<Remote>;
-    /// `SERVICES`.
-    fn service(&self, key: &ServiceKey) -> Read<Service>;
-    /// `SLOTS`.
-    fn slot(&self, key: &SlotKey) -> Read<Backend>;
+    /// `FRONTENDS`.
+    fn frontend(&self, key: &FrontendKey) -> Read<Frontend>;
+    /// `BALANCERS`.
+    fn balancer(&self, service: u32) -> Read<Balancer>;
+    /// `MEMBERS`.
+    fn member(&self, key: &MemberKey) -> Read<Member>;
     /// `BACKENDS`.
     fn backend(&self, key: &BackendKey) -> Read<u32>;
     /// `IDENTITIES`.
@@ -44,6 +47,8 @@ pub(crate) trait Reads {
     fn rules(&self, key: &RuleKey) -> Read<Rules>;
     /// `GENERATIONS`.
     fn generation(&self, slot: u32) -> Read<u32>;
+    /// `SERVICE_GENERATIONS`.
+    fn service_generation(&self, service: u32) -> Read<u32>;
 }
 
 /// The key that finds the longest prefix of an address.
@@ -68,12 +73,16 @@ impl Reads for Maps {
         self.remotes().get(&whole(addr))
     }
 
-    fn service(&self, key: &ServiceKey) -> Read<Service> {
-        self.services().get(key)
+    fn frontend(&self, key: &FrontendKey) -> Read<Frontend> {
+        self.frontends().get(key)
     }
 
-    fn slot(&self, key: &SlotKey) -> Read<Backend> {
-        self.slots().get(key)
+    fn balancer(&self, service: u32) -> Read<Balancer> {
+        self.balancers().get(&service)
+    }
+
+    fn member(&self, key: &MemberKey) -> Read<Member> {
+        self.members().get(key)
     }
 
     fn backend(&self, key: &BackendKey) -> Read<u32> {
@@ -94,6 +103,10 @@ impl Reads for Maps {
 
     fn generation(&self, slot: u32) -> Read<u32> {
         self.generations().get(slot).map(Some)
+    }
+
+    fn service_generation(&self, service: u32) -> Read<u32> {
+        self.service_generations().get(service).map(Some)
     }
 }
 
@@ -125,8 +138,9 @@ pub(super) struct Recorder<'a, R> {
     pub(super) ports: Shelf<Port>,
     pub(super) locals: Shelf<Local>,
     pub(super) remotes: Shelf<Remote>,
-    pub(super) services: Shelf<Service>,
-    pub(super) slots: Shelf<Backend>,
+    pub(super) frontends: Shelf<Frontend>,
+    pub(super) balancers: Shelf<Balancer>,
+    pub(super) members: Shelf<Member>,
     pub(super) rules: Shelf<Rules>,
 }
 
@@ -144,8 +158,9 @@ impl<'a, R: Reads> Recorder<'a, R> {
             ports: Shelf::new(),
             locals: Shelf::new(),
             remotes: Shelf::new(),
-            services: Shelf::new(),
-            slots: Shelf::new(),
+            frontends: Shelf::new(),
+            balancers: Shelf::new(),
+            members: Shelf::new(),
             rules: Shelf::new(),
         }
     }

@@ -4,13 +4,13 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_abi::{
-    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Local, LocalKind, PROTOCOL_ANY, Port, Remote, RemoteKind,
-    RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY,
+    Addr, BackendKey, BackendState, Balancer, CidrKey, Config, Frontend, FrontendFlags, FrontendKey, Local, LocalKind,
+    Member, MemberKey, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Rules, WORLD_IDENTITY,
 };
 use weft_logic::{Tables, decide::Step};
 
 use super::recorder::{Reads, Recorder};
-use crate::{model::Desired, serve::flows};
+use crate::serve::flows;
 
 impl<R: Reads> Tables for Recorder<'_, R> {
     fn config(&self) -> Option<&Config> {
@@ -41,25 +41,40 @@ impl<R: Reads> Tables for Recorder<'_, R> {
         self.remotes.keep(remote?)
     }
 
-    fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        let service = self.read(self.maps.service(key));
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        let frontend = self.read(self.maps.frontend(key));
         let name = self.planner.service_name(key).map(|name| format!(" ({name})")).unwrap_or_default();
-        let protocol = flows::protocol(key.protocol);
-        let text = format!("{} {protocol} {}{name}", IpAddr::from(key.addr), u16::from_be(key.port));
-        self.note("SERVICES", &text, service.as_ref().map(|found| format!("{} backends", found.count)));
-        let found = service.as_ref().map(|found| (found.id, found.count as usize));
-        let planned = self.desired.services.get(key).map(|planned| (planned.id, planned.backends.len()));
-        self.compare("SERVICES", &text, found.as_ref(), planned.as_ref());
-        self.services.keep(service?)
+        let text = if key.is_address() {
+            IpAddr::from(key.addr).to_string()
+        } else {
+            let protocol = flows::protocol(key.protocol);
+            format!("{} {protocol} {}{name}", IpAddr::from(key.addr), u16::from_be(key.port))
+        };
+        self.note("FRONTENDS", &text, frontend.as_ref().map(describe_frontend));
+        self.compare("FRONTENDS", &text, frontend.as_ref(), self.desired.frontends.get(key));
+        self.frontends.keep(frontend?)
     }
 
-    fn slot(&self, key: &SlotKey) -> Option<&Backend> {
-        let backend = self.read(self.maps.slot(key));
-        let text = format!("backend {} of Service number {}", key.index + 1, key.service);
-        let end = |backend: &Backend| format!("{} port {}", self.name(&backend.addr), u16::from_be(backend.port));
-        self.note("SLOTS", &text, backend.as_ref().map(end));
-        self.compare("SLOTS", &text, backend.as_ref(), planned_backend(self.desired, key));
-        self.slots.keep(backend?)
+    fn balancer(&self, service: &u32) -> Option<&Balancer> {
+        let balancer = self.read(self.maps.balancer(*service));
+        let text = format!("Service number {service}");
+        let [internal, external, cluster] =
+            balancer.as_ref().map(Balancer::sets).unwrap_or_default().map(|set| set.count);
+        let counts = || format!("{internal} backends (internal), {external} (external), {cluster} (cluster)");
+        self.note("BALANCERS", &text, balancer.as_ref().map(|_| counts()));
+        let found = balancer.as_ref().map(|_| [internal, external, cluster].map(|count| count as usize));
+        let planned = self.desired.balancers.get(service).map(|planned| planned.sets().map(|set| set.len()));
+        self.compare("BALANCERS", &text, found.as_ref(), planned.as_ref());
+        self.balancers.keep(balancer?)
+    }
+
+    fn member(&self, key: &MemberKey) -> Option<&Member> {
+        let member = self.read(self.maps.member(key));
+        let text = format!("backend {} of set {} of Service number {}", key.index + 1, key.set, key.service);
+        let end = |member: &Member| format!("{} port {}", self.name(&member.addr), u16::from_be(member.port));
+        self.note("MEMBERS", &text, member.as_ref().map(end));
+        self.compare("MEMBERS", &text, member.as_ref(), self.planned_member(key));
+        self.members.keep(member?)
     }
 
     /// Asked of connections that stand; the first packet of one is explained.
@@ -94,6 +109,10 @@ impl<R: Reads> Tables for Recorder<'_, R> {
 
     fn generation(&self, slot: u32) -> u32 {
         self.read(self.maps.generation(slot)).unwrap_or(0)
+    }
+
+    fn service_generation(&self, service: u32) -> u32 {
+        self.read(self.maps.service_generation(service)).unwrap_or(0)
     }
 
     fn enter(&self, step: Step) {
@@ -164,7 +183,20 @@ fn bits(addr: &Addr) -> u128 {
     }
 }
 
-fn planned_backend<'d>(desired: &'d Desired, key: &SlotKey) -> Option<&'d Backend> {
-    let service = desired.services.values().find(|service| service.id == key.service)?;
-    service.backends.get(key.index as usize)
+fn describe_frontend(frontend: &Frontend) -> String {
+    let kind = match frontend.flags {
+        0 => "a ClusterIP's",
+        flags if flags & FrontendFlags::ADDRESS != 0 => return "a ClusterIP".to_owned(),
+        _ => "an external address's",
+    };
+    format!("Service number {}, {kind}", frontend.service)
+}
+
+impl<R: Reads> Recorder<'_, R> {
+    /// What the plan has in the place of a member: sets are numbered by the maps.
+    fn planned_member(&self, key: &MemberKey) -> Option<&Member> {
+        let balancer = self.read(self.maps.balancer(key.service))?;
+        let place = balancer.sets().iter().position(|set| set.set == key.set)?;
+        self.desired.balancers.get(&key.service)?.sets()[place].get(key.index as usize)
+    }
 }

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 
 use rstest::rstest;
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, BackendKey, CidrKey, Config, Local, LocalKind, Port, PortRule, Remote, RemoteKind,
-    RuleKey, Rules, Service, ServiceKey, SlotKey,
+    ANY_IDENTITY, Addr, BackendKey, Balancer, CidrKey, Config, Frontend, FrontendFlags, FrontendKey, Local, LocalKind,
+    Member, MemberKey, MemberSet, Port, PortRule, Remote, RemoteKind, RuleKey, Rules,
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
 use super::{Known, Reads, explain};
 use crate::{
-    model::{Desired, DesiredService},
+    model::{Desired, DesiredBalancer},
     plan::Planner,
 };
 
@@ -45,14 +45,17 @@ impl Reads for Fake {
             |key: &CidrKey| octets(&key.addr)[3] >> 8 == octets(addr)[3] >> 8 && key.addr.is_v4() == addr.is_v4();
         Ok(self.0.remotes.iter().find(|(key, _)| covers(key)).map(|(_, remote)| *remote))
     }
-    fn service(&self, key: &ServiceKey) -> Read<Service> {
-        let planned = self.0.services.get(key);
-        let count = |service: &DesiredService| u32::try_from(service.backends.len()).unwrap();
-        Ok(planned.map(|service| Service { id: service.id, generation: 1, count: count(service), flags: 0 }))
+    fn frontend(&self, key: &FrontendKey) -> Read<Frontend> {
+        Ok(self.0.frontends.get(key).copied())
     }
-    fn slot(&self, key: &SlotKey) -> Read<Backend> {
-        let service = self.0.services.values().find(|service| service.id == key.service);
-        Ok(service.and_then(|service| service.backends.get(key.index as usize)).copied())
+    fn balancer(&self, service: u32) -> Read<Balancer> {
+        let set = |planned: &DesiredBalancer| MemberSet { set: 5, count: planned.internal.len().try_into().unwrap() };
+        let balancer = |set| Balancer { internal: set, external: set, cluster: set, generation: 1 };
+        Ok(self.0.balancers.get(&service).map(set).map(balancer))
+    }
+    fn member(&self, key: &MemberKey) -> Read<Member> {
+        let balancer = self.0.balancers.get(&key.service).filter(|_| key.set == 5);
+        Ok(balancer.and_then(|balancer| balancer.internal.get(key.index as usize)).copied())
     }
     fn backend(&self, _: &BackendKey) -> Read<u32> {
         Ok(None)
@@ -69,6 +72,9 @@ impl Reads for Fake {
     fn generation(&self, _: u32) -> Read<u32> {
         Ok(Some(1))
     }
+    fn service_generation(&self, _: u32) -> Read<u32> {
+        Ok(Some(1))
+    }
 }
 
 fn addr(text: &str) -> Addr {
@@ -82,8 +88,8 @@ fn desired() -> Desired {
     let mut rules = Rules { count: 1, ..Rules::default() };
     rules.rules[0] = PortRule { first: 80, last: 80, protocol: TCP, pad: 0 };
     let prefix = |net: &str| CidrKey { prefix_len: 96 + 24, addr: addr(net) };
-    let vip = ServiceKey { addr: addr("10.96.0.10"), port: 8000_u16.to_be(), protocol: TCP, pad: 0 };
-    let backend = Backend { addr: addr("10.1.0.6"), port: 80_u16.to_be(), flags: 0 };
+    let vip = FrontendKey { addr: addr("10.96.0.10"), port: 8000_u16.to_be(), protocol: TCP, pad: 0 };
+    let member = Member { addr: addr("10.1.0.6"), port: 80_u16.to_be(), flags: 0 };
     Desired {
         config: Config {
             uplink_ifindex: UPLINK,
@@ -108,7 +114,12 @@ fn desired() -> Desired {
             (prefix("10.96.0.0"), Remote::new(Addr::UNSPECIFIED, RemoteKind::Services)),
         ]
         .into(),
-        services: [(vip, DesiredService { id: 70, backends: vec![backend], keeping: vec![] })].into(),
+        frontends: [
+            (vip, Frontend { service: 70, flags: 0 }),
+            (FrontendKey::of_address(vip.addr), Frontend { service: 0, flags: FrontendFlags::ADDRESS }),
+        ]
+        .into(),
+        balancers: [(70, DesiredBalancer::of([member], []))].into(),
         rules: [(RuleKey { policy: 3, identity: ANY_IDENTITY, chunk: 0 }, rules)].into(),
         names: [(addr("10.1.0.5"), "default/client".to_owned()), (addr("10.1.0.6"), "default/server".to_owned())]
             .into(),
@@ -142,7 +153,8 @@ fn ask(query: &ExplainQuery, maps: Desired) -> Explanation {
     "from_workload",
     "by #1002, as TCP 10.1.0.5:40000 (default/client) -> 10.1.0.6:80 (default/server)"
 )]
-#[case::service_port("default/client", "10.96.0.10", 8001, "from_workload", "dropped, no-service")]
+#[case::service_port("default/client", "10.96.0.10", 8001, "from_workload", "dropped, no-service-port")]
+#[case::service_address("default/client", "10.96.0.11", 8000, "from_workload", "dropped, no-service")]
 #[case::other_node("10.2.0.9", "default/server", 80, "from_overlay", "delivered to 10.1.0.6 (default/server)")]
 #[case::to_other_node("default/client", "10.2.0.9", 80, "from_workload", "encapsulated to node 192.0.2.2")]
 #[case::outside("default/client", "198.51.100.7", 443, "from_workload", "under a port that is free there")]
@@ -168,28 +180,31 @@ fn the_steps_are_the_look_ups_in_their_order() {
     let steps: Vec<_> = explained.steps.iter().map(|step| (step.step.as_str(), step.map.as_str())).collect();
     let expected = [
         ("admit", "PORTS"),
-        ("translate", "SERVICES"),
-        ("translate", "SLOTS"),
+        ("translate", "FRONTENDS"),
+        ("translate", "BALANCERS"),
+        ("translate", "MEMBERS"),
         ("locate", "LOCALS"),
         ("locate", "PORTS"),
         ("judge", "RULES"),
     ];
     assert_eq!(steps, expected);
-    assert_eq!(explained.steps[5].value, "allows TCP 80");
+    assert_eq!(explained.steps[6].value, "allows TCP 80");
 }
 
 #[test]
 fn what_the_maps_have_and_the_plan_does_not_is_told() {
     let mut maps = desired();
     maps.ports.get_mut(&SERVER_PORT).unwrap().ingress_policy = 0;
-    maps.services.values_mut().next().unwrap().backends[0].port = 81_u16.to_be();
+    let balancer = maps.balancers.get_mut(&70).unwrap();
+    let other = Member { port: 81_u16.to_be(), ..balancer.internal[0] };
+    *balancer = DesiredBalancer::of([other], []);
     let explained = ask(&query("default/client", "svc/default/web", 8000), maps);
     // The decision is that of the maps.
     assert!(explained.forwarded, "{explained:#?}");
     let told = explained.differences.join("\n");
     assert_eq!(explained.differences.len(), 2, "{told}");
     assert!(
-        told.contains("PORTS #1002: the map has") && told.contains("SLOTS backend 1 of Service number 70"),
+        told.contains("PORTS #1002: the map has") && told.contains("MEMBERS backend 1 of set 5 of Service number 70"),
         "{told}"
     );
 }

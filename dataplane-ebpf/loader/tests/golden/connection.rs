@@ -7,7 +7,7 @@ use weft_dataplane::{Arrival, Program};
 use crate::{
     node::{
         CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_MAC, Node, OUTSIDE_IP, SERVER, SERVER_IP, STRANGER, VIP, VM_IP, delivers,
-        key, mac, service_slot, workload,
+        key, mac, service_number, workload,
     },
     packet::{ACK, L4, RST, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple},
 };
@@ -141,7 +141,7 @@ fn a_refused_attempt_is_over() {
         let refused = to(&node, family, VIP[family], L4::Tcp(4000, 80, SYN));
         // Its backend still stands for who retransmits.
         node.set_service(VIP[family], 80, 6, 500, 2, &[(VM_IP[family], 8080)]);
-        node.publish(&[service_slot(500, 6, family)]);
+        node.publish_service(service_number(500, 6, family));
         assert_eq!(to(&node, family, VIP[family], L4::Tcp(4000, 80, SYN)).dst, ip(SERVER_IP[family]));
         back(&node, refused, |s, d| L4::Tcp(s, d, RST));
         assert_eq!(to(&node, family, VIP[family], L4::Tcp(4000, 80, SYN)).dst, ip(VM_IP[family]));
@@ -176,6 +176,7 @@ fn established_tcp_that_is_known_keeps_its_way() {
     let node = Node::new();
     to(&node, 0, VIP[0], L4::Tcp(4000, 80, SYN));
     to(&node, 0, VIP[0], L4::Tcp(4000, 80, ACK));
-    node.publish(&[workload(CLIENT), workload(SERVER), service_slot(500, 6, 0)]);
+    node.publish(&[workload(CLIENT), workload(SERVER)]);
+    node.publish_service(service_number(500, 6, 0));
     assert_eq!(to(&node, 0, VIP[0], L4::Tcp(4000, 80, ACK)).dst, ip(SERVER_IP[0]));
 }

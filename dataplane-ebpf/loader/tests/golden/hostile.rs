@@ -128,6 +128,8 @@ fn attack(node: &Node, packet: &[u8]) {
         match outcome.action {
             SHOT if counted == 0 => assert!(may_be_silent(packet), "silent at {program:?}: {packet:02x?}"),
             SHOT => assert_eq!(counted, 1, "{program:?}: {packet:02x?}"),
+            // Refused aloud: the answer goes back to its sender.
+            REDIRECT if outcome.drops.iter().any(|(reason, _)| reason.is_told()) => assert_eq!(counted, 1),
             0 | REDIRECT | NEXT => assert_eq!(counted, 0, "{program:?}: {packet:02x?}"),
             action => panic!("action {action} of {program:?} on {packet:02x?}"),
         }

@@ -5,7 +5,7 @@ use weft_abi::{DropReason, FlowState, generation};
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, LONG, NATIVE_IP, Node, SERVER, SERVER_IP, SHOT, VIP, VM, VM_IP, key, mac, service_slot,
+        CLIENT, CLIENT_IP, LONG, NATIVE_IP, Node, SERVER, SERVER_IP, SHOT, VIP, VM, VM_IP, key, mac, service_number,
         workload,
     },
     packet::{ACK, FIN_ACK, L4, SYN, SYN_ACK, Seen, frame, ip, ip_headers, tuple},
@@ -77,17 +77,17 @@ fn a_route_that_moves_makes_flows_to_other_nodes_decide_again() {
 fn move_backends(node: &Node, family: usize) {
     for protocol in [6, 17] {
         node.set_service(VIP[family], 80, protocol, 500, 2, &[(VM_IP[family], 8080)]);
-        node.publish(&[service_slot(500, protocol, family)]);
+        node.publish_service(service_number(500, protocol, family));
     }
 }
 
 /// The server is no backend of the Service any more.
 fn forget_server(node: &Node, family: usize) {
     for protocol in [6, 17] {
-        let id = service_slot(500, protocol, family);
+        let id = service_number(500, protocol, family);
         let name = weft_abi::BackendKey::new(id, ip(SERVER_IP[family]).into(), 8080_u16.to_be());
         assert!(node.maps().backends().remove(&name).unwrap());
-        node.publish(&[id]);
+        node.publish_service(id);
     }
 }
 
@@ -136,10 +136,11 @@ fn a_service_that_is_gone_keeps_established_tcp_and_nothing_else() {
         }
         for protocol in [6, 17] {
             let addr = ip(VIP[family]).into();
-            let key = weft_abi::ServiceKey { addr, port: 80_u16.to_be(), protocol, pad: 0 };
-            assert!(node.maps().services().remove(&key).unwrap());
-            node.publish(&[service_slot(500, protocol, family)]);
+            let key = weft_abi::FrontendKey { addr, port: 80_u16.to_be(), protocol, pad: 0 };
+            assert!(node.maps().frontends().remove(&key).unwrap());
+            node.publish_service(service_number(500, protocol, family));
         }
+        assert!(node.maps().frontends().remove(&weft_abi::FrontendKey::of_address(ip(VIP[family]).into())).unwrap());
         assert_eq!(to_service(&node, family, L4::Tcp(4000, 80, ACK)).tuple.dst, ip(SERVER_IP[family]));
         let answer = node.from_workload(SERVER, &back(family, L4::Tcp(8080, 4000, ACK))).redirected();
         assert_eq!(answer.tuple, tuple(VIP[family], 80, CLIENT_IP[family], 4000));

@@ -9,9 +9,9 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, BackendKey, BackendState, CidrKey, Config, Counter, Deliver, DropReason, Event, EventKind, Flow,
-    FlowKey4, FlowKey6, GenerationRef, Local, LocalKind, MARK_DELIVERED, Port, PortKind, Remote, RemoteKind, RuleKey,
-    Rules, Service, ServiceKey, SlotKey, generation,
+    Addr, BackendKey, BackendState, Balancer, CidrKey, Config, Counter, Deliver, DropReason, Event, EventKind, Flow,
+    FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, GenerationRef, Local, LocalKind, MARK_DELIVERED, Member,
+    MemberKey, MemberSet, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, generation,
 };
 use weft_dataplane::{Arrival, Dataplane, Maps, Options, Program};
 
@@ -197,27 +197,33 @@ impl Node {
         }
     }
 
-    /// Writes a Service of `protocol` with backends of this `generation`, without publishing it.
-    pub(crate) fn set_service(
-        &self,
-        vip: &str,
-        port: u16,
-        protocol: u8,
-        id: u32,
-        generation: u32,
-        backends: &[(&str, u16)],
-    ) {
-        // Families and protocols share the slots' numbers in the tests only where they share the backends.
-        let id = service_slot(id, protocol, usize::from(ip(vip).is_ipv6()));
+    /// Writes a ClusterIP Service of `protocol` with these backends as its set number `set`, without publishing it.
+    pub(crate) fn set_service(&self, vip: &str, port: u16, protocol: u8, id: u32, set: u32, backends: &[(&str, u16)]) {
+        // Families and protocols share the numbers in the tests only where they share the backends.
+        let service = service_number(id, protocol, usize::from(ip(vip).is_ipv6()));
+        let set = self.set_members(service, set, backends);
+        let balancer = Balancer { internal: set, external: set, cluster: set, generation: 0 };
+        self.maps().balancers().insert(&service, &balancer).unwrap();
+        self.set_frontend((vip, port, protocol), Frontend { service, flags: 0 });
+        let address = Frontend { service: 0, flags: FrontendFlags::ADDRESS };
+        self.maps().frontends().insert(&FrontendKey::of_address(Addr::from(ip(vip))), &address).unwrap();
+    }
+
+    /// Writes a set of members.
+    pub(crate) fn set_members(&self, service: u32, set: u32, backends: &[(&str, u16)]) -> MemberSet {
         for (index, (backend, port)) in (0..).zip(backends) {
-            let backend = Backend { addr: Addr::from(ip(backend)), port: port.to_be(), flags: 0 };
-            self.maps().slots().insert(&SlotKey { service: id, generation, index }, &backend).unwrap();
-            let name = BackendKey::new(id, backend.addr, backend.port);
+            let member = Member { addr: Addr::from(ip(backend)), port: port.to_be(), flags: 0 };
+            let name = BackendKey::new(service, member.addr, member.port);
             self.maps().backends().insert(&name, &(BackendState::Serving as u32)).unwrap();
+            self.maps().members().insert(&MemberKey { service, set, index }, &member).unwrap();
         }
-        let count = u32::try_from(backends.len()).expect("few");
-        let key = ServiceKey { addr: Addr::from(ip(vip)), port: port.to_be(), protocol, pad: 0 };
-        self.maps().services().insert(&key, &Service { id, generation, count, flags: 0 }).unwrap();
+        MemberSet { set, count: u32::try_from(backends.len()).expect("few") }
+    }
+
+    /// Lets an address, port and protocol lead to a Service port.
+    pub(crate) fn set_frontend(&self, (vip, port, protocol): (&str, u16, u8), frontend: Frontend) {
+        let key = FrontendKey { addr: Addr::from(ip(vip)), port: port.to_be(), protocol, pad: 0 };
+        self.maps().frontends().insert(&key, &frontend).unwrap();
     }
 
     /// Publishes a change of these generations, as [`weft_abi::generation`] says.
@@ -226,6 +232,14 @@ impl Node {
         for slot in slots {
             self.bump(*slot);
         }
+        self.bump(generation::EPOCH);
+    }
+
+    /// The same of a Service port.
+    pub(crate) fn publish_service(&self, number: u32) {
+        self.bump(generation::EPOCH);
+        let generations = self.maps().service_generations();
+        generations.set(number, &(generations.get(number).unwrap() + 1)).unwrap();
         self.bump(generation::EPOCH);
     }
 
@@ -433,9 +447,9 @@ pub(crate) fn cidr(text: &str) -> CidrKey {
     CidrKey { prefix_len: offset + len.parse::<u32>().expect("a length"), addr: Addr::from(address) }
 }
 
-/// Generation slot of a Service of [`Node::set_service`].
-pub(crate) fn service_slot(id: u32, protocol: u8, family: usize) -> u32 {
-    id + u32::from(protocol) + if family == 1 { 10_000 } else { 0 }
+/// Number of a Service port of [`Node::set_service`].
+pub(crate) fn service_number(id: u32, protocol: u8, family: usize) -> u32 {
+    id + u32::from(protocol) + if family == 1 { 250 } else { 0 }
 }
 
 /// More ticks than any timeout has; on a machine that is not up for so long they wrap.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services: DNAT, reverse NAT, hairpin, no backend, the host as client and as backend.
 
-use weft_abi::{Addr, Deliver, DropReason, FlowFlags, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6};
+use weft_abi::{Addr, Deliver, DropReason, FlowFlags, Frontend, FrontendFlags, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6};
 
 use crate::{
     node::{
         CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, Node, OVERLAY, SERVER, SERVER_IP, VIP, VM, VM_IP, delivers,
-        key, mac, tunnel_end,
+        key, mac, service_number, tunnel_end,
     },
     packet::{ACK, L4, RST, SYN, SYN_ACK, frame, ip, ip_headers, tuple, word},
 };
@@ -129,8 +129,16 @@ fn services_without_backend_or_without_such_a_port_are_refused() {
             };
             let seen = send(&there(81)).refused(DropReason::NoBackend);
             assert_eq!((seen.dst_mac, seen.tuple), (mac, tuple(VIP[family], 81, source[family], 4000)));
-            send(&there(82)).dropped(DropReason::NoService);
+            let seen = send(&there(82)).refused(DropReason::NoServicePort);
+            assert_eq!((seen.dst_mac, seen.tuple), (mac, tuple(VIP[family], 82, source[family], 4000)));
+            // An address of no Service is none that answers.
+            let nobodys = ["10.96.7.7", "fd96::99"][family];
+            send(&packet(ifindex, source[family], nobodys, L4::Tcp(4000, 82, SYN))).dropped(DropReason::NoService);
         }
+        let seen = node
+            .from_workload(CLIENT, &packet(CLIENT, CLIENT_IP[family], VIP[family], L4::Udp(4000, 82)))
+            .refused(DropReason::NoServicePort);
+        assert_eq!(&seen.transport[..2], [[3, 3], [1, 4]][family], "unreachable port");
         let echo = packet(CLIENT, CLIENT_IP[family], VIP[family], L4::Echo(1));
         node.from_workload(CLIENT, &echo).dropped(DropReason::NoService);
     }
@@ -170,6 +178,32 @@ fn who_asks_a_service_without_backend_is_told_in_its_name() {
     assert_eq!(node.flows(), 0);
 }
 
+/// Who addresses an external frontend gets the external set, who addresses the ClusterIP of the same Service port the internal one.
+/// Ports of an external address that no Service port defines are dropped: it is no ClusterIP.
+#[test]
+fn frontends_of_a_service_port_share_its_balancer_and_have_their_own_set() {
+    let node = Node::new();
+    for family in 0..2 {
+        let service = service_number(500, 6, family);
+        let mut balancer = node.maps().balancers().get(&service).unwrap().expect("a balancer");
+        balancer.external = node.set_members(service, 2, &[(VM_IP[family], 81)]);
+        node.maps().balancers().insert(&service, &balancer).unwrap();
+        let external = ["10.96.200.1", "fd96::2001"][family];
+        node.set_frontend((external, 8000, 6), Frontend { service, flags: FrontendFlags::EXTERNAL });
+        let to = |vip, sport, dport| {
+            let packet = packet(CLIENT, CLIENT_IP[family], vip, L4::Tcp(sport, dport, SYN));
+            node.from_workload(CLIENT, &packet)
+        };
+        for sport in 4000..4010 {
+            assert_eq!(to(external, sport, 8000).redirected().tuple.dst, ip(VM_IP[family]));
+            assert_eq!(to(VIP[family], sport, 80).redirected().tuple.dst, ip(SERVER_IP[family]));
+        }
+        let entry = node.flow(&key(CLIENT, 6, tuple(CLIENT_IP[family], 4000, external, 8000))).expect("an entry");
+        assert_eq!(entry.service.slot, service);
+        to(external, 4000, 8001).dropped(DropReason::NoService);
+    }
+}
+
 /// Answers are within the workload's rate: what is beyond it hears nothing.
 #[test]
 fn refusals_take_tokens() {
@@ -191,7 +225,7 @@ fn an_established_connection_is_not_refused() {
         node.from_workload(CLIENT, &packet(CLIENT, CLIENT_IP[0], VIP[0], L4::Tcp(4000, 80, flags))).redirected();
     }
     node.set_service(VIP[0], 80, 6, 500, 2, &[]);
-    node.publish(&[crate::node::service_slot(500, 6, 0)]);
+    node.publish_service(service_number(500, 6, 0));
     node.from_workload(CLIENT, &packet(CLIENT, CLIENT_IP[0], VIP[0], L4::Tcp(4000, 80, ACK))).redirected();
     node.from_workload(CLIENT, &packet(CLIENT, CLIENT_IP[0], VIP[0], L4::Tcp(4001, 80, SYN)))
         .refused(DropReason::NoBackend);

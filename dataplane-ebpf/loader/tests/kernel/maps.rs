@@ -8,38 +8,38 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, Backend, CidrKey, Config, Counter, DropReason, Flow, FlowKey4, Port, Remote, SlotKey, Tally, map,
+    Addr, CidrKey, Config, Counter, DropReason, Flow, FlowKey4, Member, MemberKey, Port, Remote, Tally, map,
 };
 use weft_dataplane::{Dataplane, Error, MapSizes, Options};
 
 use crate::support::Sandbox;
 
-fn slot(index: u32) -> (SlotKey, Backend) {
-    let key = SlotKey { service: 1, generation: 1, index };
-    (key, Backend { addr: Addr::v4(index), port: 80, flags: 0 })
+fn member(index: u32) -> (MemberKey, Member) {
+    let key = MemberKey { service: 1, set: 1, index };
+    (key, Member { addr: Addr::v4(index), port: 80, flags: 0 })
 }
 
 #[test]
 fn a_hash_holds_what_was_put_in() {
     let sandbox = Sandbox::enter();
     let dataplane = sandbox.open();
-    let slots = dataplane.maps().slots();
-    assert!(slots.is_empty().unwrap());
+    let members = dataplane.maps().members();
+    assert!(members.is_empty().unwrap());
     // More than one batch of a listing.
-    let wanted: BTreeMap<_, _> = (0..5000).map(slot).collect();
+    let wanted: BTreeMap<_, _> = (0..5000).map(member).collect();
     for (key, value) in &wanted {
-        slots.insert(key, value).unwrap();
+        members.insert(key, value).unwrap();
     }
-    let found: Vec<_> = slots.iter().collect::<Result<_, _>>().unwrap();
+    let found: Vec<_> = members.iter().collect::<Result<_, _>>().unwrap();
     assert_eq!(found.len(), 5000, "each once");
     assert_eq!(found.into_iter().collect::<BTreeMap<_, _>>(), wanted);
-    let (key, value) = slot(17);
-    assert_eq!(slots.get(&key).unwrap(), Some(value));
-    assert!(slots.remove(&key).unwrap());
-    assert!(!slots.remove(&key).unwrap(), "there is none to remove any more");
-    assert_eq!(slots.get(&key).unwrap(), None);
-    assert_eq!(slots.retain(|key, _| key.index < 10).unwrap(), 4989);
-    assert_eq!(slots.len().unwrap(), 10);
+    let (key, value) = member(17);
+    assert_eq!(members.get(&key).unwrap(), Some(value));
+    assert!(members.remove(&key).unwrap());
+    assert!(!members.remove(&key).unwrap(), "there is none to remove any more");
+    assert_eq!(members.get(&key).unwrap(), None);
+    assert_eq!(members.retain(|key, _| key.index < 10).unwrap(), 4989);
+    assert_eq!(members.len().unwrap(), 10);
 }
 
 #[test]
@@ -47,21 +47,21 @@ fn a_listing_ends_while_entries_come_and_go() {
     let sandbox = Sandbox::enter();
     let dataplane = sandbox.open();
     let maps = dataplane.maps().clone();
-    let stays: Vec<_> = (0..1000).map(slot).collect();
+    let stays: Vec<_> = (0..1000).map(member).collect();
     for (key, value) in &stays {
-        maps.slots().insert(key, value).unwrap();
+        maps.members().insert(key, value).unwrap();
     }
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            for (key, value) in (1000..4000).map(slot).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
-                maps.slots().insert(&key, &value).unwrap();
-                maps.slots().remove(&key).unwrap();
+            for (key, value) in (1000..4000).map(member).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                maps.members().insert(&key, &value).unwrap();
+                maps.members().remove(&key).unwrap();
             }
         });
         for _ in 0..20 {
             let found: Vec<_> =
-                maps.slots().iter().map(|entry| entry.unwrap().0).filter(|key| key.index < 1000).collect();
+                maps.members().iter().map(|entry| entry.unwrap().0).filter(|key| key.index < 1000).collect();
             assert_eq!(found.len(), 1000, "what stays is seen once");
             assert_eq!(found.into_iter().collect::<BTreeSet<_>>().len(), 1000);
         }

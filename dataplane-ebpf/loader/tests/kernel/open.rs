@@ -32,6 +32,8 @@ fn makes_and_pins_every_map_in_the_size_asked_for() {
     assert!(report.iter().all(|map| map.origin == Origin::Created && map.max_entries == map.wanted), "{report:?}");
     assert_eq!(dataplane.maps().flows4().capacity(), sandbox.options().sizes.flows4);
     assert_eq!(dataplane.maps().generations().capacity(), weft_abi::generation::SLOTS);
+    let services = sandbox.options().sizes.services;
+    assert_eq!(dataplane.maps().service_generations().capacity(), services + 1, "numbers begin at 1");
 }
 
 #[test]

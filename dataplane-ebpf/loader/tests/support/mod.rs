@@ -58,7 +58,7 @@ impl Sandbox {
         let sizes = MapSizes {
             ports: 256,
             services: 1024,
-            slots: 8192,
+            members: 8192,
             identities: 1024,
             rules: 1024,
             flows4: 4096,

@@ -140,8 +140,8 @@ fn only_nodes_encapsulate_towards_nodes() {
     // Directly, and by a Service that leads there.
     let hosts = [host(), v4(4, 1)];
     let targets = hosts.into_iter().map(|address| (address, VXLAN_PORT)).chain([(vip(5), 80)]);
-    let service = world.services[&(vip(5).v4_word(), 80, UDP)].id;
-    world.slots.get_mut(&(service, 0)).expect("the Service of the host").port = VXLAN_PORT.to_be();
+    let service = world.frontends[&(vip(5).v4_word(), 80, UDP)].service;
+    world.members.get_mut(&(service, 3, 0)).expect("the Service of the host").port = VXLAN_PORT.to_be();
     for (dst, port) in targets {
         let from = |sender, ifindex, src| walk(sender, ifindex, src, dst, (4000, port), UDP);
         for mut walk in [

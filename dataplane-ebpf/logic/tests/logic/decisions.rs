@@ -174,7 +174,18 @@ proptest! {
         prop_assert!(flow::stands(&world, &walk.forward) && flow::stands(&world, &walk.reverse));
         world.publish(7777);
         prop_assert!(flow::stands(&world, &walk.forward) && flow::stands(&world, &walk.reverse), "a change elsewhere");
-        for slot in [walk.forward.egress.slot, walk.forward.ingress.slot, walk.forward.service.slot] {
+        world.publish_service(7777);
+        prop_assert!(flow::stands(&world, &walk.forward) && flow::stands(&world, &walk.reverse), "of another Service");
+        let service = walk.forward.service.slot;
+        if service != 0 {
+            world.publish(service);
+            prop_assert!(flow::stands(&world, &walk.forward), "numbers of Services are their own");
+            world.generations.clear();
+            world.publish_service(service);
+            prop_assert!(!flow::stands(&world, &walk.forward));
+            world.service_generations.clear();
+        }
+        for slot in [walk.forward.egress.slot, walk.forward.ingress.slot] {
             if slot != 0 {
                 world.publish(slot);
                 prop_assert!(!flow::stands(&world, &walk.forward));
@@ -247,16 +258,36 @@ proptest! {
         let (id, old) = (walk.decision.service.slot, walk.decision.target);
         let new = if old == workload(0) { workload(1) } else { workload(0) };
         prop_assume!(new != walk.question.key.src);
-        let before = world.slots[&(id, 0)];
-        world.slots.get_mut(&(id, 0)).expect("a backend").addr = new;
+        let before = world.members[&(id, 3, 0)];
+        world.members.get_mut(&(id, 3, 0)).expect("a member").addr = new;
         if stays {
             // Beside the new one, and never chosen by this random word.
-            world.slots.insert((id, 1), before);
+            world.members.insert((id, 3, 1), before);
         }
-        world.publish(id);
+        world.publish_service(id);
         let mut again = standing(&walk);
         prop_assert_eq!(decided(&world, &mut again), Ok(()));
         let expected = if walk.question.key.protocol == 6 || stays { old } else { new };
         prop_assert_eq!(again.decision.target, expected);
+    }
+    #[test]
+    fn a_set_that_goes_between_two_look_ups_refuses_nobody(world in worlds(), mut walk in packets()) {
+        (walk.question.key.dst, walk.question.key.dport) = (vip(1), 80_u16.to_be());
+        let (mut calm, mut raced) = (walk, walk);
+        let without = decided(&world, &mut calm);
+        prop_assume!(calm.decision.translated != 0);
+        world.late.set(1);
+        prop_assert_eq!(decided(&world, &mut raced), without);
+        prop_assert_eq!(raced.decision.target, calm.decision.target);
+        world.late.set(2);
+        prop_assert_eq!(decided(&world, &mut walk), Err(DropReason::NoBackend));
+    }
+
+    #[test]
+    fn a_port_of_a_cluster_ip_that_nobody_defines_has_a_reason_of_its_own(world in worlds(), mut walk in packets()) {
+        let (outcome, key) = (decided(&world, &mut walk), walk.question.key);
+        let is_cluster_ip = (0..7).any(|index| vip(index) == key.dst);
+        prop_assert!(outcome != Err(DropReason::NoService) || !is_cluster_ip);
+        prop_assert!(outcome != Err(DropReason::NoServicePort) || is_cluster_ip && u16::from_be(key.dport) != 80);
     }
 }

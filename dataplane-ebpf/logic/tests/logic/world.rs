@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tables and a packet in memory, and what lives in them.
 
-use std::collections::HashMap;
+use std::{cell::Cell, collections::HashMap};
 
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, BackendKey, Config, DropReason, Local, LocalKind, PROTOCOL_ANY, Port, PortKind,
-    PortRule, Remote, RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey, WORLD_IDENTITY, generation,
+    ANY_IDENTITY, Addr, BackendKey, Balancer, Config, DropReason, Frontend, FrontendFlags, FrontendKey, Local,
+    LocalKind, Member, MemberKey, MemberSet, PROTOCOL_ANY, Port, PortKind, PortRule, Remote, RemoteKind, RuleKey,
+    Rules, WORLD_IDENTITY, generation,
 };
 use weft_logic::{
     Frame, Tables, admit, decide,
@@ -28,10 +29,15 @@ pub(crate) struct World {
     pub(crate) ports: HashMap<u32, Port>,
     pub(crate) locals: HashMap<Addr, Local>,
     pub(crate) remotes: HashMap<u8, Remote>,
-    pub(crate) services: HashMap<(u32, u16, u8), Service>,
-    pub(crate) slots: HashMap<(u32, u32), Backend>,
+    pub(crate) frontends: HashMap<(u32, u16, u8), Frontend>,
+    pub(crate) balancers: HashMap<u32, Balancer>,
+    /// By Service number, set and index.
+    pub(crate) members: HashMap<(u32, u32, u32), Member>,
+    /// So many look-ups of members come after their set has gone.
+    pub(crate) late: Cell<u32>,
     pub(crate) rules: HashMap<(u32, u32), Rules>,
     pub(crate) generations: HashMap<u32, u32>,
+    pub(crate) service_generations: HashMap<u32, u32>,
 }
 
 /// `10.net.0.host`.
@@ -123,17 +129,26 @@ impl World {
 
     fn add_service(&mut self, index: u8, target: Addr) {
         for protocol in [6, 17] {
-            let id = 1000 + u32::from(index) * 2 + u32::from(protocol == 17);
-            self.services
-                .insert((vip(index).v4_word(), 80, protocol), Service { id, generation: 0, count: 1, flags: 0 });
-            self.slots.insert((id, 0), Backend { addr: target, port: 8080_u16.to_be(), flags: 0 });
+            let service = 1000 + u32::from(index) * 2 + u32::from(protocol == 17);
+            let key = (vip(index).v4_word(), 80, protocol);
+            self.frontends.insert(key, Frontend { service, flags: 0 });
+            let set = MemberSet { set: 3, count: 1 };
+            self.balancers.insert(service, Balancer { internal: set, external: set, cluster: set, generation: 0 });
+            self.members.insert((service, 3, 0), Member { addr: target, port: 8080_u16.to_be(), flags: 0 });
         }
+        self.frontends.insert((vip(index).v4_word(), 0, 0), Frontend { service: 0, flags: FrontendFlags::ADDRESS });
     }
 
     /// Moves a generation as a published change does.
     pub(crate) fn publish(&mut self, slot: u32) {
         *self.generations.entry(generation::EPOCH).or_default() += 2;
         *self.generations.entry(slot).or_default() += 1;
+    }
+
+    /// The same of a Service port.
+    pub(crate) fn publish_service(&mut self, number: u32) {
+        *self.generations.entry(generation::EPOCH).or_default() += 2;
+        *self.service_generations.entry(number).or_default() += 1;
     }
 }
 
@@ -155,17 +170,23 @@ impl Tables for World {
         self.remotes.get(&net).filter(|_| first == 10)
     }
 
-    fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        self.services.get(&(key.addr.v4_word(), u16::from_be(key.port), key.protocol))
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        self.frontends.get(&(key.addr.v4_word(), u16::from_be(key.port), key.protocol))
     }
 
-    fn slot(&self, key: &SlotKey) -> Option<&Backend> {
-        self.slots.get(&(key.service, key.index))
+    fn balancer(&self, service: &u32) -> Option<&Balancer> {
+        self.balancers.get(service)
+    }
+
+    fn member(&self, key: &MemberKey) -> Option<&Member> {
+        let late = self.late.get();
+        self.late.set(late.saturating_sub(1));
+        self.members.get(&(key.service, key.set, key.index)).filter(|_| late == 0)
     }
 
     fn serves(&self, backend: &BackendKey) -> bool {
-        let mut slots = self.slots.iter().filter(|((service, _), _)| *service == backend.service);
-        slots.any(|(_, slot)| (slot.addr, slot.port) == (backend.addr, backend.port))
+        let mut members = self.members.iter().filter(|((service, ..), _)| *service == backend.service);
+        members.any(|(_, member)| (member.addr, member.port) == (backend.addr, backend.port))
     }
 
     fn identity(&self, _: &Addr) -> u32 {
@@ -178,6 +199,10 @@ impl Tables for World {
 
     fn generation(&self, slot: u32) -> u32 {
         self.generations.get(&slot).copied().unwrap_or(0)
+    }
+
+    fn service_generation(&self, service: u32) -> u32 {
+        self.service_generations.get(&service).copied().unwrap_or(0)
     }
 }
 

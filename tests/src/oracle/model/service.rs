@@ -20,6 +20,12 @@ pub(super) fn frontend(world: &World, address: IpAddr, port: u16, protocol: Prot
     ports.find(|frontend| frontend.port.port == port && frontend.port.protocol == protocol)
 }
 
+/// Whether some Service has this ClusterIP, and a port.
+pub(super) fn is_cluster_ip(world: &World, address: IpAddr) -> bool {
+    let mut served = world.services.iter().filter(|service| !service.foreign && !service.ports.is_empty());
+    served.any(|service| service.addresses.contains(&address))
+}
+
 /// The endpoints that new connections from node `here` go to: the ready ones; if there is none, those that serve while they
 /// end. With `internalTrafficPolicy: Local` only the node's own count.
 pub(super) fn backends(world: &World, here: &str, frontend: &Frontend<'_>, ipv4: bool) -> Vec<(IpAddr, u16)> {

@@ -320,7 +320,11 @@ fn a_service_leads_to_ready_endpoints_and_else_to_those_that_end_and_serve() {
 fn a_service_without_endpoints_and_a_port_of_none_are_told_apart() {
     let none = served(vec![endpoint(of_pod(1, 12), 1, DEAD)]);
     assert_eq!(one(&none, &vip("red/a", 80)), Verdict::Dropped(Reason::NoBackend));
-    assert_eq!(one(&none, &vip("red/a", 81)), Verdict::Dropped(Reason::NoService));
+    assert_eq!(one(&none, &vip("red/a", 81)), Verdict::Dropped(Reason::NoServicePort));
+    let echo = Packet { protocol: Protocol::Echo, ..vip("red/a", 81) };
+    assert_eq!(one(&none, &echo), Verdict::Dropped(Reason::NoService));
+    let nobodys = packet("red/a", [10, 96, 0, 11].into(), Protocol::Tcp, 80);
+    assert_eq!(one(&none, &nobodys), Verdict::Dropped(Reason::NoService));
     let mut foreign = served(vec![endpoint(of_pod(1, 12), 1, READY)]);
     foreign.services[0].foreign = true;
     assert_eq!(one(&foreign, &vip("red/a", 80)), Verdict::Dropped(Reason::NoService));

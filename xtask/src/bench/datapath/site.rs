@@ -13,8 +13,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use weft_abi::{
-    ANY_IDENTITY, Addr, Backend, CidrKey, Config, GATEWAY_MAC, Local, LocalKind, Port, PortKind, PortRule, Remote,
-    RemoteKind, RuleKey, Rules, Service, ServiceKey, SlotKey,
+    ANY_IDENTITY, Addr, Balancer, CidrKey, Config, Frontend, FrontendKey, GATEWAY_MAC, Local, LocalKind, Member,
+    MemberKey, MemberSet, Port, PortKind, PortRule, Remote, RemoteKind, RuleKey, Rules,
 };
 use weft_dataplane::{Dataplane, bench::Traffic};
 
@@ -126,10 +126,13 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
     }
     let far = Remote::new(addr(PEER_IP), RemoteKind::Tunnel);
     maps.remotes().insert(&CidrKey { prefix_len: 96 + 24, addr: addr([10, 2, 0, 0]) }, &far)?;
-    let key = ServiceKey { addr: addr(VIP), port: 80_u16.to_be(), protocol: 6, pad: 0 };
-    let backend = Backend { addr: addr(SERVER_IP), port: 8080_u16.to_be(), flags: 0 };
-    maps.slots().insert(&SlotKey { service: SERVICE, generation: 0, index: 0 }, &backend)?;
-    Ok(maps.services().insert(&key, &Service { id: SERVICE, generation: 0, count: 1, flags: 0 })?)
+    let key = FrontendKey { addr: addr(VIP), port: 80_u16.to_be(), protocol: 6, pad: 0 };
+    let member = Member { addr: addr(SERVER_IP), port: 8080_u16.to_be(), flags: 0 };
+    maps.members().insert(&MemberKey { service: SERVICE, set: 1, index: 0 }, &member)?;
+    let set = MemberSet { set: 1, count: 1 };
+    let balancer = Balancer { internal: set, external: set, cluster: set, generation: 0 };
+    maps.balancers().insert(&SERVICE, &balancer)?;
+    Ok(maps.frontends().insert(&key, &Frontend { service: SERVICE, flags: 0 })?)
 }
 
 /// A packet of the load: Ethernet, IP, TCP, 32 bytes of data. What is new begins with a SYN.

@@ -148,9 +148,9 @@ pub(super) fn ifindex(site: &Site, pod: &Container) -> Result<u32> {
 fn sizes(population: &Population) -> serde_json::Value {
     let mut sizes = json!({});
     let room = |entries: usize| entries.next_power_of_two();
-    let slots = population.services * population.endpoints + (1 << 15);
-    if slots > 1 << 18 {
-        sizes["slots"] = json!(room(slots));
+    let members = population.services * population.endpoints + (1 << 15);
+    if members > 1 << 18 {
+        sizes["members"] = json!(room(members));
     }
     if population.policies > 1_000 {
         sizes["rules"] = json!(1 << 20);
