@@ -141,6 +141,7 @@ fn main() {
         host_addresses: vec![IpAddr::from([10, 0, 0, 1])],
         reserved: vec![],
         service_cidrs: vec!["10.96.0.0/16".parse().expect("a prefix")],
+        plain_cidrs: vec![],
         next_hops: BTreeMap::new(),
         checks_neighbours: true,
     };

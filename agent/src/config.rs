@@ -121,6 +121,9 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Whether workloads reach the outside under the node's address.
     pub masquerade: Masquerade,
+    /// Prefixes beyond the cluster that workloads reach under their own addresses.
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    pub non_masquerade_cidrs: Vec<IpNet>,
     /// Native mode: pods of a node that is a neighbour on the uplink are heard from that node's Ethernet address only. Off where
     /// the network gives frames other source addresses than it answers ARP with.
     pub check_neighbours: bool,
@@ -167,6 +170,7 @@ impl Default for Config {
             vxlan_port: 8472,
             mtu: None,
             masquerade: Masquerade::default(),
+            non_masquerade_cidrs: Vec::new(),
             check_neighbours: true,
             masquerade_ports: None,
             port_limits: PortLimits::default(),

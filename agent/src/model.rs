@@ -95,6 +95,8 @@ pub struct NodeFacts {
     pub reserved: Vec<IpAddr>,
     /// Service CIDRs that are configured; ServiceCIDR objects count beside them.
     pub service_cidrs: Vec<IpNet>,
+    /// Prefixes beyond the cluster that workloads reach with their own addresses.
+    pub plain_cidrs: Vec<IpNet>,
     /// How another node's address is reached (native mode). Of an address that is missing nothing is known.
     pub next_hops: BTreeMap<IpAddr, NextHop>,
     /// Pods of a node that is a neighbour are heard from that node's Ethernet address only (native mode).

@@ -210,6 +210,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired }: NodeMemory)
         masquerade_v4: config.masquerade.ipv4,
         checks_neighbours: config.check_neighbours,
         masquerade_v6: config.masquerade.ipv6,
+        plain_cidrs: config.non_masquerade_cidrs.clone(),
         masquerade_ports: config.masquerade_ports.map(|ports| ports.first..=ports.last),
         // Once the maps are there.
         limits: Limits::default(),

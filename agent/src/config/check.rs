@@ -6,6 +6,10 @@ use std::{net::IpAddr, ops::RangeInclusive, path::Path};
 use ipnet::IpNet;
 
 use super::{Config, PortLimits};
+use crate::model::address::covers_mapped;
+
+/// Prefixes of `nonMasqueradeCIDRs`.
+const MOST_PLAIN: usize = 1000;
 
 /// A token takes a nanosecond at least.
 const MOST_A_SECOND: u32 = 1_000_000_000;
@@ -16,6 +20,7 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
     check_cidrs(&config.pod_cidrs, true).map_err(|e| ("podCIDRs", e))?;
     check_cidrs(&config.service_cidrs, false).map_err(|e| ("serviceCIDRs", e))?;
     check_overlap(&config.pod_cidrs, &config.service_cidrs).map_err(|e| ("serviceCIDRs", e))?;
+    check_plain(&config.non_masquerade_cidrs).map_err(|e| ("nonMasqueradeCIDRs", e))?;
     one_per_family(config.node_addresses.iter().map(IpAddr::is_ipv4)).map_err(|e| ("nodeAddresses", e))?;
     in_range(config.vni, 1..=0x00ff_ffff).map_err(|e| ("vni", e))?;
     in_range(u32::from(config.vxlan_port), 1..=65_535).map_err(|e| ("vxlanPort", e))?;
@@ -72,6 +77,18 @@ fn check_cidrs(cidrs: &[IpNet], single: bool) -> Result<(), String> {
         return Err(format!("{cidr} has no fitting size; use a prefix from /8 to /{}", cidr.max_prefix_len() - 2));
     }
     one_per_family(cidrs.iter().map(|cidr| cidr.addr().is_ipv4()))
+}
+
+/// The tables have room for more, and IPv4 addresses are among those of IPv6 there.
+fn check_plain(cidrs: &[IpNet]) -> Result<(), String> {
+    check_cidrs(cidrs, false)?;
+    if let Some(cidr) = cidrs.iter().find(|cidr| covers_mapped(**cidr)) {
+        return Err(format!("{cidr} would cover all of IPv4; use `masquerade: {{ipv6: false}}`, or a narrower prefix"));
+    }
+    if cidrs.len() > MOST_PLAIN {
+        return Err(format!("{} prefixes are more than {MOST_PLAIN}; give wider ones", cidrs.len()));
+    }
+    Ok(())
 }
 
 fn check_overlap(pods: &[IpNet], services: &[IpNet]) -> Result<(), String> {

@@ -118,6 +118,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
         host_addresses,
         reserved: uplink.reserved.clone(),
         service_cidrs: config.service_cidrs.clone(),
+        plain_cidrs: config.plain_cidrs.clone(),
         next_hops: BTreeMap::new(),
         checks_neighbours: config.checks_neighbours,
     };

@@ -103,6 +103,8 @@ pub struct DeviceConfig {
     pub masquerade_v4: bool,
     /// Whether IPv6 to the outside takes the node's address.
     pub masquerade_v6: bool,
+    /// See [`NodeFacts::plain_cidrs`].
+    pub plain_cidrs: Vec<IpNet>,
     /// Source ports of masqueraded flows; the most that the node's own settings leave where absent.
     pub masquerade_ports: Option<RangeInclusive<u16>>,
     /// See [`NodeFacts::checks_neighbours`].

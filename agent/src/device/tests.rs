@@ -89,6 +89,7 @@ fn config(mode: Mode) -> DeviceConfig {
         mtu: None,
         masquerade_v4: true,
         masquerade_v6: false,
+        plain_cidrs: Vec::new(),
         masquerade_ports: Some(61000..=65535),
         checks_neighbours: true,
         limits: super::Limits::default(),

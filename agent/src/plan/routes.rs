@@ -14,7 +14,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_abi::{Addr, CidrKey, HAIRPIN_V4, HAIRPIN_V6, Remote, RemoteKind};
+use weft_abi::{Addr, CidrKey, HAIRPIN_V4, HAIRPIN_V6, Remote, RemoteFlags, RemoteKind};
 use weft_api::RouteReport;
 
 pub(super) use self::frontends::Routes;
@@ -107,9 +107,30 @@ impl Base {
         if facts.mode == Mode::Vxlan {
             base.add_node_addresses(snapshot, facts);
         }
+        base.add_plain(facts);
         // Pages go on after any of them.
         base.reports.sort_by(|a, b| (&a.node, a.pod_cidr).cmp(&(&b.node, b.pod_cidr)));
         base
+    }
+
+    /// Prefixes that workloads reach with their own addresses. What of them is a pod's, a Service's or a node's is reached as that.
+    fn add_plain(&mut self, facts: &NodeFacts) {
+        let keys: BTreeMap<CidrKey, IpNet> = facts.plain_cidrs.iter().map(|net| (cidr_key(*net), *net)).collect();
+        if keys.is_empty() {
+            return;
+        }
+        for (key, remote) in self.remotes.iter_mut().filter(|(_, remote)| remote.kind == RemoteKind::Node as u32) {
+            let address = IpAddr::from(key.addr);
+            if facts.plain_cidrs.iter().any(|net| net.contains(&address)) {
+                remote.flags |= RemoteFlags::PLAIN;
+            }
+        }
+        for (key, net) in keys {
+            let is_ours = self.prefixes.all.keys().any(|own| own.contains(&net));
+            if !is_ours && !self.claims.contains_key(&key) {
+                self.remotes.insert(key, Remote::new(Addr::UNSPECIFIED, RemoteKind::Plain));
+            }
+        }
     }
 
     fn reserve(&mut self, facts: &NodeFacts) {

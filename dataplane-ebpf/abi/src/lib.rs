@@ -39,7 +39,7 @@ pub(crate) use layout::layout;
 pub use layout::{Digest, Layout};
 pub use maps::{LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
-pub use port::{Device, Local, LocalKind, Port, PortKind, Remote, RemoteKind};
+pub use port::{Device, Local, LocalKind, Port, PortKind, Remote, RemoteFlags, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use service::{Backend, BackendKey, BackendState, Service, ServiceKey, SlotKey};
 pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, OPENED, RECEIVED, Share};

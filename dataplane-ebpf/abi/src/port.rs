@@ -80,6 +80,17 @@ pub enum RemoteKind {
     /// A remote node's pod CIDR, natively through the uplink to the router `via`: what comes back may be of another one, so
     /// that its pods are heard from every Ethernet address.
     Routed = 6,
+    /// Beyond the cluster; workloads reach it with their own addresses.
+    Plain = 7,
+}
+
+/// Bits of [`Remote::flags`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RemoteFlags;
+
+impl RemoteFlags {
+    /// Workloads reach it with their own addresses ([`RemoteKind::Node`]; of another kind it follows from that).
+    pub const PLAIN: u16 = 1;
 }
 
 crate::layout! {
@@ -93,8 +104,8 @@ crate::layout! {
         pub kind: u32,
         /// Ethernet address of `via` ([`RemoteKind::Native`]); all zero: not known, and nothing is heard of its pods.
         pub mac: [u8; 6],
-        /// Reserved, zero.
-        pub pad: u16,
+        /// [`RemoteFlags`].
+        pub flags: u16,
     }
 }
 
@@ -102,7 +113,7 @@ impl Remote {
     /// A prefix of which no Ethernet address is known.
     #[must_use]
     pub const fn new(via: Addr, kind: RemoteKind) -> Self {
-        Self { via, kind: kind as u32, mac: [0; 6], pad: 0 }
+        Self { via, kind: kind as u32, mac: [0; 6], flags: 0 }
     }
 }
 

@@ -156,7 +156,8 @@ fn admit_uplink<T: Tables>(tables: &T, question: &Question, end: &mut End) -> Re
 /// all.
 #[inline(always)]
 fn is_taken(remote: Option<&Remote>) -> bool {
-    let heard = [RemoteKind::Native as u32, RemoteKind::Routed as u32, RemoteKind::Node as u32];
+    let heard =
+        [RemoteKind::Native as u32, RemoteKind::Routed as u32, RemoteKind::Node as u32, RemoteKind::Plain as u32];
     remote.is_some_and(|remote| !heard.contains(&remote.kind))
 }
 

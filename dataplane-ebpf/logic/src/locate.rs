@@ -2,7 +2,7 @@
 //! Where the ends of a connection are.
 
 use weft_abi::{
-    Addr, Config, DropReason, HAIRPIN_V4, HAIRPIN_V6, LocalKind, OVERLAY, Port, Remote, RemoteKind, UPLINK,
+    Addr, Config, DropReason, HAIRPIN_V4, HAIRPIN_V6, LocalKind, OVERLAY, Port, Remote, RemoteFlags, RemoteKind, UPLINK,
 };
 
 use crate::{
@@ -45,6 +45,7 @@ pub(crate) fn server<T: Tables>(
                 return outside(tables, config, question, decision);
             }
         }
+        kind if kind == RemoteKind::Plain as u32 => return leave(tables, config, decision),
         kind if kind == RemoteKind::Services as u32 => return Err(DropReason::NoService),
         kind if kind == RemoteKind::Unreachable as u32 => return Err(DropReason::NoRoute),
         kind if kind == RemoteKind::OwnPods as u32 => return Err(DropReason::NoEndpoint),
@@ -85,7 +86,7 @@ fn refuse_encapsulation(decision: &Decision, config: &Config) -> Result<(), Drop
 #[inline(always)]
 fn goes_by_tunnel(question: &Question, config: &Config, remote: &Remote) -> bool {
     question.is_from(Sender::Workload)
-        && masquerade::is_plain(config, question.is_v6 != 0)
+        && (masquerade::is_plain(config, question.is_v6 != 0) || remote.flags & RemoteFlags::PLAIN != 0)
         && !remote.via.is_unspecified()
 }
 
@@ -96,14 +97,21 @@ fn outside<T: Tables>(
     question: &Question,
     decision: &mut Decision,
 ) -> Result<(), DropReason> {
-    // Link-local, and here only: what answers it has an entry.
-    if decision.target == HAIRPIN_V4 || decision.target == HAIRPIN_V6 {
-        return Err(DropReason::NoRoute);
-    }
+    leave(tables, config, decision)?;
     // What a workload sends to the outside leaves with the node's address, unless that is off.
     if question.is_from(Sender::Workload) {
         decision.masquerade = masquerade::kind(config, &question.key, question.is_v6 != 0)?;
         decision.source = masquerade::source(config, question.is_v6 != 0);
+    }
+    Ok(())
+}
+
+/// To the outside with the addresses that the packet has.
+#[inline(always)]
+fn leave<T: Tables>(tables: &T, config: &Config, decision: &mut Decision) -> Result<(), DropReason> {
+    // Link-local, and here only: what answers it has an entry.
+    if decision.target == HAIRPIN_V4 || decision.target == HAIRPIN_V6 {
+        return Err(DropReason::NoRoute);
     }
     admit::set_place(&mut decision.server, Place::Outside, config.uplink_ifindex, admit::routes(tables));
     Ok(())

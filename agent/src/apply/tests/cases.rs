@@ -100,7 +100,7 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
             let local = |(ifindex, port): (&u32, &Port)| {
                 (port.v4, Local { ifindex: *ifindex, kind: LocalKind::Workload as u32 })
             };
-            let remote = |(key, kind)| (key, Remote { via: address(250), kind, mac: [0; 6], pad: 0 });
+            let remote = |(key, kind)| (key, Remote { via: address(250), kind, mac: [0; 6], flags: 0 });
             Desired {
                 locals: ports.iter().map(local).collect(),
                 ports,

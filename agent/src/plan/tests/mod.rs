@@ -59,6 +59,7 @@ impl Default for World {
             config,
             pod_cidrs: vec![],
             devices: BTreeMap::new(),
+            plain_cidrs: Vec::new(),
             host_addresses: vec![],
             reserved: vec![],
             service_cidrs: vec![],

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Routes, ports and local addresses.
 
-use weft_abi::{CidrKey, LocalKind, RemoteKind};
+use weft_abi::{CidrKey, LocalKind, RemoteFlags, RemoteKind};
 
 use ipnet::IpNet;
 use rstest::rstest;
@@ -43,6 +43,34 @@ fn host_routes(routes: &[(&str, Option<&str>)]) -> Arc<Vec<HostRoute>> {
         via: via.map(|via| via.parse().unwrap()),
     };
     Arc::new(routes.iter().map(route).collect())
+}
+
+/// `nonMasqueradeCIDRs`: what is a pod's or a Service's stays that, nodes are told apart.
+#[test]
+fn prefixes_that_are_reached_with_own_addresses() {
+    let mut world = two_nodes(Mode::Vxlan);
+    let before = world.plan();
+    let texts =
+        ["0.0.0.0/0", "192.0.2.0/24", "10.2.0.0/24", "10.2.0.128/25", "10.96.7.0/24", "fd00::/16", "198.51.100.7/32"];
+    world.facts.plain_cidrs = texts.iter().map(|text| text.parse().unwrap()).collect();
+    let desired = world.plan();
+    assert_ne!(desired.routes_digest, before.routes_digest, "flows decide again");
+    for text in ["0.0.0.0/0", "192.0.2.0/24", "fd00::/16", "198.51.100.7/32"] {
+        assert_eq!(remote(&desired, text), (RemoteKind::Plain as u32, Addr::UNSPECIFIED), "{text}");
+    }
+    assert_eq!(remote(&desired, "10.2.0.0/24").0, RemoteKind::Tunnel as u32);
+    assert!(
+        !desired.remotes.contains_key(&cidr("10.2.0.128/25")) && !desired.remotes.contains_key(&cidr("10.96.7.0/24"))
+    );
+    let flags = |text| (desired.remotes[&cidr(text)].kind, desired.remotes[&cidr(text)].flags);
+    assert_eq!(flags("192.0.2.2/32"), (RemoteKind::Node as u32, RemoteFlags::PLAIN));
+    assert_eq!(flags("2001:db8::2/128"), (RemoteKind::Node as u32, 0));
+    assert_eq!(desired.host_routes, before.host_routes, "the host's own routes lead there");
+    // The flag alone is a change, too.
+    world.facts.plain_cidrs = vec!["192.0.2.0/24".parse().unwrap()];
+    let one = world.plan();
+    let unflagged = one.remotes.iter().map(|(key, remote)| (*key, weft_abi::Remote { flags: 0, ..*remote }));
+    assert_ne!(one.remotes, unflagged.collect());
 }
 
 #[test]

@@ -127,6 +127,7 @@ fn describe_remote(remote: &Remote) -> String {
         kind if kind == RemoteKind::Routed as u32 => format!("pods by way of {via}"),
         kind if kind == RemoteKind::Services as u32 => "a Service CIDR".to_owned(),
         kind if kind == RemoteKind::Node as u32 => format!("the node that encapsulates as {via}"),
+        kind if kind == RemoteKind::Plain as u32 => "outside, reached with workloads' own addresses".to_owned(),
         kind if kind == RemoteKind::Unreachable as u32 => "pods of a node without a way to it".to_owned(),
         other => format!("kind {other}"),
     }

@@ -27,6 +27,7 @@ fn facts() -> NodeFacts {
         config: Config::default(),
         pod_cidrs: vec![],
         devices: BTreeMap::new(),
+        plain_cidrs: Vec::new(),
         host_addresses: vec![],
         reserved: vec![],
         service_cidrs: vec![],

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The outside: masquerade out and back, the host's own traffic.
 
-use weft_abi::{Addr, Config, Deliver, Device, DropReason, FlowFlags, generation};
+use weft_abi::{
+    Addr, Config, Deliver, Device, DropReason, FlowFlags, OVERLAY_MAC, Remote, RemoteFlags, RemoteKind, generation,
+};
 use weft_dataplane::Program;
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, HOST, HOST_IP, HOST_MAC, MASQUERADE, Node, OUTSIDE_IP, SERVER, SERVER_IP, STRANGER, UPLINK,
-        delivers, key, mac, workload,
+        CLIENT, CLIENT_IP, HOST, HOST_IP, HOST_MAC, MASQUERADE, NODE_IP, Node, OUTSIDE_IP, SERVER, SERVER_IP, STRANGER,
+        UPLINK, cidr, delivers, key, mac, tunnel_end, workload,
     },
     packet::{L4, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple, word},
     support::ip as run_ip,
@@ -196,6 +198,42 @@ fn nothing_leaves_where_the_host_has_no_route_or_hears_no_answer() {
     run_ip(&["route", "replace", "unreachable", "198.51.100.0/24"]);
     node.from_workload(CLIENT, &to_outside(0, 4001)).dropped(DropReason::NoRoute);
     node.from_workload(CLIENT, &to_outside(1, 4001)).redirected();
+}
+
+/// `nonMasqueradeCIDRs`.
+#[test]
+fn where_workloads_keep_their_addresses_nothing_is_masqueraded() {
+    let node = Node::new();
+    for (family, prefix) in ["198.51.100.0/24", "2001:db8:ffff::/64"].into_iter().enumerate() {
+        let there = to_outside(family, 4000);
+        assert_eq!(node.from_workload(CLIENT, &there).redirected().tuple.src, ip(HOST_IP[family]));
+        let plain = Remote::new(Addr::UNSPECIFIED, RemoteKind::Plain);
+        node.maps().remotes().insert(&cidr(prefix), &plain).unwrap();
+        node.publish(&[generation::ROUTES]);
+        let outcome = node.from_workload(CLIENT, &there);
+        assert_eq!(outcome.redecided().redirected().tuple, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53));
+        let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53)));
+        delivers(&entry.expect("an entry"), Deliver::Route, UPLINK);
+        let headers = ip_headers(ip(OUTSIDE_IP[family]), ip(CLIENT_IP[family]));
+        let answer = frame([2, 0, 0, 0, 9, 9], headers, L4::Udp(53, 4000), b"x");
+        let seen = node.from_uplink(&answer);
+        assert_eq!(seen.hit().redirected().dst_mac, mac(CLIENT));
+        // Who is there may speak to the host and to pods as before.
+        let packet = back(family, L4::Udp(53, 22));
+        node.from_uplink(&packet).passed(&packet);
+    }
+    // Of another node, whose uplink hears no pod: by the tunnel.
+    for family in 0..2 {
+        let to = |port| {
+            let headers = ip_headers(ip(CLIENT_IP[family]), ip(NODE_IP[family]));
+            frame(mac(CLIENT), headers, L4::Udp(port, 53), b"x")
+        };
+        assert_eq!(node.from_workload(CLIENT, &to(1)).redirected().tuple.src, ip(HOST_IP[family]));
+        let remote = Remote { flags: RemoteFlags::PLAIN, ..Remote::new(tunnel_end(), RemoteKind::Node) };
+        node.maps().remotes().insert(&cidr(&format!("{}/{}", NODE_IP[family], [32, 128][family])), &remote).unwrap();
+        let seen = node.from_workload(CLIENT, &to(2)).redirected();
+        assert_eq!((seen.tuple.src, seen.src_mac), (ip(CLIENT_IP[family]), OVERLAY_MAC));
+    }
 }
 
 /// As before kernel 6.7: the device and its next hop are the route's, the source is the device's as the agent knows it, or the node's

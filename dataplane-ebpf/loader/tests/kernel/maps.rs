@@ -89,7 +89,7 @@ fn a_trie_answers_with_the_longest_prefix() {
     let remotes = dataplane.maps().remotes();
     let prefix =
         |octets: [u8; 4], bits: u32| CidrKey { prefix_len: 96 + bits, addr: Addr::v4(u32::from_ne_bytes(octets)) };
-    let remote = |kind| Remote { via: Addr::UNSPECIFIED, kind, mac: [0; 6], pad: 0 };
+    let remote = |kind| Remote { via: Addr::UNSPECIFIED, kind, mac: [0; 6], flags: 0 };
     let (wide, narrow) = (prefix([10, 0, 0, 0], 8), prefix([10, 1, 0, 0], 16));
     remotes.insert(&wide, &remote(8)).unwrap();
     remotes.insert(&narrow, &remote(16)).unwrap();

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! How packets leave the node: in pieces, with which address, in which class of service.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use weft_testbed::{Answer, Bed, Binaries, Container, Mode, OUTSIDE_V4, OUTSIDE_V6, Options, Shell, UdpFlow, until_ok};
+
+const SOON: Duration = Duration::from_secs(30);
+const PORT: u16 = 8080;
+
+/// Every one of a few echoes comes back; `how`: options of `ping`.
+fn echoes(from: &Container, to: IpAddr, how: &str) -> Result<()> {
+    let ping = from.sh(&format!("ping -c 4 -i 0.2 -W 2 {how} {to}"))?;
+    ensure!(ping.output.contains(" 0% packet loss"), "ping {how} {to}: {}", ping.output);
+    Ok(())
+}
+
+/// D10: who does not mind the MTU and lets routers cut (IPv4 without DF) is heard.
+#[test]
+fn what_is_larger_than_the_way_out_goes_in_pieces() -> Result<()> {
+    for mode in [Mode::Vxlan, Mode::Native] {
+        let bed = Bed::with(&Options { mode, ..Options::default() })?;
+        let (near, far) = (bed.container(1, "default/near", &[])?, bed.container(2, "default/far", &[])?);
+        let node = bed.node(1);
+        // Both ends: a veth hands over no more than the other one's MTU.
+        let ports = "for port in $(ls /sys/class/net | grep '^weft[0-9a-f]*$' | grep -v '^weft[01]$'); do ip link set $port mtu 65535; done";
+        node.sh(ports)?.ok()?;
+        near.sh("ip link set eth0 mtu 9000")?.ok()?;
+        let reach = |ends: &[IpAddr]| -> Result<()> {
+            for to in ends.iter().copied() {
+                for size in [1473, 3000, 8900] {
+                    echoes(&near, to, &format!("-M dont -s {size}"))?;
+                }
+                echoes(&near, to, "-s 20000")?;
+            }
+            Ok(())
+        };
+        reach(&[OUTSIDE_V4.into(), far.v4()?]).with_context(|| node.agent_log())?;
+        if mode == Mode::Vxlan {
+            // What encapsulates it is one datagram, for the underlay to cut.
+            near.sh("ip link set eth0 mtu 65535")?.ok()?;
+            echoes(&near, far.v4()?, "-M dont -s 65000")?;
+            let dropped = node.drops("too-big")?;
+            near.sh(&format!("ping -c 1 -W 1 -M dont -s 65500 {}", far.v4()?))?;
+            ensure!(node.drops("too-big")? > dropped, "no datagram between nodes is as large");
+            near.sh("ip link set eth0 mtu 9000")?.ok()?;
+        }
+        let told = near.sh(&format!("ping -c 1 -W 2 -M do -s 3000 {OUTSIDE_V4}"))?.output;
+        ensure!(told.contains("mtu = 1500"), "{told}");
+        // The host's own rules see what its stack cuts, and tracks its connections.
+        node.sh("nft add table ip own
+             nft 'add chain ip own post { type nat hook postrouting priority srcnat; }'
+             nft add rule ip own post oifname eth0 masquerade
+             nft 'add chain ip own forward { type filter hook forward priority filter; }'
+             nft add rule ip own forward ct state established counter accept")?
+            .ok()?;
+        reach(&[OUTSIDE_V4.into()]).context("beside the host's own NAT")?;
+    }
+    Ok(())
+}
+
+/// D8: `nonMasqueradeCIDRs`; other nodes among them are reached by the tunnel. Flows follow the configuration.
+#[test]
+fn workloads_keep_their_addresses_where_the_configuration_says() -> Result<()> {
+    let plain = json!(["203.0.113.0/24", "2001:db8:77::/64", "192.168.119.0/24", "fd00:119::/64"]);
+    let bed = Bed::with(&Options { config: json!({"nonMasqueradeCIDRs": plain}), ..Options::default() })?;
+    let (node, other) = (bed.node(1), bed.node(2));
+    let client = bed.container(1, "default/client", &[])?;
+    bed.outside().serve("outside", PORT)?;
+    other.serve("node2", PORT)?;
+    let back = format!(
+        "set -e
+         ip route add 10.244.1.0/24 via {} src {OUTSIDE_V4}
+         ip -6 route add fd00:244:0:1::/64 via {} src {OUTSIDE_V6}",
+        node.v4(),
+        node.v6()
+    );
+    bed.outside().sh(&back)?.ok()?;
+    let ends = [
+        (IpAddr::from(OUTSIDE_V4), "outside"),
+        (OUTSIDE_V6.into(), "outside"),
+        (other.v4().into(), "node2"),
+        (other.v6().into(), "node2"),
+    ];
+    let flows: Vec<_> = ends
+        .iter()
+        .map(|(to, server)| Ok((UdpFlow::open(&client, SocketAddr::new(*to, PORT))?, *server)))
+        .collect::<Result<_>>()?;
+    let seen_as = |address: &dyn Fn(IpAddr) -> Result<IpAddr>| -> Result<()> {
+        for (flow, server) in &flows {
+            let wanted = Answer { server: (*server).to_owned(), client: address(flow.to().ip())? };
+            until_ok(&format!("{} sees {}", flow.to(), wanted.client), SOON, || {
+                let answer = flow.ask()?;
+                ensure!(answer == wanted, "{answer:?}");
+                Ok(())
+            })
+            .with_context(|| node.agent_log())?;
+        }
+        Ok(())
+    };
+    let own = |to: IpAddr| if to.is_ipv4() { client.v4() } else { client.v6() };
+    let nodes = |to: IpAddr| Ok(node.address_for(to));
+    seen_as(&own)?;
+    node.stop_agent(Signal::SIGTERM)?;
+    node.sh(&format!(
+        "sed -i 's,203.0.113.0/24,198.51.100.0/24,; s,2001:db8:77::/64,2001:db8:78::/64,
+             s,192.168.119.0/24,192.0.2.0/24,; s,fd00:119::/64,fd00:120::/64,' /mnt/{}/agent.yaml",
+        node.name()
+    ))?
+    .ok()?;
+    node.start_agent()?;
+    node.agent_ready()?;
+    seen_as(&nodes)
+}
+
+/// RFC 2983, RFC 6040: the network between nodes sees the class of service of what is inside, and what is marked as congested stays so.
+#[test]
+fn the_tunnel_has_the_class_of_what_is_inside() -> Result<()> {
+    for underlay in [4, 6] {
+        let bed = Bed::idle(&Options::default(), &Binaries::locate()?)?;
+        if underlay == 6 {
+            bed.nodes().iter().try_for_each(|node| node.sh("ip -4 address flush dev eth0")?.ok().map(drop))?;
+        }
+        bed.nodes().iter().try_for_each(|node| node.start_agent())?;
+        bed.nodes().iter().try_for_each(|node| node.agent_ready())?;
+        bed.nodes().iter().try_for_each(|node| node.agent_knows(1))?;
+        let (near, far) = (bed.container(1, "default/near", &[])?, bed.container(2, "default/far", &[])?);
+        let family = if underlay == 4 { "ip" } else { "ip6" };
+        bed.node(2)
+            .sh(&format!(
+                "set -e
+                 nft add table inet seen
+                 nft 'add chain inet seen pre {{ type filter hook prerouting priority -310; }}'
+                 for class in cs0 af41 ef; do nft add rule inet seen pre udp dport 8472 {family} dscp $class counter; done"
+            ))?
+            .ok()?;
+        far.sh("set -e
+             nft add table inet seen
+             nft 'add chain inet seen pre { type filter hook prerouting priority -310; }'
+             nft add rule inet seen pre ip dscp ef ip ecn ce counter
+             nft add rule inet seen pre ip6 dscp ef ip6 ecn ce counter")?
+            .ok()?;
+        for to in far.addresses() {
+            // EF and CE, AF41.
+            for (class, wide) in [("0xbb", 10), ("0x88", 20)] {
+                let ping = near.sh(&format!("ping -c {wide} -i 0.05 -W 2 -Q {class} {to}"))?;
+                ensure!(ping.output.contains(" 0% packet loss"), "{}", ping.output);
+            }
+        }
+        let counted = |text: &str, what: &str| -> Result<u64> {
+            let line = text.lines().find(|line| line.contains(what)).with_context(|| format!("no {what} in {text}"))?;
+            let number = line.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+            Ok(number.context("a number")?.parse()?)
+        };
+        let outer = bed.node(2).sh("nft list table inet seen")?.ok()?;
+        ensure!(
+            counted(&outer, "dscp ef")? == 20 && counted(&outer, "dscp af41")? == 40,
+            "over IPv{underlay}: {outer}"
+        );
+        let inner = far.sh("nft list table inet seen")?.ok()?;
+        ensure!(counted(&inner, "ip dscp ef")? == 10 && counted(&inner, "ip6 dscp ef")? == 10, "inside: {inner}");
+    }
+    Ok(())
+}
