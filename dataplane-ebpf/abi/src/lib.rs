@@ -77,9 +77,10 @@ pub mod program {
 /// themselves, by their numbers.
 ///
 /// A change is published in this order: the maps; [`generation::EPOCH`] + 1; the generations of what changed, each + 1;
-/// [`generation::EPOCH`] + 1 again. What nobody decides anew for (somebody comes to a Service) is not published at all. A program reads the epoch, then decides, then reads it again: a decision that ran
-/// beside a change sees another epoch at its end and lets the next packet decide again. Without the first step it could
-/// pair what an old map said with the new generation and stand for ever.
+/// [`generation::EPOCH`] + 1 again. What nobody decides anew for (somebody comes to a Service) is not published at all. A
+/// program reads the epoch, then decides, then reads it again: a decision that ran beside a change sees another epoch at its
+/// end and lets the next packet decide again. Without the first step it could pair what an old map said with the new generation
+/// and stand for ever.
 pub mod generation {
     /// While it stands still, no flow looks at its own generations.
     pub const EPOCH: u32 = 0;

@@ -20,8 +20,8 @@ macro_rules! for_each_map {
             CONFIG config: Array<u32, $crate::Config>, derived, fixed(1);
             /// Ports by interface index.
             PORTS ports: HashMap<u32, $crate::Port>, derived, sized(ports);
-            /// Devices of the node that lead out of it, by index: what comes in by them meets `from_uplink` or `from_l3`, so that answers may come
-            /// by any of them.
+            /// Devices of the node that lead out of it, by index: what comes in by them meets `from_uplink` or `from_l3`, so
+            /// that answers may come by any of them.
             DEVICES devices: HashMap<u32, $crate::Device>, derived, fixed(1024);
             /// Addresses of this node, its workloads' and its own.
             LOCALS locals: HashMap<$crate::Addr, $crate::Local>, derived, sized(locals);
