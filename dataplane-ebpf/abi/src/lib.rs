@@ -13,6 +13,7 @@
 
 mod address;
 pub mod bench;
+mod clock;
 mod config;
 mod event;
 mod flow;
@@ -26,6 +27,7 @@ mod share;
 mod skb;
 
 pub use address::{Addr, CidrKey};
+pub use clock::{Jiffies, TICK_SHIFT};
 pub use config::{
     ANSWER_RATE, Config, ConfigFlags, FLOW_RATE, FRAGMENT_RATE, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED,
     OVERLAY_MAC,
@@ -50,9 +52,6 @@ pub use skb::SkbLayout;
 /// Version of what the fields of keys and values mean, which [`LAYOUT`] does not see: change it when a number in a field means
 /// something else than before.
 pub const ABI_VERSION: u32 = 5;
-
-/// [`Flow::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
-pub const TICK_SHIFT: u32 = 30;
 
 /// Names of the programs in the object file.
 pub mod program {

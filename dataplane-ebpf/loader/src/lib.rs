@@ -36,14 +36,14 @@ mod tc;
 mod test_run;
 mod upgrade;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramError, SchedClassifier},
 };
-
-use weft_abi::SkbLayout;
+use nix::time::{ClockId, clock_getres};
+use weft_abi::{Jiffies, SkbLayout};
 
 use crate::pin::{PinDir, UndoPins};
 pub use crate::{
@@ -166,11 +166,19 @@ fn create_maps(pins: &PinDir, plan: &[MapReport], layout: SkbLayout, options: &O
         loader.map_max_entries(report.map, report.max_entries).map_pin_path(report.map, path.as_path());
     }
     loader.override_global(SkbLayout::GLOBAL, &layout, true);
+    let jiffies = jiffies();
+    loader.override_global(Jiffies::GLOBAL, &jiffies, true);
     if options.without_route_sources {
         // A flag that no kernel knows.
         loader.override_global("FIB_SOURCE", &(1_u32 << 31), true);
     }
     loader.load(OBJECT).map_err(|error| Error::object(&error))
+}
+
+/// The step of the kernel's coarse clocks is that of its jiffies (`TICK_NSEC`).
+fn jiffies() -> Jiffies {
+    let step = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |step| Duration::from(step).as_nanos());
+    u32::try_from(step).map_or_else(|_| Jiffies::default(), Jiffies::every)
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<()> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a decision: changes of policy and Services, idle time, new connections on old five-tuples.
 
-use weft_abi::{DropReason, FlowState, generation};
+use weft_abi::{DropReason, FlowState, TICK_SHIFT, generation};
 
 use crate::{
     node::{
@@ -48,6 +48,25 @@ fn a_policy_that_forbids_ends_an_established_flow_in_both_directions() {
             node.from_workload(SERVER, &back(family, L4::Tcp(80, 4000, ACK))).hit().redirected();
         }
     }
+}
+
+/// The agent's sweep goes by the clock itself, the programs by jiffies.
+#[test]
+fn a_flow_was_last_seen_now_as_the_kernels_clock_has_it() {
+    let now = || {
+        let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
+        u32::try_from(std::time::Duration::from(clock).as_nanos() >> TICK_SHIFT).unwrap()
+    };
+    let node = Node::new();
+    let packet = there(0, L4::Udp(1, 2));
+    let seen = key(CLIENT, 17, tuple(CLIENT_IP[0], 1, SERVER_IP[0], 2));
+    node.from_workload(CLIENT, &packet).missed();
+    let first = node.flow(&seen).unwrap().last_seen;
+    assert!(first.abs_diff(now()) <= 1, "{first} for {}", now());
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    node.from_workload(CLIENT, &packet).hit();
+    let second = node.flow(&seen).unwrap().last_seen;
+    assert!(second.abs_diff(now()) <= 1 && second > first, "{second} for {}, after {first}", now());
 }
 
 #[test]
