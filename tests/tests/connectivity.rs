@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -355,6 +355,22 @@ fn flows_that_are_let_through_are_told_to_followers() -> Result<()> {
         client.reaches(Protocol::Udp, to, "web")?;
         let told = follower.output(&**node)?;
         ensure!(told.contains("forwarded") && told.contains(&to.to_string()), "told: {told}");
+        Ok(())
+    })?;
+    // Followers that come and go, and flows after the last of them: the agent still hears of the next drop.
+    node.sh("kill $(pgrep -x weft)")?.ok()?;
+    for _ in 0..40 {
+        node.sh("timeout 0.02 weft flows --follow >/dev/null || true")?.ok()?;
+        client.reaches(Protocol::Udp, to, "web")?;
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        client.reaches(Protocol::Udp, to, "web")?;
+    }
+    client.is_kept_out(Protocol::Udp, SocketAddr::new("10.244.1.251".parse()?, PORT))?;
+    until_ok("the next drop is told", Duration::from_secs(10), || {
+        let told = node.weft("flows")?;
+        ensure!(told.contains("10.244.1.251"), "told: {told}");
         Ok(())
     })
 }

@@ -98,20 +98,28 @@ impl Flows {
 pub async fn read(events: Events, shared: Arc<Shared>, maps: Arc<Maps>) -> anyhow::Result<()> {
     // SAFETY: the descriptor is the ring's own, `Events` gives the same one at each call, and closes it only when dropped.
     let mut events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }?;
-    // Of a follower of an agent before this one.
-    let mut until = maps.events_wanted().get(0)?.until;
+    let mut is_settled = false;
     loop {
-        if shared.flows.is_followed() {
-            until = want_all(&maps)?;
-        } else if until < now() {
+        let ends = next_end(&shared.flows, &maps)?;
+        if is_settled && ends.is_none() {
             tokio::select! {
                 ready = events.readable_mut() => ready?.clear_ready(),
                 () = shared.flows.begun.notified() => continue,
             }
         }
+        // A record that woke nobody would be the last that does: once nobody is told any more, the ring is read to its end.
+        is_settled = ends.is_none();
         drain(events.get_mut(), &shared).await;
         tokio::time::sleep(BATCH_PAUSE).await;
     }
+}
+
+/// Until when the programs tell without waking the reader; none: they do not. Of a follower that has gone, or of an agent before this
+/// one, the map knows.
+fn next_end(flows: &Flows, maps: &Maps) -> Result<Option<u32>, weft_dataplane::Error> {
+    let until = if flows.is_followed() { want_all(maps)? } else { maps.events_wanted().get(0)?.until };
+    // A program may have read the clock just before its last tick ended.
+    Ok((now() <= until.saturating_add(1)).then_some(until))
 }
 
 /// Remembers what the ring holds.
