@@ -185,14 +185,21 @@ pub fn move_routes(tables: &dyn Tables) -> Result<(), Error> {
     publish(tables, &Moved { slots: [(generation::ROUTES, next)].into(), ..Moved::default() })
 }
 
-/// Publishes generations; see [`weft_abi::generation`].
+/// Publishes generations; see [`weft_abi::generation`]. The epoch is odd meanwhile, so that a pass that broke off here is known:
+/// flows may have compared generations that moved only then.
 fn publish(tables: &dyn Tables, moved: &Moved) -> Result<(), Error> {
     let generations = tables.generations();
-    let next_epoch = || generations.set(generation::EPOCH, &generations.get(generation::EPOCH)?.wrapping_add(1));
-    next_epoch()?;
+    let epoch = generations.get(generation::EPOCH)?;
+    let odd = epoch.wrapping_add(1 + epoch % 2);
+    generations.set(generation::EPOCH, &odd)?;
     moved.slots.iter().try_for_each(|(slot, value)| generations.set(*slot, value))?;
     moved.services.iter().try_for_each(|(number, value)| tables.service_generations().set(*number, value))?;
-    next_epoch()
+    generations.set(generation::EPOCH, &odd.wrapping_add(1))
+}
+
+/// Whether an earlier pass broke off in [`publish`].
+fn is_half_published(tables: &dyn Tables) -> Result<bool, Error> {
+    Ok(tables.generations().get(generation::EPOCH)? % 2 == 1)
 }
 
 impl Observed {
@@ -327,7 +334,7 @@ impl Pass<'_> {
         self.forget_backends()?;
         let moved = &self.moved;
         let count = moved.slots.len() + moved.services.len();
-        if count == 0 {
+        if count == 0 && !(self.observed.fresh && is_half_published(self.tables)?) {
             return Ok(());
         }
         publish(self.tables, moved)?;

@@ -185,7 +185,9 @@ impl Pass<'_> {
     /// Frontends whose balancers stand.
     fn put_frontends(&mut self) {
         let mut failed = Failed::new();
-        for (key, frontend) in &self.patch.frontends {
+        // Addresses last: until its ports stand, a ClusterIP refuses none of them.
+        let (addresses, ports): (Vec<_>, Vec<_>) = self.patch.frontends.iter().partition(|(key, _)| key.is_address());
+        for (key, frontend) in ports.into_iter().chain(addresses) {
             let Some(frontend) = frontend else { continue };
             if frontend.service == 0 || self.observed.balancers.0.contains_key(&frontend.service) {
                 failed.note(*key, self.put_frontend(*key, *frontend));

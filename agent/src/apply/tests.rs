@@ -400,6 +400,40 @@ fn a_restart_changes_nothing() {
     assert!(Applier::default().apply(&*fake, &plan).unwrap().is_unchanged());
 }
 
+/// Between the two steps of the epoch a flow may have compared a generation that moved only then.
+#[test]
+fn a_pass_that_broke_off_while_it_published_is_published() {
+    let fake = Fake::new();
+    let plan = plan_of(&[(20, &[1], &[1], &[])]);
+    let epoch = || fake.generations.all().get(&generation::EPOCH).copied().unwrap_or_default();
+    Applier::default().apply(&*fake, &plan).unwrap();
+    let whole = epoch();
+    assert_eq!(whole % 2, 0);
+    Applier::default().apply(&*fake, &plan).unwrap();
+    assert_eq!(epoch(), whole, "nothing to do");
+    super::Tables::generations(&*fake).set(generation::EPOCH, &(whole + 1)).unwrap();
+    Applier::default().apply(&*fake, &plan).unwrap();
+    assert!(epoch() > whole + 1 && epoch() % 2 == 0, "{} after {}", epoch(), whole + 1);
+}
+
+/// Until its ports stand a ClusterIP refuses none of them.
+#[test]
+fn a_cluster_ip_stands_after_its_ports_and_goes_before_them() {
+    let fake = Fake::new();
+    let mut plan = plan_of(&[(20, &[1], &[1], &[])]);
+    let (port, itself) = (frontend(1), FrontendKey::of_address(frontend(1).addr));
+    plan.frontends.insert(itself, Frontend { service: 0, flags: FrontendFlags::ADDRESS });
+    fake.watch(move |fake| {
+        let stand = fake.frontends.all();
+        assert!(stand.contains_key(&port) || !stand.contains_key(&itself), "refused aloud: {stand:?}");
+    });
+    let mut applier = Applier::default();
+    applier.apply(&*fake, &plan).unwrap();
+    assert_eq!(fake.frontends.all().len(), 2);
+    applier.apply(&*fake, &Desired::default()).unwrap();
+    assert_eq!(fake.frontends.all().len(), 0);
+}
+
 #[test]
 fn another_node_has_flows_beyond_it_decided_again_and_other_shares_do_not() {
     let fake = Fake::new();
