@@ -328,11 +328,12 @@ async fn requirements(netlink: &Netlink, config: &DeviceConfig) -> Result<(uplin
     facts::check(config)?;
     let uplink = uplink::observe(netlink, config).await?;
     let pod_mtu = facts::pod_mtu(config, &uplink.link, uplink.v4.is_some())?;
-    if config.mode == Mode::Native && sysctl::strict_rp_filter_everywhere()? {
+    if sysctl::strict_rp_filter_everywhere()? {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             tracing::warn!(
-                "net.ipv4.conf.all.rp_filter=1 may drop what remote pods send to this host; set it to 0 or 2"
+                "net.ipv4.conf.all.rp_filter=1 may drop what remote pods send to this host (mode native), and what is larger than \
+                 the way out of the node and may be cut; set it to 0 or 2"
             );
         });
     }

@@ -53,11 +53,11 @@ const fn word(addr: &Addr) -> u32 {
     a.wrapping_mul(3) ^ b.wrapping_mul(5) ^ c.wrapping_mul(7) ^ mix(d)
 }
 
-/// The word that chooses the counter of identifiers towards a destination.
+/// The word that chooses the counter of identifiers towards an address, for a protocol.
 #[inline(always)]
 #[must_use]
-pub const fn destination(packet: &FlowKey6) -> u32 {
-    mix(word(&packet.dst) ^ packet.protocol)
+pub const fn destination(address: &Addr, protocol_number: u32) -> u32 {
+    mix(word(address) ^ protocol_number)
 }
 
 #[cfg(test)]

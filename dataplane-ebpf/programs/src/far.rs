@@ -179,7 +179,7 @@ fn find_datagram<F: Far>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
     share::take(ifindex, Tokens::Fragments)?;
     walk.masqueraded_id = match known {
         Some(known) if fragment::is_again(known, now) => known.masqueraded_id,
-        _ => next_identifier(fragment::destination(&packet)),
+        _ => next_identifier(fragment::destination(&packet.dst, packet.protocol)),
     };
     let datagram = fragment::datagram(&packet, id, walk.masqueraded_id, now);
     FRAGMENTS.insert(key, datagram, u64::from(BPF_ANY)).map_err(|_| DropReason::FlowTable)
@@ -187,7 +187,7 @@ fn find_datagram<F: Far>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
 
 /// An identifier that no datagram to this destination had lately; they begin anywhere.
 #[inline(always)]
-fn next_identifier(destination: u32) -> u32 {
+pub fn next_identifier(destination: u32) -> u32 {
     let Some(next) = NEXT_IDENTIFIERS.get_ptr_mut(destination & (IDENTIFIERS - 1)) else { return helpers::random() };
     if helpers::fetch_add(next, 1) == 0 {
         helpers::fetch_add(next, helpers::random());

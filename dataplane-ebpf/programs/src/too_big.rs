@@ -7,18 +7,18 @@
 //! of; `from_host` does not see it, it leaves by another device. Filters of the host for forwarded packets see it.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Deliver, DropReason, Flow, GATEWAY_MAC};
+use weft_abi::{Addr, Deliver, DropReason, Flow, GATEWAY_MAC};
 use weft_logic::{
-    Frame as _, Tables as _,
-    header::{ETHERNET, Transport},
+    Frame as _, Tables as _, fragment,
+    header::{ETHERNET, Piece, Transport},
 };
 
 use crate::{
     deliver,
     family::Family,
-    helpers,
+    far, helpers,
     icmp_answer::{self, MTU_AT, TOO_BIG},
-    maps::Kernel,
+    maps::{self, Kernel},
     share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
@@ -51,21 +51,33 @@ extern "C" fn weft_exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> u32 {
 /// Bytes of a frame that fit a datagram of the underlay, its headers and those of VXLAN included.
 const ENCAPSULATED: u32 = 0xffff - 40 - 8 - 8;
 
-/// Lets a packet that is too big go on in pieces, within its port's share; whether by the host's stack ([`hand_over`]).
+/// Lets a packet that is too big go on in pieces, within its port's share; whether by the host's stack ([`hand_over`]): then it is
+/// the first piece of its datagram from here on, and masqueraded as that, see `far`.
 #[inline(always)]
-pub fn cut(skb: &Skb, flow: &Flow) -> Result<bool, DropReason> {
+pub fn cut(skb: &Skb, flow: &Flow, transport: &mut Transport) -> Result<bool, DropReason> {
     let by_tunnel = flow.deliver == Deliver::Tunnel as u8;
-    stop::check(weft_may_cut(skb.raw(), u32::from(by_tunnel)))?;
+    let whole = transport.piece == Piece::Whole;
+    let protocol = u32::from(transport.protocol);
+    stop::check(weft_may_cut(skb.raw(), u32::from(by_tunnel), u32::from(whole), protocol))?;
+    if !by_tunnel && whole {
+        transport.piece = Piece::First;
+    }
     Ok(!by_tunnel)
 }
 
 /// 0, or the number of the reason + 1. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_may_cut(skb: *mut __sk_buff, by_tunnel: u32) -> u32 {
+extern "C" fn weft_may_cut(skb: *mut __sk_buff, by_tunnel: u32, whole: u32, protocol: u32) -> u32 {
     let skb = Skb::of(skb);
     if by_tunnel != 0 && skb.len() > ENCAPSULATED {
         return stop::code(Err(DropReason::TooBig));
+    }
+    if whole != 0 {
+        let (Some(walk), Some(destination)) = (maps::walk(), skb.load::<u32>(ETHERNET + 16)) else {
+            return stop::code(Err(DropReason::Kernel));
+        };
+        walk.masqueraded_id = far::next_identifier(fragment::destination(&Addr::v4(destination), protocol));
     }
     stop::code(share::take(skb.ifindex(), Tokens::Fragments))
 }

@@ -74,7 +74,7 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         skb.pull_headers::<{ V4::HEADERS }>();
     }
     let ifindex = key_ifindex::<HOOK>(skb);
-    let (ip, transport) = match parse::<F>(skb, ifindex) {
+    let (ip, mut transport) = match parse::<F>(skb, ifindex) {
         Ok(parsed) => parsed,
         Err(_) if hook::is_shared(HOOK) => return Err(Stop::Return(hook::NEXT)),
         Err(reason) => return Err(drop_unread(reason)),
@@ -99,7 +99,7 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
             return too_big::refuse::<F>(skb, &transport, mtu);
         }
         if mtu != 0 {
-            by_stack = too_big::cut(skb, flow)?;
+            by_stack = too_big::cut(skb, flow, &mut transport)?;
             // The host's stack counts itself.
             hop = !by_stack;
         }

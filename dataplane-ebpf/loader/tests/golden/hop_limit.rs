@@ -120,6 +120,24 @@ fn may_be_cut(dst: &str, size: usize) -> Vec<u8> {
     packet
 }
 
+/// What the stack cuts has the identification of the packet: were it the workload's own, another one behind the same address could
+/// choose its own so that its pieces are taken for somebody else's.
+#[test]
+fn a_packet_that_is_cut_for_a_workload_has_an_identification_of_the_nodes() {
+    let node = Node::new();
+    node.reconfigure(|config| config.mtu = 1400);
+    let sent = |dst: &str| {
+        let outcome = node.from_workload(CLIENT, &may_be_cut(dst, 3000));
+        outcome.redirected();
+        assert_eq!(sum(&[&outcome.bytes[14..34]]), 0xffff, "the header's checksum");
+        [outcome.bytes[18], outcome.bytes[19]]
+    };
+    let masqueraded: std::collections::BTreeSet<_> = (0..20).map(|_| sent(OUTSIDE_IP[0])).collect();
+    assert_eq!(masqueraded.len(), 20, "each has one of its own");
+    let own = may_be_cut(NATIVE_IP[0], 3000);
+    assert_eq!(sent(NATIVE_IP[0])[..], own[18..20], "under its own address it may choose");
+}
+
 /// RFC 791: routers cut what is too big and may be cut. The host's stack does, once the packet is translated, and is the one
 /// router that it passes; towards another node's workloads what encapsulates it is cut.
 #[test]

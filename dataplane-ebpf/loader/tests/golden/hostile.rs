@@ -19,6 +19,9 @@ use crate::{
     packet::{ACK, L4, SYN, frame, ip, ip_headers, v4, v6},
 };
 
+/// Bytes of the header that is put before what comes by a device without one, and that the walk alone can tell whose it is.
+const ETHERNET: usize = 14;
+
 const HOOKS: [(Program, u32); 7] = [
     (Program::FromWorkload, CLIENT),
     (Program::FromWorkload, VM),
@@ -134,7 +137,9 @@ fn attack(node: &Node, packet: &[u8]) {
             action => panic!("action {action} of {program:?} on {packet:02x?}"),
         }
         let answered = |(counter, _): &(Counter, u64)| matches!(counter, Counter::ArpAnswered | Counter::IcmpAnswered);
-        if !outcome.counts.iter().any(answered) {
+        let grown = outcome.bytes.len() - packet.len().min(outcome.bytes.len());
+        let has_header = program == Program::FromL3 && grown == ETHERNET;
+        if !has_header && !outcome.counts.iter().any(answered) {
             assert_eq!(outcome.bytes.len(), packet.len(), "only an answer has another length");
         }
     }
