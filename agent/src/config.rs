@@ -148,7 +148,7 @@ pub struct Config {
     pub health_addresses: Vec<SocketAddr>,
     /// Where metrics are served over HTTP; none: nowhere.
     pub metrics_address: Option<MetricsAddress>,
-    /// Of how many new flows that are let through one is told, by chance, though nobody follows; 0: none is. Drops always are.
+    /// Sample of allowed flows: one event in so many new flows while nobody follows; 0: none. Drops always make events.
     pub flow_sample: u32,
     /// Name service settings for guests and CNI results.
     pub dns: Dns,

@@ -248,7 +248,7 @@ pub struct Desired {
     pub crowded: bool,
 }
 
-/// Whom the clients of a Service port get, each set in a stable order and without anybody twice.
+/// The members that clients of a Service port are sent to; each set in a stable order, no member twice.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DesiredBalancer {
     /// For clients of ClusterIPs.

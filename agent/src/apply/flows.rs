@@ -224,7 +224,7 @@ fn put_shares(maps: &Maps, before: &BTreeMap<u32, Share>, used: &Used) -> Result
 }
 
 /// The programs' clock: `CLOCK_MONOTONIC` in units of 2^[`TICK_SHIFT`] ns.
-fn now_ticks() -> u32 {
+pub(crate) fn now_ticks() -> u32 {
     let nanoseconds = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
         u64::try_from(time.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
     });

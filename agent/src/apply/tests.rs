@@ -75,7 +75,7 @@ impl From<&Desired> for State {
 }
 
 impl State {
-    /// Whom clients of a frontend get; none: nothing leads to it.
+    /// The members that clients of a frontend are sent to; none: nothing leads to it.
     fn served(&self, key: &FrontendKey) -> Option<&[Option<Member>]> {
         let Frontend { service, flags } = self.frontends.get(key).filter(|frontend| frontend.service != 0)?;
         let sets = self.balancers.get(service)?;
@@ -378,7 +378,7 @@ proptest! {
         }
         let routes = generation::ROUTES;
         prop_assert!(!touched || old.routes_digest == new.routes_digest || before.get(&routes) != after.get(&routes));
-        // Flows may have been decided under what is taken back: by whom no one is led to again, or for whom.
+        // Flows may have been decided under what is taken back: towards members, or by frontends, that are not there again.
         let stood = State::from(&old);
         for number in SERVICES {
             let came = !between.names(number).is_subset(&stood.names(number))

@@ -12,12 +12,12 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::{Notify, broadcast},
 };
-use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, EventsWanted, FrontendKey, TICK_SHIFT};
+use weft_abi::{Addr, DROP_REASONS, Deliver, Event, EventKind, EventsWanted, FrontendKey};
 use weft_api::{FlowEvent, FlowVerdict};
 use weft_dataplane::{Events, Maps};
 
 use super::Shared;
-use crate::plan::Planner;
+use crate::{apply::flows::now_ticks, plan::Planner};
 
 /// Events that are remembered.
 pub const REMEMBERED: usize = 4096;
@@ -100,26 +100,29 @@ pub async fn read(events: Events, shared: Arc<Shared>, maps: Arc<Maps>) -> anyho
     let mut events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }?;
     let mut is_settled = false;
     loop {
-        let ends = next_end(&shared.flows, &maps)?;
-        if is_settled && ends.is_none() {
+        let woken = is_woken(&shared.flows, &maps)?;
+        if is_settled && woken {
             tokio::select! {
                 ready = events.readable_mut() => ready?.clear_ready(),
                 () = shared.flows.begun.notified() => continue,
             }
         }
-        // A record that woke nobody would be the last that does: once nobody is told any more, the ring is read to its end.
-        is_settled = ends.is_none();
+        // Behind a record that woke nobody none wakes the reader: once all do again, the ring is read to its end.
+        is_settled = woken;
         drain(events.get_mut(), &shared).await;
         tokio::time::sleep(BATCH_PAUSE).await;
     }
 }
 
-/// Until when the programs tell without waking the reader; none: they do not. Of a follower that has gone, or of an agent before this
-/// one, the map knows.
-fn next_end(flows: &Flows, maps: &Maps) -> Result<Option<u32>, weft_dataplane::Error> {
-    let until = if flows.is_followed() { want_all(maps)? } else { maps.events_wanted().get(0)?.until };
+/// Whether the programs wake the reader for whatever they tell; while somebody follows that is put off. Of a follower that has
+/// gone, or of an agent before this one, the map knows.
+fn is_woken(flows: &Flows, maps: &Maps) -> Result<bool, weft_dataplane::Error> {
+    if flows.is_followed() {
+        want_all(maps)?;
+        return Ok(false);
+    }
     // A program may have read the clock just before its last tick ended.
-    Ok((now() <= until.saturating_add(1)).then_some(until))
+    Ok(now_ticks() > maps.events_wanted().get(0)?.until.saturating_add(1))
 }
 
 /// Remembers what the ring holds.
@@ -155,20 +158,14 @@ pub fn sample(maps: &Maps, one_in: u32) -> Result<(), weft_dataplane::Error> {
     maps.events_wanted().set(0, &EventsWanted { one_in, ..wanted })
 }
 
-/// Asks the programs to tell of every flow that is let through, for a while; the last tick of it.
-fn want_all(maps: &Maps) -> Result<u32, weft_dataplane::Error> {
-    let until = now().saturating_add(TOLD_AHEAD);
+/// Asks the programs to tell of every flow that is let through, for a while.
+fn want_all(maps: &Maps) -> Result<(), weft_dataplane::Error> {
+    let until = now_ticks().saturating_add(TOLD_AHEAD);
     let wanted = maps.events_wanted().get(0)?;
-    if wanted.until < until {
-        maps.events_wanted().set(0, &EventsWanted { until, ..wanted })?;
+    if wanted.until >= until {
+        return Ok(());
     }
-    Ok(until)
-}
-
-/// Now, in ticks of the programs.
-fn now() -> u32 {
-    let since_boot = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from).unwrap_or_default();
-    u32::try_from(since_boot.as_nanos() >> TICK_SHIFT).unwrap_or(u32::MAX)
+    maps.events_wanted().set(0, &EventsWanted { until, ..wanted })
 }
 
 /// Names of interfaces by index, looked up once per batch.

@@ -4,13 +4,12 @@
 use weft_abi::{Addr, DropReason, Flow, FlowKey4, FlowKey6};
 use weft_logic::{
     Frame,
-    checksum::Summed,
     header::{self, Ipv4, Ipv6, Transport},
 };
 
 use crate::{
     maps::{FLOWS4, FLOWS6},
-    rewrite,
+    rewrite::{self, Rewrite},
     skb::Skb,
 };
 
@@ -51,15 +50,8 @@ pub trait Family {
     fn may_be_cut(ip: &Self::Header) -> bool;
     /// How many routers the packet may pass yet.
     fn hops(ip: &Self::Header) -> u8;
-    /// Rewrites addresses and ports as the flow says; `hop`: and counts one router.
-    fn rewrite(
-        skb: &Skb,
-        ip: &Self::Header,
-        transport: &Transport,
-        flow: &Flow,
-        hop: bool,
-        summed: Summed,
-    ) -> Result<(), DropReason>;
+    /// Rewrites addresses and ports, and counts a router.
+    fn rewrite(skb: &Skb, ip: &Self::Header, transport: &Transport, rewrite: Rewrite<'_>) -> Result<(), DropReason>;
 }
 
 /// IPv4.
@@ -138,15 +130,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn rewrite(
-        skb: &Skb,
-        ip: &Ipv4,
-        transport: &Transport,
-        flow: &Flow,
-        hop: bool,
-        summed: Summed,
-    ) -> Result<(), DropReason> {
-        rewrite::ipv4(skb, ip, transport, flow, hop, summed)
+    fn rewrite(skb: &Skb, ip: &Ipv4, transport: &Transport, rewrite: Rewrite<'_>) -> Result<(), DropReason> {
+        rewrite::ipv4(skb, ip, transport, rewrite)
     }
 }
 
@@ -218,14 +203,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn rewrite(
-        skb: &Skb,
-        ip: &Ipv6,
-        transport: &Transport,
-        flow: &Flow,
-        hop: bool,
-        summed: Summed,
-    ) -> Result<(), DropReason> {
-        rewrite::ipv6(skb, ip, transport, flow, hop, summed)
+    fn rewrite(skb: &Skb, ip: &Ipv6, transport: &Transport, rewrite: Rewrite<'_>) -> Result<(), DropReason> {
+        rewrite::ipv6(skb, ip, transport, rewrite)
     }
 }

@@ -10,20 +10,25 @@ use weft_logic::{
 
 use crate::{far, helpers, maps, skb::Skb, stop};
 
-const REWRITE: u16 = FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
+const BOTH: u16 = FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
 
-/// Rewrites an IPv4 packet, and takes one from its time to live where it makes a `hop`; keeps the IPv4 header checksum and the
+/// What a packet is rewritten by.
+#[derive(Clone, Copy)]
+pub struct Rewrite<'f> {
+    /// Its addresses and ports afterwards.
+    pub flow: &'f Flow,
+    /// It passes a router here.
+    pub hop: bool,
+    /// Who has summed it up.
+    pub summed: Summed,
+}
+
+/// Rewrites an IPv4 packet, and takes one from its time to live where it makes a hop; keeps the IPv4 header checksum and the
 /// transport's checksum right.
 #[inline(always)]
-pub fn ipv4(
-    skb: &Skb,
-    ip: &Ipv4,
-    transport: &Transport,
-    flow: &Flow,
-    hop: bool,
-    summed: Summed,
-) -> Result<(), DropReason> {
-    if flow.flags & REWRITE == 0 && !hop {
+pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, rewrite: Rewrite<'_>) -> Result<(), DropReason> {
+    let Rewrite { flow, hop, .. } = rewrite;
+    if flow.flags & BOTH == 0 && !hop {
         return Ok(());
     }
     let src = if flow.flags & FlowFlags::REWRITE_SRC != 0 { flow.src.v4_word() } else { ip.src };
@@ -47,29 +52,23 @@ pub fn ipv4(
         *tail.add(4).cast::<u32>() = src;
         *tail.add(8).cast::<u32>() = dst;
     }
-    if flow.flags & REWRITE == 0 {
+    if flow.flags & BOTH == 0 {
         return Ok(());
     }
-    l4(skb, transport, flow, diff, ETHERNET + IPV4, summed)
+    l4(skb, transport, rewrite, diff, ETHERNET + IPV4)
 }
 
-/// Rewrites an IPv6 packet, and takes one from its hop limit where it makes a `hop`; keeps the transport's checksum right
+/// Rewrites an IPv6 packet, and takes one from its hop limit where it makes a hop; keeps the transport's checksum right
 /// (IPv6 has none of its own).
 #[inline(always)]
-pub fn ipv6(
-    skb: &Skb,
-    ip: &Ipv6,
-    transport: &Transport,
-    flow: &Flow,
-    hop: bool,
-    summed: Summed,
-) -> Result<(), DropReason> {
+pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, rewrite: Rewrite<'_>) -> Result<(), DropReason> {
+    let Rewrite { flow, hop, .. } = rewrite;
     if hop {
         let hops = skb.at::<u16>(ETHERNET + 6).ok_or(DropReason::Truncated)?;
         // SAFETY: `at` checked next header and hop limit.
         unsafe { *hops = u16::from_ne_bytes([ip.next_header, ip.hop_limit.wrapping_sub(1)]) };
     }
-    if flow.flags & REWRITE == 0 {
+    if flow.flags & BOTH == 0 {
         return Ok(());
     }
     let mut diff = 0;
@@ -88,7 +87,7 @@ pub fn ipv6(
     if needs_identifier(transport, flow) {
         stop::check(far::weft_identify_v6(skb.raw()))?;
     }
-    l4(skb, transport, flow, diff, ETHERNET + IPV6, summed)
+    l4(skb, transport, rewrite, diff, ETHERNET + IPV6)
 }
 
 /// Whether the packet is a piece of a datagram that is masqueraded: see `far` for its identifier.
@@ -102,10 +101,9 @@ fn needs_identifier(transport: &Transport, flow: &Flow) -> bool {
 fn l4(
     skb: &Skb,
     transport: &Transport,
-    flow: &Flow,
+    Rewrite { flow, summed, .. }: Rewrite<'_>,
     address_diff: u64,
     near: usize,
-    summed: Summed,
 ) -> Result<(), DropReason> {
     if transport.piece == Piece::Later {
         return Ok(());

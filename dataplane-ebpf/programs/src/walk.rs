@@ -17,6 +17,7 @@ use crate::{
     icmp_error::{self, Inner},
     maps::{self, Kernel},
     neighbour, offload, refuse, report,
+    rewrite::Rewrite,
     skb::Skb,
     stop::{Stop, check},
     too_big, tunnel,
@@ -95,16 +96,16 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
     let mut by_stack = false;
     if hop {
         let mtu = too_big::exceeded(skb, flow);
-        if mtu != 0 && !F::may_be_cut(&ip) {
-            return too_big::refuse::<F>(skb, &transport, mtu);
-        }
         if mtu != 0 {
+            if !F::may_be_cut(&ip) {
+                return too_big::refuse::<F>(skb, &transport, mtu);
+            }
             by_stack = too_big::cut(skb, flow, &mut transport)?;
             // The host's stack counts itself.
             hop = !by_stack;
         }
     }
-    F::rewrite(skb, &ip, &transport, flow, hop, summed)?;
+    F::rewrite(skb, &ip, &transport, Rewrite { flow, hop, summed })?;
     if by_stack {
         return too_big::hand_over(skb);
     }

@@ -16,11 +16,14 @@ fn sent(family: usize, dst: &str, hops: u8, l4: L4) -> Vec<u8> {
     let mut packet =
         frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(dst)), l4, b"some data, more than is quoted");
     packet[HOPS[family]] = hops;
-    if family == 0 {
-        packet[24..26].fill(0);
-        let checksum = !sum(&[&packet[14..34]]);
-        packet[24..26].copy_from_slice(&checksum.to_be_bytes());
-    }
+    if family == 0 { summed(packet) } else { packet }
+}
+
+/// A packet of IPv4 whose header was changed, with its checksum.
+fn summed(mut packet: Vec<u8>) -> Vec<u8> {
+    packet[24..26].fill(0);
+    let checksum = !sum(&[&packet[14..34]]);
+    packet[24..26].copy_from_slice(&checksum.to_be_bytes());
     packet
 }
 
@@ -114,10 +117,7 @@ fn may_be_cut(dst: &str, size: usize) -> Vec<u8> {
     let headers = ip_headers(ip(CLIENT_IP[0]), ip(dst));
     let mut packet = frame(mac(CLIENT), headers, L4::Udp(4000, 53), &vec![7; size - 28]);
     packet[20] = 0;
-    packet[24..26].fill(0);
-    let checksum = !sum(&[&packet[14..34]]);
-    packet[24..26].copy_from_slice(&checksum.to_be_bytes());
-    packet
+    summed(packet)
 }
 
 /// What the stack cuts has the identification of the packet: were it the workload's own, another one behind the same address could
@@ -163,10 +163,7 @@ fn a_packet_that_is_too_big_and_may_be_cut_goes_on() {
     // Its time is over, all the same.
     let mut last = may_be_cut(OUTSIDE_IP[0], 3000);
     last[HOPS[0]] = 1;
-    last[24..26].fill(0);
-    let checksum = !sum(&[&last[14..34]]);
-    last[24..26].copy_from_slice(&checksum.to_be_bytes());
-    assert!(node.from_workload(CLIENT, &last).counts.contains(&(Counter::IcmpAnswered, 1)));
+    assert!(node.from_workload(CLIENT, &summed(last)).counts.contains(&(Counter::IcmpAnswered, 1)));
     // It costs the node's own time: no more than the port's share of datagrams in pieces.
     node.reconfigure(|config| config.fragment_rate = 10);
     let refused = (0..100).filter(|_| {
