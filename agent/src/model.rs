@@ -11,7 +11,8 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_abi::{
-    Addr, BackendKey, CidrKey, Config, Device, Frontend, FrontendKey, Local, Member, Port, Remote, RuleKey, Rules,
+    Addr, AddressKey, BackendKey, CidrKey, Config, Device, Frontend, FrontendKey, Member, Owner, Port, Remote, RuleKey,
+    Rules,
 };
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
@@ -165,7 +166,7 @@ pub struct Room<'a> {
     /// next one.
     pub rules: usize,
     /// Addresses in `IDENTITIES` now.
-    pub standing_identities: &'a BTreeMap<Addr, u32>,
+    pub standing_identities: &'a BTreeMap<AddressKey, u32>,
     /// Prefixes in `CIDRS` now.
     pub standing_cidrs: &'a BTreeMap<CidrKey, u32>,
 }
@@ -203,8 +204,8 @@ pub struct Desired {
     pub devices: BTreeMap<u32, Device>,
     /// `PORTS`, by ifindex.
     pub ports: BTreeMap<u32, Port>,
-    /// `LOCALS`.
-    pub locals: BTreeMap<Addr, Local>,
+    /// `ADDRESSES`.
+    pub addresses: BTreeMap<AddressKey, Owner>,
     /// `REMOTES`.
     pub remotes: BTreeMap<CidrKey, Remote>,
     /// `FRONTENDS`. Those of one Service port and family have one number.
@@ -212,7 +213,7 @@ pub struct Desired {
     /// `BALANCERS`, `MEMBERS` and `BACKENDS`, by the number of the Service port; the apply step numbers the sets.
     pub balancers: BTreeMap<u32, DesiredBalancer>,
     /// `IDENTITIES`.
-    pub identities: BTreeMap<Addr, u32>,
+    pub identities: BTreeMap<AddressKey, u32>,
     /// `CIDRS`.
     pub cidrs: BTreeMap<CidrKey, u32>,
     /// `RULES`.

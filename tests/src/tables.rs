@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
 use weft_abi::{
-    ANY_IDENTITY, Addr, Balancer, CidrKey, FrontendKey, MemberKey, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY, generation,
+    ANY_IDENTITY, Addr, AddressKey, Balancer, CidrKey, FrontendKey, MemberKey, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY,
+    generation,
 };
 use weft_dataplane::{Maps, Options};
 
@@ -79,7 +80,7 @@ impl Tables {
     /// # Errors
     /// The kernel refused.
     pub fn frontend(&self, to: SocketAddr) -> Result<Option<Frontend>> {
-        let key = FrontendKey { addr: to.ip().into(), port: to.port().to_be(), protocol: TCP, pad: 0 };
+        let key = FrontendKey::of_cluster(to.ip().into(), to.port().to_be(), TCP);
         let Some(weft_abi::Frontend { service, .. }) = self.maps.frontends().get(&key)? else { return Ok(None) };
         Ok(self.maps.balancers().get(&service)?.map(|balancer| Frontend { service, balancer }))
     }
@@ -133,10 +134,10 @@ impl Tables {
     /// The kernel refused.
     pub fn identity(&self, address: IpAddr) -> Result<u32> {
         let addr = Addr::from(address);
-        if let Some(identity) = self.maps.identities().get(&addr)? {
+        if let Some(identity) = self.maps.identities().get(&AddressKey::of_cluster(addr))? {
             return Ok(identity);
         }
-        Ok(self.maps.cidrs().get(&CidrKey { prefix_len: 128, addr })?.unwrap_or(WORLD_IDENTITY))
+        Ok(self.maps.cidrs().get(&CidrKey::of_cluster(addr, 128))?.unwrap_or(WORLD_IDENTITY))
     }
 
     /// Whether a workload is served behind device `ifindex`.

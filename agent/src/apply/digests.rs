@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use weft_abi::{Config, Local, LocalKind, generation};
+use weft_abi::{Config, Owner, OwnerKind, generation};
 use weft_dataplane::Error;
 
 use super::{
@@ -64,12 +64,12 @@ impl Pass<'_> {
 
     /// Whether the node's facts, devices or own addresses change: decisions were made of them.
     fn is_another_node(&self) -> bool {
-        let Observed { config, devices, locals, .. } = &*self.observed;
-        let is_hosts = |local: Option<&Local>| local.is_some_and(|local| local.kind == LocalKind::Host as u32);
+        let Observed { config, devices, addresses, .. } = &*self.observed;
+        let is_hosts = |owner: Option<&Owner>| owner.is_some_and(|owner| owner.kind == OwnerKind::Host as u32);
         self.patch.config.is_some_and(|new| decides(new) != decides(*config))
             || self.patch.devices.iter().any(|(index, new)| devices.0.get(index) != new.as_ref())
-            || self.patch.locals.iter().any(|(address, new)| {
-                let old = locals.0.get(address);
+            || self.patch.addresses.iter().any(|(address, new)| {
+                let old = addresses.0.get(address);
                 old != new.as_ref() && (is_hosts(old) || is_hosts(new.as_ref()))
             })
     }

@@ -29,8 +29,8 @@ pub(crate) mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    Addr, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Local, LocalKind, Member, MemberKey,
-    Port, Remote, RuleKey, Rules, generation,
+    AddressKey, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Member, MemberKey, Owner,
+    OwnerKind, Port, Remote, RuleKey, Rules, generation,
 };
 use weft_dataplane::Error;
 
@@ -51,7 +51,7 @@ struct Observed {
     config: Config,
     devices: Known<u32, Device>,
     ports: Known<u32, Port>,
-    locals: Known<Addr, Local>,
+    addresses: Known<AddressKey, Owner>,
     remotes: Known<CidrKey, Remote>,
     frontends: Known<FrontendKey, Frontend>,
     /// Those of Service ports, by their numbers.
@@ -59,7 +59,7 @@ struct Observed {
     balancers: Known<u32, Balancer>,
     members: Known<MemberKey, Member>,
     backends: Known<BackendKey, u32>,
-    identities: Known<Addr, u32>,
+    identities: Known<AddressKey, u32>,
     cidrs: Known<CidrKey, u32>,
     rules: Known<RuleKey, Rules>,
     digests: Known<u32, u64>,
@@ -209,7 +209,7 @@ impl Observed {
             config: tables.config().get(0)?,
             devices: Known::observe(tables.devices())?,
             ports: Known::observe(tables.ports())?,
-            locals: Known::observe(tables.locals())?,
+            addresses: Known::observe(tables.addresses())?,
             remotes: Known::observe(tables.remotes())?,
             numbered: services::numbered(&frontends),
             frontends,
@@ -277,18 +277,18 @@ impl Pass<'_> {
             wanted[ifindex].into_iter().for_each(|port| self.unsettle(port.workload));
             self.remove_port(*ifindex)?;
         }
-        let Observed { ports, locals, .. } = &mut *self.observed;
+        let Observed { ports, addresses, .. } = &mut *self.observed;
         let summary = &mut self.summary;
-        let leads = |local: &Local| local.kind != LocalKind::Workload as u32 || ports.0.contains_key(&local.ifindex);
-        let places = self.patch.locals.iter().map(|(addr, local)| (*addr, local.filter(leads))).collect();
-        let failed = locals.put_all(self.tables.locals(), &places, summary);
+        let leads = |owner: &Owner| owner.kind != OwnerKind::Workload as u32 || ports.0.contains_key(&owner.ifindex);
+        let places = self.patch.addresses.iter().map(|(address, owner)| (*address, owner.filter(leads))).collect();
+        let failed = addresses.put_all(self.tables.addresses(), &places, summary);
         failed.tell("addresses of this node", "they are not reached", summary);
-        let failed = locals.take_gone(self.tables.locals(), &places, summary);
+        let failed = addresses.take_gone(self.tables.addresses(), &places, summary);
         failed.tell("old addresses of this node", "they are still there", summary);
         let mut gone = wanted;
         gone.retain(|_, port| port.is_none());
         if !gone.is_empty() {
-            let led_to: BTreeSet<u32> = locals.0.values().map(|local| local.ifindex).collect();
+            let led_to: BTreeSet<u32> = addresses.0.values().map(|owner| owner.ifindex).collect();
             gone.retain(|ifindex, _| !led_to.contains(ifindex));
         }
         ports.take_gone(self.tables.ports(), &gone, summary).tell("old ports", "they are still there", summary);
@@ -297,11 +297,11 @@ impl Pass<'_> {
 
     /// A port without an entry is closed: better than one with its old policies.
     fn remove_port(&mut self, ifindex: u32) -> Result<(), Error> {
-        let Observed { ports, locals, .. } = &mut *self.observed;
-        let leading: Vec<Addr> =
-            locals.0.iter().filter(|(_, local)| local.ifindex == ifindex).map(|(addr, _)| *addr).collect();
-        for addr in leading {
-            locals.take(self.tables.locals(), addr, &mut self.summary)?;
+        let Observed { ports, addresses, .. } = &mut *self.observed;
+        let leading: Vec<AddressKey> =
+            addresses.0.iter().filter(|(_, owner)| owner.ifindex == ifindex).map(|(address, _)| *address).collect();
+        for address in leading {
+            addresses.take(self.tables.addresses(), address, &mut self.summary)?;
         }
         ports.take(self.tables.ports(), ifindex, &mut self.summary)
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use weft_abi::{Addr, CidrKey, Config, Device, Frontend, FrontendKey, Local, Port, Remote, RuleKey, Rules};
+use weft_abi::{AddressKey, CidrKey, Config, Device, Frontend, FrontendKey, Owner, Port, Remote, RuleKey, Rules};
 
 use super::{Observed, digests, tables::Known};
 use crate::model::{Desired, DesiredBalancer};
@@ -18,11 +18,11 @@ pub struct Patch {
     pub config: Option<Config>,
     pub devices: Changes<u32, Device>,
     pub ports: Changes<u32, Port>,
-    pub locals: Changes<Addr, Local>,
+    pub addresses: Changes<AddressKey, Owner>,
     pub remotes: Changes<CidrKey, Remote>,
     pub frontends: Changes<FrontendKey, Frontend>,
     pub balancers: Changes<u32, DesiredBalancer>,
-    pub identities: Changes<Addr, u32>,
+    pub identities: Changes<AddressKey, u32>,
     pub cidrs: Changes<CidrKey, u32>,
     pub rules: Changes<RuleKey, Rules>,
     pub workload_digests: Changes<u32, u64>,
@@ -36,7 +36,7 @@ impl Patch {
             config: Some(desired.config),
             devices: all(&observed.devices, &desired.devices),
             ports: all(&observed.ports, &desired.ports),
-            locals: all(&observed.locals, &desired.locals),
+            addresses: all(&observed.addresses, &desired.addresses),
             remotes: all(&observed.remotes, &desired.remotes),
             frontends: all(&observed.frontends, &desired.frontends),
             balancers: all(&observed.balancers, &desired.balancers),
@@ -57,7 +57,7 @@ impl Patch {
             config: (old.config != new.config).then_some(new.config),
             devices: differing(&old.devices, &new.devices),
             ports: differing(&old.ports, &new.ports),
-            locals: differing(&old.locals, &new.locals),
+            addresses: differing(&old.addresses, &new.addresses),
             remotes: differing(&old.remotes, &new.remotes),
             frontends: differing(&old.frontends, &new.frontends),
             balancers: differing(&old.balancers, &new.balancers),

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_abi::{Addr, CidrKey, Port, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
+use weft_abi::{Addr, AddressKey, CidrKey, Port, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
 use weft_dataplane::Error;
 
 use super::{
@@ -147,10 +147,10 @@ impl Pass<'_> {
         let (exact, tries, summary) = (self.tables.identities(), self.tables.cidrs(), &mut self.summary);
         let mut addresses = identities.put_all(exact, &patch.identities, summary);
         let is_held_up = |prefix: &CidrKey, failed: &[CidrKey]| {
-            let inner = failed.iter().map(|inner| (inner.addr, inner.prefix_len));
-            let inner = inner.chain(addresses.keys.iter().map(|address| (*address, 128)));
+            let inner = failed.iter().copied();
+            let inner = inner.chain(addresses.keys.iter().map(|address| whole(*address)));
             // Beyond that many it is not worth looking.
-            failed.len() + addresses.keys.len() > 64 || inner.into_iter().any(|inner| is_within(inner, prefix))
+            failed.len() + addresses.keys.len() > 64 || inner.into_iter().any(|inner| is_within(&inner, prefix))
         };
         let mut prefixes = cidrs.put_unless(tries, &patch.cidrs, summary, is_held_up);
         if addresses.is_empty() && prefixes.is_empty() {
@@ -284,43 +284,51 @@ fn changed<'a, K: Ord, V: PartialEq>(old: &'a BTreeMap<K, V>, new: Layered<'a, K
 
 /// What the programs would find.
 pub(super) struct Lookup<'a> {
-    identities: Layered<'a, Addr, u32>,
+    identities: Layered<'a, AddressKey, u32>,
     cidrs: Layered<'a, CidrKey, u32>,
     /// The prefix lengths there are, longest first.
     lengths: Vec<u32>,
 }
 
 impl<'a> Lookup<'a> {
-    pub(super) fn new(identities: Layered<'a, Addr, u32>, cidrs: Layered<'a, CidrKey, u32>) -> Self {
+    pub(super) fn new(identities: Layered<'a, AddressKey, u32>, cidrs: Layered<'a, CidrKey, u32>) -> Self {
         let mut lengths: BTreeSet<u32> = cidrs.changed_keys().map(|key| key.prefix_len).collect();
         // Keys are in the order of lengths: one step for each length.
         let mut from = 0;
-        while let Some((key, _)) = cidrs.under().range(CidrKey { prefix_len: from, addr: Addr::UNSPECIFIED }..).next() {
+        while let Some((key, _)) =
+            cidrs.under().range(CidrKey { prefix_len: from, net: 0, addr: Addr::UNSPECIFIED }..).next()
+        {
             lengths.insert(key.prefix_len);
             from = key.prefix_len + 1;
         }
         Self { identities, cidrs, lengths: lengths.into_iter().rev().collect() }
     }
 
-    pub(super) fn identity(&self, address: &Addr) -> u32 {
-        self.identities.get(address).copied().unwrap_or_else(|| self.longest(*address, 128))
+    pub(super) fn identity(&self, address: &AddressKey) -> u32 {
+        self.identities.get(address).copied().unwrap_or_else(|| self.covering(&whole(*address)))
     }
 
     /// The identity of addresses of `prefix` that no longer prefix covers.
     fn covering(&self, prefix: &CidrKey) -> u32 {
-        self.longest(prefix.addr, prefix.prefix_len)
-    }
-
-    fn longest(&self, address: Addr, most: u32) -> u32 {
-        let lengths = self.lengths.iter().filter(|length| **length <= most);
-        let mut found = lengths
-            .filter_map(|length| self.cidrs.get(&CidrKey { prefix_len: *length, addr: truncated(address, *length) }));
+        let lengths = self.lengths.iter().filter(|length| **length <= prefix.prefix_len);
+        let mut found = lengths.filter_map(|length| self.cidrs.get(&shortened(prefix, *length)));
         found.next().copied().unwrap_or(WORLD_IDENTITY)
     }
 }
 
-fn is_within((address, length): (Addr, u32), prefix: &CidrKey) -> bool {
-    length >= prefix.prefix_len && truncated(address, prefix.prefix_len) == prefix.addr
+/// An address as the longest prefix that there is.
+const fn whole(AddressKey { net, addr }: AddressKey) -> CidrKey {
+    CidrKey::new(net, addr, 128)
+}
+
+fn is_within(inner: &CidrKey, prefix: &CidrKey) -> bool {
+    inner.prefix_len >= prefix.prefix_len && shortened(inner, prefix.prefix_len) == *prefix
+}
+
+/// The prefix of this length that covers `prefix`.
+fn shortened(prefix: &CidrKey, prefix_len: u32) -> CidrKey {
+    let addr = truncated(prefix.addr, prefix_len.saturating_sub(CidrKey::NET_BITS));
+    CidrKey { prefix_len, addr, ..*prefix }
 }
 
 /// The first `length` bits.

@@ -9,7 +9,9 @@
 
 use std::collections::BTreeSet;
 
-use weft_abi::{Addr, BackendKey, BackendState, Balancer, Frontend, FrontendKey, Member, MemberKey, MemberSet};
+use weft_abi::{
+    Addr, BackendKey, BackendState, Balancer, CLUSTER_NET, Frontend, FrontendKey, Member, MemberKey, MemberSet,
+};
 use weft_dataplane::Error;
 
 use super::{
@@ -37,7 +39,7 @@ fn all_of(service: u32) -> std::ops::RangeInclusive<MemberKey> {
 impl Observed {
     /// The frontends that lead to this number.
     fn leading_to(&self, service: u32) -> impl Iterator<Item = FrontendKey> {
-        let first = (service, FrontendKey::of_address(Addr::UNSPECIFIED));
+        let first = (service, FrontendKey::of_address(CLUSTER_NET, Addr::UNSPECIFIED));
         self.numbered
             .range(first..)
             .map(|(of, key)| (*of, *key))

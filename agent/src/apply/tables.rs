@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use weft_abi::{
-    Addr, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Local, Member, MemberKey, Port, Remote,
-    RuleKey, Rules,
+    AddressKey, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Member, MemberKey, Owner, Port,
+    Remote, RuleKey, Rules,
 };
 use weft_dataplane::{Error, Maps, Record};
 
@@ -58,13 +58,13 @@ pub trait Tables {
     fn numbering(&self) -> &dyn Array<[u64; 2]>;
     fn devices(&self) -> &dyn Table<u32, Device>;
     fn ports(&self) -> &dyn Table<u32, Port>;
-    fn locals(&self) -> &dyn Table<Addr, Local>;
+    fn addresses(&self) -> &dyn Table<AddressKey, Owner>;
     fn remotes(&self) -> &dyn Table<CidrKey, Remote>;
     fn frontends(&self) -> &dyn Table<FrontendKey, Frontend>;
     fn balancers(&self) -> &dyn Table<u32, Balancer>;
     fn members(&self) -> &dyn Table<MemberKey, Member>;
     fn backends(&self) -> &dyn Table<BackendKey, u32>;
-    fn identities(&self) -> &dyn Table<Addr, u32>;
+    fn identities(&self) -> &dyn Table<AddressKey, u32>;
     fn cidrs(&self) -> &dyn Table<CidrKey, u32>;
     fn rules(&self) -> &dyn Table<RuleKey, Rules>;
 }
@@ -130,8 +130,8 @@ impl Tables for Maps {
         self.ports()
     }
 
-    fn locals(&self) -> &dyn Table<Addr, Local> {
-        self.locals()
+    fn addresses(&self) -> &dyn Table<AddressKey, Owner> {
+        self.addresses()
     }
 
     fn remotes(&self) -> &dyn Table<CidrKey, Remote> {
@@ -154,7 +154,7 @@ impl Tables for Maps {
         self.backends()
     }
 
-    fn identities(&self) -> &dyn Table<Addr, u32> {
+    fn identities(&self) -> &dyn Table<AddressKey, u32> {
         self.identities()
     }
 

@@ -10,12 +10,12 @@ use std::{
 
 use proptest::prelude::*;
 use weft_abi::{
-    ANY_IDENTITY, Addr, BackendKey, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Local, Member, MemberKey,
-    MemberSet, Port, Remote, RuleKey, Rules, generation,
+    ANY_IDENTITY, AddressKey, BackendKey, CLUSTER_NET, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member,
+    MemberKey, MemberSet, Owner, Port, Remote, RuleKey, Rules, generation,
 };
 
 use self::{
-    cases::{ADDRESSES, SERVICES, address, desired, frontend},
+    cases::{SERVICES, address, addresses, desired, frontend},
     fake::Fake,
 };
 use super::{Applier, Patch, Summary, Table as _, patch::Layered, policy::Lookup};
@@ -25,12 +25,12 @@ use crate::model::{Desired, DesiredBalancer};
 #[derive(Clone, Debug)]
 struct State {
     ports: BTreeMap<u32, Port>,
-    locals: BTreeMap<Addr, Local>,
+    addresses: BTreeMap<AddressKey, Owner>,
     remotes: BTreeMap<CidrKey, Remote>,
     frontends: BTreeMap<FrontendKey, Frontend>,
     /// The sets of each Service port: internal, external, cluster.
     balancers: BTreeMap<u32, [Vec<Option<Member>>; 3]>,
-    identities: BTreeMap<Addr, u32>,
+    identities: BTreeMap<AddressKey, u32>,
     cidrs: BTreeMap<CidrKey, u32>,
     rules: BTreeMap<RuleKey, Rules>,
     serving: BTreeSet<BackendKey>,
@@ -45,7 +45,7 @@ impl From<&Fake> for State {
         let balancers = fake.balancers.all().into_iter();
         Self {
             ports: fake.ports.all(),
-            locals: fake.locals.all(),
+            addresses: fake.addresses.all(),
             remotes: fake.remotes.all(),
             frontends: fake.frontends.all(),
             balancers: balancers.map(|(id, balancer)| (id, balancer.sets().map(|set| members(id, set)))).collect(),
@@ -62,7 +62,7 @@ impl From<&Desired> for State {
         let sets = |balancer: &DesiredBalancer| balancer.sets().map(|set| set.iter().copied().map(Some).collect());
         Self {
             ports: desired.ports.clone(),
-            locals: desired.locals.clone(),
+            addresses: desired.addresses.clone(),
             remotes: desired.remotes.clone(),
             frontends: desired.frontends.clone(),
             balancers: desired.balancers.iter().map(|(id, balancer)| (*id, sets(balancer))).collect(),
@@ -91,11 +91,11 @@ impl State {
         self.serving.iter().filter(|name| name.service == service).copied().collect()
     }
 
-    fn identity(&self, address: Addr) -> u32 {
+    fn identity(&self, address: AddressKey) -> u32 {
         Lookup::new(Layered::new(&self.identities), Layered::new(&self.cidrs)).identity(&address)
     }
 
-    fn remote(&self, address: Addr) -> Option<Remote> {
+    fn remote(&self, address: AddressKey) -> Option<Remote> {
         let numbers: Vec<Remote> = self.remotes.values().copied().collect();
         let by_number = (1..).zip(self.remotes.keys()).map(|(number, key)| (*key, number)).collect();
         let found = Lookup::new(Layered::new(&BTreeMap::new()), Layered::new(&by_number)).identity(&address);
@@ -103,7 +103,7 @@ impl State {
     }
 
     /// The ports that a policy set allows with a peer, as bits.
-    fn allows(&self, policy: u32, peer: Addr) -> u32 {
+    fn allows(&self, policy: u32, peer: AddressKey) -> u32 {
         if policy == 0 {
             return u32::MAX;
         }
@@ -130,7 +130,7 @@ impl State {
 }
 
 fn check(now: &State, old: &State, new: &State) {
-    for peer in ADDRESSES.map(address) {
+    for peer in addresses() {
         let identity = now.identity(peer);
         assert!([old.identity(peer), new.identity(peer)].contains(&identity), "{peer:?} is {identity} for a moment");
         assert!([old.remote(peer), new.remote(peer)].contains(&now.remote(peer)), "{peer:?} leads astray for a moment");
@@ -155,8 +155,8 @@ fn check_what_is_open(now: &State, old: &State, new: &State) {
         let next = RuleKey { chunk: key.chunk + 1, ..*key };
         assert!(rules.more == 0 || now.rules.contains_key(&next), "{key:?} leads to a chunk that is not there");
     }
-    for local in now.locals.values() {
-        assert!(now.ports.contains_key(&local.ifindex), "{local:?} leads to a port that is not there");
+    for owner in now.addresses.values() {
+        assert!(now.ports.contains_key(&owner.ifindex), "{owner:?} leads to a port that is not there");
     }
     for ifindex in now.ports.keys() {
         check_policy(*ifindex, now, old, new);
@@ -169,7 +169,7 @@ fn check_policy(ifindex: u32, now: &State, old: &State, new: &State) {
         return;
     };
     for direction in [0, 1] {
-        for peer in ADDRESSES.map(address) {
+        for peer in addresses() {
             let meant = old.allows(was[direction], peer) | new.allows(will[direction], peer);
             let opened = now.allows(is[direction], peer) & !meant;
             assert_eq!(opened, 0, "port {ifindex}: {peer:?} is let through for a moment");
@@ -183,7 +183,7 @@ fn is_applied_or_closed(fake: &Fake, new: &Desired, refused: bool) {
     for ifindex in now.ports.keys() {
         let (Some(is), Some(will)) = (now.policies(*ifindex), planned.policies(*ifindex)) else { continue };
         for direction in [0, 1] {
-            for peer in ADDRESSES.map(address) {
+            for peer in addresses() {
                 let (opens, may) = (now.allows(is[direction], peer), planned.allows(will[direction], peer));
                 assert_eq!(opens & !may, 0, "port {ifindex}: {peer:?} is let through");
                 assert!(refused || opens == may, "port {ifindex}: {peer:?} is kept out");
@@ -421,7 +421,7 @@ fn a_pass_that_broke_off_while_it_published_is_published() {
 fn a_cluster_ip_stands_after_its_ports_and_goes_before_them() {
     let fake = Fake::new();
     let mut plan = plan_of(&[(20, &[1], &[1], &[])]);
-    let (port, itself) = (frontend(1), FrontendKey::of_address(frontend(1).addr));
+    let (port, itself) = (frontend(1), FrontendKey::of_address(CLUSTER_NET, frontend(1).addr));
     plan.frontends.insert(itself, Frontend { service: 0, flags: FrontendFlags::ADDRESS });
     fake.watch(move |fake| {
         let stand = fake.frontends.all();
@@ -459,19 +459,22 @@ fn another_node_has_flows_beyond_it_decided_again_and_other_shares_do_not() {
 fn the_hosts_addresses_and_devices_have_flows_decided_again_and_workloads_do_not() {
     let fake = Fake::new();
     let mut applier = Applier::default();
-    let host = |last| (address(last), Local { ifindex: 2, kind: weft_abi::LocalKind::Host as u32 });
-    let workload = |last| (address(last), Local { ifindex: 10, kind: weft_abi::LocalKind::Workload as u32 });
+    let host =
+        |last| (AddressKey::of_cluster(address(last)), Owner { ifindex: 2, kind: weft_abi::OwnerKind::Host as u32 });
+    let workload = |last| {
+        (AddressKey::of_cluster(address(last)), Owner { ifindex: 10, kind: weft_abi::OwnerKind::Workload as u32 })
+    };
     let port = Port { workload: 110, ..Port::default() };
-    let plan = |devices: &[u32], locals: &[(Addr, Local)]| Desired {
+    let plan = |devices: &[u32], addresses: &[(AddressKey, Owner)]| Desired {
         devices: devices.iter().map(|index| (*index, Device::default())).collect(),
-        locals: locals.iter().copied().collect(),
+        addresses: addresses.iter().copied().collect(),
         ports: [(10, port)].into(),
         ..Desired::default()
     };
     applier.apply(&*fake, &plan(&[3], &[host(1)])).unwrap();
-    let mut moved = |devices: &[u32], locals: &[(Addr, Local)]| {
+    let mut moved = |devices: &[u32], addresses: &[(AddressKey, Owner)]| {
         let before = fake.generations.all();
-        applier.apply(&*fake, &plan(devices, locals)).unwrap();
+        applier.apply(&*fake, &plan(devices, addresses)).unwrap();
         before.get(&generation::ROUTES) != fake.generations.all().get(&generation::ROUTES)
     };
     assert!(!moved(&[3], &[host(1), workload(5)]));

@@ -4,19 +4,24 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
-use weft_abi::CidrKey;
+use weft_abi::{AddressKey, CidrKey};
 
 /// Prefix length of the mapped IPv4 space in the 128-bit form.
 pub(crate) const MAPPED_PREFIX: u8 = 96;
 
-/// The map form of a prefix, host bits cleared.
+/// The map form of an address of the cluster's network.
+pub(crate) fn address_key(address: IpAddr) -> AddressKey {
+    AddressKey::of_cluster(address.into())
+}
+
+/// The map form of a prefix of the cluster's network, host bits cleared.
 pub(crate) fn cidr_key(net: IpNet) -> CidrKey {
     let net = net.trunc();
-    let prefix_len = match net {
+    let bits = match net {
         IpNet::V4(v4) => u32::from(v4.prefix_len()) + u32::from(MAPPED_PREFIX),
         IpNet::V6(v6) => u32::from(v6.prefix_len()),
     };
-    CidrKey { prefix_len, addr: net.addr().into() }
+    CidrKey::of_cluster(net.addr().into(), bits)
 }
 
 /// The prefix under which every IPv4 address stands in the maps.

@@ -242,7 +242,7 @@ mod tests {
     }
 
     fn service(number: u32) -> FrontendKey {
-        FrontendKey { addr: weft_abi::Addr::v4(number.to_be()), port: 80, protocol: 6, pad: 0 }
+        FrontendKey::of_cluster(weft_abi::Addr::v4(number.to_be()), 80, 6)
     }
 
     #[test]

@@ -3,11 +3,11 @@
 
 use std::{collections::BTreeSet, hash::Hasher, sync::Arc};
 
-use weft_abi::{Addr, Local, LocalKind, Port, PortKind};
+use weft_abi::{AddressKey, CLUSTER_NET, Owner, OwnerKind, Port, PortKind};
 use weft_api::PodRef;
 
 use crate::{
-    model::{Attachment, Desired, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Snapshot},
+    model::{Attachment, Desired, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Snapshot, address::address_key},
     plan::{
         digest::Digest,
         pods,
@@ -20,7 +20,7 @@ pub(crate) fn number_keys(attachments: &[Arc<Attachment>]) -> BTreeSet<String> {
     attachments.iter().filter(|attachment| attachment.link.is_some()).map(|a| a.spec.id.to_string()).collect()
 }
 
-/// Plans `PORTS` and `LOCALS`.
+/// Plans `PORTS` and `ADDRESSES`.
 pub(crate) fn describe(
     snapshot: &Snapshot,
     facts: &NodeFacts,
@@ -30,8 +30,8 @@ pub(crate) fn describe(
     desired: &mut Desired,
 ) {
     for address in &facts.host_addresses {
-        let local = Local { ifindex: facts.config.host_ifindex, kind: LocalKind::Host as u32 };
-        desired.locals.insert(Addr::from(*address), local);
+        let owner = Owner { ifindex: facts.config.host_ifindex, kind: OwnerKind::Host as u32 };
+        desired.addresses.insert(address_key(*address), owner);
     }
     let is_remembered = snapshot.remembered.is_some();
     let knows_pod = |pod: &PodRef| pods::find(snapshot, pod).is_some();
@@ -57,18 +57,19 @@ pub(crate) fn describe(
         }
         let judged = judged.get(&id).copied().unwrap_or_default();
         let port = port_of(attachment, slot, judged);
-        desired.workload_digests.insert(slot, digest(&id, link.ifindex, &port, judged));
+        let addresses = give_addresses(&id, link.ifindex, attachment, desired);
+        desired.workload_digests.insert(slot, digest(&id, link.ifindex, &port, &addresses, judged));
         if desired.ports.insert(link.ifindex, port).is_some() {
             desired
                 .problems
                 .push(format!("workload {id}: interface index {} belongs to another one too", link.ifindex));
         }
-        add_locals(&id, link.ifindex, &port, desired);
     }
 }
 
 fn port_of(attachment: &Attachment, slot: u32, judged: Judged) -> Port {
-    let mut port = Port {
+    Port {
+        net: CLUSTER_NET,
         workload: slot,
         ingress_policy: judged.ingress.0,
         egress_policy: judged.egress.0,
@@ -77,35 +78,35 @@ fn port_of(attachment: &Attachment, slot: u32, judged: Judged) -> Port {
             weft_api::PortKind::Veth => PortKind::Veth,
             weft_api::PortKind::Tap | weft_api::PortKind::VhostUser => PortKind::Tap,
         } as u8,
-        ..Port::default()
-    };
-    for assigned in &attachment.allocation.addresses {
-        let addr = Addr::from(assigned.address.addr());
-        *(if addr.is_v4() { &mut port.v4 } else { &mut port.v6 }) = addr;
-    }
-    port
-}
-
-fn add_locals(id: &str, ifindex: u32, port: &Port, desired: &mut Desired) {
-    for addr in [port.v4, port.v6] {
-        if addr == Addr::UNSPECIFIED {
-            continue;
-        }
-        if desired.locals.contains_key(&addr) {
-            desired
-                .problems
-                .push(format!("workload {id}: its address is the host's or another workload's; it gets no traffic"));
-            continue;
-        }
-        desired.locals.insert(addr, Local { ifindex, kind: LocalKind::Workload as u32 });
+        pad: 0,
     }
 }
 
-fn digest(id: &str, ifindex: u32, port: &Port, judged: Judged) -> u64 {
+/// Lets a workload's addresses lead to its port, and tells which do. One that somebody else has does not, and the workload may not send
+/// with it either.
+fn give_addresses(id: &str, ifindex: u32, attachment: &Attachment, desired: &mut Desired) -> BTreeSet<AddressKey> {
+    let owner = Owner { ifindex, kind: OwnerKind::Workload as u32 };
+    let mut given = BTreeSet::new();
+    for address in attachment.allocation.addresses.iter().map(|assigned| assigned.address.addr()) {
+        let key = address_key(address);
+        if *desired.addresses.entry(key).or_insert(owner) == owner {
+            given.insert(key);
+        } else {
+            desired.problems.push(format!(
+                "workload {id}: its address {address} is the host's or another workload's: it has no traffic with it"
+            ));
+        }
+    }
+    given
+}
+
+fn digest(id: &str, ifindex: u32, port: &Port, addresses: &BTreeSet<AddressKey>, judged: Judged) -> u64 {
     let mut digest = Digest::default();
     digest.write(id.as_bytes());
     digest.write_u32(ifindex.to_le());
-    for word in port.v4.0.iter().chain(&port.v6.0) {
+    digest.write_u32(port.net.to_le());
+    digest.write_u64((addresses.len() as u64).to_le());
+    for word in addresses.iter().flat_map(|address| address.addr.0) {
         digest.write(&word.to_ne_bytes());
     }
     digest.write(&port.mac);

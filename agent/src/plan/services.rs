@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
 };
 
-use weft_abi::{Addr, Frontend as Entry, FrontendFlags, FrontendKey, Member};
+use weft_abi::{Addr, CLUSTER_NET, Frontend as Entry, FrontendFlags, FrontendKey, Member};
 use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
 use crate::{
@@ -125,7 +125,7 @@ pub(crate) fn address_entry(frontends: &BTreeMap<FrontendKey, Entry>, addr: Addr
 
 /// The keys of all frontends that an address can have.
 pub(crate) fn ports_of(addr: Addr) -> std::ops::RangeInclusive<FrontendKey> {
-    let key = |port, protocol, pad| FrontendKey { addr, port, protocol, pad };
+    let key = |port, protocol, pad| FrontendKey { pad, ..FrontendKey::of_cluster(addr, port, protocol) };
     key(1, 0, 0)..=key(u16::MAX, u8::MAX, u8::MAX)
 }
 
@@ -168,7 +168,7 @@ pub(crate) fn report_one(
 }
 
 fn frontend_key(vip: IpAddr, port: u16, protocol: u8) -> FrontendKey {
-    FrontendKey { addr: Addr::from(vip), port: port.to_be(), protocol, pad: 0 }
+    FrontendKey::of_cluster(Addr::from(vip), port.to_be(), protocol)
 }
 
 impl<'a> Frontends<'a> {
@@ -300,7 +300,7 @@ impl<'a> Frontends<'a> {
         let addresses: BTreeSet<Addr> = desired.frontends.keys().map(|key| key.addr).collect();
         for addr in addresses {
             let entry = address_entry(&desired.frontends, addr);
-            desired.frontends.extend(entry.map(|entry| (FrontendKey::of_address(addr), entry)));
+            desired.frontends.extend(entry.map(|entry| (FrontendKey::of_address(CLUSTER_NET, addr), entry)));
         }
     }
 }

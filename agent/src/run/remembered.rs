@@ -19,13 +19,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
-use weft_abi::Addr;
 
 use super::memory;
 use crate::{
     file,
     model::{
         ObjectKey, Snapshot,
+        address::address_key,
         objects::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, Service, ServiceCidr},
     },
     plan::{Planner, Versions},
@@ -306,7 +306,7 @@ fn isolating(shared: &Shared, node: &str) -> Option<Snapshot> {
 fn needed(shared: &Shared, node: &str) -> Option<Snapshot> {
     let is_needed = |planner: &Planner, pod: &Pod| {
         let identities = &planner.desired().identities;
-        !is_here(pod, node) && pod.addresses.iter().any(|address| identities.contains_key(&Addr::from(*address)))
+        !is_here(pod, node) && pod.addresses.iter().any(|address| identities.contains_key(&address_key(*address)))
     };
     is_told(shared).then(|| Snapshot {
         pods: in_parts(shared, |snapshot| &snapshot.pods, is_needed),
@@ -402,7 +402,7 @@ mod tests {
 
     fn desired() -> Desired {
         let peer: std::net::IpAddr = "10.2.0.1".parse().unwrap();
-        Desired { identities: [(Addr::from(peer), 1)].into(), ..Desired::default() }
+        Desired { identities: [(address_key(peer), 1)].into(), ..Desired::default() }
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl Ifnames {
 pub fn describe(event: &Event, planner: &Planner, boot_ns: u64, ifnames: &mut Ifnames) -> FlowEvent {
     let dropped = event.kind == EventKind::Drop as u8;
     let name = |addr: &Addr| planner.name(*addr);
-    let key = FrontendKey { addr: event.dst, port: event.dport, protocol: event.protocol, pad: 0 };
+    let key = FrontendKey::of_cluster(event.dst, event.dport, event.protocol);
     let has_backend = !event.backend.is_unspecified();
     FlowEvent {
         time_ns: boot_ns.saturating_add(event.time_ns),

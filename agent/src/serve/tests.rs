@@ -257,7 +257,7 @@ async fn flows_are_remembered_up_to_a_bound_and_followed() {
 #[test]
 fn an_event_is_named() {
     let addr = |last| Addr::v4(u32::from_ne_bytes([10, 0, 0, last]));
-    let key = FrontendKey { addr: addr(96), port: 80_u16.to_be(), protocol: 6, pad: 0 };
+    let key = FrontendKey::of_cluster(addr(96), 80_u16.to_be(), 6);
     let desired = Desired {
         names: [(addr(1), "default/client".to_owned()), (addr(2), "default/server".to_owned())].into(),
         service_names: [(key, "default/web".to_owned())].into(),

@@ -86,22 +86,83 @@ impl From<Addr> for IpAddr {
     }
 }
 
+/// The network that pods and nodes of the cluster are in, and Services. Addresses mean something within one network.
+pub const CLUSTER_NET: u32 = 0;
+
+/// Highest number of a network: they fit beside the class in a flow key, see [`crate::UPLINK`], and into a VNI (RFC 7348).
+pub const MAX_NET: u32 = 0x00ff_ffff;
+
 crate::layout! {
-    /// A key of an LPM trie over [`Addr`]: prefix lengths are those of the 128-bit form (IPv4 `/24` is 120).
+    /// An address in one network.
     #[repr(C)]
-    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
-    pub struct CidrKey {
-        /// Bits of `addr` that count.
-        pub prefix_len: u32,
-        /// The network's address.
+    #[derive(
+        Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd,
+    )]
+    pub struct AddressKey {
+        /// The network: [`CLUSTER_NET`], up to [`MAX_NET`].
+        pub net: u32,
+        /// The address there.
         pub addr: Addr,
     }
 }
 
-crate::pod!(Addr, CidrKey);
+impl AddressKey {
+    /// An address of the cluster's network.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_cluster(addr: Addr) -> Self {
+        Self { net: CLUSTER_NET, addr }
+    }
+}
+
+crate::layout! {
+    /// A key of an LPM trie over [`AddressKey`]: all bits of the network count, then those of the address in its 128-bit form.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    pub struct CidrKey {
+        /// Bits of `net` and `addr` that count, in this order: [`CidrKey::NET_BITS`] at least.
+        pub prefix_len: u32,
+        /// The network. Tries compare keys bit by bit as they lie in memory: of a number all bits or none.
+        pub net: u32,
+        /// The prefix's address.
+        pub addr: Addr,
+    }
+}
+
+impl CidrKey {
+    /// Bits of a network's number.
+    pub const NET_BITS: u32 = 32;
+
+    /// Bits of a key that counts whole.
+    pub const ALL_BITS: u32 = Self::NET_BITS + 128;
+
+    /// A prefix of `net`; `bits` of the 128-bit form of the address count (IPv4 `/24` is 120).
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(net: u32, addr: Addr, bits: u32) -> Self {
+        Self { prefix_len: Self::NET_BITS + bits, net, addr }
+    }
+
+    /// A prefix of the cluster's network, as [`CidrKey::new`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_cluster(addr: Addr, bits: u32) -> Self {
+        Self::new(CLUSTER_NET, addr, bits)
+    }
+
+    /// Bits of the address, in its 128-bit form, that count.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address_bits(&self) -> u32 {
+        self.prefix_len.saturating_sub(Self::NET_BITS)
+    }
+}
+
+crate::pod!(Addr, AddressKey, CidrKey);
 
 const _: () = assert!(size_of::<Addr>() == 16 && align_of::<Addr>() == 4);
-const _: () = assert!(size_of::<CidrKey>() == 20);
+const _: () = assert!(size_of::<AddressKey>() == 20);
+const _: () = assert!(size_of::<CidrKey>() == 24);
 
 #[cfg(test)]
 mod tests {

@@ -3,21 +3,44 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::Addr;
+use crate::{Addr, MAX_NET};
 
-/// The `ifindex` of flow keys for packets that come in by a device that leads out of the node, whichever it is: a class. No
-/// device has such an index, the kernel's are positive 32-bit integers.
+/// The `ifindex` of flow keys for packets that come in by a device that leads out of the node, whichever it is: a class, with the
+/// number of the network in its low bits (see [`class_in`]; here [`crate::CLUSTER_NET`]). No device has such an index, the kernel's are
+/// positive 32-bit integers.
 pub const UPLINK: u32 = 0x8000_0000;
 
 /// The same for packets that another node encapsulated; see [`Flow::remote`] for which node.
 pub const OVERLAY: u32 = 0xc000_0000;
+
+/// The class of packets of one network: [`UPLINK`] or [`OVERLAY`], and the network's number.
+#[inline(always)]
+#[must_use]
+pub const fn class_in(class: u32, net: u32) -> u32 {
+    class | net & MAX_NET
+}
+
+/// The class ([`UPLINK`], [`OVERLAY`]) that the `ifindex` of a flow key stands for; less than [`UPLINK`]: none, it is a port.
+#[inline(always)]
+#[must_use]
+pub const fn class_of(ifindex: u32) -> u32 {
+    ifindex & !MAX_NET
+}
+
+/// The network of the class that the `ifindex` of a flow key stands for; none: it is a port, whose network `PORTS` has.
+#[inline(always)]
+#[must_use]
+pub const fn net_of_class(ifindex: u32) -> Option<u32> {
+    if ifindex >= UPLINK { Some(ifindex & MAX_NET) } else { None }
+}
 
 crate::layout! {
     /// Key of an IPv4 flow, as the packet was before any rewrite.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
     pub struct FlowKey4 {
-        /// The port that sent it (its address is thereby checked), `weft0` for the host, [`UPLINK`] or [`OVERLAY`].
+        /// The port that sent it (its address is thereby checked, and its network), `weft0` for the host, or a class and its network: see
+        /// [`class_in`].
         pub ifindex: u32,
         /// Source, network byte order.
         pub src: u32,
@@ -156,6 +179,10 @@ crate::layout! {
         pub ingress: GenerationRef,
         /// The Service port's generation, if one was addressed.
         pub service: GenerationRef,
+        /// The network that both ends are in.
+        pub net: u32,
+        /// Reserved, zero.
+        pub pad: u32,
     }
 }
 
@@ -207,6 +234,6 @@ crate::pod!(FlowKey4, FlowKey6, Flow, FragmentKey, Datagram);
 
 const _: () = assert!(size_of::<FlowKey4>() == 20);
 const _: () = assert!(size_of::<FlowKey6>() == 44);
-const _: () = assert!(size_of::<Flow>() == 120);
+const _: () = assert!(size_of::<Flow>() == 128);
 const _: () = assert!(size_of::<FragmentKey>() == 8);
 const _: () = assert!(size_of::<Datagram>() == 52);

@@ -26,7 +26,7 @@ mod service;
 mod share;
 mod skb;
 
-pub use address::{Addr, CidrKey};
+pub use address::{Addr, AddressKey, CLUSTER_NET, CidrKey, MAX_NET};
 pub use clock::{Jiffies, TICK_SHIFT};
 pub use config::{
     ANSWER_RATE, Config, ConfigFlags, FLOW_RATE, FRAGMENT_RATE, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED,
@@ -35,13 +35,13 @@ pub use config::{
 pub use event::{Event, EventKind, EventsWanted, Hook};
 pub use flow::{
     Datagram, Deliver, FRAGMENT_GROUPS, FRAGMENT_SLOTS, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey,
-    GenerationRef, OVERLAY, UPLINK,
+    GenerationRef, OVERLAY, UPLINK, class_in, class_of, net_of_class,
 };
 pub(crate) use layout::layout;
 pub use layout::{Digest, Layout};
 pub use maps::{LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
-pub use port::{Device, Local, LocalKind, Port, PortKind, Remote, RemoteFlags, RemoteKind};
+pub use port::{Device, Owner, OwnerKind, Port, PortKind, Remote, RemoteFlags, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use service::{
     BackendKey, BackendState, Balancer, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,
@@ -51,7 +51,7 @@ pub use skb::SkbLayout;
 
 /// Version of what the fields of keys and values mean, which [`LAYOUT`] does not see: change it when a number in a field means
 /// something else than before.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Names of the programs in the object file.
 pub mod program {

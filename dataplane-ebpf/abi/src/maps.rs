@@ -23,8 +23,8 @@ macro_rules! for_each_map {
             /// Devices of the node that lead out of it, by index: what comes in by them meets `from_uplink` or `from_l3`, so
             /// that answers may come by any of them.
             DEVICES devices: HashMap<u32, $crate::Device>, derived, fixed(1024);
-            /// Addresses of this node, its workloads' and its own.
-            LOCALS locals: HashMap<$crate::Addr, $crate::Local>, derived, sized(locals);
+            /// Addresses of this node, its workloads' and its own: any number for each of them.
+            ADDRESSES addresses: HashMap<$crate::AddressKey, $crate::Owner>, derived, sized(addresses);
             /// Prefixes of pods of all nodes and of Services.
             REMOTES remotes: LpmTrie<$crate::CidrKey, $crate::Remote>, derived, sized(remotes);
             /// Service frontends, and ClusterIPs themselves: one for each frontend at most.
@@ -36,7 +36,7 @@ macro_rules! for_each_map {
             /// Backends by their names; the value is a `weft_abi::BackendState`.
             BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
             /// Identities of addresses that policies know singly.
-            IDENTITIES identities: OnDemandHashMap<$crate::Addr, u32>, derived, sized(identities);
+            IDENTITIES identities: OnDemandHashMap<$crate::AddressKey, u32>, derived, sized(identities);
             /// Identities of prefixes: every other address that policies know.
             CIDRS cidrs: LpmTrie<$crate::CidrKey, u32>, derived, sized(cidrs);
             /// Policy rules.

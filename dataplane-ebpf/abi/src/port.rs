@@ -20,10 +20,8 @@ crate::layout! {
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
     pub struct Port {
-        /// IPv4 address (mapped), or unspecified.
-        pub v4: Addr,
-        /// IPv6 address, or unspecified.
-        pub v6: Addr,
+        /// The network that its addresses are of. Which they are is in `ADDRESSES`: a port may have any number of them.
+        pub net: u32,
         /// Generation slot of the workload's policy and place.
         pub workload: u32,
         /// Policy set that isolates it for ingress; 0: not isolated.
@@ -39,10 +37,10 @@ crate::layout! {
     }
 }
 
-/// Whose a local address is.
+/// Whose an address of this node is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
-pub enum LocalKind {
+pub enum OwnerKind {
     /// A workload's.
     Workload = 0,
     /// The host's own.
@@ -50,13 +48,13 @@ pub enum LocalKind {
 }
 
 crate::layout! {
-    /// Where an address of this node is.
+    /// Who has an address of this node: the only one that may send with it, and who gets what is sent to it.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct Local {
+    pub struct Owner {
         /// Index of the port; of `weft0` for the host's own addresses.
         pub ifindex: u32,
-        /// [`LocalKind`].
+        /// [`OwnerKind`].
         pub kind: u32,
     }
 }
@@ -65,7 +63,7 @@ crate::layout! {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum RemoteKind {
-    /// This node's pod CIDR: an address in it that is not in `LOCALS` does not exist.
+    /// This node's pod CIDR: an address in it that is not in `ADDRESSES` does not exist.
     OwnPods = 0,
     /// A remote node's pod CIDR, through the VXLAN device to `via`.
     Tunnel = 1,
@@ -138,8 +136,8 @@ impl Device {
     }
 }
 
-crate::pod!(Port, Local, Remote, Device);
+crate::pod!(Port, Owner, Remote, Device);
 
-const _: () = assert!(size_of::<Port>() == 52);
+const _: () = assert!(size_of::<Port>() == 24);
 const _: () = assert!(size_of::<Remote>() == 28);
 const _: () = assert!(size_of::<Device>() == 32);

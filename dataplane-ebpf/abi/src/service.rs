@@ -3,13 +3,15 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::Addr;
+use crate::{Addr, CLUSTER_NET};
 
 crate::layout! {
     /// What a client addresses.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
     pub struct FrontendKey {
+        /// The network of its clients.
+        pub net: u32,
         /// VIP.
         pub addr: Addr,
         /// Port, network byte order.
@@ -25,8 +27,22 @@ impl FrontendKey {
     /// The entry of an address itself, see [`FrontendFlags::ADDRESS`].
     #[inline(always)]
     #[must_use]
-    pub const fn of_address(addr: Addr) -> Self {
-        Self { addr, port: 0, protocol: 0, pad: 0 }
+    pub const fn of_address(net: u32, addr: Addr) -> Self {
+        Self::new(net, addr, 0, 0)
+    }
+
+    /// A port (network byte order) of an address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(net: u32, addr: Addr, port: u16, protocol: u8) -> Self {
+        Self { net, addr, port, protocol, pad: 0 }
+    }
+
+    /// A port (network byte order) of an address of the cluster's network.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_cluster(addr: Addr, port: u16, protocol: u8) -> Self {
+        Self::new(CLUSTER_NET, addr, port, protocol)
     }
 
     /// Whether it is an address itself, and no port of it.
@@ -175,6 +191,6 @@ pub enum BackendState {
 
 crate::pod!(FrontendKey, Frontend, MemberSet, Balancer, MemberKey, Member, BackendKey);
 
-const _: () = assert!(size_of::<FrontendKey>() == 20);
+const _: () = assert!(size_of::<FrontendKey>() == 24);
 const _: () = assert!(size_of::<Balancer>() == 28);
 const _: () = assert!(size_of::<Member>() == 20);

@@ -45,7 +45,7 @@ pub struct MapSizes {
     /// Workload interfaces of this node. Whole.
     pub ports: u32,
     /// Addresses of this node, its workloads' and its own. Whole.
-    pub locals: u32,
+    pub addresses: u32,
     /// Prefixes: pod CIDRs of all nodes and Service CIDRs.
     pub remotes: u32,
     /// Service addresses times ports, of the cluster. Beside 56 bytes for each that may come, memory is taken as they come.
@@ -83,7 +83,7 @@ impl MapSizes {
         let flows4 = power_of_two(pods.saturating_mul(1024), 1 << 14, 1 << 20);
         Self {
             ports,
-            locals: ports * 2 + 1024,
+            addresses: ports * 2 + 1024,
             remotes: 1 << 16,
             services: 1 << 16,
             members: 1 << 18,

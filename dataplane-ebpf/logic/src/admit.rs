@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The source check: nobody speaks for another.
 
-use weft_abi::{Addr, Config, DropReason, GenerationRef, LocalKind, Port, Remote, RemoteKind, generation};
+use weft_abi::{
+    Addr, CLUSTER_NET, Config, DropReason, GenerationRef, Owner, OwnerKind, Port, Remote, RemoteKind, generation,
+    net_of_class,
+};
 
 use crate::{
     Tables, address, protocol,
     walk::{End, Origin, Place, Question, Sender},
 };
 
-/// Checks the sender of a question by its hook; the end that it is. `own_host` is set where it is the host itself.
+/// Checks the sender of a question by its hook; the end that it is, and the network that it is in. `own_host` is set where it is
+/// the host itself.
 ///
 /// | From | Sources that are admitted |
 /// |---|---|
-/// | a workload | its own, by its own Ethernet address |
+/// | a workload | those that lead to its port, by its own Ethernet address |
 /// | the host itself, or the dataplane by way of the host's stack | any |
 /// | another device, forwarded by the host | those that the uplink admits, and the node's own |
 /// | the overlay | pods of the node that encapsulated the packet, and its own addresses |
@@ -26,14 +30,17 @@ pub(crate) fn admit<T: Tables>(
     config: &Config,
     question: &Question,
     end: &mut End,
+    net: &mut u32,
     own_host: &mut u8,
 ) -> Result<(), DropReason> {
     *own_host = 0;
+    // The host is in the cluster's network alone.
+    *net = net_of_class(question.key.ifindex).unwrap_or(CLUSTER_NET);
     if address::is_unroutable(&question.key.src) {
         return Err(DropReason::SourceAddress);
     }
     match question.sender {
-        sender if sender == Sender::Workload as u32 => admit_workload(tables, question, end),
+        sender if sender == Sender::Workload as u32 => admit_workload(tables, question, end, net),
         sender if sender == Sender::Host as u32 => {
             *own_host = admit_host(tables, question)?.into();
             set_place(end, Place::Host, config.host_ifindex, routes(tables));
@@ -41,11 +48,11 @@ pub(crate) fn admit<T: Tables>(
         }
         sender if sender == Sender::Overlay as u32 => {
             set_place(end, Place::Tunnel, config.overlay_ifindex, routes(tables));
-            admit_overlay(tables, question, end)
+            admit_overlay(tables, *net, question, end)
         }
         _ => {
             set_place(end, Place::Outside, config.uplink_ifindex, routes(tables));
-            admit_uplink(tables, question, end)
+            admit_uplink(tables, *net, question, end)
         }
     }
 }
@@ -81,41 +88,54 @@ pub(crate) fn set_workload<T: Tables>(tables: &T, end: &mut End, ifindex: u32, p
 }
 
 #[inline(always)]
-fn admit_workload<T: Tables>(tables: &T, question: &Question, end: &mut End) -> Result<(), DropReason> {
+fn admit_workload<T: Tables>(tables: &T, question: &Question, end: &mut End, net: &mut u32) -> Result<(), DropReason> {
     let port = tables.port(question.key.ifindex).ok_or(DropReason::UnknownPort)?;
     // What an error is about was the workload's own once before; who sends the error is looked at elsewhere.
     if question.sender_mac != port.mac && question.related == 0 {
         return Err(DropReason::SourceMac);
     }
-    let own = if question.is_v6 == 0 { &port.v4 } else { &port.v6 };
-    if *own != question.key.src {
+    *net = port.net;
+    if !leads_to(tables.owner(port.net, &question.key.src), question.key.ifindex) {
         return Err(DropReason::SourceAddress);
     }
     set_workload(tables, end, question.key.ifindex, port, !question.answers());
     Ok(())
 }
 
+/// Whether an address is of the workload behind this port.
+#[inline(always)]
+#[must_use]
+pub fn leads_to(owner: Option<&Owner>, ifindex: u32) -> bool {
+    owner.is_some_and(|owner| owner.ifindex == ifindex && owner.kind == OwnerKind::Workload as u32)
+}
+
+/// Whether an address is the host's.
+#[inline(always)]
+fn is_hosts(owner: Option<&Owner>) -> bool {
+    owner.is_some_and(|owner| owner.kind == OwnerKind::Host as u32)
+}
+
 /// Whether it is the host itself.
 #[inline(always)]
 fn admit_host<T: Tables>(tables: &T, question: &Question) -> Result<bool, DropReason> {
     let src = &question.key.src;
-    let own = tables.local(src).is_some_and(|local| local.kind == LocalKind::Host as u32);
+    let own = is_hosts(tables.owner(CLUSTER_NET, src));
     if own || question.origin != Origin::Elsewhere as u8 {
         return Ok(own && question.origin == Origin::Own as u8);
     }
     // The frame that the host forwards has no Ethernet address of its sender any more.
-    let remote = tables.remote(src);
-    if is_taken(remote) || neighbour(remote).is_some() || tables.local(src).is_some() {
+    let remote = tables.remote(CLUSTER_NET, src);
+    if is_taken(remote) || neighbour(remote).is_some() || tables.owner(CLUSTER_NET, src).is_some() {
         return Err(DropReason::SourceAddress);
     }
     Ok(false)
 }
 
 #[inline(always)]
-fn admit_overlay<T: Tables>(tables: &T, question: &Question, end: &mut End) -> Result<(), DropReason> {
-    let remote = tables.remote(&question.key.src).ok_or(DropReason::TunnelPeer)?;
+fn admit_overlay<T: Tables>(tables: &T, net: u32, question: &Question, end: &mut End) -> Result<(), DropReason> {
+    let remote = tables.remote(net, &question.key.src).ok_or(DropReason::TunnelPeer)?;
     let of_a_node = remote.kind == RemoteKind::Tunnel as u32 || remote.kind == RemoteKind::Node as u32;
-    if !of_a_node || tables.local(&question.key.src).is_some() {
+    if !of_a_node || tables.owner(net, &question.key.src).is_some() {
         return Err(DropReason::TunnelPeer);
     }
     (end.next_hop, end.peer) = (remote.via, question.tunnel_peer);
@@ -125,12 +145,15 @@ fn admit_overlay<T: Tables>(tables: &T, question: &Question, end: &mut End) -> R
     Ok(())
 }
 
-/// Whether `peer` is an address of the node that is reached at `via`: a node may encapsulate from any of its own.
+/// Whether `peer` is an address of the node that is reached at `via`: a node may encapsulate from any of its own, which are of the
+/// cluster's network.
 #[inline(always)]
 fn is_same_node<T: Tables>(tables: &T, peer: &Addr, via: &Addr) -> bool {
     !via.is_unspecified()
         && (*peer == *via
-            || tables.remote(peer).is_some_and(|remote| remote.kind == RemoteKind::Node as u32 && remote.via == *via))
+            || tables
+                .remote(CLUSTER_NET, peer)
+                .is_some_and(|remote| remote.kind == RemoteKind::Node as u32 && remote.via == *via))
 }
 
 /// Checks the source of a packet that came in by the uplink. A pod of a node that is a neighbour there is heard from that
@@ -139,9 +162,9 @@ fn is_same_node<T: Tables>(tables: &T, peer: &Addr, via: &Addr) -> bool {
 /// # Errors
 /// [`DropReason::SourceAddress`], [`DropReason::SourceMac`].
 #[inline(always)]
-fn admit_uplink<T: Tables>(tables: &T, question: &Question, end: &mut End) -> Result<(), DropReason> {
-    let remote = tables.remote(&question.key.src);
-    if is_taken(remote) || tables.local(&question.key.src).is_some() {
+fn admit_uplink<T: Tables>(tables: &T, net: u32, question: &Question, end: &mut End) -> Result<(), DropReason> {
+    let remote = tables.remote(net, &question.key.src);
+    if is_taken(remote) || tables.owner(net, &question.key.src).is_some() {
         return Err(DropReason::SourceAddress);
     }
     let Some(mac) = neighbour(remote) else { return Ok(()) };
@@ -183,7 +206,7 @@ pub fn admit_for_host<T: Tables>(tables: &T, question: &Question, end: &mut End)
     {
         return Err(DropReason::Encapsulated);
     }
-    admit_uplink(tables, question, end)
+    admit_uplink(tables, CLUSTER_NET, question, end)
 }
 
 /// Whether a packet of this protocol to this port (network byte order) is encapsulated as nodes do it.
@@ -202,6 +225,6 @@ pub const fn known_address(config: &Config, is_v6: bool) -> &Addr {
 /// Whether `addr` is an address of this node or another one.
 #[inline(always)]
 fn is_of_a_node<T: Tables>(tables: &T, addr: &Addr) -> bool {
-    tables.local(addr).is_some_and(|local| local.kind == LocalKind::Host as u32)
-        || tables.remote(addr).is_some_and(|remote| remote.kind == RemoteKind::Node as u32)
+    is_hosts(tables.owner(CLUSTER_NET, addr))
+        || tables.remote(CLUSTER_NET, addr).is_some_and(|remote| remote.kind == RemoteKind::Node as u32)
 }

@@ -3,8 +3,8 @@
 //! question, turned round.
 
 use weft_abi::{
-    Addr, BackendKey, DropReason, Flow, FlowFlags, Frontend, FrontendKey, GenerationRef, LocalKind, Member, MemberKey,
-    RemoteKind, generation,
+    Addr, AddressKey, BackendKey, DropReason, Flow, FlowFlags, Frontend, FrontendKey, GenerationRef, Member, MemberKey,
+    OwnerKind, RemoteKind, generation,
 };
 
 use crate::{
@@ -56,7 +56,8 @@ pub fn decide<T: Tables>(
     tables.enter(Step::Admit);
     if question.answers() {
         turn_round(question, standing, decision);
-        admit::admit(tables, config, question, &mut decision.server, &mut decision.own_host)?;
+        let Decision { server, net, own_host, .. } = decision;
+        admit::admit(tables, config, question, server, net, own_host)?;
         decision.own_host = (standing.flags & FlowFlags::FROM_HOST != 0).into();
         tables.enter(Step::Locate);
         locate::client(tables, config, decision)?;
@@ -65,11 +66,13 @@ pub fn decide<T: Tables>(
             return Err(DropReason::Multicast);
         }
         decision.opener = question.key;
-        admit::admit(tables, config, question, &mut decision.client, &mut decision.own_host)?;
+        let Decision { client, net, own_host, .. } = decision;
+        admit::admit(tables, config, question, client, net, own_host)?;
         tables.enter(Step::Translate);
         translate(tables, question, standing, decision)?;
         tables.enter(Step::Locate);
-        locate::server(tables, config, question, decision).map_err(|reason| refusal(tables, question, reason))?;
+        locate::server(tables, config, question, decision)
+            .map_err(|reason| refusal(tables, decision.net, question, reason))?;
     }
     tables.enter(Step::Judge);
     judge(tables, decision)
@@ -107,8 +110,7 @@ fn translate<T: Tables>(
     decision.target_port = question.key.dport;
     decision.translated = 0;
     decision.service = GenerationRef::default();
-    let key = FrontendKey { addr: question.key.dst, port: question.key.dport, protocol, pad: 0 };
-    let frontend = tables.frontend(&key);
+    let frontend = tables.frontend(&FrontendKey::new(decision.net, question.key.dst, question.key.dport, protocol));
     if let Some(frontend) = frontend {
         let generation = tables.service_generation(frontend.service);
         decision.service = GenerationRef { slot: frontend.service, generation };
@@ -155,11 +157,11 @@ fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, fr
 /// A port of a ClusterIP that no Service port defines is refused aloud, as by a host on whose port nobody listens; an address that no
 /// Service has is not.
 #[inline(always)]
-fn refusal<T: Tables>(tables: &T, question: &Question, reason: DropReason) -> DropReason {
+fn refusal<T: Tables>(tables: &T, net: u32, question: &Question, reason: DropReason) -> DropReason {
     let has_ports = [protocol::TCP, protocol::UDP, protocol::SCTP].contains(&(question.key.protocol as u8));
     if reason as u8 == DropReason::NoService as u8
         && has_ports
-        && tables.frontend(&FrontendKey::of_address(question.key.dst)).is_some()
+        && tables.frontend(&FrontendKey::of_address(net, question.key.dst)).is_some()
     {
         return DropReason::NoServicePort;
     }
@@ -169,34 +171,35 @@ fn refusal<T: Tables>(tables: &T, question: &Question, reason: DropReason) -> Dr
 /// Egress after DNAT, ingress by the original source; a workload reaches itself, the host reaches its own workloads.
 #[inline(always)]
 fn judge<T: Tables>(tables: &T, decision: &mut Decision) -> Result<(), DropReason> {
-    let Decision { client, server, .. } = *decision;
-    let (peer, target) = (&decision.opener.src, &decision.target);
+    let Decision { client, server, net, .. } = *decision;
+    let peer = AddressKey { net, addr: decision.opener.src };
+    let target = AddressKey { net, addr: decision.target };
     let protocol = decision.opener.protocol as u8;
     let port = u16::from_be(decision.target_port);
-    if client.is_here() && *target == *peer {
+    if client.is_here() && target == peer {
         return Ok(());
     }
-    if client.is_here() && !policy::allows(tables, client.policy, target, protocol, port) {
+    if client.is_here() && !policy::allows(tables, client.policy, &target, protocol, port) {
         decision.denied_by = client.policy;
         return Err(DropReason::PolicyEgress);
     }
     let judged = server.is_here() && decision.own_host == 0;
-    if judged && !policy::allows(tables, server.policy, peer, protocol, port) {
+    if judged && !policy::allows(tables, server.policy, &peer, protocol, port) {
         decision.denied_by = server.policy;
         return Err(DropReason::PolicyIngress);
     }
     Ok(())
 }
 
-/// Whether `dst` is where a guest's DHCP client sends to: everybody on its link, its server, which is a gateway or the host.
+/// Whether `dst` of the network `net` is where a guest's DHCP client sends to: everybody on its link, its server, which is a gateway or the host.
 /// Workloads, Services and whatever lies beyond the node are not: towards them the ports are like any other.
 #[inline(always)]
-pub fn is_configuration_server<T: Tables>(tables: &T, dst: &Addr) -> bool {
+pub fn is_configuration_server<T: Tables>(tables: &T, net: u32, dst: &Addr) -> bool {
     if address::is_unroutable(dst) || address::is_link_local_v4(dst) {
         return true;
     }
-    if let Some(local) = tables.local(dst) {
-        return local.kind == LocalKind::Host as u32;
+    if let Some(owner) = tables.owner(net, dst) {
+        return owner.kind == OwnerKind::Host as u32;
     }
-    tables.remote(dst).is_some_and(|remote| remote.kind == RemoteKind::OwnPods as u32)
+    tables.remote(net, dst).is_some_and(|remote| remote.kind == RemoteKind::OwnPods as u32)
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a flow entry.
 
-use weft_abi::{Deliver, Flow, FlowFlags, FlowKey6, FlowState, OVERLAY, UPLINK};
+use weft_abi::{Deliver, Flow, FlowFlags, FlowKey6, FlowState, OVERLAY, UPLINK, class_in, net_of_class};
 
 use crate::{Tables, header::TcpFlags, protocol};
 
@@ -208,7 +208,7 @@ pub const fn is_idle(flow: &Flow, protocol_number: u8, now: u32) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn is_from_outside(ifindex: u32) -> bool {
-    ifindex >= UPLINK
+    net_of_class(ifindex).is_some()
 }
 
 /// Key of the packets that answer those of `flow`: from whom it sends them to, to whom they seem to come from. The entries of
@@ -236,8 +236,8 @@ pub fn leads_back(answers: &Flow, key: &FlowKey6) -> bool {
 #[inline(always)]
 const fn class(flow: &Flow) -> u32 {
     match flow.deliver {
-        kind if kind == Deliver::Tunnel as u8 => OVERLAY,
-        kind if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 => UPLINK,
+        kind if kind == Deliver::Tunnel as u8 => class_in(OVERLAY, flow.net),
+        kind if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 => class_in(UPLINK, flow.net),
         _ => flow.ifindex,
     }
 }

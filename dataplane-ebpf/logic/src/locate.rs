@@ -2,7 +2,8 @@
 //! Where the ends of a connection are.
 
 use weft_abi::{
-    Addr, Config, DropReason, HAIRPIN_V4, HAIRPIN_V6, LocalKind, OVERLAY, Port, Remote, RemoteFlags, RemoteKind, UPLINK,
+    Addr, CLUSTER_NET, Config, DropReason, HAIRPIN_V4, HAIRPIN_V6, OVERLAY, OwnerKind, Port, Remote, RemoteFlags,
+    RemoteKind, UPLINK, class_of,
 };
 
 use crate::{
@@ -23,21 +24,23 @@ pub(crate) fn server<T: Tables>(
 ) -> Result<(), DropReason> {
     decision.masquerade = masquerade::NONE;
     let generation = admit::routes(tables);
-    if let Some(local) = tables.local(&decision.target) {
-        if local.kind == LocalKind::Host as u32 {
+    if let Some(owner) = tables.owner(decision.net, &decision.target) {
+        if owner.kind == OwnerKind::Host as u32 {
             refuse_encapsulation(decision, config)?;
             admit::set_place(&mut decision.server, Place::Host, config.host_ifindex, generation);
             return Ok(());
         }
-        let port = tables.port(local.ifindex).ok_or(DropReason::NoEndpoint)?;
-        admit::set_workload(tables, &mut decision.server, local.ifindex, port, false);
+        let port = port_in(tables, decision.net, owner.ifindex).ok_or(DropReason::NoEndpoint)?;
+        admit::set_workload(tables, &mut decision.server, owner.ifindex, port, false);
         return Ok(());
     }
     // What came through a tunnel ends here: with routes of two times, nodes would send it to each other for ever.
     if question.is_from(Sender::Overlay) {
         return Err(DropReason::NoEndpoint);
     }
-    let Some(remote) = tables.remote(&decision.target) else { return outside(tables, config, question, decision) };
+    let Some(remote) = tables.remote(decision.net, &decision.target) else {
+        return outside(tables, config, question, decision);
+    };
     match remote.kind {
         kind if kind == RemoteKind::Node as u32 => {
             refuse_encapsulation(decision, config)?;
@@ -109,6 +112,10 @@ fn outside<T: Tables>(
 /// To the outside with the addresses that the packet has.
 #[inline(always)]
 fn leave<T: Tables>(tables: &T, config: &Config, decision: &mut Decision) -> Result<(), DropReason> {
+    // The node's own routes are the cluster's. Another network ends where its own prefixes do.
+    if decision.net != CLUSTER_NET {
+        return Err(DropReason::NoRoute);
+    }
     // Link-local, and here only: what answers it has an entry.
     if decision.target == HAIRPIN_V4 || decision.target == HAIRPIN_V6 {
         return Err(DropReason::NoRoute);
@@ -167,12 +174,12 @@ pub fn follow(decision: &mut Decision, answers: bool, route: &Route) {
 /// [`DropReason::NoEndpoint`]: its port is gone, or another's address now; [`DropReason::NoRoute`]: its node is.
 #[inline(always)]
 pub(crate) fn client<T: Tables>(tables: &T, config: &Config, decision: &mut Decision) -> Result<(), DropReason> {
-    let (ifindex, address) = (decision.opener.ifindex, decision.opener.src);
+    let (ifindex, address, net) = (decision.opener.ifindex, decision.opener.src, decision.net);
     let (end, generation) = (&mut decision.client, admit::routes(tables));
-    if ifindex == UPLINK {
+    if class_of(ifindex) == UPLINK {
         admit::set_place(end, Place::Outside, config.uplink_ifindex, generation);
-    } else if ifindex == OVERLAY {
-        let remote = tables.remote(&address).ok_or(DropReason::NoRoute)?;
+    } else if class_of(ifindex) == OVERLAY {
+        let remote = tables.remote(net, &address).ok_or(DropReason::NoRoute)?;
         let of_a_node = remote.kind == RemoteKind::Tunnel as u32 || remote.kind == RemoteKind::Node as u32;
         if !of_a_node {
             return Err(DropReason::NoRoute);
@@ -182,7 +189,7 @@ pub(crate) fn client<T: Tables>(tables: &T, config: &Config, decision: &mut Deci
     } else if ifindex == config.host_ifindex {
         admit::set_place(end, Place::Host, ifindex, generation);
     } else {
-        let port = owner(tables, &address, ifindex).ok_or(DropReason::NoEndpoint)?;
+        let port = own_port(tables, net, &address, ifindex).ok_or(DropReason::NoEndpoint)?;
         admit::set_workload(tables, end, ifindex, port, true);
     }
     Ok(())
@@ -190,7 +197,12 @@ pub(crate) fn client<T: Tables>(tables: &T, config: &Config, decision: &mut Deci
 
 /// The port of this index, where the address leads to it.
 #[inline(always)]
-fn owner<'t, T: Tables>(tables: &'t T, address: &Addr, ifindex: u32) -> Option<&'t Port> {
-    let local = tables.local(address)?;
-    (local.ifindex == ifindex && local.kind != LocalKind::Host as u32).then(|| tables.port(ifindex))?
+fn own_port<'t, T: Tables>(tables: &'t T, net: u32, address: &Addr, ifindex: u32) -> Option<&'t Port> {
+    admit::leads_to(tables.owner(net, address), ifindex).then(|| port_in(tables, net, ifindex))?
+}
+
+/// The port of this index in this network. The index may be another port's by now, in another one.
+#[inline(always)]
+fn port_in<T: Tables>(tables: &T, net: u32, ifindex: u32) -> Option<&Port> {
+    tables.port(ifindex).filter(|port| port.net == net)
 }

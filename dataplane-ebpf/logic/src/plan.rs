@@ -55,8 +55,9 @@ const fn swapped(forward: u16) -> u16 {
 
 /// Where packets lead, and whom they must be from.
 #[inline(always)]
-fn lead(flow: &mut Flow, from: &End, to: &End, config: &Config) {
+fn lead(flow: &mut Flow, net: u32, from: &End, to: &End, config: &Config) {
     flow.ifindex = to.ifindex;
+    flow.net = net;
     flow.dst_mac = GATEWAY_MAC;
     flow.deliver = match to.place {
         place if place == Place::Workload as u8 => {
@@ -102,7 +103,7 @@ fn plan_opener(question: &Question, decision: &mut Decision, config: &Config, fl
     flow.epoch = decision.epoch;
     flow.last_seen = question.now;
     flow.service = decision.service;
-    lead(flow, &decision.client, &decision.server, config);
+    lead(flow, decision.net, &decision.client, &decision.server, config);
 }
 
 /// Addresses, ports and flags of the opener's entry.
@@ -168,7 +169,7 @@ fn plan_answers(question: &Question, decision: &Decision, config: &Config, flow:
     flow.epoch = decision.epoch;
     flow.last_seen = question.now;
     flow.service = weft_abi::GenerationRef::default();
-    lead(flow, &decision.server, &decision.client, config);
+    lead(flow, decision.net, &decision.server, &decision.client, config);
     if decision.server.checks_mac != 0 && flow.sender_mac == [0; 6] {
         // Not known, and a frame may have such an address: whatever answers first is decided on.
         flow.epoch = decision.epoch.wrapping_sub(1);

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Judging a flow by compiled policy.
 
-use weft_abi::{ANY_IDENTITY, Addr, PROTOCOL_ANY, PortRule, RuleKey, Rules};
+use weft_abi::{ANY_IDENTITY, AddressKey, PROTOCOL_ANY, PortRule, RuleKey, Rules};
 
 use crate::Tables;
 
 /// Whether policy set `policy` allows `protocol` and `port` (host byte order) with the peer at `peer`; set 0 isolates nothing.
 #[inline(always)]
-pub fn allows<T: Tables>(tables: &T, policy: u32, peer: &Addr, protocol: u8, port: u16) -> bool {
+pub fn allows<T: Tables>(tables: &T, policy: u32, peer: &AddressKey, protocol: u8, port: u16) -> bool {
     policy == 0 || tables.allows(policy, peer, protocol, port)
 }
 
 /// Looks `peer` up in policy set `policy`: two look-ups of rules at most, unless a set has more than
 /// [`weft_abi::RULES_PER_CHUNK`] rules for one identity.
 #[inline(always)]
-pub fn look_up<T: Tables>(tables: &T, policy: u32, peer: &Addr, protocol: u8, port: u16) -> bool {
+pub fn look_up<T: Tables>(tables: &T, policy: u32, peer: &AddressKey, protocol: u8, port: u16) -> bool {
     tables.identity_allows(policy, ANY_IDENTITY, protocol, port)
-        || tables.identity_allows(policy, tables.identity(peer), protocol, port)
+        || tables.identity_allows(policy, tables.identity(peer.net, &peer.addr), protocol, port)
 }
 
 /// Whether the chunk of rules at `key` allows; `None`: it does not, and there is none after it.

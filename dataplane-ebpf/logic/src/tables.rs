@@ -2,7 +2,8 @@
 //! The maps as the logic sees them.
 
 use weft_abi::{
-    Addr, BackendKey, Balancer, Config, Frontend, FrontendKey, Local, Member, MemberKey, Port, Remote, RuleKey, Rules,
+    Addr, AddressKey, BackendKey, Balancer, Config, Frontend, FrontendKey, Member, MemberKey, Owner, Port, Remote,
+    RuleKey, Rules,
 };
 
 use crate::{decide::Step, policy};
@@ -13,10 +14,10 @@ pub trait Tables {
     fn config(&self) -> Option<&Config>;
     /// `PORTS`.
     fn port(&self, ifindex: u32) -> Option<&Port>;
-    /// `LOCALS`.
-    fn local(&self, addr: &Addr) -> Option<&Local>;
-    /// `REMOTES`, longest prefix.
-    fn remote(&self, addr: &Addr) -> Option<&Remote>;
+    /// `ADDRESSES`, of one network.
+    fn owner(&self, net: u32, addr: &Addr) -> Option<&Owner>;
+    /// `REMOTES`, longest prefix of one network.
+    fn remote(&self, net: u32, addr: &Addr) -> Option<&Remote>;
     /// `FRONTENDS`.
     fn frontend(&self, key: &FrontendKey) -> Option<&Frontend>;
     /// `BALANCERS`.
@@ -25,13 +26,13 @@ pub trait Tables {
     fn member(&self, key: &MemberKey) -> Option<&Member>;
     /// Whether `BACKENDS` has it serving.
     fn serves(&self, backend: &BackendKey) -> bool;
-    /// `IDENTITIES`, else `CIDRS` by longest prefix, else [`weft_abi::WORLD_IDENTITY`].
-    fn identity(&self, addr: &Addr) -> u32;
+    /// `IDENTITIES`, else `CIDRS` by longest prefix, of one network; else [`weft_abi::WORLD_IDENTITY`].
+    fn identity(&self, net: u32, addr: &Addr) -> u32;
     /// `RULES`.
     fn rules(&self, key: &RuleKey) -> Option<&Rules>;
     /// [`policy::look_up`]; the kernel's implementation is a function of its own.
     #[inline(always)]
-    fn allows(&self, policy: u32, peer: &Addr, protocol: u8, port: u16) -> bool
+    fn allows(&self, policy: u32, peer: &AddressKey, protocol: u8, port: u16) -> bool
     where
         Self: Sized,
     {

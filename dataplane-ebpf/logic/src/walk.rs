@@ -181,6 +181,8 @@ pub struct Decision {
     pub epoch: u32,
     /// Policy set that denied it, or 0.
     pub denied_by: u32,
+    /// The network that both ends are in: the sender's.
+    pub net: u32,
     /// The target's port, network byte order.
     pub target_port: u16,
     /// A Service was addressed.

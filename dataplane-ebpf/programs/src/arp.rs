@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, Counter, DropReason, GATEWAY_MAC};
-use weft_logic::{Frame as _, Tables as _};
+use weft_logic::{Frame as _, Tables as _, admit};
 
 use crate::{
     helpers, hook,
@@ -57,16 +57,16 @@ fn try_answer(skb: &Skb) -> Result<i32, Stop> {
         return Err(DropReason::BadHeader.into());
     }
     let port = Kernel.port(skb.ifindex()).ok_or(DropReason::UnknownPort)?;
-    let own = port.v4.v4_word();
+    let is_own = |word| admit::leads_to(Kernel.owner(port.net, &Addr::v4(word)), skb.ifindex());
     if arp.src != port.mac || arp.sender_mac != port.mac {
         return Err(DropReason::ArpSpoofed.into());
     }
     let probe = arp.sender == 0;
-    if !probe && Addr::v4(arp.sender) != port.v4 {
+    if !probe && !is_own(arp.sender) {
         return Err(DropReason::ArpSpoofed.into());
     }
     // Probes (RFC 5227) and announcements of the own address want silence.
-    if arp.operation != REQUEST || probe || arp.target == own {
+    if arp.operation != REQUEST || probe || is_own(arp.target) {
         return Err(Stop::Return(hook::DROP));
     }
     share::take(skb.ifindex(), Tokens::Answers)?;

@@ -2,7 +2,7 @@
 //! The slow path: ask, let the logic decide, insert what it decided.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Addr, DropReason, Flow, FlowState, Hook, LocalKind, PortKind};
+use weft_abi::{Addr, CLUSTER_NET, DropReason, Flow, FlowState, Hook, OwnerKind, PortKind};
 use weft_logic::{
     Frame as _, Tables as _, admit, decide,
     flow::{self as life, Connection},
@@ -51,7 +51,7 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     walk.question.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
     walk.question.related = 0;
-    let may_be_the_hosts = hook::is_shared(hook) && !is_local_workload(&walk.question.key.dst);
+    let may_be_the_hosts = hook::is_shared(hook) && !is_workload_of_cluster(&walk.question.key.dst);
     if may_be_the_hosts && walk.question.found == 0 {
         return Err(for_host());
     }
@@ -252,8 +252,8 @@ fn recall<F: Family>(walk: &mut Walk) {
 }
 
 #[inline(always)]
-pub fn is_local_workload(addr: &Addr) -> bool {
-    Kernel.local(addr).is_some_and(|local| local.kind == LocalKind::Workload as u32)
+pub fn is_workload_of_cluster(addr: &Addr) -> bool {
+    Kernel.owner(CLUSTER_NET, addr).is_some_and(|owner| owner.kind == OwnerKind::Workload as u32)
 }
 
 #[inline(always)]
@@ -262,7 +262,9 @@ fn is_guest_configuration(walk: &Walk) -> bool {
     walk.question.is_from(Sender::Workload)
         && walk.question.key.protocol == u32::from(protocol::UDP)
         && (ports == (DHCP_CLIENT, DHCP_SERVER) || ports == (DHCPV6_CLIENT, DHCPV6_SERVER))
-        && decide::is_configuration_server(&Kernel, &walk.question.key.dst)
+        && Kernel
+            .port(walk.question.key.ifindex)
+            .is_none_or(|port| decide::is_configuration_server(&Kernel, port.net, &walk.question.key.dst))
 }
 
 /// DHCP of a VM goes up to the agent's packet socket on this tap, and to nobody else: as a packet for another host it ends

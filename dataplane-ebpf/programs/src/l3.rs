@@ -100,7 +100,7 @@ fn is_ours<F: Family>(skb: Skb) -> u32 {
     }
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     walk.question.key = F::widen(&F::key(UPLINK, &ip, &transport));
-    if F::find(&walk.question.key).is_some() || decide::is_local_workload(&walk.question.key.dst) {
+    if F::find(&walk.question.key).is_some() || decide::is_workload_of_cluster(&walk.question.key.dst) {
         return OURS;
     }
     walk.question.is_v6 = u8::from(F::IS_V6);

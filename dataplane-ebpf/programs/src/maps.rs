@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, BackendKey, BackendState, Balancer, Config, Device, FlowKey6, Frontend, FrontendKey, Local, Member,
-    MemberKey, Port, Remote, RuleKey, Rules, Share, Tally, WORLD_IDENTITY,
+    Addr, AddressKey, BackendKey, BackendState, Balancer, CidrKey, Config, Device, FlowKey6, Frontend, FrontendKey,
+    Member, MemberKey, Owner, Port, Remote, RuleKey, Rules, Share, Tally, WORLD_IDENTITY,
 };
 use weft_logic::{Tables, policy, walk::Walk};
 
@@ -39,7 +39,7 @@ macro_rules! map {
     };
     (LruHashMap, $key:ty, $value:ty, $entries:expr) => { LruHashMap<$key, $value, { $entries }> };
     // The library puts the prefix length in front by itself: `CidrKey`.
-    (LpmTrie, $key:ty, $value:ty, $entries:expr) => { LpmTrie<Addr, $value, { $entries }> };
+    (LpmTrie, $key:ty, $value:ty, $entries:expr) => { LpmTrie<AddressKey, $value, { $entries }> };
     (RingBuf, $key:ty, $value:ty, $entries:expr) => { RingBuf<$value, { $entries }> };
 }
 
@@ -65,7 +65,32 @@ static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 
 /// The peer that is looked up in a policy. Not pinned.
 #[btf_map]
-static PEER: PerCpuArray<Addr, 1> = PerCpuArray::new();
+static PEER: PerCpuArray<AddressKey, 1> = PerCpuArray::new();
+
+/// The address that is looked up: the programs have no stack for a key. Not pinned.
+#[btf_map]
+static WANTED: PerCpuArray<CidrKey, 1> = PerCpuArray::new();
+
+/// An address of a network as a key that counts whole. Hash tables take what stands behind its prefix length.
+#[inline(always)]
+fn wanted(net: u32, addr: &Addr) -> Option<&'static Key<AddressKey>> {
+    let key = WANTED.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own, see `walk`; a `Key` is packed and has the fields of a `CidrKey` in their order.
+    unsafe {
+        *key = CidrKey { prefix_len: CidrKey::ALL_BITS, net, addr: *addr };
+        Some(&*key.cast())
+    }
+}
+
+/// [`wanted`] as the key of a hash table.
+#[inline(always)]
+fn wanted_single(net: u32, addr: &Addr) -> Option<&'static AddressKey> {
+    wanted(net, addr).map(|key| {
+        let single = &raw const key.data;
+        // SAFETY: a `CidrKey` is aligned, and its prefix length a word: what follows is aligned, too.
+        unsafe { &*single }
+    })
+}
 
 /// A connection of an account, in the order they came in.
 #[repr(C)]
@@ -158,14 +183,14 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn local(&self, addr: &Addr) -> Option<&Local> {
+    fn owner(&self, net: u32, addr: &Addr) -> Option<&Owner> {
         // SAFETY: as for `port`.
-        unsafe { LOCALS.get(addr) }
+        unsafe { ADDRESSES.get(wanted_single(net, addr)?) }
     }
 
     #[inline(always)]
-    fn remote(&self, addr: &Addr) -> Option<&Remote> {
-        REMOTES.get(&Key::new(128, *addr))
+    fn remote(&self, net: u32, addr: &Addr) -> Option<&Remote> {
+        REMOTES.get(wanted(net, addr)?)
     }
 
     #[inline(always)]
@@ -193,12 +218,13 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn identity(&self, addr: &Addr) -> u32 {
+    fn identity(&self, net: u32, addr: &Addr) -> u32 {
+        let (Some(prefix), Some(single)) = (wanted(net, addr), wanted_single(net, addr)) else { return WORLD_IDENTITY };
         // SAFETY: as for `port`.
-        if let Some(identity) = unsafe { IDENTITIES.get(addr) } {
+        if let Some(identity) = unsafe { IDENTITIES.get(single) } {
             return *identity;
         }
-        CIDRS.get(&Key::new(128, *addr)).copied().unwrap_or(WORLD_IDENTITY)
+        CIDRS.get(prefix).copied().unwrap_or(WORLD_IDENTITY)
     }
 
     #[inline(always)]
@@ -208,7 +234,7 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn allows(&self, policy: u32, peer: &Addr, protocol: u8, port: u16) -> bool {
+    fn allows(&self, policy: u32, peer: &AddressKey, protocol: u8, port: u16) -> bool {
         let Some(slot) = PEER.get_ptr_mut(0) else { return false };
         // SAFETY: this CPU's own, see `walk`.
         unsafe { *slot = *peer };

@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, Counter, DropReason, GATEWAY_MAC, Hook};
 use weft_logic::{
-    Frame as _, Tables as _, address, checksum,
+    Frame as _, Tables as _, address, admit, checksum,
     header::{ETHERNET, Ethernet, IPV6, Ipv6, icmp},
     protocol,
     walk::{Sender, Walk},
@@ -114,8 +114,8 @@ fn answer(skb: &Skb) -> Result<i32, Stop> {
     let ethernet: Ethernet = skb.read(0).ok_or(DropReason::Truncated)?;
     let ip: Ipv6 = skb.read(ETHERNET).ok_or(DropReason::Truncated)?;
     let port = Kernel.port(skb.ifindex()).ok_or(DropReason::UnknownPort)?;
-    let own = !port.v6.is_unspecified() && ip.src == port.v6;
-    if ethernet.src != port.mac || !(own || address::is_link_local_v6(&ip.src) || ip.src.is_unspecified()) {
+    let is_own = |addr: &Addr| admit::leads_to(Kernel.owner(port.net, addr), skb.ifindex());
+    if ethernet.src != port.mac || !(is_own(&ip.src) || address::is_link_local_v6(&ip.src) || ip.src.is_unspecified()) {
         return Err(DropReason::ArpSpoofed.into());
     }
     // Duplicate address detection (RFC 4862) asks from the unspecified address and wants silence.
@@ -129,7 +129,7 @@ fn answer(skb: &Skb) -> Result<i32, Stop> {
         return Err(DropReason::BadHeader.into());
     }
     check_options(skb, &ip, &port.mac)?;
-    if asked.target == port.v6 {
+    if is_own(&asked.target) {
         return Err(Stop::Return(hook::DROP));
     }
     share::take(skb.ifindex(), Tokens::Answers)?;

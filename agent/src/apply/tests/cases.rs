@@ -8,14 +8,14 @@ use std::{
 
 use proptest::{collection::btree_map, collection::vec, prelude::*};
 use weft_abi::{
-    ANY_IDENTITY, Addr, CidrKey, Frontend, FrontendFlags, FrontendKey, Local, LocalKind, Member, Port, PortRule,
-    RULES_PER_CHUNK, Remote, RuleKey, Rules,
+    ANY_IDENTITY, Addr, AddressKey, CLUSTER_NET, CidrKey, Frontend, FrontendFlags, FrontendKey, Member, Owner,
+    OwnerKind, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules,
 };
 
 use crate::model::{Desired, DesiredBalancer};
 
 /// Addresses of the test's world.
-pub(super) const ADDRESSES: std::ops::Range<u8> = 0..16;
+const ADDRESSES: std::ops::Range<u8> = 0..16;
 /// Destination ports that a flow may have: one bit each.
 const PORTS: std::ops::Range<u16> = 0..16;
 
@@ -26,13 +26,25 @@ pub(super) fn address(last: u8) -> Addr {
     Addr::v4(u32::from_ne_bytes([10, 0, 0, last]))
 }
 
-/// A prefix within the world; `bits` of the last byte are free.
+/// Networks of the world: the same addresses in each.
+pub(super) const NETS: std::ops::Range<u32> = 0..2;
+
+/// Every address of the world.
+pub(super) fn addresses() -> impl Iterator<Item = AddressKey> {
+    NETS.flat_map(|net| ADDRESSES.map(move |last| AddressKey { net, addr: address(last) }))
+}
+
+fn address_key() -> impl Strategy<Value = AddressKey> {
+    (NETS, ADDRESSES).prop_map(|(net, last)| AddressKey { net, addr: address(last) })
+}
+
+/// A prefix within the world; some bits of the last byte are free, or all of the address.
 fn prefix() -> impl Strategy<Value = CidrKey> {
-    (prop_oneof![Just(0_u32), Just(1), Just(2), Just(4), Just(128)], ADDRESSES).prop_map(|(free, last)| {
+    (prop_oneof![Just(0_u32), Just(1), Just(2), Just(4), Just(128)], NETS, ADDRESSES).prop_map(|(free, net, last)| {
         if free == 128 {
-            return CidrKey { prefix_len: 0, addr: Addr::UNSPECIFIED };
+            return CidrKey::new(net, Addr::UNSPECIFIED, 0);
         }
-        CidrKey { prefix_len: 128 - free, addr: address(last >> free << free) }
+        CidrKey::new(net, address(last >> free << free), 128 - free)
     })
 }
 
@@ -63,12 +75,13 @@ fn rules() -> impl Strategy<Value = BTreeMap<RuleKey, Rules>> {
     })
 }
 
-fn ports() -> impl Strategy<Value = BTreeMap<u32, Port>> {
-    btree_map(10_u32..14, (POLICIES, POLICIES, ADDRESSES), 0..4).prop_map(|ports| {
-        let port = |(ifindex, (ingress_policy, egress_policy, last))| {
+/// Ports, each with an address that leads to it.
+fn ports() -> impl Strategy<Value = BTreeMap<u32, (Port, AddressKey)>> {
+    btree_map(10_u32..14, (POLICIES, POLICIES, address_key()), 0..4).prop_map(|ports| {
+        let port = |(ifindex, (ingress_policy, egress_policy, address)): (u32, (u32, u32, AddressKey))| {
             let port =
-                Port { v4: address(last), workload: 100 + ifindex, ingress_policy, egress_policy, ..Port::default() };
-            (ifindex, port)
+                Port { net: address.net, workload: 100 + ifindex, ingress_policy, egress_policy, ..Port::default() };
+            (ifindex, (port, address))
         };
         ports.into_iter().map(port).collect()
     })
@@ -79,7 +92,7 @@ pub(super) const SERVICES: std::ops::Range<u32> = 20..24;
 
 /// A frontend of the test's world.
 pub(super) fn frontend(last: u8) -> FrontendKey {
-    FrontendKey { addr: address(200 + last), port: 80, protocol: 6, pad: 0 }
+    FrontendKey::of_cluster(address(200 + last), 80, 6)
 }
 
 /// Nobody twice.
@@ -114,7 +127,10 @@ fn services() -> impl Strategy<Value = (BTreeMap<FrontendKey, Frontend>, BTreeMa
         let numbers: BTreeSet<u32> = frontends.values().copied().collect();
         let balancers = SERVICES.zip(balancers).filter(|(service, _)| numbers.contains(service)).collect();
         let cluster_ips = frontends.keys().filter(|last| flags(**last) == 0).map(|last| {
-            (FrontendKey::of_address(frontend(*last).addr), Frontend { service: 0, flags: FrontendFlags::ADDRESS })
+            (
+                FrontendKey::of_address(CLUSTER_NET, frontend(*last).addr),
+                Frontend { service: 0, flags: FrontendFlags::ADDRESS },
+            )
         });
         let entries = frontends
             .iter()
@@ -124,19 +140,19 @@ fn services() -> impl Strategy<Value = (BTreeMap<FrontendKey, Frontend>, BTreeMa
 }
 
 pub(super) fn desired() -> impl Strategy<Value = Desired> {
-    let identities = btree_map(ADDRESSES.prop_map(address), IDENTITIES, 0..6);
+    let identities = btree_map(address_key(), IDENTITIES, 0..6);
     let cidrs = btree_map(prefix(), 0..IDENTITIES.end, 0..6);
     let remotes = btree_map(prefix(), 0_u32..3, 0..4);
     let digests = btree_map(110_u32..114, 1_u64..4, 0..4);
     (ports(), services(), identities, cidrs, rules(), remotes, digests, 1_u64..4).prop_map(
         |(ports, (frontends, balancers), identities, cidrs, rules, remotes, workload_digests, routes_digest)| {
-            let local = |(ifindex, port): (&u32, &Port)| {
-                (port.v4, Local { ifindex: *ifindex, kind: LocalKind::Workload as u32 })
+            let owner = |(ifindex, (_, address)): (&u32, &(Port, AddressKey))| {
+                (*address, Owner { ifindex: *ifindex, kind: OwnerKind::Workload as u32 })
             };
             let remote = |(key, kind)| (key, Remote { via: address(250), kind, mac: [0; 6], flags: 0 });
             Desired {
-                locals: ports.iter().map(local).collect(),
-                ports,
+                addresses: ports.iter().map(owner).collect(),
+                ports: ports.into_iter().map(|(ifindex, (port, _))| (ifindex, port)).collect(),
                 frontends,
                 balancers,
                 identities,

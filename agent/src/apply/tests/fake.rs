@@ -9,8 +9,8 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Local, Member, MemberKey, Port, Remote,
-    RuleKey, Rules, generation,
+    AddressKey, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Member, MemberKey, Owner, Port,
+    Remote, RuleKey, Rules, generation,
 };
 use weft_dataplane::Error;
 
@@ -29,13 +29,13 @@ pub(crate) struct Fake {
     pub(crate) numbering: FakeArray<[u64; 2]>,
     pub(crate) devices: FakeTable<u32, Device>,
     pub(crate) ports: FakeTable<u32, Port>,
-    pub(crate) locals: FakeTable<Addr, Local>,
+    pub(crate) addresses: FakeTable<AddressKey, Owner>,
     pub(crate) remotes: FakeTable<CidrKey, Remote>,
     pub(crate) frontends: FakeTable<FrontendKey, Frontend>,
     pub(crate) balancers: FakeTable<u32, Balancer>,
     pub(crate) members: FakeTable<MemberKey, Member>,
     pub(crate) backends: FakeTable<BackendKey, u32>,
-    pub(crate) identities: FakeTable<Addr, u32>,
+    pub(crate) identities: FakeTable<AddressKey, u32>,
     pub(crate) cidrs: FakeTable<CidrKey, u32>,
     pub(crate) rules: FakeTable<RuleKey, Rules>,
     reader: RefCell<Option<Reader>>,
@@ -69,7 +69,7 @@ impl Fake {
             numbering: FakeArray::new(owner, 1),
             devices: FakeTable::new(owner),
             ports: FakeTable::new(owner),
-            locals: FakeTable::new(owner),
+            addresses: FakeTable::new(owner),
             remotes: FakeTable::new(owner),
             frontends: FakeTable::new(owner),
             balancers: FakeTable::new(owner),
@@ -229,8 +229,8 @@ impl Tables for Fake {
         &self.ports
     }
 
-    fn locals(&self) -> &dyn Table<Addr, Local> {
-        &self.locals
+    fn addresses(&self) -> &dyn Table<AddressKey, Owner> {
+        &self.addresses
     }
 
     fn remotes(&self) -> &dyn Table<CidrKey, Remote> {
@@ -253,7 +253,7 @@ impl Tables for Fake {
         &self.backends
     }
 
-    fn identities(&self) -> &dyn Table<Addr, u32> {
+    fn identities(&self) -> &dyn Table<AddressKey, u32> {
         &self.identities
     }
 

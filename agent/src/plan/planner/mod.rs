@@ -419,7 +419,7 @@ impl Planner {
         let mut whole = Desired { closed: desired.closed.clone(), ..Desired::default() };
         ports::describe(snapshot, facts, attachments, judged, numbers, &mut whole);
         set_all(&mut desired.ports, &mut patch.ports, whole.ports);
-        set_all(&mut desired.locals, &mut patch.locals, whole.locals);
+        set_all(&mut desired.addresses, &mut patch.addresses, whole.addresses);
         set_all(&mut desired.workload_digests, &mut patch.workload_digests, whole.workload_digests);
         self.port_problems = whole.problems;
         self.refused[1] = whole.refusals;

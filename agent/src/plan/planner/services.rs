@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_abi::{Addr, FrontendKey};
+use weft_abi::{Addr, CLUSTER_NET, FrontendKey};
 
 use super::set;
 use crate::{
@@ -183,7 +183,7 @@ impl Services {
         let addresses: BTreeSet<Addr> = touched.iter().map(|key| key.addr).collect();
         for addr in addresses {
             let entry = services::address_entry(&desired.frontends, addr);
-            set(&mut desired.frontends, &mut patch.frontends, FrontendKey::of_address(addr), entry);
+            set(&mut desired.frontends, &mut patch.frontends, FrontendKey::of_address(CLUSTER_NET, addr), entry);
         }
     }
 

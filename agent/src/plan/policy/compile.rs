@@ -340,7 +340,7 @@ impl Places {
 }
 
 fn spread(net: IpNet) -> u64 {
-    let CidrKey { prefix_len, addr: Addr([a, b, c, d]) } = cidr_key(net);
+    let CidrKey { prefix_len, addr: Addr([a, b, c, d]), .. } = cidr_key(net);
     let words = [prefix_len.to_le(), a, b, c, d].map(u32::to_ne_bytes);
     Digest::spread(words.as_flattened())
 }

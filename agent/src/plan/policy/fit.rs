@@ -12,10 +12,8 @@ use std::{
     fmt,
 };
 
-use weft_abi::Addr;
-
 use crate::{
-    model::{Room, Snapshot},
+    model::{Room, Snapshot, address::address_key},
     plan::{
         address::cidr_key,
         identity::{self, Identities, MAX_STEPS, PodGroups, Terms, TooMuch},
@@ -298,7 +296,7 @@ impl<'a> Fitting<'a> {
         let stands = beside == Beside::WhatStands;
         let prefixes = identities.prefixes.keys().map(|net| cidr_key(*net));
         room_beside(prefixes, stands.then_some(*standing_cidrs), "prefixes", "cidrs", *cidrs)?;
-        let addresses = identities.exact.keys().map(|address| Addr::from(*address));
+        let addresses = identities.exact.keys().map(|address| address_key(*address));
         room_beside(addresses, stands.then_some(*standing_identities), "addresses", "identities", *most)
     }
 }

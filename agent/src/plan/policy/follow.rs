@@ -7,12 +7,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_abi::{Addr, RuleKey, WORLD_IDENTITY};
+use weft_abi::{RuleKey, WORLD_IDENTITY};
 
 use super::{CLOSED, JudgedWorkloads, Policies, SetDigests, compile::Places};
 use crate::{
     apply::Patch,
-    model::{Desired, HashKey, Numbers, Room, Snapshot, TextHash},
+    model::{Desired, HashKey, Numbers, Room, Snapshot, TextHash, address::address_key},
     plan::{
         identity::{Follower, Meaning, SetId, Sets, Terms},
         numbers::{Given, Turnover},
@@ -106,7 +106,7 @@ impl Followed {
             return Ok(false);
         }
         let added = moved.iter().filter(|(address, (_, after))| {
-            after.is_some() && !room.standing_identities.contains_key(&Addr::from(**address))
+            after.is_some() && !room.standing_identities.contains_key(&address_key(**address))
         });
         let added = added.count();
         if added > 0 && room.standing_identities.len() + added > room.identities {
@@ -191,7 +191,7 @@ impl Followed {
         for (address, (_, after)) in moved {
             let number = after.map(|after| choice.identities.numbers.get(&after.set).copied().unwrap_or_default());
             let Written { desired, patch, .. } = written;
-            set(&mut desired.identities, &mut patch.identities, Addr::from(*address), number);
+            set(&mut desired.identities, &mut patch.identities, address_key(*address), number);
         }
     }
 }

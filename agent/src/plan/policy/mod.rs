@@ -11,11 +11,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
-use weft_abi::Addr;
 use weft_api::PolicyReport;
 
 use crate::{
-    model::{Desired, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot, objects::Uid},
+    model::{Desired, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot, address::address_key, objects::Uid},
     plan::{
         address::cidr_key,
         identity::{PodGroups, Terms},
@@ -167,7 +166,7 @@ impl Policies {
         let identities = &self.choice.identities;
         let number = |set| identities.numbers.get(&set).copied().unwrap_or_default();
         for (address, meaning) in &identities.exact {
-            desired.identities.insert(Addr::from(*address), number(meaning.set));
+            desired.identities.insert(address_key(*address), number(meaning.set));
         }
         for (net, meaning) in &identities.prefixes {
             desired.cidrs.insert(cidr_key(*net), number(meaning.set));

@@ -154,8 +154,9 @@ fn is_served(frontends: &Frontends, addr: Addr) -> bool {
 
 /// Of all but the Ethernet address: a flow that remembers another one is decided again by itself. Those of all prefixes are
 /// added up.
-fn digest(CidrKey { prefix_len, addr }: &CidrKey, Remote { via, kind, flags, .. }: &Remote) -> u64 {
-    let words = [*prefix_len, *kind | u32::from(*flags) << 16].map(u32::to_le).into_iter().chain(addr.0).chain(via.0);
+fn digest(CidrKey { prefix_len, net, addr }: &CidrKey, Remote { via, kind, flags, .. }: &Remote) -> u64 {
+    let words =
+        [*prefix_len, *net, *kind | u32::from(*flags) << 16].map(u32::to_le).into_iter().chain(addr.0).chain(via.0);
     let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
     Digest::spread(&bytes)
 }

@@ -182,7 +182,7 @@ fn addr(ip: &str) -> Addr {
 /// The identity of an address, as the programs find it.
 fn identity(desired: &Desired, ip: &str) -> u32 {
     let addr = addr(ip);
-    if let Some(identity) = desired.identities.get(&addr) {
+    if let Some(identity) = desired.identities.get(&weft_abi::AddressKey::of_cluster(addr)) {
         return *identity;
     }
     let covers = |prefix_len: u32, net: Addr| {
@@ -190,7 +190,7 @@ fn identity(desired: &Desired, ip: &str) -> u32 {
         let bits = [word(0), word(1), word(2), word(3)].iter().fold(0u128, |all, word| all << 32 | u128::from(*word));
         bits.leading_zeros() >= prefix_len
     };
-    let covering = desired.cidrs.iter().filter(|(key, _)| covers(key.prefix_len, key.addr));
+    let covering = desired.cidrs.iter().filter(|(key, _)| covers(key.address_bits(), key.addr));
     covering.max_by_key(|(key, _)| key.prefix_len).map_or(WORLD_IDENTITY, |(_, identity)| *identity)
 }
 

@@ -183,7 +183,7 @@ fn leads(old: &Desired, patch: &Patch, new: &Desired) -> Result<(), TestCaseErro
     prop_assert_eq!(&laid_over(&old.frontends, &patch.frontends), &new.frontends);
     prop_assert_eq!(&laid_over(&old.balancers, &patch.balancers), &new.balancers);
     prop_assert_eq!(&laid_over(&old.ports, &patch.ports), &new.ports);
-    prop_assert_eq!(&laid_over(&old.locals, &patch.locals), &new.locals);
+    prop_assert_eq!(&laid_over(&old.addresses, &patch.addresses), &new.addresses);
     prop_assert_eq!(&laid_over(&old.remotes, &patch.remotes), &new.remotes);
     prop_assert_eq!(&laid_over(&old.identities, &patch.identities), &new.identities);
     prop_assert_eq!(&laid_over(&old.cidrs, &patch.cidrs), &new.cidrs);
@@ -295,7 +295,7 @@ proptest! {
         pass(&mut (Planner::default(), Applier::default()), &fake, &Snapshot::default(), &mut world)?;
         let known: Vec<FrontendKey> = fake.frontends.all().into_keys().collect();
         for (place, service, generation, flags) in services {
-            let new = FrontendKey { addr: addr("10.96.0.9"), port: 1, protocol: TCP, pad: 0 };
+            let new = FrontendKey::of_cluster(addr("10.96.0.9"), 1, TCP);
             let value = Frontend { service, flags };
             fake.frontends.insert(known.get(place as usize).unwrap_or(&new), &value).unwrap();
             let set = MemberSet { set: generation, count: place };

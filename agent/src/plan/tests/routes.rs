@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Routes, ports and local addresses.
 
-use weft_abi::{CidrKey, LocalKind, RemoteFlags, RemoteKind};
+use weft_abi::{AddressKey, CidrKey, OwnerKind, RemoteFlags, RemoteKind};
 
 use ipnet::IpNet;
 use rstest::rstest;
@@ -334,7 +334,7 @@ fn a_node_claims_no_services_address_but_the_one_that_it_is_reached_by() {
 fn ports_and_locals() {
     let mut world = World::default();
     world.facts.host_addresses = vec!["192.0.2.1".parse().unwrap(), "fd00:1::1".parse().unwrap()];
-    let ifindex = world.local(("x", "p"), json!({}), &["10.1.0.5", "fd00:1::5"], json!({}));
+    let ifindex = world.local(("x", "p"), json!({}), &["10.1.0.5", "fd00:1::5", "10.1.0.9"], json!({}));
     let nameless = world.attach(None, &["10.1.0.6"]);
     Arc::make_mut(&mut world.attachments[1]).spec.port = PortKind::VhostUser;
     let waiting = world.attach(None, &["10.1.0.7"]);
@@ -343,16 +343,19 @@ fn ports_and_locals() {
     let desired = world.plan();
 
     let port = desired.ports[&ifindex];
-    assert_eq!((port.v4, port.v6), (addr("10.1.0.5"), addr("fd00:1::5")));
     assert_eq!((port.mac, port.kind), ([2, 0, 0, 0, 0, 10], weft_abi::PortKind::Veth as u8));
     assert_eq!(desired.ports[&nameless].kind, weft_abi::PortKind::Tap as u8);
-    assert_eq!(desired.ports[&nameless].v6, Addr::UNSPECIFIED);
     assert!(!desired.ports.contains_key(&waiting), "no link yet");
-    let local = |text: &str| desired.locals.get(&addr(text)).map(|local| (local.ifindex, local.kind));
-    assert_eq!(local("10.1.0.5"), Some((ifindex, LocalKind::Workload as u32)), "the first has it, not {thief}");
-    assert_eq!(local("fd00:1::1"), Some((2, LocalKind::Host as u32)));
-    assert_eq!(local("10.1.0.7"), None);
-    assert_eq!(desired.names[&port.v4], "x/p");
+    let owner = |text: &str| {
+        desired.addresses.get(&AddressKey::of_cluster(addr(text))).map(|owner| (owner.ifindex, owner.kind))
+    };
+    for own in ["10.1.0.5", "fd00:1::5", "10.1.0.9"] {
+        assert_eq!(owner(own), Some((ifindex, OwnerKind::Workload as u32)), "the first has it, not {thief}");
+    }
+    assert_eq!(owner("10.1.0.6"), Some((nameless, OwnerKind::Workload as u32)));
+    assert_eq!(owner("fd00:1::1"), Some((2, OwnerKind::Host as u32)));
+    assert_eq!(owner("10.1.0.7"), None);
+    assert_eq!(desired.names[&addr("10.1.0.5")], "x/p");
     assert_eq!(desired.problems.len(), 1, "{:?}", desired.problems);
     assert_eq!(desired.workload_digests.len(), 3);
 }

@@ -2,12 +2,12 @@
 //! Services and endpoint choice (reference: kube-proxy's contract).
 
 use rstest::rstest;
-use weft_abi::{Frontend, FrontendFlags, FrontendKey};
+use weft_abi::{CLUSTER_NET, Frontend, FrontendFlags, FrontendKey};
 
 use super::*;
 
 fn key(vip: &str, port: u16, protocol: u8) -> FrontendKey {
-    FrontendKey { addr: addr(vip), port: port.to_be(), protocol, pad: 0 }
+    FrontendKey::of_cluster(addr(vip), port.to_be(), protocol)
 }
 
 /// Backends of a frontend as `address:port`; none: no such frontend.
@@ -138,7 +138,7 @@ fn ports_go_by_name_and_protocol() {
     assert_eq!(backends(&desired, "10.96.0.10", 53, TCP).unwrap(), ["10.0.0.1:5354"]);
     assert_eq!(backends(&desired, "10.96.0.10", 53, SCTP).unwrap(), Vec::<String>::new(), "a nil port is no port");
     let address = Frontend { service: 0, flags: FrontendFlags::ADDRESS };
-    assert_eq!(desired.frontends[&FrontendKey::of_address(addr("10.96.0.10"))], address);
+    assert_eq!(desired.frontends[&FrontendKey::of_address(CLUSTER_NET, addr("10.96.0.10"))], address);
     let numbers: std::collections::BTreeSet<u32> =
         desired.frontends.values().map(|frontend| frontend.service).collect();
     assert_eq!(numbers.len(), 4, "each frontend has its own number, and the address none");

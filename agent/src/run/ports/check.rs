@@ -11,7 +11,7 @@ use super::{
     Ports, WORKLOAD_PROGRAMS,
     effects::{addresses, has_entry, refused},
 };
-use crate::attachment::unknown;
+use crate::{attachment::unknown, model::address::address_key};
 
 impl Ports {
     /// Addresses as told, programs attached, entries there.
@@ -52,9 +52,9 @@ fn lacking_entry(maps: &Maps, link: &PortLink, given: &BTreeSet<IpAddr>) -> Resu
         return Ok(Some(format!("the map PORTS has no entry for {}", link.ifname)));
     }
     for address in given {
-        let local = maps.locals().get(&(*address).into()).map_err(refused)?;
-        if local.is_none_or(|local| local.ifindex != link.ifindex) {
-            return Ok(Some(format!("the map LOCALS does not lead {address} to {}", link.ifname)));
+        let owner = maps.addresses().get(&address_key(*address)).map_err(refused)?;
+        if owner.is_none_or(|owner| owner.ifindex != link.ifindex) {
+            return Ok(Some(format!("the map ADDRESSES does not lead {address} to {}", link.ifname)));
         }
     }
     Ok(None)

@@ -14,7 +14,7 @@ use crate::{
     },
     device::links,
     guest::{self, GuestPort},
-    model::Attachment,
+    model::{Attachment, address::address_key},
 };
 
 impl Ports {
@@ -101,9 +101,9 @@ impl Ports {
     fn remove_entries(&mut self, maps: &Maps, id: &AttachmentId, link: &PortLink) -> Result<(), ApiError> {
         self.wrote_maps = true;
         for address in self.attachments.get(id).into_iter().flat_map(addresses) {
-            let local = maps.locals().get(&address.into()).map_err(refused)?;
-            if local.is_some_and(|local| local.ifindex == link.ifindex) {
-                maps.locals().remove(&address.into()).map_err(refused)?;
+            let owner = maps.addresses().get(&address_key(address)).map_err(refused)?;
+            if owner.is_some_and(|owner| owner.ifindex == link.ifindex) {
+                maps.addresses().remove(&address_key(address)).map_err(refused)?;
             }
         }
         maps.ports().remove(&link.ifindex).map(drop).map_err(refused)

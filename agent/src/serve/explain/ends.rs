@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use weft_abi::{Config, FlowKey6, LocalKind, OVERLAY, RemoteKind, UPLINK};
+use weft_abi::{CLUSTER_NET, Config, FlowKey6, OVERLAY, OwnerKind, RemoteKind, UPLINK};
 use weft_api::{ApiError, ErrorCode, ExplainQuery};
 use weft_logic::walk::{Origin, Question, Sender, Walk};
 
@@ -44,18 +44,18 @@ pub(super) fn walk(query: &ExplainQuery, planner: &Planner, maps: &impl Reads) -
 /// Where a packet of this source comes in: by its port, from the host, or from where its node sends it.
 fn arrive(question: &mut Question, config: &Config, maps: &impl Reads) -> Result<(), weft_dataplane::Error> {
     let src = question.key.src;
-    if let Some(local) = maps.local(&src)? {
-        if local.kind == LocalKind::Host as u32 {
+    if let Some(owner) = maps.owner(CLUSTER_NET, &src)? {
+        if owner.kind == OwnerKind::Host as u32 {
             (question.sender, question.origin) = (Sender::Host as u32, Origin::Own as u8);
             (question.key.ifindex, question.sender_mac) = (config.host_ifindex, config.host_mac);
         } else {
-            (question.sender, question.key.ifindex) = (Sender::Workload as u32, local.ifindex);
-            question.sender_mac = maps.port(local.ifindex)?.map_or([0; 6], |port| port.mac);
+            (question.sender, question.key.ifindex) = (Sender::Workload as u32, owner.ifindex);
+            question.sender_mac = maps.port(owner.ifindex)?.map_or([0; 6], |port| port.mac);
         }
         return Ok(());
     }
     (question.sender, question.key.ifindex) = (Sender::Uplink as u32, UPLINK);
-    let Some(remote) = maps.remote(&src)? else { return Ok(()) };
+    let Some(remote) = maps.remote(CLUSTER_NET, &src)? else { return Ok(()) };
     let tunnels = [RemoteKind::Tunnel as u32, RemoteKind::Node as u32].contains(&remote.kind);
     if tunnels && config.overlay_ifindex != 0 {
         (question.sender, question.key.ifindex, question.tunnel_peer) = (Sender::Overlay as u32, OVERLAY, remote.via);

@@ -9,7 +9,7 @@ mod tests;
 
 use std::{net::IpAddr, sync::Arc};
 
-use weft_abi::{Addr, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, LocalKind};
+use weft_abi::{Addr, CLUSTER_NET, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, OwnerKind};
 use weft_api::{ApiError, ErrorCode, ExplainQuery, Explanation};
 use weft_logic::{
     Tables as _, admit, decide, plan,
@@ -66,8 +66,10 @@ enum Way {
 
 /// As the slow path does it for a flow that answers no other one.
 fn run<R: Reads>(recorder: &Recorder<'_, R>, walk: &mut Walk) -> Result<Way, DropReason> {
-    let workload = |local: &weft_abi::Local| local.kind == LocalKind::Workload as u32;
-    if walk.question.sender == Sender::Uplink as u32 && !recorder.local(&walk.question.key.dst).is_some_and(workload) {
+    let workload = |owner: &weft_abi::Owner| owner.kind == OwnerKind::Workload as u32;
+    if walk.question.sender == Sender::Uplink as u32
+        && !recorder.owner(CLUSTER_NET, &walk.question.key.dst).is_some_and(workload)
+    {
         return admit::admit_for_host(recorder, &walk.question, &mut walk.decision.client).map(|()| Way::HostStack);
     }
     decide::decide(recorder, &walk.question, &walk.forward, &mut walk.decision)?;

@@ -7,8 +7,8 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, BackendKey, Balancer, CidrKey, Config, Frontend, FrontendKey, Local, Member, MemberKey, Port, Remote,
-    RuleKey, Rules,
+    Addr, AddressKey, BackendKey, Balancer, CidrKey, Config, Frontend, FrontendKey, Member, MemberKey, Owner, Port,
+    Remote, RuleKey, Rules,
 };
 use weft_api::ExplainStep;
 use weft_dataplane::Maps;
@@ -27,10 +27,10 @@ pub(crate) trait Reads {
     fn config(&self) -> Read<Config>;
     /// `PORTS`.
     fn port(&self, ifindex: u32) -> Read<Port>;
-    /// `LOCALS`.
-    fn local(&self, addr: &Addr) -> Read<Local>;
-    /// `REMOTES`, longest prefix.
-    fn remote(&self, addr: &Addr) -> Read<Remote>;
+    /// `ADDRESSES`, of one network.
+    fn owner(&self, net: u32, addr: &Addr) -> Read<Owner>;
+    /// `REMOTES`, longest prefix of one network.
+    fn remote(&self, net: u32, addr: &Addr) -> Read<Remote>;
     /// `FRONTENDS`.
     fn frontend(&self, key: &FrontendKey) -> Read<Frontend>;
     /// `BALANCERS`.
@@ -39,21 +39,16 @@ pub(crate) trait Reads {
     fn member(&self, key: &MemberKey) -> Read<Member>;
     /// `BACKENDS`.
     fn backend(&self, key: &BackendKey) -> Read<u32>;
-    /// `IDENTITIES`.
-    fn single(&self, addr: &Addr) -> Read<u32>;
-    /// `CIDRS`, longest prefix.
-    fn prefix(&self, addr: &Addr) -> Read<u32>;
+    /// `IDENTITIES`, of one network.
+    fn single(&self, net: u32, addr: &Addr) -> Read<u32>;
+    /// `CIDRS`, longest prefix of one network.
+    fn prefix(&self, net: u32, addr: &Addr) -> Read<u32>;
     /// `RULES`.
     fn rules(&self, key: &RuleKey) -> Read<Rules>;
     /// `GENERATIONS`.
     fn generation(&self, slot: u32) -> Read<u32>;
     /// `SERVICE_GENERATIONS`.
     fn service_generation(&self, service: u32) -> Read<u32>;
-}
-
-/// The key that finds the longest prefix of an address.
-const fn whole(addr: &Addr) -> CidrKey {
-    CidrKey { prefix_len: 128, addr: *addr }
 }
 
 impl Reads for Maps {
@@ -65,12 +60,12 @@ impl Reads for Maps {
         self.ports().get(&ifindex)
     }
 
-    fn local(&self, addr: &Addr) -> Read<Local> {
-        self.locals().get(addr)
+    fn owner(&self, net: u32, addr: &Addr) -> Read<Owner> {
+        self.addresses().get(&AddressKey { net, addr: *addr })
     }
 
-    fn remote(&self, addr: &Addr) -> Read<Remote> {
-        self.remotes().get(&whole(addr))
+    fn remote(&self, net: u32, addr: &Addr) -> Read<Remote> {
+        self.remotes().get(&CidrKey::new(net, *addr, 128))
     }
 
     fn frontend(&self, key: &FrontendKey) -> Read<Frontend> {
@@ -89,12 +84,12 @@ impl Reads for Maps {
         self.backends().get(key)
     }
 
-    fn single(&self, addr: &Addr) -> Read<u32> {
-        self.identities().get(addr)
+    fn single(&self, net: u32, addr: &Addr) -> Read<u32> {
+        self.identities().get(&AddressKey { net, addr: *addr })
     }
 
-    fn prefix(&self, addr: &Addr) -> Read<u32> {
-        self.cidrs().get(&whole(addr))
+    fn prefix(&self, net: u32, addr: &Addr) -> Read<u32> {
+        self.cidrs().get(&CidrKey::new(net, *addr, 128))
     }
 
     fn rules(&self, key: &RuleKey) -> Read<Rules> {
@@ -136,7 +131,7 @@ pub(super) struct Recorder<'a, R> {
     error: RefCell<Option<String>>,
     pub(super) configs: Shelf<Config>,
     pub(super) ports: Shelf<Port>,
-    pub(super) locals: Shelf<Local>,
+    pub(super) owners: Shelf<Owner>,
     pub(super) remotes: Shelf<Remote>,
     pub(super) frontends: Shelf<Frontend>,
     pub(super) balancers: Shelf<Balancer>,
@@ -156,7 +151,7 @@ impl<'a, R: Reads> Recorder<'a, R> {
             error: RefCell::default(),
             configs: Shelf::new(),
             ports: Shelf::new(),
-            locals: Shelf::new(),
+            owners: Shelf::new(),
             remotes: Shelf::new(),
             frontends: Shelf::new(),
             balancers: Shelf::new(),

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_abi::{
-    Addr, BackendKey, BackendState, Balancer, CidrKey, Config, Frontend, FrontendFlags, FrontendKey, Local, LocalKind,
-    Member, MemberKey, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Rules, WORLD_IDENTITY,
+    Addr, AddressKey, BackendKey, BackendState, Balancer, CidrKey, Config, Frontend, FrontendFlags, FrontendKey,
+    Member, MemberKey, Owner, OwnerKind, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Rules, WORLD_IDENTITY,
 };
 use weft_logic::{Tables, decide::Step};
 
@@ -27,17 +27,17 @@ impl<R: Reads> Tables for Recorder<'_, R> {
         self.ports.keep(port?)
     }
 
-    fn local(&self, addr: &Addr) -> Option<&Local> {
-        let (local, key) = (self.read(self.maps.local(addr)), self.name(addr));
-        self.note("LOCALS", &key, local.as_ref().map(describe_local));
-        self.compare("LOCALS", &key, local.as_ref(), self.desired.locals.get(addr));
-        self.locals.keep(local?)
+    fn owner(&self, net: u32, addr: &Addr) -> Option<&Owner> {
+        let (owner, key) = (self.read(self.maps.owner(net, addr)), self.name(addr));
+        self.note("ADDRESSES", &key, owner.as_ref().map(describe_owner));
+        self.compare("ADDRESSES", &key, owner.as_ref(), self.desired.addresses.get(&AddressKey { net, addr: *addr }));
+        self.owners.keep(owner?)
     }
 
-    fn remote(&self, addr: &Addr) -> Option<&Remote> {
-        let (remote, key) = (self.read(self.maps.remote(addr)), self.name(addr));
+    fn remote(&self, net: u32, addr: &Addr) -> Option<&Remote> {
+        let (remote, key) = (self.read(self.maps.remote(net, addr)), self.name(addr));
         self.note("REMOTES", &key, remote.as_ref().map(describe_remote));
-        self.compare("REMOTES", &key, remote.as_ref(), longest(&self.desired.remotes, addr));
+        self.compare("REMOTES", &key, remote.as_ref(), longest(&self.desired.remotes, net, addr));
         self.remotes.keep(remote?)
     }
 
@@ -82,16 +82,21 @@ impl<R: Reads> Tables for Recorder<'_, R> {
         self.read(self.maps.backend(backend)) == Some(BackendState::Serving as u32)
     }
 
-    fn identity(&self, addr: &Addr) -> u32 {
+    fn identity(&self, net: u32, addr: &Addr) -> u32 {
         let key = self.name(addr);
-        let single = self.read(self.maps.single(addr));
-        self.compare("IDENTITIES", &key, single.as_ref(), self.desired.identities.get(addr));
+        let single = self.read(self.maps.single(net, addr));
+        self.compare(
+            "IDENTITIES",
+            &key,
+            single.as_ref(),
+            self.desired.identities.get(&AddressKey { net, addr: *addr }),
+        );
         if let Some(identity) = single {
             self.note("IDENTITIES", &key, Some(format!("identity {identity}")));
             return identity;
         }
-        let prefix = self.read(self.maps.prefix(addr));
-        self.compare("CIDRS", &key, prefix.as_ref(), longest(&self.desired.cidrs, addr));
+        let prefix = self.read(self.maps.prefix(net, addr));
+        self.compare("CIDRS", &key, prefix.as_ref(), longest(&self.desired.cidrs, net, addr));
         self.note("CIDRS", &key, prefix.map(|identity| format!("identity {identity}")));
         prefix.unwrap_or(WORLD_IDENTITY)
     }
@@ -121,18 +126,16 @@ impl<R: Reads> Tables for Recorder<'_, R> {
 }
 
 fn describe_port(port: &Port) -> String {
-    let addresses = [port.v4, port.v6].into_iter().filter(|addr| !addr.is_unspecified());
-    let addresses: Vec<String> = addresses.map(|addr| IpAddr::from(addr).to_string()).collect();
     let isolation = |set: u32| if set == 0 { "not isolated".to_owned() } else { format!("policy set {set}") };
     let (ingress, egress) = (isolation(port.ingress_policy), isolation(port.egress_policy));
-    format!("{}, {}, ingress {ingress}, egress {egress}", addresses.join(" and "), weft_api::Mac(port.mac))
+    format!("{}, ingress {ingress}, egress {egress}", weft_api::Mac(port.mac))
 }
 
-fn describe_local(local: &Local) -> String {
-    if local.kind == LocalKind::Host as u32 {
+fn describe_owner(owner: &Owner) -> String {
+    if owner.kind == OwnerKind::Host as u32 {
         return "this node itself".to_owned();
     }
-    format!("a workload at {}", flows::Ifnames::default().of(local.ifindex))
+    format!("a workload at {}", flows::Ifnames::default().of(owner.ifindex))
 }
 
 fn describe_remote(remote: &Remote) -> String {
@@ -167,11 +170,11 @@ fn describe_rules(rules: &Rules) -> String {
     format!("allows {}", allowed.join(", "))
 }
 
-/// The value of the longest prefix in `table` that covers `addr`.
-fn longest<'t, V>(table: &'t BTreeMap<CidrKey, V>, addr: &Addr) -> Option<&'t V> {
+/// The value of the longest prefix in `table` that covers `addr` of the network `net`.
+fn longest<'t, V>(table: &'t BTreeMap<CidrKey, V>, net: u32, addr: &Addr) -> Option<&'t V> {
     let covers = |key: &CidrKey| {
-        let mask = u128::MAX.checked_shl(128_u32.saturating_sub(key.prefix_len)).unwrap_or(0);
-        (bits(&key.addr) ^ bits(addr)) & mask == 0
+        let mask = u128::MAX.checked_shl(128_u32.saturating_sub(key.address_bits())).unwrap_or(0);
+        key.net == net && (bits(&key.addr) ^ bits(addr)) & mask == 0
     };
     table.iter().filter(|(key, _)| covers(key)).max_by_key(|(key, _)| key.prefix_len).map(|(_, value)| value)
 }

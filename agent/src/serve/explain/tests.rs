@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use rstest::rstest;
 use weft_abi::{
-    ANY_IDENTITY, Addr, BackendKey, Balancer, CidrKey, Config, Frontend, FrontendFlags, FrontendKey, Local, LocalKind,
-    Member, MemberKey, MemberSet, Port, PortRule, Remote, RemoteKind, RuleKey, Rules,
+    ANY_IDENTITY, Addr, AddressKey, BackendKey, Balancer, CLUSTER_NET, CidrKey, Config, Frontend, FrontendFlags,
+    FrontendKey, Member, MemberKey, MemberSet, Owner, OwnerKind, Port, PortRule, Remote, RemoteKind, RuleKey, Rules,
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
@@ -35,10 +35,10 @@ impl Reads for Fake {
     fn port(&self, ifindex: u32) -> Read<Port> {
         Ok(self.0.ports.get(&ifindex).copied())
     }
-    fn local(&self, addr: &Addr) -> Read<Local> {
-        Ok(self.0.locals.get(addr).copied())
+    fn owner(&self, net: u32, addr: &Addr) -> Read<Owner> {
+        Ok(self.0.addresses.get(&AddressKey { net, addr: *addr }).copied())
     }
-    fn remote(&self, addr: &Addr) -> Read<Remote> {
+    fn remote(&self, _: u32, addr: &Addr) -> Read<Remote> {
         // The prefixes of this test do not overlap.
         let octets = |addr: &Addr| addr.0.map(u32::from_be);
         let covers =
@@ -60,10 +60,10 @@ impl Reads for Fake {
     fn backend(&self, _: &BackendKey) -> Read<u32> {
         Ok(None)
     }
-    fn single(&self, addr: &Addr) -> Read<u32> {
-        Ok(self.0.identities.get(addr).copied())
+    fn single(&self, net: u32, addr: &Addr) -> Read<u32> {
+        Ok(self.0.identities.get(&AddressKey { net, addr: *addr }).copied())
     }
-    fn prefix(&self, _: &Addr) -> Read<u32> {
+    fn prefix(&self, _: u32, _: &Addr) -> Read<u32> {
         Ok(None)
     }
     fn rules(&self, key: &RuleKey) -> Read<Rules> {
@@ -83,12 +83,12 @@ fn addr(text: &str) -> Addr {
 
 /// A client and a server here, the server isolated for ingress but for port 80; a Service before it, another node, a host.
 fn desired() -> Desired {
-    let port =
-        |v4: &str, ingress_policy| Port { v4: addr(v4), ingress_policy, mac: [2, 0, 0, 0, 0, 7], ..Port::default() };
+    let port = |ingress_policy| Port { ingress_policy, mac: [2, 0, 0, 0, 0, 7], ..Port::default() };
+    let own = |text: &str| AddressKey::of_cluster(addr(text));
     let mut rules = Rules { count: 1, ..Rules::default() };
     rules.rules[0] = PortRule { first: 80, last: 80, protocol: TCP, pad: 0 };
-    let prefix = |net: &str| CidrKey { prefix_len: 96 + 24, addr: addr(net) };
-    let vip = FrontendKey { addr: addr("10.96.0.10"), port: 8000_u16.to_be(), protocol: TCP, pad: 0 };
+    let prefix = |net: &str| CidrKey::of_cluster(addr(net), 96 + 24);
+    let vip = FrontendKey::of_cluster(addr("10.96.0.10"), 8000_u16.to_be(), TCP);
     let member = Member { addr: addr("10.1.0.6"), port: 80_u16.to_be(), flags: 0 };
     Desired {
         config: Config {
@@ -101,11 +101,11 @@ fn desired() -> Desired {
             masquerade_count: 100,
             ..Config::default()
         },
-        ports: [(CLIENT_PORT, port("10.1.0.5", 0)), (SERVER_PORT, port("10.1.0.6", 3))].into(),
-        locals: [
-            (addr("10.1.0.5"), Local { ifindex: CLIENT_PORT, kind: LocalKind::Workload as u32 }),
-            (addr("10.1.0.6"), Local { ifindex: SERVER_PORT, kind: LocalKind::Workload as u32 }),
-            (addr("192.0.2.1"), Local { ifindex: HOST, kind: LocalKind::Host as u32 }),
+        ports: [(CLIENT_PORT, port(0)), (SERVER_PORT, port(3))].into(),
+        addresses: [
+            (own("10.1.0.5"), Owner { ifindex: CLIENT_PORT, kind: OwnerKind::Workload as u32 }),
+            (own("10.1.0.6"), Owner { ifindex: SERVER_PORT, kind: OwnerKind::Workload as u32 }),
+            (own("192.0.2.1"), Owner { ifindex: HOST, kind: OwnerKind::Host as u32 }),
         ]
         .into(),
         remotes: [
@@ -116,7 +116,7 @@ fn desired() -> Desired {
         .into(),
         frontends: [
             (vip, Frontend { service: 70, flags: 0 }),
-            (FrontendKey::of_address(vip.addr), Frontend { service: 0, flags: FrontendFlags::ADDRESS }),
+            (FrontendKey::of_address(CLUSTER_NET, vip.addr), Frontend { service: 0, flags: FrontendFlags::ADDRESS }),
         ]
         .into(),
         balancers: [(70, DesiredBalancer::of([member], []))].into(),
@@ -180,15 +180,16 @@ fn the_steps_are_the_look_ups_in_their_order() {
     let steps: Vec<_> = explained.steps.iter().map(|step| (step.step.as_str(), step.map.as_str())).collect();
     let expected = [
         ("admit", "PORTS"),
+        ("admit", "ADDRESSES"),
         ("translate", "FRONTENDS"),
         ("translate", "BALANCERS"),
         ("translate", "MEMBERS"),
-        ("locate", "LOCALS"),
+        ("locate", "ADDRESSES"),
         ("locate", "PORTS"),
         ("judge", "RULES"),
     ];
     assert_eq!(steps, expected);
-    assert_eq!(explained.steps[6].value, "allows TCP 80");
+    assert_eq!(explained.steps[7].value, "allows TCP 80");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Nobody speaks for another: encapsulation towards nodes, sources from the uplink, the host's exemption, tricks of headers.
 
-use weft_abi::{Addr, DropReason};
+use weft_abi::{CLUSTER_NET, DropReason};
 use weft_dataplane::{Arrival, Program};
 
 use crate::{
@@ -119,9 +119,7 @@ fn the_hosts_exemption_is_for_packets_that_it_made() {
 #[test]
 fn an_unspecified_address_is_nobodys() {
     let node = Node::new();
-    let mut port = node.maps().ports().get(&CLIENT).unwrap().expect("a port");
-    (port.v4, port.v6) = (Addr::UNSPECIFIED, Addr::UNSPECIFIED);
-    node.maps().ports().insert(&CLIENT, &port).unwrap();
+    ["0.0.0.0", "::"].into_iter().for_each(|unspecified| node.give(CLUSTER_NET, unspecified, CLIENT));
     for family in 0..2 {
         let unspecified = ip(["0.0.0.0", "::"][family]);
         for dst in [OUTSIDE_IP[family], SERVER_IP[family]] {

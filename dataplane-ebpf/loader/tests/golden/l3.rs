@@ -4,11 +4,13 @@
 //! The kernel takes the first bytes of a packet that a program is tried with for an Ethernet header, and the EtherType from there. Of
 //! the packets here, which begin with the IP header, these two bytes belong to the source: it says which family it is of.
 
-use weft_abi::{Addr, Deliver, DropReason, Local, LocalKind, Remote, RemoteKind, generation};
+use weft_abi::{Addr, CLUSTER_NET, Deliver, DropReason, Owner, OwnerKind, Remote, RemoteKind, generation};
 use weft_dataplane::Program;
 
 use crate::{
-    node::{CLIENT, CLIENT_IP, HOST_IP, NEXT, Node, Outcome, STRANGER, cidr, delivers, key, mac, workload},
+    node::{
+        CLIENT, CLIENT_IP, HOST_IP, NEXT, Node, Outcome, STRANGER, address_key, cidr, delivers, key, mac, workload,
+    },
     packet::{ACK, L4, SYN, SYN_ACK, frame, ip, ip_headers, tuple},
 };
 
@@ -147,8 +149,11 @@ fn nobody_speaks_for_another() {
         }
     }
     for (family, own) in ["8.0.6.6", "2001:db8:86dd:6::6"].into_iter().enumerate() {
-        for kind in [LocalKind::Host, LocalKind::Workload] {
-            node.maps().locals().insert(&Addr::from(ip(own)), &Local { ifindex: CLIENT, kind: kind as u32 }).unwrap();
+        for kind in [OwnerKind::Host, OwnerKind::Workload] {
+            node.maps()
+                .addresses()
+                .insert(&address_key(CLUSTER_NET, own), &Owner { ifindex: CLIENT, kind: kind as u32 })
+                .unwrap();
             for dst in [CLIENT_IP[family], HOST_IP[family]] {
                 from_l3(&node, &bare(own, dst, L4::Udp(53, 4000))).dropped(DropReason::SourceAddress);
             }

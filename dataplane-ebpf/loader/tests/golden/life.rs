@@ -155,11 +155,16 @@ fn a_service_that_is_gone_keeps_established_tcp_and_nothing_else() {
         }
         for protocol in [6, 17] {
             let addr = ip(VIP[family]).into();
-            let key = weft_abi::FrontendKey { addr, port: 80_u16.to_be(), protocol, pad: 0 };
+            let key = weft_abi::FrontendKey::of_cluster(addr, 80_u16.to_be(), protocol);
             assert!(node.maps().frontends().remove(&key).unwrap());
             node.publish_service(service_number(500, protocol, family));
         }
-        assert!(node.maps().frontends().remove(&weft_abi::FrontendKey::of_address(ip(VIP[family]).into())).unwrap());
+        assert!(
+            node.maps()
+                .frontends()
+                .remove(&weft_abi::FrontendKey::of_address(weft_abi::CLUSTER_NET, ip(VIP[family]).into()))
+                .unwrap()
+        );
         assert_eq!(to_service(&node, family, L4::Tcp(4000, 80, ACK)).tuple.dst, ip(SERVER_IP[family]));
         let answer = node.from_workload(SERVER, &back(family, L4::Tcp(8080, 4000, ACK))).redirected();
         assert_eq!(answer.tuple, tuple(VIP[family], 80, CLIENT_IP[family], 4000));

@@ -9,9 +9,9 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, BackendKey, BackendState, Balancer, CidrKey, Config, Counter, Deliver, DropReason, Event, EventKind, Flow,
-    FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, GenerationRef, Local, LocalKind, MARK_DELIVERED, Member,
-    MemberKey, MemberSet, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, generation,
+    Addr, AddressKey, BackendKey, BackendState, Balancer, CLUSTER_NET, CidrKey, Config, Counter, Deliver, DropReason,
+    Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, GenerationRef, MARK_DELIVERED,
+    Member, MemberKey, MemberSet, Owner, OwnerKind, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, generation,
 };
 use weft_dataplane::{Arrival, Dataplane, Maps, Options, Program};
 
@@ -153,25 +153,26 @@ impl Node {
         };
         self.maps().config().set(0, &config).unwrap();
         for address in HOST_IP.into_iter().chain(HOST_OTHER_IP) {
-            let local = Local { ifindex: HOST, kind: LocalKind::Host as u32 };
-            self.maps().locals().insert(&Addr::from(ip(address)), &local).unwrap();
+            let host = Owner { ifindex: HOST, kind: OwnerKind::Host as u32 };
+            self.maps().addresses().insert(&address_key(CLUSTER_NET, address), &host).unwrap();
         }
     }
 
-    pub(crate) fn add_port(&self, ifindex: u32, kind: PortKind, [v4, v6]: [&str; 2]) {
-        let port = Port {
-            v4: Addr::from(ip(v4)),
-            v6: Addr::from(ip(v6)),
-            workload: workload(ifindex),
-            mac: mac(ifindex),
-            kind: kind as u8,
-            ..Port::default()
-        };
+    pub(crate) fn add_port(&self, ifindex: u32, kind: PortKind, addresses: [&str; 2]) {
+        self.add_port_in(CLUSTER_NET, ifindex, kind, addresses);
+    }
+
+    /// A workload's port in a network.
+    pub(crate) fn add_port_in(&self, net: u32, ifindex: u32, kind: PortKind, addresses: [&str; 2]) {
+        let port = Port { net, workload: workload(ifindex), mac: mac(ifindex), kind: kind as u8, ..Port::default() };
         self.maps().ports().insert(&ifindex, &port).unwrap();
-        for address in [v4, v6] {
-            let local = Local { ifindex, kind: LocalKind::Workload as u32 };
-            self.maps().locals().insert(&Addr::from(ip(address)), &local).unwrap();
-        }
+        addresses.into_iter().for_each(|address| self.give(net, address, ifindex));
+    }
+
+    /// Lets an address be a workload's.
+    pub(crate) fn give(&self, net: u32, address: &str, ifindex: u32) {
+        let owner = Owner { ifindex, kind: OwnerKind::Workload as u32 };
+        self.maps().addresses().insert(&address_key(net, address), &owner).unwrap();
     }
 
     fn add_routes(&self) {
@@ -206,7 +207,7 @@ impl Node {
         self.maps().balancers().insert(&service, &balancer).unwrap();
         self.set_frontend((vip, port, protocol), Frontend { service, flags: 0 });
         let address = Frontend { service: 0, flags: FrontendFlags::ADDRESS };
-        self.maps().frontends().insert(&FrontendKey::of_address(Addr::from(ip(vip))), &address).unwrap();
+        self.maps().frontends().insert(&FrontendKey::of_address(CLUSTER_NET, Addr::from(ip(vip))), &address).unwrap();
     }
 
     /// Writes a set of members.
@@ -222,7 +223,7 @@ impl Node {
 
     /// Lets an address, port and protocol lead to a Service port.
     pub(crate) fn set_frontend(&self, (vip, port, protocol): (&str, u16, u8), frontend: Frontend) {
-        let key = FrontendKey { addr: Addr::from(ip(vip)), port: port.to_be(), protocol, pad: 0 };
+        let key = FrontendKey::of_cluster(Addr::from(ip(vip)), port.to_be(), protocol);
         self.maps().frontends().insert(&key, &frontend).unwrap();
     }
 
@@ -267,7 +268,7 @@ impl Node {
 
     /// Lets an address have an identity.
     pub(crate) fn identify(&self, address: &str, identity: u32) {
-        self.maps().identities().insert(&Addr::from(ip(address)), &identity).unwrap();
+        self.maps().identities().insert(&address_key(CLUSTER_NET, address), &identity).unwrap();
     }
 
     /// Runs a hook's program on a packet and tells all that changed. What comes from the host it has made itself.
@@ -444,7 +445,12 @@ pub(crate) fn cidr(text: &str) -> CidrKey {
     let (address, len) = text.split_once('/').expect("a prefix");
     let address: IpAddr = ip(address);
     let offset = if address.is_ipv4() { 96 } else { 0 };
-    CidrKey { prefix_len: offset + len.parse::<u32>().expect("a length"), addr: Addr::from(address) }
+    CidrKey::of_cluster(Addr::from(address), offset + len.parse::<u32>().expect("a length"))
+}
+
+/// An address of a network.
+pub(crate) fn address_key(net: u32, text: &str) -> AddressKey {
+    AddressKey { net, addr: Addr::from(ip(text)) }
 }
 
 /// Number of a Service port of [`Node::set_service`].

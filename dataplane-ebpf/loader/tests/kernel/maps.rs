@@ -87,8 +87,7 @@ fn a_trie_answers_with_the_longest_prefix() {
     let sandbox = Sandbox::enter();
     let dataplane = sandbox.open();
     let remotes = dataplane.maps().remotes();
-    let prefix =
-        |octets: [u8; 4], bits: u32| CidrKey { prefix_len: 96 + bits, addr: Addr::v4(u32::from_ne_bytes(octets)) };
+    let prefix = |octets: [u8; 4], bits: u32| CidrKey::of_cluster(Addr::v4(u32::from_ne_bytes(octets)), 96 + bits);
     let remote = |kind| Remote { via: Addr::UNSPECIFIED, kind, mac: [0; 6], flags: 0 };
     let (wide, narrow) = (prefix([10, 0, 0, 0], 8), prefix([10, 1, 0, 0], 16));
     remotes.insert(&wide, &remote(8)).unwrap();
@@ -115,7 +114,7 @@ fn a_trie_of_many_prefixes_is_listed_and_emptied_whole() {
     let dataplane = sandbox.open();
     let cidrs = dataplane.maps().cidrs();
     for number in 0..1500_u32 {
-        let key = CidrKey { prefix_len: 128, addr: Addr::v4(number.to_be()) };
+        let key = CidrKey::of_cluster(Addr::v4(number.to_be()), 128);
         cidrs.insert(&key, &number).unwrap();
     }
     let mut identities: Vec<_> = cidrs.iter().map(|entry| entry.unwrap().1).collect();

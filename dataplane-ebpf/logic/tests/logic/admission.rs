@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who may speak for whom: sources by hook, and encapsulation towards nodes.
 
-use weft_abi::{Addr, DropReason, FlowFlags, Remote, RemoteKind};
+use weft_abi::{Addr, AddressKey, DropReason, FlowFlags, Remote, RemoteKind};
 use weft_logic::{
     flow, plan,
     walk::{Origin, Sender, Standing, Walk},
@@ -169,8 +169,8 @@ fn what_is_encapsulated_reaches_the_address_that_nodes_know_and_no_other() {
     let mut world = world();
     let to = |dst| walk(Sender::Uplink, UPLINK, v4(4, 1), dst, (4000, VXLAN_PORT), UDP);
     let other = v4(0, 77);
-    let local = world.locals[&host()];
-    world.locals.insert(other, local);
+    let owner = world.addresses[&AddressKey::of_cluster(host())];
+    world.addresses.insert(AddressKey::of_cluster(other), owner);
     assert_eq!(admit_for_host(&world, &to(host())), Ok(()));
     assert_eq!(admit_for_host(&world, &to(other)), Err(DropReason::Encapsulated), "another address of the host");
     assert_eq!(admit_for_host(&world, &to(v4(4, 1))), Err(DropReason::Encapsulated), "forwarded to a node");
@@ -180,7 +180,8 @@ fn what_is_encapsulated_reaches_the_address_that_nodes_know_and_no_other() {
 #[test]
 fn a_workload_without_an_address_of_a_family_sends_nothing_in_it() {
     let mut world = world();
-    world.ports.get_mut(&FIRST_PORT).expect("a port").v6 = Addr::UNSPECIFIED;
+    let owner = world.addresses[&AddressKey::of_cluster(workload(0))];
+    world.addresses.insert(AddressKey::of_cluster(Addr::UNSPECIFIED), owner);
     let destination = Addr::from_octets([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
     let mut walk = walk(Sender::Workload, FIRST_PORT, Addr::UNSPECIFIED, destination, (4000, 80), UDP);
     walk.question.is_v6 = 1;

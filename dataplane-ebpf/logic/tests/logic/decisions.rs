@@ -2,7 +2,7 @@
 //! Properties of decisions: both entries of a flow fit each other, whoever sends what to whom.
 
 use proptest::prelude::*;
-use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags, FlowKey6};
+use weft_abi::{Addr, AddressKey, Deliver, DropReason, Flow, FlowFlags, FlowKey6};
 use weft_logic::{
     decide::moved,
     flow, masquerade, plan,
@@ -211,7 +211,8 @@ proptest! {
         let port = world.ports.get(&ifindex);
         if deliver == Deliver::Peer as u8 || deliver == Deliver::Port as u8 {
             let port = port.expect("a workload's port");
-            prop_assert_eq!((port.v4, port.mac), (dst, dst_mac));
+            prop_assert_eq!(world.addresses[&AddressKey::of_cluster(dst)].ifindex, ifindex);
+            prop_assert_eq!(port.mac, dst_mac);
             let veth_from_ingress = port.kind == 0 && walk.question.sender != Sender::Host as u32;
             prop_assert_eq!(deliver == Deliver::Peer as u8, veth_from_ingress);
         } else {

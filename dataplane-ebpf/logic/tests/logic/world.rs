@@ -4,9 +4,9 @@
 use std::{cell::Cell, collections::HashMap};
 
 use weft_abi::{
-    ANY_IDENTITY, Addr, BackendKey, Balancer, Config, DropReason, Frontend, FrontendFlags, FrontendKey, Local,
-    LocalKind, Member, MemberKey, MemberSet, PROTOCOL_ANY, Port, PortKind, PortRule, Remote, RemoteKind, RuleKey,
-    Rules, WORLD_IDENTITY, generation,
+    ANY_IDENTITY, Addr, AddressKey, BackendKey, Balancer, CLUSTER_NET, Config, DropReason, Frontend, FrontendFlags,
+    FrontendKey, Member, MemberKey, MemberSet, Owner, OwnerKind, PROTOCOL_ANY, Port, PortKind, PortRule, Remote,
+    RemoteKind, RuleKey, Rules, WORLD_IDENTITY, generation,
 };
 use weft_logic::{
     Frame, Tables, admit, decide,
@@ -27,7 +27,7 @@ pub(crate) const VXLAN_PORT: u16 = 8472;
 pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) ports: HashMap<u32, Port>,
-    pub(crate) locals: HashMap<Addr, Local>,
+    pub(crate) addresses: HashMap<AddressKey, Owner>,
     pub(crate) remotes: HashMap<u8, Remote>,
     pub(crate) frontends: HashMap<(u32, u16, u8), Frontend>,
     pub(crate) balancers: HashMap<u32, Balancer>,
@@ -86,7 +86,7 @@ impl World {
             let kind = if index + 1 == WORKLOADS { PortKind::Tap } else { PortKind::Veth };
             world.add_port(index, kind, ingress, egress);
         }
-        world.locals.insert(host(), Local { ifindex: HOST, kind: LocalKind::Host as u32 });
+        world.addresses.insert(AddressKey::of_cluster(host()), Owner { ifindex: HOST, kind: OwnerKind::Host as u32 });
         for (net, kind) in [
             (1, RemoteKind::OwnPods),
             (2, RemoteKind::Tunnel),
@@ -115,7 +115,6 @@ impl World {
     fn add_port(&mut self, index: u32, kind: PortKind, ingress: bool, egress: bool) {
         let ifindex = FIRST_PORT + index;
         let port = Port {
-            v4: workload(index),
             workload: ifindex,
             ingress_policy: if ingress { index * 2 + 1 } else { 0 },
             egress_policy: if egress { index * 2 + 2 } else { 0 },
@@ -124,7 +123,8 @@ impl World {
             ..Port::default()
         };
         self.ports.insert(ifindex, port);
-        self.locals.insert(workload(index), Local { ifindex, kind: LocalKind::Workload as u32 });
+        self.addresses
+            .insert(AddressKey::of_cluster(workload(index)), Owner { ifindex, kind: OwnerKind::Workload as u32 });
     }
 
     fn add_service(&mut self, index: u8, target: Addr) {
@@ -161,17 +161,19 @@ impl Tables for World {
         self.ports.get(&ifindex)
     }
 
-    fn local(&self, addr: &Addr) -> Option<&Local> {
-        self.locals.get(addr)
+    fn owner(&self, net: u32, addr: &Addr) -> Option<&Owner> {
+        self.addresses.get(&AddressKey { net, addr: *addr })
     }
 
-    fn remote(&self, addr: &Addr) -> Option<&Remote> {
-        let [first, net, ..] = addr.v4_word().to_ne_bytes();
-        self.remotes.get(&net).filter(|_| first == 10)
+    fn remote(&self, net: u32, addr: &Addr) -> Option<&Remote> {
+        let [first, prefix, ..] = addr.v4_word().to_ne_bytes();
+        self.remotes.get(&prefix).filter(|_| first == 10 && net == CLUSTER_NET)
     }
 
     fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.frontends.get(&(key.addr.v4_word(), u16::from_be(key.port), key.protocol))
+        self.frontends
+            .get(&(key.addr.v4_word(), u16::from_be(key.port), key.protocol))
+            .filter(|_| key.net == CLUSTER_NET)
     }
 
     fn balancer(&self, service: &u32) -> Option<&Balancer> {
@@ -189,7 +191,7 @@ impl Tables for World {
         members.any(|(_, member)| (member.addr, member.port) == (backend.addr, backend.port))
     }
 
-    fn identity(&self, _: &Addr) -> u32 {
+    fn identity(&self, _: u32, _: &Addr) -> u32 {
         WORLD_IDENTITY
     }
 

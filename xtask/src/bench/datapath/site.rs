@@ -13,8 +13,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use weft_abi::{
-    ANY_IDENTITY, Addr, Balancer, CidrKey, Config, Frontend, FrontendKey, GATEWAY_MAC, Local, LocalKind, Member,
-    MemberKey, MemberSet, Port, PortKind, PortRule, Remote, RemoteKind, RuleKey, Rules,
+    ANY_IDENTITY, Addr, AddressKey, Balancer, CidrKey, Config, Frontend, FrontendKey, GATEWAY_MAC, Member, MemberKey,
+    MemberSet, Owner, OwnerKind, Port, PortKind, PortRule, Remote, RemoteKind, RuleKey, Rules,
 };
 use weft_dataplane::{Dataplane, bench::Traffic};
 
@@ -105,8 +105,6 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
         [(CLIENT, PortKind::Veth, CLIENT_IP), (SERVER, PortKind::Veth, SERVER_IP), (VM, PortKind::Tap, VM_IP)]
     {
         let port = Port {
-            v4: addr(address),
-            v6: Addr::from_octets(v6_of(address)),
             workload: ifindex,
             ingress_policy: INGRESS,
             egress_policy: EGRESS,
@@ -115,8 +113,8 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
             ..Port::default()
         };
         maps.ports().insert(&ifindex, &port)?;
-        for address in [addr(address), Addr::from_octets(v6_of(address))] {
-            maps.locals().insert(&address, &Local { ifindex, kind: LocalKind::Workload as u32 })?;
+        for address in [addr(address), Addr::from_octets(v6_of(address))].map(AddressKey::of_cluster) {
+            maps.addresses().insert(&address, &Owner { ifindex, kind: OwnerKind::Workload as u32 })?;
         }
     }
     for (policy, port) in [(EGRESS, 0), (INGRESS, 0)] {
@@ -125,8 +123,8 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
         maps.rules().insert(&RuleKey { policy, identity: ANY_IDENTITY, chunk: 0 }, &rules)?;
     }
     let far = Remote::new(addr(PEER_IP), RemoteKind::Tunnel);
-    maps.remotes().insert(&CidrKey { prefix_len: 96 + 24, addr: addr([10, 2, 0, 0]) }, &far)?;
-    let key = FrontendKey { addr: addr(VIP), port: 80_u16.to_be(), protocol: 6, pad: 0 };
+    maps.remotes().insert(&CidrKey::of_cluster(addr([10, 2, 0, 0]), 96 + 24), &far)?;
+    let key = FrontendKey::of_cluster(addr(VIP), 80_u16.to_be(), 6);
     let member = Member { addr: addr(SERVER_IP), port: 8080_u16.to_be(), flags: 0 };
     maps.members().insert(&MemberKey { service: SERVICE, set: 1, index: 0 }, &member)?;
     let set = MemberSet { set: 1, count: 1 };
