@@ -82,7 +82,8 @@ pub struct AttachmentSpec {
     pub port: PortKind,
     /// Whose it is; without one it is an anonymous workload that no selector matches.
     pub pod: Option<PodRef>,
-    /// Static addresses asked for (`IP` of CNI_ARGS, or the `ips` capability); one per family at most.
+    /// Static addresses asked for (`IP` of CNI_ARGS, or the `ips` capability): several per family of a
+    /// veth, else one.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
     /// Ethernet address asked for (`MAC` of CNI_ARGS, or the `mac` capability).

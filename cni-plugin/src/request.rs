@@ -68,14 +68,6 @@ fn addresses(environment: &Environment, config: &NetworkConfig) -> Result<Vec<Ip
             "the address {address} that was asked for cannot be a workload's; ask for a unicast address of the pool"
         )));
     }
-    for (family, v4) in [("IPv4", true), ("IPv6", false)] {
-        let count = addresses.iter().filter(|address| address.is_ipv4() == v4).count();
-        if count > 1 {
-            return Err(CniError::config(format!(
-                "{count} {family} addresses were asked for; ask for one at most (IP of CNI_ARGS, or the 'ips' capability)"
-            )));
-        }
-    }
     Ok(addresses)
 }
 
@@ -143,8 +135,6 @@ mod tests {
     #[test]
     fn contradictions_are_refused_by_name() {
         for (args, more, part) in [
-            ("IP=10.1.0.9,10.1.0.10", json!({}), "2 IPv4 addresses"),
-            ("IP=fd00::1,fd00::2", json!({}), "2 IPv6 addresses"),
             ("IP=10.1.0.9", json!({"runtimeConfig": {"ips": ["10.1.0.8"]}}), "different addresses"),
             ("IP=224.0.0.1", json!({}), "224.0.0.1"),
             ("IP=127.0.0.1", json!({}), "127.0.0.1"),

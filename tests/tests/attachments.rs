@@ -209,3 +209,35 @@ fn the_agents_network_configuration_serves_every_version_it_lists() -> Result<()
     assert_eq!(refused(gc.call("STATUS"))?.code, 50);
     Ok(())
 }
+
+/// Every one of its addresses is the workload's own: it sends with it, to another node too, and is reached at it.
+#[test]
+fn a_container_has_as_many_addresses_as_it_asked_for() -> Result<()> {
+    const ASKED: [&str; 4] = ["10.244.1.70", "10.244.1.71", "10.244.1.72", "fd00:244:0:1::70"];
+    let bed = Bed::new()?;
+    let node = bed.node(1);
+    let (near, far) = (bed.container(1, "default/near", &[])?, bed.container(2, "default/far", &[])?);
+    let mut many = Attachment::new(node, "default/many", Plug::Veth)?;
+    many.config["capabilities"] = json!({"ips": true});
+    many.config["runtimeConfig"] = json!({"ips": ASKED});
+    many.add()?;
+    let own: Vec<std::net::IpAddr> = ASKED.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    assert_eq!(many.addresses()?, own);
+    let netns = std::path::Path::new(&many.netns);
+    for own in own {
+        for peer in [&near, &far] {
+            let to = peer.sockets(0).into_iter().find(|to| to.is_ipv4() == own.is_ipv4()).context("no address")?;
+            let out = node.machine().sh(Some(netns), &format!("ping -c 1 -W 5 -I {own} {}", to.ip()))?;
+            assert!(out.output.contains("1 received"), "from {own}: {}", out.output);
+            let back = peer.sh(&format!("ping -c 1 -W 5 {own}"))?;
+            assert!(back.output.contains("1 received"), "to {own}: {}", back.output);
+        }
+    }
+    // An address that it gave itself is not its own.
+    let to = near.sockets(0).into_iter().find(std::net::SocketAddr::is_ipv4).context("no address")?;
+    let script = format!("ip address add 10.244.1.73/32 dev eth0; ping -c 1 -W 1 -I 10.244.1.73 {}", to.ip());
+    let out = node.machine().sh(Some(netns), &script)?;
+    assert!(out.output.contains("0 received"), "{}", out.output);
+    many.call("CHECK")?;
+    many.del()
+}

@@ -35,6 +35,9 @@ pub use self::{
 };
 use crate::{guest::LINK_LOCAL_GATEWAY, model::Attachment, vhost};
 
+/// Addresses of one family that may be asked for, for a veth.
+const MAX_ADDRESSES: usize = 8;
+
 /// What every attachment of the node is told.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -190,10 +193,16 @@ impl Attachments {
             vhost::check_folder(&self.settings.socket_dir, &naming::host_ifname(&spec.id, |_| false))
                 .or_else(invalid)?;
         }
+        // A guest is told of one address of a family (DHCP).
+        let most = if spec.port == PortKind::Veth { MAX_ADDRESSES } else { 1 };
         for (position, address) in spec.addresses.iter().enumerate() {
-            if spec.addresses.iter().skip(position + 1).any(|other| other.is_ipv4() == address.is_ipv4()) {
+            let before = &spec.addresses[..position];
+            if before.contains(address) {
+                return invalid(format!("ips {address} twice; ask for it once"));
+            }
+            if before.iter().filter(|other| other.is_ipv4() == address.is_ipv4()).count() >= most {
                 return invalid(format!(
-                    "ips {address} and another of the same family; ask for one per family at most"
+                    "ips {address} and {most} more of the same family; ask for {most} per family at most"
                 ));
             }
             if !self.pools.iter().any(|pool| pool.contains(*address)) {
@@ -207,24 +216,17 @@ impl Attachments {
         Ok(())
     }
 
-    /// One address of each pool, as asked where it was asked; all or none.
+    /// Addresses of each pool: those that were asked for, else any one; all or none.
     fn take_addresses(&mut self, spec: &AttachmentSpec) -> Result<Vec<IpAddr>, ApiError> {
         let mut taken = Vec::new();
-        for pool in &mut self.pools {
-            let asked = spec.addresses.iter().find(|address| pool.contains(**address)).copied();
-            let given = match asked {
-                Some(address) => pool.reserve(address).map(|()| address),
-                None => pool.allocate(),
-            };
-            match given {
-                Ok(address) => taken.push(address),
-                Err(error) => {
-                    self.free(&taken);
-                    return Err(error);
-                }
+        let result = self.pools.iter_mut().try_for_each(|pool| take_of(pool, &spec.addresses, &mut taken));
+        match result {
+            Ok(()) => Ok(taken),
+            Err(error) => {
+                self.free(&taken);
+                Err(error)
             }
         }
-        Ok(taken)
     }
 
     fn free(&mut self, addresses: &[IpAddr]) {
@@ -246,12 +248,15 @@ impl Attachments {
         let others = || self.records.values().filter(|record| record.spec.id != spec.id);
         let is_taken = |name: &str| others().any(|record| record.allocation.host_ifname == name);
         let host_ifname = naming::host_ifname(&spec.id, is_taken);
-        let addresses: Vec<_> =
-            self.pools.iter().zip(taken).map(|(pool, taken)| assigned(pool, *taken, spec.port)).collect();
+        let of_pool = |address: &IpAddr| self.pools.iter().find(|pool| pool.contains(*address));
+        let addresses: Vec<_> = taken
+            .iter()
+            .filter_map(|address| of_pool(address).map(|pool| assigned(pool, *address, spec.port)))
+            .collect();
         let socket_path = (spec.port == PortKind::VhostUser)
             .then(|| vhost::socket_path(&self.settings.socket_dir, &host_ifname).display().to_string());
         Allocation {
-            routes: addresses.iter().flat_map(routes).collect(),
+            routes: all_routes(&addresses),
             addresses,
             mac: spec.mac.unwrap_or_else(|| naming::mac(&spec.id)),
             gateway_mac: Mac(GATEWAY_MAC),
@@ -274,6 +279,35 @@ fn assigned(pool: &Pool, address: IpAddr, port: PortKind) -> AssignedAddress {
         }
         IpAddr::V6(_) => AssignedAddress { address: host, gateway: LINK_LOCAL_GATEWAY.into() },
     }
+}
+
+/// Takes the addresses that were asked for of a pool, else any one of it.
+fn take_of(pool: &mut Pool, asked: &[IpAddr], taken: &mut Vec<IpAddr>) -> Result<(), ApiError> {
+    let before = taken.len();
+    for address in asked {
+        if pool.contains(*address) {
+            if taken.len() > before {
+                pool.check_plenty()?;
+            }
+            pool.reserve(*address)?;
+            taken.push(*address);
+        }
+    }
+    if taken.len() == before {
+        taken.push(pool.allocate()?);
+    }
+    Ok(())
+}
+
+/// The routes of all addresses, none twice.
+fn all_routes(addresses: &[AssignedAddress]) -> Vec<Route> {
+    let mut all = Vec::new();
+    for route in addresses.iter().flat_map(routes) {
+        if !all.contains(&route) {
+            all.push(route);
+        }
+    }
+    all
 }
 
 /// On-link to the gateway, then everything through it.

@@ -91,6 +91,25 @@ impl Pool {
         Ok(())
     }
 
+    /// Whether somebody may have more than one address: only while half of them are free, so that a few workloads do not take the
+    /// addresses of all others.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Exhausted`].
+    pub fn check_plenty(&self) -> Result<(), ApiError> {
+        if self.used().saturating_mul(2) <= self.size() {
+            return Ok(());
+        }
+        let message = format!(
+            "{} of {} addresses of the pool {} are in use: more than one of a family is given only while half of them are free; ask \
+             for one, or give the node a larger pod CIDR",
+            self.used(),
+            self.size(),
+            self.cidr
+        );
+        Err(ApiError { code: ErrorCode::Exhausted, message })
+    }
+
     /// Takes note of an address that was given out in an earlier run, whichever it is. Later ones go on behind it.
     pub fn adopt(&mut self, address: IpAddr) {
         if let Some(offset) = self.offset(address) {

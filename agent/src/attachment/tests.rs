@@ -71,8 +71,11 @@ fn the_same_request_again_gives_the_same_answer_until_it_is_attached() {
 #[case::elsewhere(AttachmentSpec { addresses: vec!["10.9.0.5".parse().unwrap()], ..spec(2) }, ErrorCode::Invalid, "10.1.0.0/28")]
 #[case::gateway(AttachmentSpec { addresses: vec!["10.1.0.1".parse().unwrap()], ..spec(2) }, ErrorCode::Invalid, "10.1.0.2 to 10.1.0.14")]
 #[case::taken(AttachmentSpec { addresses: vec!["10.1.0.2".parse().unwrap()], ..spec(2) }, ErrorCode::Exists, "10.1.0.2")]
-#[case::second(AttachmentSpec { addresses: vec!["10.1.0.5".parse().unwrap(), "10.1.0.6".parse().unwrap()], ..spec(2) },
-    ErrorCode::Invalid, "10.1.0.5")]
+#[case::twice(AttachmentSpec { addresses: vec!["10.1.0.5".parse().unwrap(), "10.1.0.5".parse().unwrap()], ..spec(2) },
+    ErrorCode::Invalid, "twice")]
+#[case::many(AttachmentSpec { addresses: (2..11).map(|last| [10, 1, 0, last].into()).collect(), ..spec(2) }, ErrorCode::Invalid, "8 per family")]
+#[case::second(AttachmentSpec { addresses: vec!["10.1.0.5".parse().unwrap(), "10.1.0.6".parse().unwrap()], port: PortKind::Tap, ..spec(2) },
+    ErrorCode::Invalid, "10.1.0.6")]
 #[case::mtu(AttachmentSpec { mtu: Some(1500), ..spec(2) }, ErrorCode::Invalid, "1280 to 1450")]
 #[case::queues(AttachmentSpec { queues: 2, ..spec(2) }, ErrorCode::Invalid, "queues 2")]
 #[case::vhost_queues(AttachmentSpec { port: PortKind::VhostUser, queues: 17, ..spec(2) }, ErrorCode::Invalid, "1 to 16")]
@@ -110,6 +113,44 @@ fn an_exhausted_pool_frees_what_it_took_of_others() {
     let error = attachments.allocate(spec(20)).unwrap_err();
     assert!(error.code == ErrorCode::Exhausted && error.message.contains("13 of 13"), "{error:?}");
     assert_eq!(attachments.pools()[1].used(), 13);
+}
+
+#[test]
+fn a_veth_has_as_many_addresses_as_were_asked_for_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut attachments = open(dir.path());
+    let asked =
+        |last: [u8; 3]| AttachmentSpec { addresses: last.map(|last| [10, 1, 0, last].into()).into(), ..spec(1) };
+    attachments.allocate(spec(9)).unwrap();
+    let taken = attachments.allocate(asked([5, 6, 2])).unwrap_err();
+    assert!(taken.message.contains("10.1.0.2"), "{taken:?}");
+    let allocation = attachments.allocate(asked([5, 6, 7])).unwrap();
+    let expected = ["10.1.0.5", "10.1.0.6", "10.1.0.7", "fd00:1::3"].map(|text| text.parse::<IpAddr>().unwrap());
+    assert_eq!(given(&allocation), expected);
+    assert_eq!(allocation.routes.len(), 4, "the same ones as with one address");
+    drop(attachments);
+    let mut attachments = open(dir.path());
+    let other = AttachmentSpec { addresses: vec!["10.1.0.6".parse().unwrap()], ..spec(2) };
+    assert_eq!(attachments.allocate(other.clone()).unwrap_err().code, ErrorCode::Exists);
+    attachments.remove(&id(1)).unwrap();
+    attachments.allocate(other).unwrap();
+}
+
+#[test]
+fn those_who_ask_for_many_addresses_leave_half_of_them_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut attachments = open(dir.path());
+    let asked = |number: u8, first: u8| {
+        let addresses = (first..first + 4).map(|last| [10, 1, 0, last].into()).collect();
+        AttachmentSpec { addresses, ..spec(number) }
+    };
+    attachments.allocate(asked(1, 2)).unwrap();
+    let refused = attachments.allocate(asked(2, 6)).unwrap_err();
+    assert!(refused.code == ErrorCode::Exhausted && refused.message.contains("half"), "{refused:?}");
+    for number in 3..12 {
+        attachments.allocate(spec(number)).unwrap();
+    }
+    assert_eq!(attachments.pools()[0].used(), 13, "nothing was taken of it, and there was one for everybody");
 }
 
 #[test]
