@@ -36,6 +36,10 @@ fn on_a_node<T: Send + 'static, F: Future<Output = T>>(test: impl FnOnce() -> F 
         ] {
             ip(command);
         }
+        // The kernel tells of a carrier in its own time, up to a second later.
+        while ["up0", "wire0"].iter().any(|device| !ip(&format!("link show {device}")).contains("state UP")) {
+            std::thread::yield_now();
+        }
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test())
     };
     match std::thread::spawn(run).join() {
