@@ -123,6 +123,12 @@ impl FlowFlags {
     pub const FROM_HOST: u16 = 16;
     /// The host forwards it for somebody else: it is booked on its receiver.
     pub const FORWARDED: u16 = 32;
+    /// Egress policy refuses the connection, as decided under [`Flow::epoch`]: its packets are dropped until the epoch moves.
+    pub const REFUSED_EGRESS: u16 = 64;
+    /// The same of ingress policy.
+    pub const REFUSED_INGRESS: u16 = 128;
+    /// Either.
+    pub const REFUSED: u16 = Self::REFUSED_EGRESS | Self::REFUSED_INGRESS;
 }
 
 /// Where a connection stands, from the packets of one direction; decides the idle time after which an entry is void.
@@ -181,8 +187,8 @@ crate::layout! {
         pub service: GenerationRef,
         /// The network that both ends are in.
         pub net: u32,
-        /// Reserved, zero.
-        pub pad: u32,
+        /// Policy set that refuses it, with [`FlowFlags::REFUSED`].
+        pub denied_by: u32,
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a flow entry.
 
-use weft_abi::{Deliver, Flow, FlowFlags, FlowKey6, FlowState, OVERLAY, UPLINK, class_in, net_of_class};
+use weft_abi::{Deliver, DropReason, Flow, FlowFlags, FlowKey6, FlowState, OVERLAY, UPLINK, class_in, net_of_class};
 
 use crate::{Tables, header::TcpFlags, protocol};
 
@@ -252,6 +252,25 @@ pub fn is_same_tuple(one: &FlowKey6, other: &FlowKey6) -> bool {
         && one.sport == other.sport
         && one.dport == other.dport
         && one.protocol == other.protocol
+}
+
+/// The flag of a reason that an entry remembers until the epoch moves; 0: of any other reason the next packet asks again, since what it
+/// depends on may change without moving an epoch.
+#[inline(always)]
+#[must_use]
+pub const fn refusal(reason: DropReason) -> u16 {
+    match reason {
+        DropReason::PolicyEgress => FlowFlags::REFUSED_EGRESS,
+        DropReason::PolicyIngress => FlowFlags::REFUSED_INGRESS,
+        _ => 0,
+    }
+}
+
+/// Why the packets of an entry with [`FlowFlags::REFUSED`] are dropped.
+#[inline(always)]
+#[must_use]
+pub const fn refused_for(flags: u16) -> DropReason {
+    if flags & FlowFlags::REFUSED_EGRESS != 0 { DropReason::PolicyEgress } else { DropReason::PolicyIngress }
 }
 
 /// Counts a packet of `len` bytes with these TCP flags.

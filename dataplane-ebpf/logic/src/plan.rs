@@ -57,7 +57,7 @@ const fn swapped(forward: u16) -> u16 {
 #[inline(always)]
 fn lead(flow: &mut Flow, net: u32, from: &End, to: &End, config: &Config) {
     flow.ifindex = to.ifindex;
-    flow.net = net;
+    (flow.net, flow.denied_by) = (net, 0);
     flow.dst_mac = GATEWAY_MAC;
     flow.deliver = match to.place {
         place if place == Place::Workload as u8 => {

@@ -67,7 +67,10 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     if may_be_the_hosts && !walk.question.answers() {
         return Err(for_host());
     }
-    answer(skb)?;
+    if let Err(reason) = answer(skb) {
+        insert::weft_remember_refusal(u32::from(life::refusal(reason)));
+        return Err(reason.into());
+    }
     stop::check(insert::weft_insert(skb.len()))?;
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     if !walk.question.stands() {

@@ -61,6 +61,28 @@ fn follow_first<F: Family>(walk: &mut Walk, answers: &mut FlowKey6) -> Result<()
     if first.is_some() { Ok(()) } else { Err(DropReason::FlowTable) }
 }
 
+/// Lets the entry of the walk's packet, whose connection stands, remember under this epoch that it is refused, and by what:
+/// without that each of its packets would be decided on, beyond every rate. `flag`: of [`life::refusal`]; 0: nothing is remembered.
+/// Always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_remember_refusal(flag: u32) -> u32 {
+    let Some(walk) = maps::walk() else { return 0 };
+    if flag == 0 || !walk.question.stands() {
+        return 0;
+    }
+    let found = if walk.question.is_v6 == 0 { V4::find(&walk.question.key) } else { V6::find(&walk.question.key) };
+    let Some(found) = found else { return 0 };
+    // SAFETY: the entry lives under RCU for as long as the program runs; fields are written whole. Whoever replaces the entry meanwhile has
+    // decided on it as well.
+    let flow = unsafe { &mut *found };
+    flow.denied_by = walk.decision.denied_by;
+    flow.flags = flow.flags & !FlowFlags::REFUSED | flag as u16;
+    // Of the decision's beginning: where something moved meanwhile the next packet asks again.
+    flow.epoch = walk.decision.epoch;
+    0
+}
+
 /// A connection that opens again on its five-tuple, or goes on another way, takes the place of what was before, whose answers may
 /// have had another key: that entry would be nobody's. Always 0.
 #[unsafe(no_mangle)]

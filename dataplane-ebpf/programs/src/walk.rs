@@ -154,8 +154,19 @@ fn flow<F: Family, const HOOK: u8>(
     let key = F::key(ifindex, ip, transport);
     match established::<F, HOOK>(skb, &key, transport) {
         Entry::Stands(flow) => Ok(flow),
+        Entry::Refused(flags, denied_by) => Err(refused::<F>(&key, flags, denied_by)),
         missing => slow::<F, HOOK>(skb, &key, transport, matches!(missing, Entry::Void)),
     }
+}
+
+/// Drops a packet as decided before; tells of it by its own addresses.
+#[inline(always)]
+fn refused<F: Family>(key: &F::Key, flags: u16, denied_by: u32) -> Stop {
+    if let Some(walk) = maps::walk() {
+        walk.question.key = F::widen(key);
+        (walk.decision.translated, walk.decision.denied_by) = (0, denied_by);
+    }
+    life::refused_for(flags).into()
 }
 
 /// The port that flow keys name, or the class of devices: what comes from other nodes and outside has no port.
@@ -174,6 +185,8 @@ pub fn key_ifindex<const HOOK: u8>(skb: &Skb) -> u32 {
 enum Entry {
     /// A decision to go by.
     Stands(&'static Flow),
+    /// One that refuses the packet: its flags, and the policy set.
+    Refused(u16, u32),
     /// One that must be made again.
     Void,
     /// Nothing.
@@ -195,6 +208,9 @@ fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &T
         report::count(Counter::FlowsRedecided);
         return Entry::Void;
     }
+    if flow.flags & FlowFlags::REFUSED != 0 {
+        return Entry::Refused(flow.flags, flow.denied_by);
+    }
     if flow.last_seen != now {
         flow.last_seen = now;
     }
@@ -207,7 +223,7 @@ fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &T
 fn usable<const HOOK: u8>(skb: &Skb, flow: &mut Flow, transport: &Transport, now: u32) -> bool {
     let epoch = Kernel.generation(generation::EPOCH);
     if flow.epoch != epoch {
-        if !life::stands(&Kernel, flow) {
+        if flow.flags & FlowFlags::REFUSED != 0 || !life::stands(&Kernel, flow) {
             return false;
         }
         flow.epoch = epoch;

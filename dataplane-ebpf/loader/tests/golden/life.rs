@@ -37,7 +37,13 @@ fn a_policy_that_forbids_ends_an_established_flow_in_both_directions() {
             node.publish(&[workload(ifindex)]);
             node.from_workload(CLIENT, &there(family, L4::Tcp(4000, 80, ACK))).redecided().dropped(reason);
             node.from_workload(SERVER, &back(family, L4::Tcp(80, 4000, ACK))).redecided().dropped(reason);
-            // And one that allows lets it go on.
+            // What is refused is remembered: nothing is decided, until a policy lets it go on.
+            for _ in 0..2 {
+                let again = node.from_workload(CLIENT, &there(family, L4::Tcp(4000, 80, ACK)));
+                assert_eq!(again.dropped(reason).counts, []);
+                let again = node.from_workload(SERVER, &back(family, L4::Tcp(80, 4000, ACK)));
+                assert_eq!(again.dropped(reason).counts, []);
+            }
             for policy in [INGRESS, EGRESS] {
                 node.set_rules(policy, weft_abi::ANY_IDENTITY, 0, false, &[(6, 80, 80)]);
             }
