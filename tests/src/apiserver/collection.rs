@@ -19,6 +19,7 @@ use super::{
     change::{Change, Entry, Told},
     lock,
     object::{Generate, Head, Key},
+    rendered::{Rendered, RenderedPage},
     selector::Selection,
 };
 
@@ -37,6 +38,7 @@ struct Inner {
     generated: Option<Arc<dyn Generate>>,
     /// Which of them are of a namespace, in order: as an API server, it lists one without a look at the others.
     by_namespace: BTreeMap<String, Vec<usize>>,
+    rendered: Rendered,
     replaced: Replaced,
     history: VecDeque<Arc<Entry>>,
     /// Position of the first line of `history`, counted from the first ever.
@@ -115,7 +117,7 @@ impl Collection {
             by_namespace.entry(objects.head(index).key.namespace).or_default().push(index);
         }
         let mut inner = self.lock();
-        (inner.generated, inner.by_namespace) = (Some(objects), by_namespace);
+        (inner.generated, inner.by_namespace, inner.rendered) = (Some(objects), by_namespace, Rendered::default());
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<Value> {
@@ -230,15 +232,15 @@ impl Collection {
 
     /// Up to `limit` objects of `selection` from `from` on, as they are served or, where that is asked for, as they are.
     pub(super) fn page(&self, selection: &Selection, from: &Cursor, limit: usize, latest: bool) -> Page {
-        let inner = self.lock();
-        let replaced = if latest { &inner.replaced } else { inner.seen() };
+        let mut inner = self.lock();
         let mut page = Page::default();
         if let Cursor::Generated(index) = from
-            && let Some(next) = inner.generated_page(selection, *index, limit, replaced, &mut page.items)
+            && let Some(next) = inner.rendered_page(selection, (*index, limit), latest, &mut page.items)
         {
             page.next = Some(Cursor::Generated(next));
             return page;
         }
+        let replaced = inner.served(latest);
         let (after, mut last) = match from {
             Cursor::Generated(_) => (Bound::Unbounded, Cursor::Generated(inner.count())),
             Cursor::After(key) => (Bound::Excluded(key), from.clone()),
@@ -324,6 +326,11 @@ impl Inner {
         self.frozen.as_ref().map_or(&self.replaced, |frozen| &frozen.replaced)
     }
 
+    /// As it is seen or, where that is asked for, as it is.
+    fn served(&self, latest: bool) -> &Replaced {
+        if latest { &self.replaced } else { self.seen() }
+    }
+
     fn current(&self, key: &Key) -> Option<(Head, Arc<str>)> {
         if let Some(found) = self.replaced.objects.get(key) {
             return Some(found.clone());
@@ -348,6 +355,25 @@ impl Inner {
             self.forgotten = self.forgotten.max(gone.version);
         }
         Change(entry)
+    }
+
+    /// As [`Inner::generated_page`], written anew only where objects of the collection were hidden since.
+    fn rendered_page(
+        &mut self,
+        selection: &Selection,
+        (index, limit): (usize, usize),
+        latest: bool,
+        items: &mut Vec<Arc<str>>,
+    ) -> Option<usize> {
+        let replaced = self.served(latest);
+        let (key, hidden) = ((selection.clone(), index, limit), replaced.hidden.len());
+        if let Some(page) = self.rendered.get(&key, hidden) {
+            items.extend_from_slice(&page.items);
+            return page.next;
+        }
+        let next = self.generated_page(selection, index, limit, replaced, items);
+        self.rendered.keep(key, RenderedPage { hidden, items: items.clone(), next });
+        next
     }
 
     /// Fills `items` up to `limit` with generated objects from `index` on; where it goes on, if there are more.

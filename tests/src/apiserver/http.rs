@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _},
     net::TcpStream,
 };
 
@@ -90,9 +90,18 @@ impl Connection {
             return Ok(());
         }
         let size = format!("{:x}\r\n", bytes.len());
-        let chunk = [size.as_bytes(), bytes, b"\r\n"].concat();
+        let mut chunk = [size.as_bytes(), bytes, b"\r\n"].map(IoSlice::new);
+        let mut left = &mut chunk[..];
         about();
-        self.write(&chunk)
+        while !left.is_empty() {
+            match self.stream.get_mut().write_vectored(left) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut left, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// The end of it.

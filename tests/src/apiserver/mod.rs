@@ -15,6 +15,7 @@ mod http;
 mod kind;
 mod list;
 mod object;
+mod rendered;
 mod selector;
 mod watch;
 

@@ -5,7 +5,7 @@
 use super::object::Head;
 
 /// What a list or a watch is of.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Selection {
     pub(super) namespace: Option<String>,
     labels: Vec<Requirement>,
@@ -13,7 +13,7 @@ pub(super) struct Selection {
 }
 
 /// What is asked of one label or field.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 struct Requirement {
     key: String,
     /// `None`: any value.

@@ -73,6 +73,21 @@ fn pages_of_any_size_have_every_object_once() {
 }
 
 #[test]
+fn a_page_that_was_rendered_shows_what_was_put_and_deleted_since() {
+    let (collection, versions) = collection();
+    let all = || listed(&collection, &Selection::default(), 4);
+    assert_eq!(all().len(), 10);
+    assert_eq!(all().len(), 10, "the same pages once more");
+    collection.mark(10);
+    collection.delete(&versions, &Key::new("a", "g4")).unwrap();
+    assert!(!all().contains(&"g4".to_owned()));
+    collection.put(&versions, object("g4", "true")).unwrap();
+    assert_eq!(all().iter().filter(|name| *name == "g4").count(), 1);
+    collection.fall_back();
+    assert_eq!(all().len(), 10, "as it was");
+}
+
+#[test]
 fn a_watch_sees_objects_enter_and_leave_its_selection() {
     let (collection, versions) = collection();
     let mut place = collection.begin(10).unwrap();
