@@ -21,6 +21,7 @@ pub mod cleanup;
 mod engine;
 mod host;
 pub mod install;
+mod interim;
 mod memory;
 mod node;
 mod passes;
@@ -41,11 +42,12 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     task::JoinSet,
+    time::Instant,
 };
 use weft_dataplane::{Dataplane, Maps, Options};
 
 use self::{
-    engine::Engine, host::Host, memory::NodeMemory, node::Node, passes::Passes, ports::Ports, remembered::Keeper,
+    engine::Engine, host::Host, interim::Interim, memory::NodeMemory, node::Node, passes::Passes, ports::Ports, remembered::Keeper,
 };
 use crate::{
     apply,
@@ -71,7 +73,8 @@ pub async fn run(config: Config) -> Result<()> {
     let mut tasks = JoinSet::new();
     serve(&config, &shared, &mut tasks).await?;
     let feed = cluster::start(source(&config), &config.node_name);
-    let feed = feed.or_remembered(remembered::load(&config.state_dir, &config.node_name));
+    let (state_dir, node) = (config.state_dir.clone(), config.node_name.clone());
+    let feed = feed.or_remembered(move || remembered::load(&state_dir, &node));
     let keeper = || {
         let (state_dir, node) = (config.state_dir.clone(), config.node_name.clone());
         Keeper { state_dir, node, shared: shared.clone() }
@@ -162,9 +165,9 @@ async fn start(
     commands: mpsc::Receiver<Command>,
     mut feed: Feed,
 ) -> Result<()> {
+    let began = Instant::now();
     let pod_cidrs = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
-    let told_addresses = host::told_addresses(&config, shared.planner().snapshot());
-    let mut device_config = DeviceConfig { told_addresses, ..device_config(&config, pod_cidrs) };
+    let mut device_config = device_config(&config, pod_cidrs);
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
     let mut observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
@@ -189,19 +192,19 @@ async fn start(
     shared.set_maps(node.maps().clone());
     let flow_events = node.events().context("cannot read flow events")?;
     let reader = tokio::spawn(flows::read(flow_events, shared.clone(), node.maps().clone()));
-    node.publish(&shared);
-    Engine::new(shared, commands, feed, changes, node).run().await;
+    let interim = node.goes_on().await.context("cannot go on with what an earlier agent has left")?;
+    Engine::new(shared, commands, feed, changes, node, interim.then(|| Interim::new(began))).run().await;
     reader.abort();
     bail!("the object source has ended; this is a bug of weft-agent")
 }
 
-fn device_config(config: &Config, NodeMemory { pod_cidrs, retired }: NodeMemory) -> DeviceConfig {
+fn device_config(config: &Config, NodeMemory { pod_cidrs, retired, addresses }: NodeMemory) -> DeviceConfig {
     DeviceConfig {
         node_name: config.node_name.clone(),
         mode: config.mode,
         uplink: config.uplink.clone(),
         node_addresses: config.node_addresses.clone(),
-        told_addresses: Vec::new(),
+        told_addresses: addresses,
         pod_cidrs,
         retired_pod_cidrs: retired,
         service_cidrs: config.service_cidrs.clone(),

@@ -198,7 +198,10 @@ fn publish(tables: &dyn Tables, moved: &Moved) -> Result<(), Error> {
 }
 
 /// Whether an earlier pass broke off in [`publish`].
-fn is_half_published(tables: &dyn Tables) -> Result<bool, Error> {
+///
+/// # Errors
+/// The map cannot be read.
+pub fn is_half_published(tables: &dyn Tables) -> Result<bool, Error> {
     Ok(tables.generations().get(generation::EPOCH)? % 2 == 1)
 }
 

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::{host, install, lock, memory, remembered, vhost_folder};
+use super::{host, install, interim, lock, memory, remembered, vhost_folder};
 use crate::{
     attachment::{Attachments, Settings, pending},
     config::Config,
@@ -34,7 +34,8 @@ pub async fn run(config: &Config) -> Result<()> {
     for folder in [state.join(crate::attachment::FOLDER), pending::folder(state), install::plugin_records(config)] {
         absent(&folder, fs::remove_dir_all(&folder))?;
     }
-    let files = [config.socket.clone(), memory::node_path(state), host::state_path(&config.run_dir)];
+    let run = &config.run_dir;
+    let files = [config.socket.clone(), memory::node_path(state), host::state_path(run), interim::path(run)];
     let files = files.into_iter().chain(remembered::paths(state));
     for path in files.chain(memory::left_by_earlier_versions(&config.run_dir)) {
         absent(&path, file::remove(&path))?;

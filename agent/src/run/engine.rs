@@ -15,11 +15,13 @@ use weft_api::{Answer, ApiError, ErrorCode, Request};
 
 use super::{
     asks::{Reply, send},
+    interim::Interim,
     node::Node,
 };
 use crate::{
     attachment::pending::{self, Pending},
     device::{Change, Changes, Due},
+    model::Snapshot,
     serve::{Command, Shared},
     watch::Feed,
 };
@@ -47,6 +49,8 @@ pub(super) struct Engine {
     read: Option<Moment>,
     changes: Changes,
     node: Node,
+    /// While what an earlier agent has left is served, and nothing else is known.
+    interim: Option<Interim>,
 }
 
 /// What woke the engine.
@@ -72,8 +76,9 @@ impl Engine {
         feed: Feed,
         changes: Changes,
         node: Node,
+        interim: Option<Interim>,
     ) -> Self {
-        Self { shared, commands, feed, read: None, changes, node }
+        Self { shared, commands, feed, read: None, changes, node, interim }
     }
 
     /// Works until nobody can ask any more or the source ends.
@@ -82,17 +87,21 @@ impl Engine {
         for ticks in [&mut pendings, &mut sweeps, &mut repairs] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
+        self.publish();
         // What was told before this began.
         self.finish(true).await;
+        self.end_interim().await;
         let mut next_news = Instant::now();
         loop {
             self.shared.beat();
             let mut batch = Vec::new();
             let deadline = self.node.next_deadline();
+            let interim = self.interim.as_ref().map(|interim| interim.next(Instant::now()));
             let wake = tokio::select! {
                 count = self.commands.recv_many(&mut batch, BATCH) => if count == 0 { Wake::End } else { Wake::Commands(batch) },
                 changed = news(&mut self.feed, next_news) => if changed { Wake::Cluster } else { Wake::End },
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Waiting,
+                () = sleep_until(interim.unwrap_or_else(Instant::now)), if interim.is_some() => Wake::Waiting,
                 _ = pendings.tick() => Wake::Pending,
                 _ = sweeps.tick() => Wake::Sweep,
                 due = self.changes.due() => match due {
@@ -108,6 +117,7 @@ impl Engine {
                 Some(replan) => self.finish(replan).await,
                 None => return,
             }
+            self.end_interim().await;
             if is_news {
                 // Where every change plans much, changes take half of the time at most: requests come between.
                 next_news = Instant::now() + began.elapsed().saturating_sub(SHORT);
@@ -128,7 +138,7 @@ impl Engine {
         match wake {
             Wake::Commands(commands) => {
                 for (request, reply) in commands {
-                    self.take(request, reply).await;
+                    self.take_or_hold(request, reply).await;
                 }
             }
             Wake::Cluster => replan = self.take_news(),
@@ -150,7 +160,37 @@ impl Engine {
         let wanted = self.node.ports_want_pass();
         let outcome = if replan || wanted { Some(self.pass().await) } else { None };
         self.node.settle_ports(outcome.as_ref()).await;
-        self.node.publish(&self.shared);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let goes_on = self.interim.as_ref().is_some_and(|interim| interim.is_on(Instant::now()));
+        self.node.publish(&self.shared, goes_on);
+    }
+
+    /// Once the source has told everything, or does not answer: what was held goes on, after the pass that it asked for.
+    async fn end_interim(&mut self) {
+        let is_over = |interim: &mut Interim| {
+            let planner = self.shared.planner();
+            let Snapshot { synced, error, .. } = planner.snapshot();
+            *synced || error.is_some() || interim.is_over(Instant::now())
+        };
+        let Some(interim) = self.interim.take_if(is_over) else { return };
+        for (request, reply) in interim.into_held() {
+            self.take(request, reply).await;
+        }
+        self.end_waits().await;
+        self.finish(false).await;
+    }
+
+    async fn take_or_hold(&mut self, request: Request, reply: Reply) {
+        let left = match &mut self.interim {
+            Some(interim) => interim.hold(request, reply),
+            None => Some((request, reply)),
+        };
+        if let Some((request, reply)) = left {
+            self.take(request, reply).await;
+        }
     }
 
     /// Whether there is something to plan in what the source has told.

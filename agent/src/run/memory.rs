@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,6 +29,9 @@ pub(super) struct NodeMemory {
     /// Those that it had before and that workloads still have addresses of.
     #[serde(default)]
     pub retired: Vec<IpNet>,
+    /// The internal addresses of the Node object, as they were last known.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The numbers that an earlier agent gave out, by what the maps hold; where there are new maps, a new key to number by.

@@ -6,10 +6,11 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result};
 use tokio::{task::block_in_place, time::Instant};
 use weft_api::{ApiError, AttachmentId};
-use weft_dataplane::{Dataplane, Maps};
+use weft_dataplane::{Dataplane, Maps, Origin};
 
 use super::{
     host::Host,
+    interim::Mark,
     passes::Passes,
     ports::{Broken, Ports},
     told::{Parts, Told},
@@ -20,7 +21,7 @@ use crate::{
     config::{Config, Source},
     device::Change,
     event::Events,
-    model::Attachment,
+    model::{Attachment, HashKey},
     plan::Planner,
     serve::{Shared, metrics::Work},
     watch::dir,
@@ -34,12 +35,13 @@ pub(super) struct Node {
     host: Host,
     passes: Passes,
     told: Told,
+    mark: Mark,
     /// What the last look at the host could not mend.
     broken_host: Vec<Broken>,
 }
 
 impl Node {
-    pub(super) const fn new(
+    pub(super) fn new(
         config: Arc<Config>,
         dataplane: Dataplane,
         ports: Ports,
@@ -47,7 +49,8 @@ impl Node {
         passes: Passes,
         events: Events,
     ) -> Self {
-        Self { config, dataplane, ports, host, passes, told: Told::new(events), broken_host: Vec::new() }
+        let (told, mark) = (Told::new(events), Mark::new(&config.run_dir));
+        Self { config, dataplane, ports, host, passes, told, mark, broken_host: Vec::new() }
     }
 
     pub(super) const fn maps(&self) -> &Arc<Maps> {
@@ -74,6 +77,25 @@ impl Node {
         self.ports.adopt(&mut self.dataplane).await
     }
 
+    /// Goes on with what an earlier agent has left, if that is whole: the node's own programs are attached, and the runtime may
+    /// come. Whether it is. An earlier agent of another version, or of a configuration by which the programs do otherwise, has
+    /// left nothing of the kind.
+    pub(super) async fn goes_on(&mut self) -> Result<bool> {
+        let maps = self.maps();
+        let is_whole = self.config.source == Source::Kubernetes
+            && self.dataplane.report().maps.iter().all(|map| map.origin == Origin::Adopted)
+            && self.mark.is_of(HashKey(maps.numbering().get(0)?))
+            && maps.config().get(0)? == self.host.facts().config
+            && !apply::is_half_published(&**maps)?
+            && self.ports.are_served()
+            && self.dataplane.attachments_of_other_versions()?.is_empty();
+        if is_whole {
+            tracing::info!("going on with what an earlier agent has left, until the source has told everything");
+            self.announce().await?;
+        }
+        Ok(is_whole)
+    }
+
     /// Ports that wait for their pod, and have nothing to wait for any more: the cluster knows it, or they have none, or
     /// nobody else will tell of it (in a folder, a pod without a manifest is known by its attachment alone; an API server that
     /// is away).
@@ -97,6 +119,13 @@ impl Node {
             shared.work.failed();
         }
         self.passes.end(&result);
+        let (is_told, key) = {
+            let planner = shared.planner();
+            (planner.snapshot().synced && planner.snapshot().remembered.is_none(), planner.numbers().key)
+        };
+        if let Err(error) = self.mark.set(is_told && result.is_ok(), key) {
+            tracing::warn!(%error, "cannot note for the next agent whether the maps are whole");
+        }
         result
     }
 
@@ -220,8 +249,8 @@ impl Node {
     }
 
     /// Publishes what readers see.
-    pub(super) fn publish(&self, shared: &Shared) {
+    pub(super) fn publish(&self, shared: &Shared, goes_on: bool) {
         let Self { config, dataplane, ports, host, passes, told, .. } = self;
-        told.publish(&Parts { config, dataplane, ports, host, passes }, shared);
+        told.publish(&Parts { config, dataplane, ports, host, passes, goes_on }, shared);
     }
 }

@@ -93,6 +93,11 @@ impl Ports {
         self.records().filter(|record| record.link.is_some() && planned(&record.spec.id)).cloned().collect()
     }
 
+    /// Whether every port that belongs into the plan is served already.
+    pub(super) fn are_served(&self) -> bool {
+        self.lives.values().filter(|life| life.is_planned()).all(|life| matches!(life, Life::Served { .. }))
+    }
+
     /// Whether an attachment has a link: one that was deleted since has none.
     pub(super) fn has_link(&self, id: &AttachmentId) -> bool {
         self.attachments.get(id).is_some_and(|record| record.link.is_some())

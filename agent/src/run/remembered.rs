@@ -515,7 +515,7 @@ mod tests {
                 });
             };
             let known = Snapshot { remembered: Some(7), ..snapshot() };
-            let mut shown = Reader::new(feed.or_remembered(Some(known)));
+            let mut shown = Reader::new(feed.or_remembered(|| Some(known)));
             assert!(!shown.now().synced);
             if error.is_some() {
                 tell(Snapshot { error: error.clone(), ..Snapshot::default() });

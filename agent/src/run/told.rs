@@ -38,6 +38,8 @@ pub(super) struct Parts<'a> {
     pub(super) ports: &'a Ports,
     pub(super) host: &'a Host,
     pub(super) passes: &'a Passes,
+    /// What an earlier agent has left is served.
+    pub(super) goes_on: bool,
 }
 
 impl Told {
@@ -111,6 +113,9 @@ impl Parts<'_> {
         }
         if let Some(error) = &standing.error {
             return Some(format!("{source} does not answer: {error}"));
+        }
+        if self.goes_on && self.host.is_announced() {
+            return None;
         }
         let why =
             if standing.synced { "the first pass over the dataplane has not succeeded" } else { "not synced yet" };

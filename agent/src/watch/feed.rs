@@ -22,19 +22,20 @@ pub(crate) struct Teller {
 }
 
 /// The end of the reader.
-#[derive(Debug)]
 pub struct Feed {
     pending: Pending,
     told: watch::Receiver<()>,
     remembered: Remembered,
 }
 
+/// Reads what an earlier run has left, if there is something.
+type Load = Box<dyn FnOnce() -> Option<Snapshot> + Send>;
+
 /// What an earlier run has left, in place of a source that is silent.
-#[derive(Debug)]
 enum Remembered {
     No,
-    /// Until then the source is waited for.
-    Waits(Box<Snapshot>, Instant),
+    /// Until then the source is waited for: of a large cluster it is much to read, and mostly for nothing.
+    Waits(Load, Instant),
     /// Since when nobody has told more.
     Shown(Option<u64>),
 }
@@ -77,10 +78,8 @@ impl Teller {
 impl Feed {
     /// Shows what an earlier run has left until the source has told everything once, if it does not do so soon.
     #[must_use]
-    pub fn or_remembered(mut self, remembered: Option<Snapshot>) -> Self {
-        if let Some(snapshot) = remembered {
-            self.remembered = Remembered::Waits(Box::new(snapshot), Instant::now() + PATIENCE);
-        }
+    pub fn or_remembered(mut self, load: impl FnOnce() -> Option<Snapshot> + Send + 'static) -> Self {
+        self.remembered = Remembered::Waits(Box::new(load), Instant::now() + PATIENCE);
         self
     }
 
@@ -116,13 +115,15 @@ impl Feed {
 
     fn stand_in(&mut self, standing: Standing) -> News {
         let mut deltas = Deltas::default();
-        if let Remembered::Waits(snapshot, deadline) = &self.remembered
-            && (standing.error.is_some() || Instant::now() >= *deadline)
-        {
-            tracing::info!("the source is silent: going on with what an earlier run has left");
-            deltas = Deltas::whole(snapshot);
-            self.remembered = Remembered::Shown(snapshot.remembered);
-        }
+        self.remembered = match std::mem::replace(&mut self.remembered, Remembered::No) {
+            Remembered::Waits(load, deadline) if standing.error.is_some() || Instant::now() >= deadline => load()
+                .map_or(Remembered::No, |snapshot| {
+                    tracing::info!("the source is silent: going on with what an earlier run has left");
+                    deltas = Deltas::whole(&snapshot);
+                    Remembered::Shown(snapshot.remembered)
+                }),
+            other => other,
+        };
         match self.remembered {
             Remembered::Shown(remembered) => {
                 News { deltas, standing: Standing { synced: true, remembered, ..standing }, since: None }

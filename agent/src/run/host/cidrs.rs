@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node's pod CIDRs: configured, else those of its Node object. The Node object wins over what the node had before, which
-//! counts only while the API server is silent.
+//! counts only while the API server is silent, and until it has told of the Node where an earlier agent has left what goes on
+//! meanwhile ([`crate::run::interim`]).
 //!
 //! A change is followed while the agent runs, and over a restart: new workloads get addresses of the new pod CIDRs. Those that
 //! have addresses of the old ones go on, with their gateway, their routes and their entries, until they are gone; other nodes
@@ -19,6 +20,7 @@ use crate::{
     file,
     model::{Attachment, ObjectKey, Snapshot, Standing, address::parse_ip},
     run::{
+        interim,
         memory::{self, NodeMemory},
         ports::Ports,
         told::source_state,
@@ -37,20 +39,28 @@ const NAMED: usize = 10;
 /// # Errors
 /// The source has ended, or they cannot be kept.
 pub(in crate::run) async fn first(config: &Config, shared: &Shared, feed: &mut Feed) -> Result<NodeMemory> {
-    let before: NodeMemory = memory::load(&memory::node_path(&config.state_dir));
+    let mut before: NodeMemory = memory::load(&memory::node_path(&config.state_dir));
+    if config.source != Source::Kubernetes {
+        before.addresses.clear();
+    }
     if !config.pod_cidrs.is_empty() {
         return keep(config, before.followed_by(config.pod_cidrs.clone()));
     }
+    let known = !before.pod_cidrs.is_empty();
+    if known && config.source == Source::Kubernetes && interim::path(&config.run_dir).exists() {
+        return Ok(before);
+    }
     loop {
         shared.planner_mut().take(feed.take());
-        let (found, snapshot) = {
+        let (found, addresses, snapshot) = {
             let planner = shared.planner();
-            (node_pod_cidrs(planner.snapshot(), &config.node_name), planner.snapshot().standing())
+            let snapshot = planner.snapshot();
+            let found = node_pod_cidrs(snapshot, &config.node_name);
+            (found, told_addresses(config, snapshot), snapshot.standing())
         };
         if !found.is_empty() {
-            return keep(config, before.followed_by(found));
+            return keep(config, NodeMemory { addresses, ..before.followed_by(found) });
         }
-        let known = !before.pod_cidrs.is_empty();
         if known && (snapshot.synced || snapshot.error.is_some()) {
             return Ok(before);
         }
@@ -74,7 +84,7 @@ impl NodeMemory {
         let mut retired: Vec<IpNet> = all.filter(|cidr| !pod_cidrs.contains(cidr)).copied().collect();
         retired.sort_unstable();
         retired.dedup();
-        Self { pod_cidrs, retired }
+        Self { pod_cidrs, retired, addresses: self.addresses.clone() }
     }
 }
 
@@ -113,7 +123,7 @@ fn node_pod_cidrs(snapshot: &Snapshot, name: &str) -> Vec<IpNet> {
 }
 
 /// The internal addresses of the Node object, where an API server has it: in a folder they are what the agent itself has told.
-pub(in crate::run) fn told_addresses(config: &Config, snapshot: &Snapshot) -> Vec<IpAddr> {
+fn told_addresses(config: &Config, snapshot: &Snapshot) -> Vec<IpAddr> {
     let node =
         snapshot.nodes.get(&ObjectKey::new("", &config.node_name)).filter(|_| config.source == Source::Kubernetes);
     let addresses = node.and_then(|node| node.status.as_ref()).and_then(|status| status.addresses.as_deref());
@@ -128,6 +138,18 @@ impl Host {
         if !told.is_empty() && told != self.config.told_addresses {
             tracing::info!(addresses = ?told, "the Node object has other addresses");
             self.config.told_addresses = told;
+            if let Err(error) = keep(config, self.memory()) {
+                tracing::warn!(error = format!("{error:#}"), "cannot keep the node's addresses for the next start");
+            }
+        }
+    }
+
+    fn memory(&self) -> NodeMemory {
+        let DeviceConfig { pod_cidrs, retired_pod_cidrs, told_addresses, .. } = &self.config;
+        NodeMemory {
+            pod_cidrs: pod_cidrs.clone(),
+            retired: retired_pod_cidrs.clone(),
+            addresses: told_addresses.clone(),
         }
     }
 
@@ -141,8 +163,7 @@ impl Host {
         shared: &Shared,
         ports: &mut Ports,
     ) -> Result<()> {
-        let DeviceConfig { pod_cidrs, retired_pod_cidrs, .. } = &self.config;
-        let before = NodeMemory { pod_cidrs: pod_cidrs.clone(), retired: retired_pod_cidrs.clone() };
+        let before = self.memory();
         let found = {
             let planner = shared.planner();
             let snapshot = planner.snapshot();

@@ -161,7 +161,7 @@ impl Follower {
             let orders = self.pods.listed(watch);
             self.order(orders, &mut deltas);
         }
-        if !self.pods.is_started() && self.state.is_listed() {
+        if !self.pods.is_started() && self.state.tells_needs() {
             let orders = self.pods.start();
             self.order(orders, &mut deltas);
         }
@@ -382,6 +382,11 @@ macro_rules! declare {
 watched_kinds!(declare);
 
 impl State {
+    /// What says which pods are needed is listed: to these, which take longest, nothing else is to be waited for.
+    fn tells_needs(&self) -> bool {
+        self.policies.is_listed() && self.namespaces.is_listed() && self.pods.is_listed()
+    }
+
     fn unreachable(&mut self) -> bool {
         self.faults().iter().any(|fault| fault.as_ref().is_some_and(|fault| fault.unreachable))
     }

@@ -73,7 +73,7 @@ const START: [Promise; 5] = [
     ("rss", "MB", 250.0),
 ];
 const RSS_POLICIES: [Promise; 1] = [("rss_10k_policies", "MB", 350.0)];
-const ADOPT: [Promise; 2] = [("adoption", "s", 3.0), ("adoption_lost", "", 0.0)];
+const ADOPT: [Promise; 3] = [("adoption", "s", 3.0), ("adoption_add", "s", 0.0), ("adoption_lost", "", 0.0)];
 const BYTES: [Promise; 1] = [("api_bytes_per_s", "B/s", 0.0)];
 const ADD: [Promise; 2] = [("add_p50", "ms", 10.0), ("add_p99", "ms", 50.0)];
 

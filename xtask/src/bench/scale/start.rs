@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
-use weft_testbed::Shell as _;
+use serde_json::json;
+use weft_testbed::{
+    Container, Shell as _,
+    apiserver::{Key, Kind},
+};
 
 use super::site::{OUTSIDE, Site};
 
@@ -92,9 +96,9 @@ fn quiet(site: &Site) -> Result<f64> {
     }
 }
 
-/// Kills the agent under a stream between two pods and starts it over what it has left: seconds until it serves, and records
-/// that were lost.
-pub(super) fn adoption(site: &Site) -> Result<[f64; 2]> {
+/// Kills the agent under a stream of a pod and starts it over what it has left: seconds until it is ready, and until it has served
+/// the ADD of a new pod that is asked for then; and records that were lost.
+pub(super) fn adoption(site: &Site) -> Result<[f64; 3]> {
     let node = site.bed.node(1);
     let (client, outside) = (site.pods.first().context("no pod")?, site.bed.outside());
     let server = outside.address_for(client.v4()?);
@@ -105,9 +109,25 @@ pub(super) fn adoption(site: &Site) -> Result<[f64; 2]> {
     let start = Instant::now();
     node.start_agent()?;
     let end = site.wait("the agent is ready", || Ok(node.weft("status").is_ok()))?;
+    let served = add(site).with_context(|| node.agent_log())?;
     let outcome = job.finish(client, Duration::from_secs(90))?;
     let lost = outcome.output.split_whitespace().skip_while(|word| *word != "lost").nth(1);
     let lost: f64 =
         lost.and_then(|word| word.parse().ok()).with_context(|| format!("no count in {}", outcome.output))?;
-    Ok([(end - start).as_secs_f64(), lost])
+    Ok([(end - start).as_secs_f64(), (served - start).as_secs_f64(), lost])
+}
+
+/// When the ADD of a new pod has ended, that policies select.
+fn add(site: &Site) -> Result<Instant> {
+    let like = site.population.local_pod(0);
+    let mut pod = site.server.get(Kind::Pods, &like).context("no pod")?;
+    let key = Key { name: "adopted".to_owned(), ..like };
+    pod["metadata"]["name"] = json!(key.name);
+    pod["metadata"]["uid"] = json!(key.name);
+    site.server.put(Kind::Pods, pod)?;
+    let added = Container::new(site.bed.node(1), &format!("{}/{}", key.namespace, key.name))?;
+    let served = Instant::now();
+    drop(added);
+    site.server.delete(Kind::Pods, &key)?;
+    Ok(served)
 }

@@ -57,7 +57,7 @@ pub(super) struct Pods {
     until: Option<Instant>,
     /// Looks in a row that found all pods watched for no reason.
     wide: u8,
-    /// All kinds were listed once.
+    /// What says which pods are needed was listed once.
     started: bool,
 }
 
@@ -93,7 +93,7 @@ impl Pods {
         self.started
     }
 
-    /// All kinds are listed: what is needed is known.
+    /// Policies, namespaces and this node's pods are listed: what is needed is known.
     pub(super) fn start(&mut self) -> Orders {
         self.started = true;
         self.watch(self.needs.scopes())
