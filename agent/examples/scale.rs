@@ -126,6 +126,21 @@ impl Bench {
     }
 }
 
+/// Policies as `cargo xtask bench scale` has them: each selects one of the pods here, and lets one application in.
+fn one_of_many(n: u32, port: u32) -> Value {
+    let app = format!("app-{}", n * 7 % (PODS / ENDPOINTS));
+    json!({"metadata": {"namespace": "ns0", "name": format!("many-{n}"), "uid": format!("many-{n}")}, "spec": {
+        "podSelector": {"matchLabels": {"app": format!("local-{}", n % 30)}}, "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": app}}}],
+            "ports": [{"protocol": "TCP", "port": port}]}]}})
+}
+
+/// Pods of applications, and those here each with a name of its own.
+fn applied(n: u32) -> Value {
+    let here = n.is_multiple_of(NODES) && n / NODES < 30;
+    pod(n, &if here { format!("local-{}", n / NODES) } else { format!("app-{}", n / ENDPOINTS) })
+}
+
 fn policy() -> Value {
     json!({"metadata": {"namespace": "ns0", "name": "p"}, "spec": {"podSelector": {},
         "ingress": [{"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "a"}}}], "ports": [{"port": 80}]}]}})
@@ -184,5 +199,21 @@ fn main() {
         bench.attachments.push(attachment((31 + turn) * NODES));
         Deltas::default()
     });
+    bench.attachments.truncate(30);
+    let pods = all((0..PODS).map(applied));
+    bench.turn(Deltas { policies: Changed::all(BTreeMap::new()), pods, ..Deltas::default() });
+    bench.planner.pack();
+    for policies in [1_000, 10_000] {
+        let many = (0..policies).map(|n| one_of_many(n, 1000 + n));
+        let began = Instant::now();
+        let before = resident();
+        bench.turn(Deltas { policies: all(many), ..Deltas::default() });
+        bench.planner.pack();
+        println!("{policies} policies: {:?}, {before} -> {}", began.elapsed(), resident());
+        bench.measure("a port of a policy", |turn, _| Deltas {
+            policies: one(one_of_many(31, 40_000 + turn)),
+            ..Deltas::default()
+        });
+    }
     bench.measure("a node", |turn, _| Deltas { nodes: one(node(NODES + turn)), ..Deltas::default() });
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! glibc's allocator, for a process that reads a cluster once and then changes a little of it again and again.
 
+use std::collections::BTreeMap;
+
 /// To be called before any other thread runs.
 ///
 /// Without this glibc keeps what is freed in lists for small sizes (`M_MXFAST`), which it walks whole at the next large request:
@@ -15,6 +17,11 @@ pub fn adjust() {
             tracing::warn!(parameter, value, "mallopt refused a parameter");
         }
     }
+}
+
+/// Packs a tree: one that was filled in order, as lists are, has nodes of which half is empty.
+pub(crate) fn pack<K: Ord, V>(tree: &mut BTreeMap<K, V>) {
+    *tree = std::mem::take(tree).into_iter().collect();
 }
 
 /// Gives memory that is free back to the system: glibc keeps what lies below something that is in use, which after the first

@@ -16,6 +16,8 @@ use weft_abi::{
 };
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
+use crate::heap;
+
 pub(crate) mod address;
 mod labels;
 mod name;
@@ -247,6 +249,18 @@ pub struct Desired {
     pub closed: BTreeMap<String, String>,
     /// Something was closed that may fit once what this plan no longer has is out of the maps.
     pub crowded: bool,
+}
+
+impl Desired {
+    /// See [`heap::pack`].
+    pub(crate) fn pack(&mut self) {
+        let Self { remotes, frontends, balancers, identities, rules, .. } = self;
+        heap::pack(remotes);
+        heap::pack(frontends);
+        heap::pack(balancers);
+        heap::pack(identities);
+        heap::pack(rules);
+    }
 }
 
 /// The members that clients of a Service port are sent to; each set in a stable order, no member twice.

@@ -37,7 +37,10 @@ use weft_dataplane::Error;
 pub use self::patch::{Changes, Patch};
 use self::tables::Known;
 pub use self::tables::{Array, Summary, Table, Tables};
-use crate::model::{Desired, Room};
+use crate::{
+    heap,
+    model::{Desired, Room},
+};
 
 /// Applies plans one after the other.
 #[derive(Debug, Default)]
@@ -126,6 +129,22 @@ impl Applier {
     /// Takes nothing for granted any more: somebody else has written to the maps.
     pub fn forget(&mut self) {
         self.observed = None;
+    }
+
+    /// Packs what it knows, once much has been written at once.
+    pub fn pack(&mut self) {
+        let Some(Observed { remotes, frontends, balancers, members, backends, identities, rules, .. }) =
+            &mut self.observed
+        else {
+            return;
+        };
+        heap::pack(&mut remotes.0);
+        heap::pack(&mut frontends.0);
+        heap::pack(&mut balancers.0);
+        heap::pack(&mut members.0);
+        heap::pack(&mut backends.0);
+        heap::pack(&mut identities.0);
+        heap::pack(&mut rules.0);
     }
 
     /// Moves the maps to `desired`. What cannot be written for one object is named in the summary, and closes that object and

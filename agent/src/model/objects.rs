@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-pub use k8s_openapi::api::networking::v1::NetworkPolicySpec;
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -280,7 +280,7 @@ object! {
         /// Ports of all its endpoints.
         ports: Option<Vec<EndpointPort>>,
         /// Endpoints.
-        endpoints: Option<Vec<Endpoint>>,
+        endpoints: Option<Box<[Endpoint]>>,
     }
 }
 object! {
@@ -322,8 +322,42 @@ object! {
     NetworkPolicy {
         /// See [`Meta`].
         metadata: Meta,
-        /// What was asked.
-        spec: Option<NetworkPolicySpec>,
+        /// What was asked, as text.
+        spec: Option<PolicyText>,
+    }
+}
+
+impl NetworkPolicy {
+    /// What was asked.
+    #[must_use]
+    pub fn spec(&self) -> Option<NetworkPolicySpec> {
+        self.spec.as_ref().map(PolicyText::read)
+    }
+}
+
+/// The spec of a policy as JSON, in one form for one meaning. As values it takes ten times as much memory, and it is read but once
+/// for each change: everybody keeps what it understands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PolicyText(Box<str>);
+
+impl PolicyText {
+    fn read(&self) -> NetworkPolicySpec {
+        // It was written here. What selects everybody and allows nothing is closed.
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
+impl<'de> Deserialize<'de> for PolicyText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spec = NetworkPolicySpec::deserialize(deserializer)?;
+        let text = serde_json::to_string(&spec).map_err(serde::de::Error::custom)?;
+        Ok(Self(text.into()))
+    }
+}
+
+impl Serialize for PolicyText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.read().serialize(serializer)
     }
 }
 object! {

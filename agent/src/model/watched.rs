@@ -117,6 +117,13 @@ macro_rules! declare {
             $($(#[$doc])* pub $field: Changed<$Type>,)*
         }
 
+        impl Snapshot {
+            /// See [`crate::heap::pack`].
+            pub(crate) fn pack(&mut self) {
+                $(crate::heap::pack(&mut self.$field);)*
+            }
+        }
+
         impl Deltas {
             /// Takes what came later.
             pub fn extend(&mut self, later: Self) {

@@ -244,6 +244,11 @@ pub(crate) fn identify(snapshot: &Snapshot, groups: &PodGroups<'_>, terms: &Term
 }
 
 impl Identities {
+    /// See [`crate::heap::pack`].
+    pub(crate) fn pack(&mut self) {
+        crate::heap::pack(&mut self.exact);
+    }
+
     /// Numbers the sets.
     pub(crate) fn assign(&mut self, terms: &Terms, numbers: &mut Numbers) {
         let peers = PeerNames::new(terms, numbers.key);

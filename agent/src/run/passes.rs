@@ -27,8 +27,9 @@ pub(super) struct Passes {
     broken_off: BrokenOff,
 }
 
-/// Writes of a pass that leaves much memory free: a first one, or one after a list.
-const LARGE: usize = 10_000;
+/// Writes of a pass that leaves much memory free: a first one, or one after a list. The largest change of one Service is a fifth
+/// of it.
+const LARGE: usize = 50_000;
 
 /// Passes in a row that broke off: the next repair tries again.
 #[derive(Default)]
@@ -151,10 +152,12 @@ impl Passes {
         let planner = shared.planner();
         let summary =
             self.applier.patch(maps, planner.desired(), &patch).context("cannot write the dataplane's maps")?;
-        self.planned = Some(planner.versions());
+        let before = self.planned.replace(planner.versions());
         drop(planner);
         shared.work.applied(started.elapsed(), summary.written + summary.removed);
-        if summary.written + summary.removed > LARGE {
+        if before.is_none() || summary.written + summary.removed > LARGE {
+            shared.planner_mut().pack();
+            self.applier.pack();
             heap::give_back();
         }
         if !summary.is_unchanged() {

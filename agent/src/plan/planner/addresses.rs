@@ -108,6 +108,11 @@ impl Addresses {
         self.places = places;
     }
 
+    /// See [`super::Planner::pack`].
+    pub(super) fn pack(&mut self) {
+        self.claims = std::mem::take(&mut self.claims).into_iter().collect();
+    }
+
     /// Attachments have changed.
     pub(super) fn follow_attachments(&mut self, attachments: &[Arc<Attachment>]) {
         let mut certain = BTreeMap::new();

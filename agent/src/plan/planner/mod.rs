@@ -44,6 +44,7 @@ use super::{
 };
 use crate::{
     apply::{Changes, Patch},
+    heap,
     model::{
         Attachment, Deltas, Desired, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing,
     },
@@ -192,7 +193,7 @@ impl Planner {
             self.versions.isolation += 1;
             match self.snapshot.policies.get(&key) {
                 Some(policy) => {
-                    drop(self.forms.insert(key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace)))
+                    drop(self.forms.insert(key.clone(), PolicyForm::read(policy.spec().as_ref(), &key.namespace)))
                 }
                 None => drop(self.forms.remove(&key)),
             }
@@ -444,6 +445,20 @@ impl Planner {
             desired.host_routes = whole.host_routes;
         }
         desired.route_reports = whole.route_reports;
+    }
+
+    /// Packs what holds most, once much has come at once.
+    pub fn pack(&mut self) {
+        let Self { snapshot, addresses, forms, desired, policy, .. } = self;
+        snapshot.pack();
+        addresses.pack();
+        heap::pack(forms);
+        desired.pack();
+        match policy {
+            Some(Policy::Followed(followed)) => followed.policies.choice.identities.pack(),
+            Some(Policy::Whole(policies)) => policies.choice.identities.pack(),
+            None => {}
+        }
     }
 
     /// Whether the cluster has exactly this pod; see [`super::knows_pod`].

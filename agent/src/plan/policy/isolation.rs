@@ -67,7 +67,7 @@ struct OfNamespace {
     /// By the attachment's id as text.
     workloads: BTreeMap<String, Isolated>,
     /// Pods of this node that each policy selects.
-    selected: BTreeMap<ObjectKey, BTreeSet<String>>,
+    selected: BTreeMap<ObjectKey, Vec<Arc<str>>>,
 }
 
 /// The set of a workload whose pod is not known.
@@ -127,8 +127,8 @@ impl Isolation {
     }
 
     /// Pods of this node that a policy selects.
-    pub(crate) fn selected(&self, policy: &ObjectKey) -> Option<&BTreeSet<String>> {
-        self.0.get(&policy.namespace)?.selected.get(policy)
+    pub(crate) fn selected(&self, policy: &ObjectKey) -> Option<&[Arc<str>]> {
+        self.0.get(&policy.namespace)?.selected.get(policy).map(Vec::as_slice)
     }
 
     /// Puts these namespaces in the place of what they were; `newer` has them as far as workloads are there.
@@ -163,8 +163,12 @@ impl OfNamespace {
     fn known(&mut self, pod: PodEntry<'_>, policies: &[(&ObjectKey, &PolicyForm)]) -> Isolated {
         let labels = pod.labels();
         let selecting: Vec<_> = policies.iter().filter(|(_, form)| form.selector.matches(labels)).collect();
+        let name: Arc<str> = pod.key.to_string().into();
         for (key, _) in &selecting {
-            self.selected.entry((*key).clone()).or_default().insert(pod.key.to_string());
+            let selected = self.selected.entry((*key).clone()).or_insert_with(|| Vec::with_capacity(1));
+            if let Err(place) = selected.binary_search(&name) {
+                selected.insert(place, name.clone());
+            }
         }
         let mut set = |direction| {
             let isolating: Vec<_> =

@@ -204,7 +204,7 @@ impl Policies {
                 namespace: key.namespace.to_string(),
                 name: key.name.to_string(),
                 directions: [Direction::Ingress, Direction::Egress].into_iter().filter_map(isolates).collect(),
-                selected: selected.into_iter().flatten().cloned().collect(),
+                selected: selected.into_iter().flatten().map(ToString::to_string).collect(),
                 rules: rule_count(form),
                 state,
             };

@@ -2,26 +2,50 @@
 //! Label selectors (meta/v1 `LabelSelector`).
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
+    sync::{Arc, LazyLock},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
+use crate::model::Known;
 pub(crate) use crate::model::Labels;
 
 /// A selector whose requirements must all hold; without any it selects everything. Equal selectors compare equal, however
-/// they were written down. There are some for each policy, so that they are kept small.
-#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Selector(Box<[Requirement]>);
+/// they were written down. There are some for each policy, and several who keep them: of equal ones there is one.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Selector(Arc<[Requirement]>);
 
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+impl Ord for Selector {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl PartialOrd for Selector {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl FromIterator<Requirement> for Selector {
+    fn from_iter<I: IntoIterator<Item = Requirement>>(all: I) -> Self {
+        static KNOWN: LazyLock<Known<Arc<[Requirement]>>> = LazyLock::new(Known::default);
+        let all: BTreeSet<Requirement> = all.into_iter().collect();
+        let all: Vec<Requirement> = all.into_iter().collect();
+        Self(KNOWN.one(&*all, || all.as_slice().into(), |known| Arc::strong_count(known) > 1))
+    }
+}
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 struct Requirement {
     key: Box<str>,
     test: Test,
 }
 
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 enum Test {
     In(Values),
     NotIn(Values),
@@ -30,7 +54,7 @@ enum Test {
 }
 
 /// Values of a label, each once, in order.
-#[derive(Clone, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Values(Box<[Box<str>]>);
 
 impl<T: Into<Box<str>>> FromIterator<T> for Values {
@@ -79,8 +103,7 @@ impl Selector {
             Ok(Requirement { key: key.as_str().into(), test: Test::In([value.as_str()].into_iter().collect()) })
         });
         let expressions = selector.match_expressions.iter().flatten().map(Requirement::parse);
-        let all: BTreeSet<Requirement> = labels.chain(expressions).collect::<Result<_, String>>()?;
-        Ok(Self(all.into_iter().collect()))
+        labels.chain(expressions).collect()
     }
 
     /// How much work [`Selector::matches`] is at most, in looks at a requirement.
@@ -118,7 +141,7 @@ impl Selector {
 
     /// Selects what has one of some values of a key.
     pub(crate) fn of_values(key: &str, values: Values) -> Self {
-        Self(Box::new([Requirement { key: key.into(), test: Test::In(values) }]))
+        [Requirement { key: key.into(), test: Test::In(values) }].into_iter().collect()
     }
 
     /// As a query of the API (`labelSelector`); none: something in it is no label, so that a server would refuse it.
@@ -253,7 +276,7 @@ impl Requirement {
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("{")?;
-        for Requirement { key, test } in &self.0 {
+        for Requirement { key, test } in &*self.0 {
             match test {
                 Test::In(values) => write!(f, "{key:?} in {values:?};")?,
                 Test::NotIn(values) => write!(f, "{key:?} notin {values:?};")?,
@@ -336,7 +359,8 @@ mod tests {
         let (wider, narrower) = (selector("app", wider, of), selector("app", narrower, values));
         assert_eq!(wider.covers(&narrower), expected);
         assert!(Selector::everything().covers(&narrower) && !narrower.covers(&Selector::everything()));
-        let both = Selector(narrower.0.iter().cloned().chain(selector("tier", "Exists", &[]).0).collect());
+        let tier = selector("tier", "Exists", &[]);
+        let both: Selector = narrower.0.iter().chain(&*tier.0).cloned().collect();
         assert_eq!(wider.covers(&both), expected, "one requirement more selects less");
         assert!(!both.covers(&narrower));
     }
@@ -348,7 +372,10 @@ mod tests {
             selector("app", "In", &["c"]),
             selector("tier", "In", &["a"]),
             selector("tier", "DoesNotExist", &[]),
-            Selector(selector("app", "In", &["d"]).0.into_iter().chain(selector("tier", "Exists", &[]).0).collect()),
+            [selector("app", "In", &["d"]), selector("tier", "Exists", &[])]
+                .iter()
+                .flat_map(|one| one.0.iter().cloned())
+                .collect(),
         ];
         let values = [None, Some("a"), Some("b"), Some("c"), Some("d")];
         let labels = values.iter().flat_map(|app| values.map(|tier| [("app", *app), ("tier", tier)]));

@@ -305,7 +305,7 @@ fn is_exact_or_closed(world: &World, desired: &Desired, exact: &Desired) -> Resu
 fn the_bound_of_work_holds() {
     let (world, _) = holes(20_000, false);
     let policy = world.snapshot.policies.values().next().unwrap();
-    let forms = BTreeMap::from([(ObjectKey::new("x", "p"), PolicyForm::read(policy.spec.as_ref(), "x"))]);
+    let forms = BTreeMap::from([(ObjectKey::new("x", "p"), PolicyForm::read(policy.spec().as_ref(), "x"))]);
     let isolation = isolate(&world.snapshot, &world.attachments, &forms);
     let (key, set) = isolation.sets().next().unwrap();
     let allowed = Allowed::by(set, key, &forms, &mut Regions::default());

@@ -22,7 +22,7 @@ struct Peer<'a> {
 pub(super) fn ingress(snapshot: &Snapshot, receiver: &Pod, from: &str, packet: Packet) -> bool {
     let peer = Peer { ip: from, pod: owner(snapshot, from) };
     allowed(snapshot, receiver, "Ingress", |policy| {
-        let rules = policy.spec.as_ref()?.ingress.as_ref()?;
+        let rules = policy.spec()?.ingress?;
         let rule = rules.iter().find(|rule| {
             peers_match(snapshot, policy, rule.from.as_ref(), &peer)
                 && ports_match(rule.ports.as_ref(), packet, Some(receiver))
@@ -34,7 +34,7 @@ pub(super) fn ingress(snapshot: &Snapshot, receiver: &Pod, from: &str, packet: P
 pub(super) fn egress(snapshot: &Snapshot, sender: &Pod, to: &str, packet: Packet) -> bool {
     let peer = Peer { ip: to, pod: owner(snapshot, to) };
     allowed(snapshot, sender, "Egress", |policy| {
-        let rules = policy.spec.as_ref()?.egress.as_ref()?;
+        let rules = policy.spec()?.egress?;
         let rule = rules.iter().find(|rule| match (&rule.to, &rule.ports) {
             // A port by name is of the pod that the peer selects, so that both must be by the same peer.
             (Some(peers), Some(ports)) if !peers.is_empty() && !ports.is_empty() => peers.iter().any(|one| {
@@ -52,7 +52,7 @@ pub(super) fn egress(snapshot: &Snapshot, sender: &Pod, to: &str, packet: Packet
 fn allowed(snapshot: &Snapshot, subject: &Pod, direction: &str, allows: impl Fn(&NetworkPolicy) -> Option<()>) -> bool {
     let mut isolated = false;
     for policy in snapshot.policies.values() {
-        let Some(spec) = &policy.spec else { continue };
+        let Some(spec) = policy.spec() else { continue };
         let types = spec.policy_types.clone().unwrap_or_default();
         let applies = if types.is_empty() {
             direction == "Ingress" || spec.egress.as_ref().is_some_and(|rules| !rules.is_empty())

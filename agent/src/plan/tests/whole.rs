@@ -118,5 +118,5 @@ fn name_pods(owners: &Owners<'_>, attachments: &[Arc<Attachment>], desired: &mut
 /// Reads every policy.
 fn forms_of(snapshot: &Snapshot) -> Forms {
     let policies = snapshot.policies.iter();
-    policies.map(|(key, policy)| (key.clone(), PolicyForm::read(policy.spec.as_ref(), &key.namespace))).collect()
+    policies.map(|(key, policy)| (key.clone(), PolicyForm::read(policy.spec().as_ref(), &key.namespace))).collect()
 }

@@ -33,7 +33,7 @@ pub(super) struct Needs {
 #[derive(Debug)]
 struct Policy {
     selector: Selector,
-    peers: BTreeSet<PodPeer>,
+    peers: Box<[PodPeer]>,
     /// It selects a pod of this node.
     selects: bool,
 }
@@ -169,11 +169,12 @@ impl Needs {
                 self.policies.remove(key);
                 continue;
             };
-            let form = PolicyForm::read(policy.spec.as_ref(), &key.namespace);
+            let form = PolicyForm::read(policy.spec().as_ref(), &key.namespace);
             let mut peers = form.pod_peers();
             if peers.len() > MANY {
                 peers = BTreeSet::from([PodPeer::all()]);
             }
+            let peers = peers.into_iter().collect();
             self.policies.insert(key.clone(), Policy { selector: form.selector, peers, selects: false });
         }
         changed.objects.keys().cloned().collect()

@@ -199,8 +199,8 @@ fn many_watches_become_few_and_no_pod_goes_missing_between() {
         assert!(node.pods.watches.len() < usize::from(WATCHES));
         ended.extend(node.list_all());
         for before in 0..=number {
-            let peers =
-                crate::plan::PolicyForm::read(policy("", "", &from_app(&app(before))).1.spec.as_ref(), "x").pod_peers();
+            let peers = crate::plan::PolicyForm::read(policy("", "", &from_app(&app(before))).1.spec().as_ref(), "x")
+                .pod_peers();
             let listed = node.pods.watches.iter().filter(|(_, watch)| watch.listed).map(|(scope, _)| scope);
             assert!(scope::cover(listed, peers.first().unwrap(), node.pods.needs.namespaces()), "{before} of {number}");
         }
@@ -242,7 +242,7 @@ fn watches_end_after_others_have_their_pods() {
     let (mut node, _) = Node::new(Told::default());
     let peer = |number: usize| {
         let from = from_app(&format!("app-{number}"));
-        let spec = policy("", "", &from).1.spec.clone();
+        let spec = policy("", "", &from).1.spec();
         crate::plan::PolicyForm::read(spec.as_ref(), "x").pod_peers().pop_first().unwrap()
     };
     let mut held: BTreeSet<usize> = BTreeSet::new();
