@@ -47,7 +47,8 @@ use tokio::{
 use weft_dataplane::{Dataplane, Maps, Options};
 
 use self::{
-    engine::Engine, host::Host, interim::Interim, memory::NodeMemory, node::Node, passes::Passes, ports::Ports, remembered::Keeper,
+    engine::Engine, host::Host, interim::Interim, memory::NodeMemory, node::Node, passes::Passes, ports::Ports,
+    remembered::Keeper,
 };
 use crate::{
     apply,
@@ -193,7 +194,11 @@ async fn start(
     let flow_events = node.events().context("cannot read flow events")?;
     let reader = tokio::spawn(flows::read(flow_events, shared.clone(), node.maps().clone()));
     let interim = node.goes_on().await.context("cannot go on with what an earlier agent has left")?;
-    Engine::new(shared, commands, feed, changes, node, interim.then(|| Interim::new(began))).run().await;
+    let interim = interim.then(|| Interim::new(began));
+    if let Some(interim) = &interim {
+        feed.wait_until(interim.until().into_std());
+    }
+    Engine::new(shared, commands, feed, changes, node, interim).run().await;
     reader.abort();
     bail!("the object source has ended; this is a bug of weft-agent")
 }

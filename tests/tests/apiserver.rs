@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use weft_testbed::{
     Bed, Binaries, Container, Options, Tables,
@@ -119,7 +120,11 @@ impl Site {
     }
 
     fn ifindex(&self) -> Result<u32> {
-        let side = self.local.attachment().interface(false)?;
+        self.ifindex_of(&self.local)
+    }
+
+    fn ifindex_of(&self, container: &Container) -> Result<u32> {
+        let side = container.attachment().interface(false)?;
         let name = side["name"].as_str().context("the interface has no name")?;
         let path = format!("/sys/class/net/{name}/ifindex");
         let text = std::fs::read_to_string(self.bed.node(1).machine().path(path)).context("read the ifindex")?;
@@ -426,4 +431,40 @@ impl Site {
         object["metadata"]["labels"] = labels.clone();
         self.server.put(Kind::Pods, object).map(drop)
     }
+}
+
+/// What has changed while no agent ran is not in the maps, and not in what the agent remembers either.
+#[test]
+fn a_node_that_comes_back_is_ready_by_its_maps_and_a_new_pod_waits_for_the_policies_of_now() -> Result<()> {
+    let site = Site::new()?;
+    let node = site.bed.node(1);
+    let (app, before) = site.population.admitted(1);
+    let (now, peer) = (40_000, IpAddr::from(site.population.remote_addresses(app * site.population.endpoints).0));
+    node.stop_agent(Signal::SIGKILL)?;
+    let mut policy = site.server.get(Kind::NetworkPolicies, &site.population.policy(1)).context("no policy")?;
+    policy["spec"]["ingress"][0]["ports"][0]["port"] = json!(now);
+    site.server.put(Kind::NetworkPolicies, policy)?;
+    site.server.hold_lists(true);
+    node.start_agent()?;
+    node.agent_ready()?;
+    let status: weft_api::StatusReport = node.weft_json("status")?;
+    ensure!(!status.source.synced && status.source.remembered_since.is_none(), "{:?}", status.source);
+    site.others_are_right(&[])?;
+    let pod = site.population.local_pod(1);
+    let (added, listed, served) = std::thread::scope(|scope| {
+        let release = scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(1));
+            let listed = Instant::now();
+            site.server.hold_lists(false);
+            listed
+        });
+        let added = Container::new(node, &format!("{}/{}", pod.namespace, pod.name));
+        let served = Instant::now();
+        (added, release.join(), served)
+    });
+    let (added, listed) = (added?, listed.map_err(|_| anyhow::anyhow!("the releasing thread panicked"))?);
+    ensure!(served > listed, "nobody could know its policies");
+    let ifindex = site.ifindex_of(&added)?;
+    ensure!(site.tables.admits(ifindex, peer, now)? && !site.tables.admits(ifindex, peer, before)?, "not as it is now");
+    site.others_are_right(&[])
 }

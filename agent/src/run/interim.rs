@@ -2,7 +2,7 @@
 //! Between the start of an agent that comes back and the first word of its API server, which in a large cluster takes seconds to
 //! come. Where the one before has left all that it served, packets go by the maps as they stand, whoever looks: so the node is
 //! ready, nothing is written, and who asks for a new port waits for the policies that are in force now. Nothing that is remembered
-//! of the cluster counts for it.
+//! of the cluster counts for it, and for as long a source that is merely silent is not stood in for: the maps know it better.
 //!
 //! That the maps are whole is told by a mark, `runDir/whole.json`: it stands from a pass by what the source has told until one
 //! breaks off or goes by what is only remembered, and it names the maps by their key, so that it says nothing of others.
@@ -43,6 +43,11 @@ impl Interim {
     /// Of an agent that began to ask its source at `began`.
     pub(super) fn new(began: Instant) -> Self {
         Self { from: began + GRACE, until: began + LONGEST, held: Vec::new() }
+    }
+
+    /// When it ends at the latest.
+    pub(super) const fn until(&self) -> Instant {
+        self.until
     }
 
     /// Whether it has begun.

@@ -532,6 +532,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_silent_source_is_waited_for_as_long_as_something_better_goes_on() {
+        let (source, feed) = channel();
+        let mut feed = feed.or_remembered(|| Some(Snapshot { remembered: Some(7), ..snapshot() }));
+        feed.wait_until(std::time::Instant::now());
+        assert!(feed.changed().await && feed.take().standing.synced, "it is over");
+        drop(source);
+        let (source, feed) = channel();
+        let mut feed = feed.or_remembered(|| Some(Snapshot { remembered: Some(7), ..snapshot() }));
+        feed.wait_until(std::time::Instant::now() + Duration::from_secs(3600));
+        source.tell(std::time::Instant::now(), |_, standing| {
+            standing.error = Some("refused".to_owned());
+            true
+        });
+        assert!(feed.changed().await && feed.take().standing.remembered == Some(7), "an error is not silence");
+    }
+
+    #[tokio::test]
     async fn the_state_is_written_when_it_changes_and_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();

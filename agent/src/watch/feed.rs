@@ -83,6 +83,13 @@ impl Feed {
         self
     }
 
+    /// Waits for a silent source until then, where something better than what an earlier run has left goes on meanwhile.
+    pub fn wait_until(&mut self, until: Instant) {
+        if let Remembered::Waits(_, deadline) = &mut self.remembered {
+            *deadline = until;
+        }
+    }
+
     /// Waits until there is something to take; false: the source has ended. Nothing is lost if the wait is given up.
     pub async fn changed(&mut self) -> bool {
         let deadline = match &self.remembered {
