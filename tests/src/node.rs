@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use weft_api::{Answer, Client, Request};
 
 use crate::{
     bed::{Options, Outside, SERVICE_CIDRS, SHARED},
@@ -22,6 +23,9 @@ use crate::{
     shell::Shell,
     wait::until_ok,
 };
+
+/// How long an agent may take for one answer.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// How pods of different nodes reach each other.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -147,13 +151,16 @@ impl Node {
     /// Waits until the agent can serve.
     ///
     /// # Errors
-    /// It ended, or is not ready within half a minute; the message has the end of its log.
+    /// It ended, or is not ready within two minutes, which a busy machine's verifier may take; the message has the end of its log.
     pub fn agent_ready(&self) -> Result<()> {
-        let ready = until_ok("the agent is ready", Duration::from_secs(30), || {
+        let ready = until_ok("the agent is ready", Duration::from_secs(120), || {
             if !self.agent.borrow_mut().as_mut().is_some_and(Process::is_running) {
                 return Ok(Err("it ended"));
             }
-            self.sh("weft status")?.ok()?;
+            // Asked without a process: what is polled takes no CPU from the verifier that it waits for.
+            let mut client = Client::connect(self.machine.path("run/weft/agent.sock"), Some(ANSWER))?;
+            let Answer::Status(status) = client.call(&Request::Status)? else { bail!("another answer") };
+            ensure!(status.not_ready.is_none(), "{:?}", status.not_ready);
             Ok(Ok(()))
         });
         match ready {

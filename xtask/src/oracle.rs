@@ -24,9 +24,10 @@ pub(crate) struct Arguments {
     /// How packets go.
     #[arg(long, value_enum, default_value_t = Path::Run)]
     path: Path,
-    /// Nodes that work at the same time.
-    #[arg(long, default_value_t = 4)]
-    jobs: usize,
+    /// Nodes that work at the same time, by default one for 2500 packets, and 2 to 16: each starts for seconds, and then waits more
+    /// than it works.
+    #[arg(long)]
+    jobs: Option<usize>,
     /// Agent, plugin and CLI of another build, which are in this folder.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -78,10 +79,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn compare(arguments: &Arguments) -> Result<OracleReport> {
+    let cases = arguments.cases.unwrap_or(CASES);
     let options = OracleOptions {
-        cases: arguments.cases.unwrap_or(CASES),
+        cases,
         seed: arguments.seed,
-        jobs: arguments.jobs,
+        jobs: arguments.jobs.unwrap_or_else(|| jobs_for(cases)),
         programs: arguments.programs.clone(),
         failures: Some(failures()),
     };
@@ -91,6 +93,10 @@ fn compare(arguments: &Arguments) -> Result<OracleReport> {
         Path::Tap => oracle_wire(&options, OraclePath::Tap),
         Path::Vhost => oracle_wire(&options, OraclePath::Vhost),
     }
+}
+
+fn jobs_for(cases: u64) -> usize {
+    usize::try_from(cases / 2500).map_or(16, |jobs| jobs.clamp(2, 16))
 }
 
 /// The suite's part of it.

@@ -13,10 +13,12 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use weft_abi::{DropReason, Tally};
 
 const OBJ_GET: libc::c_int = 7;
 const PROG_TEST_RUN: libc::c_int = 10;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const PROG_GET_NEXT_ID: libc::c_int = 11;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -53,6 +55,11 @@ fn pair(first: u32, second: u32) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
+fn first_of(word: u64) -> u32 {
+    let [a, b, c, d, ..] = word.to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
 fn second_of(word: u64) -> u32 {
     let [.., a, b, c, d] = word.to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
@@ -67,16 +74,72 @@ fn info(fd: &OwnedFd, buffer: &mut [u64]) -> io::Result<()> {
     bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
-/// The kernel's number of the map that is pinned at `path`.
-pub(super) fn map_id(path: &Path) -> Result<u32> {
+/// The map that is pinned at `path`.
+fn open_map(path: &Path) -> Result<OwnedFd> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = Attr::default();
     attr[0] = name.as_ptr().expose_provenance() as u64;
-    let map = descriptor(OBJ_GET, &mut attr).with_context(|| format!("open the map at {}", path.display()))?;
+    descriptor(OBJ_GET, &mut attr).with_context(|| format!("open the map at {}", path.display()))
+}
+
+/// The kernel's number of the map that is pinned at `path`.
+pub(super) fn map_id(path: &Path) -> Result<u32> {
+    let map = open_map(path)?;
     // struct bpf_map_info: type, id.
     let mut words = [0; 16];
     info(&map, &mut words).context("ask a map for its number")?;
     Ok(second_of(words[0]))
+}
+
+/// The map of counters of drops, all of which are read by one call: there are dozens, and every packet is a question about all.
+#[derive(Debug)]
+pub(super) struct Drops {
+    map: OwnedFd,
+    cpus: usize,
+}
+
+impl Drops {
+    /// That of the agent whose maps are pinned in the folder `pins`.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(super) fn open(pins: &Path) -> Result<Self> {
+        let map = open_map(&pins.join(format!("{}/maps/{}", weft_abi::PinFolder, weft_abi::map::DROPS)))?;
+        Ok(Self { map, cpus: possible_cpus()? })
+    }
+
+    /// Packets dropped, by reason in the order of [`DropReason::ALL`], on all CPUs.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(super) fn read(&self) -> Result<Vec<u64>> {
+        let reasons = DropReason::ALL.len();
+        let mut keys = vec![0_u32; reasons];
+        let mut values = vec![Tally::default(); reasons * self.cpus];
+        let mut next = 0_u64;
+        let mut attr = Attr::default();
+        // struct batch: in_batch, out_batch, keys, values, count and map_fd.
+        attr[1] = (&raw mut next).expose_provenance() as u64;
+        attr[2] = keys.as_mut_ptr().expose_provenance() as u64;
+        attr[3] = values.as_mut_ptr().expose_provenance() as u64;
+        attr[4] = pair(u32::try_from(reasons)?, u32::try_from(self.map.as_raw_fd())?);
+        match bpf(MAP_LOOKUP_BATCH, &mut attr) {
+            // The kernel says so where the last entry is among them.
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error).context("read the drops"),
+            Ok(_) | Err(_) => {}
+        }
+        let (read, of_each) = (first_of(attr[4]) as usize, values.chunks(self.cpus));
+        ensure!(read == reasons && keys.iter().copied().eq(0..u32::try_from(reasons)?), "{read} of {reasons} drops");
+        Ok(of_each.map(|tallies| tallies.iter().fold(0, |sum, tally| tally.packets.wrapping_add(sum))).collect())
+    }
+}
+
+/// How many CPUs a map's value is kept for.
+fn possible_cpus() -> Result<usize> {
+    let path = "/sys/devices/system/cpu/possible";
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let last = text.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<usize>().ok());
+    Ok(last.with_context(|| format!("{path} says {text}"))? + 1)
 }
 
 impl Program {
@@ -143,11 +206,11 @@ fn uses(program: &OwnedFd, name: &str, map: u32) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::{pair, second_of};
+    use super::{first_of, pair, second_of};
 
     #[test]
     fn two_fields_stand_in_their_order() {
-        assert_eq!(second_of(pair(1, 2)), 2);
+        assert_eq!((first_of(pair(1, 2)), second_of(pair(1, 2))), (1, 2));
         assert_eq!(pair(1, 2).to_ne_bytes()[..4], 1_u32.to_ne_bytes());
     }
 }

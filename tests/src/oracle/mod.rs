@@ -61,6 +61,11 @@ use crate::{binaries::Binaries, random::Random};
 const PER_STATE: usize = 100;
 /// States that follow from each other; then everything is new.
 const CHAIN: usize = 15;
+/// Of a hundred states, those that begin with a new agent. A start costs seconds, nearly all of them the kernel's verifier's: the
+/// first chains have many, those of a long run fewer, which are more than the first ones' all the same.
+const RESTARTS: usize = 4;
+const RESTARTS_LATER: usize = 1;
+const FIRST_CHAINS: usize = 20;
 /// The same on a wire.
 const PER_WIRE_STATE: usize = 40;
 const WIRE_CHAIN: usize = 6;
@@ -222,7 +227,8 @@ fn work_on(
             break;
         }
         let mut random = Random::new(options.seed.wrapping_mul(1_000_003).wrapping_add(chain as u64));
-        let states = chain_of(&mut random, size, path);
+        let restarts = if chain < FIRST_CHAINS { RESTARTS } else { RESTARTS_LATER };
+        let states = chain_of(&mut random, size, path, restarts);
         let name = format!("seed {}, chain {chain}", options.seed);
         let failing = follow(ground, &states, options, board).with_context(|| name.clone())?;
         if let Some(failing) = failing {
@@ -241,7 +247,7 @@ fn work_on(
 }
 
 /// Worlds that follow from each other, and packets for each.
-fn chain_of(random: &mut Random, size: &Size, path: OraclePath) -> Vec<State> {
+fn chain_of(random: &mut Random, size: &Size, path: OraclePath, restarts: usize) -> Vec<State> {
     let (length, packets) = if path == OraclePath::Run { (CHAIN, PER_STATE) } else { (WIRE_CHAIN, PER_WIRE_STATE) };
     let mut ports = FreshPorts::default();
     let mut world = generate::world(random, size);
@@ -250,7 +256,7 @@ fn chain_of(random: &mut Random, size: &Size, path: OraclePath) -> Vec<State> {
         let mut event = Event::default();
         if number > 0 {
             world = generate::change(random, &world, size);
-            event.restart = random.chance(4);
+            event.restart = random.chance(restarts);
             let local: Vec<String> = world.pods.iter().filter(|pod| pod.node == HERE).map(world::Pod::id).collect();
             event.replug = (!local.is_empty() && random.chance(6)).then(|| random.pick(&local).clone());
         }

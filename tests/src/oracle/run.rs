@@ -12,7 +12,7 @@ use weft_dataplane::Maps;
 use weft_probe::frames::index_of;
 
 use super::{
-    bpf::{self, Program},
+    bpf::{self, Drops, Program},
     check::{Seen, Sent},
     frame::{self, Frame, HOPS},
     model::Target,
@@ -28,6 +28,7 @@ const NEXT: u32 = u32::MAX;
 /// The programs and maps of a site's first node, of which the calling thread has become a part.
 pub(super) struct Runner {
     maps: Maps,
+    drops: Drops,
     flows: u32,
     programs: Programs,
     host: u32,
@@ -62,13 +63,14 @@ impl Runner {
         setns(File::open(node.net())?, CloneFlags::CLONE_NEWNET).context("enter the node's network")?;
         let pins = node.machine().path("sys/fs/bpf/weft");
         let maps = Maps::open(&pins).context("open the agent's maps")?;
+        let drops = Drops::open(&pins)?;
         let flows = bpf::map_id(&pins.join(format!("{}/maps/{}", weft_abi::PinFolder, weft_abi::map::FLOWS4)))?;
         let programs = Programs::find(flows)?;
         let uplink_mac = crate::hostile::mac_of(&**node, "eth0")?;
         let wire_mac = crate::hostile::mac_of(site.bed.outside(), "eth0")?;
         stand_in(site)?;
         let (host, uplink) = (index_of("weft0")?, index_of("eth0")?);
-        Ok(Self { maps, flows, programs, host, uplink, uplink_mac, wire_mac, before: Vec::new() })
+        Ok(Self { maps, drops, flows, programs, host, uplink, uplink_mac, wire_mac, before: Vec::new() })
     }
 
     /// After an agent's start, which may have swapped the programs.
@@ -116,7 +118,7 @@ impl Runner {
         if wrong_mac {
             frame.macs[1][5] ^= 0x40;
         }
-        self.before = self.drops()?;
+        self.before = self.drops.read()?;
         let ran = program.run(&frame::build(&frame), ifindex)?;
         match ran.action {
             SHOT => self.dropped(),
@@ -133,18 +135,14 @@ impl Runner {
 
     /// Whether a packet was dropped for a reason that its sender is told.
     fn has_told(&self) -> Result<bool> {
-        let after = self.drops()?;
+        let after = self.drops.read()?;
         let mut moved = after.iter().zip(&self.before).zip(DropReason::ALL);
         Ok(moved.any(|((after, before), reason)| after > before && reason.is_told()))
     }
 
-    fn drops(&self) -> Result<Vec<u64>> {
-        DropReason::ALL.iter().map(|reason| Ok(self.maps.dropped(*reason)?.packets)).collect()
-    }
-
     /// Which counter moved. Several may: the node has traffic of its own, which is never for the reasons asked about.
     fn dropped(&self) -> Result<Seen> {
-        let after = self.drops()?;
+        let after = self.drops.read()?;
         let moved: Vec<&str> = after
             .iter()
             .zip(&self.before)

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -39,6 +40,9 @@ pub(super) const SERVICE_CIDRS: [&str; 2] = bed::SERVICE_CIDRS;
 /// The file that the world is in.
 const FILE: &str = "world.yaml";
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two questions to an agent: while it has not read the state, and while it applies it.
+const PAUSE: Duration = Duration::from_millis(15);
+const STEP: Duration = Duration::from_millis(2);
 
 /// A pod that is plugged in.
 pub(super) struct Plugged {
@@ -69,6 +73,7 @@ impl Site {
             Mode::Vxlan => node::Mode::Vxlan,
             Mode::Native => node::Mode::Native,
         };
+        let _turn = turn();
         let bed = Bed::of(&Options { nodes, mode, ..Options::default() }, binaries)?;
         Ok(Self { plugged: BTreeMap::new(), bed, generation: 0 })
     }
@@ -122,9 +127,11 @@ impl Site {
     /// Kills an agent and starts it again; the world is applied when this returns.
     pub(super) fn restart(&mut self, number: usize, world: &World) -> Result<()> {
         let node = self.bed.node(number);
+        let turn = turn();
         node.stop_agent(Signal::SIGKILL)?;
         node.start_agent()?;
         node.agent_ready()?;
+        drop(turn);
         self.write(world)
     }
 
@@ -161,22 +168,28 @@ impl Site {
     }
 
     /// Until the agent reports the Service that marks the state, which stands in the same file as everything else, and has
-    /// applied it.
+    /// applied it. It looks at its folder three times a second: until it has read the file it is asked as little as does no harm.
     fn wait(&self, number: usize) -> Result<()> {
         let mut client = Client::connect(self.socket(number), Some(PATIENCE))?;
         let name = manifest::marker_name(self.generation);
         let until = std::time::Instant::now() + PATIENCE;
+        let late = || std::time::Instant::now() > until;
+        let mut told = false;
         loop {
-            let Answer::Services(services) = client.call(&Request::Services)? else { bail!("another answer") };
-            let told = services.iter().any(|service| service.namespace == "oracle" && service.name == name);
-            let Answer::Status(status) = client.call(&Request::Status)? else { bail!("another answer") };
-            if told && status.applied {
-                return content(*status);
+            if !told {
+                let Answer::Services(services) = client.call(&Request::Services)? else { bail!("another answer") };
+                told = services.iter().any(|service| service.namespace == "oracle" && service.name == name);
             }
-            if std::time::Instant::now() > until {
-                bail!("{} has not applied state {}: {status:?}", node_name(number as u8), self.generation);
+            if told || late() {
+                let Answer::Status(status) = client.call(&Request::Status)? else { bail!("another answer") };
+                if told && status.applied {
+                    return content(*status);
+                }
+                if late() {
+                    bail!("{} has not applied state {}: {status:?}", node_name(number as u8), self.generation);
+                }
             }
-            std::thread::sleep(Duration::from_millis(3));
+            std::thread::sleep(if told { STEP } else { PAUSE });
         }
     }
 
@@ -219,6 +232,12 @@ impl Site {
             Ok(endpoints.iter().find(of_pod).context("no such endpoint")?.mac.0)
         })
     }
+}
+
+/// Agents start one at a time: the verifier takes a CPU for seconds, and many at once would not be ready in time.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn text(interface: &serde_json::Value, key: &str) -> Result<String> {

@@ -132,7 +132,7 @@ impl Scratch {
         let options = OracleOptions {
             cases: arguments.cases.unwrap_or(super::MUTANT_CASES),
             seed: arguments.seed,
-            jobs: arguments.jobs,
+            jobs: arguments.jobs.unwrap_or(4),
             programs: Some(self.target.join("debug")),
             failures: None,
         };
