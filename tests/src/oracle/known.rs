@@ -59,8 +59,8 @@ impl Lookalikes {
 /// The list.
 pub(super) const KNOWN: &[Known] = &[
     Known {
-        name: "B2: established TCP whose backend's pod is gone from this node moves to another backend",
-        quirk: || Quirks { tcp_leaves_gone_pod: true, ..Quirks::default() },
+        name: "B2: a connection whose backend's pod is gone from this node, and listed still, moves to another backend",
+        quirk: || Quirks { leaves_gone_pod: true, ..Quirks::default() },
     },
     Known {
         name: "SCTP to an endpoint with another port is refused (`unrewritable`)",

@@ -85,7 +85,7 @@ impl Quirks {
     /// What either has.
     pub(super) fn and(self, other: Self) -> Self {
         Self {
-            tcp_leaves_gone_pod: self.tcp_leaves_gone_pod || other.tcp_leaves_gone_pod,
+            leaves_gone_pod: self.leaves_gone_pod || other.leaves_gone_pod,
             sctp_keeps_port: self.sctp_keeps_port || other.sctp_keeps_port,
         }
     }
@@ -94,8 +94,8 @@ impl Quirks {
 /// What is known not to be as it should, each by its own name; see `known.rs`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Quirks {
-    /// TCP whose pod is gone from this node chooses again.
-    pub(super) tcp_leaves_gone_pod: bool,
+    /// What went to a pod that is gone from this node chooses again.
+    pub(super) leaves_gone_pod: bool,
     /// SCTP to another port is refused.
     pub(super) sctp_keeps_port: bool,
 }
@@ -145,7 +145,7 @@ pub(super) fn answer_standing(
         .is_some_and(|frontend: &Frontend<'_>| service::serves(world, frontend, backend, packet.destination.is_ipv4()));
     let tcp = packet.protocol == Protocol::Tcp;
     let gone = route::place(world, here, backend.0) == Place::OwnUnused;
-    let kept = if tcp { !(quirks.tcp_leaves_gone_pod && gone) } else { serves };
+    let kept = (tcp || serves) && !(quirks.leaves_gone_pod && gone);
     if kept {
         return or_taken(packet, vec![to_backend(world, here, packet, backend, quirks)]);
     }

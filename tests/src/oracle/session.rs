@@ -2,7 +2,11 @@
 
 //! A chain of states on the path `run`: in each, new connections and, after a change, those that stand.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -42,6 +46,7 @@ struct Standing {
     /// Where its Service led.
     backend: Option<(IpAddr, u16)>,
     sent: Sent,
+    last: Instant,
 }
 
 /// Counts of a run.
@@ -70,6 +75,16 @@ pub(super) struct Session {
 
 /// Connections that go on into the next state.
 const KEPT: usize = 40;
+/// Connections stand so long at least without a packet: those of a question and its answer (echo, and UDP to a well-known port)
+/// 10 s, others that nobody has answered 30 s. On a busy machine a state may take longer to come.
+const BRIEF: Duration = Duration::from_secs(8);
+const LASTING: Duration = Duration::from_secs(25);
+
+/// Whether the kernel may have forgotten a connection whose last packet was at `last`.
+pub(super) fn may_be_over(packet: &Packet, last: Instant) -> bool {
+    let brief = packet.protocol == Protocol::Echo || packet.protocol == Protocol::Udp && packet.dport < 1024;
+    last.elapsed() > if brief { BRIEF } else { LASTING }
+}
 
 impl Session {
     pub(super) fn new(site: Site) -> Result<Self> {
@@ -114,7 +129,7 @@ impl Session {
         if standing.backend.is_some() {
             standing.backend = Some((sent.address, sent.port));
         }
-        standing.sent = sent;
+        (standing.sent, standing.last) = (sent, Instant::now());
         self.standing.push(standing.clone());
         Ok(None)
     }
@@ -249,6 +264,10 @@ impl Ground for Session {
             if !self.can_send(&packet.from) {
                 continue;
             }
+            if may_be_over(&packet, standing.last) {
+                *self.count.verdicts.entry("standing: not asked, too late".to_owned()).or_default() += 1;
+                continue;
+            }
             if let Some(Failure { packet, text }) = Failure::of(&packet, self.again(world, &mut standing)) {
                 return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
             }
@@ -292,7 +311,7 @@ impl Ground for Session {
         if self.standing.len() < KEPT {
             let translated = (sent.address, sent.port) != (packet.destination, packet.dport);
             let backend = translated.then_some((sent.address, sent.port));
-            self.standing.push(Standing { packet: packet.clone(), backend, sent });
+            self.standing.push(Standing { packet: packet.clone(), backend, sent, last: Instant::now() });
         }
         Ok(None)
     }

@@ -10,26 +10,33 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use weft_abi::{DROP_REASONS, DropReason, GATEWAY_MAC};
+use weft_abi::{DROP_REASONS, GATEWAY_MAC};
 use weft_dataplane::Maps;
 use weft_probe::frames::{FrameReceiver, FrameSender, Offload};
 use weft_test_vmm::HeldGuest;
 
 use super::{
+    bpf::Drops,
     check::class,
     frame::{self, ACK, Frame, HOPS, SYN, SYN_ACK},
     known::{KNOWN, Known, Lookalikes},
-    model::{self, Final, Quirks, Reason, Source, Spot},
-    session::{Count, Failure, State},
+    model::{self, Final, Quirks, Reason, Source, Spot, Verdict},
+    session::{Count, Failure, State, may_be_over},
     shrink::Ground,
     site::{HERE, Plugged, Site, is_anew},
-    world::{From, Mode, Packet, PortKind, Protocol, World},
+    world::{self, From, Mode, Packet, PortKind, Protocol, World},
 };
-use crate::hostile::{OpenTap, Place as _, mac_of};
+use crate::{
+    hostile::{OpenTap, Place as _, mac_of},
+    shell::Shell as _,
+    wait::until_ok,
+};
 
 /// How long a packet that should arrive is waited for, and one that should not.
 const PATIENCE: Duration = Duration::from_millis(1500);
 const GRACE: Duration = Duration::from_millis(4);
+/// How long a tap may take to be up.
+const PATIENCE_UP: Duration = Duration::from_secs(10);
 /// Connections that go on into the next state.
 const KEPT: usize = 12;
 
@@ -87,6 +94,7 @@ struct Standing {
     packet: Packet,
     backend: Option<(IpAddr, u16)>,
     arrival: Arrival,
+    last: Instant,
 }
 
 /// Two nodes, everybody's ends in hand.
@@ -97,6 +105,7 @@ pub(super) struct Wire {
     outside: Tap,
     outside_mac: [u8; 6],
     maps: Vec<Maps>,
+    drops: Vec<Drops>,
     standing: Vec<Standing>,
     lookalikes: Lookalikes,
     pub(super) site: Site,
@@ -109,14 +118,17 @@ impl Wire {
         let tap = Tap::Socket(outside.sender("eth0", false)?, outside.receiver("eth0")?);
         let text = std::fs::read_to_string(outside.machine().path("sys/class/net/eth0/address"))?;
         let outside_mac = text.trim().parse::<weft_api::Mac>()?.0;
-        let (mut hosts, mut maps) = (Vec::new(), Vec::new());
+        let (mut hosts, mut maps, mut drops) = (Vec::new(), Vec::new(), Vec::new());
         for node in site.bed.nodes() {
             let open = |device| -> Result<Tap> { Ok(Tap::Socket(node.sender(device, false)?, node.receiver(device)?)) };
             hosts.push((node.name().to_owned(), open("weft0")?, open("eth0")?, mac_of(&**node, "eth0")?));
-            maps.push(Maps::open(&node.machine().path("sys/fs/bpf/weft"))?);
+            let pins = node.machine().path("sys/fs/bpf/weft");
+            maps.push(Maps::open(&pins)?);
+            drops.push(Drops::open(&pins)?);
         }
         let (taps, standing, lookalikes) = (BTreeMap::new(), Vec::new(), Lookalikes::default());
-        Ok(Self { taps, hosts, outside: tap, outside_mac, maps, standing, lookalikes, site, count: Count::default() })
+        let count = Count::default();
+        Ok(Self { taps, hosts, outside: tap, outside_mac, maps, drops, standing, lookalikes, site, count })
     }
 
     /// Opens the ends of pods that are new, and closes those of pods that are gone.
@@ -153,7 +165,12 @@ impl Wire {
         }
         let side = plugged.attachment.interface(false)?;
         let name = side["name"].as_str().context("the tap has no name in the result")?.to_owned();
-        Ok(Tap::Vmm(plugged.attachment.node().inside(move || OpenTap::open(&name))?))
+        let (node, opened) = (plugged.attachment.node(), name.clone());
+        let tap = node.inside(move || OpenTap::open(&opened))?;
+        // It has a carrier from now on, and the kernel takes a while to give it a queue: until then it loses what it is sent.
+        let state = format!("cd /sys/class/net/{name} && [ $(cat operstate) = up ] && cat carrier");
+        until_ok("the tap is up", PATIENCE_UP, || node.sh(&state)?.ok())?;
+        Ok(Tap::Vmm(tap))
     }
 
     fn node_of(&self, packet: &Packet, world: &World) -> String {
@@ -164,10 +181,7 @@ impl Wire {
     }
 
     fn drops(&self) -> Result<Vec<u64>> {
-        let of = |maps: &Maps| -> Result<Vec<u64>> {
-            DropReason::ALL.iter().map(|reason| Ok(maps.dropped(*reason)?.packets)).collect()
-        };
-        Ok(self.maps.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
+        Ok(self.drops.iter().map(Drops::read).collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// Sends a frame and watches everybody, until it has arrived or was dropped.
@@ -378,7 +392,7 @@ impl Wire {
         let backend = standing.backend;
         let oracle = |quirks| {
             let verdicts = model::answer_standing(world, &here, &packet, backend, quirks);
-            model::end_to_end(world, &here, &packet, verdicts)
+            finals(world, &here, &packet, verdicts)
         };
         let arrival = match self.judge(world, &packet, &seen, oracle) {
             Ok(Some(arrival)) => arrival,
@@ -396,7 +410,7 @@ impl Wire {
         if standing.backend.is_some() {
             standing.backend = Some((arrival.address, arrival.port));
         }
-        standing.arrival = arrival;
+        (standing.arrival, standing.last) = (arrival, Instant::now());
         self.standing.push(standing.clone());
         Ok(None)
     }
@@ -442,6 +456,10 @@ impl Ground for Wire {
             if !self.can_send(&packet.from) {
                 continue;
             }
+            if may_be_over(&packet, standing.last) {
+                *self.count.verdicts.entry("standing: not asked, too late".to_owned()).or_default() += 1;
+                continue;
+            }
             if let Some(Failure { packet, text }) = Failure::of(&packet, self.again(world, &mut standing)) {
                 return Ok(Some(Failure { packet, text: format!("a standing connection: {text}") }));
             }
@@ -457,9 +475,13 @@ impl Ground for Wire {
     }
 
     fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
+        // Of a world that was made smaller: what nobody would see there says nothing.
+        if !is_seen(world, packet)? {
+            return Ok(None);
+        }
         let here = self.node_of(packet, world);
         let seen = self.forward(packet, SYN)?;
-        let oracle = |quirks| model::end_to_end(world, &here, packet, model::answer(world, &here, packet, quirks));
+        let oracle = |quirks| finals(world, &here, packet, model::answer(world, &here, packet, quirks));
         let arrival = match self.judge(world, packet, &seen, oracle) {
             Ok(Some(arrival)) => arrival,
             Ok(None) => return Ok(None),
@@ -475,7 +497,7 @@ impl Ground for Wire {
         if self.standing.len() < KEPT {
             let translated = (arrival.address, arrival.port) != (packet.destination, packet.dport);
             let backend = translated.then_some((arrival.address, arrival.port));
-            self.standing.push(Standing { packet: packet.clone(), backend, arrival });
+            self.standing.push(Standing { packet: packet.clone(), backend, arrival, last: Instant::now() });
         }
         Ok(None)
     }
@@ -511,6 +533,17 @@ fn fits(seen: &Seen, expected: &Final, packet: &Packet, world: &World) -> bool {
     }
 }
 
+/// As [`model::end_to_end`]. Where pods are routed, the other node is a neighbour with an Ethernet address of its own, and the outside
+/// has another one: it speaks for none of that node's pods (`checkNeighbours`).
+fn finals(world: &World, here: &str, packet: &Packet, verdicts: Vec<Verdict>) -> Vec<Final> {
+    let of_neighbour =
+        |node: &world::Node| node.name != here && node.pod_cidrs.iter().any(|cidr| cidr.contains(&packet.source));
+    if packet.from == From::Wire && world.mode == Mode::Native && world.nodes.iter().any(of_neighbour) {
+        return vec![Final::Dropped(Reason::Source)];
+    }
+    model::end_to_end(world, here, packet, verdicts)
+}
+
 /// Whether a packet's way ends where somebody looks, whatever becomes of it.
 pub(super) fn is_seen(world: &World, packet: &Packet) -> Result<bool> {
     let here = match &packet.from {
@@ -521,7 +554,7 @@ pub(super) fn is_seen(world: &World, packet: &Packet) -> Result<bool> {
     if packet.from == From::Host && world.mode == Mode::Native && !model::is_service(packet.destination) {
         return Ok(false);
     }
-    let finals = model::end_to_end(world, &here, packet, model::answer(world, &here, packet, Quirks::default()));
+    let finals = finals(world, &here, packet, model::answer(world, &here, packet, Quirks::default()));
     ensure!(!finals.is_empty(), "no answer");
     // Answers to whom the wire pretends to be go to him.
     let pretends = packet.from == From::Wire && !model::is_outside(packet.source);
