@@ -302,19 +302,21 @@ pub struct Endpoint {
     /// Its first address; the API promises that all of them are interchangeable, and kube-proxy uses no other. None: it is no
     /// IP address.
     pub address: Option<IpAddr>,
-    /// None: nobody is sent there.
+    /// None: nobody is sent there, and who was is no more.
     pub readiness: Option<Readiness>,
     /// The name of its node.
     pub node: Option<Name>,
 }
 
-/// Whether an endpoint takes new connections by right or for want of a better one.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Whether an endpoint takes new connections by right, for want of a better one, or not at all.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Readiness {
     /// By right.
     Ready,
     /// `serving` and `terminating`: used only where nothing is ready (KEP-1669).
     Terminating,
+    /// `serving`, neither `ready` nor `terminating`: it keeps the connections that it has.
+    Serving,
 }
 
 object! {

@@ -28,6 +28,7 @@ pub(crate) const fn name_of(readiness: Readiness) -> &'static str {
     match readiness {
         Readiness::Ready => "ready",
         Readiness::Terminating => "terminating",
+        Readiness::Serving => "serving",
     }
 }
 
@@ -84,7 +85,7 @@ pub(crate) struct Wanted<'a> {
 }
 
 /// The endpoints that serve, sorted by address and port, none twice: new connections go to those that are ready, and where none is, to
-/// those that terminate (KEP-1669).
+/// those that terminate (KEP-1669). One that only serves has none.
 pub(crate) fn choose<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Vec<Endpoint<'a>> {
     let mut usable = BTreeMap::new();
     let address_type = if wanted.ipv4 { "IPv4" } else { "IPv6" };
@@ -98,8 +99,8 @@ pub(crate) fn choose<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Ve
         }
     }
     let any_ready = usable.values().any(|endpoint| endpoint.readiness == Readiness::Ready);
-    let choose =
-        |endpoint: Endpoint<'a>| Endpoint { chosen: !any_ready || endpoint.readiness == Readiness::Ready, ..endpoint };
+    let best = if any_ready { Readiness::Ready } else { Readiness::Terminating };
+    let choose = |endpoint: Endpoint<'a>| Endpoint { chosen: endpoint.readiness == best, ..endpoint };
     usable.into_values().map(choose).collect()
 }
 
@@ -118,7 +119,7 @@ fn usable_endpoint<'a>(endpoint: &'a SliceEndpoint, port: u16, wanted: Wanted<'_
     Some(Endpoint { addr, port, node, readiness: endpoint.readiness?, chosen: false })
 }
 
-/// An endpoint may stand in two slices while it moves between them: ready wins, and whoever tells the node.
+/// An endpoint may stand in two slices while it moves between them: what takes more connections wins, and whoever tells the node.
 fn merge<'a>(usable: &mut BTreeMap<(IpAddr, u16), Endpoint<'a>>, new: Endpoint<'a>) {
     match usable.entry((new.addr, new.port)) {
         Entry::Vacant(vacant) => {
@@ -127,9 +128,7 @@ fn merge<'a>(usable: &mut BTreeMap<(IpAddr, u16), Endpoint<'a>>, new: Endpoint<'
         Entry::Occupied(mut known) => {
             let known = known.get_mut();
             known.node = known.node.or(new.node);
-            if new.readiness == Readiness::Ready {
-                known.readiness = Readiness::Ready;
-            }
+            known.readiness = known.readiness.min(new.readiness);
         }
     }
 }

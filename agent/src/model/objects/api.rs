@@ -194,10 +194,11 @@ impl From<Endpoint> for super::Endpoint {
 fn readiness_of(Conditions { ready, serving, terminating }: Conditions) -> Option<Readiness> {
     let ready = ready.unwrap_or(true);
     let serving = serving.unwrap_or(ready);
-    match (ready, serving && terminating.unwrap_or(false)) {
-        (true, _) => Some(Readiness::Ready),
-        (false, true) => Some(Readiness::Terminating),
-        (false, false) => None,
+    match (ready, serving, terminating.unwrap_or(false)) {
+        (true, ..) => Some(Readiness::Ready),
+        (false, true, true) => Some(Readiness::Terminating),
+        (false, true, false) => Some(Readiness::Serving),
+        (false, false, _) => None,
     }
 }
 
@@ -225,7 +226,7 @@ mod tests {
     #[case::no_conditions(Value::Null, Some(Readiness::Ready))]
     #[case::not_ready(json!({"ready": false}), None)]
     #[case::terminating(json!({"ready": false, "serving": true, "terminating": true}), Some(Readiness::Terminating))]
-    #[case::serving_alone(json!({"ready": false, "serving": true}), None)]
+    #[case::serving_alone(json!({"ready": false, "serving": true}), Some(Readiness::Serving))]
     fn an_endpoint_that_was_written_down_is_the_same(#[case] conditions: Value, #[case] readiness: Option<Readiness>) {
         for (addresses, first) in
             [(json!(["10.0.0.1", "what"]), Some("10.0.0.1")), (json!(["what", "10.0.0.1"]), None), (json!([]), None)]

@@ -74,6 +74,22 @@ fn terminating_endpoints_serve_only_where_nothing_is_ready() {
     assert_eq!(desired.service_reports[0].ports[0].backends[0].state, "terminating");
 }
 
+/// Whoever has a connection to it keeps it: kube-proxy forgets those of endpoints that do not serve, and no others.
+#[test]
+fn an_endpoint_that_serves_and_is_not_ready_keeps_what_it_has() {
+    let mut world = World::default();
+    web(&mut world);
+    let serving = endpoint("10.0.0.2", Some(false), Some(true), Some(false));
+    for others in [json!([serving]), json!([{"addresses": ["10.0.0.1"]}, serving])] {
+        let chosen = others.as_array().map_or(0, Vec::len) - 1;
+        world.slice("s", "web", json!({"ports": [{"port": 80}], "endpoints": others}));
+        let desired = world.plan();
+        let balancers: Vec<_> = desired.balancers.values().collect();
+        let [balancer] = balancers[..] else { panic!("{balancers:?}") };
+        assert_eq!((balancer.internal.len(), balancer.keeping.len()), (chosen, 1), "{balancer:?}");
+    }
+}
+
 #[test]
 fn slices_merge_and_only_first_addresses_count() {
     let mut world = World::default();
