@@ -6,6 +6,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
     mem,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::{
         fd::{AsFd as _, AsRawFd as _},
         unix::fs::OpenOptionsExt as _,
@@ -20,7 +21,12 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use crate::namespace::Namespace;
+use crate::{
+    bed::{Bed, OUTSIDE_V4, OUTSIDE_V6},
+    namespace::Namespace,
+    node::Node,
+    shell::Shell as _,
+};
 
 /// The link; it goes, and the devices with it, when this is dropped.
 #[derive(Debug)]
@@ -30,6 +36,49 @@ pub struct PointToPoint {
 }
 
 impl PointToPoint {
+    /// The device on both machines of [`PointToPoint::to_outside`].
+    pub const DEVICE: &str = "ppp0";
+    /// The node's IPv4 address on the link to the outside.
+    pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+    /// The outside's.
+    pub const PEER_V4: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+    /// The node's IPv6 address on the link to the outside.
+    pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 1);
+    /// The outside's.
+    pub const PEER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 2);
+
+    /// A link between `node` and the outside, up, with an MTU of 1400 and addresses of both families; no route leads by it yet.
+    ///
+    /// # Errors
+    /// One of them has such a device.
+    pub fn to_outside(bed: &Bed, node: &Node) -> Result<Self> {
+        let device = Self::DEVICE;
+        let link = Self::new([node.machine(), bed.outside().machine()], device)?;
+        let addresses = |v4: Ipv4Addr, v6: Ipv6Addr| {
+            format!(
+                "set -e
+                 ip address add {v4}/30 dev {device}; ip address add {v6}/126 dev {device} nodad
+                 ip link set {device} mtu 1400 up"
+            )
+        };
+        node.sh(&addresses(Self::NODE_V4, Self::NODE_V6))?.ok()?;
+        let peer = addresses(Self::PEER_V4, Self::PEER_V6);
+        bed.outside()
+            .sh(&format!(
+                "{peer}
+                 ip route replace 10.99.0.0/30 dev {device} src {OUTSIDE_V4}
+                 ip route replace fd00:99::/126 dev {device} metric 256 src {OUTSIDE_V6}"
+            ))?
+            .ok()?;
+        Ok(link)
+    }
+
+    /// The node's address on the link to the outside, of the family of `peer`.
+    #[must_use]
+    pub fn node_address_for(peer: IpAddr) -> IpAddr {
+        if peer.is_ipv4() { Self::NODE_V4.into() } else { Self::NODE_V6.into() }
+    }
+
     /// Makes a device called `name` on both machines, down and without addresses, and carries packets between them.
     ///
     /// # Errors

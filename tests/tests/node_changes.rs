@@ -230,24 +230,8 @@ fn a_workload_reaches_the_network_of_a_second_device_by_the_address_there() -> R
 /// A link without Ethernet header between a node and the outside, and the node's default route by it alone.
 fn by_ppp(bed: &Bed) -> Result<PointToPoint> {
     let node = bed.node(1);
-    let link = PointToPoint::new([node.machine(), bed.outside().machine()], "ppp0")?;
-    let addresses = |[v4, v6]: [&str; 2]| {
-        format!(
-            "set -e
-             ip address add {v4}/30 dev ppp0; ip address add {v6}/126 dev ppp0 nodad
-             ip link set ppp0 mtu 1400 up"
-        )
-    };
-    node.sh(&addresses(PPP))?.ok()?;
-    let peer = addresses(PPP_PEER);
-    bed.outside()
-        .sh(&format!(
-            "{peer}
-             ip route replace 10.99.0.0/30 dev ppp0 src {OUTSIDE_V4}
-             ip route replace fd00:99::/126 dev ppp0 metric 256 src {OUTSIDE_V6}"
-        ))?
-        .ok()?;
-    let [v4, v6] = PPP_PEER;
+    let link = PointToPoint::to_outside(bed, node)?;
+    let (v4, v6) = (PointToPoint::PEER_V4, PointToPoint::PEER_V6);
     node.sh(&format!(
         "set -e
          ip route replace default via {v4} dev ppp0
@@ -257,14 +241,10 @@ fn by_ppp(bed: &Bed) -> Result<PointToPoint> {
     Ok(link)
 }
 
-/// Of the node on the link, and of the outside.
-const PPP: [&str; 2] = ["10.99.0.1", "fd00:99::1"];
-const PPP_PEER: [&str; 2] = ["10.99.0.2", "fd00:99::2"];
-
 /// A pod reaches the outside over the link, with the node's address there.
 fn is_reached_by_ppp(bed: &Bed, client: &Container, standing: &[UdpFlow]) -> Result<()> {
-    for (to, seen) in outsides().into_iter().zip(PPP) {
-        let seen: IpAddr = seen.parse()?;
+    for to in outsides() {
+        let seen = PointToPoint::node_address_for(to.ip());
         new_flow_meets(client, to, "outside", seen).with_context(|| bed.node(1).agent_log())?;
         let mut connection = TcpConnection::open(client, to)?;
         ensure!(connection.greeting().client == seen, "TCP to {to}: {:?}", connection.greeting());
@@ -273,8 +253,8 @@ fn is_reached_by_ppp(bed: &Bed, client: &Container, standing: &[UdpFlow]) -> Res
         client.pings(to.ip(), 1300)?;
         bed.node(1).reaches(Protocol::Tcp, to, "outside")?;
     }
-    for (flow, seen) in standing.iter().zip(PPP) {
-        meets(flow, "outside", seen.parse()?)?;
+    for flow in standing {
+        meets(flow, "outside", PointToPoint::node_address_for(flow.to().ip()))?;
     }
     Ok(())
 }
@@ -297,13 +277,14 @@ fn the_outside_is_reached_by_a_second_device_without_ethernet_header() -> Result
         ensure!(told.contains("mtu") && told.contains("1400"), "told of the link: {told}");
     }
     // What comes in by it for a pod is no answer, and policy is asked as by an uplink.
-    bed.outside().sh(&format!("ip route add {} via {} dev ppp0", client.v4()?, PPP[0]))?.ok()?;
+    bed.outside().sh(&format!("ip route add {} via {} dev ppp0", client.v4()?, PointToPoint::NODE_V4))?.ok()?;
     bed.outside().reaches(Protocol::Tcp, SocketAddr::new(client.v4()?, PORT), "client")?;
     // Nobody there speaks for a pod, a Service or the node.
     let refused = bed.node(1).drops("source-address")?;
     for source in [client.v4()?, IpAddr::from(bed.node(1).v4()), "10.96.0.77".parse()?, "10.244.1.99".parse()?] {
         let outside = bed.outside();
-        outside.sh(&format!("ip address add {source}/32 dev lo; ping -c 1 -W 1 -I {source} {}", PPP[0]))?;
+        outside
+            .sh(&format!("ip address add {source}/32 dev lo; ping -c 1 -W 1 -I {source} {}", PointToPoint::NODE_V4))?;
         outside.sh(&format!("ip address del {source}/32 dev lo"))?.ok()?;
     }
     ensure!(

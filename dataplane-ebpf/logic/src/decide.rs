@@ -158,9 +158,8 @@ fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, fr
 /// Service has is not.
 #[inline(always)]
 fn refusal<T: Tables>(tables: &T, net: u32, question: &Question, reason: DropReason) -> DropReason {
-    let has_ports = [protocol::TCP, protocol::UDP, protocol::SCTP].contains(&(question.key.protocol as u8));
     if reason as u8 == DropReason::NoService as u8
-        && has_ports
+        && protocol::names_ports(question.key.protocol as u8)
         && tables.frontend(&FrontendKey::of_address(net, question.key.dst)).is_some()
     {
         return DropReason::NoServicePort;

@@ -46,4 +46,11 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
     /// UDP-Lite (RFC 3828).
     pub const UDP_LITE: u8 = 136;
+
+    /// Whether its headers name ports, as rules of the kernel and of Services mean them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn names_ports(number: u8) -> bool {
+        matches!(number, TCP | UDP | SCTP)
+    }
 }

@@ -149,6 +149,19 @@ pub fn beyond(decision: &Decision, answers: bool) -> Option<&Addr> {
     }
 }
 
+/// Source, source port and destination port (network byte order) of the packets that go to the address of [`beyond`], as the
+/// host's rules would see them: before masquerade, after load balancing.
+#[inline(always)]
+#[must_use]
+pub fn leaving(decision: &Decision, answers: bool) -> (&Addr, u16, u16) {
+    let Decision { opener, target, target_port, .. } = decision;
+    if leads_out(decision, answers) {
+        (&opener.src, opener.sport, *target_port)
+    } else {
+        (target, *target_port, opener.sport)
+    }
+}
+
 /// Whether packets go to a server beyond the uplink.
 #[inline(always)]
 fn leads_out(decision: &Decision, answers: bool) -> bool {

@@ -195,20 +195,37 @@ const FIB_LAST_REFUSAL: i64 = 4;
 const FIB_ENCAPSULATES: i64 = 6;
 const FIB_FRAG_NEEDED: i64 = 8;
 
-/// The host's route to `dst` for what comes in by the device `from`, by its rules of destinations and devices. Its source is
-/// unspecified where the kernel does not tell.
+/// What the host's routes are asked about: a packet as the host's stack would see it, before it is masqueraded.
+#[derive(Clone, Copy)]
+pub struct Leaving<'p> {
+    pub src: &'p Addr,
+    pub dst: &'p Addr,
+    pub protocol: u8,
+    /// Network byte order.
+    pub sport: u16,
+    /// Network byte order.
+    pub dport: u16,
+}
+
+/// The host's route for what goes by `packet`'s addresses, protocol and ports, and comes in by the device `from`: by all of its
+/// rules but those of marks, and of several ways the one that the host's own hash chooses. Its source is unspecified where the
+/// kernel does not tell.
 #[inline(always)]
-pub fn host_route(skb: *mut __sk_buff, from: u32, dst: &Addr) -> Forwarding {
+pub fn host_route(skb: *mut __sk_buff, from: u32, packet: &Leaving<'_>) -> Forwarding {
+    let (src, dst) = (packet.src, packet.dst);
     // SAFETY: all zero is a valid value of this C struct.
     let mut params: bpf_fib_lookup = unsafe { mem::zeroed() };
     params.ifindex = from;
     if dst.is_v4() {
         params.family = AF_INET as u8;
+        params.__bindgen_anon_3.ipv4_src = src.v4_word();
         params.__bindgen_anon_4.ipv4_dst = dst.v4_word();
     } else {
         params.family = AF_INET6 as u8;
+        params.__bindgen_anon_3.ipv6_src = src.0;
         params.__bindgen_anon_4.ipv6_dst = dst.0;
     }
+    (params.l4_protocol, params.sport, params.dport) = (packet.protocol, packet.sport, packet.dport);
     let size = mem::size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: a constant of the object, which the loader may have set; volatile, so that its value here is not taken for granted.
     let with_source = BPF_FIB_LOOKUP_SKIP_NEIGH | unsafe { ptr::read_volatile(&raw const FIB_SOURCE) };
@@ -222,6 +239,8 @@ pub fn host_route(skb: *mut __sk_buff, from: u32, dst: &Addr) -> Forwarding {
         // Whether the packet fits is another question.
         FIB_SUCCESS | FIB_FRAG_NEEDED => {
             let (ifindex, source) = (params.ifindex, source(&params, dst.is_v4()));
+            // A kernel that does not tell a source has left the packet's own there.
+            let source = if source == *src { Addr::UNSPECIFIED } else { source };
             Forwarding::To(Route { ifindex, next_hop: next_hop(&params), source })
         }
         1..=FIB_LAST_REFUSAL | FIB_ENCAPSULATES => Forwarding::Nowhere,

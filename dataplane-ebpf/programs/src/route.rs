@@ -3,10 +3,10 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::DropReason;
-use weft_logic::{Tables as _, locate};
+use weft_logic::{Tables as _, locate, protocol};
 
 use crate::{
-    helpers::{self, Forwarding},
+    helpers::{self, Forwarding, Leaving},
     maps::{self, Kernel},
     stop,
 };
@@ -24,7 +24,12 @@ fn route(skb: *mut __sk_buff) -> Result<(), DropReason> {
     let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return Err(DropReason::Kernel) };
     let answers = walk.question.answers();
     let Some(to) = locate::beyond(&walk.decision, answers).copied() else { return Ok(()) };
-    let mut route = match helpers::host_route(skb, config.host_ifindex, &to) {
+    let (src, sport, dport) = locate::leaving(&walk.decision, answers);
+    let protocol = walk.decision.opener.protocol as u8;
+    // An echo's identifier is no port to the host.
+    let (sport, dport) = if protocol::names_ports(protocol) { (sport, dport) } else { (0, 0) };
+    let packet = Leaving { src, dst: &to, protocol, sport, dport };
+    let mut route = match helpers::host_route(skb, config.host_ifindex, &packet) {
         Forwarding::To(route) => route,
         Forwarding::Nowhere if !answers => return Err(DropReason::NoRoute),
         _ => return Ok(()),
