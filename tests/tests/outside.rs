@@ -39,6 +39,8 @@ fn what_is_larger_than_the_way_out_goes_in_pieces() -> Result<()> {
                     echoes(&near, to, &format!("-M dont -s {size}"))?;
                 }
                 echoes(&near, to, "-s 20000")?;
+                // Two pieces that are too big, and a small one.
+                echoes(&near, to, "-s 18200")?;
             }
             Ok(())
         };

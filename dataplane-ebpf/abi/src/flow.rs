@@ -196,7 +196,9 @@ crate::layout! {
     /// Place of a datagram in pieces: a port has [`FRAGMENT_SLOTS`] of them and no more, so that its datagrams make room for each
     /// other and never take that of another port's.
     #[repr(C)]
-    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd)]
+    #[derive(
+        Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd,
+    )]
     pub struct FragmentKey {
         /// Port it came from; see [`FlowKey4::ifindex`].
         pub ifindex: u32,
@@ -233,6 +235,8 @@ crate::layout! {
         pub masqueraded_id: u32,
         /// When the first piece came, in ticks of [`crate::TICK_SHIFT`].
         pub since: u32,
+        /// Not 0: a piece was larger than the way out takes, and went by the host's stack; all that follow do.
+        pub by_stack: u32,
     }
 }
 
@@ -242,4 +246,4 @@ const _: () = assert!(size_of::<FlowKey4>() == 20);
 const _: () = assert!(size_of::<FlowKey6>() == 44);
 const _: () = assert!(size_of::<Flow>() == 128);
 const _: () = assert!(size_of::<FragmentKey>() == 8);
-const _: () = assert!(size_of::<Datagram>() == 52);
+const _: () = assert!(size_of::<Datagram>() == 56);

@@ -26,7 +26,7 @@ pub const fn key(packet: &FlowKey6, id: u32) -> FragmentKey {
 #[must_use]
 pub const fn datagram(packet: &FlowKey6, id: u32, masqueraded_id: u32, now: u32) -> Datagram {
     let FlowKey6 { src, dst, sport, dport, protocol, .. } = *packet;
-    Datagram { src, dst, id, protocol, sport, dport, masqueraded_id, since: now }
+    Datagram { src, dst, id, protocol, sport, dport, masqueraded_id, since: now, by_stack: 0 }
 }
 
 /// Whether a piece with this key and identification belongs to a datagram.

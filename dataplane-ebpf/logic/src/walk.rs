@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One packet on the slow path: what it asks, and what is decided.
 
-use weft_abi::{Addr, Flow, FlowFlags, FlowKey6, GenerationRef};
+use weft_abi::{Addr, Flow, FlowFlags, FlowKey6, FragmentKey, GenerationRef};
 
 /// Who sent a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -217,10 +217,14 @@ pub struct Walk {
     pub from_end: u8,
     /// The entry that the error goes by was decided before something moved.
     pub has_moved: u8,
+    /// Not 0: the packet is a piece of a datagram that goes by the host's stack, see [`weft_abi::Datagram::by_stack`].
+    pub by_stack: u8,
     /// Reserved, zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
     /// Identification that a piece of a datagram is masqueraded with, as in the packet.
     pub masqueraded_id: u32,
+    /// Where the datagram is remembered that the packet is a piece of.
+    pub datagram: FragmentKey,
     /// What a slow parse found.
     pub far: Far,
 }

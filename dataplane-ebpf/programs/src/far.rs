@@ -9,7 +9,7 @@ use weft_abi::DropReason;
 use weft_logic::{
     Frame as _, fragment,
     header::{self, ETHERNET, Kind, Piece, TcpFlags, Transport},
-    walk::Far as Found,
+    walk::{Far as Found, Walk},
 };
 
 use crate::{
@@ -170,10 +170,11 @@ fn find_datagram<F: Far>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
     let (key, now) = (fragment::key(&packet, id), helpers::coarse_ticks());
     // SAFETY: values are replaced whole; a reader under RCU sees one or the other.
     let known = unsafe { FRAGMENTS.get(key) }.filter(|known| fragment::belongs(&packet, id, known));
+    walk.datagram = key;
     if walk.far.piece == LATER {
         let known = known.ok_or(DropReason::FragmentUnknown)?;
         (walk.far.sport, walk.far.dport) = (known.sport, known.dport);
-        walk.masqueraded_id = known.masqueraded_id;
+        (walk.masqueraded_id, walk.by_stack) = (known.masqueraded_id, u8::from(known.by_stack != 0));
         return Ok(());
     }
     share::take(ifindex, Tokens::Fragments)?;
@@ -181,8 +182,19 @@ fn find_datagram<F: Far>(skb: &Skb, ifindex: u32) -> Result<(), DropReason> {
         Some(known) if fragment::is_again(known, now) => known.masqueraded_id,
         _ => next_identifier(fragment::destination(&packet.dst, packet.protocol)),
     };
+    // Whether it goes by the stack its size tells.
     let datagram = fragment::datagram(&packet, id, walk.masqueraded_id, now);
     FRAGMENTS.insert(key, datagram, u64::from(BPF_ANY)).map_err(|_| DropReason::FlowTable)
+}
+
+/// All pieces of the datagram that follow the packet's go by the host's stack.
+#[inline(always)]
+pub fn follow_by_stack(walk: &Walk) {
+    if let Some(datagram) = FRAGMENTS.get_ptr_mut(walk.datagram) {
+        // SAFETY: an aligned word of a map value. Where another of the port's datagrams has taken the place meanwhile, it goes that
+        // way too.
+        unsafe { (*datagram).by_stack = 1 };
+    }
 }
 
 /// An identifier that no datagram to this destination had lately; they begin anywhere.

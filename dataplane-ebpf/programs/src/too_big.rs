@@ -4,7 +4,8 @@
 //! What routers may cut is cut: a program cannot make several packets of one, so the host's own IP stack does it. Towards nodes by
 //! tunnel it cuts what encapsulates the packet, and the other node puts that together. Elsewhere the packet, decided on and
 //! translated, comes in by `weft0` as if from a host there, and the stack forwards it by the routes that the decision was made
-//! of; `from_host` does not see it, it leaves by another device. Filters of the host for forwarded packets see it.
+//! of; `from_host` does not see it, it leaves by another device. Filters of the host for forwarded packets see it. Where a datagram
+//! comes in pieces, all of them take the way of the first one that is too big: the stack may wait for them all.
 
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, Deliver, DropReason, Flow, GATEWAY_MAC};
@@ -48,10 +49,19 @@ extern "C" fn weft_exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> u32 {
     helpers::exceeded_mtu(skb, ifindex, len).unwrap_or(0)
 }
 
+/// Whether a piece that fits goes by the host's stack all the same, because those of its datagram before it did: a stack that tracks
+/// connections holds pieces until it has them all.
+#[inline(always)]
+pub fn follows(transport: &Transport, flow: &Flow) -> bool {
+    transport.piece == Piece::Later
+        && flow.deliver != Deliver::Tunnel as u8
+        && maps::walk().is_some_and(|walk| walk.by_stack != 0)
+}
+
 /// Bytes of a frame that fit a datagram of the underlay, its headers and those of VXLAN included.
 const ENCAPSULATED: u32 = 0xffff - 40 - 8 - 8;
 
-/// Lets a packet that is too big go on in pieces, within its port's share; whether by the host's stack ([`hand_over`]): then it is
+/// Lets a packet that is too big, or [`follows`] such a one, go on in pieces, within its port's share; whether by the host's stack ([`hand_over`]): then it is
 /// the first piece of its datagram from here on, and masqueraded as that, see `far`.
 #[inline(always)]
 pub fn cut(skb: &Skb, flow: &Flow, transport: &mut Transport) -> Result<bool, DropReason> {
@@ -78,6 +88,10 @@ extern "C" fn weft_may_cut(skb: *mut __sk_buff, by_tunnel: u32, whole: u32, prot
             return stop::code(Err(DropReason::Kernel));
         };
         walk.masqueraded_id = far::next_identifier(fragment::destination(&Addr::v4(destination), protocol));
+    } else if by_tunnel == 0
+        && let Some(walk) = maps::walk()
+    {
+        far::follow_by_stack(walk);
     }
     stop::code(share::take(skb.ifindex(), Tokens::Fragments))
 }

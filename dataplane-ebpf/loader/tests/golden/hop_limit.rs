@@ -172,3 +172,45 @@ fn a_packet_that_is_too_big_and_may_be_cut_goes_on() {
     });
     assert!(refused.count() > 50);
 }
+
+/// A piece of a datagram of the client's: `size` bytes behind its Ethernet header, at `offset` of the datagram.
+fn piece(dst: &str, id: u16, offset: usize, more: bool, size: usize) -> Vec<u8> {
+    let mut packet = may_be_cut(dst, size);
+    packet[18..20].copy_from_slice(&id.to_be_bytes());
+    let fragment = u16::try_from(offset / 8).expect("13 bits") | u16::from(more) << 13;
+    packet[20..22].copy_from_slice(&fragment.to_be_bytes());
+    summed(packet)
+}
+
+/// A stack that tracks connections puts a datagram together before it cuts it: one piece that goes another way is missing there.
+#[test]
+fn all_pieces_of_a_datagram_go_the_way_of_the_first_that_is_too_big() {
+    let node = Node::new();
+    node.reconfigure(|config| config.mtu = 1400);
+    for dst in [OUTSIDE_IP[0], NATIVE_IP[0]] {
+        let sent = |packet: &[u8]| {
+            let outcome = node.from_workload(CLIENT, packet);
+            let by_stack = outcome.redirected().dst_mac == HOST_MAC;
+            assert_eq!(outcome.bytes[HOPS[0]], if by_stack { 64 } else { 63 }, "one router");
+            assert_eq!(sum(&[&outcome.bytes[14..34]]), 0xffff, "the header's checksum");
+            (by_stack, word(&outcome.bytes, 18))
+        };
+        let large = [piece(dst, 7, 0, true, 1620), piece(dst, 7, 1600, true, 1620), piece(dst, 7, 3200, false, 120)];
+        let ways = large.each_ref().map(|packet| sent(packet));
+        assert!(ways.iter().all(|way| *way == (true, ways[0].1)), "one way, one identification: {ways:?}");
+        let small = [piece(dst, 8, 0, true, 1420), piece(dst, 8, 1400, false, 120)];
+        assert!(small.iter().all(|packet| !sent(packet).0), "all of it fits");
+        // The same identification, for a datagram that fits.
+        assert!([piece(dst, 7, 0, true, 1420), piece(dst, 7, 1400, false, 120)].iter().all(|packet| !sent(packet).0));
+    }
+    // What encapsulates a piece is cut, each for itself.
+    for packet in [piece(FAR_IP[0], 9, 0, true, 1620), piece(FAR_IP[0], 9, 1600, false, 120)] {
+        assert_eq!(node.from_workload(CLIENT, &packet).redirected().src_mac, OVERLAY_MAC);
+    }
+    // Small pieces behind a large one cost the host's stack as much.
+    node.reconfigure(|config| config.fragment_rate = 10);
+    let _first = node.from_workload(CLIENT, &piece(OUTSIDE_IP[0], 10, 0, true, 1620));
+    let last = piece(OUTSIDE_IP[0], 10, 1600, false, 120);
+    let refused = (0..100).filter(|_| node.from_workload(CLIENT, &last).drops == [(DropReason::FragmentShare, 1)]);
+    assert!(refused.count() > 50);
+}
