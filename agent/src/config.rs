@@ -129,6 +129,8 @@ pub struct Config {
     pub check_neighbours: bool,
     /// Ports that masqueraded connections use; none: the most that the node's own settings leave.
     pub masquerade_ports: Option<PortRange>,
+    /// What TCP connections beyond the node are told of the largest segment.
+    pub mss_clamp: MssClamp,
     /// What one workload may take of what all share.
     pub port_limits: PortLimits,
     /// The local API's socket.
@@ -175,6 +177,7 @@ impl Default for Config {
             non_masquerade_cidrs: Vec::new(),
             check_neighbours: true,
             masquerade_ports: None,
+            mss_clamp: MssClamp::default(),
             port_limits: PortLimits::default(),
             socket: weft_api::DEFAULT_SOCKET.into(),
             run_dir: "/run/weft".into(),
@@ -204,6 +207,34 @@ pub struct Masquerade {
 impl Default for Masquerade {
     fn default() -> Self {
         Self { ipv4: true, ipv6: true }
+    }
+}
+
+/// What TCP connections beyond the node are told of the largest segment (MSS).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(untagged, expecting = "mssClamp: write true, false, or the most bytes of a segment, such as 1360")]
+pub enum MssClamp {
+    /// `true`: no more than the MTU of its way allows; `false`: what its ends say.
+    Way(bool),
+    /// No more than this, nor than the MTU of its way allows.
+    Most(u16),
+}
+
+impl Default for MssClamp {
+    fn default() -> Self {
+        Self::Way(false)
+    }
+}
+
+impl MssClamp {
+    /// As the programs have it, see [`weft_abi::Config::mss_clamp`].
+    #[must_use]
+    pub const fn value(self) -> u16 {
+        match self {
+            Self::Way(false) => 0,
+            Self::Way(true) => u16::MAX,
+            Self::Most(most) => most,
+        }
     }
 }
 

@@ -217,6 +217,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired, addresses }: 
         vxlan_port: config.vxlan_port,
         mtu: config.mtu,
         masquerade_v4: config.masquerade.ipv4,
+        mss_clamp: config.mss_clamp.value(),
         checks_neighbours: config.check_neighbours,
         masquerade_v6: config.masquerade.ipv6,
         plain_cidrs: config.non_masquerade_cidrs.clone(),

@@ -10,7 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use weft_testbed::{Answer, Bed, Binaries, Container, Mode, OUTSIDE_V4, OUTSIDE_V6, Options, Shell, UdpFlow, until_ok};
+use weft_testbed::{
+    Answer, Bed, Binaries, Container, Mode, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol, Shell, UdpFlow, until_ok,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 const PORT: u16 = 8080;
@@ -170,4 +172,37 @@ fn the_tunnel_has_the_class_of_what_is_inside() -> Result<()> {
         ensure!(counted(&inner, "ip dscp ef")? == 10 && counted(&inner, "ip6 dscp ef")? == 10, "inside: {inner}");
     }
     Ok(())
+}
+
+/// `mssClamp`: both ends hear of no more than the way takes, whatever the other one says.
+#[test]
+fn a_connection_beyond_the_node_is_told_what_the_way_takes() -> Result<()> {
+    let bed = Bed::with(&Options { config: json!({"mssClamp": 1200}), ..Options::default() })?;
+    let (near, far) = (bed.container(1, "default/near", &[])?, bed.container(2, "default/far", &[])?);
+    let seen = "set -e
+         nft add table inet seen
+         nft 'add chain inet seen pre { type filter hook prerouting priority -310; }'
+         for size in '<= 1200' '> 1200'; do nft add rule inet seen pre tcp flags syn tcp option maxseg size $size counter; done";
+    bed.outside().serve("outside", PORT)?;
+    far.serve("far", PORT)?;
+    bed.outside().sh(seen)?.ok()?;
+    let (near_too, far_too) = (near.sh(seen)?, far.sh(seen)?);
+    near_too.ok().and(far_too.ok())?;
+    let outside = [IpAddr::from(OUTSIDE_V4), OUTSIDE_V6.into()];
+    for (server, to) in
+        outside.into_iter().map(|to| ("outside", to)).chain(far.addresses().iter().map(|to| ("far", *to)))
+    {
+        near.reaches(Protocol::Tcp, SocketAddr::new(to, PORT), server)?;
+    }
+    let counted = |place: &dyn Shell, said: u64| -> Result<()> {
+        let table = place.sh("nft list table inet seen")?.ok()?;
+        let counters = table.lines().filter_map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse().ok());
+        let counters: Vec<u64> = counters.collect();
+        ensure!(matches!(counters[..], [low, 0] if low >= said), "{}: {table}", place.label());
+        Ok(())
+    };
+    // Of each connection one side's.
+    counted(bed.outside(), 2)?;
+    counted(&far, 2)?;
+    counted(&near, 4)
 }

@@ -25,7 +25,7 @@ const fn kept(digest: u64) -> u64 {
     if digest == CHANGING { 1 } else { digest }
 }
 
-/// What decisions are made of; shares and rates are not.
+/// What decisions are made of; shares and rates are not, nor what SYNs are told.
 const fn decides(config: Config) -> Config {
     let none = [0; 2];
     Config {
@@ -35,6 +35,7 @@ const fn decides(config: Config) -> Config {
         flow_rate: 0,
         answer_rate: 0,
         fragment_rate: 0,
+        mss_clamp: 0,
         ..config
     }
 }

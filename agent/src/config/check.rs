@@ -5,7 +5,7 @@ use std::{net::IpAddr, ops::RangeInclusive, path::Path};
 
 use ipnet::IpNet;
 
-use super::{Config, PortLimits};
+use super::{Config, MssClamp, PortLimits};
 use crate::model::address::covers_mapped;
 
 /// Prefixes of `nonMasqueradeCIDRs`.
@@ -26,6 +26,7 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
     in_range(u32::from(config.vxlan_port), 1..=65_535).map_err(|e| ("vxlanPort", e))?;
     // RFC 1122, section 3.3.3; with IPv6 the devices ask for 1280.
     config.mtu.map_or(Ok(()), |mtu| in_range(mtu, 576..=65_535)).map_err(|e| ("mtu", e))?;
+    check_mss(config.mss_clamp).map_err(|e| ("mssClamp", e))?;
     check_socket(&config.socket).map_err(|e| ("socket", e))?;
     if config.health_addresses.is_empty() {
         let problem =
@@ -114,6 +115,14 @@ fn in_range(value: u32, range: RangeInclusive<u32>) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{value} is out of range; use {} to {}", range.start(), range.end()))
+}
+
+/// What every host takes (RFC 9293, 3.7.1), and what fits an IPv4 packet.
+fn check_mss(clamp: MssClamp) -> Result<(), String> {
+    match clamp {
+        MssClamp::Way(_) => Ok(()),
+        MssClamp::Most(most) => in_range(u32::from(most), 536..=65_495),
+    }
 }
 
 fn check_absolute(path: &Path) -> Result<(), String> {

@@ -49,6 +49,7 @@ mtu: 1400
 masquerade: {ipv4: true, ipv6: false}
 masqueradePorts: 50000-50999
 checkNeighbours: false
+mssClamp: 1360
 portLimits: {flowsPerSecond: 5}
 socket: /run/a.sock
 runDir: /run/a
@@ -68,6 +69,7 @@ mapSizes: {flows4: 1024}
     assert_eq!(config.source, Source::Dir("/etc/weft/manifests".into()));
     assert_eq!(config.masquerade_ports, Some(PortRange { first: 50_000, last: 50_999 }));
     assert!(!config.check_neighbours);
+    assert_eq!(config.mss_clamp.value(), 1360);
     assert_eq!(config.flow_sample, 64);
     assert_eq!(config.port_limits, PortLimits { flows_per_second: 5, ..PortLimits::default() });
     assert_eq!(config.map_sizes.flows4, 1024);
@@ -106,6 +108,9 @@ fn flags_go_above_the_file() {
 #[case::plain_all("nodeName: n\nnonMasqueradeCIDRs: ['::/0']", &["nonMasqueradeCIDRs", "::/0", "masquerade: {ipv6: false}"])]
 #[case::vni("nodeName: n\nvni: 16777216", &["vni", "16777215"])]
 #[case::mtu("nodeName: n\nmtu: 500", &["mtu", "576"])]
+#[case::mss("nodeName: n\nmssClamp: 100", &["mssClamp", "536"])]
+#[case::mss_text("nodeName: n\nmssClamp: much", &["mssClamp", "true, false"])]
+#[case::mss_large("nodeName: n\nmssClamp: 70000", &["mssClamp", "1360"])]
 #[case::ports("masqueradePorts: 65535-61000", &["masqueradePorts", "65535-61000"])]
 #[case::percent("nodeName: n\nportLimits: {flowTablePercent: 101}", &["portLimits.flowTablePercent", "0 to 100"])]
 #[case::node_name("nodeName: Not_A_Node", &["nodeName", "metadata.name"])]

@@ -111,6 +111,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
             flags: plain(config.masquerade_v4, ConfigFlags::PLAIN_V4)
                 | plain(config.masquerade_v6, ConfigFlags::PLAIN_V6),
             mtu: u16::try_from(every_way_takes(uplink, *pod_mtu)).unwrap_or(u16::MAX),
+            mss_clamp: config.mss_clamp,
             ..Config::default()
         },
         pod_cidrs: config.all_pod_cidrs().copied().collect(),

@@ -107,6 +107,8 @@ pub struct DeviceConfig {
     pub plain_cidrs: Vec<IpNet>,
     /// Source ports of masqueraded flows; the most that the node's own settings leave where absent.
     pub masquerade_ports: Option<RangeInclusive<u16>>,
+    /// See [`weft_abi::Config::mss_clamp`].
+    pub mss_clamp: u16,
     /// See [`NodeFacts::checks_neighbours`].
     pub checks_neighbours: bool,
     /// What one port may take of what all share.

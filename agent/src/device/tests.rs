@@ -95,6 +95,7 @@ fn config(mode: Mode) -> DeviceConfig {
         masquerade_v6: false,
         plain_cidrs: Vec::new(),
         masquerade_ports: Some(61000..=65535),
+        mss_clamp: 0,
         checks_neighbours: true,
         limits: super::Limits::default(),
     }

@@ -73,6 +73,11 @@ crate::layout! {
         pub answer_rate: u32,
         /// Datagrams in pieces a second of one port, on average; twice as many at once. 0: no limit.
         pub fragment_rate: u32,
+        /// The largest TCP segment that is named to the other side where a connection leaves the node or comes in, unless its way takes
+        /// less; `u16::MAX`: what its way takes. 0: whatever its ends name.
+        pub mss_clamp: u16,
+        /// Reserved, zero.
+        pub pad: u16,
     }
 }
 
@@ -99,4 +104,4 @@ pub const FRAGMENT_RATE: u32 = 10_000;
 
 crate::pod!(Config);
 
-const _: () = assert!(size_of::<Config>() == 132);
+const _: () = assert!(size_of::<Config>() == 136);

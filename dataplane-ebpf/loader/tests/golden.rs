@@ -31,6 +31,8 @@ mod life;
 mod link;
 #[path = "golden/masquerade.rs"]
 mod masquerade;
+#[path = "golden/mss.rs"]
+mod mss;
 #[path = "golden/network.rs"]
 mod network;
 #[path = "golden/node.rs"]

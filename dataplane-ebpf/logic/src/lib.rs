@@ -17,6 +17,7 @@ pub mod fragment;
 pub mod header;
 pub mod locate;
 pub mod masquerade;
+pub mod mss;
 pub mod offload;
 pub mod plan;
 pub mod policy;

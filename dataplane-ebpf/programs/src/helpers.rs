@@ -287,6 +287,16 @@ pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32, len: u32) -> Option<u32> 
     (found == BPF_MTU_CHK_RET_FRAG_NEEDED).then_some(mtu)
 }
 
+/// How many bytes of an IP packet a device takes; none: there is no such device.
+#[inline(always)]
+pub fn mtu(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
+    // A length that every device takes; the helper leaves the MTU in its place.
+    let mut mtu = 1;
+    // SAFETY: `mtu` lives over the call.
+    let found = unsafe { raw::bpf_check_mtu(skb.cast(), ifindex, &mut mtu, 0, 0) };
+    (found == 0).then_some(mtu)
+}
+
 /// `BPF_MTU_CHK_RET_FRAG_NEEDED` of `linux/bpf.h`.
 const BPF_MTU_CHK_RET_FRAG_NEEDED: i64 = 1;
 

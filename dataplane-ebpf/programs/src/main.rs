@@ -24,6 +24,7 @@ mod icmp_error;
 mod insert;
 mod l3;
 mod maps;
+mod mss;
 mod neighbour;
 mod offload;
 mod refuse;

@@ -16,7 +16,7 @@ use crate::{
     helpers, hook, hop_limit,
     icmp_error::{self, Inner},
     maps::{self, Kernel},
-    neighbour, offload, refuse, report,
+    mss, neighbour, offload, refuse, report,
     rewrite::Rewrite,
     skb::Skb,
     stop::{Stop, check},
@@ -89,6 +89,9 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         Kind::ICMP_ERROR => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport)?,
         Kind(kind) => return neighbour::handle::<HOOK>(skb, kind),
     };
+    if transport.flags.syn() {
+        mss::clamp::<F, HOOK>(skb, flow, &transport)?;
+    }
     let mut hop = hop_limit::counts::<HOOK>(flow);
     if hop && F::hops(&ip) <= 1 {
         return hop_limit::exceeded::<F>(skb, &transport);
