@@ -80,6 +80,11 @@ impl Attachments {
         self.pools = pools;
     }
 
+    /// The largest packet of workloads that come from now on.
+    pub const fn set_mtu(&mut self, mtu: u32) {
+        self.settings.mtu = mtu;
+    }
+
     /// The record of `id`.
     #[must_use]
     pub fn get(&self, id: &AttachmentId) -> Option<&Attachment> {

@@ -110,7 +110,8 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
             node_v6: uplink.v6.map_or(Addr::UNSPECIFIED, |address| IpAddr::from(address).into()),
             flags: plain(config.masquerade_v4, ConfigFlags::PLAIN_V4)
                 | plain(config.masquerade_v6, ConfigFlags::PLAIN_V6),
-            mtu: u16::try_from(every_way_takes(uplink, *pod_mtu)).unwrap_or(u16::MAX),
+            mtu: every_way_takes(&uplink.devices, *pod_mtu),
+            workload_mtu: config.mtu.map_or(0, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
             mss_clamp: config.mss_clamp,
             ..Config::default()
         },
@@ -127,9 +128,10 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
     facts
 }
 
-/// Bytes of an IP packet.
-fn every_way_takes(uplink: &super::uplink::Uplink, pod_mtu: u32) -> u32 {
-    uplink.devices.heard.iter().map(|heard| heard.mtu).fold(pod_mtu, u32::min)
+/// Bytes of an IP packet that every device takes, and the tunnel.
+pub(super) fn every_way_takes(devices: &super::Devices, pod_mtu: u32) -> u16 {
+    let least = devices.heard.iter().map(|heard| heard.mtu).fold(pod_mtu, u32::min);
+    u16::try_from(least).unwrap_or(u16::MAX)
 }
 
 /// Every route the host needs, by destination: those of the plan and those that follow from the node alone (its own pod

@@ -13,7 +13,7 @@
 //! | `disable_ipv6` 0 on `weft0` | sysctl, only where it differs | nodes that disable IPv6 by default |
 //! | `rp_filter` 1, no forwarding, no IPv6 on the ports of workloads | netlink, sysctl | closed also without programs: see [`links::prepare_port`] |
 //! | gateway addresses on `weft0` | /32 and /128, no prefix route | the host answers for them; the programs answer ARP and ND |
-//! | `weft_vxlan` | external mode, no learning, gateway MAC, MTU of the uplink | remote and VNI come with each packet |
+//! | `weft_vxlan` | external mode, no learning, gateway MAC, pod MTU | remote and VNI come with each packet |
 //! | neighbours of protocol 119 (native mode) | the uplink | from which Ethernet address another node's pods are heard |
 //! | routes of protocol 119 | main table, `src` = the node's address | the host's own traffic, and reverse path checks at `weft0` |
 //!
@@ -181,7 +181,7 @@ pub async fn apply(config: &DeviceConfig) -> Result<Observation> {
 pub async fn repair(config: &DeviceConfig) -> Result<Repaired> {
     let netlink = Netlink::open()?;
     let (uplink, pod_mtu) = requirements(&netlink, config).await?;
-    put_devices(&netlink, config, &uplink.link, pod_mtu).await?;
+    put_devices(&netlink, config, pod_mtu).await?;
     let observation = observe_with(&netlink, config, uplink, pod_mtu).await?;
     Ok(Repaired { observation, changes: netlink.changes() })
 }
@@ -192,11 +192,12 @@ pub async fn repair(config: &DeviceConfig) -> Result<Repaired> {
 /// A name is taken by a foreign device, or the kernel refuses.
 pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaired> {
     let netlink = Netlink::open()?;
-    put_devices(&netlink, config, &before.uplink, before.pod_mtu).await?;
+    put_devices(&netlink, config, before.pod_mtu).await?;
     let mut observation = before.clone();
     observation.devices = Devices::choose(&links::list_with(&netlink).await?, before.uplink.index);
     observation.facts.devices = observation.devices.with_addresses(&addresses::list(&netlink).await?);
     let facts = &mut observation.facts.config;
+    facts.mtu = facts::every_way_takes(&observation.devices, before.pod_mtu);
     let host = links::find_with(&netlink, HOST_PORT).await?;
     facts.host_ifindex = host.map_or(0, |link| link.index);
     if config.mode == Mode::Vxlan {
@@ -205,11 +206,11 @@ pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaire
     Ok(Repaired { observation, changes: netlink.changes() })
 }
 
-async fn put_devices(netlink: &Netlink, config: &DeviceConfig, uplink: &Link, pod_mtu: u32) -> Result<()> {
+async fn put_devices(netlink: &Netlink, config: &DeviceConfig, pod_mtu: u32) -> Result<()> {
     let gateways: Vec<_> = config.all_pod_cidrs().map(gateway).collect();
     host_port::apply(netlink, pod_mtu, &gateways).await?;
     match config.mode {
-        Mode::Vxlan => overlay::apply(netlink, config.vxlan_port, uplink.mtu).await.map(drop),
+        Mode::Vxlan => overlay::apply(netlink, config.vxlan_port, pod_mtu).await.map(drop),
         Mode::Native => overlay::remove(netlink).await,
     }
 }

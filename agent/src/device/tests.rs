@@ -142,7 +142,7 @@ fn a_fresh_node_gets_its_devices_and_facts() {
         assert!(super::open_overlay(&vxlan).await.unwrap());
         assert!(!super::open_overlay(&vxlan).await.unwrap(), "once");
         assert!(links::find(OVERLAY).await.unwrap().unwrap().up);
-        assert_eq!((overlay.mac, overlay.mtu, overlay.vxlan_port), (Some(Mac(GATEWAY_MAC)), 1500, Some(8472)));
+        assert_eq!((overlay.mac, overlay.mtu, overlay.vxlan_port), (Some(Mac(GATEWAY_MAC)), 1450, Some(8472)));
         assert!(ip("-d link show weft_vxlan").contains("nolearning"));
         let addresses = ip("-o addr show dev weft0");
         assert!(addresses.contains("inet 10.1.1.1/32") && addresses.contains("inet6 fd00:1:1::1/128"), "{addresses}");
@@ -298,6 +298,55 @@ fn the_overlay_follows_mode_and_port() {
         super::apply(&other).await.unwrap();
         let text = super::open_overlay(&other).await.unwrap_err().to_string();
         assert!(text.starts_with("vxlanPort: UDP port 4789 is used"), "{text}");
+    });
+}
+
+/// As after a change of the configuration: what is there moves to it, and nothing of the other kind is left.
+#[test]
+fn the_nodes_own_devices_follow_mode_and_mtu() {
+    on_a_node(|| async {
+        let mtus = async || {
+            let mut found = Vec::new();
+            for name in [HOST_PORT, HOST_PORT_PEER, OVERLAY] {
+                found.push(links::find(name).await.unwrap().map(|link| link.mtu));
+            }
+            found
+        };
+        let first = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        let indices = |observation: &super::Observation| observation.facts.config.host_ifindex;
+        let lower = DeviceConfig { mtu: Some(1300), ..config(Mode::Vxlan) };
+        let observed = super::apply(&lower).await.unwrap();
+        assert_eq!(mtus().await, [Some(1300); 3]);
+        let config = observed.facts.config;
+        assert_eq!((config.mtu, config.workload_mtu, observed.pod_mtu), (1300, 1300, 1300));
+        assert_eq!(indices(&first), indices(&observed), "the same device");
+        let native = super::apply(&self::config(Mode::Native)).await.unwrap();
+        assert_eq!(mtus().await, [Some(1500), Some(1500), None]);
+        assert_eq!((native.facts.config.mtu, native.facts.config.workload_mtu), (1500, 0));
+        super::next_hops(&native.uplink, &["192.0.2.20".parse().unwrap()], &BTreeMap::new()).await.unwrap();
+        assert!(ip("neigh show protocol 119").contains("192.0.2.20"));
+        super::apply(&self::config(Mode::Vxlan)).await.unwrap();
+        assert_eq!(mtus().await, [Some(1450); 3]);
+        assert_eq!(ip("neigh show protocol 119"), "");
+    });
+}
+
+/// A device beside the uplink becomes narrower while nobody can tell the uplink: the programs must ask it from then on.
+#[test]
+fn what_every_way_takes_is_known_without_an_uplink_too() {
+    on_a_node(|| async {
+        ip("link add up1 type veth peer name wire1");
+        ip("link set up1 up");
+        ip("link set wire1 up");
+        let config = config(Mode::Vxlan);
+        let before = super::apply(&config).await.unwrap();
+        assert_eq!(before.facts.config.mtu, 1450);
+        ip("route del default");
+        ip("-6 route del default");
+        super::repair(&config).await.unwrap_err();
+        ip("link set up1 mtu 1400");
+        let kept = super::keep(&config, &before).await.unwrap().observation;
+        assert_eq!((kept.facts.config.mtu, kept.pod_mtu), (1400, 1450));
     });
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Host {
     saved_state: Option<u64>,
     /// See [`Host::set_announced`].
     announced: bool,
+    /// Why other nodes do not find pods of configured pod CIDRs.
+    contradiction: Option<String>,
 }
 
 /// Native mode: nodes whose next hops were looked up, and as of when.
@@ -68,11 +70,17 @@ impl Host {
             served: BTreeSet::new(),
             saved_state: None,
             announced: false,
+            contradiction: None,
         }
     }
 
     pub(super) const fn facts(&self) -> &NodeFacts {
         &self.observation.facts
+    }
+
+    /// MTU of workloads.
+    pub(super) const fn pod_mtu(&self) -> u32 {
+        self.observation.pod_mtu
     }
 
     /// Name of the device that leads out.
@@ -85,9 +93,9 @@ impl Host {
         &self.observation.devices
     }
 
-    /// What is wrong with its devices.
-    pub(super) fn problems(&self) -> &[String] {
-        &self.observation.problems
+    /// What is wrong with its devices and pod CIDRs.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
+        self.observation.problems.iter().chain(&self.contradiction)
     }
 
     /// Nothing of it stands against being ready.

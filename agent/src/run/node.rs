@@ -206,6 +206,7 @@ impl Node {
         let mut changed = false;
         if change == Change::Node {
             (*broken_host, changed) = host.repair(dataplane, self.passes.ready(), work).await;
+            ports.set_mtu(host.pod_mtu());
         }
         let broken = broken_host.iter().cloned().chain(ports.repair(dataplane, work).await);
         self.told.tell(broken.collect());

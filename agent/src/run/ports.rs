@@ -111,6 +111,11 @@ impl Ports {
         self.attachments.set_pod_cidrs(pod_cidrs);
     }
 
+    /// The MTU of workloads that come from now on.
+    pub(super) const fn set_mtu(&mut self, mtu: u32) {
+        self.attachments.set_mtu(mtu);
+    }
+
     /// What keeps guests from being answered.
     pub(super) fn guest_problems(&self) -> Vec<String> {
         let failed = |(id, guest): (&AttachmentId, &GuestHandle)| {

@@ -76,8 +76,9 @@ crate::layout! {
         /// The largest TCP segment that is named to the other side where a connection leaves the node or comes in, unless its way takes
         /// less; `u16::MAX`: what its way takes. 0: whatever its ends name.
         pub mss_clamp: u16,
-        /// Reserved, zero.
-        pub pad: u16,
+        /// Bytes of an IP packet that every way out of the node takes at most, because the MTU of workloads was configured; 0: it was
+        /// not.
+        pub workload_mtu: u16,
     }
 }
 

@@ -20,13 +20,8 @@ pub fn clamp<F: Family, const HOOK: u8>(skb: &Skb, flow: &Flow, transport: &Tran
     if !leaves && !comes_in {
         return Ok(());
     }
-    let by_tunnel = HOOK == Hook::FromOverlay as u8 || flow.deliver == Deliver::Tunnel as u8;
-    // 0: the tunnel, which takes what workloads may send; its device takes more.
-    let device = match (by_tunnel, leaves) {
-        (true, _) => 0,
-        (_, true) => flow.ifindex,
-        _ => skb.ifindex(),
-    };
+    // 0: the device that it comes by, which the verifier wants read on its own.
+    let device = if leaves { flow.ifindex } else { 0 };
     stop::check(weft_clamp_mss(skb.raw(), device, transport.offset as u32, u32::from(F::IS_V6)))
 }
 
@@ -53,9 +48,13 @@ extern "C" fn weft_clamp_mss(skb: *mut __sk_buff, device: u32, header: u32, is_v
     if config.mss_clamp == 0 {
         return 0;
     }
-    let device = if device == 0 { config.host_ifindex } else { device };
+    let device = if device == 0 { Skb::of(skb).ifindex() } else { device };
     // A device that is gone tells nothing: its packets are lost anyway.
     let Some(mtu) = helpers::mtu(skb, device) else { return 0 };
+    let mtu = match u32::from(config.workload_mtu) {
+        most if most != 0 && most < mtu => most,
+        _ => mtu,
+    };
     let end = mss::end_of_options(&Skb::of(skb), header as usize);
     let most = mss::most(config.mss_clamp, mtu, is_v6 != 0);
     let mut search = Search { skb, header, at: header + 20, end, most, failed: 0 };

@@ -12,6 +12,7 @@ use weft_abi::{Addr, Deliver, DropReason, Flow, GATEWAY_MAC};
 use weft_logic::{
     Frame as _, Tables as _, fragment,
     header::{ETHERNET, Piece, Transport},
+    protocol,
 };
 
 use crate::{
@@ -28,25 +29,41 @@ use crate::{
 /// Bytes of a frame that every way takes: those of the smallest MTU of IPv6 (RFC 8200, 5).
 const SMALL: u32 = ETHERNET as u32 + 1280;
 
-/// The MTU that a packet which leaves the node by `flow` exceeds; 0: it fits. What the kernel cuts into segments anyway does.
+/// Bytes of the headers before a TCP segment's data, with all of their options, but for extension headers of IPv6.
+const TCP_HEADERS: u32 = 60 + 60;
+
+/// The MTU that a packet which leaves the node by `flow` exceeds; 0: it fits. Where the kernel is to cut it into segments of TCP,
+/// each of these; of other ones the sender knows the size as well as the kernel.
 #[inline(always)]
-pub fn exceeded(skb: &Skb, flow: &Flow) -> u32 {
-    if skb.len() <= SMALL || skb.gso_size() != 0 {
+pub fn exceeded(skb: &Skb, flow: &Flow, transport: &Transport) -> u32 {
+    let segment = skb.gso_size();
+    if segment == 0 && skb.len() <= SMALL
+        || segment != 0 && (transport.protocol != protocol::TCP || segment + TCP_HEADERS <= SMALL - ETHERNET as u32)
+    {
         return 0;
     }
-    weft_exceeded_mtu(skb.raw(), flow.ifindex)
+    weft_exceeded_mtu(skb.raw(), flow.ifindex, segment, transport.offset as u32)
 }
 
-/// [`exceeded`], by a function of its own for its stack; global to the verifier, as in `far`.
+/// [`exceeded`], by a function of its own for its stack; `header`: where that of TCP is. Global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> u32 {
+extern "C" fn weft_exceeded_mtu(skb: *mut __sk_buff, ifindex: u32, segment: u32, header: u32) -> u32 {
     let Some(config) = Kernel.config() else { return 0 };
-    let len = Skb::of(skb).len().saturating_sub(ETHERNET as u32);
+    let packet = Skb::of(skb);
+    let frame = if segment == 0 {
+        packet.len()
+    } else {
+        let words = packet.load::<u8>(header as usize + 12).unwrap_or(0) >> 4;
+        header + u32::from(words) * 4 + segment
+    };
+    let len = frame.saturating_sub(ETHERNET as u32);
     if config.mtu == 0 || len <= u32::from(config.mtu) {
         return 0;
     }
-    helpers::exceeded_mtu(skb, ifindex, len).unwrap_or(0)
+    let device = helpers::exceeded_mtu(skb, ifindex, len).unwrap_or(0);
+    let most = u32::from(config.workload_mtu);
+    if most != 0 && len > most && (device == 0 || most < device) { most } else { device }
 }
 
 /// Whether a piece that fits goes by the host's stack all the same, because those of its datagram before it did: a stack that tracks

@@ -98,11 +98,12 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
     }
     let mut by_stack = false;
     if hop {
-        let mtu = too_big::exceeded(skb, flow);
+        let mtu = too_big::exceeded(skb, flow, &transport);
         if mtu != 0 && !F::may_be_cut(&ip) {
             return too_big::refuse::<F>(skb, &transport, mtu);
         }
-        if mtu != 0 || !F::IS_V6 && too_big::follows(&transport, flow) {
+        // What is cut into segments anyway the kernel cuts into pieces as well, where that may be.
+        if mtu != 0 && skb.gso_size() == 0 || !F::IS_V6 && too_big::follows(&transport, flow) {
             by_stack = too_big::cut(skb, flow, &mut transport)?;
             // The host's stack counts itself.
             hop = !by_stack;

@@ -167,6 +167,7 @@ impl Host {
         let found = {
             let planner = shared.planner();
             let snapshot = planner.snapshot();
+            self.contradiction = contradiction(config, snapshot);
             let counts = config.pod_cidrs.is_empty() && snapshot.synced && snapshot.remembered.is_none();
             if counts { node_pod_cidrs(snapshot, &config.node_name) } else { Vec::new() }
         };
@@ -214,6 +215,24 @@ impl Host {
     }
 }
 
+/// Configured pod CIDRs that the Node object does not have: other nodes go by the object, and this node by its configuration.
+fn contradiction(config: &Config, snapshot: &Snapshot) -> Option<String> {
+    if config.source != Source::Kubernetes || !snapshot.synced {
+        return None;
+    }
+    let told = node_pod_cidrs(snapshot, &config.node_name);
+    let texts = |cidrs: &mut dyn Iterator<Item = &IpNet>| cidrs.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let alone = texts(&mut config.pod_cidrs.iter().filter(|cidr| !told.contains(cidr)));
+    (!alone.is_empty() && !told.is_empty()).then(|| {
+        format!(
+            "podCIDRs: {alone} is configured here, but the Node {} has spec.podCIDRs {}, which other nodes go by: they do not find \
+             workloads with addresses of it; configure the Node's, or leave the key out",
+            config.node_name,
+            texts(&mut told.iter())
+        )
+    })
+}
+
 fn name_of(record: &Attachment) -> String {
     match &record.spec.pod {
         Some(pod) => format!("{}/{}", pod.namespace, pod.name),
@@ -254,6 +273,20 @@ mod tests {
         });
         let (shared, _commands) = Shared::new(View::default());
         first(config, &shared, &mut feed).await.unwrap()
+    }
+
+    #[test]
+    fn pod_cidrs_that_other_nodes_do_not_know_are_told() {
+        let of = |configured: &[&str], told: &[&str]| {
+            let config = Config { node_name: "here".into(), pod_cidrs: cidrs(configured), ..Config::default() };
+            contradiction(&config, &snapshot(told, None))
+        };
+        let problem = of(&["10.2.0.0/24", "fd00:1::/64"], &["10.1.0.0/24", "fd00:1::/64"]).unwrap();
+        assert!(problem.starts_with("podCIDRs: 10.2.0.0/24 is configured here"), "{problem}");
+        assert!(problem.contains("10.1.0.0/24, fd00:1::/64"), "{problem}");
+        assert_eq!(of(&["fd00:1::/64"], &["10.1.0.0/24", "fd00:1::/64"]), None);
+        assert_eq!(of(&[], &["10.1.0.0/24"]), None);
+        assert_eq!(of(&["10.2.0.0/24"], &[]), None, "nothing to go by");
     }
 
     #[tokio::test]

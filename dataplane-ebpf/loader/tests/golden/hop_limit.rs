@@ -2,10 +2,11 @@
 //! Time to live: one less beyond the node, and an answer where none is left.
 
 use weft_abi::{Counter, DropReason, GATEWAY_MAC, OVERLAY_MAC};
+use weft_dataplane::{Arrival, Program};
 
 use crate::{
     node::{CLIENT, CLIENT_IP, FAR_IP, HOST_IP, HOST_MAC, NATIVE_IP, Node, OUTSIDE_IP, REDIRECT, SERVER_IP, mac},
-    packet::{L4, SYN, check_transport, frame, ip, ip_headers, parse, sum, word},
+    packet::{ACK, L4, SYN, check_transport, frame, ip, ip_headers, parse, sum, word},
 };
 
 /// Where IPv4 has its time to live, and IPv6 its hop limit.
@@ -109,6 +110,51 @@ fn a_packet_that_is_too_big_is_answered_with_what_fits() {
         }
         // On the node nothing is routed.
         node.from_workload(CLIENT, &sized(SERVER_IP[family], DEVICE + 1)).redirected();
+    }
+}
+
+/// Who was started with a larger MTU than workloads have now, and hears of it: by every way, also of segments that the kernel is to
+/// cut.
+#[test]
+fn what_is_larger_than_the_configured_mtu_is_answered_by_every_way() {
+    let node = Node::new();
+    node.reconfigure(|config| (config.mtu, config.workload_mtu) = (1400, 1400));
+    for family in 0..2 {
+        let headers = [20, 40][family] + 20;
+        for dst in [OUTSIDE_IP[family], FAR_IP[family], NATIVE_IP[family]] {
+            let sent = |payload: usize, segment: u32| {
+                let packet = frame(
+                    mac(CLIENT),
+                    ip_headers(ip(CLIENT_IP[family]), ip(dst)),
+                    L4::Tcp(4000, 80, ACK),
+                    &vec![7; payload],
+                );
+                let arrival = Arrival { ifindex: CLIENT, received_by: CLIENT, segment, ..Arrival::default() };
+                let outcome = node.send_as(Program::FromWorkload, &packet, arrival);
+                assert_eq!((outcome.action, outcome.drops.len()), (REDIRECT, 0), "{outcome:?}");
+                if !outcome.counts.contains(&(Counter::IcmpAnswered, 1)) {
+                    return None;
+                }
+                let seen = parse(&outcome.bytes);
+                assert_eq!((seen.dst_mac, &seen.transport[..2]), (mac(CLIENT), [[3, 4], [2, 0]][family].as_slice()));
+                Some(word(&seen.transport, 6))
+            };
+            assert_eq!(sent(1400 - headers, 0), None);
+            assert_eq!(sent(1401 - headers, 0), Some(1400));
+            let segment = u32::try_from(1400 - headers).unwrap();
+            assert_eq!(sent(2900, segment), None, "{dst}");
+            assert_eq!(sent(2900, segment + 1), Some(1400), "{dst}");
+        }
+        // The device's own, where that is less.
+        node.reconfigure(|config| (config.mtu, config.workload_mtu) = (1400, 9000));
+        let packet = frame(
+            mac(CLIENT),
+            ip_headers(ip(CLIENT_IP[family]), ip(OUTSIDE_IP[family])),
+            L4::Udp(4000, 80),
+            &vec![7; 1600],
+        );
+        assert_eq!(word(&parse(&node.from_workload(CLIENT, &packet).bytes).transport, 6), 1500);
+        node.reconfigure(|config| (config.mtu, config.workload_mtu) = (1400, 1400));
     }
 }
 

@@ -2,7 +2,9 @@
 //! The largest TCP segment that both sides name: lowered to what the way takes where that is asked for, in SYNs alone.
 
 use crate::{
-    node::{CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, NATIVE_IP, Node, OUTSIDE_IP, REDIRECT, SERVER_IP, UPLINK, mac},
+    node::{
+        CLIENT, CLIENT_IP, FAR_IP, HOST_IP, NATIVE_IP, Node, OUTSIDE_IP, OVERLAY, REDIRECT, SERVER_IP, UPLINK, mac,
+    },
     packet::{ACK, L4, SYN, SYN_ACK, check_transport, frame, ip, ip_headers, pseudo_header, sum, word},
     support::ip as run_ip,
 };
@@ -22,7 +24,7 @@ fn tcp(src: (&str, u16), dst: (&str, u16), flags: u8, words: u8, options: &[u8])
 
 /// Lets the ways out take this much.
 fn with_mtus(node: &Node, clamp: u16) {
-    for (device, mtu) in [(UPLINK, "1400"), (HOST, "1350")] {
+    for (device, mtu) in [(UPLINK, "1400"), (OVERLAY, "1350")] {
         run_ip(&["link", "set", &format!("port{device}"), "mtu", mtu]);
     }
     node.reconfigure(|config| config.mss_clamp = clamp);

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A node that has workloads gets another mode, MTU or pod CIDR: its agent is started anew with another configuration.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use weft_testbed::{
+    Answer, Bed, Container, Node, OUTSIDE_V4, OUTSIDE_V6, Protocol, Shell, TcpConnection, UdpFlow, until_ok,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+const PORT: u16 = 8080;
+
+/// Starts a node's agent with another configuration; `edit`: a command of sed.
+fn reconfigure(node: &Node, edit: &str) -> Result<()> {
+    node.stop_agent(Signal::SIGTERM)?;
+    node.sh(&format!("sed -i '{edit}' /mnt/{}/agent.yaml", node.name()))?.ok()?;
+    node.start_agent()?;
+    node.agent_ready()
+}
+
+/// A container's flow that goes on, and whom its server knows it as.
+struct Standing<'a> {
+    flow: UdpFlow,
+    connection: TcpConnection,
+    from: &'a Container,
+    wanted: Answer,
+}
+
+impl<'a> Standing<'a> {
+    fn open(from: &'a Container, to: SocketAddr, server: &str, client: IpAddr) -> Result<Self> {
+        let wanted = Answer { server: server.to_owned(), client };
+        let (flow, connection) = (UdpFlow::open(from, to)?, TcpConnection::open(from, to)?);
+        let standing = Self { flow, connection, from, wanted };
+        ensure!(*standing.connection.greeting() == standing.wanted, "{:?}", standing.connection.greeting());
+        Ok(standing)
+    }
+
+    /// Both go on, and new ones are as they are.
+    fn goes_on(&mut self) -> Result<()> {
+        let to = self.flow.to();
+        until_ok(&format!("the flow from {} to {to}", self.from.label()), SOON, || {
+            let answer = self.flow.ask()?;
+            ensure!(answer == self.wanted, "{answer:?}, not {:?}", self.wanted);
+            let greeting = TcpConnection::open(self.from, to)?.greeting().clone();
+            ensure!(greeting == self.wanted, "a new connection: {greeting:?}, not {:?}", self.wanted);
+            Ok(())
+        })?;
+        self.connection.goes_on().with_context(|| format!("TCP from {} to {to}", self.from.label()))
+    }
+}
+
+/// Flows of `near` and `far`, on nodes 1 and 2, to each other and, of `near`, to the outside.
+fn standing<'a>(bed: &Bed, near: &'a Container, far: &'a Container) -> Result<Vec<Standing<'a>>> {
+    near.serve("near", PORT)?;
+    far.serve("far", PORT)?;
+    bed.outside().serve("outside", PORT)?;
+    let own = |pod: &Container, to: SocketAddr| if to.is_ipv4() { pod.v4() } else { pod.v6() };
+    let mut all = Vec::new();
+    for (from, to, name) in [(near, far, "far"), (far, near, "near")] {
+        for socket in to.sockets(PORT) {
+            all.push(Standing::open(from, socket, name, own(from, socket)?)?);
+        }
+    }
+    for to in [IpAddr::from(OUTSIDE_V4), OUTSIDE_V6.into()] {
+        all.push(Standing::open(near, SocketAddr::new(to, PORT), "outside", bed.node(1).address_for(to))?);
+    }
+    Ok(all)
+}
+
+/// All of them, and the nodes' hosts.
+fn all_go_on(bed: &Bed, standing: &mut [Standing<'_>], pods: &[&Container]) -> Result<()> {
+    let logs = || bed.nodes().iter().map(|node| node.agent_log()).collect::<Vec<_>>().join("\n");
+    standing.iter_mut().try_for_each(Standing::goes_on).with_context(logs)?;
+    for to in pods.iter().flat_map(|pod| pod.addresses()) {
+        for node in bed.nodes() {
+            node.ask(Protocol::Tcp, SocketAddr::new(*to, PORT)).with_context(logs)?;
+        }
+    }
+    Ok(())
+}
+
+fn mtu(place: &dyn Shell, device: &str) -> Result<String> {
+    let link = place.sh(&format!("ip -o link show dev {device}"))?.ok()?;
+    let words = link.split_whitespace().skip_while(|word| *word != "mtu").nth(1);
+    Ok(words.with_context(|| format!("no MTU in {link}"))?.to_owned())
+}
+
+/// Whoever sends more than `most` is told, once and for all; what fits arrives.
+fn is_told(from: &Container, to: IpAddr, most: usize) -> Result<()> {
+    let headers = if to.is_ipv4() { 28 } else { 48 };
+    let sent = |size: usize| from.sh(&format!("ping -c 1 -W 2 -M do -s {} {to}", size - headers));
+    let told = sent(most + 1)?.output;
+    ensure!(told.contains("mtu") && told.contains(&most.to_string()), "{most} to {to}: {told}");
+    let fits = sent(most)?.output;
+    ensure!(fits.contains(" 0% packet loss"), "{most} to {to}: {fits}");
+    Ok(())
+}
+
+/// Encapsulated, then routed, then encapsulated again: standing workloads keep their flows, and nothing of the other mode is left.
+#[test]
+fn a_cluster_with_workloads_gets_another_mode() -> Result<()> {
+    let bed = Bed::new()?;
+    let (near, far) = (bed.container(1, "default/near", &[])?, bed.container(2, "default/far", &[])?);
+    let mut flows = standing(&bed, &near, &far)?;
+    let node: &Node = bed.node(1);
+    bed.nodes().iter().try_for_each(|node| reconfigure(node, "s/^mode:.*/mode: native/"))?;
+    all_go_on(&bed, &mut flows, &[&near, &far])?;
+    let late = bed.container(1, "default/late", &[])?;
+    ensure!((mtu(&late, "eth0")?, mtu(node, "weft0")?) == ("1500".to_owned(), "1500".to_owned()), "MTU of native");
+    ensure!(mtu(&near, "eth0")? == "1450", "who stands keeps what it has");
+    let devices = node.sh("ip -o link show type vxlan; ip route show proto 119; ip neigh show proto 119")?.ok()?;
+    ensure!(!devices.contains("weft_vxlan") && devices.contains("10.244.2.0/24 via 192.168.119.2"), "{devices}");
+    // Now one that sends more than the tunnel takes.
+    late.serve("late", PORT)?;
+    flows.push(Standing::open(&late, SocketAddr::new(far.v4()?, PORT), "far", late.v4()?)?);
+    late.pings(far.v4()?, 1472)?;
+    bed.nodes().iter().try_for_each(|node| reconfigure(node, "s/^mode:.*/mode: vxlan/"))?;
+    all_go_on(&bed, &mut flows, &[&near, &far, &late])?;
+    for to in far.addresses() {
+        is_told(&late, *to, 1450)?;
+    }
+    ensure!(mtu(node, "weft0")? == "1450" && mtu(node, "weft_vxlan")? == "1450", "MTU of vxlan");
+    let devices = node.sh("ip route show proto 119; ip neigh show proto 119")?.ok()?;
+    ensure!(!devices.contains("eth0") && devices.contains("10.244.2.0/24 dev weft0"), "{devices}");
+    Ok(())
+}
+
+/// A node with a lower MTU for workloads, then without: who stands hears of it from the node, who is new has it.
+#[test]
+fn a_node_with_workloads_gets_another_mtu() -> Result<()> {
+    let bed = Bed::new()?;
+    let (near, far) = (bed.container(1, "default/near", &[])?, bed.container(2, "default/far", &[])?);
+    let mut flows = standing(&bed, &near, &far)?;
+    let node: &Node = bed.node(1);
+    reconfigure(node, "$ a mtu: 1300")?;
+    all_go_on(&bed, &mut flows, &[&near, &far])?;
+    for to in far.addresses().iter().copied().chain([OUTSIDE_V4.into(), OUTSIDE_V6.into()]) {
+        is_told(&near, to, 1300)?;
+    }
+    for device in ["weft0", "weft1", "weft_vxlan"] {
+        ensure!(mtu(node, device)? == "1300", "{device}: {}", mtu(node, device)?);
+    }
+    let late = bed.container(1, "default/late", &[])?;
+    ensure!(
+        (mtu(&late, "eth0")?, mtu(&near, "eth0")?) == ("1300".to_owned(), "1450".to_owned()),
+        "devices of workloads"
+    );
+    reconfigure(node, "/^mtu:/ d")?;
+    all_go_on(&bed, &mut flows, &[&near, &far])?;
+    // What was heard holds for ten minutes in a workload; it may forget.
+    near.sh("ip route flush cache; ip -6 route flush cache")?.ok()?;
+    near.pings(far.v4()?, 1422)?;
+    ensure!(mtu(node, "weft_vxlan")? == "1450", "as it was");
+    Ok(())
+}
+
+/// Workloads keep addresses of the pod CIDR before until they go; whoever is new has one of the new pod CIDR, and both are reached.
+#[test]
+fn a_node_with_workloads_gets_another_pod_cidr() -> Result<()> {
+    let bed = Bed::new()?;
+    let (near, far) = (bed.container(1, "default/near", &[])?, bed.container(2, "default/far", &[])?);
+    let mut flows = standing(&bed, &near, &far)?;
+    let node: &Node = bed.node(1);
+    reconfigure(node, "s,10.244.1.0/24,10.245.1.0/24,; s,fd00:244:0:1::/64,fd00:245:0:1::/64,")?;
+    all_go_on(&bed, &mut flows, &[&near, &far])?;
+    let late = bed.container(1, "default/late", &[])?;
+    ensure!(late.addresses().iter().all(|address| address.to_string().contains("245")), "{:?}", late.addresses());
+    late.serve("late", PORT)?;
+    for (from, to) in [(&near, &late), (&far, &late), (&late, &far), (&late, &near)] {
+        for to in to.sockets(PORT) {
+            let asked = || from.ask(Protocol::Tcp, to);
+            until_ok(&format!("{} reaches {to}", from.label()), SOON, asked).with_context(|| node.agent_log())?;
+        }
+    }
+    let named = node.weft("status")?;
+    ensure!(named.contains("is this node's no more") && named.contains("default/near"), "{named}");
+    drop(flows);
+    drop(near);
+    until_ok("nothing of the old pod CIDRs is left", SOON, || {
+        let status = node.weft("status")?;
+        ensure!(!status.contains("no more"), "{status}");
+        let here = node.sh("ip address show dev weft0; ip route show proto 119; ip -6 route show proto 119")?.ok()?;
+        let there = bed.node(2).sh("ip route show proto 119; ip -6 route show proto 119")?.ok()?;
+        ensure!(
+            ![&here, &there].iter().any(|text| text.contains("244.1.") || text.contains("244:0:1:")),
+            "{here}{there}"
+        );
+        Ok(())
+    })?;
+    for to in late.sockets(PORT) {
+        far.ask(Protocol::Tcp, to)?;
+    }
+    Ok(())
+}
