@@ -167,8 +167,8 @@ async fn start(
     mut feed: Feed,
 ) -> Result<()> {
     let began = Instant::now();
-    let pod_cidrs = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
-    let mut device_config = device_config(&config, pod_cidrs);
+    let host::First { memory, is_assumed } = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
+    let mut device_config = device_config(&config, memory);
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
     let mut observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
@@ -193,8 +193,9 @@ async fn start(
     shared.set_maps(node.maps().clone());
     let flow_events = node.events().context("cannot read flow events")?;
     let reader = tokio::spawn(flows::read(flow_events, shared.clone(), node.maps().clone()));
-    let interim = node.goes_on().await.context("cannot go on with what an earlier agent has left")?;
-    let interim = interim.then(|| Interim::new(began));
+    let goes_on = node.goes_on().await.context("cannot go on with what an earlier agent has left")?;
+    // Nobody gets an address of a pod CIDR that only an earlier agent knew.
+    let interim = (goes_on || is_assumed).then(|| Interim::new(began, goes_on));
     if let Some(interim) = &interim {
         feed.wait_until(interim.until().into_std());
     }

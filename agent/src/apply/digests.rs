@@ -18,7 +18,7 @@ use super::{
 };
 
 /// In place of a digest: what it would tell is changing.
-const CHANGING: u64 = 0;
+pub(super) const CHANGING: u64 = 0;
 
 /// A digest as the map has it.
 const fn kept(digest: u64) -> u64 {

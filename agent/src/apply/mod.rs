@@ -224,6 +224,14 @@ pub fn is_half_published(tables: &dyn Tables) -> Result<bool, Error> {
     Ok(tables.generations().get(generation::EPOCH)? % 2 == 1)
 }
 
+/// Whether a pass broke off that had begun to change what decisions are made of: not all of it may be there, or published.
+///
+/// # Errors
+/// The maps cannot be read.
+pub fn is_amid_a_change(tables: &dyn Tables) -> Result<bool, Error> {
+    Ok(is_half_published(tables)? || tables.digests().entries()?.values().any(|digest| *digest == digests::CHANGING))
+}
+
 impl Observed {
     fn read(tables: &dyn Tables) -> Result<Self, Error> {
         let frontends = Known::observe(tables.frontends())?;

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use weft_dataplane::{Dataplane, Program};
 
-pub(super) use self::cidrs::first as first_pod_cidrs;
+pub(super) use self::cidrs::{First, first as first_pod_cidrs};
 pub(super) use self::repair::{has_moved_unseen, state_path};
 use crate::{
     device::{self, DeviceConfig, Devices, Observation},

@@ -5,7 +5,8 @@
 //! of the cluster counts for it, and for as long a source that is merely silent is not stood in for: the maps know it better.
 //!
 //! That the maps are whole is told by a mark, `runDir/whole.json`: it stands from a pass by what the source has told until one
-//! breaks off or goes by what is only remembered, and it names the maps by their key, so that it says nothing of others.
+//! breaks off or goes by what is only remembered, and it names the maps by their key and the configuration, so that it says nothing of
+//! others.
 
 use std::{
     io,
@@ -21,7 +22,7 @@ use super::{
     asks::{Reply, send},
     memory,
 };
-use crate::{file, model::HashKey};
+use crate::{config::Config, file, model::HashKey};
 
 /// A source that is quicker needs nobody in its place.
 const GRACE: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ const LONGEST: Duration = Duration::from_secs(20);
 /// Who asked for a port meanwhile; and until when nobody else but the maps says what is served.
 #[derive(Debug)]
 pub(super) struct Interim {
+    /// Whether the maps are whole: else nobody is told that the node is ready, and who asks waits all the same.
+    goes_on: bool,
     from: Instant,
     until: Instant,
     held: Vec<(Request, Reply)>,
@@ -40,9 +43,9 @@ pub(super) struct Interim {
 const MOST: usize = crate::serve::COMMANDS;
 
 impl Interim {
-    /// Of an agent that began to ask its source at `began`.
-    pub(super) fn new(began: Instant) -> Self {
-        Self { from: began + GRACE, until: began + LONGEST, held: Vec::new() }
+    /// Of an agent that began to ask its source at `began`, and goes on with what stands, or does not.
+    pub(super) fn new(began: Instant, goes_on: bool) -> Self {
+        Self { goes_on, from: began + GRACE, until: began + LONGEST, held: Vec::new() }
     }
 
     /// When it ends at the latest.
@@ -50,9 +53,9 @@ impl Interim {
         self.until
     }
 
-    /// Whether it has begun.
+    /// Whether the node is ready by what stands.
     pub(super) fn is_on(&self, now: Instant) -> bool {
-        self.from <= now && now < self.until
+        self.goes_on && self.from <= now && now < self.until
     }
 
     /// Whether it has taken too long.
@@ -105,13 +108,13 @@ pub(super) struct Mark {
 
 #[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
 struct Marked {
-    /// A hash by the key of the maps, which is a secret.
+    /// Of the configuration that they were filled by: a hash by the key of the maps, which is a secret.
     maps: String,
 }
 
 impl Marked {
-    fn of(key: HashKey) -> Self {
-        Self { maps: format!("{:?}", key.of_text("whole")) }
+    fn of(key: HashKey, config: &Config) -> Self {
+        Self { maps: format!("{:?}", key.of_text(&format!("{config:?}"))) }
     }
 }
 
@@ -125,22 +128,22 @@ impl Mark {
         Self { path: path(run_dir), stands: None }
     }
 
-    /// Whether an earlier agent has left the maps with this key whole.
-    pub(super) fn is_of(&self, key: HashKey) -> bool {
-        key != HashKey::default() && memory::load::<Option<Marked>>(&self.path) == Some(Marked::of(key))
+    /// Whether an earlier agent of this configuration has left the maps with this key whole.
+    pub(super) fn is_of(&self, key: HashKey, config: &Config) -> bool {
+        key != HashKey::default() && memory::load::<Option<Marked>>(&self.path) == Some(Marked::of(key, config))
     }
 
     /// Sets it, or takes it back. One that cannot be set is no harm: the next agent waits for its source.
     ///
     /// # Errors
     /// It cannot be taken back.
-    pub(super) fn set(&mut self, is_whole: bool, key: HashKey) -> io::Result<()> {
+    pub(super) fn set(&mut self, is_whole: bool, key: HashKey, config: &Config) -> io::Result<()> {
         if self.stands == Some(is_whole) {
             return Ok(());
         }
         self.stands = None;
         if is_whole {
-            file::save(&self.path, &Marked::of(key))?;
+            file::save(&self.path, &Marked::of(key, config))?;
         } else {
             file::gone(file::remove(&self.path))?;
         }
@@ -159,32 +162,39 @@ mod tests {
     #[test]
     fn a_mark_is_of_the_maps_that_it_was_set_for_and_of_no_others() {
         let dir = tempfile::tempdir().unwrap();
+        let configured =
+            |cidrs: &str| serde_json::from_value::<Config>(serde_json::json!({"nonMasqueradeCIDRs": [cidrs]})).unwrap();
+        let config = configured("192.0.2.0/24");
         let (key, other) = (HashKey([1, 2]), HashKey([1, 3]));
         let mut mark = Mark::new(dir.path());
-        assert!(!mark.is_of(key), "there is none");
-        mark.set(true, key).unwrap();
+        assert!(!mark.is_of(key, &config), "there is none");
+        mark.set(true, key, &config).unwrap();
         let next = || Mark::new(dir.path());
-        assert!(next().is_of(key) && !next().is_of(other));
+        assert!(next().is_of(key, &config) && !next().is_of(other, &config));
+        let another = configured("198.51.100.0/24");
+        assert!(!next().is_of(key, &another), "packets of pods would leave otherwise");
         let text = std::fs::read_to_string(path(dir.path())).unwrap();
         std::fs::write(path(dir.path()), &text[..text.len() / 2]).unwrap();
-        assert!(!next().is_of(key), "torn");
+        assert!(!next().is_of(key, &config), "torn");
         std::fs::write(path(dir.path()), text).unwrap();
-        assert!(next().is_of(key));
+        assert!(next().is_of(key, &config));
         // An agent whose first pass breaks off takes back what the one before has set.
-        next().set(false, key).unwrap();
-        assert!(!next().is_of(key));
-        next().set(false, key).unwrap();
-        mark.set(true, key).unwrap();
-        assert!(!next().is_of(key), "it is not written again and again");
-        mark.set(false, key).unwrap();
-        mark.set(true, HashKey::default()).unwrap();
-        assert!(!next().is_of(HashKey::default()), "maps that nobody has numbered");
+        next().set(false, key, &config).unwrap();
+        assert!(!next().is_of(key, &config));
+        next().set(false, key, &config).unwrap();
+        mark.set(true, key, &config).unwrap();
+        assert!(!next().is_of(key, &config), "it is not written again and again");
+        mark.set(false, key, &config).unwrap();
+        mark.set(true, HashKey::default(), &config).unwrap();
+        assert!(!next().is_of(HashKey::default(), &config), "maps that nobody has numbered");
     }
 
     #[tokio::test]
     async fn who_asks_for_a_port_is_held_in_order_and_nobody_else_is() {
         let now = Instant::now();
-        let mut interim = Interim::new(now);
+        let waits = Interim::new(now, false);
+        assert!(!waits.is_on(now + GRACE) && !waits.is_over(now + GRACE), "what stands is not whole");
+        let mut interim = Interim::new(now, true);
         assert!(!interim.is_on(now) && interim.next(now) == now + GRACE, "the source may be quick");
         assert!(interim.is_on(now + GRACE) && interim.next(now + GRACE) == now + LONGEST);
         assert!(!interim.is_on(now + LONGEST) && interim.is_over(now + LONGEST));

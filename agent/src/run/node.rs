@@ -84,9 +84,9 @@ impl Node {
         let maps = self.maps();
         let is_whole = self.config.source == Source::Kubernetes
             && self.dataplane.report().maps.iter().all(|map| map.origin == Origin::Adopted)
-            && self.mark.is_of(HashKey(maps.numbering().get(0)?))
+            && self.mark.is_of(HashKey(maps.numbering().get(0)?), &self.config)
             && maps.config().get(0)? == self.host.facts().config
-            && !apply::is_half_published(&**maps)?
+            && !apply::is_amid_a_change(&**maps)?
             && self.ports.are_served()
             && self.dataplane.attachments_of_other_versions()?.is_empty();
         if is_whole {
@@ -123,7 +123,7 @@ impl Node {
             let planner = shared.planner();
             (planner.snapshot().synced && planner.snapshot().remembered.is_none(), planner.numbers().key)
         };
-        if let Err(error) = self.mark.set(is_told && result.is_ok(), key) {
+        if let Err(error) = self.mark.set(is_told && result.is_ok(), key, &self.config) {
             tracing::warn!(%error, "cannot note for the next agent whether the maps are whole");
         }
         result

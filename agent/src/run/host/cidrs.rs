@@ -35,21 +35,34 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const NAMED: usize = 10;
 
 /// The pod CIDRs to start with.
+pub(in crate::run) struct First {
+    pub(in crate::run) memory: NodeMemory,
+    /// They are an earlier agent's word, and the source was not waited for.
+    pub(in crate::run) is_assumed: bool,
+}
+
+/// Tells the pod CIDRs to start with: those of an earlier agent, where it has left what goes on meanwhile.
 ///
 /// # Errors
 /// The source has ended, or they cannot be kept.
-pub(in crate::run) async fn first(config: &Config, shared: &Shared, feed: &mut Feed) -> Result<NodeMemory> {
+pub(in crate::run) async fn first(config: &Config, shared: &Shared, feed: &mut Feed) -> Result<First> {
     let mut before: NodeMemory = memory::load(&memory::node_path(&config.state_dir));
     if config.source != Source::Kubernetes {
         before.addresses.clear();
     }
     if !config.pod_cidrs.is_empty() {
-        return keep(config, before.followed_by(config.pod_cidrs.clone()));
+        let memory = keep(config, before.followed_by(config.pod_cidrs.clone()))?;
+        return Ok(First { memory, is_assumed: false });
     }
+    let is_assumed =
+        !before.pod_cidrs.is_empty() && config.source == Source::Kubernetes && interim::path(&config.run_dir).exists();
+    let memory = if is_assumed { before } else { told(config, shared, feed, before).await? };
+    Ok(First { memory, is_assumed })
+}
+
+/// Waits for the source's word on the pod CIDRs; what is known from `before` counts where it does not answer.
+async fn told(config: &Config, shared: &Shared, feed: &mut Feed, before: NodeMemory) -> Result<NodeMemory> {
     let known = !before.pod_cidrs.is_empty();
-    if known && config.source == Source::Kubernetes && interim::path(&config.run_dir).exists() {
-        return Ok(before);
-    }
     loop {
         shared.planner_mut().take(feed.take());
         let (found, addresses, snapshot) = {
@@ -272,7 +285,7 @@ mod tests {
             true
         });
         let (shared, _commands) = Shared::new(View::default());
-        first(config, &shared, &mut feed).await.unwrap()
+        first(config, &shared, &mut feed).await.unwrap().memory
     }
 
     #[test]
