@@ -277,28 +277,16 @@ fn source(params: &bpf_fib_lookup, is_v4: bool) -> Addr {
     }
 }
 
-/// How many bytes of an IP packet a device takes, where that is less than `len` (kernel 5.12).
-#[inline(always)]
-pub fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32, len: u32) -> Option<u32> {
-    // Not the length of the frame, of which the device may take something off, as an Ethernet header.
-    let mut mtu = len;
-    // SAFETY: `mtu` lives over the call.
-    let found = unsafe { raw::bpf_check_mtu(skb.cast(), ifindex, &mut mtu, 0, 0) };
-    (found == BPF_MTU_CHK_RET_FRAG_NEEDED).then_some(mtu)
-}
-
-/// How many bytes of an IP packet a device takes; none: there is no such device.
+/// How many bytes of an IP packet a device takes (kernel 5.12); none: there is no such device. Asked with a length that every device
+/// takes: of packets that are to be cut into segments the helper says of any that it fits.
 #[inline(always)]
 pub fn mtu(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
-    // A length that every device takes; the helper leaves the MTU in its place.
+    // The helper leaves the MTU in its place.
     let mut mtu = 1;
     // SAFETY: `mtu` lives over the call.
     let found = unsafe { raw::bpf_check_mtu(skb.cast(), ifindex, &mut mtu, 0, 0) };
     (found == 0).then_some(mtu)
 }
-
-/// `BPF_MTU_CHK_RET_FRAG_NEEDED` of `linux/bpf.h`.
-const BPF_MTU_CHK_RET_FRAG_NEEDED: i64 = 1;
 
 /// Sets the tunnel metadata that the VXLAN device in external mode encapsulates by; `tos`: of the outer header.
 #[inline(always)]

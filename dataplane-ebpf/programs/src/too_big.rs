@@ -61,7 +61,7 @@ extern "C" fn weft_exceeded_mtu(skb: *mut __sk_buff, ifindex: u32, segment: u32,
     if config.mtu == 0 || len <= u32::from(config.mtu) {
         return 0;
     }
-    let device = helpers::exceeded_mtu(skb, ifindex, len).unwrap_or(0);
+    let device = helpers::mtu(skb, ifindex).filter(|mtu| len > *mtu).unwrap_or(0);
     let most = u32::from(config.workload_mtu);
     if most != 0 && len > most && (device == 0 || most < device) { most } else { device }
 }

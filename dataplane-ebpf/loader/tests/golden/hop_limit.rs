@@ -28,6 +28,9 @@ fn summed(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
+/// The MTU of devices in the sandbox.
+const DEVICE: usize = 1500;
+
 #[test]
 fn beyond_the_node_a_packet_has_passed_one_router() {
     let node = Node::new();
@@ -87,7 +90,6 @@ fn later_fragments_and_what_has_options_end_without_an_answer() {
 /// Path MTU discovery (RFC 1191, RFC 8201): who sends more than the way out takes is told how much that is.
 #[test]
 fn a_packet_that_is_too_big_is_answered_with_what_fits() {
-    const DEVICE: usize = 1500;
     let node = Node::new();
     node.reconfigure(|config| config.mtu = 1400);
     for family in 0..2 {
@@ -117,9 +119,16 @@ fn a_packet_that_is_too_big_is_answered_with_what_fits() {
 /// cut.
 #[test]
 fn what_is_larger_than_the_configured_mtu_is_answered_by_every_way() {
+    for workload_mtu in [1400, 0] {
+        // As configured, or of the devices themselves.
+        larger_than_a_way_takes(workload_mtu, if workload_mtu == 0 { DEVICE } else { 1400 });
+    }
+}
+
+fn larger_than_a_way_takes(workload_mtu: u16, most: usize) {
     let node = Node::new();
-    node.reconfigure(|config| (config.mtu, config.workload_mtu) = (1400, 1400));
     for family in 0..2 {
+        node.reconfigure(|config| (config.mtu, config.workload_mtu) = (1400, workload_mtu));
         let headers = [20, 40][family] + 20;
         for dst in [OUTSIDE_IP[family], FAR_IP[family], NATIVE_IP[family]] {
             let sent = |payload: usize, segment: u32| {
@@ -139,11 +148,11 @@ fn what_is_larger_than_the_configured_mtu_is_answered_by_every_way() {
                 assert_eq!((seen.dst_mac, &seen.transport[..2]), (mac(CLIENT), [[3, 4], [2, 0]][family].as_slice()));
                 Some(word(&seen.transport, 6))
             };
-            assert_eq!(sent(1400 - headers, 0), None);
-            assert_eq!(sent(1401 - headers, 0), Some(1400));
-            let segment = u32::try_from(1400 - headers).unwrap();
+            assert_eq!(sent(most - headers, 0), None);
+            assert_eq!(sent(most + 1 - headers, 0), Some(u16::try_from(most).unwrap()));
+            let segment = u32::try_from(most - headers).unwrap();
             assert_eq!(sent(2900, segment), None, "{dst}");
-            assert_eq!(sent(2900, segment + 1), Some(1400), "{dst}");
+            assert_eq!(sent(2900, segment + 1), Some(u16::try_from(most).unwrap()), "{dst}");
         }
         // The device's own, where that is less.
         node.reconfigure(|config| (config.mtu, config.workload_mtu) = (1400, 9000));
@@ -154,7 +163,6 @@ fn what_is_larger_than_the_configured_mtu_is_answered_by_every_way() {
             &vec![7; 1600],
         );
         assert_eq!(word(&parse(&node.from_workload(CLIENT, &packet).bytes).transport, 6), 1500);
-        node.reconfigure(|config| (config.mtu, config.workload_mtu) = (1400, 1400));
     }
 }
 
