@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use weft_api::SourceState;
-use weft_dataplane::Dataplane;
+use weft_dataplane::{Dataplane, OffloadCheck};
 
 use super::{
     host::Host,
@@ -93,9 +93,11 @@ impl Told {
         let stands = |(port, _): &&Broken| port.as_ref().is_none_or(|id| ports.has_link(id));
         let broken = self.broken.iter().filter(stands).map(|(_, problem)| problem);
         let guests = ports.guest_problems();
-        let unchecked = dataplane.report().offload_unchecked.as_ref().map(|reason| {
-            format!("checksum offload fields of workloads are not checked: {reason}; see docs/security.md")
-        });
+        let unchecked = if let OffloadCheck::Unseen(reason) = &dataplane.report().offload {
+            Some(format!("checksum offload fields of workloads are not checked: {reason}; see docs/security.md"))
+        } else {
+            None
+        };
         let old = host.old_addresses(ports);
         let broken_off = passes.broken_off().problem();
         let all = broken_off.iter().chain(host.problems()).chain(passes.problems());

@@ -2,9 +2,11 @@
 //! Where this kernel's own structures have their fields, by the type information that it shows (BTF, kernel
 //! `Documentation/bpf/btf.rst`). The file is walked, not parsed whole: of its 150,000 types a few are of interest.
 
-use std::{fs, io};
+use std::{borrow::Cow, fs, io};
 
 use weft_abi::SkbLayout;
+
+use crate::OffloadCheck;
 
 /// The kernel's own types (`CONFIG_DEBUG_INFO_BTF`).
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -12,28 +14,80 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const FUNCTION: u32 = 12;
+/// The function that shows a program the kernel's own `struct sk_buff` (6.2).
+const CAST: &str = "bpf_cast_to_kern_ctx";
 /// How deep structures without a name nest.
 const DEPTH: u32 = 4;
 
 /// Why the programs cannot see what they should.
 pub(crate) type Reason = String;
 
-/// The layout of `struct sk_buff` for the programs.
+/// How the programs see `struct sk_buff`; the default: not at all.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct KernelSkb {
+    pub(crate) layout: SkbLayout,
+    /// Number among the kernel's types of the function that [`SkbLayout::CAST`] stands for.
+    cast: Option<u32>,
+}
+
+impl KernelSkb {
+    /// By copies, as before kernel 6.2.
+    pub(crate) const fn copied(self) -> Self {
+        Self { layout: SkbLayout { casts: 0, ..self.layout }, cast: None }
+    }
+
+    /// How checksums are checked by it.
+    pub(crate) const fn check(&self) -> OffloadCheck {
+        if self.layout.casts == 0 { OffloadCheck::Copied } else { OffloadCheck::Read }
+    }
+
+    /// An object with calls of the kernel's function where it has those that stand for it.
+    pub(crate) fn link<'o>(&self, object: &'o [u8]) -> Cow<'o, [u8]> {
+        let Some(function) = self.cast else { return Cow::Borrowed(object) };
+        let [standing, called] = [(0, SkbLayout::CAST), (BPF_PSEUDO_KFUNC_CALL, function)].map(call);
+        let mut object = object.to_vec();
+        // Instructions are 8 bytes, and sections of them are aligned.
+        for instruction in object.as_chunks_mut().0 {
+            if *instruction == standing {
+                *instruction = called;
+            }
+        }
+        Cow::Owned(object)
+    }
+}
+
+/// A call as an instruction (kernel `Documentation/bpf/standardization/instruction-set.rst`) of a little-endian machine: whose number it
+/// is, and the number.
+const fn call((whose, number): (u8, u32)) -> [u8; 8] {
+    const BPF_JMP_CALL: u8 = 0x85;
+    let [a, b, c, d] = number.to_le_bytes();
+    [BPF_JMP_CALL, whose << 4, 0, 0, a, b, c, d]
+}
+
+/// A number of the kernel's types, in a call.
+const BPF_PSEUDO_KFUNC_CALL: u8 = 2;
+
+/// How this kernel's programs may see `struct sk_buff`.
 ///
 /// # Errors
 /// The kernel does not show its types, or they are not as expected.
-pub(crate) fn skb_layout() -> Result<SkbLayout, Reason> {
+pub(crate) fn skb() -> Result<KernelSkb, Reason> {
     let data = fs::read(VMLINUX).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => format!("{VMLINUX} is missing: this kernel was built without CONFIG_DEBUG_INFO_BTF"),
         _ => format!("read {VMLINUX}: {error}"),
     })?;
     let types =
         Types::of(&data).ok_or_else(|| format!("{VMLINUX} is not BTF of version 1 in this machine's byte order"))?;
-    layout_of(&types)
+    let layout = layout_of(&types)?;
+    let cast = types.find(CAST, |kind, _| kind == FUNCTION);
+    Ok(KernelSkb { layout: SkbLayout { casts: u8::from(cast.is_some()), ..layout }, cast })
 }
 
 fn layout_of(types: &Types<'_>) -> Result<SkbLayout, Reason> {
-    let skb = types.find_struct("sk_buff").ok_or("the kernel's BTF has no struct sk_buff")?;
+    let skb = types
+        .find("sk_buff", |kind, fields| kind == STRUCT && fields != 0)
+        .ok_or("the kernel's BTF has no struct sk_buff")?;
     let field = |name: &str| types.field(skb, name, DEPTH).ok_or_else(|| format!("struct sk_buff has no field {name}"));
     let byte = |name: &str| Ok::<_, Reason>(field(name)? / 8);
     let (summed, csum_start) = (field("ip_summed")?, byte("csum_start")?);
@@ -54,7 +108,7 @@ fn layout_of(types: &Types<'_>) -> Result<SkbLayout, Reason> {
         // Of a little-endian machine, as all are that Weft is built for.
         summed_shift: u8::try_from(summed % 8).map_err(|_| far())?,
         csum_start: within(csum_start, 4)?,
-        pad: 0,
+        casts: 0,
     })
 }
 
@@ -88,11 +142,11 @@ impl<'a> Types<'a> {
         text.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     }
 
-    /// The number of a structure of this name that has fields.
-    fn find_struct(&self, name: &str) -> Option<u32> {
+    /// The number of the first type of this name whose kind and number of parts are right.
+    fn find(&self, name: &str, is_right: impl Fn(u32, usize) -> bool) -> Option<u32> {
         let found = self.types.iter().position(|start| {
             let info = word(start, 4).unwrap_or(0);
-            kind(info) == STRUCT && vlen(info) != 0 && word(start, 0).is_some_and(|offset| self.named(offset, name))
+            is_right(kind(info), vlen(info)) && word(start, 0).is_some_and(|offset| self.named(offset, name))
         })?;
         u32::try_from(found + 1).ok()
     }
@@ -187,7 +241,7 @@ mod tests {
     fn fields_are_found_in_what_has_no_name() {
         let file = file();
         let layout = layout_of(&Types::of(&file).expect("BTF")).unwrap();
-        let expected = SkbLayout { start: 30, mac_header: 40, summed: 0, summed_shift: 5, csum_start: 2, pad: 0 };
+        let expected = SkbLayout { start: 30, mac_header: 40, summed: 0, summed_shift: 5, csum_start: 2, casts: 0 };
         assert_eq!(layout, expected);
     }
 
@@ -206,7 +260,18 @@ mod tests {
     /// The tests' machines show their types.
     #[test]
     fn this_kernel_has_them_all() {
-        let layout = skb_layout().unwrap();
+        let KernelSkb { layout, cast } = skb().unwrap();
         assert!(layout.start > 0 && layout.mac_header > layout.start, "{layout:?}");
+        assert!(layout.casts != 0 && cast.is_some(), "{layout:?}");
+    }
+
+    #[test]
+    fn calls_are_those_of_the_kernels_function_where_it_has_one() {
+        let skb = KernelSkb { layout: SkbLayout { casts: 1, ..SkbLayout::default() }, cast: Some(0x0001_0203) };
+        let [standing, helper, called] = [(0, SkbLayout::CAST), (0, 1), (BPF_PSEUDO_KFUNC_CALL, 0x0001_0203)].map(call);
+        let object = [standing, helper, standing].concat();
+        assert_eq!(*skb.link(&object), [called, helper, called].concat());
+        assert_eq!(*skb.copied().link(&object), object);
+        assert_eq!(called, [0x85, 0x20, 0, 0, 3, 2, 1, 0]);
     }
 }

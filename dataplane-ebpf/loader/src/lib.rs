@@ -45,7 +45,6 @@ use aya::{
 use nix::time::{ClockId, clock_getres};
 use weft_abi::{Jiffies, SkbLayout};
 
-use crate::pin::{PinDir, UndoPins};
 pub use crate::{
     error::{Error, Result, Source},
     events::Events,
@@ -58,6 +57,10 @@ pub use crate::{
     table::{Array, Iter, PerCpuArray, Record, Ring, Table},
     test_run::{Arrival, TestRunReport},
     upgrade::remove_everything,
+};
+use crate::{
+    kernel_types::KernelSkb,
+    pin::{PinDir, UndoPins},
 };
 
 /// The object that the build script made.
@@ -79,8 +82,20 @@ pub struct OpenReport {
     pub maps: Vec<MapReport>,
     /// The links.
     pub links: LinkReport,
-    /// Why checksums that workloads leave to the kernel cannot be checked; `None`: they are.
-    pub offload_unchecked: Option<String>,
+    /// How checksums that workloads leave to the kernel are checked.
+    pub offload: OffloadCheck,
+}
+
+/// How the programs see what a workload asks the kernel to do to its packet.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum OffloadCheck {
+    /// They read the kernel's structure (6.2).
+    #[default]
+    Read,
+    /// They copy what they need of it, which takes 10 ns.
+    Copied,
+    /// They do not, for this reason: checksums are not checked.
+    Unseen(String),
 }
 
 impl Dataplane {
@@ -95,12 +110,12 @@ impl Dataplane {
         pins.tell_of_others()?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
-        let (mut ebpf, offload_unchecked) = load(&pins, &plan, options)?;
+        let (mut ebpf, offload) = load(&pins, &plan, options)?;
         // Not before: the programs name the maps by the descriptors that this gives back.
         let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
         let mut dataplane =
-            Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload_unchecked, ..OpenReport::default() } };
+            Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload, ..OpenReport::default() } };
         dataplane.report.links = dataplane.adopt_links()?;
         Ok(dataplane)
     }
@@ -137,42 +152,44 @@ impl Dataplane {
 
 /// Loads everything. Where kernel memory may not be read (no `CAP_PERFMON`, lockdown, no BTF), without the check of checksums,
 /// and with the reason.
-fn load(pins: &PinDir, plan: &[MapReport], options: &Options) -> Result<(Ebpf, Option<String>)> {
-    let unchecked = match kernel_types::skb_layout() {
-        Ok(layout) => {
-            let mut ebpf = create_maps(pins, plan, layout, options)?;
-            match load_programs(&mut ebpf) {
-                Ok(()) => return Ok((ebpf, None)),
-                Err(Error::Verifier { source, .. }) => {
-                    format!("the kernel refused programs that read its memory: {source}")
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(reason) => reason,
+fn load(pins: &PinDir, plan: &[MapReport], options: &Options) -> Result<(Ebpf, OffloadCheck)> {
+    let (ways, mut unseen) = match kernel_types::skb() {
+        Ok(skb) if options.as_kernel_6_1 => (vec![skb.copied()], String::new()),
+        Ok(skb) => (vec![skb, skb.copied()], String::new()),
+        Err(reason) => (Vec::new(), reason),
     };
-    let mut ebpf = create_maps(pins, plan, SkbLayout::default(), options)?;
+    for skb in ways {
+        let mut ebpf = create_maps(pins, plan, &skb, options)?;
+        match load_programs(&mut ebpf) {
+            Ok(()) => return Ok((ebpf, skb.check())),
+            Err(Error::Verifier { source, .. }) => {
+                unseen = format!("the kernel refused programs that read its memory: {source}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let mut ebpf = create_maps(pins, plan, &KernelSkb::default(), options)?;
     load_programs(&mut ebpf)?;
-    Ok((ebpf, Some(unchecked)))
+    Ok((ebpf, OffloadCheck::Unseen(unseen)))
 }
 
 /// Makes or opens every map at its pin, and points the programs at them.
-fn create_maps(pins: &PinDir, plan: &[MapReport], layout: SkbLayout, options: &Options) -> Result<Ebpf> {
+fn create_maps(pins: &PinDir, plan: &[MapReport], skb: &KernelSkb, options: &Options) -> Result<Ebpf> {
     let paths: Vec<PathBuf> = plan.iter().map(|report| pins.maps.join(report.map)).collect();
     let mut loader = EbpfLoader::new();
-    // The programs use no kernel types: no need to parse the kernel's BTF.
+    // The programs relocate nothing by kernel types: no need to parse the kernel's BTF.
     loader.btf(None);
     for (report, path) in plan.iter().zip(&paths) {
         loader.map_max_entries(report.map, report.max_entries).map_pin_path(report.map, path.as_path());
     }
-    loader.override_global(SkbLayout::GLOBAL, &layout, true);
+    loader.override_global(SkbLayout::GLOBAL, &skb.layout, true);
     let jiffies = jiffies();
     loader.override_global(Jiffies::GLOBAL, &jiffies, true);
-    if options.without_route_sources {
+    if options.as_kernel_6_1 {
         // A flag that no kernel knows.
         loader.override_global("FIB_SOURCE", &(1_u32 << 31), true);
     }
-    loader.load(OBJECT).map_err(|error| Error::object(&error))
+    loader.load(&skb.link(OBJECT)).map_err(|error| Error::object(&error))
 }
 
 /// The step of the kernel's coarse clocks is that of its jiffies (`TICK_NSEC`).

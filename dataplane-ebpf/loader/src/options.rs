@@ -15,8 +15,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Sizes of maps that are not there yet.
     pub sizes: MapSizes,
-    /// For tests: the programs ask for routes as if the kernel were older than 6.7, which does not tell the source.
-    pub without_route_sources: bool,
+    /// For tests: what kernel 6.1 has not is not used: it tells no source of a route (6.7) and shows programs no `struct sk_buff` (6.2).
+    pub as_kernel_6_1: bool,
 }
 
 impl Options {
@@ -26,7 +26,7 @@ impl Options {
     /// The given folder and [`MapSizes::default`].
     #[must_use]
     pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
-        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), without_route_sources: false }
+        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), as_kernel_6_1: false }
     }
 }
 

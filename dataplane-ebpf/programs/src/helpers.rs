@@ -13,7 +13,7 @@ use aya_ebpf::{
     },
     helpers::generated as raw,
 };
-use weft_abi::{Addr, FlowKey6, Jiffies};
+use weft_abi::{Addr, FlowKey6, Jiffies, SkbLayout};
 use weft_logic::locate::Route;
 
 /// Address families as `bpf_redir_neigh` takes them.
@@ -87,6 +87,18 @@ pub fn read_kernel<T>(value: &mut mem::MaybeUninit<T>, address: usize) -> bool {
     // SAFETY: the helper writes `size_of::<T>()` bytes to `value`, and takes any address.
     unsafe {
         raw::bpf_probe_read_kernel(value.as_mut_ptr().cast(), mem::size_of::<T>() as u32, address as *const c_void) == 0
+    }
+}
+
+/// The kernel's own `struct sk_buff` of a context, to be read (`CAP_PERFMON`); only where [`SkbLayout::casts`] says so. The verifier puts
+/// a move in its place (`bpf_cast_to_kern_ctx`, kernel 6.2).
+#[inline(always)]
+pub fn kernel_skb(skb: *mut __sk_buff) -> *const u8 {
+    // SAFETY: a call of the helper with this number, as all of `raw` are; the loader writes a function of the kernel there, which takes
+    // the context and gives a pointer.
+    unsafe {
+        let cast = mem::transmute::<usize, unsafe extern "C" fn(*mut c_void) -> *const u8>(SkbLayout::CAST as usize);
+        cast(skb.cast())
     }
 }
 

@@ -14,9 +14,10 @@ use weft_logic::{
 
 use crate::{helpers, skb::Skb, stop};
 
-/// Set by the loader. No helper shows these fields, and objects made of Rust cannot call the kernel's functions.
+/// Set by the loader. No helper shows these fields.
 #[unsafe(no_mangle)]
-static SKB_LAYOUT: SkbLayout = SkbLayout { start: 0, mac_header: 0, summed: 0, summed_shift: 0, csum_start: 0, pad: 0 };
+static SKB_LAYOUT: SkbLayout =
+    SkbLayout { start: 0, mac_header: 0, summed: 0, summed_shift: 0, csum_start: 0, casts: 0 };
 
 /// What policy has judged of a packet: its headers; what is behind them too; of a later piece, another packet's headers.
 const JUDGED_HEADERS: u32 = 0;
@@ -70,12 +71,16 @@ pub fn check(skb: &Skb, transport: &Transport, summed: &mut Summed) -> Result<()
 #[inline(always)]
 fn unwritten(skb: &Skb, layout: &SkbLayout, summed: &mut Summed) -> Result<Option<Unwritten>, DropReason> {
     let mut window = MaybeUninit::<Window>::uninit();
-    if !helpers::read_kernel(&mut window, skb.raw() as usize + usize::from(layout.start)) {
-        return Err(DropReason::Kernel);
-    }
-    let bytes = window.as_ptr().cast::<u8>();
-    // SAFETY: the helper wrote the window, and the loader gives offsets within it; the halves are aligned in the kernel's
-    // structure, whose fields begin where the window does.
+    let bytes = if layout.casts == 0 {
+        if !helpers::read_kernel(&mut window, skb.raw() as usize + usize::from(layout.start)) {
+            return Err(DropReason::Kernel);
+        }
+        window.as_ptr().cast::<u8>()
+    } else {
+        helpers::kernel_skb(skb.raw()).wrapping_add(usize::from(layout.start))
+    };
+    // SAFETY: the helper wrote the window, or the verifier knows the structure, and the loader gives offsets within both; the halves are
+    // aligned in the kernel's structure, whose fields begin where the window does.
     unsafe {
         *summed = Summed::of(*bytes.add(usize::from(layout.summed)) >> layout.summed_shift);
         let halves = bytes.add(usize::from(layout.csum_start)).cast::<Unwritten>();
@@ -95,12 +100,7 @@ extern "C" fn weft_check_checksum(skb: *mut __sk_buff, checksum: u32, protocol: 
 fn try_check(skb: *mut __sk_buff, checksum: u32, protocol: u8, offset: u32, judged: u32) -> Result<(), DropReason> {
     // SAFETY: as in `check`.
     let layout = unsafe { ptr::read_volatile(&raw const SKB_LAYOUT) };
-    let mut mac_header = MaybeUninit::<u16>::uninit();
-    if !helpers::read_kernel(&mut mac_header, skb as usize + usize::from(layout.mac_header)) {
-        return Err(DropReason::Kernel);
-    }
-    // SAFETY: the helper wrote it.
-    let mac_header = unsafe { mac_header.assume_init() };
+    let mac_header = mac_header(skb, &layout).ok_or(DropReason::Kernel)?;
     // On this hook the packet begins with its Ethernet header.
     let start = (checksum & 0xffff).wrapping_sub(u32::from(mac_header));
     let field = checksum >> 16;
@@ -110,4 +110,17 @@ fn try_check(skb: *mut __sk_buff, checksum: u32, protocol: u8, offset: u32, judg
         _ => false,
     };
     if harmless { Ok(()) } else { Err(DropReason::ChecksumOffload) }
+}
+
+/// Where the packet's Ethernet header is in its buffer.
+#[inline(always)]
+fn mac_header(skb: *mut __sk_buff, layout: &SkbLayout) -> Option<u16> {
+    let offset = usize::from(layout.mac_header);
+    if layout.casts != 0 {
+        // SAFETY: the verifier knows the structure.
+        return Some(unsafe { *helpers::kernel_skb(skb).wrapping_add(offset).cast::<u16>() });
+    }
+    let mut value = MaybeUninit::<u16>::uninit();
+    // SAFETY: the helper wrote it, where it says so.
+    helpers::read_kernel(&mut value, skb as usize + offset).then(|| unsafe { value.assume_init() })
 }

@@ -240,7 +240,7 @@ fn where_workloads_keep_their_addresses_nothing_is_masqueraded() {
 /// where the device has none.
 #[test]
 fn a_kernel_that_does_not_tell_sources_is_asked_for_the_way() {
-    let node = Node::with(|options| options.without_route_sources = true);
+    let node = Node::with(|options| options.as_kernel_6_1 = true);
     with_storage_network(&node);
     for family in 0..2 {
         let seen = node.from_workload(CLIENT, &to_outside(family, 4000)).redirected();

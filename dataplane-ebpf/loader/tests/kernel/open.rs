@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use weft_abi::{Port, map};
-use weft_dataplane::{Dataplane, Error, Maps, Options, Origin};
+use weft_dataplane::{Dataplane, Error, Maps, OffloadCheck, Options, Origin};
 
 use crate::support::Sandbox;
 
@@ -34,6 +34,15 @@ fn makes_and_pins_every_map_in_the_size_asked_for() {
     assert_eq!(dataplane.maps().generations().capacity(), weft_abi::generation::SLOTS);
     let services = sandbox.options().sizes.services;
     assert_eq!(dataplane.maps().service_generations().capacity(), services + 1, "numbers begin at 1");
+}
+
+/// The kernel's own function is called, not only the copy that works as well and takes longer.
+#[test]
+fn programs_read_the_kernels_packet_where_they_may() {
+    let sandbox = Sandbox::enter();
+    assert_eq!(sandbox.open().report().offload, OffloadCheck::Read);
+    let older = Options { as_kernel_6_1: true, ..sandbox.options() };
+    assert_eq!(Dataplane::open(&older).unwrap().report().offload, OffloadCheck::Copied);
 }
 
 #[test]
