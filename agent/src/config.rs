@@ -121,6 +121,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Whether workloads reach the outside under the node's address.
     pub masquerade: Masquerade,
+    /// Addresses of this node, singly or by prefix, that workloads are masqueraded with, each with one of them.
+    pub masquerade_addresses: Vec<OwnAddresses>,
     /// Prefixes beyond the cluster that workloads reach under their own addresses.
     #[serde(rename = "nonMasqueradeCIDRs")]
     pub non_masquerade_cidrs: Vec<IpNet>,
@@ -174,6 +176,7 @@ impl Default for Config {
             vxlan_port: 8472,
             mtu: None,
             masquerade: Masquerade::default(),
+            masquerade_addresses: Vec::new(),
             non_masquerade_cidrs: Vec::new(),
             check_neighbours: true,
             masquerade_ports: None,
@@ -207,6 +210,28 @@ pub struct Masquerade {
 impl Default for Masquerade {
     fn default() -> Self {
         Self { ipv4: true, ipv6: true }
+    }
+}
+
+/// Addresses of the node: one, or those of it that a prefix has.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct OwnAddresses(pub IpNet);
+
+impl TryFrom<String> for OwnAddresses {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map(Self).map_err(|_| {
+            format!("masqueradeAddresses: '{text}' is neither an address nor a prefix, such as 192.0.2.20")
+        })
+    }
+}
+
+impl From<OwnAddresses> for String {
+    fn from(OwnAddresses(net): OwnAddresses) -> Self {
+        if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
     }
 }
 

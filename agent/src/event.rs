@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Events on objects that do not fit, for those who own them: `kubectl describe` shows them.
+//! Events on objects that do not fit, and on the node, for those who own them: `kubectl describe` shows them.
 //!
 //! They are posted in the background, each object once and then hourly while it lasts, a few at a time: a pass never waits
 //! for the API server, and an agent whose node is full of refused objects is no burden to it. A folder has no Events.
@@ -63,15 +63,17 @@ impl Events {
         Self(Some(sender))
     }
 
-    /// Tells what does not fit now. Returns at once.
-    pub(crate) fn tell(&self, refusals: &BTreeSet<Refusal>) {
+    /// Tells what does not fit now, and what is refused of the node itself. Returns at once.
+    pub(crate) fn tell(&self, refusals: &BTreeSet<Refusal>, of_node: Option<Refusal>) {
         let Some(sender) = &self.0 else { return };
         sender.send_if_modified(|known| {
-            let differs = known != refusals;
-            if differs {
+            let same = known.len() == refusals.len() + usize::from(of_node.is_some())
+                && refusals.iter().chain(&of_node).all(|refusal| known.contains(refusal));
+            if !same {
                 known.clone_from(refusals);
+                known.extend(of_node);
             }
-            differs
+            !same
         });
     }
 }
@@ -129,6 +131,7 @@ fn event(refusal: &Refusal) -> Event {
         RefusedKind::Policy => ("PolicyDoesNotFit", "CloseWorkloads"),
         RefusedKind::Pod => ("WorkloadClosed", "CloseWorkload"),
         RefusedKind::Service => ("ServiceDoesNotFit", "RefuseFlows"),
+        RefusedKind::Node => ("NoMasqueradeAddress", "RefuseFlows"),
     };
     Event {
         type_: EventType::Warning,
@@ -144,11 +147,13 @@ fn reference(refusal: &Refusal) -> ObjectReference {
         RefusedKind::Policy => ("networking.k8s.io/v1", "NetworkPolicy"),
         RefusedKind::Pod => ("v1", "Pod"),
         RefusedKind::Service => ("v1", "Service"),
+        RefusedKind::Node => ("v1", "Node"),
     };
+    let namespace = Some(refusal.key.namespace.to_string()).filter(|namespace| !namespace.is_empty());
     ObjectReference {
         api_version: Some(api_version.to_owned()),
         kind: Some(kind.to_owned()),
-        namespace: Some(refusal.key.namespace.to_string()),
+        namespace,
         name: Some(refusal.key.name.to_string()),
         uid: refusal.uid.clone(),
         ..ObjectReference::default()

@@ -182,6 +182,8 @@ pub enum RefusedKind {
     Pod,
     /// A Service: new flows are refused.
     Service,
+    /// The node itself: workloads do not leave it.
+    Node,
 }
 
 /// An object that does not fit into the maps: closed for its owner alone.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A node that has workloads gets another mode, MTU or pod CIDR: its agent is started anew with another configuration.
+//! A node that has workloads gets another mode, MTU, pod CIDR or addresses to masquerade with: its agent is started anew with another configuration.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use weft_testbed::{
-    Answer, Bed, Container, Node, OUTSIDE_V4, OUTSIDE_V6, Protocol, Shell, TcpConnection, UdpFlow, until_ok,
+    Answer, Bed, Container, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol, Shell, TcpConnection, UdpFlow, until_ok,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -195,6 +195,74 @@ fn a_node_with_workloads_gets_another_pod_cidr() -> Result<()> {
     })?;
     for to in late.sockets(PORT) {
         far.ask(Protocol::Tcp, to)?;
+    }
+    Ok(())
+}
+
+/// `masqueradeAddresses` of a node that has workloads: what stands keeps its address while the node has it, what is new has one of the
+/// list, and where the node has none of them nothing new leaves.
+#[test]
+fn a_node_gets_addresses_to_masquerade_with() -> Result<()> {
+    let bed = Bed::with(&Options { nodes: 1, ..Options::default() })?;
+    let (node, pod) = (bed.node(1), bed.container(1, "default/near", &[])?);
+    bed.outside().serve("outside", PORT)?;
+    let ends = [IpAddr::from(OUTSIDE_V4), OUTSIDE_V6.into()].map(|to| SocketAddr::new(to, PORT));
+    let add = |last: u32| {
+        let v6 = format!("ip address add fd00:119::{last}/64 dev eth0 nodad");
+        node.sh(&format!("ip address add 192.168.119.{last}/24 dev eth0 && {v6}"))?.ok()
+    };
+    let pool = |to: SocketAddr, last: u32| -> Result<IpAddr> {
+        Ok(if to.is_ipv4() { format!("192.168.119.{last}").parse()? } else { format!("fd00:119::{last}").parse()? })
+    };
+    let mut standing = Vec::new();
+    for to in ends {
+        standing.push((UdpFlow::open(&pod, to)?, TcpConnection::open(&pod, to)?, node.address_for(to.ip())));
+    }
+    let go_on = |standing: &mut Vec<(UdpFlow, TcpConnection, IpAddr)>| -> Result<()> {
+        for (flow, connection, client) in standing {
+            let seen = flow.ask()?.client;
+            ensure!(seen == *client, "{seen} instead of {client}");
+            connection.goes_on().with_context(|| format!("TCP that {client} has opened"))?;
+        }
+        Ok(())
+    };
+    go_on(&mut standing)?;
+    // None of them is there.
+    reconfigure(node, "$ a masqueradeAddresses: [192.168.119.96/27, \"fd00:119::100/120\"]")?;
+    let status = node.weft("status")?;
+    for family in ["IPv4", "IPv6"] {
+        ensure!(status.contains(&format!("none of the {family} addresses for eth0 is there")), "{status}");
+    }
+    let refused = node.drops("no-masquerade-address")?;
+    for to in ends {
+        ensure!(UdpFlow::open(&pod, to)?.ask().is_err(), "{to} is reached with another address");
+    }
+    ensure!(node.drops("no-masquerade-address")? > refused, "not counted");
+    go_on(&mut standing)?;
+    // The first ones come, then more.
+    for last in [101, 102, 103] {
+        add(last)?;
+        for to in ends {
+            until_ok(&format!("an address towards {to}"), SOON, || {
+                let connection = TcpConnection::open(&pod, to)?;
+                let seen = connection.greeting().client;
+                ensure!((101..=last).any(|last| pool(to, last).is_ok_and(|own| own == seen)), "{seen}");
+                let flow = UdpFlow::open(&pod, to)?;
+                ensure!(flow.ask()?.client == seen, "not one address");
+                standing.push((flow, connection, seen));
+                Ok(())
+            })
+            .with_context(|| node.agent_log())?;
+        }
+        go_on(&mut standing)?;
+    }
+    let told = |text: &str| -> Result<bool> { Ok(node.weft("status")?.contains(text)) };
+    ensure!(!told("masqueradeAddresses")?, "{}", node.weft("status")?);
+    // The list is taken back, the addresses stay.
+    reconfigure(node, "/^masqueradeAddresses:/ d")?;
+    go_on(&mut standing)?;
+    for to in ends {
+        ensure!(TcpConnection::open(&pod, to)?.greeting().client == node.address_for(to.ip()), "{to}");
     }
     Ok(())
 }

@@ -206,3 +206,65 @@ fn a_connection_beyond_the_node_is_told_what_the_way_takes() -> Result<()> {
     counted(&far, 2)?;
     counted(&near, 4)
 }
+
+/// `masqueradeAddresses`: every workload has one of them, and is answered there; what the node has not is named; the host's own sockets
+/// work on them as before.
+#[test]
+fn workloads_leave_with_addresses_of_a_pool() -> Result<()> {
+    const POOL: [[&str; 4]; 2] = [
+        ["192.168.119.101", "192.168.119.102", "192.168.119.103", "192.168.119.104"],
+        ["fd00:119::101", "fd00:119::102", "fd00:119::103", "fd00:119::104"],
+    ];
+    let bed = Bed::idle(
+        &Options {
+            nodes: 1,
+            config: json!({"masqueradeAddresses": ["192.168.119.96/28", "fd00:119::100/120", "192.168.119.99"]}),
+            ..Options::default()
+        },
+        &Binaries::locate()?,
+    )?;
+    let node = bed.node(1);
+    for (v4, v6) in POOL[0].into_iter().zip(POOL[1]) {
+        node.sh(&format!("ip address add {v4}/24 dev eth0; ip address add {v6}/64 dev eth0 nodad"))?.ok()?;
+    }
+    bed.outside().serve("outside", PORT)?;
+    node.start_agent()?;
+    node.agent_ready()?;
+    let status = node.weft("status")?;
+    ensure!(status.contains("masqueradeAddresses: no device") && status.contains("192.168.119.99"), "{status}");
+    let names: Vec<String> = (0..8).map(|number| format!("default/pod{number}")).collect();
+    let pods: Vec<Container> = names.iter().map(|name| bed.container(1, name, &[])).collect::<Result<_>>()?;
+    for (family, to) in [IpAddr::from(OUTSIDE_V4), OUTSIDE_V6.into()].into_iter().enumerate() {
+        let to = SocketAddr::new(to, PORT);
+        let mut had = std::collections::BTreeSet::new();
+        for pod in &pods {
+            let seen = pod.reaches(Protocol::Tcp, to, "outside")?.client;
+            ensure!(POOL[family].contains(&seen.to_string().as_str()), "{} leaves as {seen}", pod.label());
+            for protocol in [Protocol::Udp, Protocol::Tcp] {
+                let again = pod.reaches(protocol, to, "outside")?.client;
+                ensure!(again == seen, "{} leaves as {again}, too, by {protocol}", pod.label());
+            }
+            echoes(pod, to.ip(), "-s 3000")?;
+            had.insert(seen);
+        }
+        ensure!(had.len() > 1, "all of them leave as {had:?}");
+        node.reaches(Protocol::Tcp, to, "outside")?;
+    }
+    // What the host serves there.
+    for address in POOL.into_iter().flatten() {
+        let to = SocketAddr::new(address.parse()?, PORT);
+        node.serve_at("node1", to)?;
+        bed.outside().reaches(Protocol::Tcp, to, "node1")?;
+        bed.outside().reaches(Protocol::Udp, to, "node1")?;
+    }
+    // One that goes: whoever had it leaves with another one.
+    let to = SocketAddr::new(OUTSIDE_V4.into(), PORT);
+    let gone = pods[0].reaches(Protocol::Tcp, to, "outside")?.client;
+    node.sh(&format!("ip address del {gone}/24 dev eth0"))?.ok()?;
+    until_ok("another address", SOON, || {
+        let seen = pods[0].ask(Protocol::Tcp, to)?.client;
+        ensure!(seen != gone && POOL[0].contains(&seen.to_string().as_str()), "still {seen}");
+        Ok(())
+    })
+    .with_context(|| node.agent_log())
+}

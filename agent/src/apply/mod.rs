@@ -3,8 +3,8 @@
 //!
 //! Readers look at the maps between any two writes, so that the order of writes is part of the meaning:
 //!
-//! 1. what is about to change (`digests`); the node's facts; prefixes, the longest first (removals: the shortest first), so that
-//!    each address goes from its old answer straight to its new one;
+//! 1. what is about to change (`digests`); the node's facts, its addresses before the devices that masquerade with them; prefixes,
+//!    the longest first (removals: the shortest first), so that each address goes from its old answer straight to its new one;
 //! 2. Services: frontends that go; new sets of members, then the balancer that leads to them, then frontends that come; then the
 //!    names of backends go that serve no more (`services`);
 //! 3. policy: never is anything allowed that neither the old nor the new state allows (`policy`);
@@ -260,7 +260,7 @@ impl Pass<'_> {
         let patch = self.patch;
         self.begin_changes();
         self.put_config(patch.config)?;
-        self.put_node_devices(&patch.devices);
+        self.put_node_devices(patch)?;
         self.put_remotes(&patch.remotes);
         self.put_services()?;
         self.make_room_for_rules();
@@ -285,10 +285,26 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn put_node_devices(&mut self, wanted: &Changes<u32, Device>) {
-        let (table, known, summary) = (self.tables.devices(), &mut self.observed.devices, &mut self.summary);
-        known.put_all(table, wanted, summary).tell("devices of the node", "nothing leaves by them", summary);
-        known.take_gone(table, wanted, summary).tell("old devices of the node", "they are still there", summary);
+    /// The host's addresses that come, before the devices that workloads are masqueraded by: whatever a device has in its pools is the
+    /// host's. Those that go are taken last, with all places.
+    fn put_node_devices(&mut self, patch: &Patch) -> Result<(), Error> {
+        let Observed { addresses, devices, .. } = &mut *self.observed;
+        let summary = &mut self.summary;
+        let is_hosts = |owner: &Owner| owner.kind == OwnerKind::Host as u32;
+        let hosts = patch.addresses.iter().map(|(address, owner)| (*address, owner.filter(is_hosts)));
+        let hosts = hosts.filter(|(_, owner)| owner.is_some()).collect();
+        let failed = addresses.put_all(self.tables.addresses(), &hosts, summary);
+        failed.tell("addresses of the host", "nothing is masqueraded with them", summary);
+        let table = self.tables.devices();
+        let failed = devices.put_all(table, &patch.devices, summary);
+        failed.tell("devices of the node", "nothing leaves by them", summary);
+        for ifindex in failed.keys {
+            // With its old pools something could leave with an address that the node has no more.
+            devices.take(table, ifindex, summary)?;
+        }
+        let failed = devices.take_gone(table, &patch.devices, summary);
+        failed.tell("old devices of the node", "they are still there", summary);
+        Ok(())
     }
 
     fn put_remotes(&mut self, wanted: &Changes<CidrKey, Remote>) {

@@ -10,8 +10,8 @@ use std::{
 
 use proptest::prelude::*;
 use weft_abi::{
-    ANY_IDENTITY, AddressKey, BackendKey, CLUSTER_NET, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member,
-    MemberKey, MemberSet, Owner, Port, Remote, RuleKey, Rules, generation,
+    ANY_IDENTITY, Addr, AddressKey, BackendKey, CLUSTER_NET, CidrKey, Device, Frontend, FrontendFlags, FrontendKey,
+    Member, MemberKey, MemberSet, Owner, OwnerKind, Pool, Port, Remote, RuleKey, Rules, generation,
 };
 
 use self::{
@@ -24,6 +24,8 @@ use crate::model::{Desired, DesiredBalancer};
 /// What a reader could find: maps at one moment, or a plan.
 #[derive(Clone, Debug)]
 struct State {
+    /// The pools of each device, of both families; none: the host's own address.
+    pools: BTreeMap<u32, [Option<Vec<Addr>>; 2]>,
     ports: BTreeMap<u32, Port>,
     addresses: BTreeMap<AddressKey, Owner>,
     remotes: BTreeMap<CidrKey, Remote>,
@@ -36,6 +38,11 @@ struct State {
     serving: BTreeSet<BackendKey>,
 }
 
+fn pools(devices: &BTreeMap<u32, Device>) -> BTreeMap<u32, [Option<Vec<Addr>>; 2]> {
+    let of_pool = |pool: &Pool| (pool.is_set != 0).then(|| pool.addresses().to_vec());
+    devices.iter().map(|(index, device)| (*index, [of_pool(&device.pool_v4), of_pool(&device.pool_v6)])).collect()
+}
+
 impl From<&Fake> for State {
     fn from(fake: &Fake) -> Self {
         let members = |service: u32, MemberSet { set, count }: MemberSet| {
@@ -44,6 +51,7 @@ impl From<&Fake> for State {
         };
         let balancers = fake.balancers.all().into_iter();
         Self {
+            pools: pools(&fake.devices.all()),
             ports: fake.ports.all(),
             addresses: fake.addresses.all(),
             remotes: fake.remotes.all(),
@@ -61,6 +69,7 @@ impl From<&Desired> for State {
     fn from(desired: &Desired) -> Self {
         let sets = |balancer: &DesiredBalancer| balancer.sets().map(|set| set.iter().copied().map(Some).collect());
         Self {
+            pools: pools(&desired.devices),
             ports: desired.ports.clone(),
             addresses: desired.addresses.clone(),
             remotes: desired.remotes.clone(),
@@ -123,6 +132,12 @@ impl State {
         allowed
     }
 
+    /// Addresses of the host.
+    fn hosts(&self) -> BTreeSet<AddressKey> {
+        let hosts = self.addresses.iter().filter(|(_, owner)| owner.kind == OwnerKind::Host as u32);
+        hosts.map(|(address, _)| *address).collect()
+    }
+
     /// (port, direction) to what it lets in or out.
     fn policies(&self, ifindex: u32) -> Option<[u32; 2]> {
         self.ports.get(&ifindex).map(|port| [port.ingress_policy, port.egress_policy])
@@ -138,6 +153,10 @@ fn check(now: &State, old: &State, new: &State) {
     for (key, frontend) in &old.frontends {
         let stays = new.frontends.get(key).is_some_and(|new| new.service == frontend.service);
         assert!(!stays || now.frontends.contains_key(key), "{key:?} is not there for a moment");
+    }
+    let hosts = now.hosts();
+    for address in now.pools.values().flatten().flatten().flatten() {
+        assert!(hosts.contains(&AddressKey::of_cluster(*address)), "{address:?} is not the host's for a moment");
     }
     check_what_is_open(now, old, new);
 }
@@ -155,7 +174,11 @@ fn check_what_is_open(now: &State, old: &State, new: &State) {
         let next = RuleKey { chunk: key.chunk + 1, ..*key };
         assert!(rules.more == 0 || now.rules.contains_key(&next), "{key:?} leads to a chunk that is not there");
     }
-    for owner in now.addresses.values() {
+    for (index, pools) in &now.pools {
+        let asked = [old, new].map(|state| state.pools.get(index));
+        assert!(asked.contains(&Some(pools)), "device {index}: nobody asked for {pools:?}");
+    }
+    for owner in now.addresses.values().filter(|owner| owner.kind == OwnerKind::Workload as u32) {
         assert!(now.ports.contains_key(&owner.ifindex), "{owner:?} leads to a port that is not there");
     }
     for ifindex in now.ports.keys() {
@@ -189,6 +212,10 @@ fn is_applied_or_closed(fake: &Fake, new: &Desired, refused: bool) {
                 assert!(refused || opens == may, "port {ifindex}: {peer:?} is kept out");
             }
         }
+    }
+    for (index, pools) in &now.pools {
+        let wanted = planned.pools.get(index);
+        assert!(wanted.is_none_or(|wanted| wanted == pools), "device {index} has stale pools: {pools:?}");
     }
     for key in now.frontends.keys() {
         let (served, wanted) = (now.served(key), planned.served(key));
@@ -259,7 +286,8 @@ fn check_generations([before, services_before]: &[BTreeMap<u32, u32>; 2], fake: 
     let mut any = false;
     for slot in (110..114).chain([generation::ROUTES]) {
         let changed = if slot == generation::ROUTES {
-            old.routes_digest != new.routes_digest
+            let (was, is) = (State::from(old), State::from(new));
+            old.routes_digest != new.routes_digest || was.pools != is.pools || was.hosts() != is.hosts()
         } else {
             old.workload_digests.get(&slot) != new.workload_digests.get(&slot)
         };
@@ -482,6 +510,27 @@ fn the_hosts_addresses_and_devices_have_flows_decided_again_and_workloads_do_not
     assert!(moved(&[3, 4], &[workload(5)]), "an address that goes");
     assert!(moved(&[3, 4], &[workload(5), host(2)]), "one that comes");
     assert!(moved(&[4], &[host(2)]));
+}
+
+/// What a device was masqueraded with may not be the node's any more.
+#[test]
+fn a_device_whose_new_pool_is_refused_is_closed() {
+    let fake = Fake::new();
+    let host = Owner { ifindex: 2, kind: OwnerKind::Host as u32 };
+    let plan = |last: u8| Desired {
+        devices: [(3, Device { pool_v4: Pool::of(&[address(last)]), ..Device::default() })].into(),
+        addresses: [(AddressKey::of_cluster(address(last)), host)].into(),
+        ..Desired::default()
+    };
+    let mut applier = Applier::default();
+    applier.apply(&*fake, &plan(1)).unwrap();
+    // Of the pass: the digest of the routes, the address, the device.
+    fake.fail(vec![false, false, true]);
+    let summary = applier.apply(&*fake, &plan(2)).unwrap();
+    assert!(summary.problems.iter().any(|problem| problem.contains("devices of the node")), "{:?}", summary.problems);
+    assert!(fake.devices.all().is_empty());
+    applier.apply(&*fake, &plan(2)).unwrap();
+    assert_eq!(fake.devices.all(), plan(2).devices);
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
     check_cidrs(&config.service_cidrs, false).map_err(|e| ("serviceCIDRs", e))?;
     check_overlap(&config.pod_cidrs, &config.service_cidrs).map_err(|e| ("serviceCIDRs", e))?;
     check_plain(&config.non_masquerade_cidrs).map_err(|e| ("nonMasqueradeCIDRs", e))?;
+    check_own(config).map_err(|e| ("masqueradeAddresses", e))?;
     one_per_family(config.node_addresses.iter().map(IpAddr::is_ipv4)).map_err(|e| ("nodeAddresses", e))?;
     in_range(config.vni, 1..=0x00ff_ffff).map_err(|e| ("vni", e))?;
     in_range(u32::from(config.vxlan_port), 1..=65_535).map_err(|e| ("vxlanPort", e))?;
@@ -92,14 +93,35 @@ fn check_plain(cidrs: &[IpNet]) -> Result<(), String> {
     Ok(())
 }
 
-fn check_overlap(pods: &[IpNet], services: &[IpNet]) -> Result<(), String> {
-    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-    for pod in pods {
-        if let Some(service) = services.iter().find(|service| overlap(pod, service)) {
-            return Err(format!("{service} overlaps the pod CIDR {pod}; use ranges apart from each other"));
+/// Bits behind a prefix would be a slip of the pen, and so would be addresses of a family that is left alone, or of pods or Services.
+fn check_own(config: &Config) -> Result<(), String> {
+    let nets: Vec<IpNet> = config.masquerade_addresses.iter().map(|address| address.0).collect();
+    check_cidrs(&nets, false)?;
+    let masquerades = |net: &IpNet| if net.addr().is_ipv4() { config.masquerade.ipv4 } else { config.masquerade.ipv6 };
+    if let Some(net) = nets.iter().find(|net| !masquerades(net)) {
+        return Err(format!(
+            "{net} is of a family that `masquerade` leaves alone; take it out, or masquerade that family"
+        ));
+    }
+    for (field, cidrs) in [("podCIDRs", &config.pod_cidrs), ("serviceCIDRs", &config.service_cidrs)] {
+        if let Some((net, cidr)) = overlap(&nets, cidrs) {
+            return Err(format!("{net} overlaps {cidr} of {field}; give addresses of the node beyond it"));
         }
     }
     Ok(())
+}
+
+fn check_overlap(pods: &[IpNet], services: &[IpNet]) -> Result<(), String> {
+    match overlap(pods, services) {
+        Some((pod, service)) => Err(format!("{service} overlaps the pod CIDR {pod}; use ranges apart from each other")),
+        None => Ok(()),
+    }
+}
+
+/// The first of `one` that has addresses in common with one of `other`, and that.
+fn overlap<'a>(one: &'a [IpNet], other: &'a [IpNet]) -> Option<(&'a IpNet, &'a IpNet)> {
+    let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    one.iter().find_map(|a| Some((a, other.iter().find(|b| overlaps(a, b))?)))
 }
 
 fn one_per_family(ipv4: impl Iterator<Item = bool>) -> Result<(), String> {

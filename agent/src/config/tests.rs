@@ -48,6 +48,7 @@ vxlanPort: 4789
 mtu: 1400
 masquerade: {ipv4: true, ipv6: false}
 masqueradePorts: 50000-50999
+masqueradeAddresses: [192.0.2.20, 192.0.2.32/29]
 checkNeighbours: false
 mssClamp: 1360
 portLimits: {flowsPerSecond: 5}
@@ -69,6 +70,10 @@ mapSizes: {flows4: 1024}
     assert_eq!(config.source, Source::Dir("/etc/weft/manifests".into()));
     assert_eq!(config.masquerade_ports, Some(PortRange { first: 50_000, last: 50_999 }));
     assert!(!config.check_neighbours);
+    assert_eq!(
+        config.masquerade_addresses.iter().map(|own| own.0.to_string()).collect::<Vec<_>>(),
+        ["192.0.2.20/32", "192.0.2.32/29"]
+    );
     assert_eq!(config.mss_clamp.value(), 1360);
     assert_eq!(config.flow_sample, 64);
     assert_eq!(config.port_limits, PortLimits { flows_per_second: 5, ..PortLimits::default() });
@@ -108,6 +113,11 @@ fn flags_go_above_the_file() {
 #[case::plain_all("nodeName: n\nnonMasqueradeCIDRs: ['::/0']", &["nonMasqueradeCIDRs", "::/0", "masquerade: {ipv6: false}"])]
 #[case::vni("nodeName: n\nvni: 16777216", &["vni", "16777215"])]
 #[case::mtu("nodeName: n\nmtu: 500", &["mtu", "576"])]
+#[case::own_text("nodeName: n\nmasqueradeAddresses: [eth0]", &["masqueradeAddresses", "'eth0' is neither"])]
+#[case::own_bits("nodeName: n\nmasqueradeAddresses: [192.0.2.1/24]", &["masqueradeAddresses", "write 192.0.2.0/24"])]
+#[case::own_pods("nodeName: n\npodCIDRs: [10.244.1.0/24]\nmasqueradeAddresses: [10.244.1.7]", &["masqueradeAddresses", "10.244.1.0/24 of podCIDRs", "beyond it"])]
+#[case::own_services("nodeName: n\nserviceCIDRs: [10.96.0.0/16]\nmasqueradeAddresses: [10.0.0.0/8]", &["masqueradeAddresses", "10.96.0.0/16 of serviceCIDRs", "beyond it"])]
+#[case::own_family("nodeName: n\nmasquerade: {ipv6: false}\nmasqueradeAddresses: ['2001:db8::1']", &["masqueradeAddresses", "leaves alone"])]
 #[case::mss("nodeName: n\nmssClamp: 100", &["mssClamp", "536"])]
 #[case::mss_text("nodeName: n\nmssClamp: much", &["mssClamp", "true, false"])]
 #[case::mss_large("nodeName: n\nmssClamp: 70000", &["mssClamp", "1360"])]

@@ -17,7 +17,9 @@ pub(super) struct Assigned {
     pub(super) prefix_len: u8,
     /// Scope global (RFC 4007), not link or host.
     pub(super) global: bool,
-    /// Neither deprecated nor temporary, tentative or a duplicate.
+    /// Neither temporary, tentative nor a duplicate; it may be deprecated.
+    pub(super) usable: bool,
+    /// It is usable, and not deprecated: the host takes it of itself.
     pub(super) preferred: bool,
     /// As the kernel wants it for deletion.
     message: AddressMessage,
@@ -76,14 +78,16 @@ impl Assigned {
                 _ => {}
             }
         }
-        let unfit = AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+        let unfit = AddressFlags::Tentative | AddressFlags::Dadfailed;
         let temporary = address.is_some_and(|address| address.is_ipv6()) && flags.contains(AddressFlags::Secondary);
+        let usable = !flags.intersects(unfit) && !temporary;
         Some(Self {
             ifindex: message.header.index,
             address: address?,
             prefix_len: message.header.prefix_len,
             global: message.header.scope == AddressScope::Universe,
-            preferred: !flags.intersects(unfit) && !temporary,
+            usable,
+            preferred: usable && !flags.contains(AddressFlags::Deprecated),
             message,
         })
     }

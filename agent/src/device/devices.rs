@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use weft_abi::{Addr, Device};
 
 use super::{
@@ -33,14 +34,20 @@ pub struct Heard {
 }
 
 impl Devices {
-    /// Those that are heard, as `DEVICES` has them: with the first address of each family that is fit for use.
-    pub(super) fn with_addresses(&self, assigned: &[Assigned]) -> BTreeMap<u32, Device> {
+    /// Those that are heard, as `DEVICES` has them: with the first address of each family that is fit for use, one of `pools` only
+    /// where there is no other.
+    pub(super) fn with_addresses(&self, assigned: &[Assigned], pools: &[IpNet]) -> BTreeMap<u32, Device> {
         let address = |index: u32, is_ipv4: bool| {
-            let mut own = assigned.iter().filter(|own| own.ifindex == index && own.global && own.preferred);
-            let found = own.find(|own| own.address.is_ipv4() == is_ipv4);
+            let own = assigned.iter().filter(|own| own.ifindex == index && own.global && own.preferred);
+            let own = own.filter(|own| own.address.is_ipv4() == is_ipv4);
+            let found = own.min_by_key(|own| pools.iter().any(|pool| pool.contains(&own.address)));
             found.map_or(Addr::UNSPECIFIED, |own| own.address.into())
         };
-        let device = |heard: &Heard| Device { v4: address(heard.index, true), v6: address(heard.index, false) };
+        let device = |heard: &Heard| Device {
+            v4: address(heard.index, true),
+            v6: address(heard.index, false),
+            ..Device::default()
+        };
         self.heard.iter().map(|heard| (heard.index, device(heard))).collect()
     }
 

@@ -86,7 +86,7 @@ pub(super) struct Devices<'a> {
 pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeInclusive<u16>) -> NodeFacts {
     let Devices { uplink, host, overlay, pod_mtu } = devices;
     let mut host_addresses: Vec<_> =
-        config.all_pod_cidrs().map(gateway).chain(uplink.host_addresses.iter().copied()).collect();
+        config.all_pod_cidrs().map(gateway).chain(uplink.around.host_addresses.iter().copied()).collect();
     host_addresses.sort_unstable();
     host_addresses.dedup();
     let plain = |wanted: bool, flag: u16| if wanted { 0 } else { flag };
@@ -110,13 +110,13 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
             node_v6: uplink.v6.map_or(Addr::UNSPECIFIED, |address| IpAddr::from(address).into()),
             flags: plain(config.masquerade_v4, ConfigFlags::PLAIN_V4)
                 | plain(config.masquerade_v6, ConfigFlags::PLAIN_V6),
-            mtu: every_way_takes(&uplink.devices, *pod_mtu),
+            mtu: every_way_takes(&uplink.around.devices, *pod_mtu),
             workload_mtu: config.mtu.map_or(0, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
             mss_clamp: config.mss_clamp,
             ..Config::default()
         },
         pod_cidrs: config.all_pod_cidrs().copied().collect(),
-        devices: uplink.device_values.clone(),
+        devices: uplink.around.device_values.clone(),
         host_addresses,
         reserved: uplink.reserved.clone(),
         service_cidrs: config.service_cidrs.clone(),

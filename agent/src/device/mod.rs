@@ -36,6 +36,7 @@ mod moves;
 mod neighbours;
 mod netlink;
 mod overlay;
+mod pools;
 mod ports;
 mod routes;
 mod sysctl;
@@ -103,6 +104,8 @@ pub struct DeviceConfig {
     pub masquerade_v4: bool,
     /// Whether IPv6 to the outside takes the node's address.
     pub masquerade_v6: bool,
+    /// Addresses of this node, singly or by prefix, that workloads are masqueraded with; none: those that the host would take.
+    pub masquerade_addresses: Vec<IpNet>,
     /// See [`NodeFacts::plain_cidrs`].
     pub plain_cidrs: Vec<IpNet>,
     /// Source ports of masqueraded flows; the most that the node's own settings leave where absent.
@@ -134,6 +137,8 @@ pub struct Observation {
     pub pod_mtu: u32,
     /// What does not fit on this node, and the fix; Weft works nevertheless.
     pub problems: Vec<String>,
+    /// Those of them that keep workloads from leaving the node.
+    pub closed: Vec<String>,
 }
 
 /// What [`repair`] found and did.
@@ -186,23 +191,15 @@ pub async fn repair(config: &DeviceConfig) -> Result<Repaired> {
     Ok(Repaired { observation, changes: netlink.changes() })
 }
 
-/// As [`repair`], for a node whose way out cannot be told now: devices are repaired for the uplink that it had `before`.
+/// As [`repair`], for a node whose way out cannot be told now: it is the one that the node had `before`.
 ///
 /// # Errors
 /// A name is taken by a foreign device, or the kernel refuses.
 pub async fn keep(config: &DeviceConfig, before: &Observation) -> Result<Repaired> {
     let netlink = Netlink::open()?;
     put_devices(&netlink, config, before.pod_mtu).await?;
-    let mut observation = before.clone();
-    observation.devices = Devices::choose(&links::list_with(&netlink).await?, before.uplink.index);
-    observation.facts.devices = observation.devices.with_addresses(&addresses::list(&netlink).await?);
-    let facts = &mut observation.facts.config;
-    facts.mtu = facts::every_way_takes(&observation.devices, before.pod_mtu);
-    let host = links::find_with(&netlink, HOST_PORT).await?;
-    facts.host_ifindex = host.map_or(0, |link| link.index);
-    if config.mode == Mode::Vxlan {
-        facts.overlay_ifindex = links::find_with(&netlink, OVERLAY).await?.map_or(0, |link| link.index);
-    }
+    let uplink = uplink::keep(&netlink, config, before).await?;
+    let observation = observe_with(&netlink, config, uplink, before.pod_mtu).await?;
     Ok(Repaired { observation, changes: netlink.changes() })
 }
 
@@ -358,7 +355,10 @@ async fn observe_with(
     let ports = ports::choose(config.masquerade_ports.as_ref(), &sysctl::local_ports()?, &sysctl::reserved_ports()?);
     let facts = facts::facts(config, &devices, &ports.range);
     let masquerades = config.masquerade_v4 || config.masquerade_v6;
-    let problems = ports.problem.into_iter().filter(|_| masquerades).collect();
-    let uplink::Uplink { link, devices, state, v4: node_v4, v6: node_v6, .. } = uplink;
-    Ok(Observation { facts, node_v4, node_v6, uplink: link, devices, state, pod_mtu, problems })
+    let uplink::Uplink { link, around, state, v4: node_v4, v6: node_v6, .. } = uplink;
+    let uplink::Around { devices, pools, .. } = around;
+    let problems = ports.problem.into_iter().filter(|_| masquerades).chain(pools.problems);
+    let problems = problems.chain(pools.closed.iter().cloned()).collect();
+    let closed = pools.closed;
+    Ok(Observation { facts, node_v4, node_v6, uplink: link, devices, state, pod_mtu, problems, closed })
 }

@@ -18,6 +18,7 @@ use super::{DeviceConfig, HOST_PORT, HOST_PORT_PEER, OVERLAY, RouteChanges, link
 use crate::model::{HostRoute, Mode, NextHop};
 
 mod changes;
+mod pools;
 
 /// Runs a test in a new namespace with an uplink `up0` (its wire ends in `wire0`) of 192.0.2.10/24 and 2001:db8::10/64 behind routers .1 and ::1.
 fn on_a_node<T: Send + 'static, F: Future<Output = T>>(test: impl FnOnce() -> F + Send + 'static) -> T {
@@ -93,6 +94,7 @@ fn config(mode: Mode) -> DeviceConfig {
         mtu: None,
         masquerade_v4: true,
         masquerade_v6: false,
+        masquerade_addresses: Vec::new(),
         plain_cidrs: Vec::new(),
         masquerade_ports: Some(61000..=65535),
         mss_clamp: 0,

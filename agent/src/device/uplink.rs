@@ -9,11 +9,12 @@ use std::{
 use weft_abi::Device;
 
 use super::{
-    DeviceConfig, Error, Result,
+    DeviceConfig, Error, Observation, Result,
     addresses::{self, Assigned},
     devices::Devices,
     links::{self, Link, NAME_PREFIX},
     netlink::Netlink,
+    pools::Pools,
     routes::{self, DefaultWay},
 };
 use crate::plan::Digest;
@@ -22,43 +23,80 @@ use crate::plan::Digest;
 #[derive(Clone, Debug)]
 pub(super) struct Uplink {
     pub(super) link: Link,
-    pub(super) devices: Devices,
-    /// `DEVICES`.
-    pub(super) device_values: BTreeMap<u32, Device>,
+    pub(super) around: Around,
     pub(super) v4: Option<Ipv4Addr>,
     pub(super) v6: Option<Ipv6Addr>,
-    /// Every address of the node that others can reach it by, Weft's own devices left out.
-    pub(super) host_addresses: Vec<IpAddr>,
     /// See [`super::Observation::state`].
     pub(super) state: u64,
     /// See [`crate::model::NodeFacts::reserved`].
     pub(super) reserved: Vec<IpAddr>,
 }
 
+/// What follows from the node's links and addresses, once its uplink is known.
+#[derive(Clone, Debug)]
+pub(super) struct Around {
+    pub(super) devices: Devices,
+    /// `DEVICES`.
+    pub(super) device_values: BTreeMap<u32, Device>,
+    pub(super) pools: Pools,
+    /// Every address of the node that others can reach it by, Weft's own devices left out.
+    pub(super) host_addresses: Vec<IpAddr>,
+}
+
+/// Links and addresses of the node.
+struct Seen {
+    links: Vec<Link>,
+    /// Those that others can reach, without Weft's own devices.
+    assigned: Vec<Assigned>,
+    /// A digest of all that are not Weft's own.
+    digest: u64,
+}
+
+impl Seen {
+    async fn look(netlink: &Netlink) -> Result<Self> {
+        let links = links::list_with(netlink).await?;
+        let mut assigned = addresses::list(netlink).await?;
+        assigned.retain(|address| !links.iter().any(|link| link.index == address.ifindex && is_own(link)));
+        let parts = links.iter().filter(|link| !is_own(link)).map(digest_of_link);
+        let digest = parts.chain(assigned.iter().map(Assigned::digest)).fold(0, u64::wrapping_add);
+        assigned.retain(|address| address.global && !address.address.is_loopback());
+        Ok(Self { links, assigned, digest })
+    }
+
+    fn around(&self, config: &DeviceConfig, uplink: u32) -> Around {
+        let devices = Devices::choose(&self.links, uplink);
+        let mut device_values = devices.with_addresses(&self.assigned, &config.masquerade_addresses);
+        let pools = Pools::choose(config, &self.assigned, &devices, uplink, &mut device_values);
+        let host_addresses = self.assigned.iter().map(|assigned| assigned.address).collect();
+        Around { devices, device_values, pools, host_addresses }
+    }
+}
+
+fn is_own(link: &Link) -> bool {
+    link.name.starts_with(NAME_PREFIX)
+}
+
 pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<Uplink> {
-    let links = links::list_with(netlink).await?;
-    let mut assigned = addresses::list(netlink).await?;
-    let own: BTreeSet<u32> =
-        links.iter().filter(|link| link.name.starts_with(NAME_PREFIX)).map(|link| link.index).collect();
-    let is_own = |index: u32| own.contains(&index);
-    assigned.retain(|address| !is_own(address.ifindex));
+    let seen = Seen::look(netlink).await?;
+    let is_own = |index: u32| seen.links.iter().any(|link| link.index == index && is_own(link));
     let (ways, routes) = routes::default_ways(netlink, is_own).await?;
-    let parts = links.iter().filter(|link| !is_own(link.index)).map(digest_of_link);
-    let parts =
-        parts.chain(assigned.iter().map(Assigned::digest)).chain([routes, routes::rules_digest(netlink).await?]);
-    let state = parts.fold(0, u64::wrapping_add);
-    assigned.retain(|address| address.global && !address.address.is_loopback());
-    let link = find(config, &links, &assigned, &ways)?;
-    let (v4, v6) = node_addresses(config, &link, &assigned)?;
-    let host_addresses = assigned.iter().map(|assigned| assigned.address).collect();
+    let state = [routes, routes::rules_digest(netlink).await?].into_iter().fold(seen.digest, u64::wrapping_add);
+    let link = find(config, &seen.links, &seen.assigned, &ways)?;
+    let (v4, v6) = node_addresses(config, &link, &seen.assigned)?;
     let known = v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from));
     // One that stands alone is nobody's way to the node; it may be a Service's, which something on the node serves.
-    let of_networks = assigned.iter().filter(|assigned| !assigned.is_alone()).map(|assigned| assigned.address);
+    let of_networks = seen.assigned.iter().filter(|assigned| !assigned.is_alone()).map(|assigned| assigned.address);
     let all = known.chain(of_networks).chain(ways.iter().filter_map(|way| way.gateway));
     let reserved: BTreeSet<IpAddr> = all.collect();
-    let devices = Devices::choose(&links, link.index);
-    let device_values = devices.with_addresses(&assigned);
-    Ok(Uplink { link, devices, device_values, state, v4, v6, host_addresses, reserved: reserved.into_iter().collect() })
+    let around = seen.around(config, link.index);
+    Ok(Uplink { link, around, v4, v6, state, reserved: reserved.into_iter().collect() })
+}
+
+/// As [`observe`], where the way out cannot be told now: it is the one that the node had `before`, under its addresses.
+pub(super) async fn keep(netlink: &Netlink, config: &DeviceConfig, before: &Observation) -> Result<Uplink> {
+    let around = Seen::look(netlink).await?.around(config, before.uplink.index);
+    let Observation { uplink, node_v4, node_v6, state, facts, .. } = before.clone();
+    Ok(Uplink { link: uplink, around, v4: node_v4, v6: node_v6, state, reserved: facts.reserved })
 }
 
 /// Of what packets out of it depend on.
@@ -125,10 +163,15 @@ fn node_addresses(
             return Err(absent_address(*address));
         }
     }
-    let of_uplink = assigned.iter().filter(|address| address.ifindex == uplink.index && address.preferred);
+    let mut of_uplink: Vec<IpAddr> = assigned
+        .iter()
+        .filter(|address| address.ifindex == uplink.index && address.preferred)
+        .map(|address| address.address)
+        .collect();
+    // The kernel has an address of IPv6 that is added before those that are there: none of a pool is meant.
+    of_uplink.sort_by_key(|address| config.masquerade_addresses.iter().any(|pool| pool.contains(address)));
     let told = config.told_addresses.iter().copied().filter(|address| of_address(assigned, *address).is_some());
-    let candidates: Vec<_> =
-        config.node_addresses.iter().copied().chain(told).chain(of_uplink.map(|address| address.address)).collect();
+    let candidates: Vec<_> = config.node_addresses.iter().copied().chain(told).chain(of_uplink).collect();
     let v4 = candidates.iter().find_map(|address| match address {
         IpAddr::V4(v4) => Some(*v4),
         IpAddr::V6(_) => None,

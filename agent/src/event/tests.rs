@@ -66,7 +66,7 @@ async fn each_object_is_told_of_once_with_its_kind_and_why() {
         refusal(RefusedKind::Service, "s", &long),
     ]
     .into();
-    events.tell(&refusals);
+    events.tell(&refusals, None);
     let (method, path, first) = taken.recv().await.unwrap();
     assert_eq!((method.as_str(), path.as_str()), ("POST", "/apis/events.k8s.io/v1/namespaces/tenant/events"));
     let regarding = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "namespace": "tenant", "name": "p", "uid": "uid of p"});
@@ -76,18 +76,28 @@ async fn each_object_is_told_of_once_with_its_kind_and_why() {
     assert_eq!(taken.recv().await.unwrap().2["regarding"]["kind"], "Service");
 
     // What is known is not told again, not even after it was gone for a while.
-    events.tell(&BTreeSet::new());
-    events.tell(&refusals);
+    events.tell(&BTreeSet::new(), None);
+    events.tell(&refusals, None);
     refusals.insert(refusal(RefusedKind::Pod, "web", &long));
-    events.tell(&refusals);
+    events.tell(&refusals, None);
     let (_, _, next) = taken.recv().await.unwrap();
     assert_eq!((&next["regarding"]["kind"], next["note"].as_str().unwrap().len()), (&json!("Pod"), LONGEST_NOTE));
+    assert!(taken.try_recv().is_err());
+
+    // Of the node itself, which is in no namespace.
+    let of_node = Refusal { key: ObjectKey::new("", "node1"), ..refusal(RefusedKind::Node, "node1", "no address") };
+    events.tell(&refusals, Some(of_node.clone()));
+    let (_, path, next) = taken.recv().await.unwrap();
+    assert_eq!(path, "/apis/events.k8s.io/v1/namespaces/default/events");
+    assert_eq!(next["regarding"], json!({"apiVersion": "v1", "kind": "Node", "name": "node1", "uid": "uid of node1"}));
+    assert_eq!((&next["reason"], &next["note"]), (&json!("NoMasqueradeAddress"), &json!("no address")));
+    events.tell(&refusals, Some(of_node));
     assert!(taken.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn a_folder_has_no_events() {
     let events = Events::start(&Source::Dir("/nowhere".into()), "node1");
-    events.tell(&[refusal(RefusedKind::Pod, "web", "why")].into());
+    events.tell(&[refusal(RefusedKind::Pod, "web", "why")].into(), None);
     assert!(events.0.is_none());
 }

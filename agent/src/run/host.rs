@@ -22,7 +22,7 @@ pub(super) use self::cidrs::{First, first as first_pod_cidrs};
 pub(super) use self::repair::{has_moved_unseen, state_path};
 use crate::{
     device::{self, DeviceConfig, Devices, Observation},
-    model::{HostRoute, Mode, NextHop, NodeFacts, Snapshot},
+    model::{HostRoute, Mode, NextHop, NodeFacts, ObjectKey, Refusal, RefusedKind, Snapshot},
     run::told::mended,
     serve::{Shared, metrics::Mended},
     watch::NodeRecord,
@@ -62,6 +62,7 @@ struct Routes {
 
 impl Host {
     pub(super) fn new(config: DeviceConfig, observation: Observation) -> Self {
+        repair::warn_of(observation.problems.iter());
         Self {
             config,
             observation,
@@ -96,6 +97,19 @@ impl Host {
     /// What is wrong with its devices and pod CIDRs.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
         self.observation.problems.iter().chain(&self.contradiction)
+    }
+
+    /// What keeps workloads from leaving the node, for its Events.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        let closed = &self.observation.closed;
+        let name = &self.config.node_name;
+        (!closed.is_empty()).then(|| Refusal {
+            kind: RefusedKind::Node,
+            key: ObjectKey::new("", name),
+            // As kubelet names it, and `kubectl describe` looks for it.
+            uid: Some(name.clone()),
+            why: closed.join("; "),
+        })
     }
 
     /// Nothing of it stands against being ready.

@@ -66,7 +66,7 @@ impl Told {
         let pools = ports.pools();
         let standing = {
             let planner = shared.planner();
-            self.events.tell(&planner.desired().refusals);
+            self.events.tell(&planner.desired().refusals, host.refusal());
             planner.snapshot().standing()
         };
         let problems = self.problems(parts);

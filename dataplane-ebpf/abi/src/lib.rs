@@ -41,7 +41,7 @@ pub(crate) use layout::layout;
 pub use layout::{Digest, Layout};
 pub use maps::{LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
 pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
-pub use port::{Device, Owner, OwnerKind, Port, PortKind, Remote, RemoteFlags, RemoteKind};
+pub use port::{Device, Owner, OwnerKind, POOL_ADDRESSES, Pool, Port, PortKind, Remote, RemoteFlags, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use service::{
     BackendKey, BackendState, Balancer, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,

@@ -22,7 +22,7 @@ macro_rules! for_each_map {
             PORTS ports: HashMap<u32, $crate::Port>, derived, sized(ports);
             /// Devices of the node that lead out of it, by index: what comes in by them meets `from_uplink` or `from_l3`, so
             /// that answers may come by any of them.
-            DEVICES devices: HashMap<u32, $crate::Device>, derived, fixed(1024);
+            DEVICES devices: OnDemandHashMap<u32, $crate::Device>, derived, fixed(1024);
             /// Addresses of this node, its workloads' and its own: any number for each of them.
             ADDRESSES addresses: HashMap<$crate::AddressKey, $crate::Owner>, derived, sized(addresses);
             /// Prefixes of pods of all nodes and of Services.

@@ -124,10 +124,68 @@ crate::layout! {
         pub v4: Addr,
         /// The same of IPv6.
         pub v6: Addr,
+        /// IPv4 addresses that what leaves by it is masqueraded with.
+        pub pool_v4: Pool,
+        /// The same of IPv6.
+        pub pool_v6: Pool,
+    }
+}
+
+/// Addresses of a [`Pool`], at most.
+pub const POOL_ADDRESSES: u32 = 64;
+
+crate::layout! {
+    /// Addresses of the node, of one family, that workloads are masqueraded with by configuration. They change by one write of their
+    /// device: readers have all of one configuration, or of the next.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Pool {
+        /// Not 0: these addresses and no other; where there is none, nothing is masqueraded. 0: the address that the host itself
+        /// would take.
+        pub is_set: u32,
+        /// How many there are.
+        pub count: u32,
+        /// The addresses.
+        pub addresses: [Addr; POOL_ADDRESSES as usize],
+    }
+}
+
+impl Pool {
+    /// The address that the host itself would take.
+    pub const UNSET: Self = Self { is_set: 0, count: 0, addresses: [Addr::UNSPECIFIED; POOL_ADDRESSES as usize] };
+
+    /// These addresses and no other: the first [`POOL_ADDRESSES`] of them.
+    #[must_use]
+    pub fn of(addresses: &[Addr]) -> Self {
+        let mut pool = Self { is_set: 1, ..Self::UNSET };
+        for (place, address) in pool.addresses.iter_mut().zip(addresses) {
+            *place = *address;
+            pool.count += 1;
+        }
+        pool
+    }
+
+    /// Those that it has.
+    #[must_use]
+    pub fn addresses(&self) -> &[Addr] {
+        self.addresses.get(..self.count as usize).unwrap_or(&self.addresses)
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self::UNSET
     }
 }
 
 impl Device {
+    /// Its pool of a family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pool(&self, is_v6: bool) -> &Pool {
+        if is_v6 { &self.pool_v6 } else { &self.pool_v4 }
+    }
+
     /// The node's own address there of the family of `peer`.
     #[inline(always)]
     #[must_use]
@@ -136,8 +194,9 @@ impl Device {
     }
 }
 
-crate::pod!(Port, Owner, Remote, Device);
+crate::pod!(Port, Owner, Remote, Pool, Device);
 
 const _: () = assert!(size_of::<Port>() == 24);
 const _: () = assert!(size_of::<Remote>() == 28);
-const _: () = assert!(size_of::<Device>() == 32);
+const _: () = assert!(size_of::<Pool>() == 1032);
+const _: () = assert!(size_of::<Device>() == 2096);

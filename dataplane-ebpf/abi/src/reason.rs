@@ -69,6 +69,7 @@ numbered! {
     TupleTaken = "tuple-taken", "another connection looks the same once it is translated, and the protocol's ports cannot change";
     FragmentShare = "fragment-share", "the workload sends datagrams in pieces faster than its rate";
     NoServicePort = "no-service-port", "the ClusterIP has no such port";
+    NoMasqueradeAddress = "no-masquerade-address", "none of masqueradeAddresses that it could leave with is on the node";
 }
 
 numbered! {

@@ -43,6 +43,8 @@ mod outside;
 mod packet;
 #[path = "golden/policy.rs"]
 mod policy;
+#[path = "golden/pool.rs"]
+mod pool;
 #[path = "golden/service.rs"]
 mod service;
 #[path = "golden/share.rs"]

@@ -3,6 +3,8 @@
 
 use weft_abi::Addr;
 
+use crate::masquerade;
+
 /// Whether a packet to or from `addr` is never forwarded: multicast, broadcast, loopback, IPv6 link-local, unspecified.
 ///
 /// IPv4 link-local destinations are forwarded (cloud metadata services live there), and so is 240.0.0.0/4, which Linux takes
@@ -34,6 +36,13 @@ pub fn is_link_local_v4(addr: &Addr) -> bool {
 pub fn is_link_local_v6(addr: &Addr) -> bool {
     let [first, second, ..] = addr.0[0].to_ne_bytes();
     first == 0xfe && second & 0xc0 == 0x80
+}
+
+/// A word of an address, all of it considered.
+#[inline(always)]
+pub(crate) const fn word(addr: &Addr) -> u32 {
+    let [a, b, c, d] = addr.0;
+    a.wrapping_mul(3) ^ b.wrapping_mul(5) ^ c.wrapping_mul(7) ^ masquerade::mix(d)
 }
 
 #[cfg(test)]

@@ -111,7 +111,8 @@ pub fn leads_to(owner: Option<&Owner>, ifindex: u32) -> bool {
 
 /// Whether an address is the host's.
 #[inline(always)]
-fn is_hosts(owner: Option<&Owner>) -> bool {
+#[must_use]
+pub fn is_hosts(owner: Option<&Owner>) -> bool {
     owner.is_some_and(|owner| owner.kind == OwnerKind::Host as u32)
 }
 

@@ -121,7 +121,10 @@ impl<'f> Connection<'f> {
         self.protocol == protocol::TCP && self.other.is_none() && answered
     }
 
-    const fn is_answered(&self) -> bool {
+    /// Whether both sides were heard.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_answered(&self) -> bool {
         match self.other {
             Some(other) => self.flow.packets != 0 && other.packets != 0,
             None => false,

@@ -3,9 +3,7 @@
 
 use weft_abi::{Addr, Datagram, FRAGMENT_GROUPS, FRAGMENT_SLOTS, FlowKey6, FragmentKey};
 
-use crate::flow;
-
-use crate::masquerade::mix;
+use crate::{address::word, flow, masquerade::mix};
 
 /// Ticks for which a first piece that comes again is the same datagram's.
 const AGAIN: u32 = 1;
@@ -44,13 +42,6 @@ pub fn belongs(packet: &FlowKey6, id: u32, datagram: &Datagram) -> bool {
 #[must_use]
 pub const fn is_again(datagram: &Datagram, now: u32) -> bool {
     now.wrapping_sub(datagram.since) <= AGAIN
-}
-
-/// A word of an address, all of it considered.
-#[inline(always)]
-const fn word(addr: &Addr) -> u32 {
-    let [a, b, c, d] = addr.0;
-    a.wrapping_mul(3) ^ b.wrapping_mul(5) ^ c.wrapping_mul(7) ^ mix(d)
 }
 
 /// The word that chooses the counter of identifiers towards an address, for a protocol.

@@ -9,7 +9,7 @@
 
 use weft_abi::{Addr, Config, ConfigFlags, DropReason, FlowKey6};
 
-use crate::{protocol, select};
+use crate::{address, protocol, select};
 
 /// [`crate::walk::Decision::masquerade`]: not masqueraded.
 pub const NONE: u8 = 0;
@@ -58,6 +58,40 @@ pub const fn has_ports(protocol_number: u32) -> bool {
 #[must_use]
 pub const fn is_plain(config: &Config, is_v6: bool) -> bool {
     config.flags & if is_v6 { ConfigFlags::PLAIN_V6 } else { ConfigFlags::PLAIN_V4 } != 0
+}
+
+/// An address that is chosen of a pool. Which one follows from the workload's address alone, and where addresses come or go only
+/// those workloads move that had one which went, or get one which came: each takes the address with the greatest hash of both
+/// (rendezvous hashing).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Choice {
+    /// The address; unspecified: the pool has none.
+    pub address: Addr,
+    /// The one that a connection has left with already, or unspecified.
+    pub before: Addr,
+    /// The hash of both.
+    pub weight: u32,
+    /// Not 0: the address that a connection leaves with already, which stays.
+    pub kept: u32,
+}
+
+impl Choice {
+    /// Considers an address for `workload`; one of the other family is none.
+    #[inline(always)]
+    pub fn consider(&mut self, workload: &Addr, address: &Addr) {
+        if self.kept != 0 || address.is_unspecified() || address.is_v4() != workload.is_v4() {
+            return;
+        }
+        if *address == self.before {
+            (self.address, self.kept) = (*address, 1);
+            return;
+        }
+        let weight = mix(address::word(workload) ^ mix(address::word(address)));
+        if self.address.is_unspecified() || weight > self.weight {
+            (self.address, self.weight) = (*address, weight);
+        }
+    }
 }
 
 /// The address that a family is masqueraded with.
@@ -151,6 +185,60 @@ mod tests {
             let own = (first..first + count).filter(|port| is_own(&config, ifindex, *port)).count();
             prop_assert_eq!(own, usize::from(count).div_ceil(2));
         }
+    }
+
+    fn chosen(pool: &[u32], workload: u32, before: Addr) -> Addr {
+        let mut choice = Choice { before, ..Choice::default() };
+        for address in pool {
+            choice.consider(&Addr::v4(workload), &Addr::v4(*address));
+        }
+        choice.address
+    }
+
+    proptest! {
+        #[test]
+        fn who_does_not_lose_its_address_keeps_it(
+            pool in proptest::collection::btree_set(1_u32.., 1..64), workload: u32, gone: proptest::sample::Index,
+        ) {
+            let pool: Vec<u32> = pool.into_iter().collect();
+            let none = Addr::UNSPECIFIED;
+            let first = chosen(&pool, workload, none);
+            prop_assert!(pool.iter().any(|address| Addr::v4(*address) == first));
+            let mut backwards = pool.clone();
+            backwards.reverse();
+            prop_assert_eq!(chosen(&backwards, workload, none), first, "in any order");
+            let gone = pool[gone.index(pool.len())];
+            let rest: Vec<u32> = pool.iter().copied().filter(|address| *address != gone).collect();
+            let then = chosen(&rest, workload, none);
+            if Addr::v4(gone) == first {
+                prop_assert!(rest.is_empty() == then.is_unspecified());
+                prop_assert_eq!(chosen(&pool, workload, then), if rest.is_empty() { first } else { then }, "a connection stays");
+            } else {
+                prop_assert_eq!(then, first);
+            }
+        }
+    }
+
+    #[test]
+    fn workloads_are_spread_over_a_pool() {
+        let pool: Vec<u32> = (0..8).map(|host| u32::from_ne_bytes([192, 0, 2, 32 + host])).collect();
+        for subnet in 0..4_u8 {
+            let mut had = std::collections::BTreeMap::new();
+            for host in 0..=255 {
+                let workload = u32::from_ne_bytes([10, 244, subnet, host]);
+                *had.entry(chosen(&pool, workload, Addr::UNSPECIFIED).v4_word()).or_insert(0) += 1;
+            }
+            assert!(had.len() == 8 && had.values().all(|count| (10..60).contains(count)), "{had:?}");
+        }
+        assert!(chosen(&[], 1, Addr::v4(5)).is_unspecified(), "a pool of nothing");
+        let mut nothing = Choice::default();
+        nothing.consider(&Addr::v4(1), &Addr::UNSPECIFIED);
+        nothing.consider(&Addr::v4(1), &Addr([1, 2, 3, 4]));
+        nothing.consider(&Addr([1, 2, 3, 4]), &Addr::v4(1));
+        assert!(
+            nothing.address.is_unspecified() && nothing.kept == 0,
+            "a place that is empty, one of the other family"
+        );
     }
 
     #[test]

@@ -45,6 +45,15 @@ pub const fn leave_under(walk: &mut Walk, port: u16) {
     walk.reverse_key.dport = port;
 }
 
+/// Lets the flow leave with this address: in both entries.
+#[inline(always)]
+pub const fn leave_with(walk: &mut Walk, address: Addr) {
+    walk.forward.flags |= FlowFlags::REWRITE_SRC;
+    walk.forward.src = address;
+    walk.reverse.flags |= FlowFlags::REWRITE_DST;
+    walk.reverse_key.dst = address;
+}
+
 /// What answers rewrite, the other way round.
 #[inline(always)]
 const fn swapped(forward: u16) -> u16 {

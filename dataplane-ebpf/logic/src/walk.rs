@@ -3,6 +3,8 @@
 
 use weft_abi::{Addr, Flow, FlowFlags, FlowKey6, FragmentKey, GenerationRef};
 
+use crate::masquerade::Choice;
+
 /// Who sent a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
@@ -78,6 +80,10 @@ pub struct Question {
     pub tcp_flags: u8,
     /// Not 0: an ICMP error asks for the packet that it is about, and who sent the error is no matter of this packet's source.
     pub related: u8,
+    /// Not 0: both sides of its connection were heard.
+    pub answered: u8,
+    /// Reserved, zero.
+    pub pad: [u8; 3],
 }
 
 impl Question {
@@ -227,6 +233,8 @@ pub struct Walk {
     pub datagram: FragmentKey,
     /// What a slow parse found.
     pub far: Far,
+    /// The address that it leaves with, of several of the node's.
+    pub choice: Choice,
 }
 
 /// A [`crate::header::Transport`] in a map value.

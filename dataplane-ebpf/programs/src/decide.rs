@@ -15,7 +15,7 @@ use crate::{
     family::{Family, V4, V6},
     helpers, hook, insert,
     maps::{self, Kernel},
-    report, route,
+    pool, report, route,
     share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
@@ -99,6 +99,7 @@ fn answer(skb: &Skb) -> Result<(), DropReason> {
     }
     stop::check(weft_judge())?;
     stop::check(route::weft_route(skb.raw()))?;
+    stop::check(pool::weft_choose_source())?;
     stop::check(weft_plan())?;
     if answers {
         return Ok(());
@@ -121,7 +122,8 @@ pub extern "C" fn weft_ask_related(skb: *mut __sk_buff, hook: u32) -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     let skb = Skb::of(skb);
     let asked = ask(&skb, walk, hook as u8);
-    walk.question.related = 1;
+    // What it is about came as an answer of that side.
+    (walk.question.related, walk.question.answered) = (1, 1);
     walk.question.standing = Standing::of(&walk.forward) as u8;
     match asked {
         Err(Stop::Drop(reason)) => return stop::code(Err(reason)),
@@ -133,7 +135,11 @@ pub extern "C" fn weft_ask_related(skb: *mut __sk_buff, hook: u32) -> u32 {
         return judged;
     }
     let routed = route::weft_route(skb.raw());
-    if routed != 0 { routed } else { weft_plan() }
+    if routed != 0 {
+        return routed;
+    }
+    let chosen = pool::weft_choose_source();
+    if chosen != 0 { chosen } else { weft_plan() }
 }
 
 /// Takes the older decision on this connection along, unless the connection is over or begins anew; sets the question's
@@ -205,7 +211,7 @@ fn ask(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
     question.now = helpers::coarse_ticks();
     question.random = helpers::random();
     question.standing = Standing::New as u8;
-    question.related = 0;
+    (question.related, question.answered) = (0, 0);
     question.tunnel_peer = Addr::UNSPECIFIED;
     question.origin = origin(skb) as u8;
     (walk.decision.translated, walk.decision.denied_by) = (0, 0);
@@ -250,6 +256,7 @@ fn recall<F: Family>(walk: &mut Walk) {
     if connection.is_over(walk.question.now) || connection.begins_anew(TcpFlags(walk.question.tcp_flags)) {
         return;
     }
+    walk.question.answered = u8::from(connection.is_answered());
     walk.forward = *flow;
     walk.question.standing = Standing::of(flow) as u8;
 }

@@ -27,6 +27,7 @@ mod maps;
 mod mss;
 mod neighbour;
 mod offload;
+mod pool;
 mod refuse;
 mod report;
 mod rewrite;

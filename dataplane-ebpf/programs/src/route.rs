@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-//! What leaves the node goes where the host itself would send it: the host's routes are asked when a flow is decided.
+//! What leaves the node goes where the host itself would send it: the host's routes are asked when a flow is decided. It leaves with the
+//! address that the host would take, or one of several that the node has there for it.
 
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::DropReason;

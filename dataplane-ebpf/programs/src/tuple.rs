@@ -15,7 +15,7 @@ use crate::{
     family::{Family, V4, V6},
     helpers,
     maps::{self, FULL, Kernel},
-    share, stop,
+    pool, share, stop,
 };
 
 /// How long a destination is remembered that had no port free: a search costs some microseconds of softirq.
@@ -47,7 +47,7 @@ pub extern "C" fn weft_reserve_tuple(skb: *mut __sk_buff) -> u32 {
 fn reserve(skb: *mut __sk_buff) -> Result<(), DropReason> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     if walk.decision.masquerade == masquerade::BY_ADDRESS {
-        return if claim_addresses() { Ok(()) } else { Err(DropReason::MasqueradeTaken) };
+        return if claim_addresses() || pool::claim_other() { Ok(()) } else { Err(DropReason::MasqueradeTaken) };
     }
     if walk.decision.masquerade != masquerade::BY_PORT {
         if weft_claim_tuple() != 0 {
@@ -124,9 +124,9 @@ fn claim(skb: *mut __sk_buff, found: u32) -> bool {
     found <= OURS && weft_is_the_hosts(skb) == 0 && weft_reserve(found) != 0
 }
 
-/// A protocol without ports can be spoken by one workload to one destination: answers tell no more than that.
+/// A protocol without ports can be spoken by one workload to one destination with one address: answers tell no more than that.
 #[inline(always)]
-fn claim_addresses() -> bool {
+pub fn claim_addresses() -> bool {
     let found = weft_look_at_reservation();
     found != TAKEN && weft_reserve(if found >= REUSABLE { OVER } else { found }) != 0
 }

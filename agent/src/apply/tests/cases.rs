@@ -6,10 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use proptest::{collection::btree_map, collection::vec, prelude::*};
+use proptest::{
+    collection::{btree_map, btree_set, vec},
+    prelude::*,
+};
 use weft_abi::{
-    ANY_IDENTITY, Addr, AddressKey, CLUSTER_NET, CidrKey, Frontend, FrontendFlags, FrontendKey, Member, Owner,
-    OwnerKind, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules,
+    ANY_IDENTITY, Addr, AddressKey, CLUSTER_NET, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member, Owner,
+    OwnerKind, Pool, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules,
 };
 
 use crate::model::{Desired, DesiredBalancer};
@@ -87,6 +90,28 @@ fn ports() -> impl Strategy<Value = BTreeMap<u32, (Port, AddressKey)>> {
     })
 }
 
+/// Addresses that the host may have.
+const HOSTS: std::ops::Range<u8> = 100..106;
+
+/// Devices, and the host's addresses: those of their pools are among them.
+fn host() -> impl Strategy<Value = (BTreeMap<u32, Device>, BTreeMap<AddressKey, Owner>)> {
+    let pool = || prop_oneof![1 => Just(None), 3 => btree_set(HOSTS, 0..4).prop_map(Some)];
+    (btree_map(3_u32..6, (pool(), pool()), 0..3), btree_set(HOSTS, 0..3)).prop_map(|(pools, others)| {
+        let of = |last: &u8| address(*last);
+        let pool = |hosts: &Option<BTreeSet<u8>>| match hosts {
+            Some(hosts) => Pool::of(&hosts.iter().map(of).collect::<Vec<_>>()),
+            None => Pool::UNSET,
+        };
+        let in_pools = pools.values().flat_map(|(one, other)| one.iter().chain(other)).flatten();
+        let owner = Owner { ifindex: 2, kind: OwnerKind::Host as u32 };
+        let hosts = in_pools.chain(&others).map(|last| (AddressKey::of_cluster(of(last)), owner)).collect();
+        let device = |(index, (one, other)): (&u32, &(_, _))| {
+            (*index, Device { pool_v4: pool(one), pool_v6: pool(other), ..Device::default() })
+        };
+        (pools.iter().map(device).collect(), hosts)
+    })
+}
+
 /// Numbers of Service ports.
 pub(super) const SERVICES: std::ops::Range<u32> = 20..24;
 
@@ -143,15 +168,17 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
     let identities = btree_map(address_key(), IDENTITIES, 0..6);
     let cidrs = btree_map(prefix(), 0..IDENTITIES.end, 0..6);
     let remotes = btree_map(prefix(), 0_u32..3, 0..4);
-    let digests = btree_map(110_u32..114, 1_u64..4, 0..4);
-    (ports(), services(), identities, cidrs, rules(), remotes, digests, 1_u64..4).prop_map(
-        |(ports, (frontends, balancers), identities, cidrs, rules, remotes, workload_digests, routes_digest)| {
+    let digests = (btree_map(110_u32..114, 1_u64..4, 0..4), 1_u64..4);
+    (host(), ports(), services(), identities, cidrs, rules(), remotes, digests).prop_map(
+        |((devices, hosts), ports, (frontends, balancers), identities, cidrs, rules, remotes, digests)| {
             let owner = |(ifindex, (_, address)): (&u32, &(Port, AddressKey))| {
                 (*address, Owner { ifindex: *ifindex, kind: OwnerKind::Workload as u32 })
             };
             let remote = |(key, kind)| (key, Remote { via: address(250), kind, mac: [0; 6], flags: 0 });
+            let (workload_digests, routes_digest) = digests;
             Desired {
-                addresses: ports.iter().map(owner).collect(),
+                devices,
+                addresses: ports.iter().map(owner).chain(hosts).collect(),
                 ports: ports.into_iter().map(|(ifindex, (port, _))| (ifindex, port)).collect(),
                 frontends,
                 balancers,

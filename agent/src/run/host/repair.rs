@@ -29,6 +29,11 @@ pub(in crate::run) fn has_moved_unseen(run_dir: &Path, state: u64) -> bool {
     fs::read_to_string(state_path(run_dir)).map_or(true, |text| text.trim() != format!("{state:016x}"))
 }
 
+/// Logs what is wrong with the node, beside `weft status`.
+pub(super) fn warn_of<'a>(problems: impl Iterator<Item = &'a String>) {
+    problems.for_each(|problem| tracing::warn!(problem, "the node is not as configured"));
+}
+
 impl Host {
     /// Writes down which state of the host was seen last.
     pub(in crate::run) fn save_state(&mut self, run_dir: &Path) {
@@ -77,13 +82,16 @@ impl Host {
         };
         mended(work, Mended::Devices, changes);
         observation.facts.next_hops.clone_from(&before.facts.next_hops);
-        // Of others than the uplink the plan has the indices alone: their programs follow, and nothing is announced anew. Of other
-        // routes the kernel has told.
+        // Of others than the uplink the plan has what stands in `DEVICES`: their programs follow, and nothing is announced anew. Of
+        // other routes the kernel has told.
         let devices = std::mem::replace(&mut observation.devices, before.devices.clone());
         let state = std::mem::replace(&mut observation.state, before.state);
         let heard = std::mem::replace(&mut observation.facts.devices, before.facts.devices.clone());
+        let problems = std::mem::replace(&mut observation.problems, before.problems.clone());
+        let closed = std::mem::replace(&mut observation.closed, before.closed.clone());
         let changed = observation != *before;
         let others_changed = heard != before.facts.devices;
+        warn_of(problems.iter().filter(|problem| !before.problems.contains(problem)));
         if devices != before.devices {
             tracing::info!(?devices, "the devices by which others are heard have changed");
         }
@@ -94,6 +102,7 @@ impl Host {
             self.routes.stand = false;
         }
         (self.observation.devices, self.observation.state) = (devices, state);
+        (self.observation.problems, self.observation.closed) = (problems, closed);
         self.observation.facts.devices = heard;
         (changed || others_changed, problem)
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// An ICMP error of `kind` from `src` to `dst` about the first `len` bytes of the transport part of the frame `about`.
-fn error(ifindex_mac: [u8; 6], [src, dst]: [IpAddr; 2], kind: [u8; 2], about: &[u8], len: usize) -> Vec<u8> {
+pub(crate) fn error(ifindex_mac: [u8; 6], [src, dst]: [IpAddr; 2], kind: [u8; 2], about: &[u8], len: usize) -> Vec<u8> {
     let header = if src.is_ipv4() { 20 } else { 40 };
     let inner = &about[14..about.len().min(14 + header + len)];
     let echo = frame(ifindex_mac, ip_headers(src, dst), L4::Echo(0), inner);

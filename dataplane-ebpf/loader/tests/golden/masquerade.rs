@@ -234,7 +234,7 @@ const PORTLESS: [u8; 5] = [GRE, 50, 4, 132, UDP_LITE];
 const UDP_LITE: u8 = 136;
 
 /// A packet of `protocol` with something behind the IP header that starts with two ports and a checksum as UDP has.
-fn other(mac: [u8; 6], src: &str, dst: &str, protocol: u8) -> Vec<u8> {
+pub(crate) fn other(mac: [u8; 6], src: &str, dst: &str, protocol: u8) -> Vec<u8> {
     let mut packet = frame(mac, ip_headers(ip(src), ip(dst)), L4::Udp(3000, 3868), b"whatever");
     let l4 = if ip(src).is_ipv4() { 34 } else { 54 };
     if l4 == 34 {

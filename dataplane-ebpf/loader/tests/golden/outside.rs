@@ -120,7 +120,7 @@ fn the_hosts_own_traffic_passes_untouched() {
 }
 
 /// The host routes the outside by another device than the uplink, where it has another address.
-fn with_storage_network(node: &Node) {
+pub(crate) fn with_storage_network(node: &Node) {
     for device in [HOST, STRANGER] {
         run_ip(&["link", "set", &format!("port{device}"), "up"]);
     }
@@ -139,7 +139,7 @@ fn with_storage_network(node: &Node) {
     }
 }
 
-const STORAGE_IP: [&str; 2] = ["198.18.0.1", "2001:db8:5::1"];
+pub(crate) const STORAGE_IP: [&str; 2] = ["198.18.0.1", "2001:db8:5::1"];
 
 fn to_outside(family: usize, sport: u16) -> Vec<u8> {
     frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(OUTSIDE_IP[family])), L4::Udp(sport, 53), b"x")
@@ -251,7 +251,7 @@ fn a_kernel_that_does_not_tell_sources_is_asked_for_the_way() {
         assert_eq!(entry.remote, ip(OUTSIDE_IP[family]).into(), "on the link");
     }
     let [v4, v6] = STORAGE_IP.map(|address| Addr::from(ip(address)));
-    node.maps().devices().insert(&STRANGER, &Device { v4, v6 }).unwrap();
+    node.maps().devices().insert(&STRANGER, &Device { v4, v6, ..Device::default() }).unwrap();
     node.publish(&[generation::ROUTES]);
     for (family, address) in STORAGE_IP.into_iter().enumerate() {
         let seen = node.from_workload(CLIENT, &to_outside(family, 4000)).redecided().redirected();
