@@ -131,13 +131,13 @@ impl Attachments {
 
     fn reserve(&mut self, spec: AttachmentSpec, old: Option<&Attachment>) -> Result<Allocation, ApiError> {
         let taken = self.take_addresses(&spec)?;
-        let allocation = self.allocation(&spec, &taken);
+        let allocation = self.allocation(&spec, taken);
         let record = Attachment { spec, allocation: allocation.clone(), link: None };
         if let Err(error) = self.store.save(&record) {
             let undone = old.map_or_else(|| self.store.remove(&record.spec.id), |old| self.store.save(old));
             // Only what is surely not on disk is free again.
             if undone.is_ok() {
-                self.free(&taken);
+                self.free(&addresses(&record));
             }
             return Err(io_error(&error));
         }
@@ -222,13 +222,13 @@ impl Attachments {
     }
 
     /// Addresses of each pool: those that were asked for, else any one; all or none.
-    fn take_addresses(&mut self, spec: &AttachmentSpec) -> Result<Vec<IpAddr>, ApiError> {
+    fn take_addresses(&mut self, spec: &AttachmentSpec) -> Result<Vec<AssignedAddress>, ApiError> {
         let mut taken = Vec::new();
-        let result = self.pools.iter_mut().try_for_each(|pool| take_of(pool, &spec.addresses, &mut taken));
+        let result = self.pools.iter_mut().try_for_each(|pool| take_of(pool, spec, &mut taken));
         match result {
             Ok(()) => Ok(taken),
             Err(error) => {
-                self.free(&taken);
+                self.free(&taken.iter().map(|assigned| assigned.address.addr()).collect::<Vec<_>>());
                 Err(error)
             }
         }
@@ -249,15 +249,10 @@ impl Attachments {
         }
     }
 
-    fn allocation(&self, spec: &AttachmentSpec, taken: &[IpAddr]) -> Allocation {
+    fn allocation(&self, spec: &AttachmentSpec, addresses: Vec<AssignedAddress>) -> Allocation {
         let others = || self.records.values().filter(|record| record.spec.id != spec.id);
         let is_taken = |name: &str| others().any(|record| record.allocation.host_ifname == name);
         let host_ifname = naming::host_ifname(&spec.id, is_taken);
-        let of_pool = |address: &IpAddr| self.pools.iter().find(|pool| pool.contains(*address));
-        let addresses: Vec<_> = taken
-            .iter()
-            .filter_map(|address| of_pool(address).map(|pool| assigned(pool, *address, spec.port)))
-            .collect();
         let socket_path = (spec.port == PortKind::VhostUser)
             .then(|| vhost::socket_path(&self.settings.socket_dir, &host_ifname).display().to_string());
         Allocation {
@@ -287,19 +282,20 @@ fn assigned(pool: &Pool, address: IpAddr, port: PortKind) -> AssignedAddress {
 }
 
 /// Takes the addresses that were asked for of a pool, else any one of it.
-fn take_of(pool: &mut Pool, asked: &[IpAddr], taken: &mut Vec<IpAddr>) -> Result<(), ApiError> {
+fn take_of(pool: &mut Pool, spec: &AttachmentSpec, taken: &mut Vec<AssignedAddress>) -> Result<(), ApiError> {
     let before = taken.len();
-    for address in asked {
+    for address in &spec.addresses {
         if pool.contains(*address) {
             if taken.len() > before {
                 pool.check_plenty()?;
             }
             pool.reserve(*address)?;
-            taken.push(*address);
+            taken.push(assigned(pool, *address, spec.port));
         }
     }
     if taken.len() == before {
-        taken.push(pool.allocate()?);
+        let address = pool.allocate()?;
+        taken.push(assigned(pool, address, spec.port));
     }
     Ok(())
 }
