@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use weft_abi::{Config, Owner, OwnerKind, generation};
+use weft_abi::{Config, Owner, generation};
 use weft_dataplane::Error;
 
 use super::{
@@ -66,7 +66,7 @@ impl Pass<'_> {
     /// Whether the node's facts, devices or own addresses change: decisions were made of them.
     fn is_another_node(&self) -> bool {
         let Observed { config, devices, addresses, .. } = &*self.observed;
-        let is_hosts = |owner: Option<&Owner>| owner.is_some_and(|owner| owner.kind == OwnerKind::Host as u32);
+        let is_hosts = |owner: Option<&Owner>| owner.is_some_and(Owner::is_host);
         self.patch.config.is_some_and(|new| decides(new) != decides(*config))
             || self.patch.devices.iter().any(|(index, new)| devices.0.get(index) != new.as_ref())
             || self.patch.addresses.iter().any(|(address, new)| {

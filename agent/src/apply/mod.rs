@@ -29,8 +29,8 @@ pub(crate) mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    AddressKey, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Member, MemberKey, Owner,
-    OwnerKind, Port, Remote, RuleKey, Rules, generation,
+    AddressKey, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Member, MemberKey, Owner, Port,
+    Remote, RuleKey, Rules, generation,
 };
 use weft_dataplane::Error;
 
@@ -290,8 +290,7 @@ impl Pass<'_> {
     fn put_node_devices(&mut self, patch: &Patch) -> Result<(), Error> {
         let Observed { addresses, devices, .. } = &mut *self.observed;
         let summary = &mut self.summary;
-        let is_hosts = |owner: &Owner| owner.kind == OwnerKind::Host as u32;
-        let hosts = patch.addresses.iter().map(|(address, owner)| (*address, owner.filter(is_hosts)));
+        let hosts = patch.addresses.iter().map(|(address, owner)| (*address, owner.filter(Owner::is_host)));
         let hosts = hosts.filter(|(_, owner)| owner.is_some()).collect();
         let failed = addresses.put_all(self.tables.addresses(), &hosts, summary);
         failed.tell("addresses of the host", "nothing is masqueraded with them", summary);
@@ -325,7 +324,7 @@ impl Pass<'_> {
         }
         let Observed { ports, addresses, .. } = &mut *self.observed;
         let summary = &mut self.summary;
-        let leads = |owner: &Owner| owner.kind != OwnerKind::Workload as u32 || ports.0.contains_key(&owner.ifindex);
+        let leads = |owner: &Owner| !owner.is_workload() || ports.0.contains_key(&owner.ifindex);
         let places = self.patch.addresses.iter().map(|(address, owner)| (*address, owner.filter(leads))).collect();
         let failed = addresses.put_all(self.tables.addresses(), &places, summary);
         failed.tell("addresses of this node", "they are not reached", summary);

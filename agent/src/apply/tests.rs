@@ -11,7 +11,7 @@ use std::{
 use proptest::prelude::*;
 use weft_abi::{
     ANY_IDENTITY, Addr, AddressKey, BackendKey, CLUSTER_NET, CidrKey, Device, Frontend, FrontendFlags, FrontendKey,
-    Member, MemberKey, MemberSet, Owner, OwnerKind, Pool, Port, Remote, RuleKey, Rules, generation,
+    Member, MemberKey, MemberSet, Owner, Pool, Port, Remote, RuleKey, Rules, generation,
 };
 
 use self::{
@@ -134,7 +134,7 @@ impl State {
 
     /// Addresses of the host.
     fn hosts(&self) -> BTreeSet<AddressKey> {
-        let hosts = self.addresses.iter().filter(|(_, owner)| owner.kind == OwnerKind::Host as u32);
+        let hosts = self.addresses.iter().filter(|(_, owner)| owner.is_host());
         hosts.map(|(address, _)| *address).collect()
     }
 
@@ -178,7 +178,7 @@ fn check_what_is_open(now: &State, old: &State, new: &State) {
         let asked = [old, new].map(|state| state.pools.get(index));
         assert!(asked.contains(&Some(pools)), "device {index}: nobody asked for {pools:?}");
     }
-    for owner in now.addresses.values().filter(|owner| owner.kind == OwnerKind::Workload as u32) {
+    for owner in now.addresses.values().filter(|owner| owner.is_workload()) {
         assert!(now.ports.contains_key(&owner.ifindex), "{owner:?} leads to a port that is not there");
     }
     for ifindex in now.ports.keys() {
@@ -487,11 +487,8 @@ fn another_node_has_flows_beyond_it_decided_again_and_other_shares_do_not() {
 fn the_hosts_addresses_and_devices_have_flows_decided_again_and_workloads_do_not() {
     let fake = Fake::new();
     let mut applier = Applier::default();
-    let host =
-        |last| (AddressKey::of_cluster(address(last)), Owner { ifindex: 2, kind: weft_abi::OwnerKind::Host as u32 });
-    let workload = |last| {
-        (AddressKey::of_cluster(address(last)), Owner { ifindex: 10, kind: weft_abi::OwnerKind::Workload as u32 })
-    };
+    let host = |last| (AddressKey::of_cluster(address(last)), Owner::host(2));
+    let workload = |last| (AddressKey::of_cluster(address(last)), Owner::workload(10));
     let port = Port { workload: 110, ..Port::default() };
     let plan = |devices: &[u32], addresses: &[(AddressKey, Owner)]| Desired {
         devices: devices.iter().map(|index| (*index, Device::default())).collect(),
@@ -516,7 +513,7 @@ fn the_hosts_addresses_and_devices_have_flows_decided_again_and_workloads_do_not
 #[test]
 fn a_device_whose_new_pool_is_refused_is_closed() {
     let fake = Fake::new();
-    let host = Owner { ifindex: 2, kind: OwnerKind::Host as u32 };
+    let host = Owner::host(2);
     let plan = |last: u8| Desired {
         devices: [(3, Device { pool_v4: Pool::of(&[address(last)]), ..Device::default() })].into(),
         addresses: [(AddressKey::of_cluster(address(last)), host)].into(),

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, hash::Hasher, sync::Arc};
 
-use weft_abi::{AddressKey, CLUSTER_NET, Owner, OwnerKind, Port, PortKind};
+use weft_abi::{AddressKey, CLUSTER_NET, Owner, Port, PortKind};
 use weft_api::PodRef;
 
 use crate::{
@@ -30,7 +30,7 @@ pub(crate) fn describe(
     desired: &mut Desired,
 ) {
     for address in &facts.host_addresses {
-        let owner = Owner { ifindex: facts.config.host_ifindex, kind: OwnerKind::Host as u32 };
+        let owner = Owner::host(facts.config.host_ifindex);
         desired.addresses.insert(address_key(*address), owner);
     }
     let is_remembered = snapshot.remembered.is_some();
@@ -85,7 +85,7 @@ fn port_of(attachment: &Attachment, slot: u32, judged: Judged) -> Port {
 /// Lets a workload's addresses lead to its port, and tells which do. One that somebody else has does not, and the workload may not send
 /// with it either.
 fn give_addresses(id: &str, ifindex: u32, attachment: &Attachment, desired: &mut Desired) -> BTreeSet<AddressKey> {
-    let owner = Owner { ifindex, kind: OwnerKind::Workload as u32 };
+    let owner = Owner::workload(ifindex);
     let mut given = BTreeSet::new();
     for address in attachment.allocation.addresses.iter().map(|assigned| assigned.address.addr()) {
         let key = address_key(address);

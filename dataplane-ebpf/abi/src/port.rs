@@ -59,6 +59,36 @@ crate::layout! {
     }
 }
 
+impl Owner {
+    /// The host.
+    #[inline(always)]
+    #[must_use]
+    pub const fn host(ifindex: u32) -> Self {
+        Self { ifindex, kind: OwnerKind::Host as u32 }
+    }
+
+    /// The workload behind a port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn workload(ifindex: u32) -> Self {
+        Self { ifindex, kind: OwnerKind::Workload as u32 }
+    }
+
+    /// Whether the host has the address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_host(&self) -> bool {
+        self.kind == OwnerKind::Host as u32
+    }
+
+    /// Whether a workload has the address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_workload(&self) -> bool {
+        self.kind == OwnerKind::Workload as u32
+    }
+}
+
 /// What a prefix is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]

@@ -2,8 +2,7 @@
 //! The source check: nobody speaks for another.
 
 use weft_abi::{
-    Addr, CLUSTER_NET, Config, DropReason, GenerationRef, Owner, OwnerKind, Port, Remote, RemoteKind, generation,
-    net_of_class,
+    Addr, CLUSTER_NET, Config, DropReason, GenerationRef, Owner, Port, Remote, RemoteKind, generation, net_of_class,
 };
 
 use crate::{
@@ -106,21 +105,14 @@ fn admit_workload<T: Tables>(tables: &T, question: &Question, end: &mut End, net
 #[inline(always)]
 #[must_use]
 pub fn leads_to(owner: Option<&Owner>, ifindex: u32) -> bool {
-    owner.is_some_and(|owner| owner.ifindex == ifindex && owner.kind == OwnerKind::Workload as u32)
-}
-
-/// Whether an address is the host's.
-#[inline(always)]
-#[must_use]
-pub fn is_hosts(owner: Option<&Owner>) -> bool {
-    owner.is_some_and(|owner| owner.kind == OwnerKind::Host as u32)
+    owner.is_some_and(|owner| owner.ifindex == ifindex && owner.is_workload())
 }
 
 /// Whether it is the host itself.
 #[inline(always)]
 fn admit_host<T: Tables>(tables: &T, question: &Question) -> Result<bool, DropReason> {
     let src = &question.key.src;
-    let own = is_hosts(tables.owner(CLUSTER_NET, src));
+    let own = tables.owner(CLUSTER_NET, src).is_some_and(Owner::is_host);
     if own || question.origin != Origin::Elsewhere as u8 {
         return Ok(own && question.origin == Origin::Own as u8);
     }
@@ -226,6 +218,6 @@ pub const fn known_address(config: &Config, is_v6: bool) -> &Addr {
 /// Whether `addr` is an address of this node or another one.
 #[inline(always)]
 fn is_of_a_node<T: Tables>(tables: &T, addr: &Addr) -> bool {
-    is_hosts(tables.owner(CLUSTER_NET, addr))
+    tables.owner(CLUSTER_NET, addr).is_some_and(Owner::is_host)
         || tables.remote(CLUSTER_NET, addr).is_some_and(|remote| remote.kind == RemoteKind::Node as u32)
 }

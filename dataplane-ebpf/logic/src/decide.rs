@@ -4,7 +4,7 @@
 
 use weft_abi::{
     Addr, AddressKey, BackendKey, DropReason, Flow, FlowFlags, Frontend, FrontendKey, GenerationRef, Member, MemberKey,
-    OwnerKind, RemoteKind, generation,
+    RemoteKind, generation,
 };
 
 use crate::{
@@ -198,7 +198,7 @@ pub fn is_configuration_server<T: Tables>(tables: &T, net: u32, dst: &Addr) -> b
         return true;
     }
     if let Some(owner) = tables.owner(net, dst) {
-        return owner.kind == OwnerKind::Host as u32;
+        return owner.is_host();
     }
     tables.remote(net, dst).is_some_and(|remote| remote.kind == RemoteKind::OwnPods as u32)
 }

@@ -2,8 +2,8 @@
 //! Where the ends of a connection are.
 
 use weft_abi::{
-    Addr, CLUSTER_NET, Config, DropReason, HAIRPIN_V4, HAIRPIN_V6, OVERLAY, OwnerKind, Port, Remote, RemoteFlags,
-    RemoteKind, UPLINK, class_of,
+    Addr, CLUSTER_NET, Config, DropReason, HAIRPIN_V4, HAIRPIN_V6, OVERLAY, Port, Remote, RemoteFlags, RemoteKind,
+    UPLINK, class_of,
 };
 
 use crate::{
@@ -25,7 +25,7 @@ pub(crate) fn server<T: Tables>(
     decision.masquerade = masquerade::NONE;
     let generation = admit::routes(tables);
     if let Some(owner) = tables.owner(decision.net, &decision.target) {
-        if owner.kind == OwnerKind::Host as u32 {
+        if owner.is_host() {
             refuse_encapsulation(decision, config)?;
             admit::set_place(&mut decision.server, Place::Host, config.host_ifindex, generation);
             return Ok(());

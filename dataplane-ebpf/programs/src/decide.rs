@@ -2,7 +2,7 @@
 //! The slow path: ask, let the logic decide, insert what it decided.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Addr, CLUSTER_NET, DropReason, Flow, FlowState, Hook, OwnerKind, PortKind};
+use weft_abi::{Addr, CLUSTER_NET, DropReason, Flow, FlowState, Hook, Owner, PortKind};
 use weft_logic::{
     Frame as _, Tables as _, admit, decide,
     flow::{self as life, Connection},
@@ -263,7 +263,7 @@ fn recall<F: Family>(walk: &mut Walk) {
 
 #[inline(always)]
 pub fn is_workload_of_cluster(addr: &Addr) -> bool {
-    Kernel.owner(CLUSTER_NET, addr).is_some_and(|owner| owner.kind == OwnerKind::Workload as u32)
+    Kernel.owner(CLUSTER_NET, addr).is_some_and(Owner::is_workload)
 }
 
 #[inline(always)]

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Of several addresses of the node, which one a workload leaves with.
 
-use weft_abi::{Addr, CLUSTER_NET, DropReason, FlowFlags, POOL_ADDRESSES, Pool};
+use weft_abi::{Addr, CLUSTER_NET, DropReason, FlowFlags, Owner, POOL_ADDRESSES, Pool};
 use weft_logic::{
-    Tables as _, admit,
+    Tables as _,
     masquerade::{self, Choice},
     plan,
     walk::{Place, Walk},
@@ -65,7 +65,7 @@ fn before(walk: &Walk) -> Addr {
 
 #[inline(always)]
 fn is_hosts(address: &Addr) -> bool {
-    admit::is_hosts(Kernel.owner(CLUSTER_NET, address))
+    Kernel.owner(CLUSTER_NET, address).is_some_and(Owner::is_host)
 }
 
 /// The pool of the device that the walk's packet leaves by.

@@ -12,7 +12,7 @@ use proptest::{
 };
 use weft_abi::{
     ANY_IDENTITY, Addr, AddressKey, CLUSTER_NET, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member, Owner,
-    OwnerKind, Pool, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules,
+    Pool, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules,
 };
 
 use crate::model::{Desired, DesiredBalancer};
@@ -103,7 +103,7 @@ fn host() -> impl Strategy<Value = (BTreeMap<u32, Device>, BTreeMap<AddressKey, 
             None => Pool::UNSET,
         };
         let in_pools = pools.values().flat_map(|(one, other)| one.iter().chain(other)).flatten();
-        let owner = Owner { ifindex: 2, kind: OwnerKind::Host as u32 };
+        let owner = Owner::host(2);
         let hosts = in_pools.chain(&others).map(|last| (AddressKey::of_cluster(of(last)), owner)).collect();
         let device = |(index, (one, other)): (&u32, &(_, _))| {
             (*index, Device { pool_v4: pool(one), pool_v6: pool(other), ..Device::default() })
@@ -171,9 +171,7 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
     let digests = (btree_map(110_u32..114, 1_u64..4, 0..4), 1_u64..4);
     (host(), ports(), services(), identities, cidrs, rules(), remotes, digests).prop_map(
         |((devices, hosts), ports, (frontends, balancers), identities, cidrs, rules, remotes, digests)| {
-            let owner = |(ifindex, (_, address)): (&u32, &(Port, AddressKey))| {
-                (*address, Owner { ifindex: *ifindex, kind: OwnerKind::Workload as u32 })
-            };
+            let owner = |(ifindex, (_, address)): (&u32, &(Port, AddressKey))| (*address, Owner::workload(*ifindex));
             let remote = |(key, kind)| (key, Remote { via: address(250), kind, mac: [0; 6], flags: 0 });
             let (workload_digests, routes_digest) = digests;
             Desired {

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use weft_abi::{CLUSTER_NET, Config, FlowKey6, OVERLAY, OwnerKind, RemoteKind, UPLINK};
+use weft_abi::{CLUSTER_NET, Config, FlowKey6, OVERLAY, RemoteKind, UPLINK};
 use weft_api::{ApiError, ErrorCode, ExplainQuery};
 use weft_logic::walk::{Origin, Question, Sender, Walk};
 
@@ -45,7 +45,7 @@ pub(super) fn walk(query: &ExplainQuery, planner: &Planner, maps: &impl Reads) -
 fn arrive(question: &mut Question, config: &Config, maps: &impl Reads) -> Result<(), weft_dataplane::Error> {
     let src = question.key.src;
     if let Some(owner) = maps.owner(CLUSTER_NET, &src)? {
-        if owner.kind == OwnerKind::Host as u32 {
+        if owner.is_host() {
             (question.sender, question.origin) = (Sender::Host as u32, Origin::Own as u8);
             (question.key.ifindex, question.sender_mac) = (config.host_ifindex, config.host_mac);
         } else {

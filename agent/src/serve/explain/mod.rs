@@ -9,7 +9,7 @@ mod tests;
 
 use std::{net::IpAddr, sync::Arc};
 
-use weft_abi::{Addr, CLUSTER_NET, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, OwnerKind};
+use weft_abi::{Addr, CLUSTER_NET, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, Owner};
 use weft_api::{ApiError, ErrorCode, ExplainQuery, Explanation};
 use weft_logic::{
     Tables as _, admit, decide, plan,
@@ -66,9 +66,8 @@ enum Way {
 
 /// As the slow path does it for a flow that answers no other one.
 fn run<R: Reads>(recorder: &Recorder<'_, R>, walk: &mut Walk) -> Result<Way, DropReason> {
-    let workload = |owner: &weft_abi::Owner| owner.kind == OwnerKind::Workload as u32;
     if walk.question.sender == Sender::Uplink as u32
-        && !recorder.owner(CLUSTER_NET, &walk.question.key.dst).is_some_and(workload)
+        && !recorder.owner(CLUSTER_NET, &walk.question.key.dst).is_some_and(Owner::is_workload)
     {
         return admit::admit_for_host(recorder, &walk.question, &mut walk.decision.client).map(|()| Way::HostStack);
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_abi::{
     Addr, AddressKey, BackendKey, BackendState, Balancer, CidrKey, Config, Frontend, FrontendFlags, FrontendKey,
-    Member, MemberKey, Owner, OwnerKind, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Rules, WORLD_IDENTITY,
+    Member, MemberKey, Owner, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Rules, WORLD_IDENTITY,
 };
 use weft_logic::{Tables, decide::Step};
 
@@ -132,7 +132,7 @@ fn describe_port(port: &Port) -> String {
 }
 
 fn describe_owner(owner: &Owner) -> String {
-    if owner.kind == OwnerKind::Host as u32 {
+    if owner.is_host() {
         return "this node itself".to_owned();
     }
     format!("a workload at {}", flows::Ifnames::default().of(owner.ifindex))

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rstest::rstest;
 use weft_abi::{
     ANY_IDENTITY, Addr, AddressKey, BackendKey, Balancer, CLUSTER_NET, CidrKey, Config, Frontend, FrontendFlags,
-    FrontendKey, Member, MemberKey, MemberSet, Owner, OwnerKind, Port, PortRule, Remote, RemoteKind, RuleKey, Rules,
+    FrontendKey, Member, MemberKey, MemberSet, Owner, Port, PortRule, Remote, RemoteKind, RuleKey, Rules,
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
@@ -103,9 +103,9 @@ fn desired() -> Desired {
         },
         ports: [(CLIENT_PORT, port(0)), (SERVER_PORT, port(3))].into(),
         addresses: [
-            (own("10.1.0.5"), Owner { ifindex: CLIENT_PORT, kind: OwnerKind::Workload as u32 }),
-            (own("10.1.0.6"), Owner { ifindex: SERVER_PORT, kind: OwnerKind::Workload as u32 }),
-            (own("192.0.2.1"), Owner { ifindex: HOST, kind: OwnerKind::Host as u32 }),
+            (own("10.1.0.5"), Owner::workload(CLIENT_PORT)),
+            (own("10.1.0.6"), Owner::workload(SERVER_PORT)),
+            (own("192.0.2.1"), Owner::host(HOST)),
         ]
         .into(),
         remotes: [

@@ -11,7 +11,7 @@ use std::{
 use weft_abi::{
     Addr, AddressKey, BackendKey, BackendState, Balancer, CLUSTER_NET, CidrKey, Config, Counter, Deliver, DropReason,
     Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, GenerationRef, MARK_DELIVERED,
-    Member, MemberKey, MemberSet, Owner, OwnerKind, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, generation,
+    Member, MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, RuleKey, Rules, generation,
 };
 use weft_dataplane::{Arrival, Dataplane, Maps, Options, Program};
 
@@ -153,7 +153,7 @@ impl Node {
         };
         self.maps().config().set(0, &config).unwrap();
         for address in HOST_IP.into_iter().chain(HOST_OTHER_IP) {
-            let host = Owner { ifindex: HOST, kind: OwnerKind::Host as u32 };
+            let host = Owner::host(HOST);
             self.maps().addresses().insert(&address_key(CLUSTER_NET, address), &host).unwrap();
         }
     }
@@ -171,7 +171,7 @@ impl Node {
 
     /// Lets an address be a workload's.
     pub(crate) fn give(&self, net: u32, address: &str, ifindex: u32) {
-        let owner = Owner { ifindex, kind: OwnerKind::Workload as u32 };
+        let owner = Owner::workload(ifindex);
         self.maps().addresses().insert(&address_key(net, address), &owner).unwrap();
     }
 

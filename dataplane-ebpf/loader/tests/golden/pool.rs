@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, UdpSocket},
 };
 
-use weft_abi::{Addr, CLUSTER_NET, Device, DropReason, Owner, OwnerKind, Pool, PortKind, generation};
+use weft_abi::{Addr, CLUSTER_NET, Device, DropReason, Owner, Pool, PortKind, generation};
 
 use crate::{
     icmp_error::error,
@@ -37,7 +37,7 @@ fn set_places(node: &Node, [pool_v4, pool_v6]: [Pool; 2]) {
 }
 
 fn set_host(node: &Node, address: &str) {
-    let host = Owner { ifindex: HOST, kind: OwnerKind::Host as u32 };
+    let host = Owner::host(HOST);
     node.maps().addresses().insert(&address_key(CLUSTER_NET, address), &host).unwrap();
 }
 

@@ -5,8 +5,8 @@ use std::{cell::Cell, collections::HashMap};
 
 use weft_abi::{
     ANY_IDENTITY, Addr, AddressKey, BackendKey, Balancer, CLUSTER_NET, Config, DropReason, Frontend, FrontendFlags,
-    FrontendKey, Member, MemberKey, MemberSet, Owner, OwnerKind, PROTOCOL_ANY, Port, PortKind, PortRule, Remote,
-    RemoteKind, RuleKey, Rules, WORLD_IDENTITY, generation,
+    FrontendKey, Member, MemberKey, MemberSet, Owner, PROTOCOL_ANY, Port, PortKind, PortRule, Remote, RemoteKind,
+    RuleKey, Rules, WORLD_IDENTITY, generation,
 };
 use weft_logic::{
     Frame, Tables, admit, decide,
@@ -86,7 +86,7 @@ impl World {
             let kind = if index + 1 == WORKLOADS { PortKind::Tap } else { PortKind::Veth };
             world.add_port(index, kind, ingress, egress);
         }
-        world.addresses.insert(AddressKey::of_cluster(host()), Owner { ifindex: HOST, kind: OwnerKind::Host as u32 });
+        world.addresses.insert(AddressKey::of_cluster(host()), Owner::host(HOST));
         for (net, kind) in [
             (1, RemoteKind::OwnPods),
             (2, RemoteKind::Tunnel),
@@ -123,8 +123,7 @@ impl World {
             ..Port::default()
         };
         self.ports.insert(ifindex, port);
-        self.addresses
-            .insert(AddressKey::of_cluster(workload(index)), Owner { ifindex, kind: OwnerKind::Workload as u32 });
+        self.addresses.insert(AddressKey::of_cluster(workload(index)), Owner::workload(ifindex));
     }
 
     fn add_service(&mut self, index: u8, target: Addr) {

@@ -14,7 +14,7 @@ use nix::{
 };
 use weft_abi::{
     ANY_IDENTITY, Addr, AddressKey, Balancer, CidrKey, Config, Frontend, FrontendKey, GATEWAY_MAC, Member, MemberKey,
-    MemberSet, Owner, OwnerKind, Port, PortKind, PortRule, Remote, RemoteKind, RuleKey, Rules,
+    MemberSet, Owner, Port, PortKind, PortRule, Remote, RemoteKind, RuleKey, Rules,
 };
 use weft_dataplane::{Dataplane, bench::Traffic};
 
@@ -114,7 +114,7 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
         };
         maps.ports().insert(&ifindex, &port)?;
         for address in [addr(address), Addr::from_octets(v6_of(address))].map(AddressKey::of_cluster) {
-            maps.addresses().insert(&address, &Owner { ifindex, kind: OwnerKind::Workload as u32 })?;
+            maps.addresses().insert(&address, &Owner::workload(ifindex))?;
         }
     }
     for (policy, port) in [(EGRESS, 0), (INGRESS, 0)] {
