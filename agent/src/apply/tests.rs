@@ -2,6 +2,8 @@
 
 mod cases;
 pub(crate) mod fake;
+mod reader;
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,219 +11,16 @@ use std::{
 };
 
 use proptest::prelude::*;
-use weft_abi::{
-    ANY_IDENTITY, Addr, AddressKey, BackendKey, CLUSTER_NET, CidrKey, Device, Frontend, FrontendFlags, FrontendKey,
-    Member, MemberKey, MemberSet, Owner, Pool, Port, Remote, RuleKey, Rules, generation,
-};
+use weft_abi::{ANY_IDENTITY, AddressKey, Device, FrontendKey, Owner, Pool, Port, RuleKey, Rules, generation};
 
 use self::{
-    cases::{SERVICES, address, addresses, desired, frontend},
+    cases::{SERVICES, address, desired},
     fake::Fake,
+    reader::{State, check, check_published, check_what_is_open, is_applied_or_closed},
+    services::plan_of,
 };
-use super::{Applier, Patch, Summary, Table as _, patch::Layered, policy::Lookup};
+use super::{Applier, Patch, Summary, Table as _};
 use crate::model::{Desired, DesiredBalancer};
-
-/// What a reader could find: maps at one moment, or a plan.
-#[derive(Clone, Debug)]
-struct State {
-    /// The pools of each device, of both families; none: the host's own address.
-    pools: BTreeMap<u32, [Option<Vec<Addr>>; 2]>,
-    ports: BTreeMap<u32, Port>,
-    addresses: BTreeMap<AddressKey, Owner>,
-    remotes: BTreeMap<CidrKey, Remote>,
-    frontends: BTreeMap<FrontendKey, Frontend>,
-    /// The sets of each Service port: internal, external, cluster.
-    balancers: BTreeMap<u32, [Vec<Option<Member>>; 3]>,
-    identities: BTreeMap<AddressKey, u32>,
-    cidrs: BTreeMap<CidrKey, u32>,
-    rules: BTreeMap<RuleKey, Rules>,
-    serving: BTreeSet<BackendKey>,
-}
-
-fn pools(devices: &BTreeMap<u32, Device>) -> BTreeMap<u32, [Option<Vec<Addr>>; 2]> {
-    let of_pool = |pool: &Pool| (pool.is_set != 0).then(|| pool.addresses().to_vec());
-    devices.iter().map(|(index, device)| (*index, [of_pool(&device.pool_v4), of_pool(&device.pool_v6)])).collect()
-}
-
-impl From<&Fake> for State {
-    fn from(fake: &Fake) -> Self {
-        let members = |service: u32, MemberSet { set, count }: MemberSet| {
-            let key = |index| MemberKey { service, set, index };
-            (0..count).map(|index| fake.members.find(&key(index))).collect()
-        };
-        let balancers = fake.balancers.all().into_iter();
-        Self {
-            pools: pools(&fake.devices.all()),
-            ports: fake.ports.all(),
-            addresses: fake.addresses.all(),
-            remotes: fake.remotes.all(),
-            frontends: fake.frontends.all(),
-            balancers: balancers.map(|(id, balancer)| (id, balancer.sets().map(|set| members(id, set)))).collect(),
-            identities: fake.identities.all(),
-            cidrs: fake.cidrs.all(),
-            rules: fake.rules.all(),
-            serving: fake.backends.all().into_keys().collect(),
-        }
-    }
-}
-
-impl From<&Desired> for State {
-    fn from(desired: &Desired) -> Self {
-        let sets = |balancer: &DesiredBalancer| balancer.sets().map(|set| set.iter().copied().map(Some).collect());
-        Self {
-            pools: pools(&desired.devices),
-            ports: desired.ports.clone(),
-            addresses: desired.addresses.clone(),
-            remotes: desired.remotes.clone(),
-            frontends: desired.frontends.clone(),
-            balancers: desired.balancers.iter().map(|(id, balancer)| (*id, sets(balancer))).collect(),
-            identities: desired.identities.clone(),
-            cidrs: desired.cidrs.clone(),
-            rules: desired.rules.clone(),
-            serving: desired.balancers.iter().flat_map(|(id, balancer)| balancer.names(*id)).collect(),
-        }
-    }
-}
-
-impl State {
-    /// The members that clients of a frontend are sent to; none: nothing leads to it.
-    fn served(&self, key: &FrontendKey) -> Option<&[Option<Member>]> {
-        let Frontend { service, flags } = self.frontends.get(key).filter(|frontend| frontend.service != 0)?;
-        let sets = self.balancers.get(service)?;
-        Some(&sets[usize::from(flags & FrontendFlags::EXTERNAL != 0)])
-    }
-
-    /// Frontends that lead to a number.
-    fn leading_to(&self, service: u32) -> BTreeSet<FrontendKey> {
-        self.frontends.iter().filter(|(_, frontend)| frontend.service == service).map(|(key, _)| *key).collect()
-    }
-
-    fn names(&self, service: u32) -> BTreeSet<BackendKey> {
-        self.serving.iter().filter(|name| name.service == service).copied().collect()
-    }
-
-    fn identity(&self, address: AddressKey) -> u32 {
-        Lookup::new(Layered::new(&self.identities), Layered::new(&self.cidrs)).identity(&address)
-    }
-
-    fn remote(&self, address: AddressKey) -> Option<Remote> {
-        let numbers: Vec<Remote> = self.remotes.values().copied().collect();
-        let by_number = (1..).zip(self.remotes.keys()).map(|(number, key)| (*key, number)).collect();
-        let found = Lookup::new(Layered::new(&BTreeMap::new()), Layered::new(&by_number)).identity(&address);
-        (found > 0).then(|| numbers[found as usize - 1])
-    }
-
-    /// The ports that a policy set allows with a peer, as bits.
-    fn allows(&self, policy: u32, peer: AddressKey) -> u32 {
-        if policy == 0 {
-            return u32::MAX;
-        }
-        self.rules_of(policy, self.identity(peer)) | self.rules_of(policy, ANY_IDENTITY)
-    }
-
-    fn rules_of(&self, policy: u32, identity: u32) -> u32 {
-        let mut allowed = 0;
-        for chunk in 0..RuleKey::MAX_CHUNKS {
-            let Some(rules) = self.rules.get(&RuleKey { policy, identity, chunk }) else { break };
-            let counted = rules.rules.iter().take(usize::from(rules.count));
-            allowed |= counted.fold(0, |bits, rule| bits | 1 << rule.first);
-            if rules.more == 0 {
-                break;
-            }
-        }
-        allowed
-    }
-
-    /// Addresses of the host.
-    fn hosts(&self) -> BTreeSet<AddressKey> {
-        let hosts = self.addresses.iter().filter(|(_, owner)| owner.is_host());
-        hosts.map(|(address, _)| *address).collect()
-    }
-
-    /// (port, direction) to what it lets in or out.
-    fn policies(&self, ifindex: u32) -> Option<[u32; 2]> {
-        self.ports.get(&ifindex).map(|port| [port.ingress_policy, port.egress_policy])
-    }
-}
-
-fn check(now: &State, old: &State, new: &State) {
-    for peer in addresses() {
-        let identity = now.identity(peer);
-        assert!([old.identity(peer), new.identity(peer)].contains(&identity), "{peer:?} is {identity} for a moment");
-        assert!([old.remote(peer), new.remote(peer)].contains(&now.remote(peer)), "{peer:?} leads astray for a moment");
-    }
-    for (key, frontend) in &old.frontends {
-        let stays = new.frontends.get(key).is_some_and(|new| new.service == frontend.service);
-        assert!(!stays || now.frontends.contains_key(key), "{key:?} is not there for a moment");
-    }
-    let hosts = now.hosts();
-    for address in now.pools.values().flatten().flatten().flatten() {
-        assert!(hosts.contains(&AddressKey::of_cluster(*address)), "{address:?} is not the host's for a moment");
-    }
-    check_what_is_open(now, old, new);
-}
-
-/// What must hold also where the kernel refuses something.
-fn check_what_is_open(now: &State, old: &State, new: &State) {
-    for (key, Frontend { service, .. }) in now.frontends.iter().filter(|(_, frontend)| frontend.service != 0) {
-        let Some(served) = now.served(key) else { panic!("{key:?} has no balancer") };
-        assert!(served.iter().all(Option::is_some), "a set without its members: {served:?}");
-        assert!([old, new].iter().any(|state| state.served(key) == Some(served)), "nobody asked for {served:?}");
-        let serves = |member: &Member| now.serving.contains(&BackendKey::new(*service, member.addr, member.port));
-        assert!(served.iter().flatten().all(serves), "a backend without a name: {served:?}");
-    }
-    for (key, rules) in &now.rules {
-        let next = RuleKey { chunk: key.chunk + 1, ..*key };
-        assert!(rules.more == 0 || now.rules.contains_key(&next), "{key:?} leads to a chunk that is not there");
-    }
-    for (index, pools) in &now.pools {
-        let asked = [old, new].map(|state| state.pools.get(index));
-        assert!(asked.contains(&Some(pools)), "device {index}: nobody asked for {pools:?}");
-    }
-    for owner in now.addresses.values().filter(|owner| owner.is_workload()) {
-        assert!(now.ports.contains_key(&owner.ifindex), "{owner:?} leads to a port that is not there");
-    }
-    for ifindex in now.ports.keys() {
-        check_policy(*ifindex, now, old, new);
-    }
-}
-
-fn check_policy(ifindex: u32, now: &State, old: &State, new: &State) {
-    let (Some(is), Some(was), Some(will)) = (now.policies(ifindex), old.policies(ifindex), new.policies(ifindex))
-    else {
-        return;
-    };
-    for direction in [0, 1] {
-        for peer in addresses() {
-            let meant = old.allows(was[direction], peer) | new.allows(will[direction], peer);
-            let opened = now.allows(is[direction], peer) & !meant;
-            assert_eq!(opened, 0, "port {ifindex}: {peer:?} is let through for a moment");
-        }
-    }
-}
-
-/// After a pass every port is as planned, closed, or not there; where nothing was refused all are as planned.
-fn is_applied_or_closed(fake: &Fake, new: &Desired, refused: bool) {
-    let (now, planned) = (State::from(fake), State::from(new));
-    for ifindex in now.ports.keys() {
-        let (Some(is), Some(will)) = (now.policies(*ifindex), planned.policies(*ifindex)) else { continue };
-        for direction in [0, 1] {
-            for peer in addresses() {
-                let (opens, may) = (now.allows(is[direction], peer), planned.allows(will[direction], peer));
-                assert_eq!(opens & !may, 0, "port {ifindex}: {peer:?} is let through");
-                assert!(refused || opens == may, "port {ifindex}: {peer:?} is kept out");
-            }
-        }
-    }
-    for (index, pools) in &now.pools {
-        let wanted = planned.pools.get(index);
-        assert!(wanted.is_none_or(|wanted| wanted == pools), "device {index} has stale pools: {pools:?}");
-    }
-    for key in now.frontends.keys() {
-        let (served, wanted) = (now.served(key), planned.served(key));
-        assert!(served.is_none_or(<[_]>::is_empty) || served == wanted, "a stale backend of {key:?}");
-    }
-}
 
 /// Applies under the eyes of a reader; at its end the maps are what was desired.
 fn apply_watched(applier: &mut Applier, fake: &Rc<Fake>, desired: &Desired) -> Summary {
@@ -252,25 +51,6 @@ fn watch(fake: &Rc<Fake>, desired: &Desired) {
         check(&now, &old, &new);
         check_published(fake, &now, &old, &new);
     });
-}
-
-/// A flow that decides again, because the generation of its Service has moved, finds none of those who serve no more: neither new flows nor
-/// those that they have.
-fn check_published(fake: &Fake, now: &State, old: &State, new: &State) {
-    let generations = fake.service_generations.all();
-    let serving = |state: &State, number: u32| -> BTreeSet<BackendKey> {
-        let frontends = state.leading_to(number);
-        let members = frontends.iter().filter_map(|key| state.served(key)).flatten().flatten();
-        members.map(|member| BackendKey::new(number, member.addr, member.port)).collect()
-    };
-    for (number, value) in fake.balancers.all() {
-        if generations.get(&number).copied().unwrap_or_default() == value.generation {
-            let (is, was) = (serving(now, number), serving(old, number));
-            let gone = was.difference(&is).filter(|name| !new.serving.contains(*name));
-            let gone: Vec<_> = gone.filter(|name| now.serving.contains(*name)).collect();
-            assert!(gone.is_empty(), "{gone:?} serve no more");
-        }
-    }
 }
 
 /// Whether somebody has left a Service port, so that its flows must decide again.
@@ -444,24 +224,6 @@ fn a_pass_that_broke_off_while_it_published_is_published() {
     assert!(epoch() > whole + 1 && epoch() % 2 == 0, "{} after {}", epoch(), whole + 1);
 }
 
-/// Until its ports stand a ClusterIP refuses none of them.
-#[test]
-fn a_cluster_ip_stands_after_its_ports_and_goes_before_them() {
-    let fake = Fake::new();
-    let mut plan = plan_of(&[(20, &[1], &[1], &[])]);
-    let (port, itself) = (frontend(1), FrontendKey::of_address(CLUSTER_NET, frontend(1).addr));
-    plan.frontends.insert(itself, Frontend { service: 0, flags: FrontendFlags::ADDRESS });
-    fake.watch(move |fake| {
-        let stand = fake.frontends.all();
-        assert!(stand.contains_key(&port) || !stand.contains_key(&itself), "refused aloud: {stand:?}");
-    });
-    let mut applier = Applier::default();
-    applier.apply(&*fake, &plan).unwrap();
-    assert_eq!(fake.frontends.all().len(), 2);
-    applier.apply(&*fake, &Desired::default()).unwrap();
-    assert_eq!(fake.frontends.all().len(), 0);
-}
-
 #[test]
 fn another_node_has_flows_beyond_it_decided_again_and_other_shares_do_not() {
     let fake = Fake::new();
@@ -561,65 +323,6 @@ fn a_digest_of_zero_is_one_like_any_other() {
     assert!(Applier::default().apply(&*fake, &plan).unwrap().is_unchanged());
 }
 
-#[test]
-fn services_with_numbers_that_cannot_be_give_way() {
-    let plan = Desired {
-        frontends: [(frontend(1), Frontend { service: 20, flags: 0 })].into(),
-        balancers: [(20, DesiredBalancer::of([], []))].into(),
-        ..Desired::default()
-    };
-    let fake = Fake::new();
-    for (last, service) in [(1, u32::MAX), (2, fake::SERVICE_PORTS + 1), (3, 0)] {
-        fake.frontends.insert(&frontend(last), &Frontend { service, flags: 0 }).unwrap();
-        fake.balancers
-            .insert(&service, &weft_abi::Balancer { generation: 1, ..weft_abi::Balancer::default() })
-            .unwrap();
-    }
-    apply_watched(&mut Applier::default(), &fake, &plan);
-}
-
-fn member(last: u8) -> Member {
-    Member { addr: address(last), port: 1, flags: 0 }
-}
-
-/// A Service port: its number, frontends, members, and those that terminate.
-type Served<'s> = (u32, &'s [u8], &'s [u8], &'s [u8]);
-
-fn plan_of(services: &[Served<'_>]) -> Desired {
-    let mut plan = Desired { routes_digest: 1, ..Desired::default() };
-    for (service, frontends, members, keeping) in services {
-        let [members, keeping] = [members, keeping].map(|set| set.iter().copied().map(member).collect::<Vec<_>>());
-        plan.balancers.insert(*service, DesiredBalancer::of(members, keeping));
-        plan.frontends.extend(frontends.iter().map(|last| (frontend(*last), Frontend { service: *service, flags: 0 })));
-    }
-    plan
-}
-
-/// What moves the generation of a Service port, and with it all of its flows.
-#[test]
-fn a_service_moves_when_somebody_leaves_and_not_when_somebody_comes() {
-    let fake = Fake::new();
-    let mut applier = Applier::default();
-    applier.apply(&*fake, &plan_of(&[(20, &[1], &[1, 2], &[])])).unwrap();
-    let mut moved = |services: &[Served<'_>]| {
-        let before = [fake.generations.all(), fake.service_generations.all()];
-        apply_watched(&mut applier, &fake, &plan_of(services));
-        let epoch = before[0].get(&generation::EPOCH) != fake.generations.all().get(&generation::EPOCH);
-        let after = fake.service_generations.all();
-        assert_eq!(before[1] != after, epoch, "where nothing moves nobody compares");
-        before[1].get(&20) != after.get(&20)
-    };
-    assert!(!moved(&[(20, &[1], &[1, 2, 3], &[])]), "a member comes");
-    assert!(!moved(&[(20, &[1], &[3, 1, 2], &[])]), "another order");
-    assert!(!moved(&[(20, &[1], &[1, 3], &[2])]), "one terminates, and serves on");
-    assert!(moved(&[(20, &[1], &[1, 3], &[])]), "it is gone");
-    assert!(!moved(&[(20, &[1, 2], &[1, 3], &[])]), "a frontend comes");
-    assert!(moved(&[(20, &[2], &[1, 3], &[])]), "one goes");
-    assert!(moved(&[(21, &[2], &[1, 3], &[])]), "the other one changes its number");
-    assert!(!moved(&[(20, &[2], &[1], &[])]), "nobody is left of what it was");
-    assert!(!moved(&[(20, &[2], &[1], &[]), (21, &[3], &[4], &[])]), "another Service port");
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -649,44 +352,6 @@ proptest! {
         applier.apply(&*fake, &new).unwrap();
         prop_assert_eq!(format!("{:?}", State::from(&*fake)), format!("{:?}", State::from(&new)));
     }
-}
-
-#[test]
-fn a_service_that_does_not_fit_has_no_backend_and_is_told() {
-    let plan = |counts: [u8; 2]| {
-        let members = counts.map(|count| (0..count).collect::<Vec<u8>>());
-        plan_of(&[(20, &[0], &members[0], &[]), (21, &[1], &members[1], &[])])
-    };
-    let fake = Fake::new();
-    let mut applier = Applier::default();
-    assert!(applier.apply(&*fake, &plan([2, 1])).unwrap().problems.is_empty());
-    fake.members.limit(5);
-    let counts = || [20, 21].map(|number| fake.balancers.all()[&number].internal.count);
-    assert!(applier.apply(&*fake, &plan([4, 1])).unwrap().problems.is_empty(), "it leaves its own set first");
-    assert_eq!((counts(), fake.members.all().len()), ([4, 1], 5));
-    assert!(applier.apply(&*fake, &plan([1, 4])).unwrap().problems.is_empty(), "what shrinks makes room");
-    assert_eq!((counts(), fake.members.all().len()), ([1, 4], 5));
-    let summary = applier.apply(&*fake, &plan([2, 4])).unwrap();
-    let told = &summary.problems[0];
-    assert!(told.contains("service number 20") && told.contains("new flows to it are refused"), "{summary:?}");
-    assert_eq!((counts(), fake.members.all().len()), ([0, 4], 4), "none rather than an old one");
-    fake.members.limit(6);
-    assert!(applier.apply(&*fake, &plan([2, 4])).unwrap().problems.is_empty());
-    assert_eq!((counts(), fake.members.all().len()), ([2, 4], 6));
-}
-
-/// Service ports, frontends and backends that take all there is change places: what goes makes room.
-#[test]
-fn full_maps_of_services_change_over() {
-    let fake = Fake::new();
-    let mut applier = Applier::default();
-    apply_watched(&mut applier, &fake, &plan_of(&[(20, &[1, 2], &[1, 2], &[]), (21, &[3], &[3], &[])]));
-    fake.frontends.limit(3);
-    fake.balancers.limit(2);
-    fake.members.limit(3);
-    fake.backends.limit(3);
-    let summary = apply_watched(&mut applier, &fake, &plan_of(&[(22, &[3], &[4], &[]), (23, &[4, 5], &[5, 6], &[])]));
-    assert!(summary.problems.is_empty(), "{summary:?}");
 }
 
 #[test]

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a reader of the maps could find, and what it must never find.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_abi::{
+    ANY_IDENTITY, Addr, AddressKey, BackendKey, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member,
+    MemberKey, MemberSet, Owner, Pool, Port, Remote, RuleKey, Rules,
+};
+
+use super::{cases::addresses, fake::Fake};
+use crate::{
+    apply::{patch::Layered, policy::Lookup},
+    model::{Desired, DesiredBalancer},
+};
+
+/// What a reader could find: maps at one moment, or a plan.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    /// The pools of each device, of both families; none: the host's own address.
+    pub(super) pools: BTreeMap<u32, [Option<Vec<Addr>>; 2]>,
+    pub(super) ports: BTreeMap<u32, Port>,
+    pub(super) addresses: BTreeMap<AddressKey, Owner>,
+    pub(super) remotes: BTreeMap<CidrKey, Remote>,
+    pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
+    /// The sets of each Service port: internal, external, cluster.
+    pub(super) balancers: BTreeMap<u32, [Vec<Option<Member>>; 3]>,
+    pub(super) identities: BTreeMap<AddressKey, u32>,
+    pub(super) cidrs: BTreeMap<CidrKey, u32>,
+    pub(super) rules: BTreeMap<RuleKey, Rules>,
+    pub(super) serving: BTreeSet<BackendKey>,
+}
+
+fn pools(devices: &BTreeMap<u32, Device>) -> BTreeMap<u32, [Option<Vec<Addr>>; 2]> {
+    let of_pool = |pool: &Pool| (pool.is_set != 0).then(|| pool.addresses().to_vec());
+    devices.iter().map(|(index, device)| (*index, [of_pool(&device.pool_v4), of_pool(&device.pool_v6)])).collect()
+}
+
+impl From<&Fake> for State {
+    fn from(fake: &Fake) -> Self {
+        let members = |service: u32, MemberSet { set, count }: MemberSet| {
+            let key = |index| MemberKey { service, set, index };
+            (0..count).map(|index| fake.members.find(&key(index))).collect()
+        };
+        let balancers = fake.balancers.all().into_iter();
+        Self {
+            pools: pools(&fake.devices.all()),
+            ports: fake.ports.all(),
+            addresses: fake.addresses.all(),
+            remotes: fake.remotes.all(),
+            frontends: fake.frontends.all(),
+            balancers: balancers.map(|(id, balancer)| (id, balancer.sets().map(|set| members(id, set)))).collect(),
+            identities: fake.identities.all(),
+            cidrs: fake.cidrs.all(),
+            rules: fake.rules.all(),
+            serving: fake.backends.all().into_keys().collect(),
+        }
+    }
+}
+
+impl From<&Desired> for State {
+    fn from(desired: &Desired) -> Self {
+        let sets = |balancer: &DesiredBalancer| balancer.sets().map(|set| set.iter().copied().map(Some).collect());
+        Self {
+            pools: pools(&desired.devices),
+            ports: desired.ports.clone(),
+            addresses: desired.addresses.clone(),
+            remotes: desired.remotes.clone(),
+            frontends: desired.frontends.clone(),
+            balancers: desired.balancers.iter().map(|(id, balancer)| (*id, sets(balancer))).collect(),
+            identities: desired.identities.clone(),
+            cidrs: desired.cidrs.clone(),
+            rules: desired.rules.clone(),
+            serving: desired.balancers.iter().flat_map(|(id, balancer)| balancer.names(*id)).collect(),
+        }
+    }
+}
+
+impl State {
+    /// The members that clients of a frontend are sent to; none: nothing leads to it.
+    pub(super) fn served(&self, key: &FrontendKey) -> Option<&[Option<Member>]> {
+        let Frontend { service, flags } = self.frontends.get(key).filter(|frontend| frontend.service != 0)?;
+        let sets = self.balancers.get(service)?;
+        Some(&sets[usize::from(flags & FrontendFlags::EXTERNAL != 0)])
+    }
+
+    /// Frontends that lead to a number.
+    pub(super) fn leading_to(&self, service: u32) -> BTreeSet<FrontendKey> {
+        self.frontends.iter().filter(|(_, frontend)| frontend.service == service).map(|(key, _)| *key).collect()
+    }
+
+    pub(super) fn names(&self, service: u32) -> BTreeSet<BackendKey> {
+        self.serving.iter().filter(|name| name.service == service).copied().collect()
+    }
+
+    fn identity(&self, address: AddressKey) -> u32 {
+        Lookup::new(Layered::new(&self.identities), Layered::new(&self.cidrs)).identity(&address)
+    }
+
+    fn remote(&self, address: AddressKey) -> Option<Remote> {
+        let numbers: Vec<Remote> = self.remotes.values().copied().collect();
+        let by_number = (1..).zip(self.remotes.keys()).map(|(number, key)| (*key, number)).collect();
+        let found = Lookup::new(Layered::new(&BTreeMap::new()), Layered::new(&by_number)).identity(&address);
+        (found > 0).then(|| numbers[found as usize - 1])
+    }
+
+    /// The ports that a policy set allows with a peer, as bits.
+    fn allows(&self, policy: u32, peer: AddressKey) -> u32 {
+        if policy == 0 {
+            return u32::MAX;
+        }
+        self.rules_of(policy, self.identity(peer)) | self.rules_of(policy, ANY_IDENTITY)
+    }
+
+    fn rules_of(&self, policy: u32, identity: u32) -> u32 {
+        let mut allowed = 0;
+        for chunk in 0..RuleKey::MAX_CHUNKS {
+            let Some(rules) = self.rules.get(&RuleKey { policy, identity, chunk }) else { break };
+            let counted = rules.rules.iter().take(usize::from(rules.count));
+            allowed |= counted.fold(0, |bits, rule| bits | 1 << rule.first);
+            if rules.more == 0 {
+                break;
+            }
+        }
+        allowed
+    }
+
+    /// Addresses of the host.
+    pub(super) fn hosts(&self) -> BTreeSet<AddressKey> {
+        let hosts = self.addresses.iter().filter(|(_, owner)| owner.is_host());
+        hosts.map(|(address, _)| *address).collect()
+    }
+
+    /// (port, direction) to what it lets in or out.
+    fn policies(&self, ifindex: u32) -> Option<[u32; 2]> {
+        self.ports.get(&ifindex).map(|port| [port.ingress_policy, port.egress_policy])
+    }
+}
+
+pub(super) fn check(now: &State, old: &State, new: &State) {
+    for peer in addresses() {
+        let identity = now.identity(peer);
+        assert!([old.identity(peer), new.identity(peer)].contains(&identity), "{peer:?} is {identity} for a moment");
+        assert!([old.remote(peer), new.remote(peer)].contains(&now.remote(peer)), "{peer:?} leads astray for a moment");
+    }
+    for (key, frontend) in &old.frontends {
+        let stays = new.frontends.get(key).is_some_and(|new| new.service == frontend.service);
+        assert!(!stays || now.frontends.contains_key(key), "{key:?} is not there for a moment");
+    }
+    let hosts = now.hosts();
+    for address in now.pools.values().flatten().flatten().flatten() {
+        assert!(hosts.contains(&AddressKey::of_cluster(*address)), "{address:?} is not the host's for a moment");
+    }
+    check_what_is_open(now, old, new);
+}
+
+/// What must hold also where the kernel refuses something.
+pub(super) fn check_what_is_open(now: &State, old: &State, new: &State) {
+    for (key, Frontend { service, .. }) in now.frontends.iter().filter(|(_, frontend)| frontend.service != 0) {
+        let Some(served) = now.served(key) else { panic!("{key:?} has no balancer") };
+        assert!(served.iter().all(Option::is_some), "a set without its members: {served:?}");
+        assert!([old, new].iter().any(|state| state.served(key) == Some(served)), "nobody asked for {served:?}");
+        let serves = |member: &Member| now.serving.contains(&BackendKey::new(*service, member.addr, member.port));
+        assert!(served.iter().flatten().all(serves), "a backend without a name: {served:?}");
+    }
+    for (key, rules) in &now.rules {
+        let next = RuleKey { chunk: key.chunk + 1, ..*key };
+        assert!(rules.more == 0 || now.rules.contains_key(&next), "{key:?} leads to a chunk that is not there");
+    }
+    for (index, pools) in &now.pools {
+        let asked = [old, new].map(|state| state.pools.get(index));
+        assert!(asked.contains(&Some(pools)), "device {index}: nobody asked for {pools:?}");
+    }
+    for owner in now.addresses.values().filter(|owner| owner.is_workload()) {
+        assert!(now.ports.contains_key(&owner.ifindex), "{owner:?} leads to a port that is not there");
+    }
+    for ifindex in now.ports.keys() {
+        check_policy(*ifindex, now, old, new);
+    }
+}
+
+fn check_policy(ifindex: u32, now: &State, old: &State, new: &State) {
+    let (Some(is), Some(was), Some(will)) = (now.policies(ifindex), old.policies(ifindex), new.policies(ifindex))
+    else {
+        return;
+    };
+    for direction in [0, 1] {
+        for peer in addresses() {
+            let meant = old.allows(was[direction], peer) | new.allows(will[direction], peer);
+            let opened = now.allows(is[direction], peer) & !meant;
+            assert_eq!(opened, 0, "port {ifindex}: {peer:?} is let through for a moment");
+        }
+    }
+}
+
+/// After a pass every port is as planned, closed, or not there; where nothing was refused all are as planned.
+pub(super) fn is_applied_or_closed(fake: &Fake, new: &Desired, refused: bool) {
+    let (now, planned) = (State::from(fake), State::from(new));
+    for ifindex in now.ports.keys() {
+        let (Some(is), Some(will)) = (now.policies(*ifindex), planned.policies(*ifindex)) else { continue };
+        for direction in [0, 1] {
+            for peer in addresses() {
+                let (opens, may) = (now.allows(is[direction], peer), planned.allows(will[direction], peer));
+                assert_eq!(opens & !may, 0, "port {ifindex}: {peer:?} is let through");
+                assert!(refused || opens == may, "port {ifindex}: {peer:?} is kept out");
+            }
+        }
+    }
+    for (index, pools) in &now.pools {
+        let wanted = planned.pools.get(index);
+        assert!(wanted.is_none_or(|wanted| wanted == pools), "device {index} has stale pools: {pools:?}");
+    }
+    for key in now.frontends.keys() {
+        let (served, wanted) = (now.served(key), planned.served(key));
+        assert!(served.is_none_or(<[_]>::is_empty) || served == wanted, "a stale backend of {key:?}");
+    }
+}
+
+/// A flow that decides again, because the generation of its Service has moved, finds none of those who serve no more: neither new flows nor
+/// those that they have.
+pub(super) fn check_published(fake: &Fake, now: &State, old: &State, new: &State) {
+    let generations = fake.service_generations.all();
+    let serving = |state: &State, number: u32| -> BTreeSet<BackendKey> {
+        let frontends = state.leading_to(number);
+        let members = frontends.iter().filter_map(|key| state.served(key)).flatten().flatten();
+        members.map(|member| BackendKey::new(number, member.addr, member.port)).collect()
+    };
+    for (number, value) in fake.balancers.all() {
+        if generations.get(&number).copied().unwrap_or_default() == value.generation {
+            let (is, was) = (serving(now, number), serving(old, number));
+            let gone = was.difference(&is).filter(|name| !new.serving.contains(*name));
+            let gone: Vec<_> = gone.filter(|name| now.serving.contains(*name)).collect();
+            assert!(gone.is_empty(), "{gone:?} serve no more");
+        }
+    }
+}
