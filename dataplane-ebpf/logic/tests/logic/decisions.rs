@@ -2,7 +2,7 @@
 //! Properties of decisions: both entries of a flow fit each other, whoever sends what to whom.
 
 use proptest::prelude::*;
-use weft_abi::{Addr, AddressKey, Deliver, DropReason, Flow, FlowFlags, FlowKey6};
+use weft_abi::{Addr, AddressKey, Deliver, DropReason, Flow, FlowFlags, FlowKey6, PortRule};
 use weft_logic::{
     decide::moved,
     flow, masquerade, plan,
@@ -155,6 +155,14 @@ proptest! {
         prop_assert!(flow::stands(&world, &answer.forward));
         prop_assert_eq!(answer.forward.deliver, walk.reverse.deliver);
         prop_assert_ne!(answer.forward.flags & FlowFlags::REPLY, 0);
+    }
+
+    #[test]
+    fn an_answer_is_judged_by_the_port_that_was_asked(mut walk in packets(), isolated in any::<[[bool; 2]; 3]>()) {
+        let mut world = World::new(isolated, false);
+        world.allow(PortRule { first: 8080, last: 8080, protocol: walk.question.key.protocol as u8, pad: 0 });
+        prop_assume!(decided(&world, &mut walk).is_ok());
+        prop_assert_eq!(decided(&world, &mut answer(&walk)), Ok(()));
     }
 
     #[test]

@@ -102,14 +102,18 @@ impl World {
             world.add_service(index, target);
         }
         if lenient {
-            let all = PortRule { first: 0, last: u16::MAX, protocol: PROTOCOL_ANY, pad: 0 };
-            let mut rules = Rules { count: 1, ..Rules::default() };
-            rules.rules[0] = all;
-            for policy in 1..=2 * WORKLOADS {
-                world.rules.insert((policy, ANY_IDENTITY), rules);
-            }
+            world.allow(PortRule { first: 0, last: u16::MAX, protocol: PROTOCOL_ANY, pad: 0 });
         }
         world
+    }
+
+    /// Lets this pass wherever policy isolates, and nothing else.
+    pub(crate) fn allow(&mut self, rule: PortRule) {
+        let mut rules = Rules { count: 1, ..Rules::default() };
+        rules.rules[0] = rule;
+        for policy in 1..=2 * WORKLOADS {
+            self.rules.insert((policy, ANY_IDENTITY), rules);
+        }
     }
 
     fn add_port(&mut self, index: u32, kind: PortKind, ingress: bool, egress: bool) {
