@@ -59,6 +59,7 @@ pub use self::{
     error::{Error, Result},
     facts::gateway,
     limits::Limits,
+    pools::PoolDevices,
     routes::{ROUTE_PROTOCOL, RouteChanges},
 };
 use self::{
@@ -106,6 +107,8 @@ pub struct DeviceConfig {
     pub masquerade_v6: bool,
     /// Addresses of this node, singly or by prefix, that workloads are masqueraded with; none: those that the host would take.
     pub masquerade_addresses: Vec<IpNet>,
+    /// [`Observation::pool_devices`] of the last look.
+    pub pool_devices: PoolDevices,
     /// See [`NodeFacts::plain_cidrs`].
     pub plain_cidrs: Vec<IpNet>,
     /// Source ports of masqueraded flows; the most that the node's own settings leave where absent.
@@ -139,6 +142,8 @@ pub struct Observation {
     pub problems: Vec<String>,
     /// Those of them that keep workloads from leaving the node.
     pub closed: Vec<String>,
+    /// Which devices each prefix of `masqueradeAddresses` is for, or was when it was last there.
+    pub pool_devices: PoolDevices,
 }
 
 /// What [`repair`] found and did.
@@ -359,6 +364,6 @@ async fn observe_with(
     let uplink::Around { devices, pools, .. } = around;
     let problems = ports.problem.into_iter().filter(|_| masquerades).chain(pools.problems);
     let problems = problems.chain(pools.closed.iter().cloned()).collect();
-    let closed = pools.closed;
-    Ok(Observation { facts, node_v4, node_v6, uplink: link, devices, state, pod_mtu, problems, closed })
+    let (closed, pool_devices) = (pools.closed, pools.devices);
+    Ok(Observation { facts, node_v4, node_v6, uplink: link, devices, state, pod_mtu, problems, closed, pool_devices })
 }

@@ -9,11 +9,16 @@ use std::{
 use ipnet::IpNet;
 use weft_abi::{Addr, Device, POOL_ADDRESSES, Pool};
 
-use super::{DeviceConfig, addresses::Assigned, devices::Devices};
+use super::{DeviceConfig, addresses::Assigned, devices::Devices, links::Link};
+
+/// Which devices each of the configured prefixes was for when it was last there.
+pub type PoolDevices = BTreeMap<IpNet, BTreeSet<u32>>;
 
 /// What became of `masqueradeAddresses`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Pools {
+    /// See [`super::Observation::pool_devices`].
+    pub(super) devices: PoolDevices,
     /// What cannot be used, and the fix.
     pub(super) problems: Vec<String>,
     /// By which devices nothing is masqueraded, for want of an address, and the fix.
@@ -25,32 +30,29 @@ type Wanted = BTreeMap<(u32, bool), BTreeSet<IpAddr>>;
 
 /// What the node has.
 #[derive(Clone, Copy)]
-struct Node<'a> {
-    config: &'a DeviceConfig,
-    assigned: &'a [Assigned],
-    devices: &'a Devices,
-    uplink: u32,
+pub(super) struct Node<'a> {
+    pub(super) config: &'a DeviceConfig,
+    pub(super) links: &'a [Link],
+    pub(super) assigned: &'a [Assigned],
+    pub(super) devices: &'a Devices,
+    pub(super) uplink: u32,
+    /// The uplink, and what else default routes lead by.
+    pub(super) ways: &'a BTreeSet<u32>,
 }
 
 impl Pools {
     /// Gives each device the configured addresses that it has. An address with a network around it is for what leaves by its device.
-    /// One that stands alone (/32, /128), on whatever device, leads to the node by a route of others: it is for what leaves by the
-    /// uplink.
+    /// One that stands alone (/32, /128), on whatever device, leads to the node by a route of others: it is for whatever leaves by a
+    /// default route.
     ///
     /// A device that should have some and has none lets nothing out that would be masqueraded: its own address is not the one that
     /// the outside was told of.
-    pub(super) fn choose(
-        config: &DeviceConfig,
-        assigned: &[Assigned],
-        devices: &Devices,
-        uplink: u32,
-        values: &mut BTreeMap<u32, Device>,
-    ) -> Self {
-        let node = Node { config, assigned, devices, uplink };
+    pub(super) fn choose(node: Node<'_>, values: &mut BTreeMap<u32, Device>) -> Self {
         let (mut pools, mut wanted) = (Self::default(), Wanted::new());
-        for prefix in &config.masquerade_addresses {
-            pools.problems.extend(node.find(*prefix, &mut wanted));
+        for prefix in &node.config.masquerade_addresses {
+            pools.find(node, *prefix, &mut wanted);
         }
+        close_uplink(node, &mut wanted);
         for ((index, is_v6), addresses) in wanted {
             let Some(device) = values.get_mut(&index) else { continue };
             let name = node.name(index);
@@ -63,48 +65,73 @@ impl Pools {
         }
         pools
     }
+
+    /// Adds what the node has of `prefix`, or the devices that are without it now.
+    fn find(&mut self, node: Node<'_>, prefix: IpNet, wanted: &mut Wanted) {
+        let is_v6 = prefix.addr().is_ipv6();
+        let mut devices = BTreeSet::new();
+        for own in node.assigned.iter().filter(|own| own.usable && prefix.contains(&own.address)) {
+            if let Some(cidr) = node.cluster_cidr(own.address) {
+                self.problems.push(of_cluster(own.address, cidr));
+                continue;
+            }
+            for index in node.serves(prefix, own) {
+                wanted.entry((index, is_v6)).or_default().insert(own.address);
+                devices.insert(index);
+            }
+        }
+        if devices.is_empty() {
+            self.problems.push(absent(prefix));
+            for index in node.awaiting(prefix) {
+                wanted.entry((index, is_v6)).or_default();
+            }
+            devices = node.known(prefix);
+        }
+        self.devices.insert(prefix, devices);
+    }
+}
+
+/// Where the node has nothing of the whole list, and nothing says what that is for, it is for the uplink.
+fn close_uplink(node: Node<'_>, wanted: &mut Wanted) {
+    for prefix in &node.config.masquerade_addresses {
+        let is_v6 = prefix.addr().is_ipv6();
+        if !wanted.keys().any(|(_, of_v6)| *of_v6 == is_v6) {
+            wanted.insert((node.uplink, is_v6), BTreeSet::new());
+        }
+    }
 }
 
 impl Node<'_> {
-    /// Adds what the node has of `prefix`, and tells what is wrong with it.
-    fn find(&self, prefix: IpNet, wanted: &mut Wanted) -> Vec<String> {
-        let is_v6 = prefix.addr().is_ipv6();
-        let (mut problems, mut found) = (Vec::new(), false);
-        for own in self.assigned.iter().filter(|own| own.usable && prefix.contains(&own.address)) {
-            let index = if own.is_alone() { self.uplink } else { own.ifindex };
-            if !self.is_heard(index) {
-                continue;
-            }
-            if let Some(cidr) = self.cluster_cidr(own.address) {
-                problems.push(format!(
-                    "masqueradeAddresses: {} of the list is of {cidr}, which are pods or Services: it is left out; give the node an \
-                     address beyond them",
-                    own.address
-                ));
-                continue;
-            }
-            found = true;
-            wanted.entry((index, is_v6)).or_default().insert(own.address);
-        }
-        if !found {
-            for index in self.awaiting(prefix) {
-                wanted.entry((index, is_v6)).or_default();
-            }
-            problems.push(absent(prefix));
-        }
-        problems
+    /// The devices by which others are heard that an address of `prefix` is for.
+    fn serves(&self, prefix: IpNet, own: &Assigned) -> BTreeSet<u32> {
+        let devices = if own.is_alone() {
+            // Of a default route that has just gone as well: connections may come back to its device.
+            self.ways.union(&self.known(prefix)).copied().collect()
+        } else {
+            BTreeSet::from([own.ifindex])
+        };
+        devices.into_iter().filter(|index| self.is_heard(*index)).collect()
     }
 
-    /// The devices that an address of `prefix` would be for if it was there: those with a network that has some of it, else the uplink.
-    fn awaiting(&self, prefix: IpNet) -> impl Iterator<Item = u32> {
-        let overlaps = |own: &Assigned| {
+    /// The devices that an address of `prefix` would be for if it was there: those that it was for before, else those with a network
+    /// that has some of it, whether they are heard or not.
+    fn awaiting(&self, prefix: IpNet) -> BTreeSet<u32> {
+        let known = self.known(prefix);
+        if !known.is_empty() {
+            return known;
+        }
+        let overlaps = |own: &&Assigned| {
             let network = IpNet::new(own.address, own.prefix_len).ok();
-            network.is_some_and(|network| network.contains(&prefix) || prefix.contains(&network))
+            let overlaps = network.is_some_and(|network| network.contains(&prefix) || prefix.contains(&network));
+            !own.is_alone() && overlaps
         };
-        let around = self.assigned.iter().filter(|own| !own.is_alone() && self.is_heard(own.ifindex) && overlaps(own));
-        let around: BTreeSet<u32> = around.map(|own| own.ifindex).collect();
-        let uplink = around.is_empty().then_some(self.uplink);
-        around.into_iter().chain(uplink)
+        self.assigned.iter().filter(overlaps).map(|own| own.ifindex).collect()
+    }
+
+    /// The devices of the node that `prefix` was for at the last look.
+    fn known(&self, prefix: IpNet) -> BTreeSet<u32> {
+        let known = self.config.pool_devices.get(&prefix).into_iter().flatten().copied();
+        known.filter(|index| self.links.iter().any(|link| link.index == *index)).collect()
     }
 
     fn is_heard(&self, index: u32) -> bool {
@@ -119,6 +146,13 @@ impl Node<'_> {
         let found = self.devices.heard.iter().find(|heard| heard.index == index);
         found.map_or("the uplink", |heard| &heard.name)
     }
+}
+
+fn of_cluster(address: IpAddr, cidr: &IpNet) -> String {
+    format!(
+        "masqueradeAddresses: {address} of the list is of {cidr}, which are pods or Services: it is left out; give the node an address \
+         beyond them"
+    )
 }
 
 fn absent(prefix: IpNet) -> String {

@@ -95,6 +95,7 @@ fn config(mode: Mode) -> DeviceConfig {
         masquerade_v4: true,
         masquerade_v6: false,
         masquerade_addresses: Vec::new(),
+        pool_devices: super::PoolDevices::new(),
         plain_cidrs: Vec::new(),
         masquerade_ports: Some(61000..=65535),
         mss_clamp: 0,

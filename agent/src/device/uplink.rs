@@ -14,7 +14,7 @@ use super::{
     devices::Devices,
     links::{self, Link, NAME_PREFIX},
     netlink::Netlink,
-    pools::Pools,
+    pools::{self, Pools},
     routes::{self, DefaultWay},
 };
 use crate::plan::Digest;
@@ -63,10 +63,14 @@ impl Seen {
         Ok(Self { links, assigned, digest })
     }
 
-    fn around(&self, config: &DeviceConfig, uplink: u32) -> Around {
+    /// `ways`: the devices that default routes lead by.
+    fn around(&self, config: &DeviceConfig, uplink: u32, ways: impl Iterator<Item = u32>) -> Around {
         let devices = Devices::choose(&self.links, uplink);
         let mut device_values = devices.with_addresses(&self.assigned, &config.masquerade_addresses);
-        let pools = Pools::choose(config, &self.assigned, &devices, uplink, &mut device_values);
+        let ways = ways.chain([uplink]).collect();
+        let Self { links, assigned, .. } = self;
+        let node = pools::Node { config, links, assigned, devices: &devices, uplink, ways: &ways };
+        let pools = Pools::choose(node, &mut device_values);
         let host_addresses = self.assigned.iter().map(|assigned| assigned.address).collect();
         Around { devices, device_values, pools, host_addresses }
     }
@@ -88,13 +92,13 @@ pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<
     let of_networks = seen.assigned.iter().filter(|assigned| !assigned.is_alone()).map(|assigned| assigned.address);
     let all = known.chain(of_networks).chain(ways.iter().filter_map(|way| way.gateway));
     let reserved: BTreeSet<IpAddr> = all.collect();
-    let around = seen.around(config, link.index);
+    let around = seen.around(config, link.index, ways.iter().map(|way| way.device));
     Ok(Uplink { link, around, v4, v6, state, reserved: reserved.into_iter().collect() })
 }
 
 /// As [`observe`], where the way out cannot be told now: it is the one that the node had `before`, under its addresses.
 pub(super) async fn keep(netlink: &Netlink, config: &DeviceConfig, before: &Observation) -> Result<Uplink> {
-    let around = Seen::look(netlink).await?.around(config, before.uplink.index);
+    let around = Seen::look(netlink).await?.around(config, before.uplink.index, std::iter::empty());
     let Observation { uplink, node_v4, node_v6, state, facts, .. } = before.clone();
     Ok(Uplink { link: uplink, around, v4: node_v4, v6: node_v6, state, reserved: facts.reserved })
 }

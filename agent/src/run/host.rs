@@ -64,7 +64,7 @@ impl Host {
     pub(super) fn new(config: DeviceConfig, observation: Observation) -> Self {
         repair::warn_of(observation.problems.iter());
         Self {
-            config,
+            config: DeviceConfig { pool_devices: observation.pool_devices.clone(), ..config },
             observation,
             ways: Ways::default(),
             routes: Routes::default(),

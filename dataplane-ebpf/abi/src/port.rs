@@ -166,7 +166,8 @@ pub const POOL_ADDRESSES: u32 = 64;
 
 crate::layout! {
     /// Addresses of the node, of one family, that workloads are masqueraded with by configuration. They change by one write of their
-    /// device: readers have all of one configuration, or of the next.
+    /// device. A reader in whose time the device changes twice may see another's, so that what it takes must be the host's; the generation
+    /// that moves then has it decide again.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
     pub struct Pool {

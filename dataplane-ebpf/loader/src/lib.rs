@@ -163,6 +163,7 @@ fn load(pins: &PinDir, plan: &[MapReport], options: &Options) -> Result<(Ebpf, O
         match load_programs(&mut ebpf) {
             Ok(()) => return Ok((ebpf, skb.check())),
             Err(Error::Verifier { source, .. }) => {
+                tracing::warn!(error = %source, way = ?skb.check(), "the kernel refused programs that look at struct sk_buff");
                 unseen = format!("the kernel refused programs that read its memory: {source}");
             }
             Err(error) => return Err(error),

@@ -187,3 +187,80 @@ fn pools_follow_the_node_without_an_uplink_too() {
         assert_eq!((kept.node_v4, kept.uplink), (before.node_v4, before.uplink));
     });
 }
+
+/// Looks, and keeps for the next look what this one has learned.
+async fn look(config: &mut DeviceConfig) -> Observation {
+    let observed = device::observe(config).await.unwrap();
+    config.pool_devices.clone_from(&observed.pool_devices);
+    observed
+}
+
+#[test]
+fn what_another_device_has_lost_does_not_close_the_uplink() {
+    on_a_node(|| async {
+        add_second_device();
+        ip("addr add 198.51.100.5/24 dev up1");
+        let mut config = pooled(&["198.51.100.5/32"]);
+        assert_eq!(pool(&look(&mut config).await, "up1", false), of(&["198.51.100.5"]));
+        // Its network goes with it: nothing but the look before knows what it was for.
+        ip("addr del 198.51.100.5/24 dev up1");
+        let observed = look(&mut config).await;
+        assert_eq!((pool(&observed, "up1", false), pool(&observed, "up0", false)), (of(&[]), None));
+        // Down, it is heard no more, and has its address.
+        ip("addr add 198.51.100.5/24 dev up1");
+        ip("link set up1 down");
+        let observed = device::observe(&pooled(&["198.51.100.5/32"])).await.unwrap();
+        assert_eq!((pool(&observed, "up0", false), observed.closed), (None, vec![]));
+        assert!(told(&look(&mut config).await)[0].contains("has 198.51.100.5"));
+        ip("link del up1");
+        config.masquerade_addresses.push(net("192.0.2.10/32"));
+        let observed = look(&mut config).await;
+        assert_eq!((pool(&observed, "up0", false), observed.closed), (of(&["192.0.2.10"]), vec![]));
+    });
+}
+
+/// One list for all nodes names addresses of others.
+#[test]
+fn addresses_that_this_node_never_had_close_nothing_beside_those_that_it_has() {
+    on_a_node(|| async {
+        add_second_device();
+        ip("addr add 198.51.100.5/24 dev up1");
+        let observed = device::observe(&pooled(&["198.51.100.5/32", "203.0.113.5/32"])).await.unwrap();
+        assert_eq!(pool(&observed, "up1", false), of(&["198.51.100.5"]));
+        assert_eq!((pool(&observed, "up0", false), observed.closed), (None, vec![]));
+    });
+}
+
+#[test]
+fn an_address_that_goes_closes_what_it_was_for_whoever_has_a_network_around_it() {
+    on_a_node(|| async {
+        add_second_device();
+        ip("addr add 198.0.0.1/8 dev up1");
+        ip("addr add 198.18.0.5/32 dev lo");
+        let mut config = pooled(&["198.18.0.5/32"]);
+        assert_eq!(pool(&look(&mut config).await, "up0", false), of(&["198.18.0.5"]));
+        ip("addr del 198.18.0.5/32 dev lo");
+        for _ in 0..2 {
+            let observed = look(&mut config).await;
+            assert_eq!((pool(&observed, "up0", false), pool(&observed, "up1", false)), (of(&[]), None));
+        }
+    });
+}
+
+#[test]
+fn an_address_that_stands_alone_serves_all_default_routes() {
+    on_a_node(|| async {
+        add_second_device();
+        ip("addr add 198.51.100.1/24 dev up1");
+        ip("addr add 203.0.113.5/32 dev lo");
+        ip("route replace default nexthop via 192.0.2.1 dev up0 nexthop via 198.51.100.2 dev up1");
+        let mut config = pooled(&["203.0.113.5/32"]);
+        let there = of(&["203.0.113.5"]);
+        let observed = look(&mut config).await;
+        assert_eq!((pool(&observed, "up0", false), pool(&observed, "up1", false)), (there.clone(), there.clone()));
+        // Connections may come back to a device whose route is away.
+        ip("route replace default via 192.0.2.1 dev up0");
+        assert_eq!(pool(&look(&mut config).await, "up1", false), there);
+        assert_eq!(pool(&device::observe(&pooled(&["203.0.113.5/32"])).await.unwrap(), "up1", false), None);
+    });
+}

@@ -89,6 +89,7 @@ impl Host {
         let heard = std::mem::replace(&mut observation.facts.devices, before.facts.devices.clone());
         let problems = std::mem::replace(&mut observation.problems, before.problems.clone());
         let closed = std::mem::replace(&mut observation.closed, before.closed.clone());
+        let pool_devices = std::mem::replace(&mut observation.pool_devices, before.pool_devices.clone());
         let changed = observation != *before;
         let others_changed = heard != before.facts.devices;
         warn_of(problems.iter().filter(|problem| !before.problems.contains(problem)));
@@ -103,6 +104,8 @@ impl Host {
         }
         (self.observation.devices, self.observation.state) = (devices, state);
         (self.observation.problems, self.observation.closed) = (problems, closed);
+        self.config.pool_devices.clone_from(&pool_devices);
+        self.observation.pool_devices = pool_devices;
         self.observation.facts.devices = heard;
         (changed || others_changed, problem)
     }
