@@ -103,10 +103,8 @@ impl Pass<'_> {
         let mut waiting = self.put_balancers(new.iter().copied());
         self.change_numbers(&standing)?;
         waiting.extend(self.put_balancers(standing.into_iter()));
-        if !waiting.is_empty() {
-            self.put_waiting(waiting)?;
-        }
-        self.put_frontends();
+        let stale = if waiting.is_empty() { BTreeSet::new() } else { self.put_waiting(waiting)? };
+        self.put_frontends(&stale);
         Ok(())
     }
 
@@ -184,15 +182,15 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Frontends whose balancers stand.
-    fn put_frontends(&mut self) {
+    /// Frontends whose balancers stand, and are not `stale`.
+    fn put_frontends(&mut self, stale: &BTreeSet<u32>) {
         let mut failed = Failed::new();
         // Addresses last: until its ports stand, a ClusterIP refuses none of them.
         let (addresses, ports): (Vec<_>, Vec<_>) = self.patch.frontends.iter().partition(|(key, _)| key.is_address());
         for (key, frontend) in ports.into_iter().chain(addresses) {
-            let Some(frontend) = frontend else { continue };
+            let Some(frontend) = frontend.filter(|frontend| !stale.contains(&frontend.service)) else { continue };
             if frontend.service == 0 || self.observed.balancers.0.contains_key(&frontend.service) {
-                failed.note(*key, self.put_frontend(*key, *frontend));
+                failed.note(*key, self.put_frontend(*key, frontend));
             }
         }
         failed.tell("frontends of Services", "they are not served", &mut self.summary);
@@ -206,13 +204,15 @@ impl Pass<'_> {
         wanted.filter(|(service, wanted)| self.put_balancer(*service, wanted).is_err()).collect()
     }
 
-    fn put_waiting(&mut self, mut waiting: Vec<(u32, &DesiredBalancer)>) -> Result<(), Error> {
+    /// Tries once more; which have their old members yet, that nothing may lead to.
+    fn put_waiting(&mut self, mut waiting: Vec<(u32, &DesiredBalancer)>) -> Result<BTreeSet<u32>, Error> {
         self.leave_old_sets()?;
         waiting.retain(|(service, wanted)| self.put_balancer(*service, wanted).is_err());
         for (service, _) in &waiting {
             self.refuse(*service)?;
         }
         self.leave_old_sets()?;
+        let mut stale = BTreeSet::new();
         for (service, wanted) in waiting {
             if let Err(error) = self.put_balancer(service, wanted) {
                 self.summary.problems.push(format!(
@@ -220,9 +220,13 @@ impl Pass<'_> {
                      agent's configuration",
                     wanted.names(service).len()
                 ));
+                let standing = self.observed.balancers.0.get(&service);
+                if standing.is_some_and(|balancer| balancer.sets().iter().any(|set| set.count != 0)) {
+                    stale.insert(service);
+                }
             }
         }
-        Ok(())
+        Ok(stale)
     }
 
     fn put_balancer(&mut self, service: u32, wanted: &DesiredBalancer) -> Result<(), Error> {

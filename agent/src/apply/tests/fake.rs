@@ -21,6 +21,8 @@ pub(crate) const SERVICE_PORTS: u32 = 65_536;
 
 type Reader = Box<dyn Fn(&Fake)>;
 
+type Refused<V> = Box<dyn Fn(&V) -> bool>;
+
 pub(crate) struct Fake {
     pub(crate) config: FakeArray<Config>,
     pub(crate) generations: FakeArray<u32>,
@@ -50,6 +52,8 @@ pub(crate) struct Fake {
 pub(crate) struct FakeTable<K, V> {
     entries: RefCell<BTreeMap<K, V>>,
     most: Cell<usize>,
+    /// Values that are refused; none: no value is.
+    refused: RefCell<Option<Refused<V>>>,
     owner: Weak<Fake>,
 }
 
@@ -107,7 +111,6 @@ impl Fake {
     }
 
     fn write(&self, change: impl FnOnce()) -> Result<(), Error> {
-        let refused = || Err(Error::Map { map: "FAKE", operation: "write to", source: io::Error::other("broken off") });
         if self.failing.borrow_mut().pop().unwrap_or_default() {
             return refused();
         }
@@ -124,9 +127,19 @@ impl Fake {
     }
 }
 
+fn refused() -> Result<(), Error> {
+    Err(Error::Map { map: "FAKE", operation: "write to", source: io::Error::other("broken off") })
+}
+
 impl<K, V> FakeTable<K, V> {
     fn new(owner: &Weak<Fake>) -> Self {
-        Self { entries: RefCell::default(), most: Cell::new(usize::MAX), owner: owner.clone() }
+        let (entries, refused) = (RefCell::default(), RefCell::new(None));
+        Self { entries, most: Cell::new(usize::MAX), refused, owner: owner.clone() }
+    }
+
+    /// From now on it takes no values of which this is true.
+    pub(crate) fn refuse(&self, refused: impl Fn(&V) -> bool + 'static) {
+        *self.refused.borrow_mut() = Some(Box::new(refused));
     }
 
     /// It holds no more than this.
@@ -167,6 +180,9 @@ impl<K: Copy + Ord, V: Copy> Table<K, V> for FakeTable<K, V> {
     }
 
     fn insert(&self, key: &K, value: &V) -> Result<(), Error> {
+        if self.refused.borrow().as_ref().is_some_and(|is_refused| is_refused(value)) {
+            return refused();
+        }
         if self.entries.borrow().len() >= self.most.get() && !self.entries.borrow().contains_key(key) {
             let owner = self.owner.upgrade().unwrap();
             owner.full.set(owner.full.get() + 1);

@@ -65,6 +65,23 @@ fn services_with_numbers_that_cannot_be_give_way() {
     apply_watched(&mut Applier::default(), &fake, &plan);
 }
 
+/// The kernel takes neither the next sets of a balancer nor that it has none: what it had serves no more.
+#[test]
+fn a_service_that_can_be_neither_changed_nor_emptied_leads_nowhere() {
+    let fake = Fake::new();
+    let mut applier = Applier::default();
+    applier.apply(&*fake, &plan_of(&[(20, &[1], &[1], &[]), (21, &[3], &[3], &[])])).unwrap();
+    let sets = fake.balancers.find(&20).unwrap().sets();
+    fake.balancers.refuse(move |balancer| balancer.sets() != sets);
+    let next = plan_of(&[(20, &[1, 2], &[1, 2], &[]), (21, &[3], &[3], &[])]);
+    let summary = applier.apply(&*fake, &next).unwrap();
+    assert!(summary.problems[0].starts_with("service number 20 with 2 backends"), "{summary:?}");
+    assert_eq!(fake.frontends.all().into_keys().collect::<Vec<_>>(), [frontend(3)]);
+    fake.balancers.refuse(|_| false);
+    assert!(applier.apply(&*fake, &next).unwrap().problems.is_empty());
+    assert_eq!(fake.frontends.all().len(), 3);
+}
+
 /// What moves the generation of a Service port, and with it all of its flows.
 #[test]
 fn a_service_moves_when_somebody_leaves_and_not_when_somebody_comes() {
