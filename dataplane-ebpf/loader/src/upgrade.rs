@@ -5,6 +5,8 @@ use std::{
     fs, io,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use crate::{
@@ -16,6 +18,10 @@ use crate::{
     program::Anchor,
     sys,
 };
+
+/// Between the exchange of ports' programs and of those that hear other nodes and the outside: an answer that comes to a new program
+/// before a packet of who asked has gone by one finds no entry, and would not be translated back.
+const UNDER_WAY: Duration = Duration::from_millis(300);
 
 impl Dataplane {
     /// What other ABI versions of Weft still do. Do not attach this version's programs there: they would come first, with
@@ -41,6 +47,9 @@ impl Dataplane {
         let mut report = LinkReport::default();
         // Before their maps are unpinned.
         self.take_over_filters(&mut report)?;
+        if !report.adopted.is_empty() {
+            thread::sleep(UNDER_WAY);
+        }
         for version in self.pins.others()? {
             let other = PinDir::of_version(&version);
             for name in unless_gone(list(&other.links))?.unwrap_or_default() {
