@@ -25,9 +25,10 @@ use crate::{
 };
 
 /// How long one answer, or one attempt to connect, may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A source port that others of the same place may have too, towards other servers; 0: any that is free.
+/// A source port that others of the same place may have too, towards other servers; 0: one that nobody has. Of those that others
+/// may have the kernel would give one twice.
 fn bound(kind: SockType, port: u16, to: SocketAddr) -> io::Result<OwnedFd> {
     let (family, any): (_, IpAddr) = if to.is_ipv4() {
         (AddressFamily::Inet, Ipv4Addr::UNSPECIFIED.into())
@@ -35,8 +36,10 @@ fn bound(kind: SockType, port: u16, to: SocketAddr) -> io::Result<OwnedFd> {
         (AddressFamily::Inet6, Ipv6Addr::UNSPECIFIED.into())
     };
     let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    setsockopt(&socket, sockopt::ReusePort, &true)?;
+    if port != 0 {
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+    }
     bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, port)))?;
     Ok(socket)
 }

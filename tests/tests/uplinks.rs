@@ -151,9 +151,18 @@ impl Site {
         self.bed.outside().sh(&script)?.ok().map(drop)
     }
 
+    /// What the machines say where a packet was lost.
+    fn describe(&self) -> String {
+        let asked = |machine: &dyn Shell, command: &str| machine.sh(command).map(|done| done.output).unwrap_or_default();
+        let drops = self.node().weft("drops").unwrap_or_default();
+        let neighbours = [self.node() as &dyn Shell, self.bed.outside()].map(|machine| asked(machine, "ip neigh"));
+        let counted = asked(self.bed.outside(), "nft list table inet ways");
+        format!("{drops}\n{neighbours:#?}\n{counted}\n{}", self.node().agent_log())
+    }
+
     /// By which way the outside has met `flow`.
     fn way_of(&self, flow: &UdpFlow) -> Result<Way> {
-        let Answer { server, client } = flow.ask()?;
+        let Answer { server, client } = flow.ask().with_context(|| self.describe())?;
         ensure!(server == "outside", "answered by {server}");
         let found = Way::ALL.into_iter().find(|way| way.address(self.node(), flow.to().ip()) == client);
         found.with_context(|| format!("{} meets {client}", flow.to()))
