@@ -98,18 +98,22 @@ impl Bench {
         let standing = Standing { synced: true, ..Standing::default() };
         self.planner.take(News { deltas, standing, since: None });
         self.planner.observe(&self.facts, self.attachments.clone());
-        let (identities, cidrs) = (BTreeMap::new(), BTreeMap::new());
         let room = Room {
             services: 65_536,
             members: 524_288,
-            identities: 524_288,
-            cidrs: 65_536,
-            rules: 65_536,
-            standing_identities: &identities,
-            standing_cidrs: &cidrs,
+            peers: 524_288,
+            terms: weft_abi::TERMS_PER_CLASS,
+            classes: 65_536,
+            rules: 131_072,
+            blocks: 65_536,
         };
         let patch = self.planner.patch(&room);
-        patch.frontends.len() + patch.balancers.len() + patch.identities.len() + patch.ports.len() + patch.remotes.len()
+        patch.frontends.len()
+            + patch.balancers.len()
+            + patch.peers.len()
+            + patch.classes.len()
+            + patch.ports.len()
+            + patch.remotes.len()
     }
 
     fn measure(&mut self, what: &str, change: impl Fn(u32, &mut Self) -> Deltas) {

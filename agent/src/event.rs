@@ -130,6 +130,7 @@ fn event(refusal: &Refusal) -> Event {
     let (reason, action) = match refusal.kind {
         RefusedKind::Policy => ("PolicyDoesNotFit", "CloseWorkloads"),
         RefusedKind::Pod => ("WorkloadClosed", "CloseWorkload"),
+        RefusedKind::Namespace => ("PodsDoNotFit", "CloseWorkloads"),
         RefusedKind::Service => ("ServiceDoesNotFit", "RefuseFlows"),
         RefusedKind::Node => ("NoMasqueradeAddress", "RefuseFlows"),
     };
@@ -146,6 +147,7 @@ fn reference(refusal: &Refusal) -> ObjectReference {
     let (api_version, kind) = match refusal.kind {
         RefusedKind::Policy => ("networking.k8s.io/v1", "NetworkPolicy"),
         RefusedKind::Pod => ("v1", "Pod"),
+        RefusedKind::Namespace => ("v1", "Namespace"),
         RefusedKind::Service => ("v1", "Service"),
         RefusedKind::Node => ("v1", "Node"),
     };

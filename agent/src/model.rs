@@ -11,8 +11,8 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_abi::{
-    Addr, AddressKey, BackendKey, CidrKey, Config, Device, Frontend, FrontendKey, Member, Owner, Port, Remote, RuleKey,
-    Rules,
+    Addr, AddressKey, BackendKey, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Member, Owner,
+    Port, Remote, RuleKey, Run,
 };
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
@@ -29,7 +29,8 @@ mod watched;
 pub use labels::Labels;
 pub(crate) use name::Known;
 pub use name::Name;
-pub use text_hash::{HashKey, TextHash};
+pub use text_hash::HashKey;
+pub(crate) use text_hash::KeyedHash;
 pub(crate) use watched::watched_kinds;
 pub use watched::{Changed, Deltas, News, Snapshot, Standing};
 
@@ -132,7 +133,7 @@ pub struct Attachment {
 /// anew has them from the maps ([`Numbers::recovered`]), as far as they are not hashes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Numbers {
-    /// Where names come from.
+    /// Where hashes come from.
     pub key: HashKey,
     /// Numbers of Service ports, by their ClusterIP frontends.
     pub services: BTreeMap<FrontendKey, u32>,
@@ -142,35 +143,34 @@ pub struct Numbers {
     pub workloads: BTreeMap<String, u32>,
     /// Next generation slot to try: freed ones are not given out again before all others were.
     pub next_slot: u32,
-    /// Numbers of policy sets, by the name of direction and sorted policies.
-    pub policies: BTreeMap<TextHash, u32>,
-    /// Identities, by the name of the set of peers that an address matches.
-    pub identities: BTreeMap<TextHash, u32>,
+    /// Names of the decision lists that had room at the last plan.
+    pub lists: BTreeSet<u64>,
     /// Service frontends that did not fit at the last plan, or had no backend in the maps.
     pub refused: BTreeSet<FrontendKey>,
-    /// Numbers of policy sets that ports had before a restart, until the first plan after it.
-    pub standing_policies: BTreeSet<u32>,
+    /// Numbers of decision lists that ports had before a restart, until the first plan after it.
+    pub standing_lists: BTreeSet<u64>,
+    /// Terms that classes had before a restart, as long.
+    pub standing_terms: BTreeMap<u64, Box<[u64]>>,
 }
 
-/// How much the maps hold, and what stands in two of them now: what is new stands beside it for the time of a pass.
-#[derive(Clone, Debug)]
-pub struct Room<'a> {
+/// How much of a plan the maps hold. What is new stands beside what goes for the time of a pass, where it cannot take its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
     /// Service frontends (`FRONTENDS`, half of it: the other half is for their addresses), and as many Service ports (`BALANCERS`,
     /// `SERVICE_GENERATIONS`).
     pub services: usize,
     /// Backends of all Service ports (`MEMBERS`, `BACKENDS`).
     pub members: usize,
-    /// Single addresses (`IDENTITIES`).
-    pub identities: usize,
-    /// Prefixes of policies (`CIDRS`).
-    pub cidrs: usize,
-    /// Chunks of rules (`RULES`) of one plan: half of what the map holds, because any number of a plan may be another in the
-    /// next one.
+    /// Addresses of pods (`PEERS`).
+    pub peers: usize,
+    /// Classes of them: half of `CLASSES`.
+    pub classes: usize,
+    /// Terms of one class.
+    pub terms: usize,
+    /// Rules of decision lists: half of `RULES`.
     pub rules: usize,
-    /// Addresses in `IDENTITIES` now.
-    pub standing_identities: &'a BTreeMap<AddressKey, u32>,
-    /// Prefixes in `CIDRS` now.
-    pub standing_cidrs: &'a BTreeMap<CidrKey, u32>,
+    /// Their blocks of addresses: half of `BLOCKS`.
+    pub blocks: usize,
 }
 
 /// What kind of object does not fit.
@@ -180,6 +180,8 @@ pub enum RefusedKind {
     Policy,
     /// A workload's pod: closed, one way or both.
     Pod,
+    /// A namespace: no policy of this node knows its pods.
+    Namespace,
     /// A Service: new flows are refused.
     Service,
     /// The node itself: workloads do not leave it.
@@ -216,14 +218,18 @@ pub struct Desired {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// `BALANCERS`, `MEMBERS` and `BACKENDS`, by the number of the Service port; the apply step numbers the sets.
     pub balancers: BTreeMap<u32, DesiredBalancer>,
-    /// `IDENTITIES`.
-    pub identities: BTreeMap<AddressKey, u32>,
-    /// `CIDRS`.
-    pub cidrs: BTreeMap<CidrKey, u32>,
+    /// `PEERS`.
+    pub peers: BTreeMap<AddressKey, u64>,
+    /// `CLASSES`.
+    pub classes: BTreeMap<u64, Class>,
+    /// `LISTS`.
+    pub lists: BTreeMap<u64, List>,
     /// `RULES`.
-    pub rules: BTreeMap<RuleKey, Rules>,
-    /// By generation slot of a workload: a digest of everything that judges its flows (its policy sets, what they allow to
-    /// whom by address, its place). When it changes, apply bumps the slot's generation; when it does not, no flow of the
+    pub rules: BTreeMap<RuleKey, Run>,
+    /// `BLOCKS`.
+    pub blocks: BTreeMap<BlockKey, u64>,
+    /// By generation slot of a workload: a digest of everything that judges its flows (its decision lists, whom they
+    /// know by address, its place). When it changes, apply bumps the slot's generation; when it does not, no flow of the
     /// workload decides again.
     pub workload_digests: BTreeMap<u32, u64>,
     /// Digest of `remotes`; when it changes the routes' generation moves.
@@ -249,19 +255,19 @@ pub struct Desired {
     pub refusals: BTreeSet<Refusal>,
     /// Workloads (attachments' ids as text) that are closed because their policies do not fit, and why.
     pub closed: BTreeMap<String, String>,
-    /// Something was closed that may fit once what this plan no longer has is out of the maps.
-    pub crowded: bool,
 }
 
 impl Desired {
     /// See [`heap::pack`].
     pub(crate) fn pack(&mut self) {
-        let Self { remotes, frontends, balancers, identities, rules, .. } = self;
+        let Self { remotes, frontends, balancers, peers, classes, rules, blocks, .. } = self;
         heap::pack(remotes);
         heap::pack(frontends);
         heap::pack(balancers);
-        heap::pack(identities);
+        heap::pack(peers);
+        heap::pack(classes);
         heap::pack(rules);
+        heap::pack(blocks);
     }
 }
 

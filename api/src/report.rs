@@ -210,6 +210,9 @@ pub struct FlowEvent {
     pub service: Option<String>,
     /// The interface it was seen on.
     pub ifname: String,
+    /// The rules of policies that decided: the sender's, then the receiver's, as far as any did.
+    #[serde(default)]
+    pub rules: Vec<String>,
 }
 
 /// `weft drops`: one counter.

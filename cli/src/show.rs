@@ -137,8 +137,18 @@ pub(crate) fn drops(drops: &[DropReport]) -> String {
 }
 
 pub(crate) fn flows(flows: &[FlowEvent]) -> String {
-    let mut table =
-        Table::new(&["TIME (UTC)", "VERDICT", "REASON", "PROTOCOL", "FROM", "TO", "SERVICE", "BACKEND", "INTERFACE"]);
+    let mut table = Table::new(&[
+        "TIME (UTC)",
+        "VERDICT",
+        "REASON",
+        "PROTOCOL",
+        "FROM",
+        "TO",
+        "SERVICE",
+        "BACKEND",
+        "INTERFACE",
+        "RULES",
+    ]);
     for flow in flows {
         let (from, to) = ends(flow);
         table.row([
@@ -151,6 +161,7 @@ pub(crate) fn flows(flows: &[FlowEvent]) -> String {
             flow.service.clone().unwrap_or_default(),
             flow.backend.map(|(address, port)| SocketAddr::new(address, port).to_string()).unwrap_or_default(),
             flow.ifname.clone(),
+            flow.rules.join("; "),
         ]);
     }
     or(&table, "no flow was seen; flows that are let through are told while somebody follows them: weft flows --follow")
@@ -164,7 +175,9 @@ pub(crate) fn flow(flow: &FlowEvent, aligned: bool) -> String {
     let (verdict, reason) = (verdict(flow.verdict), &flow.reason);
     let head = if aligned { format!("{verdict:9} {reason:16}") } else { format!("{verdict} {reason}") };
     let (protocol, backend) = (&flow.protocol, backend.unwrap_or_default());
-    format!("{} {head} {protocol} {from} -> {to}{service}{backend} on {}", time_of_day(flow.time_ns), flow.ifname)
+    let rules = if flow.rules.is_empty() { String::new() } else { format!(" ({})", printable(&flow.rules.join("; "))) };
+    let time = time_of_day(flow.time_ns);
+    format!("{time} {head} {protocol} {from} -> {to}{service}{backend} on {}{rules}", flow.ifname)
 }
 
 fn ends(flow: &FlowEvent) -> (String, String) {

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
 use weft_abi::{
-    ANY_IDENTITY, Addr, AddressKey, Balancer, CidrKey, FrontendKey, MemberKey, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY,
-    generation,
+    Addr, AddressKey, Balancer, BlockKey, CidrKey, FrontendKey, INTERVALS_PER_RUN, Interval, List, MAX_RUNS, MemberKey,
+    NO_LIST, PROTOCOL_ANY, RemoteKind, RuleKey, Verdict, generation, part,
 };
 use weft_dataplane::{Maps, Options};
 
@@ -52,8 +52,11 @@ impl Tables {
         let balancers = maps.balancers().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
         let ports = maps.ports().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
         let rules = maps.rules().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
-        let identities = maps.identities().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
-        let entries = frontends.chain(balancers).chain(ports).chain(rules).chain(identities);
+        let lists = maps.lists().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let classes = maps.classes().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let peers = maps.peers().iter().map(|entry| entry.map(|entry| format!("{entry:?}")));
+        let policy = rules.chain(lists).chain(classes).chain(peers);
+        let entries = frontends.chain(balancers).chain(ports).chain(policy);
         all.extend(entries.collect::<Result<Vec<_>, _>>()?);
         all.sort_unstable();
         Ok(all.join("\n"))
@@ -128,16 +131,12 @@ impl Tables {
         Ok(Some(found))
     }
 
-    /// What policies know `address` as, and whether they know it singly.
+    /// The class that policies know `address` by; none: of it they know nothing.
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn identity(&self, address: IpAddr) -> Result<u32> {
-        let addr = Addr::from(address);
-        if let Some(identity) = self.maps.identities().get(&AddressKey::of_cluster(addr))? {
-            return Ok(identity);
-        }
-        Ok(self.maps.cidrs().get(&CidrKey::of_cluster(addr, 128))?.unwrap_or(WORLD_IDENTITY))
+    pub fn class(&self, address: IpAddr) -> Result<Option<u64>> {
+        Ok(self.maps.peers().get(&AddressKey::of_cluster(address.into()))?)
     }
 
     /// Whether a workload is served behind device `ifindex`.
@@ -154,31 +153,68 @@ impl Tables {
     /// There is no such workload.
     pub fn admits(&self, ifindex: u32, peer: IpAddr, port: u16) -> Result<bool> {
         let Some(workload) = self.maps.ports().get(&ifindex)? else { bail!("device {ifindex} is no port") };
-        let policy = workload.ingress_policy;
-        if policy == 0 {
+        let list = workload.ingress_list;
+        if list == NO_LIST {
             return Ok(true);
         }
-        for identity in [self.identity(peer)?, ANY_IDENTITY] {
-            if self.allows(policy, identity, port)? {
+        let Some(head) = self.maps.lists().get(&list)? else { return Ok(false) };
+        let mut parts = vec![part::ANY];
+        if let Some(class) = self.class(peer)?
+            && let Some(class) = self.maps.classes().get(&class)?
+        {
+            parts.extend(class.terms.into_iter().chain([class.namespace]).filter(|term| *term != 0));
+        }
+        let addr = Addr::from(peer);
+        for length in head.lengths[usize::from(!addr.is_v4())] {
+            let prefix_len = u32::from(length);
+            let key = BlockKey { blocks: head.blocks, addr: truncated(&addr, prefix_len), prefix_len, pad: 0 };
+            if length != List::NO_LENGTH
+                && let Some(block) = self.maps.blocks().get(&key)?
+            {
+                if self.allows(head.blocks, block, port)? {
+                    return Ok(true);
+                }
+                break;
+            }
+        }
+        let pods = [RemoteKind::Tunnel, RemoteKind::Native, RemoteKind::Routed, RemoteKind::Unreachable]
+            .map(|kind| kind as u32);
+        let is_remote =
+            self.maps.remotes().get(&CidrKey::of_cluster(addr, 128))?.is_some_and(|way| pods.contains(&way.kind));
+        let owner = self.maps.addresses().get(&AddressKey::of_cluster(addr))?;
+        if owner.map_or(is_remote, |owner| owner.is_workload()) {
+            parts.push(part::ANY_POD);
+        }
+        for part in parts {
+            if self.allows(list, part, port)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn allows(&self, policy: u32, identity: u32, port: u16) -> Result<bool> {
-        for chunk in 0..RuleKey::MAX_CHUNKS {
-            let Some(rules) = self.maps.rules().get(&RuleKey { policy, identity, chunk })? else { break };
-            let allowed = rules.rules[..usize::from(rules.count)]
-                .iter()
-                .any(|rule| matches!(rule.protocol, PROTOCOL_ANY | TCP) && (rule.first..=rule.last).contains(&port));
-            if allowed {
+    fn allows(&self, list: u64, part: u64, port: u16) -> Result<bool> {
+        for place in 0..MAX_RUNS {
+            let Some(run) = self.maps.rules().get(&RuleKey { list, part: part + place })? else { break };
+            let accepts = |interval: &Interval| {
+                Interval::verdict(interval.bits) == Verdict::Accept as u8
+                    && matches!(interval.protocol, PROTOCOL_ANY | TCP)
+                    && (interval.first..=interval.last).contains(&port)
+            };
+            if run.intervals.iter().any(accepts) {
                 return Ok(true);
             }
-            if rules.more == 0 {
+            if run.intervals[INTERVALS_PER_RUN - 1].bits & Interval::MORE == 0 {
                 break;
             }
         }
         Ok(false)
     }
+}
+
+/// The first bits of an address.
+fn truncated(Addr(words): &Addr, length: u32) -> Addr {
+    let all = words.iter().fold(0_u128, |all, word| all << 32 | u128::from(u32::from_be(*word)));
+    let kept = all & !u128::MAX.checked_shr(length).unwrap_or(0);
+    Addr::from_octets(kept.to_be_bytes())
 }

@@ -402,11 +402,18 @@ fn pods_are_watched_as_far_as_policies_here_mean_them() -> Result<()> {
     site.relabel(stranger, &json!({"role": "none"}))?;
     site.wait("the guest no more", || Ok(!site.tables.admits(ifindex, address(stranger), 1000)?))?;
     site.wait("who is let in by two policies", || site.tables.admits(ifindex, address(peer), port))?;
-    let everyone = json!({
+    // All pods are told from where they lie, those of all namespaces that have a name are not.
+    let mut everyone = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": population.namespace(0), "name": "everyone"},
-        "spec": {"podSelector": {"matchLabels": {"app": "local-0"}}, "ingress": [{"from": [{"namespaceSelector": {}}], "ports": [{"port": 7}]}]},
+        "spec": {"podSelector": {"matchLabels": {"app": "local-0"}}, "ingress": [{"from": [{"namespaceSelector": {}}], "ports": [{"port": 9}]}]},
     });
+    site.server.put(Kind::NetworkPolicies, everyone.clone())?;
+    site.wait("all pods", || site.tables.admits(ifindex, address(stranger), 9))?;
+    ensure!(!site.asks_for_all_pods(), "{:#?}", site.server.requests());
+    everyone["metadata"]["name"] = json!("everyone-by-namespace");
+    let named = json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "Exists"}]});
+    everyone["spec"]["ingress"] = json!([{"from": [{"namespaceSelector": named}], "ports": [{"port": 7}]}]);
     site.server.put(Kind::NetworkPolicies, everyone)?;
     site.wait("everyone", || site.tables.admits(ifindex, address(stranger), 7))?;
     ensure!(site.asks_for_all_pods(), "{:#?}", site.server.requests());

@@ -32,7 +32,7 @@ fn huge(name: &str) -> Value {
 
 #[test]
 fn policies_that_do_not_fit_close_their_own_workloads_alone() -> Result<()> {
-    let config = json!({"mapSizes": {"cidrs": 64, "identities": 64, "rules": 64}});
+    let config = json!({"mapSizes": {"blocks": 64, "peers": 64, "rules": 64}});
     let bed = Bed::with(&Options { config, ..Options::default() })?;
     let tenant = bed.container(1, "tenant/web", &[])?;
     let other = bed.container(1, "other/web", &[("app", "web")])?;

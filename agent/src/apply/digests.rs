@@ -75,6 +75,18 @@ impl Pass<'_> {
             })
     }
 
+    /// The generation of this slot moves, though it stands for the same at the end.
+    pub(super) fn disturb(&mut self, slot: u32) {
+        if self.changing.contains_key(&slot) {
+            return;
+        }
+        let known = &mut self.observed.digests;
+        self.changing.insert(slot, known.0.get(&slot).copied());
+        let mut failed = Failed::new();
+        failed.note(slot, known.put(self.tables.digests(), slot, CHANGING, &mut self.summary));
+        self.tell_digests(&failed);
+    }
+
     /// The next pass moves the generation of this slot again, whatever it plans: the workload is closed.
     pub(super) fn unsettle(&mut self, slot: u32) {
         if self.unsettled.insert(slot) {

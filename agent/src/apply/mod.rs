@@ -29,8 +29,8 @@ pub(crate) mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    AddressKey, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Member, MemberKey, Owner, Port,
-    Remote, RuleKey, Rules, generation,
+    AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Member,
+    MemberKey, Owner, Port, Remote, RuleKey, Run, TERMS_PER_CLASS, generation,
 };
 use weft_dataplane::Error;
 
@@ -62,9 +62,11 @@ struct Observed {
     balancers: Known<u32, Balancer>,
     members: Known<MemberKey, Member>,
     backends: Known<BackendKey, u32>,
-    identities: Known<AddressKey, u32>,
-    cidrs: Known<CidrKey, u32>,
-    rules: Known<RuleKey, Rules>,
+    peers: Known<AddressKey, u64>,
+    classes: Known<u64, Class>,
+    lists: Known<u64, List>,
+    rules: Known<RuleKey, Run>,
+    blocks: Known<BlockKey, u64>,
     digests: Known<u32, u64>,
     /// Members were not looked at since the maps were read: some may be left from a pass that broke off.
     fresh: bool,
@@ -89,8 +91,10 @@ struct Pass<'a> {
     summary: Summary,
     /// Generations to publish at its end.
     moved: Moved,
-    /// Policy sets of which some rule or peer could not be written: who has one is closed.
-    unsure: BTreeSet<u32>,
+    /// Lists that are not as they should be, or know a peer that is not: who has one is closed.
+    unsure: BTreeSet<u64>,
+    /// Ports that were closed for the time of the pass, as they were.
+    reopened: BTreeMap<u32, Port>,
     /// Generation slots of workloads that are closed for that, or have no port: the next pass moves them again.
     unsettled: BTreeSet<u32>,
     /// Generation slots of what changes, and the digest that each will stand for.
@@ -105,25 +109,17 @@ impl Applier {
     }
 
     /// How much room a plan has.
-    ///
-    /// # Errors
-    /// The maps cannot be read.
-    pub fn room(&mut self, tables: &dyn Tables) -> Result<Room<'_>, Error> {
-        let observed = match self.observed.take() {
-            Some(observed) => observed,
-            None => Observed::read(tables)?,
-        };
-        let Observed { identities, cidrs, .. } = self.observed.insert(observed);
-        Ok(Room {
+    #[must_use]
+    pub fn room(tables: &dyn Tables) -> Room {
+        Room {
             services: services::most(tables),
             members: tables.members().capacity().min(tables.backends().capacity()),
-            identities: tables.identities().capacity(),
-            // A full trie takes no other value for a prefix either (kernels before 6.13).
-            cidrs: tables.cidrs().capacity().saturating_sub(1),
+            peers: tables.peers().capacity(),
+            classes: tables.classes().capacity() / 2,
+            terms: TERMS_PER_CLASS,
             rules: tables.rules().capacity() / 2,
-            standing_identities: &identities.0,
-            standing_cidrs: &cidrs.0,
-        })
+            blocks: tables.blocks().capacity() / 2,
+        }
     }
 
     /// Takes nothing for granted any more: somebody else has written to the maps.
@@ -133,7 +129,7 @@ impl Applier {
 
     /// Packs what it knows, once much has been written at once.
     pub fn pack(&mut self) {
-        let Some(Observed { remotes, frontends, balancers, members, backends, identities, rules, .. }) =
+        let Some(Observed { remotes, frontends, balancers, members, backends, peers, classes, rules, blocks, .. }) =
             &mut self.observed
         else {
             return;
@@ -143,8 +139,10 @@ impl Applier {
         heap::pack(&mut balancers.0);
         heap::pack(&mut members.0);
         heap::pack(&mut backends.0);
-        heap::pack(&mut identities.0);
+        heap::pack(&mut peers.0);
+        heap::pack(&mut classes.0);
         heap::pack(&mut rules.0);
+        heap::pack(&mut blocks.0);
     }
 
     /// Moves the maps to `desired`. What cannot be written for one object is named in the summary, and closes that object and
@@ -183,6 +181,7 @@ impl Applier {
             summary: Summary::default(),
             moved: Moved::default(),
             unsure: BTreeSet::new(),
+            reopened: BTreeMap::new(),
             unsettled: BTreeSet::new(),
             changing: Changes::new(),
         };
@@ -246,9 +245,11 @@ impl Observed {
             balancers: Known::observe(tables.balancers())?,
             members: Known::observe(tables.members())?,
             backends: Known::observe(tables.backends())?,
-            identities: Known::observe(tables.identities())?,
-            cidrs: Known::observe(tables.cidrs())?,
+            peers: Known::observe(tables.peers())?,
+            classes: Known::observe(tables.classes())?,
+            lists: Known::observe(tables.lists())?,
             rules: Known::observe(tables.rules())?,
+            blocks: Known::observe(tables.blocks())?,
             digests: Known::observe(tables.digests())?,
             fresh: true,
         })
@@ -260,14 +261,15 @@ impl Pass<'_> {
         let patch = self.patch;
         self.begin_changes();
         self.put_config(patch.config)?;
-        self.put_node_devices(patch)?;
-        self.put_remotes(&patch.remotes);
-        self.put_services()?;
-        self.make_room_for_rules();
         let policy = policy::Change::plan(self.observed, patch);
+        self.close_ports(&policy)?;
+        self.put_node_devices(patch)?;
+        self.put_remotes(&patch.remotes)?;
+        self.put_services()?;
+        self.make_room_for_lists();
         self.put_policy(&policy)?;
         self.put_places()?;
-        self.remove_unused_rules();
+        self.remove_old_lists();
         self.move_changed()?;
         self.publish()?;
         self.end_changes();
@@ -306,15 +308,25 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn put_remotes(&mut self, wanted: &Changes<CidrKey, Remote>) {
+    /// Where one is not as it should be, lists that know any pod would take it for one's of pods, or for none.
+    fn put_remotes(&mut self, wanted: &Changes<CidrKey, Remote>) -> Result<(), Error> {
         let (table, known, summary) = (self.tables.remotes(), &mut self.observed.remotes, &mut self.summary);
         let put = known.put_all(table, wanted, summary);
         put.tell("routes to pods or Services", "what they lead to is not reached", summary);
-        known.take_gone(table, wanted, summary).tell("old routes", "they are still there", summary);
+        let gone = known.take_gone(table, wanted, summary);
+        gone.tell("old routes", "they are still there", summary);
+        if put.keys.is_empty() && gone.keys.is_empty() {
+            return Ok(());
+        }
+        self.close_lists_of(&[weft_abi::part::ANY_POD].into())
     }
 
-    /// A port before the addresses that lead to it; removals in reverse.
+    /// A port before the addresses that lead to it; removals in reverse. Addresses that go before ports have other lists, which may
+    /// know them as any pod's.
     fn put_places(&mut self) -> Result<(), Error> {
+        let (table, summary) = (self.tables.addresses(), &mut self.summary);
+        let failed = self.observed.addresses.take_gone(table, &self.patch.addresses, summary);
+        failed.tell("old addresses of this node", "they are still there", summary);
         let wanted = self.settled_ports();
         let failed = self.observed.ports.put_all(self.tables.ports(), &wanted, &mut self.summary);
         failed.tell("ports of workloads", "they are closed", &mut self.summary);
@@ -351,9 +363,10 @@ impl Pass<'_> {
         ports.take(self.tables.ports(), ifindex, &mut self.summary)
     }
 
-    /// The ports of the patch; those of which a policy set is not as it should be are closed.
+    /// The ports of the patch; those of which a list is not as it should be are closed.
     fn settled_ports(&mut self) -> Changes<u32, Port> {
         let mut ports = self.patch.ports.clone();
+        ports.extend(std::mem::take(&mut self.reopened).into_iter().map(|(ifindex, port)| (ifindex, Some(port))));
         for port in ports.values_mut().flatten() {
             let closed = self.closed(*port);
             if closed != *port {

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use weft_abi::{AddressKey, CidrKey, Config, Device, Frontend, FrontendKey, Owner, Port, Remote, RuleKey, Rules};
+use weft_abi::{
+    AddressKey, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Owner, Port, Remote, RuleKey,
+    Run,
+};
 
 use super::{Observed, digests, tables::Known};
 use crate::model::{Desired, DesiredBalancer};
@@ -22,9 +25,11 @@ pub struct Patch {
     pub remotes: Changes<CidrKey, Remote>,
     pub frontends: Changes<FrontendKey, Frontend>,
     pub balancers: Changes<u32, DesiredBalancer>,
-    pub identities: Changes<AddressKey, u32>,
-    pub cidrs: Changes<CidrKey, u32>,
-    pub rules: Changes<RuleKey, Rules>,
+    pub peers: Changes<AddressKey, u64>,
+    pub classes: Changes<u64, Class>,
+    pub lists: Changes<u64, List>,
+    pub rules: Changes<RuleKey, Run>,
+    pub blocks: Changes<BlockKey, u64>,
     pub workload_digests: Changes<u32, u64>,
     pub routes_digest: Option<u64>,
 }
@@ -40,9 +45,11 @@ impl Patch {
             remotes: all(&observed.remotes, &desired.remotes),
             frontends: all(&observed.frontends, &desired.frontends),
             balancers: all(&observed.balancers, &desired.balancers),
-            identities: all(&observed.identities, &desired.identities),
-            cidrs: all(&observed.cidrs, &desired.cidrs),
+            peers: all(&observed.peers, &desired.peers),
+            classes: all(&observed.classes, &desired.classes),
+            lists: all(&observed.lists, &desired.lists),
             rules: all(&observed.rules, &desired.rules),
+            blocks: all(&observed.blocks, &desired.blocks),
             workload_digests: from(digests::of_workloads(&observed.digests), &desired.workload_digests),
             routes_digest: Some(desired.routes_digest),
         }
@@ -61,9 +68,11 @@ impl Patch {
             remotes: differing(&old.remotes, &new.remotes),
             frontends: differing(&old.frontends, &new.frontends),
             balancers: differing(&old.balancers, &new.balancers),
-            identities: differing(&old.identities, &new.identities),
-            cidrs: differing(&old.cidrs, &new.cidrs),
+            peers: differing(&old.peers, &new.peers),
+            classes: differing(&old.classes, &new.classes),
+            lists: differing(&old.lists, &new.lists),
             rules: differing(&old.rules, &new.rules),
+            blocks: differing(&old.blocks, &new.blocks),
             workload_digests: differing(&old.workload_digests, &new.workload_digests),
             routes_digest: (old.routes_digest != new.routes_digest).then_some(new.routes_digest),
         }
@@ -88,38 +97,4 @@ fn changes<K: Copy + Ord, V: Clone, O>(known: &BTreeMap<K, O>, wanted: &BTreeMap
 fn from<K: Copy + Ord, V: Clone>(known: impl Iterator<Item = K>, wanted: &BTreeMap<K, V>) -> Changes<K, V> {
     let gone = known.filter(|key| !wanted.contains_key(key)).map(|key| (key, None));
     gone.chain(wanted.iter().map(|(key, value)| (*key, Some(value.clone())))).collect()
-}
-
-/// One map with its changes laid over it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Layered<'a, K, V> {
-    under: &'a BTreeMap<K, V>,
-    over: Option<&'a Changes<K, V>>,
-}
-
-impl<'a, K: Ord, V> Layered<'a, K, V> {
-    pub(super) const fn new(under: &'a BTreeMap<K, V>) -> Self {
-        Self { under, over: None }
-    }
-
-    pub(super) const fn changed(under: &'a BTreeMap<K, V>, over: &'a Changes<K, V>) -> Self {
-        Self { under, over: Some(over) }
-    }
-
-    pub(super) fn get(&self, key: &K) -> Option<&'a V> {
-        match self.over.and_then(|over| over.get(key)) {
-            Some(changed) => changed.as_ref(),
-            None => self.under.get(key),
-        }
-    }
-
-    /// Keys that may have a value.
-    pub(super) fn changed_keys(&self) -> impl Iterator<Item = &'a K> + use<'a, K, V> {
-        self.over.into_iter().flat_map(BTreeMap::keys)
-    }
-
-    /// Entries without the changes.
-    pub(super) const fn under(&self) -> &'a BTreeMap<K, V> {
-        self.under
-    }
 }

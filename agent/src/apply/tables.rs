@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use weft_abi::{
-    AddressKey, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Member, MemberKey, Owner, Port,
-    Remote, RuleKey, Rules,
+    AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Member,
+    MemberKey, Owner, Port, Remote, RuleKey, Run,
 };
 use weft_dataplane::{Error, Maps, Record};
 
@@ -64,9 +64,16 @@ pub trait Tables {
     fn balancers(&self) -> &dyn Table<u32, Balancer>;
     fn members(&self) -> &dyn Table<MemberKey, Member>;
     fn backends(&self) -> &dyn Table<BackendKey, u32>;
-    fn identities(&self) -> &dyn Table<AddressKey, u32>;
-    fn cidrs(&self) -> &dyn Table<CidrKey, u32>;
-    fn rules(&self) -> &dyn Table<RuleKey, Rules>;
+    fn peers(&self) -> &dyn Table<AddressKey, u64>;
+    fn classes(&self) -> &dyn Table<u64, Class>;
+    fn lists(&self) -> &dyn Table<u64, List>;
+    fn rules(&self) -> &dyn Table<RuleKey, Run>;
+    fn blocks(&self) -> &dyn Table<BlockKey, u64>;
+    /// Empties `VERDICTS`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn forget_verdicts(&self) -> Result<(), Error>;
 }
 
 impl<K: Record + Ord, V: Record> Table<K, V> for weft_dataplane::Table<K, V> {
@@ -154,16 +161,28 @@ impl Tables for Maps {
         self.backends()
     }
 
-    fn identities(&self) -> &dyn Table<AddressKey, u32> {
-        self.identities()
+    fn peers(&self) -> &dyn Table<AddressKey, u64> {
+        self.peers()
     }
 
-    fn cidrs(&self) -> &dyn Table<CidrKey, u32> {
-        self.cidrs()
+    fn classes(&self) -> &dyn Table<u64, Class> {
+        self.classes()
     }
 
-    fn rules(&self) -> &dyn Table<RuleKey, Rules> {
+    fn lists(&self) -> &dyn Table<u64, List> {
+        self.lists()
+    }
+
+    fn rules(&self) -> &dyn Table<RuleKey, Run> {
         self.rules()
+    }
+
+    fn blocks(&self) -> &dyn Table<BlockKey, u64> {
+        self.blocks()
+    }
+
+    fn forget_verdicts(&self) -> Result<(), Error> {
+        self.verdicts().retain(|_, _| false).map(drop)
     }
 }
 
@@ -201,10 +220,6 @@ impl<K> Failed<K> {
             self.keys.push(key);
             self.error.get_or_insert(error);
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.keys.is_empty()
     }
 
     /// Tells it in the summary, and how it goes on: `closed`.
@@ -262,25 +277,10 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         changes: &Changes<K, V>,
         summary: &mut Summary,
     ) -> Failed<K> {
-        self.put_unless(table, changes, summary, |_, _| false)
-    }
-
-    /// As [`Known::put_all`], without those entries that must not be written after some have failed.
-    pub(super) fn put_unless(
-        &mut self,
-        table: &dyn Table<K, V>,
-        changes: &Changes<K, V>,
-        summary: &mut Summary,
-        is_held_up: impl Fn(&K, &[K]) -> bool,
-    ) -> Failed<K> {
         let mut failed = Failed::new();
         let wanted = changes.iter().rev().filter_map(|(key, value)| Some((key, value.as_ref()?)));
         for (key, value) in wanted {
-            if is_held_up(key, &failed.keys) {
-                failed.keys.push(*key);
-            } else {
-                failed.note(*key, self.put(table, *key, *value, summary));
-            }
+            failed.note(*key, self.put(table, *key, *value, summary));
         }
         failed
     }
@@ -292,34 +292,17 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Known<K, V> {
         changes: &Changes<K, V>,
         summary: &mut Summary,
     ) -> Failed<K> {
-        self.take_while(table, changes, summary, |_| true)
-    }
-
-    /// As [`Known::take_gone`], up to the first that cannot be removed.
-    pub(super) fn take_in_order(
-        &mut self,
-        table: &dyn Table<K, V>,
-        changes: &Changes<K, V>,
-        summary: &mut Summary,
-    ) -> Failed<K> {
-        self.take_while(table, changes, summary, Failed::is_empty)
-    }
-
-    fn take_while(
-        &mut self,
-        table: &dyn Table<K, V>,
-        changes: &Changes<K, V>,
-        summary: &mut Summary,
-        goes_on: impl Fn(&Failed<K>) -> bool,
-    ) -> Failed<K> {
         let mut failed = Failed::new();
         for key in self.gone(changes) {
-            if !goes_on(&failed) {
-                break;
-            }
             failed.note(key, self.take(table, key, summary));
         }
         failed
+    }
+
+    /// Whether there is no room for what comes beside what stands.
+    pub(super) fn grows_beyond(&self, table: &dyn Table<K, V>, changes: &Changes<K, V>) -> bool {
+        let added = changes.iter().filter(|(key, new)| new.is_some() && !self.0.contains_key(key)).count();
+        self.0.len() + added > table.capacity()
     }
 
     /// Keys that go and are still there.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+mod blocks;
 mod cases;
 pub(crate) mod fake;
 mod reader;
@@ -11,7 +12,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use weft_abi::{ANY_IDENTITY, AddressKey, Device, FrontendKey, Owner, Pool, Port, RuleKey, Rules, generation};
+use weft_abi::{AddressKey, Class, Device, FrontendKey, List, Owner, Pool, Port, RuleKey, Run, generation};
 
 use self::{
     cases::{SERVICES, address, desired},
@@ -355,18 +356,119 @@ proptest! {
 }
 
 #[test]
-fn where_more_rules_stand_than_a_plan_may_take_what_goes_makes_room() {
-    let port = |set| [(10, Port { ingress_policy: set, workload: 110, ..Port::default() })].into();
-    let rules = |sets: std::ops::Range<u32>| {
-        let key = |policy| RuleKey { policy, identity: ANY_IDENTITY, chunk: 0 };
-        sets.map(|set| (key(set), Rules { count: 1, ..Rules::default() })).collect()
+fn where_more_lists_stand_than_a_plan_may_take_what_goes_makes_room() {
+    let plan = |lists: std::ops::Range<u64>| {
+        let port = Port { ingress_list: lists.start, workload: 110, ..Port::default() };
+        let head = List { flags: weft_abi::ListFlags::ANY, ..List::EMPTY };
+        Desired {
+            ports: [(10, port)].into(),
+            lists: lists.clone().map(|list| (list, head)).collect(),
+            rules: lists.map(|list| (RuleKey { list, part: weft_abi::part::ANY }, Run::default())).collect(),
+            ..Desired::default()
+        }
     };
     let fake = Fake::new();
     let mut applier = Applier::default();
-    let old = Desired { ports: port(1), rules: rules(1..8), ..Desired::default() };
-    apply_watched(&mut applier, &fake, &old);
+    apply_watched(&mut applier, &fake, &plan(1..8));
     fake.rules.limit(8);
-    let new = Desired { ports: port(11), rules: rules(11..15), ..Desired::default() };
-    assert!(apply_watched(&mut applier, &fake, &new).problems.is_empty());
-    assert_eq!(applier.room(&*fake).unwrap().rules, 4);
+    assert!(apply_watched(&mut applier, &fake, &plan(11..15)).problems.is_empty());
+    assert_eq!(Applier::room(&*fake).rules, 4);
+}
+
+/// A verdict stands for what its list and class say, by their numbers.
+#[test]
+fn verdicts_of_what_was_not_what_its_number_says_are_forgotten() {
+    let part = weft_abi::part::ANY;
+    let plan = Desired {
+        ports: [(10, Port { ingress_list: 1, workload: 110, ..Port::default() })].into(),
+        lists: [(1, List { flags: weft_abi::ListFlags::ANY, ..List::EMPTY })].into(),
+        rules: [(RuleKey { list: 1, part }, Run::default())].into(),
+        classes: [(40, Class { version: 7, ..Class::default() })].into(),
+        ..Desired::default()
+    };
+    let fake = Fake::new();
+    apply_watched(&mut Applier::default(), &fake, &plan);
+    fake.watch(|_| {});
+    // What is applied to what is known: forgotten, and generations moved.
+    let applied = |known: &mut Applier, plan: &Desired| {
+        let before = (fake.forgotten.get(), fake.generations.all().get(&110).copied());
+        known.apply(&*fake, plan).unwrap();
+        (fake.forgotten.get() > before.0, fake.generations.all().get(&110).copied() != before.1)
+    };
+    let mut known = Applier::default();
+    assert_eq!(applied(&mut known, &plan), (true, false), "an agent begins");
+    assert_eq!(applied(&mut known, &plan), (false, false));
+    let mut open = Run::default();
+    open.intervals[0].bits = weft_abi::Interval::bits(weft_abi::Verdict::Accept, weft_abi::Tier::Network);
+    fake.rules.insert(&RuleKey { list: 1, part }, &open).unwrap();
+    assert_eq!(applied(&mut Applier::default(), &plan), (true, true), "a rule: who was let in by it is judged anew");
+    assert_eq!(applied(&mut known, &plan), (false, false));
+    let relabelled = Desired { classes: [(40, Class { version: 8, ..Class::default() })].into(), ..plan };
+    assert_eq!(applied(&mut known, &relabelled), (false, false), "another version of a class");
+    let mistaken =
+        Desired { classes: [(40, Class { version: 8, namespace: 9, ..Class::default() })].into(), ..relabelled };
+    assert_eq!(applied(&mut known, &mistaken), (true, false), "another class under the same version");
+}
+
+/// Whom a list that knows any pod lets in is told by routes: where one cannot be written, it is closed, and judges anew when it
+/// opens.
+#[test]
+fn lists_that_know_any_pod_are_closed_while_a_route_cannot_be_written() {
+    let (key, part) = (weft_abi::CidrKey::of_cluster(address(0), 120), weft_abi::part::ANY_POD);
+    let remote = |kind| weft_abi::Remote { prefix_len: 120, ..weft_abi::Remote::new(address(250), kind) };
+    let plan = |kind| Desired {
+        ports: [10, 11]
+            .map(|index| (index, Port { ingress_list: index.into(), workload: 100 + index, ..Port::default() }))
+            .into(),
+        lists: [(10, weft_abi::ListFlags::ANY_POD), (11, weft_abi::ListFlags::ANY)]
+            .map(|(list, flags)| (list, List { flags, ..List::EMPTY }))
+            .into(),
+        rules: [(10, part), (11, weft_abi::part::ANY)]
+            .map(|(list, part)| (RuleKey { list, part }, Run::default()))
+            .into(),
+        remotes: [(key, remote(kind))].into(),
+        workload_digests: [(110, 1), (111, 1)].into(),
+        ..Desired::default()
+    };
+    let fake = Fake::new();
+    let mut applier = Applier::default();
+    apply_watched(&mut applier, &fake, &plan(weft_abi::RemoteKind::Tunnel));
+    fake.watch(|_| {});
+    fake.fail(vec![true]);
+    let gone = plan(weft_abi::RemoteKind::Services);
+    assert_eq!(applier.apply(&*fake, &gone).unwrap().problems.len(), 1);
+    let lists = || [10, 11].map(|index| fake.ports.all()[&index].ingress_list);
+    assert_eq!(lists(), [weft_abi::CLOSED_LIST, 11]);
+    let before = fake.generations.all();
+    assert!(applier.apply(&*fake, &gone).unwrap().problems.is_empty());
+    assert_eq!(lists(), [10, 11]);
+    let moved = [110, 111].map(|slot| before.get(&slot) != fake.generations.all().get(&slot));
+    assert_eq!(moved, [true, false], "connections that it refused meanwhile are judged anew");
+}
+
+/// A policy's edit: its rules, and one word of the port.
+#[test]
+fn an_edit_writes_a_list_and_swaps_a_word() {
+    let part = weft_abi::part::ANY;
+    let plan = |list: u64| Desired {
+        ports: [(10, Port { ingress_list: list, workload: 110, ..Port::default() })].into(),
+        lists: [(list, List { flags: weft_abi::ListFlags::ANY, ..List::EMPTY })].into(),
+        rules: [(RuleKey { list, part }, Run::default())].into(),
+        peers: [(AddressKey::of_cluster(address(1)), 40)].into(),
+        classes: [(40, Class::default())].into(),
+        workload_digests: [(110, list)].into(),
+        ..Desired::default()
+    };
+    let fake = Fake::new();
+    let mut applier = Applier::default();
+    apply_watched(&mut applier, &fake, &plan(1));
+    let seen = Rc::new(std::cell::RefCell::new(BTreeSet::new()));
+    let words = seen.clone();
+    fake.watch(move |fake| {
+        words.borrow_mut().insert(fake.ports.find(&10).unwrap().ingress_list);
+    });
+    let summary = applier.patch(&*fake, &plan(2), &Patch::between(&plan(1), &plan(2))).unwrap();
+    assert_eq!(*seen.borrow(), [1, 2].into(), "never closed");
+    // Its list's head and rule, the port's word, and the digest's mark and value.
+    assert_eq!((summary.written, summary.removed), (5, 2));
 }

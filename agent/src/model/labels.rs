@@ -37,6 +37,11 @@ impl Labels {
         self.0.is_empty()
     }
 
+    /// Keys and values, in the order of keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// Gives a key a value.
     pub fn insert(&mut self, key: &str, value: &str) {
         match self.place(key) {

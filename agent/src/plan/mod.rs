@@ -6,7 +6,7 @@
 //! | `services` | frontends of Services |
 //! | `backends` | which endpoints serve them |
 //! | `policy` | NetworkPolicies: who is isolated, and what is allowed |
-//! | `identity` | which peers of policies each address matches |
+//! | `classes` | what pods have in common that policies tell apart |
 //! | `pods` | which pod has which address |
 //! | `places` | which node's pods may have an address |
 //! | `ports` | ports and local addresses |
@@ -19,8 +19,8 @@ use weft_api::PodRef;
 use crate::model::{Snapshot, address, protocol};
 
 mod backends;
+mod classes;
 mod digest;
-mod identity;
 mod numbers;
 mod places;
 pub(crate) mod planner;

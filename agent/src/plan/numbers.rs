@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Numbers that objects keep while they live. No file remembers them: those that generations go by are read out of the maps by
-//! whoever starts anew, the others are keyed hashes.
+//! whoever starts anew; those of policy are keyed hashes of what they stand for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,12 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Balancer, Frontend, FrontendKey, Port, generation};
+use weft_abi::{Balancer, CLOSED_LIST, Class, Frontend, FrontendKey, NO_LIST, Port, generation};
 
-use crate::model::{Attachment, HashKey, Numbers, TextHash};
-
-/// Numbers of policy sets and identities: 0 means none (or the world), and the last value is [`weft_abi::ANY_IDENTITY`].
-const ORDINARY: Range<u32> = 1..u32::MAX;
+use crate::{
+    model::{Attachment, HashKey, Numbers},
+    plan::policy::isolation::SetKey,
+};
 
 /// The generation slots of workloads.
 const SLOTS: Range<u32> = generation::FIRST_FREE..generation::SLOTS;
@@ -85,30 +85,8 @@ fn change<K: Clone + Ord>(
     *given = pool.used;
 }
 
-/// The number that a name has unless another name has it.
-fn first_choice(name: TextHash) -> u32 {
-    ORDINARY.start + name.number(ORDINARY.end - ORDINARY.start)
-}
-
-/// Numbers the names that have none yet: by their hash, or the next one that is free.
-fn give_names(used: &mut BTreeSet<u32>, table: &mut BTreeMap<TextHash, u32>, wanted: &BTreeSet<TextHash>) {
-    for name in wanted {
-        if table.contains_key(name) {
-            continue;
-        }
-        // There are more numbers than any memory holds names.
-        let mut number = first_choice(*name);
-        while !used.insert(number) {
-            number = if number + 1 < ORDINARY.end { number + 1 } else { ORDINARY.start };
-        }
-        table.insert(*name, number);
-    }
-}
-
-fn assign_names(table: &mut BTreeMap<TextHash, u32>, wanted: &BTreeSet<TextHash>) {
-    table.retain(|name, _| wanted.contains(name));
-    let mut used = table.values().copied().collect();
-    give_names(&mut used, table, wanted);
+fn terms_of(class: &Class) -> Box<[u64]> {
+    class.terms.iter().copied().take_while(|term| *term != 0).collect()
 }
 
 impl Numbers {
@@ -119,6 +97,7 @@ impl Numbers {
     pub fn recovered(
         key: HashKey,
         (frontends, balancers): (&BTreeMap<FrontendKey, Frontend>, &BTreeMap<u32, Balancer>),
+        classes: &BTreeMap<u64, Class>,
         ports: &BTreeMap<u32, Port>,
         attachments: &[Arc<Attachment>],
     ) -> Self {
@@ -133,7 +112,7 @@ impl Numbers {
         let numbered = frontends.iter().filter(|(_, frontend)| frontend.flags == 0);
         let services: BTreeMap<FrontendKey, u32> = numbered.map(|(key, frontend)| (*key, frontend.service)).collect();
         let has_members = |number: &u32| balancers.get(number).is_some_and(|balancer| balancer.internal.count > 0);
-        let policies = ports.values().flat_map(|port| [port.ingress_policy, port.egress_policy]);
+        let lists = ports.values().flat_map(|port| [port.ingress_list, port.egress_list]);
         Self {
             key,
             workloads: attachments.iter().filter_map(slot_of).collect(),
@@ -142,7 +121,8 @@ impl Numbers {
             // Where a damaged map has one that cannot be, the first ones come next.
             next_service: services.values().max().map_or(0, |highest| highest.saturating_add(1)),
             services,
-            standing_policies: policies.filter(|number| ORDINARY.contains(number)).collect(),
+            standing_terms: classes.iter().map(|(class, has)| (*class, terms_of(has))).collect(),
+            standing_lists: lists.filter(|list| ![NO_LIST, CLOSED_LIST].contains(list)).collect(),
             ..Self::default()
         }
     }
@@ -159,20 +139,16 @@ impl Numbers {
         pool.assign(&mut self.services, wanted);
     }
 
-    /// Numbers exactly these policy sets.
-    pub(crate) fn assign_policies(&mut self, wanted: &BTreeSet<TextHash>) {
-        assign_names(&mut self.policies, wanted);
-        self.standing_policies.clear();
+    /// These lists have room.
+    pub(crate) fn assign_lists<'k>(&mut self, keys: impl Iterator<Item = &'k SetKey>) {
+        self.lists = keys.map(|key| key.name(self.key)).collect();
+        self.standing_lists.clear();
+        self.standing_terms.clear();
     }
 
-    /// Whether a policy set had room at the last plan, also that of an earlier agent.
-    pub(crate) fn had_policy(&self, name: TextHash) -> bool {
-        self.policies.contains_key(&name) || self.standing_policies.contains(&first_choice(name))
-    }
-
-    /// Numbers exactly these sets of peers.
-    pub(crate) fn assign_identities(&mut self, wanted: &BTreeSet<TextHash>) {
-        assign_names(&mut self.identities, wanted);
+    /// Whether a list had room at the last plan, also that of an earlier agent.
+    pub(crate) fn had_list(&self, key: &SetKey, number: u64) -> bool {
+        self.lists.contains(&key.name(self.key)) || self.standing_lists.contains(&number)
     }
 }
 
@@ -181,7 +157,6 @@ impl Numbers {
 pub(crate) struct Given {
     slots: BTreeSet<u32>,
     services: BTreeSet<u32>,
-    identities: BTreeSet<u32>,
 }
 
 /// Keys that go and keys that come.
@@ -207,11 +182,7 @@ impl Given {
     /// As `numbers` stand.
     pub(crate) fn of(numbers: &Numbers) -> Self {
         let of = |numbers: &mut dyn Iterator<Item = &u32>| numbers.copied().collect();
-        Self {
-            slots: of(&mut numbers.workloads.values()),
-            services: of(&mut numbers.services.values()),
-            identities: of(&mut numbers.identities.values()),
-        }
+        Self { slots: of(&mut numbers.workloads.values()), services: of(&mut numbers.services.values()) }
     }
 
     /// As [`Numbers::assign_slots`], by what has changed.
@@ -222,12 +193,6 @@ impl Given {
     /// As [`Numbers::assign_services`], by what has changed.
     pub(crate) fn change_services(&mut self, numbers: &mut Numbers, turnover: &Turnover<FrontendKey>, most: usize) {
         change(services(most), &mut self.services, (&mut numbers.services, &mut numbers.next_service), turnover);
-    }
-
-    /// As [`Numbers::assign_identities`], by what has changed.
-    pub(crate) fn change_identities(&mut self, numbers: &mut Numbers, sets: &Turnover<TextHash>) {
-        free(&mut self.identities, &mut numbers.identities, &sets.gone);
-        give_names(&mut self.identities, &mut numbers.identities, &sets.new);
     }
 }
 
@@ -273,24 +238,6 @@ mod tests {
     }
 
     #[test]
-    fn names_keep_their_numbers_and_give_way_where_two_meet() {
-        let mut numbers = Numbers::default();
-        let [a, b, c] = ["a", "b", "c"].map(|text| numbers.key.of_text(text));
-        numbers.assign_policies(&[a, b].into());
-        assert_eq!(numbers.policies, BTreeMap::from([(a, first_choice(a)), (b, first_choice(b))]));
-        // As if `c` had come to the number of `b` first.
-        numbers.policies = BTreeMap::from([(c, first_choice(b))]);
-        numbers.assign_policies(&[b, c].into());
-        assert_eq!(numbers.policies, BTreeMap::from([(b, first_choice(b) + 1), (c, first_choice(b))]));
-        numbers.assign_policies(&[b].into());
-        assert_eq!(numbers.policies, BTreeMap::from([(b, first_choice(b) + 1)]), "while it lives");
-        let mut used = BTreeSet::from([ORDINARY.end - 1, ORDINARY.start]);
-        let mut table = BTreeMap::new();
-        give_names(&mut used, &mut table, &[a].into());
-        assert!(ORDINARY.contains(&table[&a]));
-    }
-
-    #[test]
     fn what_the_maps_hold_is_recovered_and_mended() {
         let value = |service, flags| Frontend { service, flags };
         let frontends = BTreeMap::from([
@@ -304,7 +251,7 @@ mod tests {
         ]);
         let set = MemberSet { set: 1, count: 1 };
         let balancers = [(7, Balancer { internal: set, ..Balancer::default() }), (8, Balancer::default())].into();
-        let port = |workload| Port { workload, ingress_policy: 5, egress_policy: u32::MAX, ..Port::default() };
+        let port = |workload| Port { workload, ingress_list: 5, egress_list: CLOSED_LIST, ..Port::default() };
         let ports = BTreeMap::from([(10, port(9)), (11, port(8)), (12, port(9))]);
         let attachment = |ifindex: u32| {
             let link = weft_api::PortLink { ifindex, ifname: format!("weft{ifindex}") };
@@ -313,9 +260,10 @@ mod tests {
         };
         let attachments = [10, 11, 13].map(attachment);
         let ids = attachments.clone().map(|attachment| attachment.spec.id.to_string());
-        let mut numbers = Numbers::recovered(HashKey([1, 2]), (&frontends, &balancers), &ports, &attachments);
+        let mut numbers =
+            Numbers::recovered(HashKey([1, 2]), (&frontends, &balancers), &BTreeMap::new(), &ports, &attachments);
         assert_eq!(numbers.refused, [2, 4, 5].map(service).into());
-        assert_eq!(numbers.standing_policies, [5].into(), "neither none nor closed");
+        assert_eq!(numbers.standing_lists, [5].into(), "neither none nor closed");
         assert_eq!((numbers.key, numbers.next_slot), (HashKey([1, 2]), 10), "after the highest");
         numbers.assign_slots(&ids.clone().into());
         assert_eq!([&ids[0], &ids[1]].map(|id| numbers.workloads[id]), [9, 8]);

@@ -27,7 +27,7 @@ pub(crate) struct PodEntry<'a> {
     pub(crate) pod: &'a Pod,
 }
 
-/// Addresses and whose they are; none: a local workload without a (known) pod, which no selector matches.
+/// Addresses and whose they are; none: a local workload without a (known) pod, which no selector matches but those that mean all pods.
 pub(crate) type Owners<'a> = BTreeMap<IpAddr, Option<PodEntry<'a>>>;
 
 impl<'a> PodEntry<'a> {

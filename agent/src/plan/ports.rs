@@ -11,7 +11,7 @@ use crate::{
     plan::{
         digest::Digest,
         pods,
-        policy::{Judged, JudgedWorkloads},
+        policy::{Judges, JudgesByWorkload},
     },
 };
 
@@ -25,7 +25,7 @@ pub(crate) fn describe(
     snapshot: &Snapshot,
     facts: &NodeFacts,
     attachments: &[Arc<Attachment>],
-    judged: &JudgedWorkloads,
+    judges: &JudgesByWorkload,
     numbers: &Numbers,
     desired: &mut Desired,
 ) {
@@ -55,10 +55,10 @@ pub(crate) fn describe(
             desired.problems.push(format!("workload {key}: {why}"));
             desired.refusals.insert(Refusal { kind: RefusedKind::Pod, key, uid: pod.uid.clone(), why: why.clone() });
         }
-        let judged = judged.get(&id).copied().unwrap_or_default();
-        let port = port_of(attachment, slot, judged);
+        let judges = judges.get(&id).copied().unwrap_or_default();
+        let port = port_of(attachment, slot, judges);
         let addresses = give_addresses(&id, link.ifindex, attachment, desired);
-        desired.workload_digests.insert(slot, digest(&id, link.ifindex, &port, &addresses, judged));
+        desired.workload_digests.insert(slot, digest(&id, link.ifindex, &port, &addresses, judges));
         if desired.ports.insert(link.ifindex, port).is_some() {
             desired
                 .problems
@@ -67,12 +67,12 @@ pub(crate) fn describe(
     }
 }
 
-fn port_of(attachment: &Attachment, slot: u32, judged: Judged) -> Port {
+fn port_of(attachment: &Attachment, slot: u32, judges: Judges) -> Port {
     Port {
         net: CLUSTER_NET,
         workload: slot,
-        ingress_policy: judged.ingress.0,
-        egress_policy: judged.egress.0,
+        ingress_list: judges.ingress.0,
+        egress_list: judges.egress.0,
         mac: attachment.allocation.mac.0,
         kind: match attachment.spec.port {
             weft_api::PortKind::Veth => PortKind::Veth,
@@ -100,7 +100,7 @@ fn give_addresses(id: &str, ifindex: u32, attachment: &Attachment, desired: &mut
     given
 }
 
-fn digest(id: &str, ifindex: u32, port: &Port, addresses: &BTreeSet<AddressKey>, judged: Judged) -> u64 {
+fn digest(id: &str, ifindex: u32, port: &Port, addresses: &BTreeSet<AddressKey>, judges: Judges) -> u64 {
     let mut digest = Digest::default();
     digest.write(id.as_bytes());
     digest.write_u32(ifindex.to_le());
@@ -111,9 +111,9 @@ fn digest(id: &str, ifindex: u32, port: &Port, addresses: &BTreeSet<AddressKey>,
     }
     digest.write(&port.mac);
     digest.write_u8(port.kind);
-    for (policy, allowed) in [judged.ingress, judged.egress] {
-        digest.write_u32(policy.to_le());
-        digest.write_u64(allowed.to_le());
+    for (list, said) in [judges.ingress, judges.egress] {
+        digest.write_u64(list.to_le());
+        digest.write_u64(said.to_le());
     }
     digest.finish()
 }

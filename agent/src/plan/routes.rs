@@ -182,8 +182,11 @@ impl Base {
     }
 
     /// Adds a prefix unless somebody has it already; `of`: none for a node's own address.
-    fn add(&mut self, net: IpNet, remote: Remote, owner: &str, of: Option<Use>) -> bool {
+    fn add(&mut self, net: IpNet, mut remote: Remote, owner: &str, of: Option<Use>) -> bool {
         let key = cidr_key(net);
+        if of == Some(Use::Pods) {
+            remote.prefix_len = u8::try_from(key.address_bits()).unwrap_or_default();
+        }
         if covers_mapped(net) {
             self.problems.push(format!("{owner}: prefix {net} would cover all of IPv4; use a narrower one"));
             return false;

@@ -236,7 +236,7 @@ impl<'a> Frontends<'a> {
     }
 
     /// Refuses frontends for which there is no room: without an entry, or with one that has no backend.
-    pub(crate) fn fit(&mut self, room: &Room<'_>, numbers: &mut Numbers) {
+    pub(crate) fn fit(&mut self, room: &Room, numbers: &mut Numbers) {
         let most = room.services;
         for key in self.without_room(most, numbers, |_| 1) {
             let why =

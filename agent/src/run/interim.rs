@@ -114,7 +114,7 @@ struct Marked {
 
 impl Marked {
     fn of(key: HashKey, config: &Config) -> Self {
-        Self { maps: format!("{:?}", key.of_text(&format!("{config:?}"))) }
+        Self { maps: format!("{:016x}", key.of("configuration").text(&format!("{config:?}")).finish()) }
     }
 }
 

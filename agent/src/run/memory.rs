@@ -43,7 +43,8 @@ pub(super) fn recover(tables: &dyn Tables, attachments: &[Arc<Attachment>]) -> R
         tables.numbering().set(0, &key)?;
     }
     let (frontends, balancers) = (tables.frontends().entries()?, tables.balancers().entries()?);
-    Ok(Numbers::recovered(HashKey(key), (&frontends, &balancers), &tables.ports().entries()?, attachments))
+    let (classes, ports) = (tables.classes().entries()?, tables.ports().entries()?);
+    Ok(Numbers::recovered(HashKey(key), (&frontends, &balancers), &classes, &ports, attachments))
 }
 
 /// Where earlier versions kept numbers. They live in the maps now.

@@ -113,23 +113,8 @@ impl Passes {
         &self.problems
     }
 
-    /// Plans for these facts and ports, and applies. Where something was closed only because what goes with the plan stood in
-    /// its way, once more, so that nobody waits for the next change.
+    /// Plans for these facts and ports, and applies.
     pub(super) fn run(
-        &mut self,
-        shared: &Shared,
-        maps: &Maps,
-        facts: &NodeFacts,
-        ports: &[Arc<Attachment>],
-    ) -> Result<()> {
-        self.plan_and_apply(shared, maps, facts, ports)?;
-        if shared.planner().desired().crowded {
-            self.plan_and_apply(shared, maps, facts, ports)?;
-        }
-        Ok(())
-    }
-
-    fn plan_and_apply(
         &mut self,
         shared: &Shared,
         maps: &Maps,
@@ -138,7 +123,7 @@ impl Passes {
     ) -> Result<()> {
         let started = Instant::now();
         let follows = self.applier.follows();
-        let room = self.applier.room(maps).context("cannot read the dataplane's maps")?;
+        let room = Applier::room(maps);
         let patch = {
             let mut planner = shared.planner_mut();
             planner.observe(facts, ports.to_vec());

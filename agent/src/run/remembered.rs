@@ -25,7 +25,6 @@ use crate::{
     file,
     model::{
         ObjectKey, Snapshot,
-        address::address_key,
         objects::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, Service, ServiceCidr},
     },
     plan::{Planner, Versions},
@@ -305,8 +304,7 @@ fn isolating(shared: &Shared, node: &str) -> Option<Snapshot> {
 /// What else the plan of this node needs; none: the source has not told it.
 fn needed(shared: &Shared, node: &str) -> Option<Snapshot> {
     let is_needed = |planner: &Planner, pod: &Pod| {
-        let identities = &planner.desired().identities;
-        !is_here(pod, node) && pod.addresses.iter().any(|address| identities.contains_key(&address_key(*address)))
+        !is_here(pod, node) && pod.addresses.iter().any(|address| planner.means(*address))
     };
     is_told(shared).then(|| Snapshot {
         pods: in_parts(shared, |snapshot| &snapshot.pods, is_needed),
@@ -351,7 +349,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Deltas, Desired, News},
+        model::{Deltas, Desired, News, address::address_key},
         watch::{Reader, channel},
     };
 
@@ -402,7 +400,7 @@ mod tests {
 
     fn desired() -> Desired {
         let peer: std::net::IpAddr = "10.2.0.1".parse().unwrap();
-        Desired { identities: [(address_key(peer), 1)].into(), ..Desired::default() }
+        Desired { peers: [(address_key(peer), 1)].into(), ..Desired::default() }
     }
 
     #[test]

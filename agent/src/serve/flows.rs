@@ -203,6 +203,7 @@ pub fn describe(event: &Event, planner: &Planner, boot_ns: u64, ifnames: &mut If
         destination_name: if has_backend { name(&event.backend) } else { name(&event.dst) },
         service: planner.service_name(&key),
         ifname: ifnames.of(event.ifindex),
+        rules: [event.egress_rule, event.ingress_rule].into_iter().filter_map(|rule| planner.rule_name(rule)).collect(),
     }
 }
 

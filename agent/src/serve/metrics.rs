@@ -178,6 +178,8 @@ impl Live {
         };
         let unfit = "NetworkPolicies that do not fit: the workloads that they select are closed";
         gauge(encoder, "policies_not_fitting", unfit, refused(RefusedKind::Policy))?;
+        let unknown = "Namespaces whose pods do not fit: no policy of this node knows them";
+        gauge(encoder, "namespaces_not_fitting", unknown, refused(RefusedKind::Namespace))?;
         gauge(
             encoder,
             "workloads_closed",

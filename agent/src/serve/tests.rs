@@ -88,6 +88,7 @@ fn event(number: u16) -> FlowEvent {
         destination_name: None,
         service: None,
         ifname: "eth0".into(),
+        rules: Vec::new(),
     }
 }
 

@@ -18,6 +18,7 @@ fn event() -> FlowEvent {
         destination_name: Some("default/server".into()),
         service: Some("default/web".into()),
         ifname: "weft0".into(),
+        rules: vec!["NetworkPolicy default/web: ingress[0]".into()],
     }
 }
 
@@ -25,7 +26,7 @@ fn event() -> FlowEvent {
 fn a_flow_names_everything_that_is_known() {
     let line = flow(&event(), false);
     let expected = "01:01:01.007 dropped policy-ingress TCP default/client (10.0.0.2:40000) -> [fd00::1]:80 \
-                    service default/web backend [fd00::9]:8080 on weft0";
+                    service default/web backend [fd00::9]:8080 on weft0 (NetworkPolicy default/web: ingress[0])";
     assert_eq!(line, expected);
     let table = flows(&[event()]);
     assert!(table.starts_with("TIME (UTC)") && table.contains("default/web"), "{table}");

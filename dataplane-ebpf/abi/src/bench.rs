@@ -18,8 +18,8 @@ pub struct Template {
     pub dst: u32,
     /// Destination port, network byte order.
     pub dport: u16,
-    /// Reserved, zero.
-    pub pad: u16,
+    /// Bits of a flow's number that are added to the destination; those beyond 13 of them to the port.
+    pub spread: u16,
     /// Ethernet destination, then source, as in the frame.
     pub macs: [u16; 6],
     /// IPv4 address of the node that has encapsulated each packet, host byte order; 0: it comes by no tunnel.

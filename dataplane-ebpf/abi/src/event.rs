@@ -64,8 +64,12 @@ crate::layout! {
         pub hook: u8,
         /// Reserved, zero.
         pub pad: u16,
-        /// Policy set that denied it, or 0.
-        pub policy: u32,
+        /// Number of the rule of the sender's policies that decided; see [`crate::rule`].
+        pub egress_rule: u32,
+        /// The same of the receiver's.
+        pub ingress_rule: u32,
+        /// Reserved, zero.
+        pub pad2: u32,
     }
 }
 
@@ -84,4 +88,4 @@ crate::layout! {
 
 crate::pod!(Event, EventsWanted);
 
-const _: () = assert!(size_of::<Event>() == 80);
+const _: () = assert!(size_of::<Event>() == 88);

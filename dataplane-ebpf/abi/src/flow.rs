@@ -187,7 +187,7 @@ crate::layout! {
         pub service: GenerationRef,
         /// The network that both ends are in.
         pub net: u32,
-        /// Policy set that refuses it, with [`FlowFlags::REFUSED`].
+        /// Number of the rule that refuses it, with [`FlowFlags::REFUSED`].
         pub denied_by: u32,
     }
 }

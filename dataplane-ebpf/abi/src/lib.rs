@@ -40,7 +40,11 @@ pub use flow::{
 pub(crate) use layout::layout;
 pub use layout::{Digest, Layout};
 pub use maps::{LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
-pub use policy::{ANY_IDENTITY, PROTOCOL_ANY, PortRule, RULES_PER_CHUNK, RuleKey, Rules, WORLD_IDENTITY};
+pub use policy::{
+    BlockKey, CLOSED_LIST, Class, INTERVALS_PER_RUN, Interval, KnownVerdict, List, ListFlags, MAX_LENGTHS,
+    MAX_MORE_RUNS, MAX_RUNS, MAX_STEPS, NO_LIST, PROTOCOL_ANY, RuleKey, Run, TERMS_PER_CLASS, Tier, Verdict,
+    VerdictKey, part, rule,
+};
 pub use port::{Device, Owner, OwnerKind, POOL_ADDRESSES, Pool, Port, PortKind, Remote, RemoteFlags, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use service::{
@@ -51,7 +55,7 @@ pub use skb::SkbLayout;
 
 /// Version of what the fields of keys and values mean, which [`LAYOUT`] does not see: change it when a number in a field means
 /// something else than before.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Names of the programs in the object file.
 pub mod program {

@@ -35,12 +35,18 @@ macro_rules! for_each_map {
             MEMBERS members: OnDemandHashMap<$crate::MemberKey, $crate::Member>, derived, sized(members);
             /// Backends by their names; the value is a `weft_abi::BackendState`.
             BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
-            /// Identities of addresses that policies know singly.
-            IDENTITIES identities: OnDemandHashMap<$crate::AddressKey, u32>, derived, sized(identities);
-            /// Identities of prefixes: every other address that policies know.
-            CIDRS cidrs: LpmTrie<$crate::CidrKey, u32>, derived, sized(cidrs);
-            /// Policy rules.
-            RULES rules: OnDemandHashMap<$crate::RuleKey, $crate::Rules>, derived, sized(rules);
+            /// Classes of pods' addresses.
+            PEERS peers: OnDemandHashMap<$crate::AddressKey, u64>, derived, sized(peers);
+            /// What the policies of this node tell of each class.
+            CLASSES classes: OnDemandHashMap<u64, $crate::Class>, derived, sized(classes);
+            /// Heads of decision lists by their numbers: two for each port, and twice as many while all of them change.
+            LISTS lists: OnDemandHashMap<u64, $crate::List>, derived, per(ports, 4, 0);
+            /// Rules of decision lists.
+            RULES rules: OnDemandHashMap<$crate::RuleKey, $crate::Run>, derived, sized(rules);
+            /// Blocks of addresses of decision lists, and the parts that hold there.
+            BLOCKS blocks: OnDemandHashMap<$crate::BlockKey, u64>, derived, sized(blocks);
+            /// Verdicts that the programs found before.
+            VERDICTS verdicts: LruHashMap<$crate::VerdictKey, $crate::KnownVerdict>, state, sized(verdicts);
             /// Generations; see `weft_abi::generation`.
             GENERATIONS generations: Array<u32, u32>, derived, fixed($crate::generation::SLOTS);
             /// Generations of Service ports by their numbers, which begin at 1; see `weft_abi::generation`.
@@ -48,7 +54,7 @@ macro_rules! for_each_map {
             /// By slot of a workload or the routes: a digest of what its generation stands for, 0 while that changes. The programs do
             /// not read it; it is here because it lives as long as the generations do.
             DIGESTS digests: OnDemandHashMap<u32, u64>, derived, per(ports, 2, 2);
-            /// At index 0 the secret key of the hash that numbers of policy sets and identities come from; zero: none yet. The programs
+            /// At index 0 the secret key of the hash that numbers of lists, terms, classes and rules are; zero: none yet. The programs
             /// do not read it; it lives as long as the maps that these numbers stand in.
             NUMBERING numbering: Array<u32, [u64; 2]>, derived, fixed(1);
             /// IPv4 flows.

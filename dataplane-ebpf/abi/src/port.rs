@@ -24,10 +24,10 @@ crate::layout! {
         pub net: u32,
         /// Generation slot of the workload's policy and place.
         pub workload: u32,
-        /// Policy set that isolates it for ingress; 0: not isolated.
-        pub ingress_policy: u32,
-        /// Policy set that isolates it for egress; 0: not isolated.
-        pub egress_policy: u32,
+        /// Decision list for what it receives, or [`crate::NO_LIST`].
+        pub ingress_list: u64,
+        /// Decision list for what it sends, or [`crate::NO_LIST`].
+        pub egress_list: u64,
         /// The workload's Ethernet address.
         pub mac: [u8; 6],
         /// [`PortKind`].
@@ -118,7 +118,7 @@ pub struct RemoteFlags;
 
 impl RemoteFlags {
     /// Workloads reach it with their own addresses ([`RemoteKind::Node`]; of another kind it follows from that).
-    pub const PLAIN: u16 = 1;
+    pub const PLAIN: u8 = 1;
 }
 
 crate::layout! {
@@ -133,15 +133,17 @@ crate::layout! {
         /// Ethernet address of `via` ([`RemoteKind::Native`]); all zero: not known, and nothing is heard of its pods.
         pub mac: [u8; 6],
         /// [`RemoteFlags`].
-        pub flags: u16,
+        pub flags: u8,
+        /// Of a pod CIDR: bits of it that count, of 128; else 0. Tells what in it is the node's own.
+        pub prefix_len: u8,
     }
 }
 
 impl Remote {
-    /// A prefix of which no Ethernet address is known.
+    /// A prefix of which no Ethernet address is known, nor its length.
     #[must_use]
     pub const fn new(via: Addr, kind: RemoteKind) -> Self {
-        Self { via, kind: kind as u32, mac: [0; 6], flags: 0 }
+        Self { via, kind: kind as u32, mac: [0; 6], flags: 0, prefix_len: 0 }
     }
 }
 
@@ -227,7 +229,7 @@ impl Device {
 
 crate::pod!(Port, Owner, Remote, Pool, Device);
 
-const _: () = assert!(size_of::<Port>() == 24);
+const _: () = assert!(size_of::<Port>() == 32);
 const _: () = assert!(size_of::<Remote>() == 28);
 const _: () = assert!(size_of::<Pool>() == 1032);
 const _: () = assert!(size_of::<Device>() == 2096);

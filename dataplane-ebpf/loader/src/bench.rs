@@ -51,6 +51,9 @@ pub struct Traffic {
     pub dst: u32,
     /// Destination port, host byte order.
     pub dport: u16,
+    /// Bits of a flow's number that are added to the destination of IPv4 packets, 13 at most; what lies beyond them is added to the port.
+    /// 0: all flows have one destination.
+    pub spread: u16,
     /// Ethernet destination and source.
     pub macs: [[u8; 6]; 2],
     /// IPv4 address of the node that has encapsulated the packets and the network that it did that for, host byte order.
@@ -135,7 +138,7 @@ impl Bench {
     ) -> Result<(u32, Duration)> {
         let map = self.ebpf.map_mut("TEMPLATE").ok_or(Error::Missing { kind: "map", name: "TEMPLATE" })?;
         let mut template: Array<_, Template> = Array::try_from(map).map_err(failed("use"))?;
-        let Traffic { flows, seed, dst, dport, macs, tunnel } = *traffic;
+        let Traffic { flows, seed, dst, dport, spread, macs, tunnel } = *traffic;
         let (tunnel_peer, vni) = tunnel.unwrap_or_default();
         let value = Template {
             program: subject as u32,
@@ -143,7 +146,7 @@ impl Bench {
             flow: seed,
             dst,
             dport: dport.to_be(),
-            pad: 0,
+            spread,
             macs: zerocopy::transmute!(macs),
             tunnel_peer,
             vni,

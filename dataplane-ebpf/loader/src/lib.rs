@@ -117,6 +117,8 @@ impl Dataplane {
         let mut dataplane =
             Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload, ..OpenReport::default() } };
         dataplane.report.links = dataplane.adopt_links()?;
+        // What other programs found may not be what these find.
+        dataplane.maps.verdicts().retain(|_, _| false)?;
         Ok(dataplane)
     }
 

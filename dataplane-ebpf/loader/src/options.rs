@@ -52,12 +52,17 @@ pub struct MapSizes {
     pub services: u32,
     /// Backends of all Service ports; twice those of one while it changes.
     pub members: u32,
-    /// Addresses that policies of this node know singly.
-    pub identities: u32,
-    /// Prefixes that policies of this node know.
-    pub cidrs: u32,
-    /// Chunks of policy rules; a plan takes half of them, because old and new ones stand beside each other for a moment.
+    /// Addresses of pods that policies of this node may mean.
+    pub peers: u32,
+    /// Classes of them: pods of one namespace with the same labels and named ports. As with `rules`.
+    pub classes: u32,
+    /// Rules of policies, two port ranges in each; a plan takes half of them, because old and new ones stand beside each other for a
+    /// moment.
     pub rules: u32,
+    /// Prefixes that policies of this node name. As with `rules`.
+    pub blocks: u32,
+    /// Verdicts of policies that are remembered. The least recently used one makes room. Whole.
+    pub verdicts: u32,
     /// IPv4 flow entries, two per connection; about 216 bytes each. The least recently used one makes room. Whole.
     pub flows4: u32,
     /// IPv6 flow entries; about 240 bytes each. Whole.
@@ -87,9 +92,11 @@ impl MapSizes {
             remotes: 1 << 16,
             services: 1 << 16,
             members: 1 << 18,
-            identities: 1 << 19,
-            cidrs: 1 << 17,
+            peers: 1 << 19,
+            classes: 1 << 16,
             rules: 1 << 18,
+            blocks: 1 << 17,
+            verdicts: 1 << 14,
             flows4,
             flows6: flows4 / 2,
             fragments: 1 << 13,

@@ -72,7 +72,7 @@ pub(crate) const fn set_place(end: &mut End, place: Place, ifindex: u32, generat
     end.peer = Addr::UNSPECIFIED;
     end.mac = [0; 6];
     end.checks_mac = 0;
-    end.policy = 0;
+    end.list = weft_abi::NO_LIST;
 }
 
 /// A workload of this node as an end: the one that `opens` the connection is held to its egress policy, the other one to ingress.
@@ -80,7 +80,7 @@ pub(crate) const fn set_place(end: &mut End, place: Place, ifindex: u32, generat
 pub(crate) fn set_workload<T: Tables>(tables: &T, end: &mut End, ifindex: u32, port: &Port, opens: bool) {
     let generation = GenerationRef { slot: port.workload, generation: tables.generation(port.workload) };
     set_place(end, Place::Workload, ifindex, generation);
-    end.policy = if opens { port.egress_policy } else { port.ingress_policy };
+    end.list = if opens { port.egress_list } else { port.ingress_list };
     end.mac = port.mac;
     end.kind = port.kind;
     end.checks_mac = 1;

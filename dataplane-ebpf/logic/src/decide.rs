@@ -51,7 +51,7 @@ pub fn decide<T: Tables>(
     decision: &mut Decision,
 ) -> Result<(), DropReason> {
     decision.epoch = tables.generation(generation::EPOCH);
-    decision.denied_by = 0;
+    decision.rules = [0; 2];
     let config = tables.config().ok_or(DropReason::UnknownPort)?;
     tables.enter(Step::Admit);
     if question.answers() {
@@ -178,13 +178,13 @@ fn judge<T: Tables>(tables: &T, decision: &mut Decision) -> Result<(), DropReaso
     if client.is_here() && target == peer {
         return Ok(());
     }
-    if client.is_here() && !policy::allows(tables, client.policy, &target, protocol, port) {
-        decision.denied_by = client.policy;
+    if client.is_here()
+        && !policy::allows(tables, client.list, &target, protocol, port, &mut decision.rules[Decision::EGRESS])
+    {
         return Err(DropReason::PolicyEgress);
     }
     let judged = server.is_here() && decision.own_host == 0;
-    if judged && !policy::allows(tables, server.policy, &peer, protocol, port) {
-        decision.denied_by = server.policy;
+    if judged && !policy::allows(tables, server.list, &peer, protocol, port, &mut decision.rules[Decision::INGRESS]) {
         return Err(DropReason::PolicyIngress);
     }
     Ok(())

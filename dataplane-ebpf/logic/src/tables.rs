@@ -2,11 +2,14 @@
 //! The maps as the logic sees them.
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, Config, Frontend, FrontendKey, Member, MemberKey, Owner, Port, Remote,
-    RuleKey, Rules,
+    Addr, AddressKey, BackendKey, Balancer, BlockKey, Class, Config, Frontend, FrontendKey, KnownVerdict, List, Member,
+    MemberKey, Owner, Port, Remote, RuleKey, Run, VerdictKey,
 };
 
-use crate::{decide::Step, policy};
+use crate::{
+    decide::Step,
+    policy::{self, Judged},
+};
 
 /// Look-ups that a decision needs; see `weft_abi::map` for what each table holds.
 pub trait Tables {
@@ -26,27 +29,41 @@ pub trait Tables {
     fn member(&self, key: &MemberKey) -> Option<&Member>;
     /// Whether `BACKENDS` has it serving.
     fn serves(&self, backend: &BackendKey) -> bool;
-    /// `IDENTITIES`, else `CIDRS` by longest prefix, of one network; else [`weft_abi::WORLD_IDENTITY`].
-    fn identity(&self, net: u32, addr: &Addr) -> u32;
-    /// `RULES`.
-    fn rules(&self, key: &RuleKey) -> Option<&Rules>;
-    /// [`policy::look_up`]; the kernel's implementation is a function of its own.
+    /// `PEERS`, of one network.
+    fn class_of(&self, net: u32, addr: &Addr) -> Option<u64>;
+    /// `CLASSES`.
+    fn class(&self, class: &u64) -> Option<&Class>;
+    /// `LISTS`.
+    fn list(&self, list: &u64) -> Option<&List>;
+    /// [`Tables::list`] into `into`, if there is one; the kernel's copies in another way.
     #[inline(always)]
-    fn allows(&self, policy: u32, peer: &AddressKey, protocol: u8, port: u16) -> bool
-    where
-        Self: Sized,
-    {
-        policy::look_up(self, policy, peer, protocol, port)
+    fn copy_list(&self, list: &u64, into: &mut List) -> bool {
+        self.list(list).map(|found| *into = *found).is_some()
     }
-    /// Whether a policy set's rules for one identity allow; the kernel's implementation loops in another way.
+    /// [`Tables::class`], as [`Tables::copy_list`].
     #[inline(always)]
-    fn identity_allows(&self, policy: u32, identity: u32, protocol: u8, port: u16) -> bool
+    fn copy_class(&self, class: &u64, into: &mut Class) -> bool {
+        self.class(class).map(|found| *into = *found).is_some()
+    }
+    /// `RULES`.
+    fn run(&self, key: &RuleKey) -> Option<&Run>;
+    /// `BLOCKS`.
+    fn block(&self, key: &BlockKey) -> Option<u64>;
+    /// `VERDICTS`, which may have another question's answer there; who does not remember any asks anew.
+    #[inline(always)]
+    fn verdict(&self, _key: &VerdictKey) -> Option<KnownVerdict> {
+        None
+    }
+    /// Remembers a verdict for [`Tables::verdict`].
+    #[inline(always)]
+    fn remember(&self, _key: &VerdictKey, _verdict: &KnownVerdict) {}
+    /// [`policy::judge`]; the kernel's implementation is a function of its own, and loops in another way.
+    #[inline(always)]
+    fn judge(&self, list: u64, peer: &AddressKey, protocol: u8, port: u16) -> Judged
     where
         Self: Sized,
     {
-        (0..RuleKey::MAX_CHUNKS)
-            .map_while(|chunk| policy::chunk(self, &RuleKey { policy, identity, chunk }, protocol, port))
-            .any(|allowed| allowed)
+        policy::judge(self, list, peer, protocol, port)
     }
     /// `GENERATIONS`.
     fn generation(&self, slot: u32) -> u32;

@@ -129,6 +129,8 @@ pub enum Place {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct End {
+    /// Decision list of the direction that counts: egress of the side that opens, ingress of the other one.
+    pub list: u64,
     /// The node, or next hop, that leads to it.
     pub next_hop: Addr,
     /// The node that encapsulates what it sends.
@@ -137,8 +139,6 @@ pub struct End {
     pub generation: GenerationRef,
     /// The device that leads to it.
     pub ifindex: u32,
-    /// Policy set of the direction that counts: egress of the side that opens, ingress of the other one.
-    pub policy: u32,
     /// Its Ethernet address: a workload's, or that of a neighbour.
     pub mac: [u8; 6],
     /// [`Place`].
@@ -148,7 +148,7 @@ pub struct End {
     /// What it sends must have `mac` as its source.
     pub checks_mac: u8,
     /// Reserved, zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 7],
 }
 
 impl End {
@@ -185,8 +185,8 @@ pub struct Decision {
     pub service: GenerationRef,
     /// Value of the epoch at the start.
     pub epoch: u32,
-    /// Policy set that denied it, or 0.
-    pub denied_by: u32,
+    /// Numbers of the rules that decided, of egress and of ingress; see [`weft_abi::rule`].
+    pub rules: [u32; 2],
     /// The network that both ends are in: the sender's.
     pub net: u32,
     /// The target's port, network byte order.
@@ -199,6 +199,13 @@ pub struct Decision {
     pub own_host: u8,
     /// Reserved, zero.
     pub pad: [u8; 3],
+}
+
+impl Decision {
+    /// Of the sender's policies.
+    pub const EGRESS: usize = 0;
+    /// Of the receiver's policies.
+    pub const INGRESS: usize = 1;
 }
 
 /// What is known of one packet on its way through the slow path. Lives in a per-CPU map value.

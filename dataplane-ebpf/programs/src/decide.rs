@@ -214,7 +214,7 @@ fn ask(skb: &Skb, walk: &mut Walk, hook: u8) -> Result<(), Stop> {
     (question.related, question.answered) = (0, 0);
     question.tunnel_peer = Addr::UNSPECIFIED;
     question.origin = origin(skb) as u8;
-    (walk.decision.translated, walk.decision.denied_by) = (0, 0);
+    (walk.decision.translated, walk.decision.rules) = (0, [0; 2]);
     if hook == Hook::FromOverlay as u8 {
         tunnel::find_peer(skb)?;
     }

@@ -3,7 +3,11 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weft_abi::{DropReason, FlowFlags, FlowKey6};
-use weft_logic::{flow as life, header::TcpFlags, walk::Walk};
+use weft_logic::{
+    flow as life,
+    header::TcpFlags,
+    walk::{Decision, Walk},
+};
 
 use crate::{
     family::{Family, V4, V6},
@@ -76,7 +80,8 @@ pub extern "C" fn weft_remember_refusal(flag: u32) -> u32 {
     // SAFETY: the entry lives under RCU for as long as the program runs; fields are written whole. Whoever replaces the entry meanwhile has
     // decided on it as well.
     let flow = unsafe { &mut *found };
-    flow.denied_by = walk.decision.denied_by;
+    let direction = if flag == u32::from(FlowFlags::REFUSED_EGRESS) { Decision::EGRESS } else { Decision::INGRESS };
+    flow.denied_by = walk.decision.rules[direction];
     flow.flags = flow.flags & !FlowFlags::REFUSED | flag as u16;
     // Of the decision's beginning: where something moved meanwhile the next packet asks again.
     flow.epoch = walk.decision.epoch;

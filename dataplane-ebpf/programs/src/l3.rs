@@ -106,7 +106,7 @@ fn is_ours<F: Family>(skb: Skb) -> u32 {
     walk.question.is_v6 = u8::from(F::IS_V6);
     walk.question.related = 0;
     walk.question.sender_mac = [0; 6];
-    (walk.decision.translated, walk.decision.denied_by) = (0, 0);
+    (walk.decision.translated, walk.decision.rules) = (0, [0; 2]);
     match decide::weft_admit_for_host() {
         0 => PASS,
         refused => refused,

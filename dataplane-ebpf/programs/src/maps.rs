@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! The maps, and small safe accessors. Those that are pinned stand in the table of `weft-abi`, the rest here.
 
+use core::ptr;
+
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, AddressKey, BackendKey, BackendState, Balancer, CidrKey, Config, Device, FlowKey6, Frontend, FrontendKey,
-    Member, MemberKey, Owner, Port, Remote, RuleKey, Rules, Share, Tally, WORLD_IDENTITY,
+    Addr, AddressKey, BackendKey, BackendState, Balancer, BlockKey, CidrKey, Class, Config, Device, FlowKey6, Frontend,
+    FrontendKey, KnownVerdict, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, Share, Tally,
+    VerdictKey, rule,
 };
-use weft_logic::{Tables, policy, walk::Walk};
+use weft_logic::{
+    Tables,
+    policy::{self, Judged, Judging},
+    walk::Walk,
+};
 
 use crate::helpers;
 
@@ -63,9 +70,16 @@ weft_abi::for_each_map!(declare);
 #[btf_map]
 static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 
-/// The peer that is looked up in a policy. Not pinned.
+/// The verdict under way: its loop has no room on the stack. Not pinned.
 #[btf_map]
-static PEER: PerCpuArray<AddressKey, 1> = PerCpuArray::new();
+static JUDGING: PerCpuArray<Judging, 1> = PerCpuArray::new();
+
+/// This CPU's room for a verdict.
+#[inline(always)]
+fn judging() -> Option<&'static mut Judging> {
+    // SAFETY: as for `walk`.
+    JUDGING.get_ptr_mut(0).map(|judging| unsafe { &mut *judging })
+}
 
 /// The address that is looked up: the programs have no stack for a key. Not pinned.
 #[btf_map]
@@ -218,39 +232,65 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn identity(&self, net: u32, addr: &Addr) -> u32 {
-        let (Some(prefix), Some(single)) = (wanted(net, addr), wanted_single(net, addr)) else { return WORLD_IDENTITY };
+    fn class_of(&self, net: u32, addr: &Addr) -> Option<u64> {
         // SAFETY: as for `port`.
-        if let Some(identity) = unsafe { IDENTITIES.get(single) } {
-            return *identity;
-        }
-        CIDRS.get(prefix).copied().unwrap_or(WORLD_IDENTITY)
+        unsafe { PEERS.get(wanted_single(net, addr)?) }.copied()
     }
 
     #[inline(always)]
-    fn rules(&self, key: &RuleKey) -> Option<&Rules> {
+    fn class(&self, class: &u64) -> Option<&Class> {
+        // SAFETY: as for `port`.
+        unsafe { CLASSES.get(class) }
+    }
+
+    #[inline(always)]
+    fn list(&self, list: &u64) -> Option<&List> {
+        // SAFETY: as for `port`.
+        unsafe { LISTS.get(list) }
+    }
+
+    #[inline(always)]
+    fn copy_list(&self, list: &u64, into: &mut List) -> bool {
+        self.list(list).map(|found| copy(found, into)).is_some()
+    }
+
+    #[inline(always)]
+    fn copy_class(&self, class: &u64, into: &mut Class) -> bool {
+        self.class(class).map(|found| copy(found, into)).is_some()
+    }
+
+    #[inline(always)]
+    fn run(&self, key: &RuleKey) -> Option<&Run> {
         // SAFETY: as for `port`.
         unsafe { RULES.get(key) }
     }
 
     #[inline(always)]
-    fn allows(&self, policy: u32, peer: &AddressKey, protocol: u8, port: u16) -> bool {
-        let Some(slot) = PEER.get_ptr_mut(0) else { return false };
-        // SAFETY: this CPU's own, see `walk`.
-        unsafe { *slot = *peer };
-        weft_allows(policy, u32::from(protocol), u32::from(port)) != 0
+    fn block(&self, key: &BlockKey) -> Option<u64> {
+        // SAFETY: as for `port`.
+        unsafe { BLOCKS.get(key) }.copied()
     }
 
-    /// The first chunk at once; the few sets that have more of them loop by `bpf_loop`, whose body the verifier walks once.
     #[inline(always)]
-    fn identity_allows(&self, policy: u32, identity: u32, protocol: u8, port: u16) -> bool {
-        match policy::chunk(self, &RuleKey { policy, identity, chunk: 0 }, protocol, port) {
-            Some(false) => {}
-            decided => return decided == Some(true),
-        }
-        let mut search = Search { key: RuleKey { policy, identity, chunk: 1 }, protocol, allowed: 0, port };
-        helpers::repeat(RuleKey::MAX_CHUNKS - 1, next_chunk, &mut search);
-        search.allowed != 0
+    fn verdict(&self, key: &VerdictKey) -> Option<KnownVerdict> {
+        let known = VERDICTS.get_ptr(key)?.cast::<u64>();
+        // SAFETY: two aligned words of an entry that may become another one's: each is read once.
+        let (word, second) = unsafe { (known.read_volatile(), known.add(1).read_volatile()) };
+        // Its first half in memory is the rule.
+        Some(KnownVerdict { word, rule: second as u32, pad: 0 })
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &VerdictKey, verdict: &KnownVerdict) {
+        let _asked_anew_at_worst = VERDICTS.insert(key, verdict, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn judge(&self, list: u64, peer: &AddressKey, protocol: u8, port: u16) -> Judged {
+        let Some(judging) = judging() else { return Judged::BROKEN };
+        judging.peer = *peer;
+        let answer = weft_judge_list(list, u32::from(protocol), u32::from(port));
+        Judged { rule: answer as u32, allowed: (answer >> 32) as u32 }
     }
 
     #[inline(always)]
@@ -266,30 +306,31 @@ impl Tables for Kernel {
     }
 }
 
-/// [`policy::look_up`] of the address in `PEER`. Exported, and thereby global to the verifier, as in `far`.
+/// Copies a value of a map word by word, each when it is read: the compiler would read all of them first, and has no room for them
+/// but the stack.
+#[inline(always)]
+fn copy<T: Copy>(from: &T, to: &mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
+    let (from, to) = (ptr::from_ref(from).cast::<u64>(), ptr::from_mut(to).cast::<u64>());
+    for word in 0..size_of::<T>() / 8 {
+        // SAFETY: both are as large as that, and aligned; the values are plain words.
+        unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
+    }
+}
+
+/// [`policy::judge`] of the peer in `JUDGING`: whether it is allowed, and in the lower half the rule. Exported, and thereby global to the
+/// verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_allows(policy: u32, protocol: u32, port: u32) -> u32 {
-    let Some(peer) = PEER.get_ptr(0) else { return 0 };
-    // SAFETY: this CPU's own, see `walk`.
-    let peer = unsafe { *peer };
-    u32::from(policy::look_up(&Kernel, policy, &peer, protocol as u8, port as u16))
+extern "C" fn weft_judge_list(list: u64, protocol: u32, port: u32) -> u64 {
+    let Some(state) = judging() else { return u64::from(rule::BROKEN) };
+    policy::begin(&Kernel, state, list, protocol as u8, port as u16);
+    helpers::repeat(MAX_STEPS, next_step, &mut 0_u32);
+    let Judged { rule, allowed } = policy::answer(state);
+    u64::from(allowed) << 32 | u64::from(rule)
 }
 
-/// State of the loop over chunks.
-struct Search {
-    key: RuleKey,
-    protocol: u8,
-    allowed: u8,
-    port: u16,
-}
-
-/// `bpf_loop` body: 0 goes on, 1 ends.
-unsafe extern "C" fn next_chunk(_: u32, search: *mut Search) -> i64 {
-    // SAFETY: `repeat` hands over the state it was given.
-    let search = unsafe { &mut *search };
-    let found = policy::chunk(&Kernel, &search.key, search.protocol, search.port);
-    search.allowed = u8::from(found == Some(true));
-    search.key.chunk += 1;
-    i64::from(found != Some(false))
+/// `bpf_loop` body, which the verifier walks once: 0 goes on, 1 ends.
+unsafe extern "C" fn next_step(_: u32, _: *mut u32) -> i64 {
+    judging().map_or(1, |state| i64::from(!policy::step(&Kernel, state)))
 }

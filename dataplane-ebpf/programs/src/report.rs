@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_RB_NO_WAKEUP};
 use weft_abi::{Addr, Counter, DropReason, EventKind};
-use weft_logic::{Frame as _, share as limit};
+use weft_logic::{Frame as _, share as limit, walk::Decision};
 
 use crate::{
     helpers, hook,
@@ -109,7 +109,9 @@ extern "C" fn weft_emit(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u32, 
         (*event).reason = reason as u8;
         (*event).hook = hook as u8;
         (*event).pad = 0;
-        (*event).policy = walk.decision.denied_by;
+        (*event).egress_rule = walk.decision.rules[Decision::EGRESS];
+        (*event).ingress_rule = walk.decision.rules[Decision::INGRESS];
+        (*event).pad2 = 0;
     }
     slot.submit(u64::from(wake));
     0
@@ -122,6 +124,6 @@ pub fn forget() {
         walk.question.key.src = Addr::UNSPECIFIED;
         walk.question.key.dst = Addr::UNSPECIFIED;
         (walk.question.key.sport, walk.question.key.dport, walk.question.key.protocol) = (0, 0, 0);
-        (walk.decision.translated, walk.decision.denied_by) = (0, 0);
+        (walk.decision.translated, walk.decision.rules) = (0, [0; 2]);
     }
 }

@@ -168,7 +168,9 @@ fn flow<F: Family, const HOOK: u8>(
 fn refused<F: Family>(key: &F::Key, flags: u16, denied_by: u32) -> Stop {
     if let Some(walk) = maps::walk() {
         walk.question.key = F::widen(key);
-        (walk.decision.translated, walk.decision.denied_by) = (0, denied_by);
+        walk.decision.translated = 0;
+        let egress = flags & FlowFlags::REFUSED_EGRESS != 0;
+        walk.decision.rules = if egress { [denied_by, 0] } else { [0, denied_by] };
     }
     life::refused_for(flags).into()
 }
@@ -189,7 +191,7 @@ pub fn key_ifindex<const HOOK: u8>(skb: &Skb) -> u32 {
 enum Entry {
     /// A decision to go by.
     Stands(&'static Flow),
-    /// One that refuses the packet: its flags, and the policy set.
+    /// One that refuses the packet: its flags, and the number of the rule.
     Refused(u16, u32),
     /// One that must be made again.
     Void,

@@ -28,7 +28,7 @@ const LOOKS: [(&str, &str); 10] = [
     ("neighbours", "ip neigh show dev weft0; bridge fdb show dev weft_vxlan 2>/dev/null | sort"),
     (
         "maps",
-        "for map in PORTS ADDRESSES IDENTITIES RULES CIDRS FRONTENDS BALANCERS MEMBERS BACKENDS; do \
+        "for map in PORTS ADDRESSES PEERS CLASSES LISTS RULES BLOCKS FRONTENDS BALANCERS MEMBERS BACKENDS; do \
         echo $map $(bpftool map dump pinned $(find /sys/fs/bpf/weft -name $map) 2>/dev/null | grep -c 'key'); done",
     ),
 ];

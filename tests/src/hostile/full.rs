@@ -35,8 +35,8 @@ const MOST_MEMORY: u64 = 400 << 10;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Flood {
     Rules,
-    Cidrs,
-    Identities,
+    Prefixes,
+    Pods,
     Services,
     Members,
     Blocks,
@@ -47,8 +47,8 @@ impl Flood {
     fn sizes(self) -> Value {
         match self {
             Self::Rules => json!({"rules": 512}),
-            Self::Cidrs => json!({"cidrs": 256}),
-            Self::Identities => json!({"identities": 64}),
+            Self::Prefixes => json!({"blocks": 512}),
+            Self::Pods => json!({"peers": 64}),
             Self::Services => json!({"services": 128}),
             Self::Members => json!({"members": 128}),
             Self::Blocks => json!({}),
@@ -58,8 +58,8 @@ impl Flood {
     fn objects(self) -> Vec<Value> {
         match self {
             Self::Rules => (0..3).map(|number| rules(number, 600)).collect(),
-            Self::Cidrs => (0..3).map(|number| blocks(number, 600)).collect(),
-            Self::Identities => many_pods(),
+            Self::Prefixes => (0..3).map(|number| blocks(number, 600)).collect(),
+            Self::Pods => many_pods(),
             Self::Services | Self::Members => many_services(),
             Self::Blocks => vec![exceptions(4_000)],
         }
@@ -68,8 +68,8 @@ impl Flood {
     const fn name(self) -> &'static str {
         match self {
             Self::Rules => "B1/rules-full",
-            Self::Cidrs => "B1/cidrs-full",
-            Self::Identities => "B1/identities-full",
+            Self::Prefixes => "B1/blocks-full",
+            Self::Pods => "B1/peers-full",
             Self::Services => "B1/services-full",
             Self::Members => "B1/members-full",
             Self::Blocks => "B6/4000-blocks-with-exceptions",
@@ -166,8 +166,8 @@ type Full = (fn(&Binaries) -> Result<Site>, Vec<Case<Site>>);
 pub(super) fn scenes() -> [Full; 6] {
     [
         (|binaries| Site::new(Flood::Rules, binaries), cases(Flood::Rules)),
-        (|binaries| Site::new(Flood::Cidrs, binaries), cases(Flood::Cidrs)),
-        (|binaries| Site::new(Flood::Identities, binaries), cases(Flood::Identities)),
+        (|binaries| Site::new(Flood::Prefixes, binaries), cases(Flood::Prefixes)),
+        (|binaries| Site::new(Flood::Pods, binaries), cases(Flood::Pods)),
         (|binaries| Site::new(Flood::Services, binaries), cases(Flood::Services)),
         (|binaries| Site::new(Flood::Members, binaries), cases(Flood::Members)),
         (|binaries| Site::new(Flood::Blocks, binaries), cases(Flood::Blocks)),

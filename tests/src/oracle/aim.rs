@@ -81,6 +81,8 @@ fn source(random: &mut Random, world: &World, here: &str, from: &From, ipv4: boo
     let family = usize::from(!ipv4);
     let mut others: Vec<IpAddr> = world.pods.iter().filter_map(|pod| pod.address(ipv4)).collect();
     others.push(pod_addresses(1, 200)[family]);
+    // Another node itself, as it speaks to pods.
+    others.push(pod_addresses(2, 1)[family]);
     match from {
         From::Host => world.node(here).map_or_else(|| outside(ipv4), |node| node.addresses[family]),
         From::Pod(id) => {
@@ -95,7 +97,7 @@ fn source(random: &mut Random, world: &World, here: &str, from: &From, ipv4: boo
             0 => node_addresses(1)[family],
             1 => node_addresses(2)[family],
             2 => *random.pick(&others),
-            3 if world.mode == Mode::Vxlan => pod_addresses(2, 200)[family],
+            3 if world.mode == Mode::Vxlan => pod_addresses(2, *random.pick(&[0, 1, 200]))[family],
             3..7 if world.mode == Mode::Native => *random.pick(&others),
             _ => outside(ipv4),
         },
@@ -151,7 +153,7 @@ fn target(random: &mut Random, world: &World, here: &str, from: &From, ipv4: boo
             let address = match random.below(6) {
                 0 => pod_addresses(1, 200)[family],
                 1 if *from == From::Wire => node_addresses(1)[family],
-                1 => pod_addresses(2, 200)[family],
+                1 => pod_addresses(2, *random.pick(&[0, 1, 200]))[family],
                 2 | 3 if *from != From::Wire => outside(ipv4),
                 4 if *from != From::Wire => node_addresses(2)[family],
                 _ => node_addresses(1)[family],

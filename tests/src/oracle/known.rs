@@ -66,4 +66,9 @@ pub(super) const KNOWN: &[Known] = &[
         name: "SCTP to an endpoint with another port is refused (`unrewritable`)",
         quirk: || Quirks { sctp_keeps_port: true, ..Quirks::default() },
     },
+    // Nobody sends from such an address but the node that has the CIDR.
+    Known {
+        name: "an address in another node's pod CIDR that no pod has, and not that node, counts as any pod's",
+        quirk: || Quirks { pods_by_prefix: true, ..Quirks::default() },
+    },
 ];

@@ -87,6 +87,7 @@ impl Quirks {
         Self {
             leaves_gone_pod: self.leaves_gone_pod || other.leaves_gone_pod,
             sctp_keeps_port: self.sctp_keeps_port || other.sctp_keeps_port,
+            pods_by_prefix: self.pods_by_prefix || other.pods_by_prefix,
         }
     }
 }
@@ -98,6 +99,8 @@ pub(super) struct Quirks {
     pub(super) leaves_gone_pod: bool,
     /// SCTP to another port is refused.
     pub(super) sctp_keeps_port: bool,
+    /// An address in another node's pod CIDR that no pod has counts as a pod's where all pods are meant.
+    pub(super) pods_by_prefix: bool,
 }
 
 /// What may become of the first packet of a connection at node `here`: one of these, by the choice of a backend.
@@ -106,7 +109,7 @@ pub(super) fn answer(world: &World, here: &str, packet: &Packet, quirks: Quirks)
         return vec![Verdict::Dropped(Reason::Source)];
     }
     match service::frontend(world, packet.destination, packet.dport, packet.protocol) {
-        None => or_taken(packet, vec![onward(world, here, packet, packet.destination, packet.dport, false)]),
+        None => or_taken(packet, vec![onward(world, here, packet, (packet.destination, packet.dport), false, quirks)]),
         Some(frontend) => {
             let backends = service::backends(world, here, &frontend, packet.destination.is_ipv4());
             if backends.is_empty() {
@@ -214,7 +217,7 @@ fn ends(world: &World, here: &str, packet: &Packet, verdict: Verdict) -> Final {
         },
         Target::Node(there) => {
             let arrived = Packet { from: From::Wire, destination: address, dport: port, ..packet.clone() };
-            match onward(world, &there, &arrived, address, port, false) {
+            match onward(world, &there, &arrived, (address, port), false, Quirks::default()) {
                 Verdict::Delivered { to: Target::Pod(id), .. } => at(Spot::Pod(id)),
                 Verdict::Dropped(reason) => Final::Dropped(reason),
                 _ => Final::Nowhere,
@@ -228,15 +231,22 @@ pub(super) fn is_outside(address: IpAddr) -> bool {
     [IpAddr::V4(crate::OUTSIDE_V4), IpAddr::V6(crate::OUTSIDE_V6)].contains(&address)
 }
 
-fn to_backend(world: &World, here: &str, packet: &Packet, (address, port): (IpAddr, u16), quirks: Quirks) -> Verdict {
-    if quirks.sctp_keeps_port && packet.protocol == Protocol::Sctp && port != packet.dport {
+fn to_backend(world: &World, here: &str, packet: &Packet, to: (IpAddr, u16), quirks: Quirks) -> Verdict {
+    if quirks.sctp_keeps_port && packet.protocol == Protocol::Sctp && to.1 != packet.dport {
         return Verdict::Dropped(Reason::Untranslatable);
     }
-    onward(world, here, packet, address, port, true)
+    onward(world, here, packet, to, true, quirks)
 }
 
 /// After the choice of a backend: where it is, and whether both ends allow it.
-fn onward(world: &World, here: &str, packet: &Packet, address: IpAddr, port: u16, translated: bool) -> Verdict {
+fn onward(
+    world: &World,
+    here: &str,
+    packet: &Packet,
+    (address, port): (IpAddr, u16),
+    translated: bool,
+    quirks: Quirks,
+) -> Verdict {
     let place = route::place(world, here, address);
     let from_pod = matches!(packet.from, From::Pod(_));
     let target = match place {
@@ -256,7 +266,7 @@ fn onward(world: &World, here: &str, packet: &Packet, address: IpAddr, port: u16
         Place::Outside => Target::Outside,
     };
     let itself = address == packet.source;
-    if !itself && let Some(reason) = policy::refuses(world, here, packet, address, port) {
+    if !itself && let Some(reason) = policy::refuses(world, here, packet, (address, port), quirks) {
         return Verdict::Dropped(reason);
     }
     let source = match target {

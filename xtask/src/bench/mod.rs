@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     /// Measure the programs that are in `target/release` already.
     #[arg(long)]
     no_build: bool,
-    /// datapath, net, vm, cni: how often each path is measured beside its baseline.
+    /// datapath, policy, net, vm, cni: how often each path is measured beside its baseline.
     #[arg(long, value_name = "N", default_value_t = statistic::ROUNDS, value_parser = parse_rounds)]
     rounds: usize,
     #[command(flatten)]
@@ -41,6 +41,8 @@ pub(crate) struct Arguments {
 enum Name {
     /// Nanoseconds per packet in the eBPF programs.
     Datapath,
+    /// Nanoseconds of a first packet by the policies of the node, and what they take.
+    Policy,
     /// TCP between pods, beside a bare veth pair.
     Net,
     /// TCP between a pod and a guest, beside the same guest on a bare tap.
@@ -59,12 +61,13 @@ enum Name {
 /// It could not be set up, or a run failed.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     // The programs of the data path are in this one, the device brings its own bench.
-    if !arguments.no_build && !matches!(arguments.name, Name::Datapath | Name::Vhost) {
+    if !arguments.no_build && !matches!(arguments.name, Name::Datapath | Name::Policy | Name::Vhost) {
         build::released_programs()?;
     }
     let rounds = arguments.rounds;
     let (name, rows) = match arguments.name {
         Name::Datapath => ("datapath", datapath::rows(rounds)?),
+        Name::Policy => ("policy", datapath::policy::rows(rounds)?),
         Name::Net => ("net", net::rows(rounds)?),
         Name::Vm => ("vm", vm::rows(rounds)?),
         Name::Cni => ("cni", cni::rows(rounds)?),

@@ -9,10 +9,12 @@ use std::{
 use proptest::{
     collection::{btree_map, btree_set, vec},
     prelude::*,
+    sample::select,
 };
 use weft_abi::{
-    ANY_IDENTITY, Addr, AddressKey, CLUSTER_NET, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member, Owner,
-    Pool, Port, PortRule, RULES_PER_CHUNK, Remote, RuleKey, Rules,
+    Addr, AddressKey, BlockKey, CLUSTER_NET, CidrKey, Class, Device, Frontend, FrontendFlags, FrontendKey,
+    INTERVALS_PER_RUN, Interval, List, ListFlags, Member, NO_LIST, Owner, Pool, Port, Remote, RemoteKind, RuleKey, Run,
+    Tier, Verdict, part,
 };
 
 use crate::model::{Desired, DesiredBalancer};
@@ -22,8 +24,11 @@ const ADDRESSES: std::ops::Range<u8> = 0..16;
 /// Destination ports that a flow may have: one bit each.
 const PORTS: std::ops::Range<u16> = 0..16;
 
-const POLICIES: std::ops::Range<u32> = 0..4;
-const IDENTITIES: std::ops::Range<u32> = 1..5;
+/// Lists of a plan.
+const LISTS: usize = 3;
+/// The first is that of a namespace.
+const TERMS: [u64; 4] = [part::TERM | 1 << 16, part::TERM | 2 << 16, part::TERM | 3 << 16, part::TERM | 4 << 16];
+const CLASSES: std::ops::Range<u64> = 40..44;
 
 pub(super) fn address(last: u8) -> Addr {
     Addr::v4(u32::from_ne_bytes([10, 0, 0, last]))
@@ -51,40 +56,95 @@ fn prefix() -> impl Strategy<Value = CidrKey> {
     })
 }
 
-fn chunks(rules: Vec<u16>) -> Vec<Rules> {
-    let pieces: Vec<&[u16]> = rules.chunks(RULES_PER_CHUNK).collect();
-    let chunk = |(position, piece): (usize, &&[u16])| {
-        let mut chunk = Rules { more: u16::from(position + 1 < pieces.len()), ..Rules::default() };
-        for (slot, port) in chunk.rules.iter_mut().zip(*piece) {
-            *slot = PortRule { first: *port, last: *port, protocol: 6, pad: 0 };
-            chunk.count += 1;
-        }
-        chunk
-    };
-    pieces.iter().enumerate().map(chunk).collect()
+/// What a list allows: ports to everybody, to some terms, and in some blocks.
+#[derive(Clone, Debug)]
+struct Said {
+    any: Vec<u16>,
+    any_pod: Vec<u16>,
+    terms: BTreeMap<u64, Vec<u16>>,
+    blocks: BTreeMap<(u8, u8), Vec<u16>>,
 }
 
-fn rules() -> impl Strategy<Value = BTreeMap<RuleKey, Rules>> {
-    let identity = prop_oneof![4 => IDENTITIES, 1 => Just(ANY_IDENTITY)];
-    let allowed = prop_oneof![4 => vec(PORTS, 1..4), 1 => vec(PORTS, 11..24)];
-    btree_map((POLICIES.start + 1..POLICIES.end, identity), allowed, 0..8).prop_map(|pairs| {
-        let mut rules = BTreeMap::new();
-        for ((policy, identity), allowed) in pairs {
-            for (chunk, value) in (0..).zip(chunks(allowed)) {
-                rules.insert(RuleKey { policy, identity, chunk }, value);
+fn said() -> impl Strategy<Value = Said> {
+    let ports = || prop_oneof![4 => vec(PORTS, 1..4), 1 => vec(PORTS, 5..13)];
+    let block = (ADDRESSES, select(&[124_u8, 126, 128][..]))
+        .prop_map(|(last, bits)| (last >> (128 - bits) << (128 - bits), bits));
+    let any = || prop_oneof![3 => Just(vec![]), 1 => vec(PORTS, 1..3)];
+    (any(), any(), btree_map(select(&TERMS[..]), ports(), 0..4), btree_map(block, ports(), 0..3))
+        .prop_map(|(any, any_pod, terms, blocks)| Said { any, any_pod, terms, blocks })
+}
+
+/// The list, under a number that is of its content alone.
+fn write_list(said: &Said, desired: &mut Desired) -> u64 {
+    let number = |text: String| {
+        let hash = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, hash)
+    };
+    let (list, blocks) = (number(format!("{said:?}")), number(format!("{:?}", said.blocks)));
+    let mut head = List { flags: ListFlags::ISOLATES, isolated_by: 99, blocks, ..List::EMPTY };
+    let mut put = |list: u64, part: u64, ports: &[u16]| {
+        let chunks: Vec<&[u16]> = ports.chunks(INTERVALS_PER_RUN).collect();
+        for (place, chunk) in chunks.iter().enumerate() {
+            let mut run = Run::default();
+            for (slot, port) in run.intervals.iter_mut().zip(*chunk) {
+                let bits = Interval::bits(Verdict::Accept, Tier::Network);
+                *slot = Interval { first: *port, last: *port, order: 0, protocol: 6, bits, rule: 16 };
             }
+            if place + 1 < chunks.len() {
+                run.intervals[INTERVALS_PER_RUN - 1].bits |= Interval::MORE;
+            }
+            desired.rules.insert(RuleKey { list, part: part + place as u64 }, run);
         }
-        rules
+    };
+    if !said.any.is_empty() {
+        head.flags |= ListFlags::ANY;
+        put(list, part::ANY, &said.any);
+    }
+    if !said.any_pod.is_empty() {
+        head.flags |= ListFlags::ANY_POD;
+        put(list, part::ANY_POD, &said.any_pod);
+    }
+    for (term, ports) in &said.terms {
+        head.flags |= ListFlags::TERMS;
+        List::bits_of(*term).into_iter().for_each(|(word, bit)| head.filter[word] |= bit);
+        put(list, *term, ports);
+    }
+    let mut lengths = BTreeSet::new();
+    for (number, ((last, bits), ports)) in (0..).zip(&said.blocks) {
+        head.flags |= ListFlags::BLOCKS;
+        let part = part::BLOCKS + number * part::STEP;
+        put(blocks, part, ports);
+        lengths.insert(*bits);
+        desired.blocks.insert(BlockKey { blocks, addr: address(*last), prefix_len: (*bits).into(), pad: 0 }, part);
+    }
+    head.lengths[0].iter_mut().zip(lengths.iter().rev()).for_each(|(slot, length)| *slot = *length);
+    desired.lists.insert(list, head);
+    list
+}
+
+/// Classes of fixed numbers that match now these terms, now others, and addresses that are in them.
+fn classes() -> impl Strategy<Value = (BTreeMap<u64, Class>, BTreeMap<AddressKey, u64>)> {
+    let class = btree_set(select(&TERMS[1..]), 0..3).prop_map(|terms| {
+        let mut class = Class { namespace: TERMS[0], ..Class::default() };
+        class.terms.iter_mut().zip(&terms).for_each(|(slot, term)| *slot = *term);
+        class.version = terms.iter().fold(1, |all, term| all * 31 + (term >> 16) % 1000);
+        class
+    });
+    (btree_map(CLASSES, class, 0..4), btree_map(address_key(), CLASSES, 0..10)).prop_map(|(classes, mut peers)| {
+        peers.retain(|_, class| classes.contains_key(class));
+        (classes, peers)
     })
 }
 
-/// Ports, each with an address that leads to it.
-fn ports() -> impl Strategy<Value = BTreeMap<u32, (Port, AddressKey)>> {
-    btree_map(10_u32..14, (POLICIES, POLICIES, address_key()), 0..4).prop_map(|ports| {
-        let port = |(ifindex, (ingress_policy, egress_policy, address)): (u32, (u32, u32, AddressKey))| {
-            let port =
-                Port { net: address.net, workload: 100 + ifindex, ingress_policy, egress_policy, ..Port::default() };
-            (ifindex, (port, address))
+/// Ports, each with an address that leads to it, and which of the lists it has.
+type Ports = BTreeMap<u32, (Port, AddressKey, [Option<usize>; 2])>;
+
+fn ports() -> impl Strategy<Value = Ports> {
+    let list = || prop::option::weighted(0.8, 0..LISTS);
+    btree_map(10_u32..14, (list(), list(), address_key()), 0..4).prop_map(|ports| {
+        let port = |(ifindex, (ingress, egress, address)): (u32, (Option<usize>, Option<usize>, AddressKey))| {
+            let port = Port { net: address.net, workload: 100 + ifindex, ..Port::default() };
+            (ifindex, (port, address, [ingress, egress]))
         };
         ports.into_iter().map(port).collect()
     })
@@ -165,29 +225,50 @@ fn services() -> impl Strategy<Value = (BTreeMap<FrontendKey, Frontend>, BTreeMa
 }
 
 pub(super) fn desired() -> impl Strategy<Value = Desired> {
-    let identities = btree_map(address_key(), IDENTITIES, 0..6);
-    let cidrs = btree_map(prefix(), 0..IDENTITIES.end, 0..6);
-    let remotes = btree_map(prefix(), 0_u32..3, 0..4);
+    let remotes = btree_map(prefix(), 0..=RemoteKind::Plain as u32, 0..4);
     let digests = (btree_map(110_u32..114, 1_u64..4, 0..4), 1_u64..4);
-    (host(), ports(), services(), identities, cidrs, rules(), remotes, digests).prop_map(
-        |((devices, hosts), ports, (frontends, balancers), identities, cidrs, rules, remotes, digests)| {
-            let owner = |(ifindex, (_, address)): (&u32, &(Port, AddressKey))| (*address, Owner::workload(*ifindex));
-            let remote = |(key, kind)| (key, Remote { via: address(250), kind, mac: [0; 6], flags: 0 });
+    // Few lists, so that two plans often have one in common.
+    let lists = vec(prop_oneof![1 => said(), 2 => select(standing_lists())], LISTS);
+    (host(), ports(), services(), classes(), lists, remotes, digests).prop_map(
+        |((devices, hosts), ports, (frontends, balancers), (classes, peers), lists, remotes, digests)| {
+            let owner = |(ifindex, (_, address, _)): (&u32, &(Port, AddressKey, [Option<usize>; 2]))| {
+                (*address, Owner::workload(*ifindex))
+            };
+            let remote = |(key, kind): (CidrKey, u32)| {
+                let prefix_len = u8::try_from(key.address_bits()).unwrap();
+                (key, Remote { via: address(250), kind, mac: [0; 6], flags: 0, prefix_len })
+            };
             let (workload_digests, routes_digest) = digests;
-            Desired {
+            let mut desired = Desired {
                 devices,
                 addresses: ports.iter().map(owner).chain(hosts).collect(),
-                ports: ports.into_iter().map(|(ifindex, (port, _))| (ifindex, port)).collect(),
                 frontends,
                 balancers,
-                identities,
-                cidrs,
-                rules,
+                classes,
+                peers,
                 remotes: remotes.into_iter().map(remote).collect(),
                 workload_digests,
                 routes_digest,
                 ..Desired::default()
-            }
+            };
+            let numbers: Vec<u64> = lists.iter().map(|said| write_list(said, &mut desired)).collect();
+            let of = |list: Option<usize>| list.map_or(NO_LIST, |list| numbers[list]);
+            let with_lists =
+                |(ifindex, (port, _, [ingress, egress])): (u32, (Port, AddressKey, [Option<usize>; 2]))| {
+                    (ifindex, Port { ingress_list: of(ingress), egress_list: of(egress), ..port })
+                };
+            desired.ports = ports.into_iter().map(with_lists).collect();
+            desired
         },
     )
+}
+
+fn standing_lists() -> Vec<Said> {
+    let said = |terms: &[(u64, u16)]| Said {
+        any: vec![],
+        any_pod: vec![],
+        terms: terms.iter().map(|(term, port)| (*term, vec![*port])).collect(),
+        blocks: BTreeMap::new(),
+    };
+    vec![said(&[(TERMS[1], 1)]), said(&[(TERMS[1], 2), (TERMS[2], 3)]), said(&[(TERMS[0], 1), (TERMS[3], 2)])]
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use weft_abi::{
-    AddressKey, BackendKey, Balancer, CidrKey, Config, Device, Frontend, FrontendKey, Member, MemberKey, Owner, Port,
-    Remote, RuleKey, Rules, generation,
+    AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Member,
+    MemberKey, Owner, Port, Remote, RuleKey, Run, generation,
 };
 use weft_dataplane::Error;
 
@@ -37,9 +37,11 @@ pub(crate) struct Fake {
     pub(crate) balancers: FakeTable<u32, Balancer>,
     pub(crate) members: FakeTable<MemberKey, Member>,
     pub(crate) backends: FakeTable<BackendKey, u32>,
-    pub(crate) identities: FakeTable<AddressKey, u32>,
-    pub(crate) cidrs: FakeTable<CidrKey, u32>,
-    pub(crate) rules: FakeTable<RuleKey, Rules>,
+    pub(crate) peers: FakeTable<AddressKey, u64>,
+    pub(crate) classes: FakeTable<u64, Class>,
+    pub(crate) lists: FakeTable<u64, List>,
+    pub(crate) rules: FakeTable<RuleKey, Run>,
+    pub(crate) blocks: FakeTable<BlockKey, u64>,
     reader: RefCell<Option<Reader>>,
     /// Writes that still work; none: all do.
     left: Cell<Option<usize>>,
@@ -47,6 +49,8 @@ pub(crate) struct Fake {
     failing: RefCell<Vec<bool>>,
     /// Writes that found a full map.
     full: Cell<usize>,
+    /// How often verdicts were forgotten.
+    pub(crate) forgotten: Cell<usize>,
 }
 
 pub(crate) struct FakeTable<K, V> {
@@ -79,13 +83,16 @@ impl Fake {
             balancers: FakeTable::new(owner),
             members: FakeTable::new(owner),
             backends: FakeTable::new(owner),
-            identities: FakeTable::new(owner),
-            cidrs: FakeTable::new(owner),
+            peers: FakeTable::new(owner),
+            classes: FakeTable::new(owner),
+            lists: FakeTable::new(owner),
             rules: FakeTable::new(owner),
+            blocks: FakeTable::new(owner),
             reader: RefCell::new(None),
             left: Cell::new(None),
             failing: RefCell::default(),
             full: Cell::new(0),
+            forgotten: Cell::new(0),
         })
     }
 
@@ -269,15 +276,28 @@ impl Tables for Fake {
         &self.backends
     }
 
-    fn identities(&self) -> &dyn Table<AddressKey, u32> {
-        &self.identities
+    fn peers(&self) -> &dyn Table<AddressKey, u64> {
+        &self.peers
     }
 
-    fn cidrs(&self) -> &dyn Table<CidrKey, u32> {
-        &self.cidrs
+    fn classes(&self) -> &dyn Table<u64, Class> {
+        &self.classes
     }
 
-    fn rules(&self) -> &dyn Table<RuleKey, Rules> {
+    fn lists(&self) -> &dyn Table<u64, List> {
+        &self.lists
+    }
+
+    fn rules(&self) -> &dyn Table<RuleKey, Run> {
         &self.rules
+    }
+
+    fn blocks(&self) -> &dyn Table<BlockKey, u64> {
+        &self.blocks
+    }
+
+    fn forget_verdicts(&self) -> Result<(), Error> {
+        self.forgotten.set(self.forgotten.get() + 1);
+        Ok(())
     }
 }

@@ -4,15 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    ANY_IDENTITY, Addr, AddressKey, BackendKey, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member,
-    MemberKey, MemberSet, Owner, Pool, Port, Remote, RuleKey, Rules,
+    Addr, AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendFlags,
+    FrontendKey, List, Member, MemberKey, MemberSet, Owner, Pool, Port, Remote, RuleKey, Run,
 };
+use weft_logic::policy::{self, truncated};
 
 use super::{cases::addresses, fake::Fake};
-use crate::{
-    apply::{patch::Layered, policy::Lookup},
-    model::{Desired, DesiredBalancer},
-};
+use crate::model::{Desired, DesiredBalancer};
 
 /// What a reader could find: maps at one moment, or a plan.
 #[derive(Clone, Debug)]
@@ -25,9 +23,11 @@ pub(super) struct State {
     pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
     /// The sets of each Service port: internal, external, cluster.
     pub(super) balancers: BTreeMap<u32, [Vec<Option<Member>>; 3]>,
-    pub(super) identities: BTreeMap<AddressKey, u32>,
-    pub(super) cidrs: BTreeMap<CidrKey, u32>,
-    pub(super) rules: BTreeMap<RuleKey, Rules>,
+    pub(super) peers: BTreeMap<AddressKey, u64>,
+    pub(super) classes: BTreeMap<u64, Class>,
+    pub(super) lists: BTreeMap<u64, List>,
+    pub(super) rules: BTreeMap<RuleKey, Run>,
+    pub(super) blocks: BTreeMap<BlockKey, u64>,
     pub(super) serving: BTreeSet<BackendKey>,
 }
 
@@ -50,9 +50,11 @@ impl From<&Fake> for State {
             remotes: fake.remotes.all(),
             frontends: fake.frontends.all(),
             balancers: balancers.map(|(id, balancer)| (id, balancer.sets().map(|set| members(id, set)))).collect(),
-            identities: fake.identities.all(),
-            cidrs: fake.cidrs.all(),
+            peers: fake.peers.all(),
+            classes: fake.classes.all(),
+            lists: fake.lists.all(),
             rules: fake.rules.all(),
+            blocks: fake.blocks.all(),
             serving: fake.backends.all().into_keys().collect(),
         }
     }
@@ -68,9 +70,11 @@ impl From<&Desired> for State {
             remotes: desired.remotes.clone(),
             frontends: desired.frontends.clone(),
             balancers: desired.balancers.iter().map(|(id, balancer)| (*id, sets(balancer))).collect(),
-            identities: desired.identities.clone(),
-            cidrs: desired.cidrs.clone(),
+            peers: desired.peers.clone(),
+            classes: desired.classes.clone(),
+            lists: desired.lists.clone(),
             rules: desired.rules.clone(),
+            blocks: desired.blocks.clone(),
             serving: desired.balancers.iter().flat_map(|(id, balancer)| balancer.names(*id)).collect(),
         }
     }
@@ -93,36 +97,16 @@ impl State {
         self.serving.iter().filter(|name| name.service == service).copied().collect()
     }
 
-    fn identity(&self, address: AddressKey) -> u32 {
-        Lookup::new(Layered::new(&self.identities), Layered::new(&self.cidrs)).identity(&address)
+    fn remote_of(&self, AddressKey { net, addr }: AddressKey) -> Option<&Remote> {
+        let covers = |key: &CidrKey| key.net == net && truncated(&addr, key.address_bits()) == key.addr;
+        let covering = self.remotes.iter().filter(|(key, _)| covers(key));
+        covering.max_by_key(|(key, _)| key.prefix_len).map(|(_, remote)| remote)
     }
 
-    fn remote(&self, address: AddressKey) -> Option<Remote> {
-        let numbers: Vec<Remote> = self.remotes.values().copied().collect();
-        let by_number = (1..).zip(self.remotes.keys()).map(|(number, key)| (*key, number)).collect();
-        let found = Lookup::new(Layered::new(&BTreeMap::new()), Layered::new(&by_number)).identity(&address);
-        (found > 0).then(|| numbers[found as usize - 1])
-    }
-
-    /// The ports that a policy set allows with a peer, as bits.
-    fn allows(&self, policy: u32, peer: AddressKey) -> u32 {
-        if policy == 0 {
-            return u32::MAX;
-        }
-        self.rules_of(policy, self.identity(peer)) | self.rules_of(policy, ANY_IDENTITY)
-    }
-
-    fn rules_of(&self, policy: u32, identity: u32) -> u32 {
-        let mut allowed = 0;
-        for chunk in 0..RuleKey::MAX_CHUNKS {
-            let Some(rules) = self.rules.get(&RuleKey { policy, identity, chunk }) else { break };
-            let counted = rules.rules.iter().take(usize::from(rules.count));
-            allowed |= counted.fold(0, |bits, rule| bits | 1 << rule.first);
-            if rules.more == 0 {
-                break;
-            }
-        }
-        allowed
+    /// The ports that a list allows with a peer, as bits: as the programs would say, by their own logic.
+    fn allows(&self, list: u64, peer: AddressKey) -> u32 {
+        let allowed = |port: &u16| policy::allows(self, list, &peer, 6, *port, &mut 0);
+        (0..16).filter(allowed).fold(0, |bits, port| bits | 1 << port)
     }
 
     /// Addresses of the host.
@@ -132,16 +116,66 @@ impl State {
     }
 
     /// (port, direction) to what it lets in or out.
-    fn policies(&self, ifindex: u32) -> Option<[u32; 2]> {
-        self.ports.get(&ifindex).map(|port| [port.ingress_policy, port.egress_policy])
+    fn policies(&self, ifindex: u32) -> Option<[u64; 2]> {
+        self.ports.get(&ifindex).map(|port| [port.ingress_list, port.egress_list])
+    }
+}
+
+/// Of policy alone.
+impl weft_logic::Tables for State {
+    fn config(&self) -> Option<&Config> {
+        None
+    }
+    fn port(&self, ifindex: u32) -> Option<&Port> {
+        self.ports.get(&ifindex)
+    }
+    fn owner(&self, net: u32, addr: &Addr) -> Option<&Owner> {
+        self.addresses.get(&AddressKey { net, addr: *addr })
+    }
+    fn remote(&self, net: u32, addr: &Addr) -> Option<&Remote> {
+        self.remote_of(AddressKey { net, addr: *addr })
+    }
+    fn frontend(&self, _: &FrontendKey) -> Option<&Frontend> {
+        None
+    }
+    fn balancer(&self, _: &u32) -> Option<&Balancer> {
+        None
+    }
+    fn member(&self, _: &MemberKey) -> Option<&Member> {
+        None
+    }
+    fn serves(&self, _: &BackendKey) -> bool {
+        false
+    }
+    fn class_of(&self, net: u32, addr: &Addr) -> Option<u64> {
+        self.peers.get(&AddressKey { net, addr: *addr }).copied()
+    }
+    fn class(&self, class: &u64) -> Option<&Class> {
+        self.classes.get(class)
+    }
+    fn list(&self, list: &u64) -> Option<&List> {
+        self.lists.get(list)
+    }
+    fn run(&self, key: &RuleKey) -> Option<&Run> {
+        self.rules.get(key)
+    }
+    fn block(&self, key: &BlockKey) -> Option<u64> {
+        self.blocks.get(key).copied()
+    }
+    fn generation(&self, _: u32) -> u32 {
+        0
+    }
+    fn service_generation(&self, _: u32) -> u32 {
+        0
     }
 }
 
 pub(super) fn check(now: &State, old: &State, new: &State) {
     for peer in addresses() {
-        let identity = now.identity(peer);
-        assert!([old.identity(peer), new.identity(peer)].contains(&identity), "{peer:?} is {identity} for a moment");
-        assert!([old.remote(peer), new.remote(peer)].contains(&now.remote(peer)), "{peer:?} leads astray for a moment");
+        assert!(
+            [old.remote_of(peer), new.remote_of(peer)].contains(&now.remote_of(peer)),
+            "{peer:?} leads astray for a moment"
+        );
     }
     for (key, frontend) in &old.frontends {
         let stays = new.frontends.get(key).is_some_and(|new| new.service == frontend.service);
@@ -162,10 +196,6 @@ pub(super) fn check_what_is_open(now: &State, old: &State, new: &State) {
         assert!([old, new].iter().any(|state| state.served(key) == Some(served)), "nobody asked for {served:?}");
         let serves = |member: &Member| now.serving.contains(&BackendKey::new(*service, member.addr, member.port));
         assert!(served.iter().flatten().all(serves), "a backend without a name: {served:?}");
-    }
-    for (key, rules) in &now.rules {
-        let next = RuleKey { chunk: key.chunk + 1, ..*key };
-        assert!(rules.more == 0 || now.rules.contains_key(&next), "{key:?} leads to a chunk that is not there");
     }
     for (index, pools) in &now.pools {
         let asked = [old, new].map(|state| state.pools.get(index));

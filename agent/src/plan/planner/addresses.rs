@@ -10,12 +10,10 @@ use std::{
 use weft_api::PodRef;
 
 use crate::{
-    model::{Attachment, NodeFacts, ObjectKey, Snapshot, of_namespace},
+    model::{Attachment, NodeFacts, ObjectKey, Snapshot},
     plan::{
-        Namespaces, PodPeer,
         places::Places,
         pods::{self, Owners, PodEntry},
-        policy::selector::AnyOf,
     },
 };
 
@@ -56,46 +54,6 @@ impl Addresses {
             pod.as_ref().is_some_and(|pod| key.namespace == pod.namespace && key.name == pod.name)
         };
         self.dirty.extend(self.certain.iter().filter(|(_, pod)| of_pod(pod)).map(|(address, _)| *address));
-    }
-
-    /// Pods of a namespace whose labels have changed.
-    pub(super) fn touch_namespace(&mut self, snapshot: &Snapshot, namespace: &str) {
-        for (key, pod) in of_namespace(&snapshot.pods, namespace) {
-            self.dirty.extend(PodEntry { key, pod }.claims());
-        }
-        let attached = self.certain.iter().filter(|(_, pod)| pod.as_ref().is_some_and(|p| p.namespace == namespace));
-        self.dirty.extend(attached.map(|(address, _)| *address));
-    }
-
-    /// Pods that some peers of policies mean, which came or went: one look at each pod of their namespaces.
-    pub(super) fn touch_peers(&mut self, snapshot: &Snapshot, peers: &[PodPeer]) {
-        if peers.is_empty() {
-            return;
-        }
-        for namespace in snapshot.namespaces.values() {
-            let (name, labels) = (&namespace.metadata.name, namespace.selected_labels());
-            let meant = peers.iter().filter(|peer| peer.namespaces.matches(name, Some(&labels)));
-            let meant: AnyOf<'_> = meant.map(|peer| &peer.pods).collect();
-            self.touch_pods(snapshot, name, &meant);
-        }
-        // Of a namespace that nobody has told of yet only its own policies know the name.
-        for peer in peers {
-            if let Namespaces::Named(name) = &peer.namespaces
-                && !snapshot.namespaces.contains_key(&ObjectKey::new("", name))
-            {
-                self.touch_pods(snapshot, name, &[&peer.pods].into_iter().collect());
-            }
-        }
-        // Of workloads here the API may not know the addresses; they are few.
-        self.dirty.extend(self.certain.keys().copied());
-    }
-
-    fn touch_pods(&mut self, snapshot: &Snapshot, namespace: &str, meant: &AnyOf<'_>) {
-        if meant.is_empty() {
-            return;
-        }
-        let pods = of_namespace(&snapshot.pods, namespace).map(|(key, pod)| PodEntry { key, pod });
-        self.dirty.extend(pods.filter(|pod| meant.matches(pod.labels())).flat_map(PodEntry::claims));
     }
 
     /// Nodes, or this node's pod CIDRs, have changed.

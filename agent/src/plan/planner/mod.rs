@@ -5,11 +5,11 @@
 //! | What changed | What is planned anew |
 //! |---|---|
 //! | Service, EndpointSlice | the frontends of that Service, and the ways to its addresses |
-//! | Pod of another node | the meaning of its addresses |
-//! | attachment, Pod of this node | the node's ports, who isolates them, the meaning of their addresses |
-//! | Namespace | the meaning of its pods' addresses |
-//! | NetworkPolicy that selects pods here, or a workload that brings a policy set of its own | the rules of that set, the meaning of the addresses of peers that come or go; with blocks of addresses all of policy |
-//! | Node | routes, and the meaning of addresses of its pod CIDRs |
+//! | Pod of another node | the classes of its addresses |
+//! | attachment, Pod of this node | the node's ports, who isolates them, the classes of their addresses |
+//! | Namespace | what the classes of its pods match |
+//! | NetworkPolicy that selects pods here, or a workload that brings a list of its own | that list, and what classes match of peers that come or go |
+//! | Node | routes, and the classes of addresses of its pod CIDRs |
 //! | ServiceCIDR | routes |
 //!
 //! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is
@@ -33,9 +33,8 @@ use super::{
     numbers::{Given, Turnover},
     pods::PodEntry,
     policy::{
-        self, JudgedWorkloads, Policies,
-        edit::Edited,
-        follow::{Followed, Recompile, Written},
+        self, JudgesByWorkload, Policies,
+        follow::{Changed, Edited, Recompile, Written},
         isolation::{self, Forms},
         rules::PolicyForm,
     },
@@ -47,6 +46,7 @@ use crate::{
     heap,
     model::{
         Attachment, Deltas, Desired, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing,
+        address::address_key,
     },
 };
 
@@ -64,8 +64,8 @@ pub struct Planner {
     services: Services,
     addresses: Addresses,
     forms: Forms,
-    policy: Option<Policy>,
-    judged: JudgedWorkloads,
+    policy: Option<Box<Policies>>,
+    judges: JudgesByWorkload,
     refused: [BTreeSet<Refusal>; 2],
     port_problems: Vec<String>,
     routes: Routes,
@@ -73,6 +73,9 @@ pub struct Planner {
     due: Due,
     /// See [`Planner::versions`].
     versions: Versions,
+    /// How often policy was compiled whole.
+    #[cfg(test)]
+    compiled: usize,
 }
 
 /// Counts what the state on disk is made of.
@@ -84,24 +87,6 @@ pub struct Versions {
     pub isolation: u64,
     /// Of the nodes.
     pub nodes: u64,
-}
-
-/// Policy as it was compiled last.
-#[derive(Debug)]
-enum Policy {
-    /// It follows its addresses.
-    Followed(Box<Followed>),
-    /// It is compiled anew with each change: not everything fits.
-    Whole(Box<Policies>),
-}
-
-impl Policy {
-    fn policies(&self) -> &Policies {
-        match self {
-            Self::Followed(followed) => &followed.policies,
-            Self::Whole(policies) => policies,
-        }
-    }
 }
 
 /// What changed since the last patch, beside Services and addresses.
@@ -136,6 +121,12 @@ impl Planner {
         Self { desired, ..Self::default() }
     }
 
+    /// How often policy was compiled whole.
+    #[cfg(test)]
+    pub(crate) const fn compiled(&self) -> usize {
+        self.compiled
+    }
+
     /// Takes what the source has told; whether there is something to plan.
     pub fn take(&mut self, News { deltas, standing, since: _ }: News) -> bool {
         let Standing { synced, problems, error, remembered } = standing;
@@ -166,7 +157,6 @@ impl Planner {
         for (key, _) in namespaces.put(&mut self.snapshot.namespaces) {
             objects += 1;
             self.versions.isolation += 1;
-            self.addresses.touch_namespace(&self.snapshot, &key.name);
             self.due.namespaces.insert(key.name);
         }
         for _ in nodes.put(&mut self.snapshot.nodes) {
@@ -263,7 +253,7 @@ impl Planner {
     ///
     /// A workload whose pod is not known is closed both ways while the state is not yet synced, or remembered from an earlier run,
     /// or if its namespace has any policy.
-    pub fn patch(&mut self, room: &Room<'_>) -> Patch {
+    pub fn patch(&mut self, room: &Room) -> Patch {
         let mut patch = Patch::default();
         let Some(facts) = self.facts.clone() else { return patch };
         if self.desired.config != facts.config {
@@ -305,7 +295,7 @@ impl Planner {
         turnover
     }
 
-    fn patch_services(&mut self, facts: &NodeFacts, workloads: &Turnover<String>, room: &Room<'_>, patch: &mut Patch) {
+    fn patch_services(&mut self, facts: &NodeFacts, workloads: &Turnover<String>, room: &Room, patch: &mut Patch) {
         let Self { snapshot, numbers, given, desired, services, .. } = self;
         let found = services.find(snapshot, facts);
         if services.fits(room) {
@@ -323,29 +313,26 @@ impl Planner {
         }
     }
 
-    fn patch_policy(&mut self, room: &Room<'_>, patch: &mut Patch) {
+    fn patch_policy(&mut self, room: &Room, patch: &mut Patch) {
         let namespaces = std::mem::take(&mut self.due.namespaces);
         let Isolates { everywhere, namespaces: isolating } = std::mem::take(&mut self.due.isolation);
         let isolates = everywhere || !isolating.is_empty();
         let dirty = self.addresses.take_dirty(&self.snapshot);
-        let is_whole = match &self.policy {
-            None => true,
-            Some(Policy::Whole(standing)) => {
-                standing.choice.crowded || isolates || !namespaces.is_empty() || !dirty.is_empty()
-            }
-            Some(Policy::Followed(_)) => false,
-        };
-        if is_whole || self.due.compile {
+        let has_changed = isolates || !namespaces.is_empty() || !dirty.is_empty();
+        let follows = self.policy.as_ref().is_some_and(|policy| policy.follows());
+        if self.due.compile || self.policy.is_none() || has_changed && !follows {
             return self.compile(room, patch);
         }
-        let Some(Policy::Followed(followed)) = &mut self.policy else { return };
-        namespaces.iter().for_each(|namespace| followed.forget(namespace));
+        if !has_changed {
+            return;
+        }
         let edit = isolates.then(|| self.edited(everywhere, isolating));
-        // Who has a number is thought to have had room at the last plan.
-        let had_room = edit.is_some().then(|| self.numbers.policies.clone());
-        if let Err(Recompile) = self.follow_policy(edit, dirty, room, patch) {
+        // Who is known there is thought to have had room at the last plan.
+        let had_room = edit.is_some().then(|| self.numbers.lists.clone());
+        let changed = Changed { addresses: &dirty, namespaces: &namespaces };
+        if let Err(Recompile) = self.follow_policy(edit, &changed, room, patch) {
             if let Some(had_room) = had_room {
-                self.numbers.policies = had_room;
+                self.numbers.lists = had_room;
             }
             self.compile(room, patch);
         }
@@ -362,53 +349,58 @@ impl Planner {
         Edited { policies: std::mem::take(&mut self.due.policies), namespaces, isolation }
     }
 
-    /// Policy as far as these edits and addresses touch it.
+    /// Policy as far as these edits, pods and namespaces touch it.
     fn follow_policy(
         &mut self,
         edit: Option<Edited>,
-        mut dirty: BTreeSet<IpAddr>,
-        room: &Room<'_>,
+        changed: &Changed<'_>,
+        room: &Room,
         patch: &mut Patch,
     ) -> Result<(), Recompile> {
-        let Self { snapshot, forms, addresses, numbers, given, desired, policy, .. } = self;
-        let Some(Policy::Followed(followed)) = policy else { return Ok(()) };
-        let mut written = Written { numbers, given, desired, patch };
-        let is_edited = edit.is_some();
-        if let Some(edited) = edit {
-            let peers = followed.edit(snapshot, forms, edited, room, &mut written)?;
-            addresses.touch_peers(snapshot, &peers);
-            dirty.extend(addresses.take_dirty(snapshot));
-        }
+        let Self { snapshot, forms, addresses, numbers, desired, policy, .. } = self;
+        let Some(policy) = policy else { return Ok(()) };
+        let mut written = Written { numbers, desired, patch };
         let owner = |address: IpAddr| addresses.owner(snapshot, address).flatten();
-        let has_moved = followed.follow(snapshot, owner, &dirty, room, &mut written)?;
-        if is_edited || has_moved {
-            let judged = followed.judged();
-            self.due.ports |= judged != self.judged;
-            self.judged = judged;
+        let edit = edit.map(|edited| (&*forms, edited));
+        if policy.follow(snapshot, owner, changed, edit, room, &mut written)? {
+            let judges = policy.judges();
+            self.due.ports |= judges != self.judges;
+            self.judges = judges;
         }
+        // All else that could be refused takes a compilation.
+        let mut told = Desired::default();
+        policy.describe_closed(snapshot, &mut told);
+        told.refusals.extend(policy.crowded());
+        self.due.ports |= told.refusals != self.refused[0] || told.closed != desired.closed;
+        self.refused[0] = told.refusals;
+        desired.closed = told.closed;
         Ok(())
     }
 
     /// All of policy.
-    fn compile(&mut self, room: &Room<'_>, patch: &mut Patch) {
-        let Self { snapshot, attachments, forms, numbers, given, desired, .. } = self;
+    fn compile(&mut self, room: &Room, patch: &mut Patch) {
+        #[cfg(test)]
+        {
+            self.compiled += 1;
+        }
+        let Self { snapshot, attachments, forms, numbers, desired, .. } = self;
         let isolation = isolation::isolate(snapshot, attachments, forms);
         let owners = self.addresses.owners(snapshot);
-        let policies = policy::compile(snapshot, forms, isolation, &owners, room, numbers);
         let mut whole = Desired::default();
-        self.judged = policies.describe(snapshot, forms, &mut whole);
-        let Desired { identities, cidrs, rules, closed, crowded, refusals, .. } = whole;
-        set_all(&mut desired.identities, &mut patch.identities, identities);
-        set_all(&mut desired.cidrs, &mut patch.cidrs, cidrs);
+        let policies =
+            policy::compile(snapshot, forms, isolation, &owners, (room, &desired.classes), numbers, &mut whole);
+        self.judges = policies.judges();
+        policies.describe_reports(snapshot, forms, &mut whole);
+        let Desired { peers, classes, lists, rules, blocks, closed, refusals, .. } = whole;
+        set_all(&mut desired.peers, &mut patch.peers, peers);
+        set_all(&mut desired.classes, &mut patch.classes, classes);
+        set_all(&mut desired.lists, &mut patch.lists, lists);
         set_all(&mut desired.rules, &mut patch.rules, rules);
-        (desired.closed, desired.crowded) = (closed, crowded);
+        set_all(&mut desired.blocks, &mut patch.blocks, blocks);
+        desired.closed = closed;
         self.refused[0] = refusals;
-        *given = Given::of(numbers);
         self.due.ports = true;
-        self.policy = Some(match Followed::new(policies, numbers.key) {
-            Ok(followed) => Policy::Followed(Box::new(followed)),
-            Err(policies) => Policy::Whole(policies),
-        });
+        self.policy = Some(Box::new(policies));
     }
 
     /// The ports of this node, all of them: they are few.
@@ -416,9 +408,9 @@ impl Planner {
         if !self.due.ports {
             return;
         }
-        let Self { snapshot, attachments, numbers, desired, judged, .. } = self;
+        let Self { snapshot, attachments, numbers, desired, judges, .. } = self;
         let mut whole = Desired { closed: desired.closed.clone(), ..Desired::default() };
-        ports::describe(snapshot, facts, attachments, judged, numbers, &mut whole);
+        ports::describe(snapshot, facts, attachments, judges, numbers, &mut whole);
         set_all(&mut desired.ports, &mut patch.ports, whole.ports);
         set_all(&mut desired.addresses, &mut patch.addresses, whole.addresses);
         set_all(&mut desired.workload_digests, &mut patch.workload_digests, whole.workload_digests);
@@ -449,15 +441,30 @@ impl Planner {
 
     /// Packs what holds most, once much has come at once.
     pub fn pack(&mut self) {
-        let Self { snapshot, addresses, forms, desired, policy, .. } = self;
+        let Self { snapshot, addresses, forms, desired, .. } = self;
         snapshot.pack();
         addresses.pack();
         heap::pack(forms);
         desired.pack();
-        match policy {
-            Some(Policy::Followed(followed)) => followed.policies.choice.identities.pack(),
-            Some(Policy::Whole(policies)) => policies.choice.identities.pack(),
-            None => {}
+    }
+
+    /// Whether policies of this node ask for pods that have this address.
+    #[must_use]
+    pub fn means(&self, address: IpAddr) -> bool {
+        let class = self.desired.peers.get(&address_key(address));
+        class.is_some_and(|class| match &self.policy {
+            Some(policy) => policy.means(*class),
+            // Without the node's facts nothing is planned: the plan is somebody else's.
+            None => true,
+        })
+    }
+
+    /// Which rule of which policy has this number, for people; none: no policy decided.
+    #[must_use]
+    pub fn rule_name(&self, number: u32) -> Option<String> {
+        match &self.policy {
+            Some(policy) => policy.rule_name(number, &self.forms, self.numbers.key),
+            None => (number != weft_abi::rule::NONE).then(|| format!("unknown rule {number}")),
         }
     }
 
@@ -477,7 +484,7 @@ impl Planner {
     /// The policies that isolate a workload, by their names: for ingress and for egress. `id`: the attachment's as text.
     #[must_use]
     pub fn isolated_by(&self, id: &str) -> (Vec<String>, Vec<String>) {
-        let isolation = self.policy.as_ref().map(|policy| &policy.policies().isolation);
+        let isolation = self.policy.as_ref().map(|policy| &policy.isolation);
         let known = isolation.and_then(|isolation| isolation.names_of(id));
         known.or_else(|| self.desired.isolation.get(id).cloned()).unwrap_or_default()
     }
@@ -533,7 +540,7 @@ impl Planner {
     pub fn problems(&self) -> Vec<String> {
         let mut told = Desired { problems: self.desired.problems.clone(), ..Desired::default() };
         if let Some(policy) = &self.policy {
-            policy.policies().describe_reports(&self.snapshot, &self.forms, &mut told);
+            policy.describe_reports(&self.snapshot, &self.forms, &mut told);
         }
         self.addresses.problems(&self.snapshot, &mut told.problems);
         let name = |frontend: &FrontendKey| self.service_name(frontend).unwrap_or_default();

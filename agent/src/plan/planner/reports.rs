@@ -36,7 +36,7 @@ impl Planner {
         let made = made.filter(move |report| is_from(first, &report.namespace, &report.name)).cloned();
         let compiled = self.policy.iter().flat_map(move |policy| {
             let forms = self.forms.range::<ObjectKey, _>((first, Bound::Unbounded));
-            policy.policies().reports(forms).map(|(report, _)| report)
+            policy.reports(forms).map(|(report, _)| report)
         });
         made.chain(compiled)
     }

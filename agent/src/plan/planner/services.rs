@@ -158,7 +158,7 @@ impl Services {
     }
 
     /// Whether everything fits by far enough that nobody has to be asked who goes.
-    pub(super) fn fits(&self, room: &Room<'_>) -> bool {
+    pub(super) fn fits(&self, room: &Room) -> bool {
         self.settled && self.totals[0] <= room.services && self.totals[1] <= room.members
     }
 
@@ -192,7 +192,7 @@ impl Services {
         &mut self,
         snapshot: &Snapshot,
         facts: &NodeFacts,
-        (room, workloads): (&Room<'_>, &BTreeSet<String>),
+        (room, workloads): (&Room, &BTreeSet<String>),
         (numbers, given): (&mut Numbers, &mut Given),
         (desired, patch): (&mut Desired, &mut Patch),
     ) {

@@ -1,64 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which policy sets fit into the maps. The others are closed: everything is denied to their workloads, and to nobody else's.
+//! Which decision lists there is room for. The others are closed: everything is denied to their workloads, and to nobody else's.
 //!
-//! What one set takes depends on the others, since identities are a product of what all of them tell apart. So the sets are
-//! put in an order, and as many of the first ones are taken as fit together: the order is that of [`share::order`], by the part
-//! of a map, or of the work, that each takes alone. So no namespace displaces another one's policies by what it takes beyond its
-//! share, what fitted stays, and who comes new where no room is left is closed.
+//! What a list takes does not depend on the others: its rules, its blocks, and the work of asking every class for its terms; blocks
+//! that several lists share are taken once, by the first that comes, and shares count them for each. So the lists are put in the order of [`share::order`], by the part of a map, or of the work, that each takes, and one after the other is
+//! taken that fits beside those before it: no namespace displaces another one's policies by what it takes beyond its share, what
+//! fitted stays, and who comes new where no room is left is closed.
+//!
+//! A class has room for few terms; of which it is left out where lists ask for more, [`Classes`] tell.
 
 use std::{
-    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
 
 use crate::{
-    model::{Room, Snapshot, address::address_key},
+    model::{Name, Room},
     plan::{
-        address::cidr_key,
-        identity::{self, Identities, MAX_STEPS, PodGroups, Terms, TooMuch},
+        classes::Classes,
         policy::{
-            compile::{self, Allowed, Compiled},
             isolation::SetKey,
+            list::{KnownBlocks, KnownList, TooLong},
+            peers::PeerTerm,
         },
         share::{self, Wish},
     },
 };
 
-/// Looks at a choice of sets at most, beyond one for each set. Where that is not enough the sets not looked at are closed.
-const MAX_TRIES: usize = 200;
-/// Work of all looks at a choice, beyond one for each set and those for reasons: some 20 seconds. As with [`MAX_TRIES`].
-const MAX_WORK: usize = 16 * MAX_STEPS;
-/// Sets whose reason is looked for at most.
-const MAX_REASONS: usize = 50;
-/// Work of looks for reasons.
-const MAX_REASONS_WORK: usize = 4 * MAX_STEPS;
+/// Looks at a selector at most, to find what all classes match: a second or two of work.
+pub(super) const MAX_WORK: u64 = 1 << 27;
+/// A look at a term that asks for a value of a key, beside one that must be made for every class.
+const FOUND_BY_VALUE: u64 = 64;
 /// A whole map, for shares.
 const WHOLE: u64 = 1_000_000;
 
-/// Every set that may be chosen: what it allows, and whether it was there at the last plan.
-pub(super) type Candidates<'c> = BTreeMap<&'c SetKey, Candidate<'c>>;
-
-/// See [`Candidates`].
-#[derive(Debug)]
-pub(super) struct Candidate<'c> {
-    pub(super) allowed: &'c Allowed,
-    pub(super) stood: bool,
-}
-
-/// Sets that fit together, compiled.
-#[derive(Debug, Default)]
-pub(crate) struct Choice {
-    pub(crate) identities: Identities,
-    pub(crate) compiled: BTreeMap<SetKey, Compiled>,
-    /// The others, and why.
-    pub(crate) closed: BTreeMap<SetKey, Shortage>,
-    /// Some of them fit once what goes with this plan is gone.
-    pub(crate) crowded: bool,
-}
-
-/// What there is not enough of.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Why a list is closed.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Shortage {
     /// Entries of a map.
     Map {
@@ -66,268 +42,185 @@ pub(crate) enum Shortage {
         what: &'static str,
         /// The map's key of the configuration.
         field: &'static str,
-        /// Entries needed; none: more than there are.
-        needed: Option<usize>,
+        /// Entries needed.
+        needed: usize,
         /// Entries there are.
         most: usize,
     },
-    /// Work or memory of the plan itself.
+    /// Work of the plan itself.
     Work,
-    /// The set was not looked at any more.
-    Tries,
-    /// It fits as soon as what goes with this plan is out of the maps: after this pass.
-    Standing,
+    /// It asks for labels that controllers give each pod.
+    Keys,
+    /// Its terms meet others.
+    Meeting,
+    /// It is too long for a list.
+    TooLong(TooLong),
 }
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Map { what, field, needed, most } => {
-                match needed {
-                    Some(needed) => write!(f, "{needed} {what} would be needed")?,
-                    None => write!(f, "more than {most} {what} would be needed")?,
-                }
-                write!(f, ", {most} fit: make the policy smaller or raise mapSizes.{field}")
-            }
-            Self::Work => f.write_str(
-                "its peers and ports tell more groups of addresses apart than an agent works through: make the policy smaller",
+            Self::Map { what, field, needed, most } => write!(
+                f,
+                "{needed} {what} would be needed, {most} fit: make the policy smaller or raise mapSizes.{field}"
             ),
-            Self::Standing => f.write_str("it waits for one pass, until others have left the maps"),
-            Self::Tries => f.write_str("too many policies of this node do not fit: make those that are named smaller"),
+            Self::Work => f.write_str("its peers are more selectors than an agent works through: use fewer of them"),
+            Self::Keys => f.write_str(
+                "its selectors ask for labels that controllers give each pod, which makes more classes of pods than fit: use other labels or \
+                 raise mapSizes.classes and mapSizes.peers",
+            ),
+            Self::Meeting => f.write_str(
+                "one of its peers has the number of another policy's by a rare chance: write it otherwise, for instance with one more \
+                 requirement that holds anyway",
+            ),
+            Self::TooLong(why) => why.fmt(f),
         }
     }
 }
 
-/// Which part of each map a choice takes.
+/// What lists take.
 #[derive(Clone, Copy, Debug, Default)]
 struct Use {
-    cidrs: usize,
-    identities: usize,
     rules: usize,
+    blocks: usize,
+    work: u64,
 }
 
-/// A choice under way.
-struct Looking<'l, 'c> {
-    candidates: &'l Candidates<'c>,
-    beside: Beside,
-    admitted: &'l [&'c SetKey],
-    waiting: &'l [&'c SetKey],
-}
-
-/// All that a choice is looked at with.
-pub(super) struct Fitting<'a> {
-    snapshot: &'a Snapshot,
-    groups: &'a PodGroups<'a>,
-    room: &'a Room<'a>,
-    /// Work of the looks since it was last set to 0: each kind of look has a bound of its own.
-    work: Cell<usize>,
-}
-
-/// Whether what stands in the maps counts as well: it goes at the end of a pass only.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Beside {
-    Nothing,
-    WhatStands,
-}
-
-impl<'a> Fitting<'a> {
-    pub(super) const fn new(snapshot: &'a Snapshot, groups: &'a PodGroups<'a>, room: &'a Room<'a>) -> Self {
-        Self { snapshot, groups, room, work: Cell::new(0) }
+impl Use {
+    /// Beside its blocks.
+    fn of(list: &KnownList, classes: usize) -> Self {
+        let work = list.terms.iter().map(|term| work_of(term, classes)).fold(0, u64::saturating_add);
+        Self { rules: list.rules, blocks: 0, work }
     }
 
-    /// Chooses.
-    pub(super) fn choose(&self, candidates: &Candidates<'_>) -> Choice {
-        let all: Vec<&SetKey> = candidates.keys().copied().collect();
-        let mut closed = BTreeMap::new();
-        let mut shares = BTreeMap::new();
-        let fitting = match self.look_at(&all, candidates, Beside::Nothing) {
-            Ok(_) => all,
-            Err(_) => {
-                let order = self.order(candidates, &mut shares, &mut closed);
-                let (admitted, refused) = self.admit(order, candidates, Beside::Nothing);
-                closed.extend(self.reasons(&admitted, refused, candidates));
-                admitted
-            }
+    fn of_blocks(KnownBlocks { rules, prefixes, .. }: &KnownBlocks) -> Self {
+        Self { rules: *rules, blocks: *prefixes, work: 0 }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        let Self { rules, blocks, work } = other;
+        Self { rules: self.rules + rules, blocks: self.blocks + blocks, work: self.work.saturating_add(work) }
+    }
+
+    /// The first that there is not enough of.
+    fn shortage(self, room: &Room) -> Option<Shortage> {
+        let full = |what, field, needed: usize, most: usize| {
+            (needed > most).then_some(Shortage::Map { what, field, needed, most })
         };
-        if let Ok(choice) = self.look_at(&fitting, candidates, Beside::WhatStands) {
-            return Choice { closed, ..choice };
-        }
-        // For this once, until what goes is gone: who stood needs little.
-        let mut order = fitting;
-        order.sort_by_key(|key| (!candidates[*key].stood, shares.get(key).copied().unwrap_or_default(), *key));
-        let (admitted, late) = self.admit(order, candidates, Beside::WhatStands);
-        closed.extend(late.into_iter().map(|key| (key.clone(), Shortage::Standing)));
-        // It was looked at before, or it is empty.
-        let choice = self.look_at(&admitted, candidates, Beside::WhatStands).unwrap_or_default();
-        Choice { closed, crowded: true, ..choice }
+        full("rules", "rules", self.rules, room.rules)
+            .or_else(|| full("prefixes", "blocks", self.blocks, room.blocks))
+            .or_else(|| (self.work > MAX_WORK).then_some(Shortage::Work))
     }
 
-    /// As many of the first of `waiting` as fit together, and the others; where one does not, those of other namespaces go on.
-    fn admit<'c>(
-        &self,
-        mut waiting: Vec<&'c SetKey>,
-        candidates: &Candidates<'c>,
-        beside: Beside,
-    ) -> (Vec<&'c SetKey>, Vec<&'c SetKey>) {
-        let (mut admitted, mut refused, mut tries) = (Vec::new(), Vec::new(), 0);
-        self.work.set(0);
-        while !waiting.is_empty() {
-            let looked = Looking { candidates, beside, admitted: &admitted, waiting: &waiting };
-            let count = self.longest(&looked, &mut tries);
-            admitted.extend(waiting.drain(..count));
-            let Some(first) = waiting.first() else { break };
-            // The namespace's own larger sets are no more likely to fit.
-            let namespace = &first.namespace;
-            let is_over = tries >= MAX_TRIES || self.work.get() >= MAX_WORK;
-            refused.extend(waiting.extract_if(.., |key| is_over || key.namespace == *namespace));
-        }
-        (admitted, refused)
+    /// The largest part of anything.
+    fn share(self, room: &Room) -> u64 {
+        let part = |count: u64, most: u64| WHOLE.saturating_mul(count) / most.max(1);
+        part(self.rules as u64, room.rules as u64)
+            .max(part(self.blocks as u64, room.blocks as u64))
+            .max(part(self.work, MAX_WORK))
+    }
+}
+
+/// What several lists take together.
+#[derive(Debug, Default)]
+struct Taken {
+    all: Use,
+    /// Sets of blocks, each once.
+    sets: BTreeSet<u64>,
+}
+
+impl Taken {
+    /// What they take with one more.
+    fn with(&self, own: Use, blocks: &KnownBlocks) -> Use {
+        let all = self.all.plus(own);
+        if self.sets.contains(&blocks.number) { all } else { all.plus(Use::of_blocks(blocks)) }
     }
 
-    /// How many of the first that wait fit beside those that are admitted.
-    fn longest(&self, looking: &Looking<'_, '_>, tries: &mut usize) -> usize {
-        let Looking { candidates, beside, admitted, waiting } = looking;
-        let mut fits = |count: usize| {
-            *tries += 1;
-            if self.work.get() >= MAX_WORK {
-                return false;
+    fn take(&mut self, own: Use, blocks: &KnownBlocks) {
+        self.all = self.with(own, blocks);
+        self.sets.insert(blocks.number);
+    }
+}
+
+/// How much work it is to ask all classes for a term, at most or nearly so.
+fn work_of(term: &PeerTerm, classes: usize) -> u64 {
+    let looks = (1 + term.peer.pods.cost() as u64).saturating_mul(classes as u64);
+    if term.peer.pods.asked_values().is_some() { looks / FOUND_BY_VALUE } else { looks }
+}
+
+/// Whether all of these lists fit, and how much work they are.
+pub(super) fn fits<'l>(lists: impl Iterator<Item = &'l KnownList>, classes: usize, room: &Room) -> Option<u64> {
+    let mut taken = Taken::default();
+    lists.for_each(|list| taken.take(Use::of(list, classes), &list.blocks));
+    taken.all.shortage(room).is_none().then_some(taken.all.work)
+}
+
+/// The lists that do not fit, and why. `stood`: it had room at the last plan.
+pub(super) fn closed(
+    lists: &BTreeMap<&SetKey, &KnownList>,
+    classes: usize,
+    room: &Room,
+    stood: impl Fn(&SetKey) -> bool,
+) -> BTreeMap<SetKey, Shortage> {
+    let mut closed = BTreeMap::new();
+    let (mut waiting, mut wishes) = (Vec::new(), Vec::new());
+    for (key, list) in lists {
+        let own = Use::of(list, classes);
+        let needed = own.plus(Use::of_blocks(&list.blocks));
+        let why = list.too_long.clone().map(Shortage::TooLong).or_else(|| needed.shortage(room));
+        if let Some(why) = why {
+            closed.insert((*key).clone(), why);
+            continue;
+        }
+        waiting.push((*key, own, &list.blocks));
+        wishes.push(Wish { namespace: &key.namespace, cost: needed.share(room), stood: stood(key) });
+    }
+    let mut taken = Taken::default();
+    let mut left: Vec<_> = share::order(WHOLE, &wishes).into_iter().map(|place| waiting[place]).collect();
+    loop {
+        let before = left.len();
+        left.retain(|(_, own, blocks)| {
+            let fits = taken.with(*own, blocks).shortage(room).is_none();
+            if fits {
+                taken.take(*own, blocks);
             }
-            let chosen: Vec<&SetKey> = admitted.iter().chain(&waiting[..count]).copied().collect();
-            self.look_at(&chosen, candidates, *beside).is_ok()
+            !fits
+        });
+        // Who comes later may bring the blocks that another one asks for.
+        if left.len() == before {
+            break;
+        }
+    }
+    let why = |own, blocks| taken.with(own, blocks).shortage(room);
+    closed.extend(left.into_iter().filter_map(|(key, own, blocks)| Some((key.clone(), why(own, blocks)?))));
+    closed
+}
+
+/// The namespaces of whose pods there is no room for all, and why.
+pub(super) fn unknown(classes: &Classes, room: &Room) -> BTreeMap<Name, Shortage> {
+    let all: Vec<(&Name, usize, usize)> = classes.by_namespace().collect();
+    let total = all.iter().fold((0, 0), |total, (_, peers, classes)| (total.0 + peers, total.1 + classes));
+    if total.0 <= room.peers && total.1 <= room.classes {
+        return BTreeMap::new();
+    }
+    let part = |count: usize, most: usize| WHOLE.saturating_mul(count as u64).div_ceil(most.max(1) as u64);
+    let cost = |peers, classes| part(peers, room.peers).max(part(classes, room.classes));
+    let wishes: Vec<Wish<'_>> = all
+        .iter()
+        .map(|(name, peers, classes)| Wish { namespace: name, cost: cost(*peers, *classes), stood: true })
+        .collect();
+    let (mut taken, mut unknown) = ((0, 0), BTreeMap::new());
+    for (name, peers, classes) in share::order(WHOLE, &wishes).into_iter().map(|place| all[place]) {
+        let now = (taken.0 + peers, taken.1 + classes);
+        let full = |what, field, needed: usize, most: usize| {
+            (needed > most).then_some(Shortage::Map { what, field, needed, most })
         };
-        if fits(waiting.len()) {
-            return waiting.len();
+        let why = full("addresses of pods", "peers", now.0, room.peers)
+            .or_else(|| full("classes of pods", "classes", now.1, room.classes));
+        match why {
+            None => taken = now,
+            Some(why) => drop(unknown.insert(name.clone(), why)),
         }
-        let (mut fitting, mut not) = (0, waiting.len());
-        while fitting + 1 < not {
-            let middle = fitting.midpoint(not);
-            if fits(middle) {
-                fitting = middle;
-            } else {
-                not = middle;
-            }
-        }
-        fitting
     }
-
-    /// Why sets are closed: the first of a namespace that does not fit beside all that are admitted tells it for the others. So
-    /// it is the same whatever stood before, and in whatever order they were tried.
-    fn reasons(
-        &self,
-        admitted: &[&SetKey],
-        refused: Vec<&SetKey>,
-        candidates: &Candidates<'_>,
-    ) -> BTreeMap<SetKey, Shortage> {
-        let mut by_namespace: BTreeMap<&str, BTreeSet<&SetKey>> = BTreeMap::new();
-        for key in refused {
-            by_namespace.entry(&key.namespace).or_default().insert(key);
-        }
-        let (mut reasons, mut tries) = (BTreeMap::new(), 0);
-        self.work.set(0);
-        for keys in by_namespace.values() {
-            let looks = keys.iter().take(MAX_REASONS - tries);
-            let mut why = looks.take_while(|_| self.work.get() < MAX_REASONS_WORK).filter_map(|key| {
-                tries += 1;
-                self.look_at(&[admitted, &[*key]].concat(), candidates, Beside::Nothing).err()
-            });
-            let why = why.next().unwrap_or(Shortage::Tries);
-            reasons.extend(keys.iter().map(|key| ((*key).clone(), why)));
-        }
-        reasons
-    }
-
-    /// See the module. Sets that do not fit even alone are closed at once; so are those of a namespace that has taken all the work
-    /// of one choice for its own.
-    fn order<'c>(
-        &self,
-        candidates: &Candidates<'c>,
-        shares: &mut BTreeMap<&'c SetKey, u64>,
-        closed: &mut BTreeMap<SetKey, Shortage>,
-    ) -> Vec<&'c SetKey> {
-        let (mut keys, mut wishes) = (Vec::new(), Vec::new());
-        let mut spent: BTreeMap<&str, usize> = BTreeMap::new();
-        for (key, candidate) in candidates {
-            let spent = spent.entry(&key.namespace).or_default();
-            let alone = if *spent < MAX_STEPS {
-                self.work.set(0);
-                self.look_at(&[*key], candidates, Beside::Nothing)
-            } else {
-                Err(Shortage::Work)
-            };
-            let work = self.work.take();
-            *spent += work;
-            match alone {
-                Ok(choice) => {
-                    let cost = self.share(&choice).max(part(work, MAX_STEPS));
-                    shares.insert(*key, cost);
-                    keys.push(*key);
-                    wishes.push(Wish { namespace: &key.namespace, cost, stood: candidate.stood });
-                }
-                Err(shortage) => drop(closed.insert((*key).clone(), shortage)),
-            }
-        }
-        share::order(WHOLE, &wishes).into_iter().map(|place| keys[place]).collect()
-    }
-
-    /// The largest part of any map.
-    fn share(&self, choice: &Choice) -> u64 {
-        let Use { cidrs, identities, rules } = usage(choice);
-        part(cidrs, self.room.cidrs).max(part(identities, self.room.identities)).max(part(rules, self.room.rules))
-    }
-
-    /// Compiles some sets together, if they fit.
-    fn look_at(&self, chosen: &[&SetKey], candidates: &Candidates<'_>, beside: Beside) -> Result<Choice, Shortage> {
-        let allowed = |key: &&SetKey| candidates[*key].allowed;
-        let terms = Terms::of(chosen.iter().map(allowed));
-        let identities = identity::identify(self.snapshot, self.groups, &terms);
-        let steps = identities.as_ref().map_or(MAX_STEPS, |identities| identities.sets.steps());
-        self.work.set(self.work.get() + steps);
-        let identities = identities.map_err(|TooMuch| Shortage::Work)?;
-        self.has_room(&identities, beside)?;
-        let most = self.room.rules;
-        let full = Shortage::Map { what: "chunks of rules", field: "rules", needed: None, most };
-        let sets = chosen.iter().map(|key| (*key, allowed(key)));
-        let compiled = compile::compile(sets, &identities, &terms, most).ok_or(full)?;
-        Ok(Choice { identities, compiled, ..Choice::default() })
-    }
-
-    fn has_room(&self, identities: &Identities, beside: Beside) -> Result<(), Shortage> {
-        let Room { cidrs, standing_cidrs, identities: most, standing_identities, .. } = self.room;
-        let stands = beside == Beside::WhatStands;
-        let prefixes = identities.prefixes.keys().map(|net| cidr_key(*net));
-        room_beside(prefixes, stands.then_some(*standing_cidrs), "prefixes", "cidrs", *cidrs)?;
-        let addresses = identities.exact.keys().map(|address| address_key(*address));
-        room_beside(addresses, stands.then_some(*standing_identities), "addresses", "identities", *most)
-    }
-}
-
-fn part(count: usize, most: usize) -> u64 {
-    WHOLE.saturating_mul(count as u64) / (most.max(1) as u64)
-}
-
-/// Whether new entries fit beside those that stand. What stands already needs no room.
-fn room_beside<K: Ord>(
-    wanted: impl ExactSizeIterator<Item = K>,
-    standing: Option<&BTreeMap<K, u32>>,
-    what: &'static str,
-    field: &'static str,
-    most: usize,
-) -> Result<(), Shortage> {
-    let stand = standing.map_or(0, BTreeMap::len);
-    let all = wanted.len() + stand;
-    if all <= most {
-        return Ok(());
-    }
-    let added = wanted.filter(|key| !standing.is_some_and(|standing| standing.contains_key(key))).count();
-    let needed = added + stand;
-    if added == 0 || needed <= most { Ok(()) } else { Err(Shortage::Map { what, field, needed: Some(needed), most }) }
-}
-
-fn usage(choice: &Choice) -> Use {
-    let Choice { identities, compiled, .. } = choice;
-    Use {
-        cidrs: identities.prefixes.len(),
-        identities: identities.exact.len(),
-        rules: compiled.values().map(|set| set.chunks).sum(),
-    }
+    unknown
 }

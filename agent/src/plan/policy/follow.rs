@@ -1,201 +1,289 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Policy that follows the pods: an address that changes costs what the peers of this node's policy sets ask of it, and the rules of a set of matches that nobody had before.
+//! Policy that follows the pods and its own edits: a pod costs its addresses and its class, a namespace its classes, an edit the lists
+//! that it changes and the classes that peers mean which come or go.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     net::IpAddr,
+    sync::OnceLock,
 };
 
-use ipnet::IpNet;
-use weft_abi::{RuleKey, WORLD_IDENTITY};
+use weft_abi::{BlockKey, CLOSED_LIST, Class, RuleKey};
 
-use super::{CLOSED, JudgedWorkloads, Policies, SetDigests, compile::Places};
+use super::{
+    Policies,
+    fit::{self, Shortage},
+    isolation::{Forms, Isolation, SetKey},
+    list::{self, DecisionList, KnownList},
+};
 use crate::{
     apply::Patch,
-    model::{Desired, HashKey, Numbers, Room, Snapshot, TextHash, address::address_key},
+    model::{Desired, Name, Numbers, ObjectKey, Room, Snapshot, address::address_key},
     plan::{
-        identity::{Follower, Meaning, SetId, Sets, Terms},
-        numbers::{Given, Turnover},
+        classes::{Changed as ChangedTerms, Touched},
         planner::set,
         pods::PodEntry,
     },
 };
 
-/// See the module.
-#[derive(Debug)]
-pub(crate) struct Followed {
-    pub(crate) policies: Policies,
-    pub(super) terms: Terms,
-    pub(super) follower: Follower,
-    pub(super) places: Places,
-    pub(super) digests: SetDigests,
-}
+/// Terms that come or go at once, or are asked for by other namespaces, at most: for each of them all classes of its namespaces are
+/// looked at.
+const MANY: usize = 50;
 
 /// It takes a whole compilation.
 #[derive(Debug)]
 pub(crate) struct Recompile;
 
+/// What has changed of policy.
+#[derive(Debug)]
+pub(crate) struct Edited {
+    /// Policies that were edited.
+    pub(crate) policies: BTreeSet<ObjectKey>,
+    /// Namespaces in which somebody may be isolated by something else.
+    pub(crate) namespaces: BTreeSet<Name>,
+    /// Who is isolated by what in these.
+    pub(crate) isolation: Isolation,
+}
+
+/// What else has changed.
+#[derive(Debug)]
+pub(crate) struct Changed<'c> {
+    /// Addresses that may be another pod's.
+    pub(crate) addresses: &'c BTreeSet<IpAddr>,
+    /// Namespaces that may have other labels.
+    pub(crate) namespaces: &'c BTreeSet<Name>,
+}
+
 /// Where changes are written.
 pub(crate) struct Written<'a> {
     pub(crate) numbers: &'a mut Numbers,
-    pub(crate) given: &'a mut Given,
     pub(crate) desired: &'a mut Desired,
     pub(crate) patch: &'a mut Patch,
 }
 
-impl Followed {
-    /// Goes on from a compilation; none: it is too large, or something did not fit, so that the next change needs another one.
-    pub(crate) fn new(mut policies: Policies, key: HashKey) -> Result<Self, Box<Policies>> {
-        let choice = &policies.choice;
-        let is_cut = choice.compiled.values().any(|compiled| compiled.overflow.is_some());
-        if is_cut || choice.crowded || !choice.closed.is_empty() {
-            return Err(Box::new(policies));
-        }
-        let terms = Terms::of(policies.choice.compiled.keys().map(|key| &policies.allowed[key]));
-        let Ok(follower) = Follower::new(&mut policies.choice.identities, &terms, key) else {
-            return Err(Box::new(policies));
-        };
-        let places = Places::of(&policies.choice.identities);
-        let digests = policies.digests(&places);
-        Ok(Self { policies, terms, follower, places, digests })
-    }
-
-    /// What judges each workload.
-    pub(crate) fn judged(&self) -> JudgedWorkloads {
-        self.policies.judged(&self.digests)
-    }
-
-    /// A namespace has other labels now.
-    pub(crate) fn forget(&mut self, namespace: &str) {
-        self.follower.forget(namespace);
-    }
-
-    /// Follows some addresses; whether any means something else now.
+impl Policies {
+    /// Takes changes in; whether anybody is judged otherwise.
     ///
     /// # Errors
-    /// [`Recompile`]: what fits has to be asked anew. What is written by then is no harm: it is what a compilation writes, or
-    /// it is written over.
+    /// [`Recompile`]: something may not fit. What is written by then is no harm: it is what a compilation writes, or it is written
+    /// over.
     pub(crate) fn follow<'s>(
         &mut self,
         snapshot: &'s Snapshot,
         owner: impl Fn(IpAddr) -> Option<PodEntry<'s>>,
-        dirty: &BTreeSet<IpAddr>,
-        room: &Room<'_>,
+        changed: &Changed<'_>,
+        edited: Option<(&Forms, Edited)>,
+        room: &Room,
         written: &mut Written<'_>,
     ) -> Result<bool, Recompile> {
-        let (mut sets, mut moved) = (Sets::default(), BTreeMap::new());
-        for address in dirty {
-            let identities = &mut self.policies.choice.identities;
+        let (mut touched, is_edited) = (Touched::default(), edited.is_some());
+        if let Some((forms, edited)) = edited {
+            self.edit(snapshot, forms, edited, room, written, &mut touched)?;
+        }
+        if !self.tells_pods() {
+            return Ok(is_edited);
+        }
+        for namespace in changed.namespaces {
+            self.classes.relabel(namespace, snapshot, &mut touched);
+        }
+        for address in changed.addresses {
+            let key = address_key(*address);
             let pod = owner(*address);
-            let after = self.follower.meaning(snapshot, pod, *address, identities).map_err(|_| Recompile)?;
-            let before = identities.exact.get(address).copied();
+            let after = pod.map(|pod| self.classes.number(pod));
+            let before = written.desired.peers.get(&key).copied();
             if before == after {
                 continue;
             }
-            match after {
-                Some(after) => drop(identities.exact.insert(*address, after)),
-                None => drop(identities.exact.remove(address)),
+            before.into_iter().for_each(|class| self.classes.leave(class, &key, &mut touched));
+            if let (Some(class), Some(pod)) = (after, pod) {
+                self.classes.join(class, &key, pod, snapshot, &mut touched);
             }
-            self.follower.count(before, after, &mut sets);
-            let net = IpNet::from(*address);
-            before.into_iter().for_each(|before| self.places.remove(before, net));
-            after.into_iter().for_each(|after| self.places.add(after, net));
-            moved.insert(*address, (before, after));
+            set(&mut written.desired.peers, &mut written.patch.peers, key, after);
         }
-        if moved.is_empty() {
-            return Ok(false);
-        }
-        let added = moved.iter().filter(|(address, (_, after))| {
-            after.is_some() && !room.standing_identities.contains_key(&address_key(**address))
-        });
-        let added = added.count();
-        if added > 0 && room.standing_identities.len() + added > room.identities {
+        if !self.meanings.note(iter::empty(), touched.namespaces.iter(), written.numbers.key).is_empty() {
             return Err(Recompile);
         }
-        self.add_sets(&sets, room)?;
-        self.digest(&moved);
-        self.number(&sets, written);
-        self.write(&sets, &moved, written);
-        Ok(true)
+        let grown =
+            self.classes.len() > 2 * self.classes_then + 1000 || self.meanings.len() > 2 * self.meanings_then + 1000;
+        if grown || written.desired.peers.len() > room.peers || self.classes.len() > room.classes {
+            return Err(Recompile);
+        }
+        let stood = |class| written.desired.classes.get(&class).map_or(&[][..], |class: &Class| &class.terms);
+        self.classes.settle(snapshot, stood, &mut touched);
+        self.write_classes(&touched.classes, written);
+        Ok(self.digest_parts(&touched.parts) || is_edited)
     }
 
-    /// Compiles what came into use.
-    fn add_sets(&mut self, sets: &Sets, room: &Room<'_>) -> Result<(), Recompile> {
-        let Policies { choice, allowed, .. } = &mut self.policies;
-        for set in &sets.new {
-            choice.identities.used.insert(*set);
-            for (key, compiled) in &mut choice.compiled {
-                let matches = choice.identities.sets.get(*set);
-                if !compiled.add(*set, matches, &allowed[key], &self.terms) {
-                    return Err(Recompile);
-                }
+    fn write_classes(&self, touched: &BTreeSet<u64>, written: &mut Written<'_>) {
+        for class in touched {
+            let value = self.classes.get(*class).map(|group| group.class(written.numbers.key));
+            set(&mut written.desired.classes, &mut written.patch.classes, *class, value);
+        }
+    }
+
+    /// Digests of the lists that have some of these parts; whether there are any.
+    fn digest_parts(&mut self, parts: &BTreeSet<u64>) -> bool {
+        let Self { lists, digests, classes, .. } = self;
+        let knows = |list: &[u64]| {
+            if list.len() < parts.len() {
+                list.iter().any(|part| parts.contains(part))
+            } else {
+                parts.iter().any(|part| list.binary_search(part).is_ok())
             }
+        };
+        let mut any = false;
+        for (key, list) in lists.iter().filter(|(_, list)| !parts.is_empty() && knows(&list.parts)) {
+            any = true;
+            digests.insert(key.clone(), list.digest(classes));
         }
-        let chunks: usize = choice.compiled.values().map(|compiled| compiled.chunks).sum();
-        if !sets.new.is_empty() && chunks > room.rules { Err(Recompile) } else { Ok(()) }
+        any
     }
 
-    /// Digests of the policy sets that tell the old or the new meaning of an address from what is around it.
-    fn digest(&mut self, moved: &BTreeMap<IpAddr, (Option<Meaning>, Option<Meaning>)>) {
-        let meanings: BTreeSet<Meaning> =
-            moved.values().flat_map(|(before, after)| [before, after]).flatten().copied().collect();
-        for (key, compiled) in &self.policies.choice.compiled {
-            if meanings.iter().any(|meaning| compiled.tells_apart(meaning)) {
-                self.digests.insert(key.clone(), compiled.digest(&self.places));
-            }
-        }
-    }
-
-    /// Numbers of the sets of matches.
-    fn number(&mut self, sets: &Sets, written: &mut Written<'_>) {
-        let identities = &self.policies.choice.identities;
-        let gone = sets.gone.iter().filter_map(|set| self.follower.unname(*set)).collect();
-        let named: BTreeMap<SetId, TextHash> =
-            sets.new.iter().map(|set| (*set, self.follower.name(*set, identities))).collect();
-        let turnover = Turnover { gone, new: named.values().copied().collect() };
-        if !turnover.is_empty() {
-            written.given.change_identities(written.numbers, &turnover);
-        }
-        let number = |set: &SetId| named.get(set).and_then(|name| written.numbers.identities.get(name)).copied();
-        let new: Vec<(SetId, u32)> = sets.new.iter().map(|set| (*set, number(set).unwrap_or(WORLD_IDENTITY))).collect();
-        self.policies.choice.identities.numbers.extend(new);
-    }
-
-    fn write(
+    fn edit(
         &mut self,
-        sets: &Sets,
-        moved: &BTreeMap<IpAddr, (Option<Meaning>, Option<Meaning>)>,
+        snapshot: &Snapshot,
+        forms: &Forms,
+        edited: Edited,
+        room: &Room,
         written: &mut Written<'_>,
-    ) {
-        let Policies { choice, numbers, .. } = &mut self.policies;
-        for (key, compiled) in &mut choice.compiled {
-            let policy = numbers[key];
-            for set in sets.gone.iter().filter(|_| policy != CLOSED) {
-                let Some(identity) = choice.identities.numbers.get(set).copied() else { continue };
-                for key in compiled.rules_of(*set, policy, identity).into_keys() {
-                    set_rule(written, key, None);
-                }
-            }
-            for set in sets.new.iter().filter(|_| policy != CLOSED) {
-                let Some(identity) = choice.identities.numbers.get(set).copied() else { continue };
-                for (key, rules) in compiled.rules_of(*set, policy, identity) {
-                    set_rule(written, key, Some(rules));
-                }
-            }
-            sets.gone.iter().for_each(|set| compiled.remove(*set));
+        touched: &mut Touched,
+    ) -> Result<(), Recompile> {
+        let (gone, changed) = self.compare(forms, &edited, written);
+        self.isolation.replace(&edited.namespaces, edited.isolation);
+        self.names.forget(edited.namespaces.iter(), |name| self.isolation.has(name));
+        self.asked = OnceLock::new();
+        if gone.is_empty() && changed.is_empty() {
+            return Ok(());
         }
-        for set in &sets.gone {
-            choice.identities.used.remove(set);
-            choice.identities.numbers.remove(set);
+        if !self.meanings.note(changed.values(), iter::empty(), written.numbers.key).is_empty() {
+            return Err(Recompile);
         }
-        for (address, (_, after)) in moved {
-            let number = after.map(|after| choice.identities.numbers.get(&after.set).copied().unwrap_or_default());
-            let Written { desired, patch, .. } = written;
-            set(&mut desired.identities, &mut patch.identities, address_key(*address), number);
+        self.change_terms(&gone, &changed, snapshot, touched)?;
+        let told = self.tells_pods();
+        let (old, new) = self.replace(&gone, changed);
+        written.numbers.assign_lists(self.lists.keys());
+        let work = fit::fits(self.lists.values(), self.classes.len(), room).ok_or(Recompile)?;
+        // The first list that tells pods apart needs all addresses.
+        if told != self.tells_pods() || work > fit::MAX_WORK / 2 {
+            return Err(Recompile);
+        }
+        self.work = work;
+        for key in &new {
+            let Some(set) = self.isolation.set(key) else { continue };
+            put_list(&list::compile(key, set, forms, written.numbers.key), written);
+        }
+        old.iter().for_each(|list| self.remove_list(list, written));
+        self.digests_of_all_are_there();
+        Ok(())
+    }
+
+    /// Puts changed lists in the place of what they were; those that stood, and the keys of those to be written. One that is too
+    /// long is closed, whatever the others are.
+    fn replace(
+        &mut self,
+        gone: &BTreeSet<SetKey>,
+        changed: BTreeMap<SetKey, KnownList>,
+    ) -> (Vec<KnownList>, Vec<SetKey>) {
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for key in gone.iter().chain(changed.keys()) {
+            self.digests.remove(key);
+            self.closed.remove(key);
+            old.extend(self.lists.remove(key));
+        }
+        for (key, list) in changed {
+            if let Some(why) = list.too_long {
+                self.closed.insert(key, Shortage::TooLong(why));
+                continue;
+            }
+            self.digests.insert(key.clone(), list.digest(&self.classes));
+            self.uses.add(&list);
+            self.lists.insert(key.clone(), list);
+            new.push(key);
+        }
+        (old, new)
+    }
+
+    fn digests_of_all_are_there(&self) {
+        debug_assert!(self.lists.keys().eq(self.digests.keys()));
+    }
+
+    /// The lists that go, and those that are new or say something else.
+    fn compare(
+        &self,
+        forms: &Forms,
+        edited: &Edited,
+        written: &Written<'_>,
+    ) -> (BTreeSet<SetKey>, BTreeMap<SetKey, KnownList>) {
+        let Edited { policies, namespaces, isolation } = edited;
+        let mut changed = BTreeMap::new();
+        for (key, set) in isolation.sets() {
+            let is_edited = set.policies.iter().any(|policy| policies.contains(policy));
+            if !is_edited && self.isolation.set(key) == Some(set) {
+                continue;
+            }
+            let list = list::compile(key, set, forms, written.numbers.key).known;
+            if list.too_long.is_some() || self.lists.get(key).is_none_or(|before| before.number != list.number) {
+                changed.insert(key.clone(), list);
+            }
+        }
+        let gone = self.isolation.sets_of(namespaces).filter(|key| isolation.set(key).is_none());
+        (gone.cloned().collect(), changed)
+    }
+
+    /// The terms that come and go.
+    fn change_terms(
+        &mut self,
+        gone: &BTreeSet<SetKey>,
+        changed: &BTreeMap<SetKey, KnownList>,
+        snapshot: &Snapshot,
+        touched: &mut Touched,
+    ) -> Result<(), Recompile> {
+        let mut uses = ChangedTerms::new();
+        let mut count = |key: &SetKey, list: &KnownList, more: isize| {
+            for term in &list.terms {
+                *uses.entry(term.clone()).or_default().entry(key.namespace.clone()).or_default() += more;
+            }
+        };
+        for key in gone.iter().chain(changed.keys()) {
+            self.lists.get(key).into_iter().for_each(|list| count(key, list, -1));
+        }
+        changed.iter().for_each(|(key, list)| count(key, list, 1));
+        uses.values_mut().for_each(|by| by.retain(|_, more| *more != 0));
+        uses.retain(|_, by| !by.is_empty());
+        let is_done = self.classes.change_terms(&uses, MANY, snapshot, touched) && self.classes.tell_enough();
+        if is_done { Ok(()) } else { Err(Recompile) }
+    }
+
+    /// What no other combination of policies says as well.
+    fn remove_list(&mut self, list: &KnownList, written: &mut Written<'_>) {
+        let Written { desired, patch, .. } = written;
+        let mut remove_rules = |of: u64| {
+            let all = RuleKey { list: of, part: 0 }..=RuleKey { list: of, part: u64::MAX };
+            let rules: Vec<RuleKey> = desired.rules.range(all).map(|(key, _)| *key).collect();
+            rules.into_iter().for_each(|key| set(&mut desired.rules, &mut patch.rules, key, None));
+        };
+        let [list, blocks] = self.uses.remove(list);
+        if let Some(number) = list {
+            remove_rules(number);
+            set(&mut desired.lists, &mut patch.lists, number, None);
+        }
+        if let Some(number) = blocks {
+            remove_rules(number);
+            let first = BlockKey { blocks: number, ..BlockKey::default() };
+            let blocks = desired.blocks.range(first..).map(|(key, _)| *key).take_while(|key| key.blocks == number);
+            let blocks: Vec<BlockKey> = blocks.collect();
+            blocks.into_iter().for_each(|key| set(&mut desired.blocks, &mut patch.blocks, key, None));
         }
     }
 }
 
-pub(super) fn set_rule(written: &mut Written<'_>, key: RuleKey, rules: Option<weft_abi::Rules>) {
-    set(&mut written.desired.rules, &mut written.patch.rules, key, rules);
+fn put_list(list: &DecisionList, written: &mut Written<'_>) {
+    if list.number == CLOSED_LIST {
+        return;
+    }
+    let Written { desired, patch, .. } = written;
+    set(&mut desired.lists, &mut patch.lists, list.number, Some(list.head));
+    list.rules().for_each(|(key, run)| set(&mut desired.rules, &mut patch.rules, key, Some(run)));
+    list.block_keys().for_each(|(key, part)| set(&mut desired.blocks, &mut patch.blocks, key, Some(part)));
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    model::{Attachment, Name, ObjectKey, Snapshot, objects::PodPort, of_namespace},
+    model::{Attachment, HashKey, Name, ObjectKey, Snapshot, objects::PodPort, of_namespace},
     plan::{
         pods::{self, PodEntry},
         policy::{
@@ -47,7 +47,14 @@ pub(crate) struct SetKey {
     text: Arc<str>,
 }
 
-/// One text for one meaning; the key of the set's number.
+impl SetKey {
+    /// What it is remembered by.
+    pub(crate) fn name(&self, hash: HashKey) -> u64 {
+        hash.of("set").text(&self.to_string()).finish()
+    }
+}
+
+/// One text for one meaning.
 impl fmt::Display for SetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { direction, namespace, text } = self;
@@ -109,6 +116,21 @@ impl Isolation {
     /// Every set that some workload needs.
     pub(crate) fn sets(&self) -> impl Iterator<Item = (&SetKey, &PolicySet)> {
         self.0.values().flat_map(|found| &found.sets)
+    }
+
+    /// The sets of one namespace.
+    pub(crate) fn sets_in(&self, namespace: &Name) -> impl Iterator<Item = (&SetKey, &PolicySet)> {
+        self.0.get(namespace).into_iter().flat_map(|found| &found.sets)
+    }
+
+    /// Namespaces that have workloads here.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &Name> {
+        self.0.keys()
+    }
+
+    /// Whether a namespace has workloads here.
+    pub(crate) fn has(&self, namespace: &Name) -> bool {
+        self.0.contains_key(namespace)
     }
 
     /// One of them.

@@ -1,47 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-//! NetworkPolicy (networking.k8s.io/v1) to policy sets, identities and rules.
+//! NetworkPolicy (networking.k8s.io/v1) to decision lists.
 //!
 //! 1. [`rules`]: each policy is read and checked, for itself.
-//! 2. [`isolation`]: the policies that select a workload, per direction, are its policy set; equal sets are one.
-//! 3. [`mod@compile`]: what a set allows, by [`peers`] and by [`region`]s of addresses.
-//! 4. [`fit`]: for which sets there is room; for them:
-//! 5. [`crate::plan::identity`]: which of these peers each address matches.
-//! 6. [`mod@compile`] again: the ports that each set allows to each identity.
+//! 2. [`isolation`]: the policies that select a workload, per direction; equal combinations are one.
+//! 3. [`list`]: the decision list of each combination, by peers and by [`block`]s of addresses.
+//! 4. [`fit`]: for which lists there is room; [`meaning`]: which of them may mean somebody else.
+//! 5. [`crate::plan::classes`]: what each pod's class matches of what lists ask for.
+//! 6. [`follow`]: all of it as pods, namespaces and policies change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hasher,
+    sync::OnceLock,
+};
 
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
+use weft_abi::{AddressKey, CLOSED_LIST, Class, NO_LIST};
 use weft_api::PolicyReport;
 
 use crate::{
-    model::{Desired, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot, address::address_key, objects::Uid},
+    model::{
+        Desired, HashKey, Name, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot, address::address_key,
+        objects::Uid, of_namespace,
+    },
     plan::{
-        address::cidr_key,
-        identity::{PodGroups, Terms},
-        pods::Owners,
+        Digest,
+        classes::{Asked, Classes, Terms, Touched},
+        pods::{Owners, PodEntry},
         policy::{
-            compile::{Allowed, MAX_RULES, Places},
-            fit::{Candidate, Choice, Fitting},
+            fit::Shortage,
             isolation::{Forms, Isolated, Isolation, SetKey},
-            region::Regions,
+            list::KnownList,
+            meaning::Meanings,
+            names::RuleNames,
             rules::{Direction, PolicyForm},
         },
     },
 };
 
-pub(crate) mod compile;
-pub(crate) mod edit;
+pub(crate) mod block;
 pub(crate) mod fit;
 pub(crate) mod follow;
 pub(crate) mod isolation;
+pub(crate) mod list;
+mod meaning;
+pub(crate) mod names;
 pub(crate) mod peers;
 pub(crate) mod ports;
-pub(crate) mod region;
 pub(crate) mod rules;
 pub(crate) mod selector;
 
-/// A policy set that no rule can belong to: everything is denied. For a set that had no number left.
-const CLOSED: u32 = u32::MAX;
 /// What is said of a policy without room.
 const NOT_FITTING: &str = "does not fit: its workloads are closed";
 /// Policies named for one workload at most.
@@ -51,9 +59,52 @@ const NAMED: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Policies {
     pub(crate) isolation: Isolation,
-    allowed: BTreeMap<SetKey, Allowed>,
-    pub(crate) choice: Choice,
-    numbers: BTreeMap<SetKey, u32>,
+    /// The lists that stand.
+    lists: BTreeMap<SetKey, KnownList>,
+    /// Digests of what they say to whom.
+    digests: SetDigests,
+    uses: Uses,
+    /// The others, and why.
+    closed: BTreeMap<SetKey, Shortage>,
+    /// Namespaces whose pods do not fit, and why.
+    unknown: BTreeMap<Name, Shortage>,
+    /// Of pods; empty where no list asks.
+    classes: Classes,
+    /// How many there were at the last compilation.
+    classes_then: usize,
+    /// How much work the lists are.
+    work: u64,
+    meanings: Meanings,
+    /// How many there were at the last compilation.
+    meanings_then: usize,
+    names: RuleNames,
+    /// All parts of lists that are terms.
+    asked: OnceLock<BTreeSet<u64>>,
+}
+
+/// By how many combinations of policies each list is had, and by how many lists each set of blocks; by their numbers.
+#[derive(Debug, Default)]
+struct Uses {
+    lists: BTreeMap<u64, usize>,
+    blocks: BTreeMap<u64, usize>,
+}
+
+impl Uses {
+    fn add(&mut self, list: &KnownList) {
+        *self.lists.entry(list.number).or_default() += 1;
+        *self.blocks.entry(list.blocks.number).or_default() += 1;
+    }
+
+    /// Which of both, the list and its blocks, nobody has any more.
+    fn remove(&mut self, list: &KnownList) -> [Option<u64>; 2] {
+        let last = |uses: &mut BTreeMap<u64, usize>, number: u64| {
+            let count = uses.get_mut(&number)?;
+            *count -= 1;
+            (*count == 0).then(|| uses.remove(&number))?;
+            (![0, CLOSED_LIST].contains(&number)).then_some(number)
+        };
+        [last(&mut self.lists, list.number), last(&mut self.blocks, list.blocks.number)]
+    }
 }
 
 /// What is wrong with a policy of this namespace, each `field: why`; nothing: it is valid.
@@ -61,80 +112,180 @@ pub(crate) fn check(spec: Option<&NetworkPolicySpec>, namespace: &str) -> Vec<St
     PolicyForm::read(spec, namespace).problems
 }
 
-/// What judges one workload: number of its set per direction (0: not isolated) and a digest of what it allows to whom.
+/// What judges one workload: number of its list per direction (0: not isolated) and a digest of what it says to whom.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Judged {
-    pub(crate) ingress: (u32, u64),
-    pub(crate) egress: (u32, u64),
+pub(crate) struct Judges {
+    pub(crate) ingress: (u64, u64),
+    pub(crate) egress: (u64, u64),
 }
 
-/// Digests of what policy sets allow to whom; see [`compile::Compiled::digest`].
-pub(crate) type SetDigests = BTreeMap<SetKey, u64>;
+/// Digests of what lists say to whom, by address.
+type SetDigests = BTreeMap<SetKey, u64>;
 
 /// What judges each workload, by the attachment's id as text.
-pub(crate) type JudgedWorkloads = BTreeMap<String, Judged>;
+pub(crate) type JudgesByWorkload = BTreeMap<String, Judges>;
 
-/// Compiles all policies that matter to the workloads of this node, as far as there is room.
+/// Compiles all policies that matter to the workloads of this node, as far as there is room, and writes them down. `standing`: the
+/// classes of the last plan.
 pub(crate) fn compile(
     snapshot: &Snapshot,
     forms: &Forms,
     isolation: Isolation,
     owners: &Owners<'_>,
-    room: &Room<'_>,
+    (room, standing): (&Room, &BTreeMap<u64, Class>),
     numbers: &mut Numbers,
+    desired: &mut Desired,
 ) -> Policies {
-    let mut regions = Regions::default();
-    let allowed: BTreeMap<SetKey, Allowed> =
-        isolation.sets().map(|(key, set)| (key.clone(), Allowed::by(set, key, forms, &mut regions))).collect();
-    let groups = PodGroups::new(owners, &Terms::of(allowed.values()));
-    let names = numbers.key;
-    let name = |key: &SetKey| names.of_text(&key.to_string());
-    let candidate = |key: &SetKey, allowed| Candidate { allowed, stood: numbers.had_policy(name(key)) };
-    let candidates = allowed.iter().map(|(key, allowed)| (key, candidate(key, allowed))).collect();
-    let mut choice = Fitting::new(snapshot, &groups, room).choose(&candidates);
-    let terms = Terms::of(choice.compiled.keys().map(|key| &allowed[key]));
-    choice.identities.assign(&terms, numbers);
-    numbers.assign_policies(&choice.compiled.keys().map(name).collect());
-    let number = |key: &SetKey| numbers.policies.get(&name(key)).copied().unwrap_or(CLOSED);
-    let numbers = choice.compiled.keys().map(|key| (key.clone(), number(key))).collect();
-    Policies { isolation, allowed, choice, numbers }
+    let hash = numbers.key;
+    // Of each list only what is known of it: those that are admitted are made once more, one after the other.
+    let compiled: BTreeMap<SetKey, KnownList> =
+        isolation.sets().map(|(key, set)| (key.clone(), list::compile(key, set, forms, hash).known)).collect();
+    let mut lists: BTreeMap<&SetKey, &KnownList> = compiled.iter().collect();
+    let (mut classes, mut peers, mut closed) = classify(&mut lists, snapshot, owners, room, hash);
+    let unknown = fit::unknown(&classes, room);
+    if !unknown.is_empty() {
+        classes.drop_namespaces(&unknown.keys().cloned().collect());
+        peers.retain(|_, class| classes.get(*class).is_some());
+    }
+    let stood = |key: &SetKey| numbers.had_list(key, compiled[key].number);
+    let mut meanings = Meanings::default();
+    let meeting = meanings.note(lists.values().copied(), classes.by_namespace().map(|(name, ..)| name), hash);
+    let meets = |list: &KnownList| meaning::asks(list, &meeting, hash);
+    let met = lists.extract_if(.., |_, list| meets(list));
+    closed.extend(met.map(|(key, _)| (key.clone(), Shortage::Meeting)));
+    closed.extend(fit::closed(&lists, classes.len(), room, stood));
+    lists.retain(|key, _| !closed.contains_key(*key));
+    let asking = lists.iter().map(|(key, list)| (&key.namespace, list.terms.as_slice()));
+    let had = |class: u64| match standing.get(&class) {
+        Some(class) => &class.terms[..],
+        None => numbers.standing_terms.get(&class).map_or(&[][..], |terms| terms),
+    };
+    classes.set_terms(Terms::of(asking, hash), snapshot, had);
+    if lists.values().all(|list| list.parts.is_empty()) {
+        (classes, peers) = (classes.emptied(), BTreeMap::new());
+    }
+    desired.peers = peers;
+    desired.classes = classes.iter().map(|(class, group)| (class, group.class(hash))).collect();
+    let admitted = isolation.sets().filter(|(key, _)| lists.contains_key(key));
+    admitted.for_each(|(key, set)| list::compile(key, set, forms, hash).describe(desired));
+    let work = fit::fits(lists.values().copied(), classes.len(), room).unwrap_or(u64::MAX);
+    numbers.assign_lists(lists.keys().copied());
+    let digests = lists.iter().map(|(key, list)| ((*key).clone(), list.digest(&classes))).collect();
+    let standing: BTreeSet<SetKey> = lists.into_keys().cloned().collect();
+    let lists: BTreeMap<SetKey, KnownList> = compiled.into_iter().filter(|(key, _)| standing.contains(key)).collect();
+    let mut uses = Uses::default();
+    lists.values().for_each(|list| uses.add(list));
+    let (classes_then, meanings_then) = (classes.len(), meanings.len());
+    let (mut names, asked) = (RuleNames::default(), OnceLock::new());
+    names.forget(isolation.namespaces(), |_| true);
+    Policies {
+        isolation,
+        lists,
+        digests,
+        uses,
+        closed,
+        unknown,
+        classes,
+        classes_then,
+        meanings,
+        meanings_then,
+        work,
+        names,
+        asked,
+    }
+}
+
+/// All pods by their classes, and lists that are closed for it: where there is no room for all classes, those that make more of them
+/// by asking for labels that controllers give each pod. No namespace's pods are left out for what others ask of them.
+fn classify(
+    lists: &mut BTreeMap<&SetKey, &KnownList>,
+    snapshot: &Snapshot,
+    owners: &Owners<'_>,
+    room: &Room,
+    hash: HashKey,
+) -> (Classes, BTreeMap<AddressKey, u64>, BTreeMap<SetKey, Shortage>) {
+    let asks = lists.values().any(|list| !list.parts.is_empty());
+    let grouped = |asked| {
+        let mut classes = Classes::new(hash, asked, room.terms);
+        let peers = if asks { group(snapshot, owners, &mut classes) } else { BTreeMap::new() };
+        (classes, peers)
+    };
+    let keys = |list: &KnownList| Asked::of(list.terms.iter().map(|term| &**term));
+    let asked = lists.values().fold(Asked::default(), |all, list| all.and(keys(list)));
+    let (classes, peers) = grouped(asked);
+    if asked == Asked::default() || fit::unknown(&classes, room).is_empty() {
+        return (classes, peers, BTreeMap::new());
+    }
+    let asking = lists.extract_if(.., |_, list| keys(list) != Asked::default());
+    let closed = asking.map(|(key, _)| (key.clone(), Shortage::Keys)).collect();
+    let (classes, peers) = grouped(Asked::default());
+    (classes, peers, closed)
+}
+
+/// Groups all pods into classes; which of them each address is in.
+fn group(snapshot: &Snapshot, owners: &Owners<'_>, classes: &mut Classes) -> BTreeMap<AddressKey, u64> {
+    let mut touched = Touched::default();
+    let mut peers = BTreeMap::new();
+    for (address, pod) in owners {
+        let Some(pod) = pod else { continue };
+        let (class, key) = (classes.number(*pod), address_key(*address));
+        classes.join(class, &key, *pod, snapshot, &mut touched);
+        peers.insert(key, class);
+    }
+    peers
+}
+
+impl KnownList {
+    /// A digest of what it says, and of the addresses to which it says it.
+    fn digest(&self, classes: &Classes) -> u64 {
+        let mut digest = Digest::default();
+        digest.write_u64(self.number.to_le());
+        classes.digest_of(&self.parts, &mut digest);
+        digest.finish()
+    }
 }
 
 impl Policies {
-    /// Writes identities, rules, reports and problems down, and tells what judges each workload.
-    pub(crate) fn describe(&self, snapshot: &Snapshot, forms: &Forms, desired: &mut Desired) -> JudgedWorkloads {
-        self.describe_identities(desired);
-        let Choice { identities, compiled, .. } = &self.choice;
-        for (key, compiled) in compiled {
-            let number = self.numbers[key];
-            if number != CLOSED {
-                compiled.describe(number, identities, &mut desired.rules);
-            }
-        }
-        self.describe_reports(snapshot, forms, desired);
-        self.judged(&self.digests(&Places::of(identities)))
+    /// Whether changes can be followed; else each takes a compilation: something does not fit beside others, and they may make room.
+    /// What is too long by itself stays so, whatever becomes of others.
+    pub(crate) fn follows(&self) -> bool {
+        let is_alone = |shortage: &Shortage| matches!(shortage, Shortage::TooLong(_));
+        self.closed.values().all(is_alone) && self.unknown.is_empty() && self.work < fit::MAX_WORK / 4
     }
 
-    /// The digest of what each set allows, as far as it is not closed.
-    pub(crate) fn digests(&self, places: &Places) -> SetDigests {
-        self.choice.compiled.iter().map(|(key, compiled)| (key.clone(), compiled.digest(places))).collect()
+    /// Whether some list tells pods apart.
+    fn tells_pods(&self) -> bool {
+        self.lists.values().any(|list| !list.parts.is_empty())
+    }
+
+    /// Whether some list asks for pods of this class.
+    pub(crate) fn means(&self, class: u64) -> bool {
+        let Some(group) = self.classes.get(class) else { return false };
+        let whole = group.namespace_term();
+        let parts = || self.lists.values().flat_map(|list| &list.parts).copied().collect();
+        !group.terms.is_empty() || self.asked.get_or_init(parts).contains(&whole)
+    }
+
+    /// Who decided, for people; none: no rule.
+    pub(crate) fn rule_name(&self, number: u32, forms: &Forms, hash: HashKey) -> Option<String> {
+        self.names.name(number, &self.isolation, forms, hash)
     }
 
     /// What judges each workload.
-    pub(crate) fn judged(&self, digests: &SetDigests) -> JudgedWorkloads {
-        let of_set = |key: &SetKey| match (self.numbers.get(key), digests.get(key)) {
-            (Some(number), Some(digest)) => (*number, *digest),
-            _ => (CLOSED, 0),
+    pub(crate) fn judges(&self) -> JudgesByWorkload {
+        let of_set = |key: &SetKey| match (self.lists.get(key), self.digests.get(key)) {
+            (Some(list), Some(digest)) => (list.number, *digest),
+            _ => (CLOSED_LIST, 0),
         };
-        let of = |key: &Option<SetKey>| key.as_ref().map_or((0, 0), of_set);
-        let judged = |isolated: &Isolated| Judged { ingress: of(&isolated.ingress), egress: of(&isolated.egress) };
-        self.isolation.workloads().map(|(id, isolated)| (id.clone(), judged(isolated))).collect()
+        let of = |key: &Option<SetKey>| key.as_ref().map_or((NO_LIST, 0), of_set);
+        let judges = |isolated: &Isolated| Judges { ingress: of(&isolated.ingress), egress: of(&isolated.egress) };
+        self.isolation.workloads().map(|(id, isolated)| (id.clone(), judges(isolated))).collect()
     }
 
     /// Policies that do not fit, and why.
     fn unfit(&self) -> BTreeMap<&ObjectKey, String> {
         let mut unfit = BTreeMap::new();
-        for (key, shortage) in &self.choice.closed {
+        for (key, shortage) in &self.closed {
             for policy in self.isolation.policies_of(key) {
                 unfit.entry(policy).or_insert_with(|| shortage.to_string());
             }
@@ -143,7 +294,7 @@ impl Policies {
     }
 
     /// What does not fit: the policies, and the workloads that are closed for them.
-    fn describe_closed(&self, snapshot: &Snapshot, desired: &mut Desired) {
+    pub(crate) fn describe_closed(&self, snapshot: &Snapshot, desired: &mut Desired) {
         for (policy, why) in self.unfit() {
             let uid = snapshot.policies.get(policy).and_then(|policy| policy.metadata.uid.as_ref().map(Uid::to_string));
             let (key, why) = (policy.clone(), format!("{NOT_FITTING}: {why}"));
@@ -151,7 +302,7 @@ impl Policies {
         }
         for (id, isolated) in self.isolation.workloads() {
             let closed = [&isolated.ingress, &isolated.egress].into_iter().flatten();
-            let closed: Vec<_> = closed.filter_map(|key| Some((key, self.choice.closed.get(key)?))).collect();
+            let closed: Vec<_> = closed.filter_map(|key| Some((key, self.closed.get(key)?))).collect();
             let Some((_, shortage)) = closed.first() else { continue };
             let ways: Vec<String> = closed.iter().map(|(key, _)| key.direction.to_string()).collect();
             let policies: BTreeSet<_> = closed.iter().flat_map(|(key, _)| self.isolation.policies_of(key)).collect();
@@ -162,21 +313,45 @@ impl Policies {
         }
     }
 
-    fn describe_identities(&self, desired: &mut Desired) {
-        let identities = &self.choice.identities;
-        let number = |set| identities.numbers.get(&set).copied().unwrap_or_default();
-        for (address, meaning) in &identities.exact {
-            desired.identities.insert(address_key(*address), number(meaning.set));
+    /// Pods that no policy of this node knows.
+    fn describe_unknown(&self, desired: &mut Desired) {
+        for (namespace, why) in &self.unknown {
+            let why = format!("its pods do not fit: no policy of this node knows them: {why}");
+            desired.problems.push(format!("Namespace {namespace}: {why}"));
+            let key = ObjectKey::new("", namespace);
+            desired.refusals.insert(Refusal { kind: RefusedKind::Namespace, key, uid: None, why });
         }
-        for (net, meaning) in &identities.prefixes {
-            desired.cidrs.insert(cidr_key(*net), number(meaning.set));
+    }
+
+    /// Namespaces of whose pods policies of this node mean some by more selectors than fit.
+    pub(crate) fn crowded(&self) -> impl Iterator<Item = Refusal> {
+        let why = || {
+            "some of its pods are meant by more different selectors than fit, of policies of this node: those beyond let them \
+             neither in nor out"
+                .to_owned()
+        };
+        let refusal =
+            move |name| Refusal { kind: RefusedKind::Namespace, key: ObjectKey::new("", name), uid: None, why: why() };
+        self.classes.crowded_namespaces().into_iter().map(move |name| refusal(name))
+    }
+
+    fn describe_crowded(&self, snapshot: &Snapshot, desired: &mut Desired) {
+        for refusal in self.crowded() {
+            let namespace = &refusal.key.name;
+            let pods = of_namespace(&snapshot.pods, namespace).map(|(key, pod)| PodEntry { key, pod });
+            let pods: Vec<&str> = pods.filter(|pod| self.classes.is_crowded(*pod)).map(|pod| &*pod.key.name).collect();
+            let more = if pods.len() > NAMED { ", ..." } else { "" };
+            let named = pods[..pods.len().min(NAMED)].join(", ");
+            desired.problems.push(format!("Namespace {namespace}: {} ({named}{more})", refusal.why));
+            desired.refusals.insert(refusal);
         }
     }
 
     /// Reports and problems of policies, and what is closed.
     pub(crate) fn describe_reports(&self, snapshot: &Snapshot, forms: &Forms, desired: &mut Desired) {
-        desired.crowded = self.choice.crowded;
         self.describe_closed(snapshot, desired);
+        self.describe_unknown(desired);
+        self.describe_crowded(snapshot, desired);
         for (report, wrong) in self.reports(forms) {
             let PolicyReport { namespace, name, .. } = &report;
             desired.problems.extend(wrong.iter().map(|why| format!("NetworkPolicy {namespace}/{name}: {why}")));
@@ -189,11 +364,10 @@ impl Policies {
         &'a self,
         forms: impl IntoIterator<Item = (&'a ObjectKey, &'a PolicyForm)> + 'a,
     ) -> impl Iterator<Item = (PolicyReport, Vec<String>)> + 'a {
-        let (unfit, overflows) = (self.unfit(), self.overflows());
+        let unfit = self.unfit();
         forms.into_iter().map(move |(key, form)| {
             let selected = self.isolation.selected(key);
             let mut wrong = form.problems.clone();
-            wrong.extend(overflows.get(key).into_iter().flatten().cloned());
             let mut state = state_of(&wrong, selected.is_some());
             if let Some(why) = unfit.get(key) {
                 state = format!("{NOT_FITTING}: {why}");
@@ -210,29 +384,6 @@ impl Policies {
             };
             (report, wrong)
         })
-    }
-
-    /// By policy: which of its sets are too large for the programs.
-    fn overflows(&self) -> BTreeMap<&ObjectKey, BTreeSet<String>> {
-        let mut overflows: BTreeMap<&ObjectKey, BTreeSet<String>> = BTreeMap::new();
-        for (key, compiled) in &self.choice.compiled {
-            let policies = self.isolation.policies_of(key);
-            let mut report = |why: String| {
-                for policy in policies {
-                    overflows.entry(policy).or_default().insert(why.clone());
-                }
-            };
-            if let Some(ports) = compiled.overflow {
-                report(format!(
-                    "{ports} port ranges towards one peer, of all policies that select the same pods ({key}): {MAX_RULES} \
-                     fit, the rest is denied; merge ports into ranges with endPort"
-                ));
-            }
-            if self.numbers[key] == CLOSED {
-                report("no number left for its policy set: everything is denied; remove policies".to_owned());
-            }
-        }
-        overflows
     }
 }
 

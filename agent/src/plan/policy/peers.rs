@@ -5,13 +5,21 @@ use std::{collections::BTreeSet, fmt};
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer};
-use weft_abi::PortRule;
 
-use crate::plan::{
-    address::{is_mapped, parse_ip},
-    policy::selector::{Labels, Selector},
-    protocol,
+use crate::{
+    model::HashKey,
+    plan::{
+        address::{is_mapped, parse_ip},
+        policy::{
+            list::term_of,
+            selector::{Labels, Selector},
+        },
+        protocol,
+    },
 };
+
+/// The label that gives every namespace its own name; the API server sees to it.
+const NAME_OF_NAMESPACE: &str = "kubernetes.io/metadata.name";
 
 /// Whom a rule lets in or out to.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -55,23 +63,13 @@ pub(crate) struct NamedPort {
     pub(crate) protocol: u8,
 }
 
-/// What the identities tell apart.
+/// What classes of addresses are asked for: pods, and for egress by a named port also how each of them numbers that port.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) enum PeerTerm {
-    /// Pods; for egress by a named port also how each of them numbers that port.
-    Pods {
-        /// Which.
-        peer: PodPeer,
-        /// The port that they number for themselves.
-        named: Option<NamedPort>,
-    },
-    /// All addresses that one policy set allows at the same ports by blocks: one term, however many blocks there are.
-    Blocks {
-        /// The set, as text.
-        set: String,
-        /// The ports.
-        ports: Vec<PortRule>,
-    },
+pub(crate) struct PeerTerm {
+    /// Which pods.
+    pub(crate) peer: PodPeer,
+    /// The port that they number for themselves.
+    pub(crate) named: Option<NamedPort>,
 }
 
 impl Peer {
@@ -100,12 +98,9 @@ impl Peer {
 }
 
 impl PeerTerm {
-    /// The pods that it means.
-    pub(crate) const fn peer(&self) -> Option<&PodPeer> {
-        match self {
-            Self::Pods { peer, .. } => Some(peer),
-            Self::Blocks { .. } => None,
-        }
+    /// Its number, without a port.
+    pub(crate) fn number(&self, hash: HashKey) -> u64 {
+        term_of(hash.of("peer").text(&self.to_string()).finish())
     }
 }
 
@@ -120,6 +115,26 @@ impl Peer {
 }
 
 impl PodPeer {
+    /// Whether it means every pod of every namespace: where an address lies tells it, whosever it is.
+    pub(crate) fn is_everybody(&self) -> bool {
+        let every = matches!(&self.namespaces, Namespaces::Matching(selector) if selector.is_everything());
+        every && self.pods.is_everything()
+    }
+
+    /// The namespaces of which it means every pod, where it names them.
+    pub(crate) fn whole_namespaces(&self) -> Option<Vec<&str>> {
+        if !self.pods.is_everything() {
+            return None;
+        }
+        match &self.namespaces {
+            Namespaces::Named(name) => Some(vec![name]),
+            Namespaces::Matching(selector) => {
+                let (_, names) = selector.values().filter(|(key, _)| *key == NAME_OF_NAMESPACE)?;
+                Some(names.iter().collect())
+            }
+        }
+    }
+
     /// Every pod of every namespace.
     pub(crate) fn all() -> Self {
         Self { namespaces: Namespaces::Matching(Selector::everything()), pods: Selector::everything() }
@@ -127,14 +142,6 @@ impl PodPeer {
 }
 
 impl Namespaces {
-    /// How much work [`Namespaces::matches`] is at most.
-    pub(crate) fn cost(&self) -> usize {
-        match self {
-            Self::Named(_) => 1,
-            Self::Matching(selector) => selector.cost(),
-        }
-    }
-
     /// Whether pods of the namespace are meant; labels that are not known match no selector.
     pub(crate) fn matches(&self, namespace: &str, labels: Option<&Labels>) -> bool {
         match self {
@@ -177,24 +184,14 @@ impl fmt::Display for NamedPort {
     }
 }
 
-/// One text for one meaning; the key of the term's number. A term of blocks is named by who allows it, not by its addresses:
-/// these may change under one number, as the pods of a selector do.
+/// One text for one meaning; the number is a hash of it.
 impl fmt::Display for PeerTerm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pods { peer: PodPeer { namespaces, pods }, named } => {
-                match namespaces {
-                    Namespaces::Named(name) => write!(f, "pods {pods} of {name}")?,
-                    Namespaces::Matching(selector) => write!(f, "pods {pods} of {selector}")?,
-                }
-                named.iter().try_for_each(|named| write!(f, " at {named}"))
-            }
-            Self::Blocks { set, ports } => {
-                write!(f, "blocks of {set} at")?;
-                ports
-                    .iter()
-                    .try_for_each(|PortRule { first, last, protocol, .. }| write!(f, " {protocol}:{first}-{last}"))
-            }
+        let Self { peer: PodPeer { namespaces, pods }, named } = self;
+        match namespaces {
+            Namespaces::Named(name) => write!(f, "pods {pods} of {name}")?,
+            Namespaces::Matching(selector) => write!(f, "pods {pods} of {selector}")?,
         }
+        named.iter().try_for_each(|named| write!(f, " at {named}"))
     }
 }

@@ -7,11 +7,12 @@ use k8s_openapi::{
     api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use weft_abi::{PROTOCOL_ANY, PortRule};
+use weft_abi::PROTOCOL_ANY;
 
 use crate::plan::{
     policy::{
         peers::{NamedPort, Peer, PodPeer},
+        ports::PortRange,
         selector::Selector,
     },
     protocol,
@@ -52,13 +53,13 @@ pub(crate) struct Rule {
     /// None: any peer. An empty list is nobody (every peer was invalid).
     pub(crate) peers: Option<Vec<Peer>>,
     /// Ports by number.
-    pub(crate) numeric: Vec<PortRule>,
+    pub(crate) numeric: Vec<PortRange>,
     /// Ports by name.
     pub(crate) named: Vec<NamedPort>,
 }
 
 /// Every port of every protocol.
-pub(crate) const ANY_PORT: PortRule = PortRule { first: 0, last: u16::MAX, protocol: PROTOCOL_ANY, pad: 0 };
+pub(crate) const ANY_PORT: PortRange = PortRange { protocol: PROTOCOL_ANY, first: 0, last: u16::MAX };
 
 impl PolicyForm {
     /// Reads a policy of `namespace`; never fails.
@@ -146,7 +147,8 @@ impl PolicyForm {
         valid
     }
 
-    /// The pods whose labels and named ports it asks for, beside those that it selects.
+    /// The pods whose labels and named ports it asks for, beside those that it selects. Who means every pod asks for none, unless by
+    /// the name of a port.
     pub(crate) fn pod_peers(&self) -> BTreeSet<PodPeer> {
         let mut found = BTreeSet::new();
         for (direction, rules) in [(Direction::Ingress, &self.ingress), (Direction::Egress, &self.egress)] {
@@ -155,7 +157,11 @@ impl PolicyForm {
                     // Whatever pod it is, it numbers the port.
                     None if direction == Direction::Egress && !named.is_empty() => drop(found.insert(PodPeer::all())),
                     None => {}
-                    Some(peers) => found.extend(peers.iter().filter_map(Peer::as_pods).cloned()),
+                    Some(peers) => {
+                        let names = direction == Direction::Egress && !named.is_empty();
+                        let asked = peers.iter().filter_map(Peer::as_pods);
+                        found.extend(asked.filter(|peer| names || !peer.is_everybody()).cloned());
+                    }
                 }
             }
         }
@@ -172,7 +178,7 @@ impl PolicyForm {
 }
 
 enum Port {
-    Number(PortRule),
+    Number(PortRange),
     Name(NamedPort),
 }
 
@@ -193,7 +199,7 @@ fn read_port(port: &NetworkPolicyPort) -> Result<Port, String> {
     if last < first {
         return Err(format!("endPort: {last} is less than port {first}"));
     }
-    Ok(Port::Number(PortRule { first, last, protocol, pad: 0 }))
+    Ok(Port::Number(PortRange { protocol, first, last }))
 }
 
 fn read_number(number: i32, field: &str) -> Result<u16, String> {

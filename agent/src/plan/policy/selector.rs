@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::BTreeSet,
     fmt,
     sync::{Arc, LazyLock},
 };
@@ -131,6 +131,11 @@ impl Selector {
         self.asked_values().filter(|_| self.0.len() == 1)
     }
 
+    /// The keys that it asks for.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|requirement| &*requirement.key)
+    }
+
     /// A key and the values of which an object must have one.
     pub(crate) fn asked_values(&self) -> Option<(&str, &Values)> {
         self.0.iter().find_map(|requirement| match &requirement.test {
@@ -148,40 +153,6 @@ impl Selector {
     pub(crate) fn query(&self) -> Option<String> {
         let parts = self.0.iter().map(Requirement::query).collect::<Option<Vec<_>>>()?;
         Some(parts.join(","))
-    }
-}
-
-/// Selectors of which one is enough. Most ask for a value of one key: of these, however many there are, a look at the key tells.
-#[derive(Debug, Default)]
-pub(crate) struct AnyOf<'s> {
-    values: BTreeMap<&'s str, HashSet<&'s str>>,
-    others: Vec<&'s Selector>,
-}
-
-impl<'s> FromIterator<&'s Selector> for AnyOf<'s> {
-    fn from_iter<I: IntoIterator<Item = &'s Selector>>(selectors: I) -> Self {
-        let mut any = Self::default();
-        for selector in selectors {
-            match selector.values() {
-                Some((key, values)) => any.values.entry(key).or_default().extend(values.iter()),
-                None => any.others.push(selector),
-            }
-        }
-        any
-    }
-}
-
-impl AnyOf<'_> {
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.values.is_empty() && self.others.is_empty()
-    }
-
-    /// Whether one of them selects an object with these labels.
-    pub(crate) fn matches(&self, labels: &Labels) -> bool {
-        let has_value =
-            |(key, values): (&&str, &HashSet<&str>)| labels.get(key).is_some_and(|value| values.contains(value));
-        self.values.iter().any(has_value) || self.others.iter().any(|selector| selector.matches(labels))
     }
 }
 
@@ -363,33 +334,6 @@ mod tests {
         let both: Selector = narrower.0.iter().chain(&*tier.0).cloned().collect();
         assert_eq!(wider.covers(&both), expected, "one requirement more selects less");
         assert!(!both.covers(&narrower));
-    }
-
-    #[test]
-    fn any_of_some_selectors_is_each_of_them() {
-        let all = [
-            selector("app", "In", &["a", "b"]),
-            selector("app", "In", &["c"]),
-            selector("tier", "In", &["a"]),
-            selector("tier", "DoesNotExist", &[]),
-            [selector("app", "In", &["d"]), selector("tier", "Exists", &[])]
-                .iter()
-                .flat_map(|one| one.0.iter().cloned())
-                .collect(),
-        ];
-        let values = [None, Some("a"), Some("b"), Some("c"), Some("d")];
-        let labels = values.iter().flat_map(|app| values.map(|tier| [("app", *app), ("tier", tier)]));
-        let labels =
-            labels.map(|all| all.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned()))));
-        let labels: Vec<Labels> = labels.map(Iterator::collect).collect();
-        for choice in 0..1 << all.len() {
-            let some = || all.iter().enumerate().filter(|(place, _)| choice >> place & 1 == 1).map(|(_, found)| found);
-            let any: AnyOf<'_> = some().collect();
-            assert_eq!(any.is_empty(), choice == 0);
-            for labels in &labels {
-                assert_eq!(any.matches(labels), some().any(|one| one.matches(labels)), "{choice} {labels:?}");
-            }
-        }
     }
 
     #[rstest]

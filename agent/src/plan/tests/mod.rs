@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use crate::model::objects::{Namespace, Pod};
 use serde_json::{Value, from_value, json};
-use weft_abi::{ANY_IDENTITY, Addr, Config, PROTOCOL_ANY, RuleKey, WORLD_IDENTITY};
+use weft_abi::{Addr, AddressKey, Config};
 use weft_api::{Mac, PortKind, PortLink};
 
-use self::whole::plan;
+use self::{programs::Programs, whole::plan};
 use super::address::cidr_key;
 use crate::model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Room, Snapshot};
 
@@ -16,6 +16,7 @@ mod capacity;
 mod oracle;
 mod planner;
 mod policy;
+mod programs;
 mod properties;
 mod routes;
 mod services;
@@ -43,13 +44,29 @@ struct World {
 struct Limits {
     services: usize,
     members: usize,
-    identities: usize,
-    cidrs: usize,
+    peers: usize,
+    classes: usize,
+    terms: usize,
     rules: usize,
+    blocks: usize,
 }
 
-const WIDE: Limits =
-    Limits { services: 1 << 16, members: 1 << 18, identities: 1 << 19, cidrs: 1 << 16, rules: 1 << 16 };
+impl Limits {
+    fn room(self) -> Room {
+        let Self { services, members, peers, classes, terms, rules, blocks } = self;
+        Room { services, members, peers, classes, terms, rules, blocks }
+    }
+}
+
+const WIDE: Limits = Limits {
+    services: 1 << 16,
+    members: 1 << 18,
+    peers: 1 << 19,
+    classes: 1 << 16,
+    terms: weft_abi::TERMS_PER_CLASS,
+    rules: 1 << 16,
+    blocks: 1 << 16,
+};
 
 impl Default for World {
     fn default() -> Self {
@@ -75,10 +92,8 @@ impl Default for World {
 
 impl World {
     fn plan(&mut self) -> Desired {
-        let Limits { services, members, identities, cidrs, rules } = self.limits;
-        let Desired { identities: standing_identities, cidrs: standing_cidrs, .. } = &self.standing;
-        let room = Room { services, members, identities, cidrs, rules, standing_identities, standing_cidrs };
-        let desired = plan(&self.snapshot, &self.facts, &self.attachments, &room, &mut self.numbers);
+        let room = self.limits.room();
+        let desired = plan(&self.snapshot, &self.facts, &self.attachments, &room, &self.standing, &mut self.numbers);
         self.standing = desired.clone();
         desired
     }
@@ -179,48 +194,25 @@ fn addr(ip: &str) -> Addr {
     ip.parse::<IpAddr>().unwrap().into()
 }
 
-/// The identity of an address, as the programs find it.
-fn identity(desired: &Desired, ip: &str) -> u32 {
-    let addr = addr(ip);
-    if let Some(identity) = desired.identities.get(&weft_abi::AddressKey::of_cluster(addr)) {
-        return *identity;
-    }
-    let covers = |prefix_len: u32, net: Addr| {
-        let word = |at: usize| u32::from_be(addr.0[at]) ^ u32::from_be(net.0[at]);
-        let bits = [word(0), word(1), word(2), word(3)].iter().fold(0u128, |all, word| all << 32 | u128::from(*word));
-        bits.leading_zeros() >= prefix_len
-    };
-    let covering = desired.cidrs.iter().filter(|(key, _)| covers(key.address_bits(), key.addr));
-    covering.max_by_key(|(key, _)| key.prefix_len).map_or(WORLD_IDENTITY, |(_, identity)| *identity)
+/// The programs' verdict of one list.
+fn judged(desired: &Desired, list: u64, peer: &str, packet: Packet) -> bool {
+    verdict(desired, list, peer, packet).0
 }
 
-/// The programs' verdict of one policy set.
-fn judged(desired: &Desired, policy: u32, peer: &str, packet: Packet) -> bool {
-    policy == 0
-        || [identity(desired, peer), ANY_IDENTITY].iter().any(|identity| allows(desired, policy, *identity, packet))
-}
-
-fn allows(desired: &Desired, policy: u32, identity: u32, (protocol, port): Packet) -> bool {
-    for chunk in 0..RuleKey::MAX_CHUNKS {
-        let Some(rules) = desired.rules.get(&RuleKey { policy, identity, chunk }) else { return false };
-        let matches = rules.rules[..usize::from(rules.count)].iter().any(|rule| {
-            let of_port =
-                port.map_or((rule.first, rule.last) == (0, u16::MAX), |port| (rule.first..=rule.last).contains(&port));
-            (rule.protocol == PROTOCOL_ANY || rule.protocol == protocol) && of_port
-        });
-        if matches || rules.more == 0 {
-            return matches;
-        }
-    }
-    false
+/// The verdict, and the number of the rule.
+fn verdict(desired: &Desired, list: u64, peer: &str, (protocol, port): Packet) -> (bool, u32) {
+    let (peer, mut rule) = (AddressKey::of_cluster(addr(peer)), 0);
+    let programs = Programs(desired);
+    let allowed = weft_logic::policy::allows(&programs, list, &peer, protocol, port.unwrap_or_default(), &mut rule);
+    (allowed, rule)
 }
 
 /// Whether the port lets a packet of `peer` in.
 fn lets_in(desired: &Desired, ifindex: u32, peer: &str, packet: Packet) -> bool {
-    judged(desired, desired.ports[&ifindex].ingress_policy, peer, packet)
+    judged(desired, desired.ports[&ifindex].ingress_list, peer, packet)
 }
 
 /// Whether the port lets a packet to `peer` out.
 fn lets_out(desired: &Desired, ifindex: u32, peer: &str, packet: Packet) -> bool {
-    judged(desired, desired.ports[&ifindex].egress_policy, peer, packet)
+    judged(desired, desired.ports[&ifindex].egress_list, peer, packet)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the API's text says, evaluated directly on the objects: no identities, no sets, no prefixes of the planner.
+//! What the API's text says, evaluated directly on the objects: no lists, no classes, no prefixes of the planner.
 //! Shares no code with it.
 
 use k8s_openapi::{
@@ -91,6 +91,16 @@ fn peers_match(
 fn peer_matches(snapshot: &Snapshot, policy: &NetworkPolicy, wanted: &NetworkPolicyPeer, peer: &Peer<'_>) -> bool {
     if let Some(block) = &wanted.ip_block {
         return wanted.pod_selector.is_none() && wanted.namespace_selector.is_none() && in_block(block, peer.ip);
+    }
+    // Every pod is whoever lies where pods do.
+    let is_all = |selector: &LabelSelector| {
+        selector.match_labels.iter().flatten().next().is_none()
+            && selector.match_expressions.iter().flatten().next().is_none()
+    };
+    if wanted.namespace_selector.as_ref().is_some_and(is_all) && wanted.pod_selector.as_ref().is_none_or(is_all) {
+        let mut cidrs =
+            snapshot.nodes.values().flat_map(|node| node.spec.iter().flat_map(|spec| spec.pod_cidrs.iter().flatten()));
+        return cidrs.any(|cidr| in_prefix(cidr, peer.ip));
     }
     let Some(pod) = peer.pod else { return false };
     let namespace = match &wanted.namespace_selector {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     apply::{Applier, Changes, Patch, Summary, Table as _, tests::fake::Fake},
     model::{Deltas, HashKey, News, Standing},
-    plan::Planner,
+    plan::{Planner, policy::list::BITS},
 };
 
 /// Services with the slices of their endpoints, and nodes: few names, so that they get in each other's way.
@@ -27,6 +27,8 @@ struct More {
     own_cidr: bool,
     attached: Vec<bool>,
     synced: bool,
+    /// Policies with a rule of more ports than a list has room for.
+    long: Vec<bool>,
 }
 
 /// Of one prefix and of another; of a pod, a node, this node and its router; of nobody.
@@ -83,8 +85,9 @@ fn more() -> impl Strategy<Value = More> {
         any::<bool>(),
         attached,
         prop::bool::weighted(0.9),
+        vec(prop::bool::weighted(0.1), 6),
     )
-        .prop_map(|(services, slices, nodes, service_cidrs, configured, own_cidr, attached, synced)| More {
+        .prop_map(|(services, slices, nodes, service_cidrs, configured, own_cidr, attached, synced, long)| More {
             services,
             slices,
             nodes,
@@ -93,11 +96,21 @@ fn more() -> impl Strategy<Value = More> {
             own_cidr,
             attached,
             synced,
+            long,
         })
 }
 
 fn build_all(world: &mut World, parts: &Parts, more: &More) {
-    build(world, parts);
+    let mut parts = parts.clone();
+    for ((_, spec), _) in parts.2.iter_mut().zip(&more.long).filter(|(_, long)| **long) {
+        let ports: Vec<Value> = (0..200).map(|n| json!({"port": 1000 + 2 * n})).collect();
+        let rule = json!({"from": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": ports});
+        match &mut spec["ingress"] {
+            Value::Array(rules) => rules.push(rule),
+            none => *none = json!([rule]),
+        }
+    }
+    build(world, &parts);
     for (number, spec) in &more.services {
         world.service(&format!("s{number}"), spec.clone());
     }
@@ -149,12 +162,6 @@ fn way(old: &Snapshot, new: &Snapshot) -> Vec<Step> {
     way
 }
 
-fn room<'a>(limits: Limits, standing: &'a Desired) -> Room<'a> {
-    let Limits { services, members, identities, cidrs, rules } = limits;
-    let Desired { identities: standing_identities, cidrs: standing_cidrs, .. } = standing;
-    Room { services, members, identities, cidrs, rules, standing_identities, standing_cidrs }
-}
-
 /// The standing plan with everything that is told only when it is asked for.
 fn told(planner: &Planner, whole: &Desired) -> Desired {
     let mut told = planner.desired().clone();
@@ -185,9 +192,11 @@ fn leads(old: &Desired, patch: &Patch, new: &Desired) -> Result<(), TestCaseErro
     prop_assert_eq!(&laid_over(&old.ports, &patch.ports), &new.ports);
     prop_assert_eq!(&laid_over(&old.addresses, &patch.addresses), &new.addresses);
     prop_assert_eq!(&laid_over(&old.remotes, &patch.remotes), &new.remotes);
-    prop_assert_eq!(&laid_over(&old.identities, &patch.identities), &new.identities);
-    prop_assert_eq!(&laid_over(&old.cidrs, &patch.cidrs), &new.cidrs);
+    prop_assert_eq!(&laid_over(&old.peers, &patch.peers), &new.peers);
+    prop_assert_eq!(&laid_over(&old.classes, &patch.classes), &new.classes);
+    prop_assert_eq!(&laid_over(&old.lists, &patch.lists), &new.lists);
     prop_assert_eq!(&laid_over(&old.rules, &patch.rules), &new.rules);
+    prop_assert_eq!(&laid_over(&old.blocks, &patch.blocks), &new.blocks);
     prop_assert_eq!(&laid_over(&old.workload_digests, &patch.workload_digests), &new.workload_digests);
     prop_assert_eq!(patch.routes_digest.unwrap_or(old.routes_digest), new.routes_digest);
     prop_assert_eq!(patch.config.unwrap_or(old.config), new.config);
@@ -198,7 +207,7 @@ fn leads(old: &Desired, patch: &Patch, new: &Desired) -> Result<(), TestCaseErro
 fn agree(world: &mut World, planner: &mut Planner) -> Result<Patch, TestCaseError> {
     let old = world.standing.clone();
     planner.observe(&world.facts, world.attachments.clone());
-    let patch = planner.patch(&room(world.limits, &old));
+    let patch = planner.patch(&world.limits.room());
     let whole = world.plan();
     prop_assert_eq!(&told(planner, &whole), &whole);
     leads(&old, &patch, &whole)?;
@@ -209,8 +218,11 @@ fn agree(world: &mut World, planner: &mut Planner) -> Result<Patch, TestCaseErro
 fn limits() -> impl Strategy<Value = Limits> {
     prop_oneof![
         3 => Just(WIDE),
-        1 => (1..12_usize, 1..16_usize, 1..30_usize, 1..12_usize, 1..20_usize).prop_map(
-            |(services, members, identities, cidrs, rules)| Limits { services, members, identities, cidrs, rules }),
+        2 => (1..4_usize).prop_map(|terms| Limits { terms, ..WIDE }),
+        1 => (1..12_usize, 1..16_usize, 1..30_usize, 1..12_usize, 1..4_usize, 1..20_usize, 1..12_usize).prop_map(
+            |(services, members, peers, classes, terms, rules, blocks)| Limits {
+                services, members, peers, classes, terms, rules, blocks
+            }),
     ]
 }
 
@@ -244,12 +256,15 @@ proptest! {
                     let patch = agree(&mut world, &mut planner)?;
                     let summary = applier.patch(&*fake, planner.desired(), &patch).unwrap();
                     prop_assert_eq!(summary.problems, Vec::<String>::new());
-                    prop_assert_eq!(&fake.identities.all(), &world.standing.identities);
+                    prop_assert_eq!(&fake.peers.all(), &world.standing.peers);
+                    prop_assert_eq!(&fake.classes.all(), &world.standing.classes);
+                    prop_assert_eq!(&fake.lists.all(), &world.standing.lists);
                     prop_assert_eq!(&fake.rules.all(), &world.standing.rules);
+                    prop_assert_eq!(&fake.blocks.all(), &world.standing.blocks);
                 }
             }
             let nothing = agree(&mut world, &mut planner)?;
-            prop_assert!(world.standing.crowded || nothing == Patch::default() || limits.cidrs != WIDE.cidrs, "{nothing:?}");
+            prop_assert!(nothing == Patch::default() || limits.blocks != WIDE.blocks, "{nothing:?}");
         }
     }
     /// Whoever starts anew under the same cluster finds everything as it should be.
@@ -264,9 +279,6 @@ proptest! {
             let mut next = World { limits, standing: standing.standing.clone(), ..World::default() };
             build_all(&mut next, parts, more);
             pass(&mut agent, &fake, &standing.snapshot, &mut next)?;
-            if next.standing.crowded {
-                pass(&mut agent, &fake, &next.snapshot.clone(), &mut next)?;
-            }
             standing = next;
             let attachments = &standing.attachments;
             let numbers = recovered(&fake, attachments);
@@ -347,9 +359,121 @@ fn an_edit_that_does_not_fit_displaces_nobody(#[case] from: Value) {
     assert_eq!(next.standing.closed.len(), 1);
 }
 
+/// An edit that makes a list too long changes nothing else of it, and neither it nor what follows takes a whole compilation.
+#[test]
+fn a_list_that_grows_too_long_is_closed_and_followed() {
+    let mut world = World::default();
+    let web = world.local(("x", "web"), json!({}), &["10.1.0.1"], json!({}));
+    let other = world.local(("y", "web"), json!({}), &["10.1.0.2"], json!({}));
+    world.policy(("y", "p"), json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}));
+    let hole =
+        |n: u32| json!({"ipBlock": {"cidr": "0.0.0.0/0", "except": [format!("20.{}.{}.0/24", n >> 8, n & 255)]}});
+    let rule = |n: u32| json!({"from": [hole(n)], "ports": [{"port": 1 + 2 * n}]});
+    let spec = |count: u32| {
+        let own = json!({"from": [{"podSelector": {"matchLabels": {"app": "a"}}}]});
+        let rules: Vec<Value> = [own].into_iter().chain((0..count).map(rule)).collect();
+        json!({"podSelector": {}, "ingress": rules})
+    };
+    world.policy(("x", "p"), spec(0));
+    world.pod(("x", "peer"), json!({"app": "a"}), &["10.2.0.1"], json!({}));
+    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
+    pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+    let compiled = agent.0.compiled();
+    for step in 0..5 {
+        let before = world.snapshot.clone();
+        match step {
+            0 => drop(world.policy(("x", "p"), spec(2000))),
+            1 => drop(world.pod(("y", "friend"), json!({}), &["10.2.0.2"], json!({}))),
+            2 => drop(world.policy(("x", "p"), spec(2001))),
+            3 => drop(world.policy(("y", "p"), spec(0))),
+            _ => drop(world.policy(("x", "p"), spec(1))),
+        }
+        let mut whole = world.clone();
+        pass(&mut agent, &fake, &before, &mut world).unwrap();
+        let plan = whole.plan();
+        assert_eq!(told(&agent.0, &plan), plan);
+        let closed = step < 4;
+        assert_eq!(plan.closed.len(), usize::from(closed));
+        assert_eq!(lets_in(agent.0.desired(), web, "10.2.0.1", (TCP, Some(80))), !closed);
+        assert_eq!(lets_in(agent.0.desired(), other, "10.2.0.2", (TCP, Some(80))), (1..3).contains(&step));
+    }
+    assert_eq!(agent.0.compiled(), compiled, "no whole compilation");
+}
+
+/// A pod that more policies mean than its class can tell: pods, labels and policies around it are followed all the same.
+#[test]
+fn a_class_with_too_many_terms_is_followed() {
+    let mut world = World::default();
+    world.local(("x", "web"), json!({}), &["10.1.0.1"], json!({}));
+    let key = |n: u32| format!("k{n}");
+    let labels: serde_json::Map<String, Value> = (0..40).map(|n| (key(n), json!("v"))).collect();
+    world.pod(("y", "meant"), labels.clone().into(), &["10.2.0.1"], json!({}));
+    let peer = |n: u32| json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {key(n): "v"}}});
+    let policy =
+        |count: u32| json!({"podSelector": {}, "ingress": [{"from": (0..count).map(peer).collect::<Vec<_>>()}]});
+    world.policy(("x", "p"), policy(30));
+    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
+    pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+    let compiled = agent.0.compiled();
+    let mut whole = world.clone();
+    for step in 0..5 {
+        let before = world.snapshot.clone();
+        for world in [&mut world, &mut whole] {
+            match step {
+                0 => drop(world.pod(("y", "as-well"), labels.clone().into(), &["10.2.0.2"], json!({}))),
+                1 => drop(world.policy(("x", "p"), policy(31))),
+                2 => drop(world.policy(("x", "p"), policy(24))),
+                3 => drop(world.policy(("x", "p"), policy(20))),
+                _ => drop(world.policy(("x", "p"), policy(30))),
+            }
+        }
+        pass(&mut agent, &fake, &before, &mut world).unwrap();
+        let plan = whole.plan();
+        assert_eq!(agent.0.desired().classes, plan.classes);
+        assert_eq!((&agent.0.desired().refusals, agent.0.problems()), (&plan.refusals, plan.problems));
+        assert_eq!(plan.refusals.len(), usize::from(step != 3), "{:?}", plan.refusals);
+    }
+    assert_eq!(agent.0.compiled(), compiled, "no whole compilation");
+}
+
+/// A term that comes, and a namespace, by their numbers among those that stand.
+#[test]
+fn terms_that_meet_are_found_whatever_comes_last() {
+    BITS.set(0xff_0000);
+    let (mut by_policy, mut by_namespace) = (0, 0);
+    for n in 0..600_u32 {
+        let mut world = World::default();
+        world.local(("x", "web"), json!({}), &["10.1.0.1"], json!({}));
+        world.local(("y", "web"), json!({}), &["10.1.0.2"], json!({}));
+        let from = |app: String| json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]});
+        world.policy(("x", "p"), from("a".into()));
+        let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
+        pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+        let before = world.snapshot.clone();
+        if n % 2 == 0 {
+            world.policy(("y", "p"), from(format!("b{n}")));
+        } else {
+            world.pod((&format!("n{n}"), "pod"), json!({}), &["10.2.0.1"], json!({}));
+        }
+        let mut whole = world.clone();
+        pass(&mut agent, &fake, &before, &mut world).unwrap();
+        let plan = whole.plan();
+        assert_eq!((&agent.0.desired().closed, &agent.0.desired().lists), (&plan.closed, &plan.lists));
+        *(if n % 2 == 0 { &mut by_policy } else { &mut by_namespace }) += plan.closed.len();
+    }
+    BITS.set(u64::MAX);
+    assert!(by_policy > 0 && by_namespace > 0, "some met: {by_policy}, {by_namespace}");
+}
+
 fn recovered(fake: &Fake, attachments: &[Arc<crate::model::Attachment>]) -> Numbers {
     let (frontends, balancers) = (fake.frontends.all(), fake.balancers.all());
-    Numbers::recovered(HashKey::default(), (&frontends, &balancers), &fake.ports.all(), attachments)
+    Numbers::recovered(
+        HashKey::default(),
+        (&frontends, &balancers),
+        &fake.classes.all(),
+        &fake.ports.all(),
+        attachments,
+    )
 }
 
 /// A number that may be somebody's, nobody's or none.
@@ -369,7 +493,7 @@ fn pass(
     let standing = Standing { synced: true, remembered: world.snapshot.remembered, ..Standing::default() };
     planner.take(News { deltas, standing, since: None });
     planner.observe(&world.facts, world.attachments.clone());
-    let patch = planner.patch(&room(world.limits, &world.standing));
+    let patch = planner.patch(&world.limits.room());
     let summary = applier.patch(fake, planner.desired(), &patch).unwrap();
     world.standing = planner.desired().clone();
     prop_assert_eq!(&summary.problems, &Vec::<String>::new());

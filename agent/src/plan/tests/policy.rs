@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! NetworkPolicy, line by line of its contract.
 
-use std::collections::BTreeSet;
-
 use rstest::rstest;
 
 use super::*;
@@ -141,7 +139,12 @@ fn isolation_is_by_namespace_and_selector() {
     world.snapshot.policies.clear();
     let desired = world.plan();
     assert!(lets_in(&desired, web, "10.2.0.1", HTTP), "back to open with the last policy");
-    assert!(desired.rules.is_empty() && desired.identities.is_empty() && world.numbers.policies.is_empty());
+    assert!(
+        desired.rules.is_empty()
+            && desired.lists.is_empty()
+            && desired.peers.is_empty()
+            && world.numbers.lists.is_empty()
+    );
 }
 
 #[test]
@@ -156,8 +159,8 @@ fn policies_add_up_and_equal_sets_are_one() {
     let desired = world.plan();
     assert_eq!(admitted(&desired, web, (TCP, Some(80))), [1]);
     assert_eq!(admitted(&desired, web, (TCP, Some(81))), [2]);
-    assert_eq!(desired.ports[&web].ingress_policy, desired.ports[&twin].ingress_policy);
-    assert_eq!(world.numbers.policies.len(), 1);
+    assert_eq!(desired.ports[&web].ingress_list, desired.ports[&twin].ingress_list);
+    assert_eq!(desired.lists.len(), 1);
 }
 
 #[rstest]
@@ -387,7 +390,7 @@ fn many_ports(count: u16) -> Value {
 }
 
 #[test]
-fn long_lists_go_on_in_chunks_and_too_long_ones_are_cut() {
+fn long_lists_go_on_and_too_long_ones_are_closed() {
     let (mut world, web) = world();
     let rule = |count| json!({"from": [{"podSelector": {}}], "ports": many_ports(count)});
     world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [rule(160)]}));
@@ -398,10 +401,104 @@ fn long_lists_go_on_in_chunks_and_too_long_ones_are_cut() {
 
     world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [rule(161)]}));
     let desired = world.plan();
-    assert!(open(&desired, 1000) && !open(&desired, 1000 + 2 * 160));
-    assert!(desired.problems[0].starts_with("NetworkPolicy x/p: 161 port ranges"), "{:?}", desired.problems);
+    assert!(!open(&desired, 1000) && lets_out(&desired, web, "10.2.0.1", HTTP));
+    let told = "NetworkPolicy x/p: does not fit: its workloads are closed: 161 port ranges";
+    assert!(desired.problems[0].starts_with(told), "{:?}", desired.problems);
     assert!(desired.policy_reports[0].state.contains("161 port ranges"), "{:?}", desired.policy_reports);
-    assert!(desired.rules.keys().all(|key| key.chunk < RuleKey::MAX_CHUNKS));
+    assert!(desired.rules.is_empty());
+}
+
+/// Who names namespaces means them whole: no class holds a term more for it.
+#[test]
+fn namespaces_by_their_names_are_no_selectors_of_pods() {
+    let (mut world, web) = world();
+    let named = |names: &[&str]| json!({"namespaceSelector": {"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": names}]}});
+    let peer = |n: u32| json!({"namespaceSelector": {}, "podSelector": {"matchExpressions": [{"key": format!("k{n}"), "operator": "DoesNotExist"}]}});
+    let rules: Vec<Value> = (0..22).map(|n| json!({"from": [peer(n)], "ports": [{"port": 1000 + n}]})).collect();
+    let more = json!([{"from": [named(&["y", "z"])], "ports": [{"port": 80}]}, {"from": [{"podSelector": {}}], "ports": [{"port": 81}]}]);
+    let all: Vec<Value> = rules.into_iter().chain(more.as_array().unwrap().clone()).collect();
+    world.policy(("x", "p"), json!({"podSelector": {}, "ingress": all}));
+    let desired = world.plan();
+    assert!(desired.problems.is_empty(), "{:?}", desired.problems);
+    assert_eq!((admitted(&desired, web, HTTP), admitted(&desired, web, (TCP, Some(81)))), (vec![3], vec![1, 2]));
+    assert_eq!(admitted(&desired, web, (TCP, Some(1021))), [1, 2, 3]);
+}
+
+/// What one peer may be meant by counts, and not what stands for all of them.
+#[test]
+fn many_peers_at_some_ports_each_are_no_long_list() {
+    let (mut world, web) = world();
+    let rules: Vec<Value> = (0..81)
+        .map(|n: u32| json!({"from": [{"podSelector": {"matchLabels": {"app": format!("a{n}")}}}], "ports": many_ports(5)}))
+        .collect();
+    world.policy(("x", "p"), json!({"podSelector": {}, "ingress": rules}));
+    world.pod(("x", "last"), json!({"app": "a80"}), &["10.2.0.9"], json!({}));
+    let desired = world.plan();
+    assert!(desired.problems.is_empty() && desired.rules.len() == 81 * 2, "{:?}", desired.problems);
+    assert!(
+        lets_in(&desired, web, "10.2.0.9", (TCP, Some(1008))) && !lets_in(&desired, web, "10.2.0.9", (TCP, Some(1010)))
+    );
+}
+
+/// Everybody, any pod, the namespace, a block and 22 selectors: a peer that all of them mean takes as many looks as one may.
+#[test]
+fn a_list_is_as_long_as_the_longest_walk_and_no_longer() {
+    let (mut world, web) = world();
+    // Ports of each part: none another's, so that nothing is left out as said already.
+    let ports = |part: u32, count: u32| {
+        json!((0..count).map(|n| json!({"port": 1000 + 400 * part + 2 * n})).collect::<Vec<_>>())
+    };
+    let policy = |last: u32| {
+        let mut rules = vec![
+            json!({"ports": ports(0, 20)}),
+            json!({"from": [{"namespaceSelector": {}}], "ports": ports(1, 20)}),
+            json!({"from": [{"podSelector": {}}], "ports": ports(2, 20)}),
+            json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": ports(3, 20)}),
+        ];
+        // 4 times 4 beyond the first, 21 times 2, and those of the last; more of them that are shorter count no more.
+        let counts = [12_u32; 21].into_iter().chain([last]).chain([4 * 2; 20]);
+        for (n, count) in counts.enumerate() {
+            let selector = json!({"matchExpressions": [{"key": format!("no{n}"), "operator": "DoesNotExist"}]});
+            let label = json!({"matchLabels": {"app": format!("many{n}")}});
+            let peer = if n < 22 { selector } else { label };
+            let key = u32::try_from(n).unwrap() + 4;
+            rules.push(json!({"from": [{"podSelector": peer}], "ports": ports(key, count)}));
+        }
+        json!({"podSelector": {}, "ingress": rules})
+    };
+    // 16 and 42 and 6 are 64.
+    world.policy(("x", "p"), policy(4 * 7));
+    let desired = world.plan();
+    assert!(desired.closed.is_empty(), "{:?}", desired.problems);
+    let open = |port: u32| lets_in(&desired, web, "10.2.0.1", (TCP, Some(u16::try_from(port).unwrap())));
+    for (part, count) in [(0, 20), (1, 20), (2, 20), (3, 20), (4, 12), (24, 12), (25, 28)] {
+        let last = 1000 + 400 * part + 2 * (count - 1);
+        assert!(open(last) && !open(last + 1), "{part}");
+    }
+    world.policy(("x", "p"), policy(4 * 7 + 1));
+    let desired = world.plan();
+    assert!(desired.problems[0].contains("65 entries beyond the first of each"), "{:?}", desired.problems);
+    assert_eq!(desired.closed.len(), 1);
+}
+
+#[test]
+fn blocks_of_more_lengths_than_a_list_has_room_for_close_it() {
+    let (mut world, web) = world();
+    let blocks = |count: u32| -> Value {
+        (0..count).map(|n| json!({"ipBlock": {"cidr": format!("2001:db8:{n:x}::/{}", 48 + n)}})).collect()
+    };
+    let policy = |blocks| json!({"podSelector": {}, "ingress": [{"from": blocks}]});
+    world.policy(("x", "p"), policy(blocks(33)));
+    let desired = world.plan();
+    assert!(desired.problems.is_empty() && lets_in(&desired, web, "2001:db8:20::", HTTP), "{:?}", desired.problems);
+    world.policy(("x", "p"), policy(blocks(34)));
+    let desired = world.plan();
+    assert!(!lets_in(&desired, web, "2001:db8:1::", HTTP));
+    assert!(desired.problems[0].contains("34 different prefix lengths"), "{:?}", desired.problems);
+    // All that there are of IPv4 are no question.
+    let all: Value = (0..=32).map(|length| json!({"ipBlock": {"cidr": format!("198.51.100.7/{length}")}})).collect();
+    world.policy(("x", "p"), policy(all));
+    assert!(world.plan().problems.is_empty());
 }
 
 /// Digest of the workload at this port.
@@ -453,12 +550,58 @@ fn only_workloads_that_are_judged_otherwise_decide_again() {
 }
 
 #[test]
-fn addresses_that_their_prefix_explains_have_no_entry() {
-    let (mut world, _) = world();
-    world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.3.0.0/16"]}}]}]}));
+fn who_means_blocks_or_every_pod_needs_no_address() {
+    let (mut world, web) = world();
+    let block = json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.3.0.0/16"]}});
+    world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [{"from": [block, {"namespaceSelector": {}}]}]}));
     let desired = world.plan();
-    assert!(desired.identities.is_empty());
-    assert_eq!(desired.cidrs.len(), 2);
-    let numbers: BTreeSet<u32> = desired.cidrs.values().copied().collect();
-    assert!(numbers.contains(&WORLD_IDENTITY), "the hole is the world again");
+    assert!(desired.peers.is_empty() && desired.classes.is_empty());
+    assert_eq!(desired.blocks.len(), 2, "the block, and its hole");
+    assert_eq!(admitted(&desired, web, HTTP), [1, 2, 3]);
+}
+
+#[test]
+fn an_edit_of_policy_writes_no_address() {
+    let (mut world, web) = world();
+    let from =
+        |app| json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]});
+    world.policy(("x", "p"), from("a"));
+    let before = world.plan();
+    assert_eq!(admitted(&before, web, HTTP), [1]);
+    world.policy(("x", "p"), from("b"));
+    let after = world.plan();
+    assert_eq!(admitted(&after, web, HTTP), [2]);
+    assert_eq!((&before.peers, before.peers.len()), (&after.peers, 6));
+    assert_ne!(before.ports[&web].ingress_list, after.ports[&web].ingress_list);
+    let still = |list: &u64| after.lists.contains_key(list);
+    assert!(!before.lists.keys().any(still), "a list never says something else");
+}
+
+#[test]
+fn every_verdict_names_who_decided() {
+    let (mut world, web) = world();
+    let rule = |from: Value, port: u16| json!({"from": from, "ports": [{"port": port}]});
+    let app = |app: &str| json!([{"podSelector": {"matchLabels": {"app": app}}}]);
+    let block = json!([{"ipBlock": {"cidr": "203.0.113.0/24"}}]);
+    world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [rule(app("a"), 80), rule(block, 81)]}));
+    world.policy(("x", "q"), json!({"podSelector": {}, "ingress": [rule(json!([{"namespaceSelector": {}}]), 82)]}));
+    let desired = world.plan();
+    let mut planner = crate::plan::Planner::default();
+    planner.take(crate::model::News {
+        deltas: crate::model::Deltas::whole(&world.snapshot),
+        standing: world.snapshot.standing(),
+        since: None,
+    });
+    planner.observe(&world.facts, world.attachments.clone());
+    let _ = planner.patch(&world.limits.room());
+    let told = |peer, port| {
+        let (allowed, rule) = verdict(&desired, desired.ports[&web].ingress_list, peer, (TCP, Some(port)));
+        (allowed, planner.rule_name(rule).unwrap())
+    };
+    assert_eq!(told("10.2.0.1", 80), (true, "NetworkPolicy x/p: ingress[0]".into()));
+    assert_eq!(told("203.0.113.9", 81), (true, "NetworkPolicy x/p: ingress[1]".into()));
+    assert_eq!(told("10.2.0.3", 82), (true, "NetworkPolicy x/q: ingress[0]".into()));
+    assert_eq!(told("10.2.0.3", 80), (false, "no ingress rule of NetworkPolicy x/p, x/q".into()));
+    assert_eq!(planner.rule_name(0), None);
+    assert_eq!(planner.rule_name(17), Some("unknown rule 17".into()));
 }

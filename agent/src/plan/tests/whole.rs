@@ -21,14 +21,15 @@ use crate::{
 
 /// Plans the whole dataplane of this node; see [`crate::plan::Planner::patch`].
 ///
-/// `numbers` are the numbers given out so far; it is changed only where an object is new or gone, so that a second plan of
+/// `standing` is the last plan: what stands in it stays where there is not enough room for all. `numbers` are the numbers given out so far; it is changed only where an object is new or gone, so that a second plan of
 /// the same input gives an equal [`Desired`] and leaves `numbers` as they were.
 #[must_use]
 pub(in crate::plan) fn plan(
     snapshot: &Snapshot,
     facts: &NodeFacts,
     attachments: &[Arc<Attachment>],
-    room: &Room<'_>,
+    room: &Room,
+    standing: &Desired,
     numbers: &mut Numbers,
 ) -> Desired {
     let mut desired = Desired { config: facts.config, devices: facts.devices.clone(), ..Desired::default() };
@@ -42,11 +43,13 @@ pub(in crate::plan) fn plan(
     name_pods(&owners, attachments, &mut desired);
     let forms = forms_of(snapshot);
     let isolation = policy::isolation::isolate(snapshot, attachments, &forms);
-    let policies = policy::compile(snapshot, &forms, isolation, &owners, room, numbers);
+    let policies =
+        policy::compile(snapshot, &forms, isolation, &owners, (room, &standing.classes), numbers, &mut desired);
     let names_of = |id: &String| Some((id.clone(), policies.isolation.names_of(id)?));
     desired.isolation = policies.isolation.workloads().filter_map(|(id, _)| names_of(id)).collect();
-    let judged = policies.describe(snapshot, &forms, &mut desired);
-    ports::describe(snapshot, facts, attachments, &judged, numbers, &mut desired);
+    policies.describe_reports(snapshot, &forms, &mut desired);
+    let judges = policies.judges();
+    ports::describe(snapshot, facts, attachments, &judges, numbers, &mut desired);
     let (routes, described) = routes::Routes::describe(snapshot, facts, &desired.frontends);
     let name = |frontend: &FrontendKey| desired.service_names[frontend].clone();
     desired.problems.extend(routes.problems(&desired.frontends, name));

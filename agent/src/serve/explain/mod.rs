@@ -9,11 +9,11 @@ mod tests;
 
 use std::{net::IpAddr, sync::Arc};
 
-use weft_abi::{Addr, CLUSTER_NET, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, Owner};
+use weft_abi::{Addr, CLUSTER_NET, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, Owner, rule};
 use weft_api::{ApiError, ErrorCode, ExplainQuery, Explanation};
 use weft_logic::{
     Tables as _, admit, decide, plan,
-    walk::{Sender, Walk},
+    walk::{Decision, Sender, Walk},
 };
 
 use self::recorder::Recorder;
@@ -34,7 +34,7 @@ pub(crate) fn explain(query: &ExplainQuery, known: &Known<'_>, maps: &impl Reads
     let outcome = run(&recorder, &mut walk);
     let (steps, differences) = recorder.finish().map_err(unreadable)?;
     let (forwarded, verdict) = match outcome {
-        Ok(Way::Decided) => (true, names.way(&walk)),
+        Ok(Way::Decided) => (true, format!("{}{}", names.way(&walk), names.allowed_by(&walk))),
         Ok(Way::HostStack) => {
             (true, "goes on to the host's own IP stack: it is for no workload of this node".to_owned())
         }
@@ -142,17 +142,27 @@ impl Names<'_> {
 
     fn refusal(&self, reason: DropReason, walk: &Walk) -> String {
         let (name, help) = DROP_REASONS[reason as usize];
-        let policies = match reason {
-            DropReason::PolicyEgress => {
-                self.policies(walk.decision.client.is_here(), &walk.question.key.src, |(_, egress)| egress)
-            }
-            DropReason::PolicyIngress => {
-                self.policies(walk.decision.server.is_here(), &walk.decision.target, |(ingress, _)| ingress)
-            }
-            _ => None,
+        let (rule, policies) = match reason {
+            DropReason::PolicyEgress => (
+                walk.decision.rules[Decision::EGRESS],
+                self.policies(walk.decision.client.is_here(), &walk.question.key.src, |(_, egress)| egress),
+            ),
+            DropReason::PolicyIngress => (
+                walk.decision.rules[Decision::INGRESS],
+                self.policies(walk.decision.server.is_here(), &walk.decision.target, |(ingress, _)| ingress),
+            ),
+            _ => (rule::NONE, None),
         };
         let isolated = policies.map(|policies| format!(": isolated by {policies}")).unwrap_or_default();
-        format!("dropped, {name}: {help}{isolated}")
+        let decided = self.known.planner.rule_name(rule).map(|rule| format!("; {rule}")).unwrap_or_default();
+        format!("dropped, {name}: {help}{isolated}{decided}")
+    }
+
+    /// The rules that let it through.
+    fn allowed_by(&self, walk: &Walk) -> String {
+        let names = walk.decision.rules.iter().filter_map(|rule| self.known.planner.rule_name(*rule));
+        let names: Vec<String> = names.collect();
+        if names.is_empty() { String::new() } else { format!("; allowed by {}", names.join(" and ")) }
     }
 
     /// The policies that isolate the workload of this node with that address.

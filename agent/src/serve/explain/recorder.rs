@@ -7,8 +7,8 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, CidrKey, Config, Frontend, FrontendKey, Member, MemberKey, Owner, Port,
-    Remote, RuleKey, Rules,
+    Addr, AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Frontend, FrontendKey, KnownVerdict,
+    List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, VerdictKey,
 };
 use weft_api::ExplainStep;
 use weft_dataplane::Maps;
@@ -18,6 +18,8 @@ use crate::{model::Desired, plan::Planner};
 
 /// Look-ups of one map at most: a decision needs some dozens.
 const MAX_LOOKUPS: usize = 128;
+/// Decision lists that a decision asks: the sender's and the receiver's.
+const MAX_LISTS: usize = 2;
 
 type Read<T> = Result<Option<T>, weft_dataplane::Error>;
 
@@ -39,12 +41,18 @@ pub(crate) trait Reads {
     fn member(&self, key: &MemberKey) -> Read<Member>;
     /// `BACKENDS`.
     fn backend(&self, key: &BackendKey) -> Read<u32>;
-    /// `IDENTITIES`, of one network.
-    fn single(&self, net: u32, addr: &Addr) -> Read<u32>;
-    /// `CIDRS`, longest prefix of one network.
-    fn prefix(&self, net: u32, addr: &Addr) -> Read<u32>;
+    /// `PEERS`, of one network.
+    fn class_of(&self, net: u32, addr: &Addr) -> Read<u64>;
+    /// `CLASSES`.
+    fn class(&self, class: u64) -> Read<Class>;
+    /// `LISTS`.
+    fn list(&self, list: u64) -> Read<List>;
     /// `RULES`.
-    fn rules(&self, key: &RuleKey) -> Read<Rules>;
+    fn run(&self, key: &RuleKey) -> Read<Run>;
+    /// `BLOCKS`.
+    fn block(&self, key: &BlockKey) -> Read<u64>;
+    /// `VERDICTS`.
+    fn verdict(&self, key: &VerdictKey) -> Read<KnownVerdict>;
     /// `GENERATIONS`.
     fn generation(&self, slot: u32) -> Read<u32>;
     /// `SERVICE_GENERATIONS`.
@@ -84,16 +92,28 @@ impl Reads for Maps {
         self.backends().get(key)
     }
 
-    fn single(&self, net: u32, addr: &Addr) -> Read<u32> {
-        self.identities().get(&AddressKey { net, addr: *addr })
+    fn class_of(&self, net: u32, addr: &Addr) -> Read<u64> {
+        self.peers().get(&AddressKey { net, addr: *addr })
     }
 
-    fn prefix(&self, net: u32, addr: &Addr) -> Read<u32> {
-        self.cidrs().get(&CidrKey::new(net, *addr, 128))
+    fn class(&self, class: u64) -> Read<Class> {
+        self.classes().get(&class)
     }
 
-    fn rules(&self, key: &RuleKey) -> Read<Rules> {
+    fn list(&self, list: u64) -> Read<List> {
+        self.lists().get(&list)
+    }
+
+    fn run(&self, key: &RuleKey) -> Read<Run> {
         self.rules().get(key)
+    }
+
+    fn block(&self, key: &BlockKey) -> Read<u64> {
+        self.blocks().get(key)
+    }
+
+    fn verdict(&self, key: &VerdictKey) -> Read<KnownVerdict> {
+        self.verdicts().get(key)
     }
 
     fn generation(&self, slot: u32) -> Read<u32> {
@@ -106,11 +126,11 @@ impl Reads for Maps {
 }
 
 /// Values that were read, at places that stay: the logic borrows them.
-pub(super) struct Shelf<T>([OnceCell<T>; MAX_LOOKUPS]);
+pub(super) struct Shelf<T, const N: usize = MAX_LOOKUPS>([OnceCell<T>; N]);
 
-impl<T> Shelf<T> {
+impl<T, const N: usize> Shelf<T, N> {
     const fn new() -> Self {
-        Self([const { OnceCell::new() }; MAX_LOOKUPS])
+        Self([const { OnceCell::new() }; N])
     }
 
     /// `None`: it is full.
@@ -127,7 +147,7 @@ pub(super) struct Recorder<'a, R> {
     pub(super) desired: &'a Desired,
     pub(super) step: Cell<Step>,
     steps: RefCell<Vec<ExplainStep>>,
-    differences: RefCell<Vec<String>>,
+    pub(super) differences: RefCell<Vec<String>>,
     error: RefCell<Option<String>>,
     pub(super) configs: Shelf<Config>,
     pub(super) ports: Shelf<Port>,
@@ -136,7 +156,10 @@ pub(super) struct Recorder<'a, R> {
     pub(super) frontends: Shelf<Frontend>,
     pub(super) balancers: Shelf<Balancer>,
     pub(super) members: Shelf<Member>,
-    pub(super) rules: Shelf<Rules>,
+    /// Each is looked at when a list is begun, and when it is done.
+    pub(super) classes: Shelf<Class, { 2 * MAX_LISTS }>,
+    pub(super) lists: Shelf<List, { 2 * MAX_LISTS }>,
+    pub(super) runs: Shelf<Run, { MAX_LISTS * MAX_STEPS as usize }>,
 }
 
 impl<'a, R: Reads> Recorder<'a, R> {
@@ -156,7 +179,9 @@ impl<'a, R: Reads> Recorder<'a, R> {
             frontends: Shelf::new(),
             balancers: Shelf::new(),
             members: Shelf::new(),
-            rules: Shelf::new(),
+            classes: Shelf::new(),
+            lists: Shelf::new(),
+            runs: Shelf::new(),
         }
     }
 

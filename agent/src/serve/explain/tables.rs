@@ -4,13 +4,14 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, BackendState, Balancer, CidrKey, Config, Frontend, FrontendFlags, FrontendKey,
-    Member, MemberKey, Owner, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Rules, WORLD_IDENTITY,
+    Addr, AddressKey, BackendKey, BackendState, Balancer, BlockKey, CLOSED_LIST, CidrKey, Class, Config, Frontend,
+    FrontendFlags, FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, NO_LIST, Owner,
+    PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Run, Verdict, VerdictKey, part,
 };
 use weft_logic::{Tables, decide::Step};
 
 use super::recorder::{Reads, Recorder};
-use crate::serve::flows;
+use crate::{model::address::MAPPED_PREFIX, serve::flows};
 
 impl<R: Reads> Tables for Recorder<'_, R> {
     fn config(&self) -> Option<&Config> {
@@ -82,34 +83,58 @@ impl<R: Reads> Tables for Recorder<'_, R> {
         self.read(self.maps.backend(backend)) == Some(BackendState::Serving as u32)
     }
 
-    fn identity(&self, net: u32, addr: &Addr) -> u32 {
-        let key = self.name(addr);
-        let single = self.read(self.maps.single(net, addr));
-        self.compare(
-            "IDENTITIES",
-            &key,
-            single.as_ref(),
-            self.desired.identities.get(&AddressKey { net, addr: *addr }),
-        );
-        if let Some(identity) = single {
-            self.note("IDENTITIES", &key, Some(format!("identity {identity}")));
-            return identity;
-        }
-        let prefix = self.read(self.maps.prefix(net, addr));
-        self.compare("CIDRS", &key, prefix.as_ref(), longest(&self.desired.cidrs, net, addr));
-        self.note("CIDRS", &key, prefix.map(|identity| format!("identity {identity}")));
-        prefix.unwrap_or(WORLD_IDENTITY)
+    fn class_of(&self, net: u32, addr: &Addr) -> Option<u64> {
+        let (class, key) = (self.read(self.maps.class_of(net, addr)), self.name(addr));
+        self.note("PEERS", &key, class.map(|class| format!("class {class:016x}")));
+        self.compare("PEERS", &key, class.as_ref(), self.desired.peers.get(&AddressKey { net, addr: *addr }));
+        class
     }
 
-    fn rules(&self, key: &RuleKey) -> Option<&Rules> {
-        let rules = self.read(self.maps.rules(key));
-        let RuleKey { policy, identity, chunk } = *key;
-        let peers =
-            if identity == weft_abi::ANY_IDENTITY { "all peers".to_owned() } else { format!("identity {identity}") };
-        let text = format!("policy set {policy}, {peers}, chunk {chunk}");
-        self.note("RULES", &text, rules.as_ref().map(describe_rules));
-        self.compare("RULES", &text, rules.as_ref(), self.desired.rules.get(key));
-        self.rules.keep(rules?)
+    fn class(&self, class: &u64) -> Option<&Class> {
+        let (found, key) = (self.read(self.maps.class(*class)), format!("class {class:016x}"));
+        let terms = |class: &Class| class.terms.iter().filter(|term| **term != 0).count();
+        self.note("CLASSES", &key, found.as_ref().map(|class| format!("{} selectors mean it", terms(class))));
+        self.compare("CLASSES", &key, found.as_ref(), self.desired.classes.get(class));
+        self.classes.keep(found?)
+    }
+
+    fn list(&self, list: &u64) -> Option<&List> {
+        let (found, key) = (self.read(self.maps.list(*list)), describe_list(*list));
+        self.note("LISTS", &key, found.as_ref().map(|list| self.describe_head(list)));
+        self.compare("LISTS", &key, found.as_ref(), self.desired.lists.get(list));
+        self.lists.keep(found?)
+    }
+
+    fn run(&self, key: &RuleKey) -> Option<&Run> {
+        let run = self.read(self.maps.run(key));
+        let of_blocks = key.part & part::TERM == 0 && key.part >= part::BLOCKS;
+        let owner = if of_blocks { describe_blocks(key.list) } else { describe_list(key.list) };
+        let text = format!("{owner}, {}", describe_part(key.part));
+        self.note("RULES", &text, run.as_ref().map(|run| self.describe_run(run)));
+        self.compare("RULES", &text, run.as_ref(), self.desired.rules.get(key));
+        self.runs.keep(run?)
+    }
+
+    fn block(&self, key: &BlockKey) -> Option<u64> {
+        let part = self.read(self.maps.block(key));
+        let v4 = key.addr.is_v4();
+        let length = if v4 { key.prefix_len.saturating_sub(MAPPED_PREFIX.into()) } else { key.prefix_len };
+        let text = format!("{}, {}/{length}", describe_blocks(key.blocks), IpAddr::from(key.addr));
+        self.note("BLOCKS", &text, part.map(describe_part));
+        self.compare("BLOCKS", &text, part.as_ref(), self.desired.blocks.get(key));
+        part
+    }
+
+    /// Asks the rules always, and compares with what the programs remember of them.
+    fn remember(&self, key: &VerdictKey, found: &KnownVerdict) {
+        let Some(known) = self.read(self.maps.verdict(key)) else { return };
+        let Some(allowed) = known.allows(key) else { return };
+        let text = format!("{}, {} {}", describe_list(key.list), flows::protocol(key.protocol), key.port);
+        self.note("VERDICTS", &text, Some(if allowed { "allowed before" } else { "refused before" }.to_owned()));
+        if known != *found {
+            let differs = format!("VERDICTS {text}: the map has {known:?}, the rules say {found:?}");
+            self.differences.borrow_mut().push(differs);
+        }
     }
 
     fn generation(&self, slot: u32) -> u32 {
@@ -126,8 +151,7 @@ impl<R: Reads> Tables for Recorder<'_, R> {
 }
 
 fn describe_port(port: &Port) -> String {
-    let isolation = |set: u32| if set == 0 { "not isolated".to_owned() } else { format!("policy set {set}") };
-    let (ingress, egress) = (isolation(port.ingress_policy), isolation(port.egress_policy));
+    let (ingress, egress) = (describe_list(port.ingress_list), describe_list(port.egress_list));
     format!("{}, ingress {ingress}, egress {egress}", weft_api::Mac(port.mac))
 }
 
@@ -155,19 +179,35 @@ fn describe_remote(remote: &Remote) -> String {
     }
 }
 
-fn describe_rules(rules: &Rules) -> String {
-    let rule = |rule: &weft_abi::PortRule| {
-        let protocol =
-            if rule.protocol == PROTOCOL_ANY { "everything".to_owned() } else { flows::protocol(rule.protocol) };
-        match (rule.first, rule.last) {
-            (0, u16::MAX) => protocol,
-            (first, last) if first == last => format!("{protocol} {first}"),
-            (first, last) => format!("{protocol} {first}-{last}"),
-        }
-    };
-    let count = usize::from(rules.count).min(rules.rules.len());
-    let allowed: Vec<String> = rules.rules[..count].iter().map(rule).collect();
-    format!("allows {}", allowed.join(", "))
+fn describe_list(list: u64) -> String {
+    match list {
+        NO_LIST => "not isolated".to_owned(),
+        CLOSED_LIST => "closed".to_owned(),
+        list => format!("list {list:016x}"),
+    }
+}
+
+fn describe_blocks(blocks: u64) -> String {
+    format!("blocks {blocks:016x}")
+}
+
+fn describe_part(part: u64) -> String {
+    match part {
+        part if part & part::TERM != 0 => format!("peers {:012x}", part >> 16 & 0x7fff_ffff_ffff),
+        part if part >= part::BLOCKS => format!("block {}", (part - part::BLOCKS) / part::STEP),
+        part if part >= part::ANY_POD => "all pods".to_owned(),
+        _ => "all peers".to_owned(),
+    }
+}
+
+fn describe_interval(interval: &Interval) -> String {
+    let Interval { first, last, protocol, .. } = *interval;
+    let protocol = if protocol == PROTOCOL_ANY { "everything".to_owned() } else { flows::protocol(protocol) };
+    match (first, last) {
+        (0, u16::MAX) => protocol,
+        (first, last) if first == last => format!("{protocol} {first}"),
+        (first, last) => format!("{protocol} {first}-{last}"),
+    }
 }
 
 /// The value of the longest prefix in `table` that covers `addr` of the network `net`.
@@ -196,6 +236,27 @@ fn describe_frontend(frontend: &Frontend) -> String {
 }
 
 impl<R: Reads> Recorder<'_, R> {
+    fn describe_head(&self, list: &List) -> String {
+        let isolated = list.flags & ListFlags::ISOLATES != 0;
+        let otherwise = if isolated { self.planner.rule_name(list.isolated_by) } else { None };
+        otherwise.map_or_else(|| "open".to_owned(), |name| format!("else refused: {name}"))
+    }
+
+    fn describe_run(&self, run: &Run) -> String {
+        let verb = |bits| match Interval::verdict(bits) {
+            verdict if verdict == Verdict::Accept as u8 => "allows",
+            verdict if verdict == Verdict::Deny as u8 => "denies",
+            _ => "passes",
+        };
+        let said = run.intervals.iter().filter(|interval| Interval::verdict(interval.bits) != Verdict::None as u8);
+        let said = said.map(|interval| {
+            let name = self.planner.rule_name(interval.rule).map(|name| format!(" ({name})")).unwrap_or_default();
+            format!("{} {}{name}", verb(interval.bits), describe_interval(interval))
+        });
+        let said: Vec<String> = said.collect();
+        if said.is_empty() { "says nothing".to_owned() } else { said.join(", ") }
+    }
+
     /// What the plan has in the place of a member: sets are numbered by the maps.
     fn planned_member(&self, key: &MemberKey) -> Option<&Member> {
         let balancer = self.read(self.maps.balancer(key.service))?;

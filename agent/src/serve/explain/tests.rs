@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use rstest::rstest;
 use weft_abi::{
-    ANY_IDENTITY, Addr, AddressKey, BackendKey, Balancer, CLUSTER_NET, CidrKey, Config, Frontend, FrontendFlags,
-    FrontendKey, Member, MemberKey, MemberSet, Owner, Port, PortRule, Remote, RemoteKind, RuleKey, Rules,
+    Addr, AddressKey, BackendKey, Balancer, BlockKey, CLUSTER_NET, CidrKey, Class, Config, Frontend, FrontendFlags,
+    FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, MemberSet, Owner, Port, Remote,
+    RemoteKind, RuleKey, Run, Tier, Verdict, VerdictKey, part,
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
@@ -25,8 +26,8 @@ const UPLINK: u32 = 1004;
 const OVERLAY: u32 = 1005;
 const TCP: u8 = 6;
 
-/// Maps as a plan wants them.
-struct Fake(Desired);
+/// Maps as a plan wants them, and what the programs remember of every question.
+struct Fake(Desired, Option<bool>);
 
 impl Reads for Fake {
     fn config(&self) -> Read<Config> {
@@ -60,14 +61,23 @@ impl Reads for Fake {
     fn backend(&self, _: &BackendKey) -> Read<u32> {
         Ok(None)
     }
-    fn single(&self, net: u32, addr: &Addr) -> Read<u32> {
-        Ok(self.0.identities.get(&AddressKey { net, addr: *addr }).copied())
+    fn class_of(&self, net: u32, addr: &Addr) -> Read<u64> {
+        Ok(self.0.peers.get(&AddressKey { net, addr: *addr }).copied())
     }
-    fn prefix(&self, _: u32, _: &Addr) -> Read<u32> {
-        Ok(None)
+    fn class(&self, class: u64) -> Read<Class> {
+        Ok(self.0.classes.get(&class).copied())
     }
-    fn rules(&self, key: &RuleKey) -> Read<Rules> {
+    fn list(&self, list: u64) -> Read<List> {
+        Ok(self.0.lists.get(&list).copied())
+    }
+    fn run(&self, key: &RuleKey) -> Read<Run> {
         Ok(self.0.rules.get(key).copied())
+    }
+    fn block(&self, key: &BlockKey) -> Read<u64> {
+        Ok(self.0.blocks.get(key).copied())
+    }
+    fn verdict(&self, key: &VerdictKey) -> Read<KnownVerdict> {
+        Ok(self.1.map(|allowed| KnownVerdict::new(key, allowed, 20)))
     }
     fn generation(&self, _: u32) -> Read<u32> {
         Ok(Some(1))
@@ -83,10 +93,11 @@ fn addr(text: &str) -> Addr {
 
 /// A client and a server here, the server isolated for ingress but for port 80; a Service before it, another node, a host.
 fn desired() -> Desired {
-    let port = |ingress_policy| Port { ingress_policy, mac: [2, 0, 0, 0, 0, 7], ..Port::default() };
+    let port = |ingress_list| Port { ingress_list, mac: [2, 0, 0, 0, 0, 7], ..Port::default() };
     let own = |text: &str| AddressKey::of_cluster(addr(text));
-    let mut rules = Rules { count: 1, ..Rules::default() };
-    rules.rules[0] = PortRule { first: 80, last: 80, protocol: TCP, pad: 0 };
+    let bits = Interval::bits(Verdict::Accept, Tier::Network);
+    let http = Interval { first: 80, last: 80, order: 0, protocol: TCP, bits, rule: 20 };
+    let head = List { flags: ListFlags::ANY | ListFlags::ISOLATES, isolated_by: 21, ..List::EMPTY };
     let prefix = |net: &str| CidrKey::of_cluster(addr(net), 96 + 24);
     let vip = FrontendKey::of_cluster(addr("10.96.0.10"), 8000_u16.to_be(), TCP);
     let member = Member { addr: addr("10.1.0.6"), port: 80_u16.to_be(), flags: 0 };
@@ -120,7 +131,8 @@ fn desired() -> Desired {
         ]
         .into(),
         balancers: [(70, DesiredBalancer::of([member], []))].into(),
-        rules: [(RuleKey { policy: 3, identity: ANY_IDENTITY, chunk: 0 }, rules)].into(),
+        lists: [(3, head)].into(),
+        rules: [(RuleKey { list: 3, part: part::ANY }, Run::of(&[http]))].into(),
         names: [(addr("10.1.0.5"), "default/client".to_owned()), (addr("10.1.0.6"), "default/server".to_owned())]
             .into(),
         service_names: BTreeMap::from([(vip, "default/web".to_owned())]),
@@ -134,7 +146,7 @@ fn query(from: &str, to: &str, port: u16) -> ExplainQuery {
 
 fn ask(query: &ExplainQuery, maps: Desired) -> Explanation {
     let planner = Planner::of(desired());
-    explain(query, &Known { planner: &planner, attachments: &[] }, &Fake(maps)).unwrap()
+    explain(query, &Known { planner: &planner, attachments: &[] }, &Fake(maps, None)).unwrap()
 }
 
 #[rstest]
@@ -186,16 +198,20 @@ fn the_steps_are_the_look_ups_in_their_order() {
         ("translate", "MEMBERS"),
         ("locate", "ADDRESSES"),
         ("locate", "PORTS"),
+        ("judge", "LISTS"),
         ("judge", "RULES"),
     ];
     assert_eq!(steps, expected);
-    assert_eq!(explained.steps[7].value, "allows TCP 80");
+    assert_eq!(explained.steps[8].value, "allows TCP 80 (unknown rule 20)");
+    assert!(explained.verdict.ends_with("; allowed by unknown rule 20"), "{explained:#?}");
+    let refused = ask(&query("default/client", "default/server", 81), desired());
+    assert!(refused.verdict.ends_with("; unknown rule 21"), "{refused:#?}");
 }
 
 #[test]
 fn what_the_maps_have_and_the_plan_does_not_is_told() {
     let mut maps = desired();
-    maps.ports.get_mut(&SERVER_PORT).unwrap().ingress_policy = 0;
+    maps.ports.get_mut(&SERVER_PORT).unwrap().ingress_list = 0;
     let balancer = maps.balancers.get_mut(&70).unwrap();
     let other = Member { port: 81_u16.to_be(), ..balancer.internal[0] };
     *balancer = DesiredBalancer::of([other], []);
@@ -210,6 +226,46 @@ fn what_the_maps_have_and_the_plan_does_not_is_told() {
     );
 }
 
+/// Each list, and the class of each peer, is looked at twice.
+#[test]
+fn both_ends_may_have_lists_that_ask_for_classes() {
+    let mut both = desired();
+    let (term, class) = (part::TERM | 5 << 16, 77);
+    let mut head = List { flags: ListFlags::TERMS | ListFlags::ISOLATES, isolated_by: 21, ..List::EMPTY };
+    List::bits_of(term).into_iter().for_each(|(word, bit)| head.filter[word] |= bit);
+    let run = both.rules[&RuleKey { list: 3, part: part::ANY }];
+    for list in [8, 9] {
+        both.lists.insert(list, head);
+        both.rules.insert(RuleKey { list, part: term }, run);
+    }
+    both.ports.get_mut(&CLIENT_PORT).unwrap().egress_list = 8;
+    both.ports.get_mut(&SERVER_PORT).unwrap().ingress_list = 9;
+    let mut terms = Class { version: 1, ..Class::default() };
+    terms.terms[0] = term;
+    both.classes.insert(class, terms);
+    both.peers = ["10.1.0.5", "10.1.0.6"].map(|text| (AddressKey::of_cluster(addr(text)), class)).into();
+    let planner = Planner::of(both.clone());
+    let known = Known { planner: &planner, attachments: &[] };
+    let ask =
+        |port| explain(&query("default/client", "default/server", port), &known, &Fake(both.clone(), None)).unwrap();
+    assert!(ask(80).forwarded, "{:#?}", ask(80));
+    assert!(ask(81).verdict.contains("policy-egress"), "{:#?}", ask(81));
+}
+
+#[test]
+fn what_the_programs_remember_otherwise_is_told() {
+    let planner = Planner::of(desired());
+    let known = Known { planner: &planner, attachments: &[] };
+    let ask = |remembered| {
+        let query = query("default/client", "default/server", 80);
+        explain(&query, &known, &Fake(desired(), Some(remembered))).unwrap()
+    };
+    let same = ask(true);
+    assert!(same.differences.is_empty() && same.steps.iter().any(|step| step.value == "allowed before"), "{same:#?}");
+    let other = ask(false);
+    assert!(other.forwarded && other.differences[0].starts_with("VERDICTS list "), "{other:#?}");
+}
+
 #[rstest]
 #[case("default/nobody", "10.1.0.6", "from: default/nobody is neither an address nor known here")]
 #[case("10.1.0.5", "svc/default/none", "to: svc/default/none is neither")]
@@ -217,7 +273,7 @@ fn what_the_maps_have_and_the_plan_does_not_is_told() {
 fn ends_that_are_not_known_are_named(#[case] from: &str, #[case] to: &str, #[case] message: &str) {
     let planner = Planner::of(desired());
     let known = Known { planner: &planner, attachments: &[] };
-    let error = explain(&query(from, to, 80), &known, &Fake(desired())).unwrap_err();
+    let error = explain(&query(from, to, 80), &known, &Fake(desired(), None)).unwrap_err();
     assert_eq!(error.code, ErrorCode::Invalid);
     assert!(error.message.contains(message), "{}", error.message);
 }

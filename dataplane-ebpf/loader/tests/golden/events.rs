@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is told of packets, to whom it is wanted by.
 
-use weft_abi::{Counter, Deliver, DropReason, EventKind, EventsWanted};
+use weft_abi::{Counter, Deliver, DropReason, EventKind, EventsWanted, part, rule};
 
 use crate::{
     node::{CLIENT, CLIENT_IP, Node, SERVER, SERVER_IP, mac},
@@ -48,6 +48,35 @@ fn an_event_says_where_a_flow_goes() {
     assert_eq!((event.kind, event.reason, event.ifindex), (EventKind::Flow as u8, Deliver::Peer as u8, CLIENT));
     assert_eq!((event.src, event.dst), (ip(CLIENT_IP[0]).into(), ip(SERVER_IP[0]).into()));
     assert!(event.time_ns > 0);
+}
+
+/// Also of a connection that its entry refuses.
+#[test]
+fn an_event_says_which_rules_decided() {
+    let node = Node::new();
+    let mut told = node.told();
+    node.maps().events_wanted().set(0, &EventsWanted { until: u32::MAX, one_in: 0 }).unwrap();
+    let mut rules = || {
+        let events = told();
+        let [event] = &events[..] else { panic!("{events:?}") };
+        (event.egress_rule, event.ingress_rule)
+    };
+    node.from_workload(CLIENT, &datagram(4000)).redirected();
+    assert_eq!(rules(), (rule::NONE, rule::NONE));
+    node.isolate(CLIENT, 0, 12);
+    node.isolate(SERVER, 11, 0);
+    node.set_rules(12, part::ANY_POD, &[(17, 1, 1), (17, 53, 53)]);
+    node.from_workload(CLIENT, &datagram(4001)).dropped(DropReason::PolicyIngress);
+    assert_eq!(rules(), (Node::first_rule(part::ANY_POD) + 1, Node::isolated_by(11)));
+    node.set_rules(11, part::ANY, &[(17, 53, 53)]);
+    node.from_workload(CLIENT, &datagram(4002)).redirected();
+    assert_eq!(rules(), (Node::first_rule(part::ANY_POD) + 1, Node::first_rule(part::ANY)));
+    node.isolate(CLIENT, 0, weft_abi::CLOSED_LIST);
+    node.publish(&[crate::node::workload(CLIENT)]);
+    for _ in 0..2 {
+        node.from_workload(CLIENT, &datagram(4002)).dropped(DropReason::PolicyEgress);
+        assert_eq!(rules(), (rule::CLOSED, rule::NONE));
+    }
 }
 
 /// What one port is refused a thousand times crowds out neither another port's drops nor its own for another reason.

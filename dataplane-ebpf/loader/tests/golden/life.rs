@@ -11,8 +11,8 @@ use crate::{
     packet::{ACK, FIN_ACK, L4, SYN, SYN_ACK, Seen, frame, ip, ip_headers, tuple},
 };
 
-const INGRESS: u32 = 21;
-const EGRESS: u32 = 22;
+const INGRESS: u64 = 21;
+const EGRESS: u64 = 22;
 
 fn there(family: usize, l4: L4) -> Vec<u8> {
     frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(SERVER_IP[family])), l4, b"x")
@@ -45,7 +45,7 @@ fn a_policy_that_forbids_ends_an_established_flow_in_both_directions() {
                 assert_eq!(again.dropped(reason).counts, []);
             }
             for policy in [INGRESS, EGRESS] {
-                node.set_rules(policy, weft_abi::ANY_IDENTITY, 0, false, &[(6, 80, 80)]);
+                node.set_rules(policy, weft_abi::part::ANY, &[(6, 80, 80)]);
             }
             node.publish(&[workload(ifindex)]);
             node.from_workload(SERVER, &back(family, L4::Tcp(80, 4000, ACK))).redecided().redirected();

@@ -142,9 +142,10 @@ fn policy_knows_a_peer_by_its_network() {
     for server in [SERVER, VM] {
         node.isolate(server, 9, 0);
     }
-    node.set_rules(9, 5, 0, false, &[(17, 53, 53)]);
+    let known = weft_abi::part::TERM | 5 << 16;
+    node.set_rules(9, known, &[(17, 53, 53)]);
     for family in 0..2 {
-        node.identify(CLIENT_IP[family], 5);
+        node.identify(CLIENT_IP[family], known);
         for (from, is_known) in [(CLIENT, true), (STRANGER, false)] {
             let outcome = node.from_workload(from, &udp(from, CLIENT_IP[family], SERVER_IP[family], (4000, 53)));
             if is_known {
@@ -153,10 +154,8 @@ fn policy_knows_a_peer_by_its_network() {
                 outcome.dropped(DropReason::PolicyIngress);
             }
         }
-        // And by a prefix.
-        let (address, prefix_len) = (address_key(OTHER, CLIENT_IP[family]), [128, 64][family]);
-        let prefix = weft_abi::CidrKey::new(OTHER, address.addr, prefix_len);
-        node.maps().cidrs().insert(&prefix, &5).unwrap();
+        // And there.
+        node.classify(OTHER, CLIENT_IP[family], &[known]);
         let again = udp(STRANGER, CLIENT_IP[family], SERVER_IP[family], (4001, 53));
         assert_eq!(node.from_workload(STRANGER, &again).redirected().dst_mac, mac(VM));
     }

@@ -88,7 +88,7 @@ fn a_trie_answers_with_the_longest_prefix() {
     let dataplane = sandbox.open();
     let remotes = dataplane.maps().remotes();
     let prefix = |octets: [u8; 4], bits: u32| CidrKey::of_cluster(Addr::v4(u32::from_ne_bytes(octets)), 96 + bits);
-    let remote = |kind| Remote { via: Addr::UNSPECIFIED, kind, mac: [0; 6], flags: 0 };
+    let remote = |kind| Remote { via: Addr::UNSPECIFIED, kind, mac: [0; 6], flags: 0, prefix_len: 0 };
     let (wide, narrow) = (prefix([10, 0, 0, 0], 8), prefix([10, 1, 0, 0], 16));
     remotes.insert(&wide, &remote(8)).unwrap();
     remotes.insert(&narrow, &remote(16)).unwrap();
@@ -112,16 +112,18 @@ fn a_trie_answers_with_the_longest_prefix() {
 fn a_trie_of_many_prefixes_is_listed_and_emptied_whole() {
     let sandbox = Sandbox::enter();
     let dataplane = sandbox.open();
-    let cidrs = dataplane.maps().cidrs();
+    let remotes = dataplane.maps().remotes();
     for number in 0..1500_u32 {
         let key = CidrKey::of_cluster(Addr::v4(number.to_be()), 128);
-        cidrs.insert(&key, &number).unwrap();
+        remotes
+            .insert(&key, &Remote { via: Addr::UNSPECIFIED, kind: number, mac: [0; 6], flags: 0, prefix_len: 0 })
+            .unwrap();
     }
-    let mut identities: Vec<_> = cidrs.iter().map(|entry| entry.unwrap().1).collect();
-    identities.sort_unstable();
-    assert_eq!(identities, (0..1500).collect::<Vec<_>>());
-    assert_eq!(cidrs.retain(|_, _| false).unwrap(), 1500);
-    assert!(cidrs.is_empty().unwrap());
+    let mut found: Vec<_> = remotes.iter().map(|entry| entry.unwrap().1.kind).collect();
+    found.sort_unstable();
+    assert_eq!(found, (0..1500).collect::<Vec<_>>());
+    assert_eq!(remotes.retain(|_, _| false).unwrap(), 1500);
+    assert!(remotes.is_empty().unwrap());
 }
 
 #[test]

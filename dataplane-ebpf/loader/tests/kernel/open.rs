@@ -118,9 +118,9 @@ fn a_map_of_another_type_is_refused() {
     let sandbox = Sandbox::enter();
     let dir = sandbox.pins("maps");
     fs::create_dir_all(&dir).unwrap();
-    aya::maps::Array::<_, u32>::create(16, 0).unwrap().pin(dir.join(map::IDENTITIES)).unwrap();
+    aya::maps::Array::<_, u32>::create(16, 0).unwrap().pin(dir.join(map::PEERS)).unwrap();
     let error = Dataplane::open(&sandbox.options()).unwrap_err();
-    assert!(matches!(error, Error::Layout { map: map::IDENTITIES, .. }), "{error}");
+    assert!(matches!(error, Error::Layout { map: map::PEERS, .. }), "{error}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! Properties of decisions: both entries of a flow fit each other, whoever sends what to whom.
 
 use proptest::prelude::*;
-use weft_abi::{Addr, AddressKey, Deliver, DropReason, Flow, FlowFlags, FlowKey6, PortRule};
+use weft_abi::{Addr, AddressKey, Deliver, DropReason, Flow, FlowFlags, FlowKey6};
 use weft_logic::{
     decide::moved,
     flow, masquerade, plan,
@@ -160,7 +160,7 @@ proptest! {
     #[test]
     fn an_answer_is_judged_by_the_port_that_was_asked(mut walk in packets(), isolated in any::<[[bool; 2]; 3]>()) {
         let mut world = World::new(isolated, false);
-        world.allow(PortRule { first: 8080, last: 8080, protocol: walk.question.key.protocol as u8, pad: 0 });
+        world.allow(walk.question.key.protocol as u8, 8080, 8080);
         prop_assume!(decided(&world, &mut walk).is_ok());
         prop_assert_eq!(decided(&world, &mut answer(&walk)), Ok(()));
     }

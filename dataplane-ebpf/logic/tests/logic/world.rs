@@ -4,9 +4,9 @@
 use std::{cell::Cell, collections::HashMap};
 
 use weft_abi::{
-    ANY_IDENTITY, Addr, AddressKey, BackendKey, Balancer, CLUSTER_NET, Config, DropReason, Frontend, FrontendFlags,
-    FrontendKey, Member, MemberKey, MemberSet, Owner, PROTOCOL_ANY, Port, PortKind, PortRule, Remote, RemoteKind,
-    RuleKey, Rules, WORLD_IDENTITY, generation,
+    Addr, AddressKey, BackendKey, Balancer, BlockKey, CLUSTER_NET, Class, Config, DropReason, Frontend, FrontendFlags,
+    FrontendKey, Interval, List, ListFlags, Member, MemberKey, MemberSet, Owner, PROTOCOL_ANY, Port, PortKind, Remote,
+    RemoteKind, RuleKey, Run, Tier, Verdict, generation, part,
 };
 use weft_logic::{
     Frame, Tables, admit, decide,
@@ -35,7 +35,9 @@ pub(crate) struct World {
     pub(crate) members: HashMap<(u32, u32, u32), Member>,
     /// So many look-ups of members come after their set has gone.
     pub(crate) late: Cell<u32>,
-    pub(crate) rules: HashMap<(u32, u32), Rules>,
+    pub(crate) lists: HashMap<u64, List>,
+    /// What every list allows to everybody.
+    pub(crate) allowed: Run,
     pub(crate) generations: HashMap<u32, u32>,
     pub(crate) service_generations: HashMap<u32, u32>,
 }
@@ -101,27 +103,26 @@ impl World {
         for (index, target) in (0_u8..).zip(targets) {
             world.add_service(index, target);
         }
+        let head = List { flags: ListFlags::ISOLATES | ListFlags::ANY, ..List::EMPTY };
+        world.lists = (1..=2 * u64::from(WORKLOADS)).map(|list| (list, head)).collect();
         if lenient {
-            world.allow(PortRule { first: 0, last: u16::MAX, protocol: PROTOCOL_ANY, pad: 0 });
+            world.allow(PROTOCOL_ANY, 0, u16::MAX);
         }
         world
     }
 
     /// Lets this pass wherever policy isolates, and nothing else.
-    pub(crate) fn allow(&mut self, rule: PortRule) {
-        let mut rules = Rules { count: 1, ..Rules::default() };
-        rules.rules[0] = rule;
-        for policy in 1..=2 * WORKLOADS {
-            self.rules.insert((policy, ANY_IDENTITY), rules);
-        }
+    pub(crate) fn allow(&mut self, protocol: u8, first: u16, last: u16) {
+        let bits = Interval::bits(Verdict::Accept, Tier::Network);
+        self.allowed = Run::of(&[Interval { first, last, order: 0, protocol, bits, rule: 16 }]);
     }
 
     fn add_port(&mut self, index: u32, kind: PortKind, ingress: bool, egress: bool) {
         let ifindex = FIRST_PORT + index;
         let port = Port {
             workload: ifindex,
-            ingress_policy: if ingress { index * 2 + 1 } else { 0 },
-            egress_policy: if egress { index * 2 + 2 } else { 0 },
+            ingress_list: if ingress { u64::from(index) * 2 + 1 } else { 0 },
+            egress_list: if egress { u64::from(index) * 2 + 2 } else { 0 },
             mac: mac(ifindex),
             kind: kind as u8,
             ..Port::default()
@@ -194,12 +195,24 @@ impl Tables for World {
         members.any(|(_, member)| (member.addr, member.port) == (backend.addr, backend.port))
     }
 
-    fn identity(&self, _: u32, _: &Addr) -> u32 {
-        WORLD_IDENTITY
+    fn class_of(&self, _: u32, _: &Addr) -> Option<u64> {
+        None
     }
 
-    fn rules(&self, key: &RuleKey) -> Option<&Rules> {
-        self.rules.get(&(key.policy, key.identity)).filter(|_| key.chunk == 0)
+    fn class(&self, _: &u64) -> Option<&Class> {
+        None
+    }
+
+    fn list(&self, list: &u64) -> Option<&List> {
+        self.lists.get(list)
+    }
+
+    fn run(&self, key: &RuleKey) -> Option<&Run> {
+        (key.part == part::ANY).then_some(&self.allowed)
+    }
+
+    fn block(&self, _: &BlockKey) -> Option<u64> {
+        None
     }
 
     fn generation(&self, slot: u32) -> u32 {

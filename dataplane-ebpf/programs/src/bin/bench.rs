@@ -101,9 +101,11 @@ pub fn next_packet(ctx: TcContext) -> i32 {
             (*headers).sport = flow as u16;
             (*headers).dport = (*template).dport;
         } else {
-            (*headers).dst = (*template).dst;
+            let spread = u32::from((*template).spread);
+            let beyond = if spread == 0 { 0 } else { flow >> 13 };
+            (*headers).dst = u32::from_be((*template).dst).wrapping_add(flow & spread).to_be();
             (*headers).sport = flow as u16;
-            (*headers).dport = (*template).dport;
+            (*headers).dport = u16::from_be((*template).dport).wrapping_add(beyond as u16).to_be();
         }
         (*template).program
     };

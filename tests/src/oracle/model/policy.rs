@@ -4,29 +4,40 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{
     super::world::{
         Direction, Expression, From, Labels, Operator, Packet, Peer, Pod, Policy, PolicyPort, PortRef, Protocol, Rule,
         Selector, World,
     },
-    Reason,
+    Quirks, Reason,
 };
 
 /// One end of a packet's way, as a peer of the other.
 struct Party<'w> {
     address: IpAddr,
     pod: Option<&'w Pod>,
+    /// It counts as some pod, nobody knows which.
+    is_any: bool,
 }
 
 /// Why the packet may not go to `address` and `port`, the receiver's own: the sender's policies speak first. Policies of pods
 /// of other nodes are these nodes' business.
-pub(super) fn refuses(world: &World, here: &str, packet: &Packet, address: IpAddr, port: u16) -> Option<Reason> {
+pub(super) fn refuses(
+    world: &World,
+    here: &str,
+    packet: &Packet,
+    (address, port): (IpAddr, u16),
+    quirks: Quirks,
+) -> Option<Reason> {
     let sender = match &packet.from {
         From::Pod(id) => world.pod(id),
         From::Host | From::Wire => owner(world, packet.source),
     };
-    let (source, receiver) =
-        (Party { address: packet.source, pod: sender }, Party { address, pod: owner(world, address) });
+    let party =
+        |address: IpAddr, pod| Party { address, pod, is_any: quirks.pods_by_prefix && is_unused(world, address) };
+    let (source, receiver) = (party(packet.source, sender), party(address, owner(world, address)));
     if let (From::Pod(_), Some(pod)) = (&packet.from, sender)
         && !allows(world, pod, Direction::Egress, &receiver, &receiver, packet.protocol, port)
     {
@@ -102,6 +113,11 @@ fn peer_matches(world: &World, policy: &Policy, peer: &Peer, party: &Party<'_>) 
         Peer::Block { cidr, except } => {
             cidr.contains(&party.address) && !except.iter().any(|hole| hole.contains(&party.address))
         }
+        Peer::Pods { pods, namespaces: Some(namespaces) }
+            if party.is_any && is_everything(namespaces) && pods.as_ref().is_none_or(is_everything) =>
+        {
+            true
+        }
         Peer::Pods { pods, namespaces } => party.pod.is_some_and(|pod| {
             let in_namespace = match namespaces {
                 None => pod.namespace == policy.namespace,
@@ -110,6 +126,21 @@ fn peer_matches(world: &World, policy: &Policy, peer: &Peer, party: &Party<'_>) 
             in_namespace && pods.as_ref().is_none_or(|selector| matches(selector, &pod.labels))
         }),
     }
+}
+
+/// Whether an address is in a pod CIDR and neither a pod's nor the node's own.
+fn is_unused(world: &World, address: IpAddr) -> bool {
+    let offset = |cidr: &IpNet| match (cidr.network(), address) {
+        (IpAddr::V4(network), IpAddr::V4(address)) => u128::from(address.to_bits() - network.to_bits()),
+        (IpAddr::V6(network), IpAddr::V6(address)) => address.to_bits() - network.to_bits(),
+        _ => 0,
+    };
+    let cidrs = world.nodes.iter().flat_map(|node| &node.pod_cidrs);
+    owner(world, address).is_none() && cidrs.filter(|cidr| cidr.contains(&address)).any(|cidr| offset(cidr) > 1)
+}
+
+fn is_everything(selector: &Selector) -> bool {
+    selector.labels.is_empty() && selector.expressions.is_empty()
 }
 
 fn namespace_labels(world: &World, name: &str) -> Labels {

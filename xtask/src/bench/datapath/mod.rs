@@ -18,6 +18,7 @@
 //! use.
 
 mod machine;
+pub(super) mod policy;
 mod site;
 
 use std::fmt;

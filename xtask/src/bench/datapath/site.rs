@@ -13,8 +13,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use weft_abi::{
-    ANY_IDENTITY, Addr, AddressKey, Balancer, CidrKey, Config, Frontend, FrontendKey, GATEWAY_MAC, Member, MemberKey,
-    MemberSet, Owner, Port, PortKind, PortRule, Remote, RemoteKind, RuleKey, Rules,
+    Addr, AddressKey, Balancer, CidrKey, Config, Frontend, FrontendKey, GATEWAY_MAC, Interval, List, ListFlags, Member,
+    MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, RuleKey, Run, Tier, Verdict, part, rule,
 };
 use weft_dataplane::{Dataplane, bench::Traffic};
 
@@ -24,7 +24,7 @@ use super::{Load, Packets};
 const BPFFS: &str = "/sys/fs/bpf";
 
 pub(super) const CLIENT: u32 = 101;
-const SERVER: u32 = 102;
+pub(super) const SERVER: u32 = 102;
 const VM: u32 = 103;
 pub(super) const OVERLAY: u32 = 104;
 pub(super) const CLIENT_IP: [u8; 4] = [10, 1, 0, 10];
@@ -38,9 +38,9 @@ const NODE_IP: [u8; 4] = [192, 0, 2, 1];
 const VNI: u32 = 7;
 /// What a packet out of the tunnel tells of the other node.
 pub(super) const PEER: (u32, u32) = (u32::from_be_bytes(PEER_IP), VNI);
-/// Policy sets of both directions: a rule each.
-const EGRESS: u32 = 1;
-const INGRESS: u32 = 2;
+/// Decision lists of both directions: a rule each.
+pub(super) const EGRESS: u64 = 1;
+pub(super) const INGRESS: u64 = 2;
 /// Slot and number of the Service.
 const SERVICE: u32 = 50;
 /// More connections than are ever made, and more flows a second: both are booked, and none is refused.
@@ -72,10 +72,10 @@ fn mac(ifindex: u32) -> [u8; 6] {
 /// The client's packets to the Service.
 pub(super) fn traffic() -> Traffic {
     let macs = [GATEWAY_MAC, mac(CLIENT)];
-    Traffic { flows: 1, seed: 0, dst: u32::from_ne_bytes(VIP), dport: 80, macs, tunnel: None }
+    Traffic { flows: 1, seed: 0, dst: u32::from_ne_bytes(VIP), dport: 80, spread: 0, macs, tunnel: None }
 }
 
-fn addr(octets: [u8; 4]) -> Addr {
+pub(super) fn addr(octets: [u8; 4]) -> Addr {
     Addr::v4(u32::from_ne_bytes(octets))
 }
 
@@ -106,8 +106,8 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
     {
         let port = Port {
             workload: ifindex,
-            ingress_policy: INGRESS,
-            egress_policy: EGRESS,
+            ingress_list: INGRESS,
+            egress_list: EGRESS,
             mac: mac(ifindex),
             kind: kind as u8,
             ..Port::default()
@@ -117,10 +117,13 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
             maps.addresses().insert(&address, &Owner::workload(ifindex))?;
         }
     }
-    for (policy, port) in [(EGRESS, 0), (INGRESS, 0)] {
-        let mut rules = Rules { count: 1, ..Rules::default() };
-        rules.rules[0] = PortRule { first: port, last: u16::MAX, protocol: 6, pad: 0 };
-        maps.rules().insert(&RuleKey { policy, identity: ANY_IDENTITY, chunk: 0 }, &rules)?;
+    let bits = Interval::bits(Verdict::Accept, Tier::Network);
+    let tcp = Interval { first: 0, last: u16::MAX, order: 0, protocol: 6, bits, rule: rule::FIRST };
+    for list in [EGRESS, INGRESS] {
+        let run = Run::of(&[tcp]);
+        maps.rules().insert(&RuleKey { list, part: part::ANY }, &run)?;
+        let head = List { flags: ListFlags::ANY | ListFlags::ISOLATES, ..List::EMPTY };
+        maps.lists().insert(&list, &head)?;
     }
     let far = Remote::new(addr(PEER_IP), RemoteKind::Tunnel);
     maps.remotes().insert(&CidrKey::of_cluster(addr([10, 2, 0, 0]), 96 + 24), &far)?;

@@ -131,7 +131,7 @@ pub(super) fn endpoint(site: &Site, tables: &Tables, number: usize) -> Result<f6
 fn label(site: &Site, tables: &Tables) -> Result<f64> {
     let key = site.population.remote_pod(POD);
     let (v4, v6) = site.population.remote_addresses(POD);
-    let known = || Ok::<_, anyhow::Error>([tables.identity(v4.into())?, tables.identity(v6.into())?]);
+    let known = || Ok::<_, anyhow::Error>([tables.class(v4.into())?, tables.class(v6.into())?]);
     let mut pod = site.server.get(Kind::Pods, &key).context("no pod")?;
     let now = &pod["metadata"]["labels"]["app"];
     pod["metadata"]["labels"]["app"] = json!(if now == "app-0" { "elsewhere" } else { "app-0" });

@@ -201,7 +201,7 @@ mod tests {
     #[case::blocks(json!([{"ipBlock": {"cidr": "10.0.0.0/8"}}]), &[])]
     #[case::values_of_one_key(json!([with_app("b"), with_app("a")]), &["n0 app in (a,b)"])]
     #[case::covered(json!([with_app("b"), {"podSelector": {}}]), &["n0 "])]
-    #[case::everything(json!([with_app("b"), {"namespaceSelector": {}}]), &["* "])]
+    #[case::every_pod_is_told_from_where_it_lies(json!([with_app("b"), {"namespaceSelector": {}}]), &["n0 app in (b)"])]
     #[case::team(json!([{"namespaceSelector": {"matchLabels": {"team": "red"}}}]), &["n0 ", "n2 ", "n4 ", "n6 "])]
     #[case::labels_in_few_namespaces(
         json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "n3"}}, "podSelector": {"matchLabels": {"app": "a"}}}]),

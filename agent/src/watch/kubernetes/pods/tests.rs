@@ -274,7 +274,10 @@ fn a_node_that_had_to_watch_all_pods_goes_back() {
     let (mut node, orders) = Node::new(Told::default().policy(policy("p", "web", &from_app("client"))));
     assert_eq!(begun(&orders), ["x app in (client)"]);
     node.list_all();
-    let (orders, _) = node.screen(Told::default().policy(policy("all", "web", &json!([{"namespaceSelector": {}}]))));
+    // Whatever pod it is, it numbers the port.
+    let spec = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"ports": [{"port": "http"}]}]});
+    let all = from_value(json!({"metadata": {"namespace": "x", "name": "all"}, "spec": spec})).unwrap();
+    let (orders, _) = node.screen(Told::default().policy((key("x", "all"), Arc::new(all))));
     assert_eq!(begun(&orders), ["* "]);
     node.list_all();
     node.screen(Told::default().gone("all"));

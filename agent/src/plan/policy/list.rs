@@ -1,0 +1,537 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Decision lists: what one combination of policies says one way, as the programs read it.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use weft_abi::{
+    Addr, BlockKey, CLOSED_LIST, INTERVALS_PER_RUN, Interval, List, ListFlags, MAX_LENGTHS, MAX_MORE_RUNS, MAX_RUNS,
+    PROTOCOL_ANY, RuleKey, Run, TERMS_PER_CLASS, Tier, Verdict, part,
+};
+
+use crate::{
+    model::{Desired, HashKey, KeyedHash, Name},
+    plan::{
+        address::cidr_key,
+        policy::{
+            block,
+            isolation::{Forms, PolicySet, SetKey},
+            names,
+            peers::{NamedPort, Peer, PeerTerm, PodPeer},
+            ports::{self, PortRange},
+            rules::{Direction, Rule},
+        },
+    },
+};
+
+/// Intervals of one part at most.
+const MAX_INTERVALS: usize = MAX_RUNS as usize * INTERVALS_PER_RUN;
+/// What all parts of one list may say together, in intervals and prefixes: as much as the maps hold by their default sizes for all
+/// lists, so that whoever asks for more would be closed anyway, and a list costs 10 MB while it is made.
+pub(super) const MAX_SAID: usize = 1 << 18;
+
+/// One list, whole.
+#[derive(Debug)]
+pub(crate) struct DecisionList {
+    pub(crate) number: u64,
+    pub(crate) head: List,
+    /// By part and place; those of blocks are with these.
+    pub(crate) runs: BTreeMap<u64, Run>,
+    pub(crate) blocks: BlockSet,
+    pub(crate) known: KnownList,
+}
+
+/// What a list says of blocks of addresses. Lists that say the same share it: how many combinations of policies a namespace has is
+/// no question for how much its blocks take.
+#[derive(Debug, Default)]
+pub(crate) struct BlockSet {
+    /// By part and place.
+    runs: BTreeMap<u64, Run>,
+    /// Parts by prefix: address, and bits that count.
+    prefixes: BTreeMap<(Addr, u32), u64>,
+}
+
+/// What is kept of the blocks of a list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct KnownBlocks {
+    /// 0: there are none.
+    pub(crate) number: u64,
+    /// How many rules and prefixes they take.
+    pub(crate) rules: usize,
+    pub(crate) prefixes: usize,
+}
+
+/// What is kept of a list that stands in the plan.
+#[derive(Debug, Default)]
+pub(crate) struct KnownList {
+    pub(crate) number: u64,
+    /// How many rules it takes beside those of its blocks.
+    pub(crate) rules: usize,
+    pub(crate) blocks: KnownBlocks,
+    /// The terms that it has parts for, in order.
+    pub(crate) parts: Vec<u64>,
+    /// Those of them that are namespaces.
+    pub(crate) namespaces: Vec<Name>,
+    /// Those of them that classes have to be asked for.
+    pub(crate) terms: Vec<Arc<PeerTerm>>,
+    /// Why it is none: then nothing else is kept of it, and its number stands for why.
+    pub(crate) too_long: Option<TooLong>,
+}
+
+/// Why a list is none.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum TooLong {
+    /// Intervals for one peer.
+    Ports(usize),
+    /// Runs beyond the first of each part that one peer may have.
+    Runs(usize),
+    /// Prefix lengths of one family.
+    Lengths(usize),
+    /// Rules of blocks that lie within each other.
+    Blocks,
+    /// More in all than any list may say.
+    All,
+}
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ports(count) => write!(
+                f,
+                "{count} port ranges towards one peer, of all policies that select the same pods: {MAX_INTERVALS} fit; merge \
+                 ports into ranges with endPort"
+            ),
+            Self::Runs(count) => write!(
+                f,
+                "port ranges towards one peer may take {count} entries beyond the first of each selector that means it, of all \
+                 policies that select the same pods: {MAX_MORE_RUNS} fit; merge ports into ranges with endPort"
+            ),
+            Self::Lengths(count) => write!(
+                f,
+                "ipBlocks of {count} different prefix lengths of one family, of all policies that select the same pods: \
+                 {MAX_LENGTHS} fit; use fewer"
+            ),
+            Self::Blocks => f.write_str("too many rules with ipBlocks that lie within each other: use fewer"),
+            Self::All => write!(
+                f,
+                "peers times port ranges are more than {MAX_SAID}, of all policies that select the same pods: use fewer"
+            ),
+        }
+    }
+}
+
+/// What a list says, by part.
+#[derive(Debug, Default)]
+struct Draft<'f> {
+    /// What it says of everybody.
+    any: Vec<Interval>,
+    any_pod: Vec<Interval>,
+    namespaces: BTreeMap<&'f str, Vec<Interval>>,
+    peers: BTreeMap<Arc<PeerTerm>, Vec<Interval>>,
+    blocks: block::Rules<'f>,
+    /// Intervals of all parts.
+    said: usize,
+}
+
+/// The list of a set of policies.
+pub(crate) fn compile(key: &SetKey, set: &PolicySet, forms: &Forms, hash: HashKey) -> DecisionList {
+    if set.policies.is_empty() {
+        return DecisionList::closed(KnownList { number: CLOSED_LIST, ..KnownList::default() });
+    }
+    let written = draft(key, set, forms, hash).and_then(|draft| draft.finish(key, hash));
+    written.unwrap_or_else(|why| {
+        // Nothing of it is kept: it is its owner's alone how much there was.
+        let number = number_of(hash.of("too long").text(&key.to_string()).text(&why.to_string()));
+        DecisionList::closed(KnownList { number, too_long: Some(why), ..KnownList::default() })
+    })
+}
+
+/// What all rules say. Those about everybody come first: what others say beside them is left out before it is copied to their peers.
+fn draft<'f>(key: &SetKey, set: &PolicySet, forms: &'f Forms, hash: HashKey) -> Result<Draft<'f>, TooLong> {
+    let mut draft = Draft::default();
+    for about_everybody in [true, false] {
+        for policy in &set.policies {
+            let rules = forms.get(policy).and_then(|form| form.rules_of(key.direction)).unwrap_or_default();
+            let numbered = names::of_rules(hash, policy, key.direction).zip(rules);
+            for (number, rule) in numbered.filter(|(_, rule)| rule.peers.is_none() == about_everybody) {
+                draft.add(rule, set, key, number)?;
+            }
+        }
+        if about_everybody {
+            draft.any = ports::condense(draft.any, &[]);
+            check_part(&draft.any)?;
+        }
+    }
+    Ok(draft)
+}
+
+/// A part has room for so many.
+const fn check_part(said: &[Interval]) -> Result<(), TooLong> {
+    if said.len() > MAX_INTERVALS { Err(TooLong::Ports(said.len())) } else { Ok(()) }
+}
+
+/// Adds to a part, and to what all of them say. What adds nothing goes as soon as a part seems to be too long for its room.
+fn extend(part: &mut Vec<Interval>, more: &[Interval], said: &mut usize) -> Result<(), TooLong> {
+    *said += more.len();
+    if *said > MAX_SAID {
+        return Err(TooLong::All);
+    }
+    part.extend(more);
+    if part.len() > MAX_INTERVALS {
+        *part = ports::condense(std::mem::take(part), &[]);
+        check_part(part)?;
+    }
+    Ok(())
+}
+
+/// What a rule says of some ports.
+fn accept(ports: &[PortRange], rule: u32) -> Vec<Interval> {
+    let bits = Interval::bits(Verdict::Accept, Tier::Network);
+    let interval = |PortRange { protocol, first, last }: &PortRange| Interval {
+        first: *first,
+        last: *last,
+        order: 0,
+        protocol: *protocol,
+        bits,
+        rule,
+    };
+    ports.iter().map(interval).collect()
+}
+
+impl<'f> Draft<'f> {
+    fn add(&mut self, rule: &'f Rule, set: &PolicySet, key: &SetKey, number: u32) -> Result<(), TooLong> {
+        let ports = match key.direction {
+            Direction::Ingress => ingress_ports(rule, set),
+            Direction::Egress => {
+                self.add_egress_names(rule, number)?;
+                rule.numeric.clone()
+            }
+        };
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let all = accept(&ports::merge(ports), number);
+        let Some(peers) = &rule.peers else {
+            return extend(&mut self.any, &all, &mut self.said);
+        };
+        let said = ports::condense(all.clone(), &self.any);
+        if !said.is_empty() && !peers.is_empty() {
+            check_part(&said)?;
+        }
+        let mut blocks = Vec::new();
+        for peer in peers {
+            match peer {
+                Peer::Block(block) => blocks.push(block),
+                Peer::Pods(_) if said.is_empty() => {}
+                Peer::Pods(peer) if peer.is_everybody() => extend(&mut self.any_pod, &said, &mut self.said)?,
+                Peer::Pods(peer) => match peer.whole_namespaces() {
+                    Some(names) => {
+                        for name in names {
+                            extend(self.namespaces.entry(name).or_default(), &said, &mut self.said)?;
+                        }
+                    }
+                    None => {
+                        let term = Arc::new(PeerTerm { peer: peer.clone(), named: None });
+                        extend(self.peers.entry(term).or_default(), &said, &mut self.said)?;
+                    }
+                },
+            }
+        }
+        if !blocks.is_empty() && !self.lets_everybody() {
+            check_part(&all)?;
+            self.said += blocks.len() + all.len();
+            self.blocks.push((blocks, all));
+        }
+        if self.said > MAX_SAID { Err(TooLong::All) } else { Ok(()) }
+    }
+
+    /// Whether everybody may everything.
+    fn lets_everybody(&self) -> bool {
+        self.any.iter().any(|interval| interval.protocol == PROTOCOL_ANY)
+    }
+
+    /// The port is each peer pod's own: the name becomes part of whom the rule means. An address block has no pod that
+    /// could tell, so that a name allows nothing there.
+    fn add_egress_names(&mut self, rule: &Rule, number: u32) -> Result<(), TooLong> {
+        let any = [Peer::Pods(PodPeer::all())];
+        let peers = rule.peers.as_deref().unwrap_or(&any);
+        for peer in peers.iter().filter_map(Peer::as_pods) {
+            for named in &rule.named {
+                let term = Arc::new(PeerTerm { peer: peer.clone(), named: Some(named.clone()) });
+                // Which port it is the term of the class says.
+                let every = PortRange { protocol: named.protocol, first: 0, last: u16::MAX };
+                extend(self.peers.entry(term).or_default(), &accept(&[every], number), &mut self.said)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, key: &SetKey, hash: HashKey) -> Result<DecisionList, TooLong> {
+        let everybody = self.lets_everybody();
+        let any = self.any;
+        let mut list = Building { general: &any, hash, ..Building::new() };
+        list.head.flags |= ListFlags::ISOLATES;
+        list.head.isolated_by = names::of_set(hash, key);
+        if !any.is_empty() {
+            list.head.flags |= ListFlags::ANY;
+            list.put(part::ANY, Part::General, &any)?;
+        }
+        let any_pod = ports::condense(self.any_pod, &any);
+        if !any_pod.is_empty() {
+            list.head.flags |= ListFlags::ANY_POD;
+            list.put(part::ANY_POD, Part::General, &any_pod)?;
+        }
+        for (name, said) in self.namespaces {
+            if list.put_term(namespace_term(hash, name), Part::Namespace, said)? {
+                list.known.namespaces.push(Name::shared(name));
+            }
+        }
+        for (peer, said) in self.peers {
+            let term = peer.number(hash);
+            if list.put_term(term, Part::Term, said)? {
+                list.known.terms.push(peer);
+            }
+        }
+        // What everybody may besides is said again: the set is the same beside other policies.
+        if !everybody {
+            list.put_blocks(block::flatten(&self.blocks, &[]).map_err(|block::TooMuch| TooLong::Blocks)?)?;
+        }
+        list.finish()
+    }
+}
+
+fn ingress_ports(rule: &Rule, set: &PolicySet) -> Vec<PortRange> {
+    let resolved = rule.named.iter().flat_map(|name| {
+        let numbers = set.named.get(name).into_iter().flatten();
+        numbers.map(|number| single(name, *number))
+    });
+    rule.numeric.iter().copied().chain(resolved).collect()
+}
+
+const fn single(name: &NamedPort, number: u16) -> PortRange {
+    PortRange { protocol: name.protocol, first: number, last: number }
+}
+
+/// The term of all pods of a namespace.
+pub(crate) fn namespace_term(hash: HashKey, name: &str) -> u64 {
+    term_of(hash.of("namespace").text(name).finish())
+}
+
+/// A term's number: a hash, and room for a port.
+pub(crate) fn term_of(hash: u64) -> u64 {
+    #[cfg(test)]
+    let hash = hash & BITS.get();
+    part::TERM | hash & !part::LOW
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The bits of hashes that terms' numbers have: with few of them, terms meet.
+    pub(crate) static BITS: std::cell::Cell<u64> = const { std::cell::Cell::new(u64::MAX) };
+}
+
+/// Runs beyond the first of the parts that one walk looks at, at most: those for anybody and for any pod, one namespace's, one block's
+/// and as many terms' as a class has.
+#[derive(Debug, Default)]
+struct Longest {
+    general: usize,
+    namespace: usize,
+    block: usize,
+    terms: Vec<usize>,
+}
+
+/// Whom a part is for.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    General,
+    Namespace,
+    Block,
+    Term,
+}
+
+impl Longest {
+    fn note(&mut self, part: Part, more: usize) {
+        match part {
+            Part::General => self.general += more,
+            Part::Namespace => self.namespace = self.namespace.max(more),
+            Part::Block => self.block = self.block.max(more),
+            Part::Term => self.terms.push(more),
+        }
+    }
+
+    fn all(mut self) -> usize {
+        self.terms.sort_unstable_by_key(|more| Reverse(*more));
+        self.general + self.namespace + self.block + self.terms.iter().take(TERMS_PER_CLASS).sum::<usize>()
+    }
+}
+
+/// A list that is being written.
+struct Building<'l> {
+    general: &'l [Interval],
+    hash: HashKey,
+    head: List,
+    runs: BTreeMap<u64, Run>,
+    longest: Longest,
+    blocks: BlockSet,
+    known: KnownList,
+}
+
+impl Building<'_> {
+    fn new() -> Self {
+        Self {
+            general: &[],
+            hash: HashKey::default(),
+            head: List::EMPTY,
+            runs: BTreeMap::new(),
+            longest: Longest::default(),
+            blocks: BlockSet::default(),
+            known: KnownList::default(),
+        }
+    }
+
+    /// Writes a part; one that is empty has a run all the same.
+    fn put(&mut self, part: u64, is: Part, said: &[Interval]) -> Result<(), TooLong> {
+        check_part(said)?;
+        let count = said.len().div_ceil(INTERVALS_PER_RUN).max(1);
+        self.longest.note(is, count - 1);
+        for place in 0..count {
+            let mut run = Run::default();
+            let rest = said.iter().skip(place * INTERVALS_PER_RUN);
+            run.intervals.iter_mut().zip(rest).for_each(|(slot, interval)| *slot = *interval);
+            if place + 1 < count {
+                run.intervals[INTERVALS_PER_RUN - 1].bits |= Interval::MORE;
+            }
+            let runs = if matches!(is, Part::Block) { &mut self.blocks.runs } else { &mut self.runs };
+            runs.insert(part + place as u64, run);
+        }
+        Ok(())
+    }
+
+    /// Writes the part of a term, unless everybody may all of it.
+    fn put_term(&mut self, term: u64, is: Part, said: Vec<Interval>) -> Result<bool, TooLong> {
+        let said = ports::condense(said, self.general);
+        if said.is_empty() {
+            return Ok(false);
+        }
+        self.put(term, is, &said)?;
+        self.head.flags |= ListFlags::TERMS;
+        for (word, bit) in List::bits_of(term) {
+            self.head.filter[word] |= bit;
+        }
+        self.known.parts.push(term);
+        Ok(true)
+    }
+
+    /// Equal parts are one.
+    fn put_blocks(&mut self, borders: Vec<(IpNet, Vec<Interval>)>) -> Result<(), TooLong> {
+        let mut parts: BTreeMap<Vec<Interval>, u64> = BTreeMap::new();
+        let mut lengths: [BTreeSet<u8>; 2] = Default::default();
+        for (net, said) in borders {
+            let next = part::BLOCKS + parts.len() as u64 * part::STEP;
+            let number = match parts.get(&said) {
+                Some(known) => *known,
+                None => {
+                    self.put(next, Part::Block, &said)?;
+                    parts.insert(said, next);
+                    next
+                }
+            };
+            let key = cidr_key(net);
+            self.blocks.prefixes.insert((key.addr, key.address_bits()), number);
+            lengths[usize::from(!key.addr.is_v4())].insert(u8::try_from(key.address_bits()).unwrap_or(u8::MAX));
+            self.head.flags |= ListFlags::BLOCKS;
+        }
+        for (all, slots) in lengths.iter().zip(&mut self.head.lengths) {
+            if all.len() > MAX_LENGTHS {
+                return Err(TooLong::Lengths(all.len()));
+            }
+            slots.iter_mut().zip(all.iter().rev()).for_each(|(slot, length)| *slot = *length);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<DecisionList, TooLong> {
+        let Self { mut head, runs, longest, blocks, mut known, hash, .. } = self;
+        let more = longest.all();
+        if more > MAX_MORE_RUNS {
+            return Err(TooLong::Runs(more));
+        }
+        known.blocks = blocks.known(hash);
+        head.blocks = known.blocks.number;
+        let List { filter, blocks: set, flags, isolated_by, lengths } = &head;
+        let mut content = filter.iter().fold(hash.of("list").number(*set), |all, word| all.number(*word));
+        content = content.number((*flags).into()).number((*isolated_by).into()).bytes(lengths.as_flattened());
+        let number = number_of(write_runs(content, &runs));
+        known.parts.sort_unstable();
+        known = KnownList { number, rules: runs.len(), ..known };
+        Ok(DecisionList { number, head, runs, blocks, known })
+    }
+}
+
+/// A number by content; two mean something else.
+fn number_of(content: KeyedHash) -> u64 {
+    content.finish().clamp(1, CLOSED_LIST - 1)
+}
+
+fn write_runs(mut content: KeyedHash, runs: &BTreeMap<u64, Run>) -> KeyedHash {
+    for (part, run) in runs {
+        content = run.intervals.iter().fold(content.number(*part), write_interval);
+    }
+    content
+}
+
+fn write_interval(content: KeyedHash, interval: &Interval) -> KeyedHash {
+    let Interval { first, last, order, protocol, bits, rule } = *interval;
+    let ports = u64::from(first) << 32 | u64::from(last) << 16 | u64::from(order);
+    content.number(ports).number(u64::from(rule) << 32 | u64::from(protocol) << 8 | u64::from(bits))
+}
+
+impl BlockSet {
+    fn known(&self, hash: HashKey) -> KnownBlocks {
+        let Self { runs, prefixes } = self;
+        if prefixes.is_empty() {
+            return KnownBlocks::default();
+        }
+        let mut content = write_runs(hash.of("blocks"), runs);
+        for ((Addr(words), length), part) in prefixes {
+            let words = words.map(u32::to_ne_bytes);
+            content = content.bytes(words.as_flattened()).number((*length).into()).number(*part);
+        }
+        KnownBlocks { number: number_of(content), rules: runs.len(), prefixes: prefixes.len() }
+    }
+}
+
+impl DecisionList {
+    /// One of which nothing is written.
+    fn closed(known: KnownList) -> Self {
+        let (number, head) = (known.number, List::EMPTY);
+        Self { number, head, runs: BTreeMap::new(), blocks: BlockSet::default(), known }
+    }
+
+    /// Writes the list down.
+    pub(crate) fn describe(&self, desired: &mut Desired) {
+        if self.number == CLOSED_LIST {
+            return;
+        }
+        desired.lists.insert(self.number, self.head);
+        desired.rules.extend(self.rules());
+        desired.blocks.extend(self.block_keys());
+    }
+
+    pub(crate) fn rules(&self) -> impl Iterator<Item = (RuleKey, Run)> {
+        let set = self.known.blocks.number;
+        let all = |list, runs| BTreeMap::iter(runs).map(move |(part, run)| (RuleKey { list, part: *part }, *run));
+        all(self.number, &self.runs).chain(all(set, &self.blocks.runs))
+    }
+
+    pub(crate) fn block_keys(&self) -> impl Iterator<Item = (BlockKey, u64)> {
+        let blocks = self.known.blocks.number;
+        let key = move |addr: &Addr, length: &u32| BlockKey { blocks, addr: *addr, prefix_len: *length, pad: 0 };
+        self.blocks.prefixes.iter().map(move |((addr, length), part)| (key(addr, length), *part))
+    }
+}
