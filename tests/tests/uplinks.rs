@@ -153,7 +153,8 @@ impl Site {
 
     /// What the machines say where a packet was lost.
     fn describe(&self) -> String {
-        let asked = |machine: &dyn Shell, command: &str| machine.sh(command).map(|done| done.output).unwrap_or_default();
+        let asked =
+            |machine: &dyn Shell, command: &str| machine.sh(command).map(|done| done.output).unwrap_or_default();
         let drops = self.node().weft("drops").unwrap_or_default();
         let neighbours = [self.node() as &dyn Shell, self.bed.outside()].map(|machine| asked(machine, "ip neigh"));
         let counted = asked(self.bed.outside(), "nft list table inet ways");
