@@ -19,7 +19,8 @@ use crate::{
         classes::Classes,
         policy::{
             isolation::SetKey,
-            list::{KnownBlocks, KnownList, TooLong},
+            list::{KnownList, TooLong},
+            parts::KnownBlocks,
             peers::PeerTerm,
         },
         share::{self, Wish},

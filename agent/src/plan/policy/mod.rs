@@ -45,6 +45,7 @@ pub(crate) mod isolation;
 pub(crate) mod list;
 mod meaning;
 pub(crate) mod names;
+pub(crate) mod parts;
 pub(crate) mod peers;
 pub(crate) mod ports;
 pub(crate) mod rules;
