@@ -4,14 +4,12 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::{
     super::world::{
         Direction, Expression, From, Labels, Operator, Packet, Peer, Pod, Policy, PolicyPort, PortRef, Protocol, Rule,
         Selector, World,
     },
-    Quirks, Reason,
+    Quirks, Reason, route,
 };
 
 /// One end of a packet's way, as a peer of the other.
@@ -130,13 +128,8 @@ fn peer_matches(world: &World, policy: &Policy, peer: &Peer, party: &Party<'_>) 
 
 /// Whether an address is in a pod CIDR and neither a pod's nor the node's own.
 fn is_unused(world: &World, address: IpAddr) -> bool {
-    let offset = |cidr: &IpNet| match (cidr.network(), address) {
-        (IpAddr::V4(network), IpAddr::V4(address)) => u128::from(address.to_bits() - network.to_bits()),
-        (IpAddr::V6(network), IpAddr::V6(address)) => address.to_bits() - network.to_bits(),
-        _ => 0,
-    };
-    let cidrs = world.nodes.iter().flat_map(|node| &node.pod_cidrs);
-    owner(world, address).is_none() && cidrs.filter(|cidr| cidr.contains(&address)).any(|cidr| offset(cidr) > 1)
+    let mut cidrs = world.nodes.iter().flat_map(|node| &node.pod_cidrs);
+    owner(world, address).is_none() && cidrs.any(|cidr| route::offset(cidr, address).is_some_and(|place| place > 1))
 }
 
 fn is_everything(selector: &Selector) -> bool {

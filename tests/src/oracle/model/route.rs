@@ -30,7 +30,9 @@ pub(super) enum Place {
 
 /// Where `address` is.
 pub(super) fn place(world: &World, here: &str, address: IpAddr) -> Place {
-    let has = |node: &&super::super::world::Node| node.addresses.contains(&address);
+    let has = |node: &&super::super::world::Node| {
+        node.addresses.contains(&address) || node.pod_cidrs.iter().any(|cidr| offset(cidr, address) == Some(1))
+    };
     if world.node(here).as_ref().is_some_and(has) {
         return Place::Host;
     }
@@ -44,6 +46,18 @@ pub(super) fn place(world: &World, here: &str, address: IpAddr) -> Place {
         return pod.map_or(Place::OwnUnused, |pod| Place::Pod(pod.id()));
     }
     if is_service(address) { Place::Service } else { Place::Outside }
+}
+
+/// The place of an address in a prefix; none: it is in another one. A node speaks to pods as the one at 1 of its pod CIDR.
+pub(super) fn offset(cidr: &IpNet, address: IpAddr) -> Option<u128> {
+    if !cidr.contains(&address) {
+        return None;
+    }
+    match (cidr.network(), address) {
+        (IpAddr::V4(network), IpAddr::V4(address)) => Some((address.to_bits() - network.to_bits()).into()),
+        (IpAddr::V6(network), IpAddr::V6(address)) => Some(address.to_bits() - network.to_bits()),
+        _ => None,
+    }
 }
 
 /// Whether an address is in a Service's prefix.
