@@ -402,7 +402,7 @@ fn pods_are_watched_as_far_as_policies_here_mean_them() -> Result<()> {
     site.relabel(stranger, &json!({"role": "none"}))?;
     site.wait("the guest no more", || Ok(!site.tables.admits(ifindex, address(stranger), 1000)?))?;
     site.wait("who is let in by two policies", || site.tables.admits(ifindex, address(peer), port))?;
-    // All pods are told from where they lie, those of all namespaces that have a name are not.
+    // All pods are told from where they lie, those of all namespaces that lack a label are not.
     let mut everyone = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": population.namespace(0), "name": "everyone"},
@@ -411,9 +411,9 @@ fn pods_are_watched_as_far_as_policies_here_mean_them() -> Result<()> {
     site.server.put(Kind::NetworkPolicies, everyone.clone())?;
     site.wait("all pods", || site.tables.admits(ifindex, address(stranger), 9))?;
     ensure!(!site.asks_for_all_pods(), "{:#?}", site.server.requests());
-    everyone["metadata"]["name"] = json!("everyone-by-namespace");
-    let named = json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "Exists"}]});
-    everyone["spec"]["ingress"] = json!([{"from": [{"namespaceSelector": named}], "ports": [{"port": 7}]}]);
+    everyone["metadata"]["name"] = json!("everyone-by-label");
+    let unlabelled = json!({"matchExpressions": [{"key": "nothing", "operator": "DoesNotExist"}]});
+    everyone["spec"]["ingress"] = json!([{"from": [{"namespaceSelector": unlabelled}], "ports": [{"port": 7}]}]);
     site.server.put(Kind::NetworkPolicies, everyone)?;
     site.wait("everyone", || site.tables.admits(ifindex, address(stranger), 7))?;
     ensure!(site.asks_for_all_pods(), "{:#?}", site.server.requests());
