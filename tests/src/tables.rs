@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Result, bail};
 use weft_abi::{
     Addr, AddressKey, Balancer, BlockKey, CidrKey, FrontendKey, INTERVALS_PER_RUN, Interval, List, MAX_RUNS, MemberKey,
-    NO_LIST, PROTOCOL_ANY, RemoteKind, RuleKey, Verdict, generation, part,
+    NO_LIST, PROTOCOL_ANY, RuleKey, Verdict, generation, part,
 };
 use weft_dataplane::{Maps, Options};
 
@@ -177,10 +177,8 @@ impl Tables {
                 break;
             }
         }
-        let pods = [RemoteKind::Tunnel, RemoteKind::Native, RemoteKind::Routed, RemoteKind::Unreachable]
-            .map(|kind| kind as u32);
         let is_remote =
-            self.maps.remotes().get(&CidrKey::of_cluster(addr, 128))?.is_some_and(|way| pods.contains(&way.kind));
+            self.maps.remotes().get(&CidrKey::of_cluster(addr, 128))?.is_some_and(|remote| remote.is_pods());
         let owner = self.maps.addresses().get(&AddressKey::of_cluster(addr))?;
         if owner.map_or(is_remote, |owner| owner.is_workload()) {
             parts.push(part::ANY_POD);

@@ -31,7 +31,7 @@ mod routes;
 mod services;
 mod share;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use digest::Digest;
 pub use planner::{Planner, Versions};

@@ -126,6 +126,19 @@ impl List {
     pub const EMPTY: Self =
         Self { filter: [0; 4], blocks: 0, flags: 0, isolated_by: 0, lengths: [[Self::NO_LENGTH; MAX_LENGTHS + 3]; 2] };
 
+    /// It has this part, whose bits come to [`List::flags`] and [`List::filter`].
+    pub fn add_part(&mut self, part: u64) {
+        self.flags |= match part {
+            part::ANY => ListFlags::ANY,
+            part::ANY_POD => ListFlags::ANY_POD,
+            term if term & part::TERM != 0 => ListFlags::TERMS,
+            _ => ListFlags::BLOCKS,
+        };
+        if part & part::TERM != 0 {
+            Self::bits_of(part).into_iter().for_each(|(word, bit)| self.filter[word] |= bit);
+        }
+    }
+
     /// The bits of a term in [`List::filter`]: each a word's place and the word. A term's number is a hash, whose low bits are a port.
     #[inline(always)]
     #[must_use]
@@ -238,6 +251,18 @@ impl Run {
         let mut run = Self::default();
         run.intervals.iter_mut().zip(intervals).for_each(|(slot, interval)| *slot = *interval);
         run
+    }
+
+    /// The map values of a part that says this, each with its place; one of nothing for a part that says nothing.
+    pub fn of_part(said: &[Interval]) -> impl Iterator<Item = (u64, Self)> {
+        let count = said.len().div_ceil(INTERVALS_PER_RUN).max(1);
+        (0..count).map(move |place| {
+            let mut run = Self::of(said.get(place * INTERVALS_PER_RUN..).unwrap_or_default());
+            if place + 1 < count {
+                run.intervals[INTERVALS_PER_RUN - 1].bits |= Interval::MORE;
+            }
+            (place as u64, run)
+        })
     }
 }
 

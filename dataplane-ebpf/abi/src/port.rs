@@ -140,6 +140,16 @@ crate::layout! {
 }
 
 impl Remote {
+    /// Whether it is another node's pod CIDR, whichever way leads there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_pods(&self) -> bool {
+        self.kind == RemoteKind::Tunnel as u32
+            || self.kind == RemoteKind::Native as u32
+            || self.kind == RemoteKind::Routed as u32
+            || self.kind == RemoteKind::Unreachable as u32
+    }
+
     /// A prefix of which no Ethernet address is known, nor its length.
     #[must_use]
     pub const fn new(via: Addr, kind: RemoteKind) -> Self {

@@ -29,6 +29,8 @@ mod l3;
 mod life;
 #[path = "golden/link.rs"]
 mod link;
+#[path = "golden/lists.rs"]
+mod lists;
 #[path = "golden/masquerade.rs"]
 mod masquerade;
 #[path = "golden/mss.rs"]

@@ -7,7 +7,7 @@
 
 use weft_abi::{
     Addr, AddressKey, BlockKey, CLOSED_LIST, Class, Interval, KnownVerdict, List, ListFlags, MAX_STEPS, NO_LIST,
-    PROTOCOL_ANY, RemoteKind, RuleKey, Run, TERMS_PER_CLASS, Tier, Verdict, VerdictKey, part, rule,
+    PROTOCOL_ANY, RuleKey, Run, TERMS_PER_CLASS, Tier, Verdict, VerdictKey, part, rule,
 };
 
 use crate::{Tables, protocol};
@@ -228,15 +228,9 @@ fn is_pod<T: Tables>(tables: &T, peer: &AddressKey) -> bool {
     if let Some(owner) = tables.owner(peer.net, &peer.addr) {
         return owner.is_workload();
     }
-    let pods = [
-        RemoteKind::Tunnel as u32,
-        RemoteKind::Native as u32,
-        RemoteKind::Routed as u32,
-        RemoteKind::Unreachable as u32,
-    ];
     tables
         .remote(peer.net, &peer.addr)
-        .is_some_and(|remote| pods.contains(&remote.kind) && !is_nodes_own(&peer.addr, remote.prefix_len))
+        .is_some_and(|remote| remote.is_pods() && !is_nodes_own(&peer.addr, remote.prefix_len))
 }
 
 /// Whether it is the first address of a pod CIDR, which leads nowhere, or the one after it, which the node has. Of a prefix whose

@@ -79,6 +79,10 @@ impl fmt::Display for Shortage {
     }
 }
 
+fn full(what: &'static str, field: &'static str, needed: usize, most: usize) -> Option<Shortage> {
+    (needed > most).then_some(Shortage::Map { what, field, needed, most })
+}
+
 /// What lists take.
 #[derive(Clone, Copy, Debug, Default)]
 struct Use {
@@ -105,9 +109,6 @@ impl Use {
 
     /// The first that there is not enough of.
     fn shortage(self, room: &Room) -> Option<Shortage> {
-        let full = |what, field, needed: usize, most: usize| {
-            (needed > most).then_some(Shortage::Map { what, field, needed, most })
-        };
         full("rules", "rules", self.rules, room.rules)
             .or_else(|| full("prefixes", "blocks", self.blocks, room.blocks))
             .or_else(|| (self.work > MAX_WORK).then_some(Shortage::Work))
@@ -213,9 +214,6 @@ pub(super) fn unknown(classes: &Classes, room: &Room) -> BTreeMap<Name, Shortage
     let (mut taken, mut unknown) = ((0, 0), BTreeMap::new());
     for (name, peers, classes) in share::order(WHOLE, &wishes).into_iter().map(|place| all[place]) {
         let now = (taken.0 + peers, taken.1 + classes);
-        let full = |what, field, needed: usize, most: usize| {
-            (needed > most).then_some(Shortage::Map { what, field, needed, most })
-        };
         let why = full("addresses of pods", "peers", now.0, room.peers)
             .or_else(|| full("classes of pods", "classes", now.1, room.classes));
         match why {

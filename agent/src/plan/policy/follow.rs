@@ -279,11 +279,11 @@ impl Policies {
 }
 
 fn put_list(list: &DecisionList, written: &mut Written<'_>) {
-    if list.number == CLOSED_LIST {
+    if list.known.number == CLOSED_LIST {
         return;
     }
     let Written { desired, patch, .. } = written;
-    set(&mut desired.lists, &mut patch.lists, list.number, Some(list.head));
+    set(&mut desired.lists, &mut patch.lists, list.known.number, Some(list.head));
     list.rules().for_each(|(key, run)| set(&mut desired.rules, &mut patch.rules, key, Some(run)));
     list.block_keys().for_each(|(key, part)| set(&mut desired.blocks, &mut patch.blocks, key, Some(part)));
 }

@@ -30,7 +30,6 @@ pub(super) const MAX_SAID: usize = 1 << 18;
 /// One list, whole.
 #[derive(Debug)]
 pub(crate) struct DecisionList {
-    pub(crate) number: u64,
     pub(crate) head: List,
     /// By part and place; those of blocks are with these.
     pub(crate) runs: BTreeMap<u64, Run>,
@@ -250,12 +249,10 @@ impl<'f> Draft<'f> {
         list.head.flags |= ListFlags::ISOLATES;
         list.head.isolated_by = names::of_set(hash, key);
         if !any.is_empty() {
-            list.head.flags |= ListFlags::ANY;
             list.put(part::ANY, Part::General, &any)?;
         }
         let any_pod = ports::condense(self.any_pod, &any);
         if !any_pod.is_empty() {
-            list.head.flags |= ListFlags::ANY_POD;
             list.put(part::ANY_POD, Part::General, &any_pod)?;
         }
         for (name, said) in self.namespaces {
@@ -310,24 +307,23 @@ thread_local! {
 impl DecisionList {
     /// One of which nothing is written.
     fn closed(known: KnownList) -> Self {
-        let (number, head) = (known.number, List::EMPTY);
-        Self { number, head, runs: BTreeMap::new(), blocks: BlockSet::default(), known }
+        Self { head: List::EMPTY, runs: BTreeMap::new(), blocks: BlockSet::default(), known }
     }
 
     /// Writes the list down.
     pub(crate) fn describe(&self, desired: &mut Desired) {
-        if self.number == CLOSED_LIST {
+        if self.known.number == CLOSED_LIST {
             return;
         }
-        desired.lists.insert(self.number, self.head);
+        desired.lists.insert(self.known.number, self.head);
         desired.rules.extend(self.rules());
         desired.blocks.extend(self.block_keys());
     }
 
     pub(crate) fn rules(&self) -> impl Iterator<Item = (RuleKey, Run)> {
-        let set = self.known.blocks.number;
+        let KnownList { number, blocks, .. } = &self.known;
         let all = |list, runs| BTreeMap::iter(runs).map(move |(part, run)| (RuleKey { list, part: *part }, *run));
-        all(self.number, &self.runs).chain(all(set, &self.blocks.runs))
+        all(*number, &self.runs).chain(all(blocks.number, &self.blocks.runs))
     }
 
     pub(crate) fn block_keys(&self) -> impl Iterator<Item = (BlockKey, u64)> {

@@ -111,6 +111,9 @@ impl RuleNames {
             rule::NONE => return None,
             rule::CLOSED => return Some("closed: its pod is not known (yet), or its policies do not fit".to_owned()),
             rule::BROKEN => return Some("closed: its policies are not whole".to_owned()),
+            number if number & rule::AUDITED != 0 => {
+                return Some(format!("audited: {}", self.name(number & !rule::AUDITED, isolation, forms, hash)?));
+            }
             _ => {}
         }
         let of = |(namespace, names): (&Name, &'_ OnceLock<OfNamespace>)| -> Vec<String> {
@@ -133,6 +136,8 @@ mod tests {
         names.forget([&x, &y].into_iter(), |_| true);
         let ask = |names: &RuleNames| names.name(20, &Isolation::default(), &Forms::new(), HashKey::default());
         assert_eq!(ask(&names), Some("unknown rule 20".into()));
+        let audited = names.name(20 | rule::AUDITED, &Isolation::default(), &Forms::new(), HashKey::default());
+        assert_eq!(audited, Some("audited: unknown rule 20".into()));
         names.forget([&x].into_iter(), |_| true);
         assert!(names.0[&x].get().is_none() && names.0[&y].get().is_some());
         ask(&names);

@@ -7,10 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_abi::{
-    Addr, CLOSED_LIST, INTERVALS_PER_RUN, Interval, List, ListFlags, MAX_LENGTHS, MAX_MORE_RUNS, Run, TERMS_PER_CLASS,
-    part,
-};
+use weft_abi::{Addr, CLOSED_LIST, Interval, List, MAX_LENGTHS, MAX_MORE_RUNS, Run, TERMS_PER_CLASS, part};
 
 use crate::{
     model::{HashKey, KeyedHash},
@@ -42,6 +39,7 @@ pub(crate) struct KnownBlocks {
     pub(crate) rules: usize,
     pub(crate) prefixes: usize,
 }
+
 /// Runs beyond the first of the parts that one walk looks at, at most: those for anybody and for any pod, one namespace's, one block's
 /// and as many terms' as a class has.
 #[derive(Debug, Default)]
@@ -105,18 +103,10 @@ impl<'l> Building<'l> {
     /// Writes a part; one that is empty has a run all the same.
     pub(super) fn put(&mut self, part: u64, is: Part, said: &[Interval]) -> Result<(), TooLong> {
         check_part(said)?;
-        let count = said.len().div_ceil(INTERVALS_PER_RUN).max(1);
-        self.longest.note(is, count - 1);
-        for place in 0..count {
-            let mut run = Run::default();
-            let rest = said.iter().skip(place * INTERVALS_PER_RUN);
-            run.intervals.iter_mut().zip(rest).for_each(|(slot, interval)| *slot = *interval);
-            if place + 1 < count {
-                run.intervals[INTERVALS_PER_RUN - 1].bits |= Interval::MORE;
-            }
-            let runs = if matches!(is, Part::Block) { &mut self.blocks.runs } else { &mut self.runs };
-            runs.insert(part + place as u64, run);
-        }
+        self.head.add_part(part);
+        self.longest.note(is, Run::of_part(said).count() - 1);
+        let runs = if matches!(is, Part::Block) { &mut self.blocks.runs } else { &mut self.runs };
+        runs.extend(Run::of_part(said).map(|(place, run)| (part + place, run)));
         Ok(())
     }
 
@@ -127,10 +117,6 @@ impl<'l> Building<'l> {
             return Ok(false);
         }
         self.put(term, is, &said)?;
-        self.head.flags |= ListFlags::TERMS;
-        for (word, bit) in List::bits_of(term) {
-            self.head.filter[word] |= bit;
-        }
         self.known.parts.push(term);
         Ok(true)
     }
@@ -152,7 +138,6 @@ impl<'l> Building<'l> {
             let key = cidr_key(net);
             self.blocks.prefixes.insert((key.addr, key.address_bits()), number);
             lengths[usize::from(!key.addr.is_v4())].insert(u8::try_from(key.address_bits()).unwrap_or(u8::MAX));
-            self.head.flags |= ListFlags::BLOCKS;
         }
         for (all, slots) in lengths.iter().zip(&mut self.head.lengths) {
             if all.len() > MAX_LENGTHS {
@@ -177,7 +162,7 @@ impl<'l> Building<'l> {
         let number = number_of(write_runs(content, &runs));
         known.parts.sort_unstable();
         known = KnownList { number, rules: runs.len(), ..known };
-        Ok(DecisionList { number, head, runs, blocks, known })
+        Ok(DecisionList { head, runs, blocks, known })
     }
 }
 

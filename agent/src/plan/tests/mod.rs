@@ -13,10 +13,12 @@ use super::address::cidr_key;
 use crate::model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Room, Snapshot};
 
 mod capacity;
+mod classes;
+mod lists;
 mod oracle;
 mod planner;
 mod policy;
-mod programs;
+pub(crate) mod programs;
 mod properties;
 mod routes;
 mod services;

@@ -12,7 +12,7 @@ use weft_logic::{Tables, policy::truncated};
 use crate::model::Desired;
 
 /// As far as policy needs it.
-pub(super) struct Programs<'d>(pub(super) &'d Desired);
+pub(crate) struct Programs<'d>(pub(crate) &'d Desired);
 
 impl Tables for Programs<'_> {
     fn config(&self) -> Option<&Config> {

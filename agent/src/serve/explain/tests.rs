@@ -231,8 +231,8 @@ fn what_the_maps_have_and_the_plan_does_not_is_told() {
 fn both_ends_may_have_lists_that_ask_for_classes() {
     let mut both = desired();
     let (term, class) = (part::TERM | 5 << 16, 77);
-    let mut head = List { flags: ListFlags::TERMS | ListFlags::ISOLATES, isolated_by: 21, ..List::EMPTY };
-    List::bits_of(term).into_iter().for_each(|(word, bit)| head.filter[word] |= bit);
+    let mut head = List { flags: ListFlags::ISOLATES, isolated_by: 21, ..List::EMPTY };
+    head.add_part(term);
     let run = both.rules[&RuleKey { list: 3, part: part::ANY }];
     for list in [8, 9] {
         both.lists.insert(list, head);

@@ -9,10 +9,9 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, BackendState, Balancer, BlockKey, CLUSTER_NET, CidrKey, Class, Config, Counter,
-    Deliver, DropReason, Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey,
-    GenerationRef, INTERVALS_PER_RUN, Interval, List, ListFlags, MARK_DELIVERED, Member, MemberKey, MemberSet, Owner,
-    Port, PortKind, Remote, RemoteKind, RuleKey, Run, Tier, Verdict, generation, part,
+    Addr, AddressKey, BackendKey, BackendState, Balancer, CLUSTER_NET, CidrKey, Config, Counter, Deliver, DropReason,
+    Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, GenerationRef, MARK_DELIVERED,
+    Member, MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, generation,
 };
 use weft_dataplane::{Arrival, Dataplane, Maps, Options, Program};
 
@@ -250,114 +249,6 @@ impl Node {
     fn bump(&self, slot: u32) {
         let generations = self.maps().generations();
         generations.set(slot, &(generations.get(slot).unwrap() + 1)).unwrap();
-    }
-
-    /// Isolates a workload by decision lists (0: not), without publishing it. A list that nobody has written allows nothing.
-    pub(crate) fn isolate(&self, ifindex: u32, ingress: u64, egress: u64) {
-        let mut port = self.maps().ports().get(&ifindex).unwrap().expect("a port");
-        (port.ingress_list, port.egress_list) = (ingress, egress);
-        for list in
-            [ingress, egress].into_iter().filter(|list| ![weft_abi::NO_LIST, weft_abi::CLOSED_LIST].contains(list))
-        {
-            self.change_list(list, |_| {});
-        }
-        self.maps().ports().insert(&ifindex, &port).unwrap();
-    }
-
-    /// Changes the head of a list. No agent does: what was decided by it must be forgotten.
-    fn change_list(&self, list: u64, change: impl FnOnce(&mut List)) {
-        let isolating = || List {
-            flags: ListFlags::ISOLATES,
-            isolated_by: Self::isolated_by(list),
-            blocks: Self::blocks_of(list),
-            ..List::EMPTY
-        };
-        let mut head = self.maps().lists().get(&list).unwrap().unwrap_or_else(isolating);
-        change(&mut head);
-        self.maps().lists().insert(&list, &head).unwrap();
-        self.maps().verdicts().retain(|_, _| false).unwrap();
-    }
-
-    /// The number of a list's set of blocks.
-    const fn blocks_of(list: u64) -> u64 {
-        list + 0x1_0000
-    }
-
-    /// The number that stands for whatever no rule of a list allows.
-    pub(crate) fn isolated_by(list: u64) -> u32 {
-        500 + u32::try_from(list).expect("small")
-    }
-
-    /// The number of the first of the rules of a part; the others follow.
-    pub(crate) fn first_rule(part: u64) -> u32 {
-        1000 + u32::try_from(part >> 16 & 0xff).expect("small")
-    }
-
-    /// Lets a list allow this to whoever a part means: (protocol, first port, last port).
-    pub(crate) fn set_rules(&self, list: u64, part: u64, rules: &[(u8, u16, u16)]) {
-        let bits = Interval::bits(Verdict::Accept, Tier::Network);
-        let interval = |(rule, (protocol, first, last)): (u32, &(u8, u16, u16))| Interval {
-            first: *first,
-            last: *last,
-            order: 0,
-            protocol: *protocol,
-            bits,
-            rule,
-        };
-        let said: Vec<Interval> = (Self::first_rule(part)..).zip(rules).map(interval).collect();
-        let chunks: Vec<&[Interval]> = said.chunks(INTERVALS_PER_RUN).collect();
-        for (place, chunk) in chunks.iter().enumerate() {
-            let mut run = Run::default();
-            run.intervals[..chunk.len()].copy_from_slice(chunk);
-            if place + 1 < chunks.len() {
-                run.intervals[INTERVALS_PER_RUN - 1].bits |= Interval::MORE;
-            }
-            let of_block = part & part::TERM == 0 && part >= part::BLOCKS;
-            let owner = if of_block { Self::blocks_of(list) } else { list };
-            self.maps().rules().insert(&RuleKey { list: owner, part: part + place as u64 }, &run).unwrap();
-        }
-        self.change_list(list, |head| match part {
-            part::ANY => head.flags |= ListFlags::ANY,
-            part::ANY_POD => head.flags |= ListFlags::ANY_POD,
-            term if term & part::TERM != 0 => {
-                head.flags |= ListFlags::TERMS;
-                for (word, bit) in List::bits_of(term) {
-                    head.filter[word] |= bit;
-                }
-            }
-            _ => head.flags |= ListFlags::BLOCKS,
-        });
-    }
-
-    /// Lets a part of a list hold for a prefix.
-    pub(crate) fn set_block(&self, list: u64, prefix: &str, part: u64) {
-        let CidrKey { addr, .. } = cidr(prefix);
-        let prefix_len = cidr(prefix).address_bits();
-        self.maps()
-            .blocks()
-            .insert(&BlockKey { blocks: Self::blocks_of(list), addr, prefix_len, pad: 0 }, &part)
-            .unwrap();
-        self.change_list(list, |head| {
-            let lengths = &mut head.lengths[usize::from(!addr.is_v4())];
-            let length = u8::try_from(prefix_len).unwrap();
-            let place = lengths.iter().position(|known| [length, List::NO_LENGTH].contains(known)).unwrap();
-            lengths[place] = length;
-            lengths[..=place].sort_unstable_by(|a, b| b.cmp(a));
-        });
-    }
-
-    /// Lets an address of a network be one that these terms mean.
-    pub(crate) fn classify(&self, net: u32, address: &str, terms: &[u64]) {
-        let mut class =
-            Class { version: terms.iter().fold(1, |all, term| all * 31 + term % 1_000_003), ..Class::default() };
-        class.terms[..terms.len()].copy_from_slice(terms);
-        self.maps().classes().insert(&class.version, &class).unwrap();
-        self.maps().peers().insert(&address_key(net, address), &class.version).unwrap();
-    }
-
-    /// [`Node::classify`] of one term in the cluster's network.
-    pub(crate) fn identify(&self, address: &str, term: u64) {
-        self.classify(CLUSTER_NET, address, &[term]);
     }
 
     /// Runs a hook's program on a packet and tells all that changed. What comes from the host it has made itself.

@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::BTreeMap, vec, vec::Vec};
 
 use weft_abi::{
     BackendKey, Balancer, Config, Frontend, FrontendKey, INTERVALS_PER_RUN, MAX_MORE_RUNS, MAX_RUNS, Member, MemberKey,
-    Owner, Port, Remote,
+    Owner, Port, Remote, RemoteKind,
 };
 
 use super::*;
@@ -55,26 +55,9 @@ impl World {
     }
 
     fn add(&mut self, part: u64, intervals: &[Interval]) {
-        let head = self.head();
-        match part {
-            part::ANY => head.flags |= ListFlags::ANY,
-            part::ANY_POD => head.flags |= ListFlags::ANY_POD,
-            term if term & part::TERM != 0 => {
-                head.flags |= ListFlags::TERMS;
-                for (word, bit) in List::bits_of(term) {
-                    head.filter[word] |= bit;
-                }
-            }
-            _ => head.flags |= ListFlags::BLOCKS,
-        }
-        let chunks: Vec<_> = intervals.chunks(INTERVALS_PER_RUN).collect();
-        for (place, chunk) in (0..).zip(&chunks) {
-            let mut run = Run::default();
-            run.intervals[..chunk.len()].copy_from_slice(chunk);
-            if (place as usize) + 1 < chunks.len() {
-                run.intervals[INTERVALS_PER_RUN - 1].bits |= Interval::MORE;
-            }
-            let list = if part & part::TERM == 0 && part >= part::BLOCKS { BLOCKS } else { LIST };
+        self.head().add_part(part);
+        let list = if part & part::TERM == 0 && part >= part::BLOCKS { BLOCKS } else { LIST };
+        for (place, run) in Run::of_part(intervals) {
             self.runs.insert(RuleKey { list, part: part + place }, run);
         }
     }

@@ -94,9 +94,9 @@ impl Machine {
     }
 
     fn put_list(&self, list: u64, terms: &[u64]) -> Result<()> {
-        let mut head = List { flags: ListFlags::TERMS | ListFlags::ISOLATES, ..List::EMPTY };
+        let mut head = List { flags: ListFlags::ISOLATES, ..List::EMPTY };
         for number in terms {
-            List::bits_of(term(*number)).into_iter().for_each(|(word, bit)| head.filter[word] |= bit);
+            head.add_part(term(*number));
             let key = RuleKey { list, part: term(*number) };
             self.dataplane.maps().rules().insert(&key, &accept(16))?;
         }
