@@ -80,21 +80,22 @@ impl Pass<'_> {
         if self.changing.contains_key(&slot) {
             return;
         }
-        let known = &mut self.observed.digests;
-        self.changing.insert(slot, known.0.get(&slot).copied());
-        let mut failed = Failed::new();
-        failed.note(slot, known.put(self.tables.digests(), slot, CHANGING, &mut self.summary));
-        self.tell_digests(&failed);
+        self.changing.insert(slot, self.observed.digests.0.get(&slot).copied());
+        self.take_back(slot);
     }
 
     /// The next pass moves the generation of this slot again, whatever it plans: the workload is closed.
     pub(super) fn unsettle(&mut self, slot: u32) {
         if self.unsettled.insert(slot) {
-            let put = self.observed.digests.put(self.tables.digests(), slot, CHANGING, &mut self.summary);
-            let mut failed = Failed::new();
-            failed.note(slot, put);
-            self.tell_digests(&failed);
+            self.take_back(slot);
         }
+    }
+
+    fn take_back(&mut self, slot: u32) {
+        let put = self.observed.digests.put(self.tables.digests(), slot, CHANGING, &mut self.summary);
+        let mut failed = Failed::new();
+        failed.note(slot, put);
+        self.tell_digests(&failed);
     }
 
     /// Workloads that are new, changed or gone, and routes.

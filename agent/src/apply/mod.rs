@@ -263,7 +263,8 @@ impl Pass<'_> {
         self.put_config(patch.config)?;
         let policy = policy::Change::plan(self.observed, patch);
         self.close_ports(&policy)?;
-        self.put_node_devices(patch)?;
+        self.put_hosts()?;
+        self.put_node_devices()?;
         self.put_remotes(&patch.remotes)?;
         self.put_services()?;
         self.make_room_for_lists();
@@ -289,36 +290,46 @@ impl Pass<'_> {
 
     /// The host's addresses that come, before the devices that workloads are masqueraded by: whatever a device has in its pools is the
     /// host's. Those that go are taken last, with all places.
-    fn put_node_devices(&mut self, patch: &Patch) -> Result<(), Error> {
-        let Observed { addresses, devices, .. } = &mut *self.observed;
-        let summary = &mut self.summary;
-        let hosts = patch.addresses.iter().map(|(address, owner)| (*address, owner.filter(Owner::is_host)));
+    fn put_hosts(&mut self) -> Result<(), Error> {
+        let hosts = self.patch.addresses.iter().map(|(address, owner)| (*address, owner.filter(Owner::is_host)));
         let hosts = hosts.filter(|(_, owner)| owner.is_some()).collect();
-        let failed = addresses.put_all(self.tables.addresses(), &hosts, summary);
-        failed.tell("addresses of the host", "nothing is masqueraded with them", summary);
-        let table = self.tables.devices();
-        let failed = devices.put_all(table, &patch.devices, summary);
+        let failed = self.observed.addresses.put_all(self.tables.addresses(), &hosts, &mut self.summary);
+        failed.tell("addresses of the host", "nothing is masqueraded with them", &mut self.summary);
+        self.close_any_pod(self.are_workloads(&failed.keys))
+    }
+
+    fn put_node_devices(&mut self) -> Result<(), Error> {
+        let (table, known, summary) = (self.tables.devices(), &mut self.observed.devices, &mut self.summary);
+        let failed = known.put_all(table, &self.patch.devices, summary);
         failed.tell("devices of the node", "nothing leaves by them", summary);
         for ifindex in failed.keys {
             // With its old pools something could leave with an address that the node has no more.
-            devices.take(table, ifindex, summary)?;
+            known.take(table, ifindex, summary)?;
         }
-        let failed = devices.take_gone(table, &patch.devices, summary);
+        let failed = known.take_gone(table, &self.patch.devices, summary);
         failed.tell("old devices of the node", "they are still there", summary);
         Ok(())
     }
 
-    /// Where one is not as it should be, lists that know any pod would take it for one's of pods, or for none.
     fn put_remotes(&mut self, wanted: &Changes<CidrKey, Remote>) -> Result<(), Error> {
         let (table, known, summary) = (self.tables.remotes(), &mut self.observed.remotes, &mut self.summary);
         let put = known.put_all(table, wanted, summary);
         put.tell("routes to pods or Services", "what they lead to is not reached", summary);
         let gone = known.take_gone(table, wanted, summary);
         gone.tell("old routes", "they are still there", summary);
-        if put.keys.is_empty() && gone.keys.is_empty() {
-            return Ok(());
-        }
-        self.close_lists_of(&[weft_abi::part::ANY_POD].into())
+        self.close_any_pod(!put.keys.is_empty() || !gone.keys.is_empty())
+    }
+
+    /// Lists that know any pod tell a pod by where its address lies (`ADDRESSES`, `REMOTES`). Where one stands that should be another or
+    /// gone, they could take another's address for a pod's, and are closed.
+    fn close_any_pod(&mut self, is_stale: bool) -> Result<(), Error> {
+        if is_stale { self.close_lists_of(&[weft_abi::part::ANY_POD].into()) } else { Ok(()) }
+    }
+
+    /// Whether one of these addresses is a workload's in the map.
+    fn are_workloads(&self, addresses: &[AddressKey]) -> bool {
+        let is_workload = |address| self.observed.addresses.0.get(address).is_some_and(Owner::is_workload);
+        addresses.iter().any(is_workload)
     }
 
     /// A port before the addresses that lead to it; removals in reverse. Addresses that go before ports have other lists, which may
@@ -327,6 +338,7 @@ impl Pass<'_> {
         let (table, summary) = (self.tables.addresses(), &mut self.summary);
         let failed = self.observed.addresses.take_gone(table, &self.patch.addresses, summary);
         failed.tell("old addresses of this node", "they are still there", summary);
+        self.close_any_pod(self.are_workloads(&failed.keys))?;
         let wanted = self.settled_ports();
         let failed = self.observed.ports.put_all(self.tables.ports(), &wanted, &mut self.summary);
         failed.tell("ports of workloads", "they are closed", &mut self.summary);
@@ -337,7 +349,8 @@ impl Pass<'_> {
         let Observed { ports, addresses, .. } = &mut *self.observed;
         let summary = &mut self.summary;
         let leads = |owner: &Owner| !owner.is_workload() || ports.0.contains_key(&owner.ifindex);
-        let places = self.patch.addresses.iter().map(|(address, owner)| (*address, owner.filter(leads))).collect();
+        let coming = self.patch.addresses.iter().filter_map(|(address, owner)| Some((*address, (*owner)?)));
+        let places = coming.map(|(address, owner)| (address, Some(owner).filter(leads))).collect();
         let failed = addresses.put_all(self.tables.addresses(), &places, summary);
         failed.tell("addresses of this node", "they are not reached", summary);
         let failed = addresses.take_gone(self.tables.addresses(), &places, summary);

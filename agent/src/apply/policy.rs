@@ -49,7 +49,7 @@ impl Change {
                 differing(old, new, &mut touched);
             }
         }
-        // Who is any pod's is told from where addresses lie.
+        // Lists that know any pod tell a pod by where its address lies.
         if patch.remotes.iter().any(|(key, new)| observed.remotes.0.get(key) != new.as_ref()) {
             touched.insert(part::ANY_POD);
         }
@@ -114,7 +114,7 @@ fn lists_of(numbers: &BTreeSet<u64>, lists: &BTreeMap<u64, List>) -> impl Iterat
     lists.iter().filter(move |(list, head)| has(list, head)).map(|(list, _)| *list)
 }
 
-/// Ports of which some list is `unsettled`, which is told the old one and the new one.
+/// Ports with a list that is `unsettled`: a predicate of a list and the one that follows it.
 fn ports_to_close(observed: &Observed, patch: &Patch, unsettled: impl Fn(u64, u64) -> bool) -> BTreeMap<u32, Port> {
     let close = |old: u64, new: u64| if old != NO_LIST && unsettled(old, new) { CLOSED_LIST } else { old };
     let closed = observed.ports.0.iter().filter_map(|(ifindex, old)| {

@@ -340,7 +340,7 @@ proptest! {
             let mut now = State::from(fake);
             // Frontends that are refused have no backend, which neither plan asks for.
             let refused = |key: &FrontendKey| State::from(fake).served(key).is_some_and(<[_]>::is_empty);
-            now.frontends.retain(|key, _| !refused(key));
+            now.maps.frontends.retain(|key, _| !refused(key));
             check_what_is_open(&now, &before, &after);
         });
         fake.fail(failing);
@@ -410,13 +410,15 @@ fn verdicts_of_what_was_not_what_its_number_says_are_forgotten() {
     assert_eq!(applied(&mut known, &mistaken), (true, false), "another class under the same version");
 }
 
-/// Whom a list that knows any pod lets in is told by routes: where one cannot be written, it is closed, and judges anew when it
-/// opens.
+/// A list that knows any pod tells pods by `REMOTES` and `ADDRESSES`: where one of those cannot be written, it is closed, and judges anew
+/// when it opens.
 #[test]
-fn lists_that_know_any_pod_are_closed_while_a_route_cannot_be_written() {
-    let (key, part) = (weft_abi::CidrKey::of_cluster(address(0), 120), weft_abi::part::ANY_POD);
-    let remote = |kind| weft_abi::Remote { prefix_len: 120, ..weft_abi::Remote::new(address(250), kind) };
-    let plan = |kind| Desired {
+fn lists_that_know_any_pod_are_closed_while_who_is_a_pod_cannot_be_written() {
+    let (cidr, own, part) =
+        (weft_abi::CidrKey::of_cluster(address(0), 120), AddressKey::of_cluster(address(7)), weft_abi::part::ANY_POD);
+    let remote =
+        weft_abi::Remote { prefix_len: 120, ..weft_abi::Remote::new(address(250), weft_abi::RemoteKind::Tunnel) };
+    let standing = Desired {
         ports: [10, 11]
             .map(|index| (index, Port { ingress_list: index.into(), workload: 100 + index, ..Port::default() }))
             .into(),
@@ -426,24 +428,31 @@ fn lists_that_know_any_pod_are_closed_while_a_route_cannot_be_written() {
         rules: [(10, part), (11, weft_abi::part::ANY)]
             .map(|(list, part)| (RuleKey { list, part }, Run::default()))
             .into(),
-        remotes: [(key, remote(kind))].into(),
+        remotes: [(cidr, remote)].into(),
+        addresses: [(own, weft_abi::Owner::workload(11))].into(),
         workload_digests: [(110, 1), (111, 1)].into(),
         ..Desired::default()
     };
-    let fake = Fake::new();
-    let mut applier = Applier::default();
-    apply_watched(&mut applier, &fake, &plan(weft_abi::RemoteKind::Tunnel));
-    fake.watch(|_| {});
-    fake.fail(vec![true]);
-    let gone = plan(weft_abi::RemoteKind::Services);
-    assert_eq!(applier.apply(&*fake, &gone).unwrap().problems.len(), 1);
-    let lists = || [10, 11].map(|index| fake.ports.all()[&index].ingress_list);
-    assert_eq!(lists(), [weft_abi::CLOSED_LIST, 11]);
-    let before = fake.generations.all();
-    assert!(applier.apply(&*fake, &gone).unwrap().problems.is_empty());
-    assert_eq!(lists(), [10, 11]);
-    let moved = [110, 111].map(|slot| before.get(&slot) != fake.generations.all().get(&slot));
-    assert_eq!(moved, [true, false], "connections that it refused meanwhile are judged anew");
+    let without_remote = Desired { remotes: BTreeMap::new(), ..standing.clone() };
+    let without_address = Desired { addresses: BTreeMap::new(), ..standing.clone() };
+    let host = Desired { addresses: [(own, weft_abi::Owner::host(2))].into(), ..standing.clone() };
+    // A host's address that comes is marked as a change first.
+    for (next, failing) in [(without_remote, vec![true]), (without_address, vec![true]), (host, vec![false, true])] {
+        let fake = Fake::new();
+        let mut applier = Applier::default();
+        apply_watched(&mut applier, &fake, &standing);
+        fake.watch(|_| {});
+        fake.fail(failing);
+        let problems = applier.apply(&*fake, &next).unwrap().problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let lists = || [10, 11].map(|index| fake.ports.all()[&index].ingress_list);
+        assert_eq!(lists(), [weft_abi::CLOSED_LIST, 11]);
+        let before = fake.generations.all();
+        assert!(applier.apply(&*fake, &next).unwrap().problems.is_empty());
+        assert_eq!(lists(), [10, 11]);
+        let moved = [110, 111].map(|slot| before.get(&slot) != fake.generations.all().get(&slot));
+        assert_eq!(moved, [true, false], "connections that it refused meanwhile are judged anew");
+    }
 }
 
 /// A policy's edit: its rules, and one word of the port.

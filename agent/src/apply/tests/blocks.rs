@@ -25,7 +25,7 @@ fn plan() -> Desired {
         desired.lists.insert(list, head);
         desired.rules.insert(RuleKey { list: blocks, part: part::BLOCKS }, Run::default());
         let key = BlockKey { blocks, addr: address(1), prefix_len: 128, pad: 0 };
-        // Told apart by the part, for whoever refuses to write it.
+        // Runs differ in their part, so that a test can refuse one of them.
         desired.blocks.insert(key, part::BLOCKS + (blocks - SET) * part::STEP);
     }
     desired

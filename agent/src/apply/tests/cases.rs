@@ -12,9 +12,8 @@ use proptest::{
     sample::select,
 };
 use weft_abi::{
-    Addr, AddressKey, BlockKey, CLUSTER_NET, CidrKey, Class, Device, Frontend, FrontendFlags, FrontendKey,
-    INTERVALS_PER_RUN, Interval, List, ListFlags, Member, NO_LIST, Owner, Pool, Port, Remote, RemoteKind, RuleKey, Run,
-    Tier, Verdict, part,
+    Addr, AddressKey, BlockKey, CLUSTER_NET, CidrKey, Class, Device, Frontend, FrontendFlags, FrontendKey, Interval,
+    List, ListFlags, Member, NO_LIST, Owner, Pool, Port, Remote, RemoteKind, RuleKey, Run, Tier, Verdict, part,
 };
 
 use crate::model::{Desired, DesiredBalancer};
@@ -83,35 +82,24 @@ fn write_list(said: &Said, desired: &mut Desired) -> u64 {
     let (list, blocks) = (number(format!("{said:?}")), number(format!("{:?}", said.blocks)));
     let mut head = List { flags: ListFlags::ISOLATES, isolated_by: 99, blocks, ..List::EMPTY };
     let mut put = |list: u64, part: u64, ports: &[u16]| {
-        let chunks: Vec<&[u16]> = ports.chunks(INTERVALS_PER_RUN).collect();
-        for (place, chunk) in chunks.iter().enumerate() {
-            let mut run = Run::default();
-            for (slot, port) in run.intervals.iter_mut().zip(*chunk) {
-                let bits = Interval::bits(Verdict::Accept, Tier::Network);
-                *slot = Interval { first: *port, last: *port, order: 0, protocol: 6, bits, rule: 16 };
-            }
-            if place + 1 < chunks.len() {
-                run.intervals[INTERVALS_PER_RUN - 1].bits |= Interval::MORE;
-            }
-            desired.rules.insert(RuleKey { list, part: part + place as u64 }, run);
-        }
+        let bits = Interval::bits(Verdict::Accept, Tier::Network);
+        let interval = |port: &u16| Interval { first: *port, last: *port, order: 0, protocol: 6, bits, rule: 16 };
+        let said: Vec<Interval> = ports.iter().map(interval).collect();
+        let key = |place| RuleKey { list, part: part + place };
+        desired.rules.extend(Run::of_part(&said).map(|(place, run)| (key(place), run)));
+        head.add_part(part);
     };
     if !said.any.is_empty() {
-        head.flags |= ListFlags::ANY;
         put(list, part::ANY, &said.any);
     }
     if !said.any_pod.is_empty() {
-        head.flags |= ListFlags::ANY_POD;
         put(list, part::ANY_POD, &said.any_pod);
     }
     for (term, ports) in &said.terms {
-        head.flags |= ListFlags::TERMS;
-        List::bits_of(*term).into_iter().for_each(|(word, bit)| head.filter[word] |= bit);
         put(list, *term, ports);
     }
     let mut lengths = BTreeSet::new();
     for (number, ((last, bits), ports)) in (0..).zip(&said.blocks) {
-        head.flags |= ListFlags::BLOCKS;
         let part = part::BLOCKS + number * part::STEP;
         put(blocks, part, ports);
         lengths.insert(*bits);

@@ -4,31 +4,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendFlags,
-    FrontendKey, List, Member, MemberKey, MemberSet, Owner, Pool, Port, Remote, RuleKey, Run,
+    Addr, AddressKey, BackendKey, Device, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet, Pool,
+    Remote,
 };
-use weft_logic::policy::{self, truncated};
+use weft_logic::{Tables as _, policy};
 
 use super::{cases::addresses, fake::Fake};
-use crate::model::{Desired, DesiredBalancer};
+use crate::{
+    model::{Desired, DesiredBalancer},
+    plan::tests::programs::Programs,
+};
 
 /// What a reader could find: maps at one moment, or a plan.
 #[derive(Clone, Debug)]
 pub(super) struct State {
     /// The pools of each device, of both families; none: the host's own address.
     pub(super) pools: BTreeMap<u32, [Option<Vec<Addr>>; 2]>,
-    pub(super) ports: BTreeMap<u32, Port>,
-    pub(super) addresses: BTreeMap<AddressKey, Owner>,
-    pub(super) remotes: BTreeMap<CidrKey, Remote>,
-    pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
     /// The sets of each Service port: internal, external, cluster.
     pub(super) balancers: BTreeMap<u32, [Vec<Option<Member>>; 3]>,
-    pub(super) peers: BTreeMap<AddressKey, u64>,
-    pub(super) classes: BTreeMap<u64, Class>,
-    pub(super) lists: BTreeMap<u64, List>,
-    pub(super) rules: BTreeMap<RuleKey, Run>,
-    pub(super) blocks: BTreeMap<BlockKey, u64>,
     pub(super) serving: BTreeSet<BackendKey>,
+    /// The maps that are the plan's as they are.
+    pub(super) maps: Desired,
 }
 
 fn pools(devices: &BTreeMap<u32, Device>) -> BTreeMap<u32, [Option<Vec<Addr>>; 2]> {
@@ -45,17 +41,20 @@ impl From<&Fake> for State {
         let balancers = fake.balancers.all().into_iter();
         Self {
             pools: pools(&fake.devices.all()),
-            ports: fake.ports.all(),
-            addresses: fake.addresses.all(),
-            remotes: fake.remotes.all(),
-            frontends: fake.frontends.all(),
             balancers: balancers.map(|(id, balancer)| (id, balancer.sets().map(|set| members(id, set)))).collect(),
-            peers: fake.peers.all(),
-            classes: fake.classes.all(),
-            lists: fake.lists.all(),
-            rules: fake.rules.all(),
-            blocks: fake.blocks.all(),
             serving: fake.backends.all().into_keys().collect(),
+            maps: Desired {
+                ports: fake.ports.all(),
+                addresses: fake.addresses.all(),
+                remotes: fake.remotes.all(),
+                frontends: fake.frontends.all(),
+                peers: fake.peers.all(),
+                classes: fake.classes.all(),
+                lists: fake.lists.all(),
+                rules: fake.rules.all(),
+                blocks: fake.blocks.all(),
+                ..Desired::default()
+            },
         }
     }
 }
@@ -63,19 +62,24 @@ impl From<&Fake> for State {
 impl From<&Desired> for State {
     fn from(desired: &Desired) -> Self {
         let sets = |balancer: &DesiredBalancer| balancer.sets().map(|set| set.iter().copied().map(Some).collect());
+        let Desired { ports, addresses, remotes, frontends, peers, classes, lists, rules, blocks, .. } =
+            desired.clone();
         Self {
             pools: pools(&desired.devices),
-            ports: desired.ports.clone(),
-            addresses: desired.addresses.clone(),
-            remotes: desired.remotes.clone(),
-            frontends: desired.frontends.clone(),
             balancers: desired.balancers.iter().map(|(id, balancer)| (*id, sets(balancer))).collect(),
-            peers: desired.peers.clone(),
-            classes: desired.classes.clone(),
-            lists: desired.lists.clone(),
-            rules: desired.rules.clone(),
-            blocks: desired.blocks.clone(),
             serving: desired.balancers.iter().flat_map(|(id, balancer)| balancer.names(*id)).collect(),
+            maps: Desired {
+                ports,
+                addresses,
+                remotes,
+                frontends,
+                peers,
+                classes,
+                lists,
+                rules,
+                blocks,
+                ..Desired::default()
+            },
         }
     }
 }
@@ -83,103 +87,49 @@ impl From<&Desired> for State {
 impl State {
     /// The members that clients of a frontend are sent to; none: nothing leads to it.
     pub(super) fn served(&self, key: &FrontendKey) -> Option<&[Option<Member>]> {
-        let Frontend { service, flags } = self.frontends.get(key).filter(|frontend| frontend.service != 0)?;
+        let Frontend { service, flags } = self.maps.frontends.get(key).filter(|frontend| frontend.service != 0)?;
         let sets = self.balancers.get(service)?;
         Some(&sets[usize::from(flags & FrontendFlags::EXTERNAL != 0)])
     }
 
     /// Frontends that lead to a number.
     pub(super) fn leading_to(&self, service: u32) -> BTreeSet<FrontendKey> {
-        self.frontends.iter().filter(|(_, frontend)| frontend.service == service).map(|(key, _)| *key).collect()
+        self.maps.frontends.iter().filter(|(_, frontend)| frontend.service == service).map(|(key, _)| *key).collect()
     }
 
     pub(super) fn names(&self, service: u32) -> BTreeSet<BackendKey> {
         self.serving.iter().filter(|name| name.service == service).copied().collect()
     }
 
-    fn remote_of(&self, AddressKey { net, addr }: AddressKey) -> Option<&Remote> {
-        let covers = |key: &CidrKey| key.net == net && truncated(&addr, key.address_bits()) == key.addr;
-        let covering = self.remotes.iter().filter(|(key, _)| covers(key));
-        covering.max_by_key(|(key, _)| key.prefix_len).map(|(_, remote)| remote)
+    fn remote(&self, AddressKey { net, addr }: AddressKey) -> Option<Remote> {
+        Programs(&self.maps).remote(net, &addr).copied()
     }
 
     /// The ports that a list allows with a peer, as bits: as the programs would say, by their own logic.
     fn allows(&self, list: u64, peer: AddressKey) -> u32 {
-        let allowed = |port: &u16| policy::allows(self, list, &peer, 6, *port, &mut 0);
+        let allowed = |port: &u16| policy::allows(&Programs(&self.maps), list, &peer, 6, *port, &mut 0);
         (0..16).filter(allowed).fold(0, |bits, port| bits | 1 << port)
     }
 
     /// Addresses of the host.
     pub(super) fn hosts(&self) -> BTreeSet<AddressKey> {
-        let hosts = self.addresses.iter().filter(|(_, owner)| owner.is_host());
+        let hosts = self.maps.addresses.iter().filter(|(_, owner)| owner.is_host());
         hosts.map(|(address, _)| *address).collect()
     }
 
     /// (port, direction) to what it lets in or out.
     fn policies(&self, ifindex: u32) -> Option<[u64; 2]> {
-        self.ports.get(&ifindex).map(|port| [port.ingress_list, port.egress_list])
-    }
-}
-
-/// Of policy alone.
-impl weft_logic::Tables for State {
-    fn config(&self) -> Option<&Config> {
-        None
-    }
-    fn port(&self, ifindex: u32) -> Option<&Port> {
-        self.ports.get(&ifindex)
-    }
-    fn owner(&self, net: u32, addr: &Addr) -> Option<&Owner> {
-        self.addresses.get(&AddressKey { net, addr: *addr })
-    }
-    fn remote(&self, net: u32, addr: &Addr) -> Option<&Remote> {
-        self.remote_of(AddressKey { net, addr: *addr })
-    }
-    fn frontend(&self, _: &FrontendKey) -> Option<&Frontend> {
-        None
-    }
-    fn balancer(&self, _: &u32) -> Option<&Balancer> {
-        None
-    }
-    fn member(&self, _: &MemberKey) -> Option<&Member> {
-        None
-    }
-    fn serves(&self, _: &BackendKey) -> bool {
-        false
-    }
-    fn class_of(&self, net: u32, addr: &Addr) -> Option<u64> {
-        self.peers.get(&AddressKey { net, addr: *addr }).copied()
-    }
-    fn class(&self, class: &u64) -> Option<&Class> {
-        self.classes.get(class)
-    }
-    fn list(&self, list: &u64) -> Option<&List> {
-        self.lists.get(list)
-    }
-    fn run(&self, key: &RuleKey) -> Option<&Run> {
-        self.rules.get(key)
-    }
-    fn block(&self, key: &BlockKey) -> Option<u64> {
-        self.blocks.get(key).copied()
-    }
-    fn generation(&self, _: u32) -> u32 {
-        0
-    }
-    fn service_generation(&self, _: u32) -> u32 {
-        0
+        self.maps.ports.get(&ifindex).map(|port| [port.ingress_list, port.egress_list])
     }
 }
 
 pub(super) fn check(now: &State, old: &State, new: &State) {
     for peer in addresses() {
-        assert!(
-            [old.remote_of(peer), new.remote_of(peer)].contains(&now.remote_of(peer)),
-            "{peer:?} leads astray for a moment"
-        );
+        assert!([old.remote(peer), new.remote(peer)].contains(&now.remote(peer)), "{peer:?} leads astray for a moment");
     }
-    for (key, frontend) in &old.frontends {
-        let stays = new.frontends.get(key).is_some_and(|new| new.service == frontend.service);
-        assert!(!stays || now.frontends.contains_key(key), "{key:?} is not there for a moment");
+    for (key, frontend) in &old.maps.frontends {
+        let stays = new.maps.frontends.get(key).is_some_and(|new| new.service == frontend.service);
+        assert!(!stays || now.maps.frontends.contains_key(key), "{key:?} is not there for a moment");
     }
     let hosts = now.hosts();
     for address in now.pools.values().flatten().flatten().flatten() {
@@ -190,7 +140,7 @@ pub(super) fn check(now: &State, old: &State, new: &State) {
 
 /// What must hold also where the kernel refuses something.
 pub(super) fn check_what_is_open(now: &State, old: &State, new: &State) {
-    for (key, Frontend { service, .. }) in now.frontends.iter().filter(|(_, frontend)| frontend.service != 0) {
+    for (key, Frontend { service, .. }) in now.maps.frontends.iter().filter(|(_, frontend)| frontend.service != 0) {
         let Some(served) = now.served(key) else { panic!("{key:?} has no balancer") };
         assert!(served.iter().all(Option::is_some), "a set without its members: {served:?}");
         assert!([old, new].iter().any(|state| state.served(key) == Some(served)), "nobody asked for {served:?}");
@@ -201,10 +151,10 @@ pub(super) fn check_what_is_open(now: &State, old: &State, new: &State) {
         let asked = [old, new].map(|state| state.pools.get(index));
         assert!(asked.contains(&Some(pools)), "device {index}: nobody asked for {pools:?}");
     }
-    for owner in now.addresses.values().filter(|owner| owner.is_workload()) {
-        assert!(now.ports.contains_key(&owner.ifindex), "{owner:?} leads to a port that is not there");
+    for owner in now.maps.addresses.values().filter(|owner| owner.is_workload()) {
+        assert!(now.maps.ports.contains_key(&owner.ifindex), "{owner:?} leads to a port that is not there");
     }
-    for ifindex in now.ports.keys() {
+    for ifindex in now.maps.ports.keys() {
         check_policy(*ifindex, now, old, new);
     }
 }
@@ -226,7 +176,7 @@ fn check_policy(ifindex: u32, now: &State, old: &State, new: &State) {
 /// After a pass every port is as planned, closed, or not there; where nothing was refused all are as planned.
 pub(super) fn is_applied_or_closed(fake: &Fake, new: &Desired, refused: bool) {
     let (now, planned) = (State::from(fake), State::from(new));
-    for ifindex in now.ports.keys() {
+    for ifindex in now.maps.ports.keys() {
         let (Some(is), Some(will)) = (now.policies(*ifindex), planned.policies(*ifindex)) else { continue };
         for direction in [0, 1] {
             for peer in addresses() {
@@ -240,7 +190,7 @@ pub(super) fn is_applied_or_closed(fake: &Fake, new: &Desired, refused: bool) {
         let wanted = planned.pools.get(index);
         assert!(wanted.is_none_or(|wanted| wanted == pools), "device {index} has stale pools: {pools:?}");
     }
-    for key in now.frontends.keys() {
+    for key in now.maps.frontends.keys() {
         let (served, wanted) = (now.served(key), planned.served(key));
         assert!(served.is_none_or(<[_]>::is_empty) || served == wanted, "a stale backend of {key:?}");
     }
