@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which decision lists there is room for. The others are closed: everything is denied to their workloads, and to nobody else's.
 //!
-//! What a list takes does not depend on the others: its rules, its blocks, and the work of asking every class for its terms; blocks
-//! that several lists share are taken once, by the first that comes, and shares count them for each. So the lists are put in the order of [`share::order`], by the part of a map, or of the work, that each takes, and one after the other is
-//! taken that fits beside those before it: no namespace displaces another one's policies by what it takes beyond its share, what
-//! fitted stays, and who comes new where no room is left is closed.
+//! A list takes its rules, its blocks, and the work of asking every class for its terms; what several lists share is taken once, by
+//! the first that comes, and shares count it for each. The lists are put in the order of [`share::order`], by the part of a map, or of
+//! the work, that each takes, and one after the other is taken that fits beside those before it: no namespace displaces another one's
+//! policies by what it takes beyond its share, what fitted stays, and who comes new where no room is left is closed.
 //!
 //! A class has room for few terms; of which it is left out where lists ask for more, [`Classes`] tell.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use weft_abi::CLOSED_LIST;
 
 use crate::{
     model::{Name, Room},
@@ -20,7 +19,6 @@ use crate::{
         policy::{
             isolation::SetKey,
             list::{KnownList, TooLong},
-            parts::KnownBlocks,
             peers::PeerTerm,
         },
         share::{self, Wish},
@@ -87,74 +85,110 @@ fn full(what: &'static str, field: &'static str, needed: usize, most: usize) -> 
 #[derive(Clone, Copy, Debug, Default)]
 struct Use {
     rules: usize,
-    blocks: usize,
-    work: u64,
+    prefixes: usize,
+    /// At each class, in parts of [`FOUND_BY_VALUE`].
+    looks: u64,
 }
 
 impl Use {
-    /// Beside its blocks.
-    fn of(list: &KnownList, classes: usize) -> Self {
-        let work = list.terms.iter().map(|term| work_of(term, classes)).fold(0, u64::saturating_add);
-        Self { rules: list.rules, blocks: 0, work }
-    }
-
-    fn of_blocks(KnownBlocks { rules, prefixes, .. }: &KnownBlocks) -> Self {
-        Self { rules: *rules, blocks: *prefixes, work: 0 }
-    }
-
-    fn plus(self, other: Self) -> Self {
-        let Self { rules, blocks, work } = other;
-        Self { rules: self.rules + rules, blocks: self.blocks + blocks, work: self.work.saturating_add(work) }
+    /// Selectors looked at, to find what all of `classes` match: at most or nearly so.
+    const fn work(self, classes: usize) -> u64 {
+        self.looks.saturating_mul(classes as u64) / FOUND_BY_VALUE
     }
 
     /// The first that there is not enough of.
-    fn shortage(self, room: &Room) -> Option<Shortage> {
+    fn shortage(self, classes: usize, room: &Room) -> Option<Shortage> {
         full("rules", "rules", self.rules, room.rules)
-            .or_else(|| full("prefixes", "blocks", self.blocks, room.blocks))
-            .or_else(|| (self.work > MAX_WORK).then_some(Shortage::Work))
+            .or_else(|| full("prefixes", "blocks", self.prefixes, room.blocks))
+            .or_else(|| (self.work(classes) > MAX_WORK).then_some(Shortage::Work))
     }
 
     /// The largest part of anything.
-    fn share(self, room: &Room) -> u64 {
+    fn share(self, classes: usize, room: &Room) -> u64 {
         let part = |count: u64, most: u64| WHOLE.saturating_mul(count) / most.max(1);
         part(self.rules as u64, room.rules as u64)
-            .max(part(self.blocks as u64, room.blocks as u64))
-            .max(part(self.work, MAX_WORK))
+            .max(part(self.prefixes as u64, room.blocks as u64))
+            .max(part(self.work(classes), MAX_WORK))
     }
 }
 
-/// What several lists take together.
+/// What several lists take together, and how many have what: a list, a set of blocks or a term that some of them share is taken once.
 #[derive(Debug, Default)]
-struct Taken {
+pub(super) struct Taken {
     all: Use,
-    /// Sets of blocks, each once.
-    sets: BTreeSet<u64>,
+    /// By their numbers.
+    lists: BTreeMap<u64, usize>,
+    blocks: BTreeMap<u64, usize>,
+    terms: BTreeMap<Arc<PeerTerm>, usize>,
+}
+
+/// What nobody has any more: numbers of a list, and of a set of blocks.
+#[derive(Debug)]
+pub(super) struct Free {
+    pub(super) list: Option<u64>,
+    pub(super) blocks: Option<u64>,
 }
 
 impl Taken {
     /// What they take with one more.
-    fn with(&self, own: Use, blocks: &KnownBlocks) -> Use {
-        let all = self.all.plus(own);
-        if self.sets.contains(&blocks.number) { all } else { all.plus(Use::of_blocks(blocks)) }
+    fn with(&self, list: &KnownList) -> Use {
+        let mut all = self.all;
+        if !self.lists.contains_key(&list.number) {
+            all.rules += list.rules;
+        }
+        if !self.blocks.contains_key(&list.blocks.number) {
+            all.rules += list.blocks.rules;
+            all.prefixes += list.blocks.prefixes;
+        }
+        let terms = list.terms.iter().filter(|term| !self.terms.contains_key(*term));
+        all.looks = terms.map(|term| looks_of(term)).fold(all.looks, u64::saturating_add);
+        all
     }
 
-    fn take(&mut self, own: Use, blocks: &KnownBlocks) {
-        self.all = self.with(own, blocks);
-        self.sets.insert(blocks.number);
+    pub(super) fn add(&mut self, list: &KnownList) {
+        self.all = self.with(list);
+        *self.lists.entry(list.number).or_default() += 1;
+        *self.blocks.entry(list.blocks.number).or_default() += 1;
+        list.terms.iter().for_each(|term| *self.terms.entry(term.clone()).or_default() += 1);
+    }
+
+    pub(super) fn remove(&mut self, list: &KnownList) -> Free {
+        let Self { all, lists, blocks, terms } = self;
+        let is_free = [release(lists, &list.number), release(blocks, &list.blocks.number)];
+        if is_free[0] {
+            all.rules -= list.rules;
+        }
+        if is_free[1] {
+            all.rules -= list.blocks.rules;
+            all.prefixes -= list.blocks.prefixes;
+        }
+        let free = list.terms.iter().filter(|term| release(terms, *term));
+        all.looks = free.map(|term| looks_of(term)).fold(all.looks, u64::saturating_sub);
+        let written = |is_free: bool, number: u64| (is_free && ![0, CLOSED_LIST].contains(&number)).then_some(number);
+        Free { list: written(is_free[0], list.number), blocks: written(is_free[1], list.blocks.number) }
+    }
+
+    /// Whether all of them fit, and changes can be followed: else some may have to be closed.
+    pub(super) fn fits(&self, classes: usize, room: &Room) -> bool {
+        self.all.shortage(classes, room).is_none() && self.all.work(classes) <= MAX_WORK / 2
     }
 }
 
-/// How much work it is to ask all classes for a term, at most or nearly so.
-fn work_of(term: &PeerTerm, classes: usize) -> u64 {
-    let looks = (1 + term.peer.pods.cost() as u64).saturating_mul(classes as u64);
-    if term.peer.pods.asked_values().is_some() { looks / FOUND_BY_VALUE } else { looks }
+/// One user less; whether it was the last.
+fn release<K: Ord>(users: &mut BTreeMap<K, usize>, key: &K) -> bool {
+    let Some(count) = users.get_mut(key) else { return false };
+    *count -= 1;
+    let is_free = *count == 0;
+    if is_free {
+        users.remove(key);
+    }
+    is_free
 }
 
-/// Whether all of these lists fit, and how much work they are.
-pub(super) fn fits<'l>(lists: impl Iterator<Item = &'l KnownList>, classes: usize, room: &Room) -> Option<u64> {
-    let mut taken = Taken::default();
-    lists.for_each(|list| taken.take(Use::of(list, classes), &list.blocks));
-    taken.all.shortage(room).is_none().then_some(taken.all.work)
+/// How much work it is to ask a class for a term, at most or nearly so.
+fn looks_of(term: &PeerTerm) -> u64 {
+    let looks = 1 + term.peer.pods.cost() as u64;
+    if term.peer.pods.asked_values().is_some() { looks } else { looks.saturating_mul(FOUND_BY_VALUE) }
 }
 
 /// The lists that do not fit, and why. `stood`: it had room at the last plan.
@@ -167,34 +201,33 @@ pub(super) fn closed(
     let mut closed = BTreeMap::new();
     let (mut waiting, mut wishes) = (Vec::new(), Vec::new());
     for (key, list) in lists {
-        let own = Use::of(list, classes);
-        let needed = own.plus(Use::of_blocks(&list.blocks));
-        let why = list.too_long.clone().map(Shortage::TooLong).or_else(|| needed.shortage(room));
+        let needed = Taken::default().with(list);
+        let why = list.too_long.clone().map(Shortage::TooLong).or_else(|| needed.shortage(classes, room));
         if let Some(why) = why {
             closed.insert((*key).clone(), why);
             continue;
         }
-        waiting.push((*key, own, &list.blocks));
-        wishes.push(Wish { namespace: &key.namespace, cost: needed.share(room), stood: stood(key) });
+        waiting.push((*key, *list));
+        wishes.push(Wish { namespace: &key.namespace, cost: needed.share(classes, room), stood: stood(key) });
     }
     let mut taken = Taken::default();
     let mut left: Vec<_> = share::order(WHOLE, &wishes).into_iter().map(|place| waiting[place]).collect();
     loop {
         let before = left.len();
-        left.retain(|(_, own, blocks)| {
-            let fits = taken.with(*own, blocks).shortage(room).is_none();
+        left.retain(|(_, list)| {
+            let fits = taken.with(list).shortage(classes, room).is_none();
             if fits {
-                taken.take(*own, blocks);
+                taken.add(list);
             }
             !fits
         });
-        // Who comes later may bring the blocks that another one asks for.
+        // Who comes later may bring what another one shares.
         if left.len() == before {
             break;
         }
     }
-    let why = |own, blocks| taken.with(own, blocks).shortage(room);
-    closed.extend(left.into_iter().filter_map(|(key, own, blocks)| Some((key.clone(), why(own, blocks)?))));
+    let why = |list| taken.with(list).shortage(classes, room);
+    closed.extend(left.into_iter().filter_map(|(key, list)| Some((key.clone(), why(list)?))));
     closed
 }
 
@@ -222,4 +255,64 @@ pub(super) fn unknown(classes: &Classes, room: &Room) -> BTreeMap<Name, Shortage
         }
     }
     unknown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::policy::{
+        parts::KnownBlocks,
+        peers::{Namespaces, PodPeer},
+        rules::Direction,
+        selector::Selector,
+    };
+
+    /// So many that four terms are all the work there may be.
+    const CLASSES: usize = MAX_WORK as usize / 8;
+
+    /// All pods of a namespace: two looks at each class.
+    fn term(namespace: u64) -> Arc<PeerTerm> {
+        let namespaces = Namespaces::Named(namespace.to_string());
+        Arc::new(PeerTerm { peer: PodPeer { namespaces, pods: Selector::everything() }, named: None })
+    }
+
+    fn list(number: u64, term_of: u64) -> KnownList {
+        let blocks = KnownBlocks { number: 7, rules: 2, prefixes: 3 };
+        KnownList { number, rules: 1, blocks, terms: vec![term(term_of)], ..KnownList::default() }
+    }
+
+    fn closed_of(lists: &[KnownList]) -> BTreeMap<SetKey, Shortage> {
+        let key = |list: &KnownList| SetKey {
+            namespace: Name::from(list.number.to_string().as_str()),
+            direction: Direction::Ingress,
+            text: Arc::default(),
+        };
+        let keys: Vec<SetKey> = lists.iter().map(key).collect();
+        let room = Room { services: 0, members: 0, peers: 0, classes: CLASSES, terms: 1, rules: 1000, blocks: 10 };
+        closed(&keys.iter().zip(lists).collect(), CLASSES, &room, |_| false)
+    }
+
+    #[test]
+    fn a_term_that_many_lists_ask_for_is_asked_once() {
+        let shared: Vec<KnownList> = (1..100).map(|number| list(number, 1)).collect();
+        assert!(closed_of(&shared).is_empty());
+        let own: Vec<KnownList> = (1..100).map(|number| list(number, number)).collect();
+        let closed = closed_of(&own);
+        assert_eq!(closed.len(), 99 - 4);
+        assert!(closed.values().all(|why| *why == Shortage::Work));
+    }
+
+    #[test]
+    fn what_is_added_can_be_removed() {
+        let mut taken = Taken::default();
+        let lists = [list(1, 1), list(2, 1), list(2, 1)];
+        lists.iter().for_each(|list| taken.add(list));
+        let Use { rules, prefixes, looks } = taken.all;
+        assert_eq!((rules, prefixes, looks), (4, 3, 2 * FOUND_BY_VALUE));
+        let free = lists.each_ref().map(|list| taken.remove(list)).map(|Free { list, blocks }| (list, blocks));
+        assert_eq!(free, [(Some(1), None), (None, None), (Some(2), Some(7))]);
+        let Use { rules, prefixes, looks } = taken.all;
+        assert_eq!((rules, prefixes, looks), (0, 0, 0));
+        assert!(taken.terms.is_empty());
+    }
 }

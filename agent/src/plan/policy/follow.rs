@@ -13,7 +13,7 @@ use weft_abi::{BlockKey, CLOSED_LIST, Class, RuleKey};
 
 use super::{
     Policies,
-    fit::{self, Shortage},
+    fit::{Free, Shortage},
     isolation::{Forms, Isolation, SetKey},
     list::{self, DecisionList, KnownList},
 };
@@ -106,7 +106,8 @@ impl Policies {
         }
         let grown =
             self.classes.len() > 2 * self.classes_then + 1000 || self.meanings.len() > 2 * self.meanings_then + 1000;
-        if grown || written.desired.peers.len() > room.peers || self.classes.len() > room.classes {
+        let fits = self.taken.fits(self.classes.len(), room);
+        if grown || !fits || written.desired.peers.len() > room.peers || self.classes.len() > room.classes {
             return Err(Recompile);
         }
         let stood = |class| written.desired.classes.get(&class).map_or(&[][..], |class: &Class| &class.terms);
@@ -161,30 +162,24 @@ impl Policies {
         }
         self.change_terms(&gone, &changed, snapshot, touched)?;
         let told = self.tells_pods();
-        let (old, new) = self.replace(&gone, changed);
+        let (free, new) = self.replace(&gone, changed);
         written.numbers.assign_lists(self.lists.keys());
-        let work = fit::fits(self.lists.values(), self.classes.len(), room).ok_or(Recompile)?;
         // The first list that tells pods apart needs all addresses.
-        if told != self.tells_pods() || work > fit::MAX_WORK / 2 {
+        if told != self.tells_pods() || !self.taken.fits(self.classes.len(), room) {
             return Err(Recompile);
         }
-        self.work = work;
         for key in &new {
             let Some(set) = self.isolation.set(key) else { continue };
             put_list(&list::compile(key, set, forms, written.numbers.key), written);
         }
-        old.iter().for_each(|list| self.remove_list(list, written));
+        free.iter().for_each(|free| remove_free(free, written));
         self.digests_of_all_are_there();
         Ok(())
     }
 
-    /// Puts changed lists in the place of what they were; those that stood, and the keys of those to be written. One that is too
+    /// Puts changed lists in the place of what they were; what nobody has any more, and the keys of those to be written. One that is too
     /// long is closed, whatever the others are.
-    fn replace(
-        &mut self,
-        gone: &BTreeSet<SetKey>,
-        changed: BTreeMap<SetKey, KnownList>,
-    ) -> (Vec<KnownList>, Vec<SetKey>) {
+    fn replace(&mut self, gone: &BTreeSet<SetKey>, changed: BTreeMap<SetKey, KnownList>) -> (Vec<Free>, Vec<SetKey>) {
         let (mut old, mut new) = (Vec::new(), Vec::new());
         for key in gone.iter().chain(changed.keys()) {
             self.digests.remove(key);
@@ -197,11 +192,11 @@ impl Policies {
                 continue;
             }
             self.digests.insert(key.clone(), list.digest(&self.classes));
-            self.uses.add(&list);
+            self.taken.add(&list);
             self.lists.insert(key.clone(), list);
             new.push(key);
         }
-        (old, new)
+        (old.iter().map(|list| self.taken.remove(list)).collect(), new)
     }
 
     fn digests_of_all_are_there(&self) {
@@ -254,27 +249,24 @@ impl Policies {
         let is_done = self.classes.change_terms(&uses, MANY, snapshot, touched) && self.classes.tell_enough();
         if is_done { Ok(()) } else { Err(Recompile) }
     }
+}
 
-    /// What no other combination of policies says as well.
-    fn remove_list(&mut self, list: &KnownList, written: &mut Written<'_>) {
-        let Written { desired, patch, .. } = written;
-        let mut remove_rules = |of: u64| {
-            let all = RuleKey { list: of, part: 0 }..=RuleKey { list: of, part: u64::MAX };
-            let rules: Vec<RuleKey> = desired.rules.range(all).map(|(key, _)| *key).collect();
-            rules.into_iter().for_each(|key| set(&mut desired.rules, &mut patch.rules, key, None));
-        };
-        let [list, blocks] = self.uses.remove(list);
-        if let Some(number) = list {
-            remove_rules(number);
-            set(&mut desired.lists, &mut patch.lists, number, None);
-        }
-        if let Some(number) = blocks {
-            remove_rules(number);
-            let first = BlockKey { blocks: number, ..BlockKey::default() };
-            let blocks = desired.blocks.range(first..).map(|(key, _)| *key).take_while(|key| key.blocks == number);
-            let blocks: Vec<BlockKey> = blocks.collect();
-            blocks.into_iter().for_each(|key| set(&mut desired.blocks, &mut patch.blocks, key, None));
-        }
+/// Removes what no combination of policies says any more.
+fn remove_free(free: &Free, written: &mut Written<'_>) {
+    let Written { desired, patch, .. } = written;
+    for number in [free.list, free.blocks].into_iter().flatten() {
+        let all = RuleKey { list: number, part: 0 }..=RuleKey { list: number, part: u64::MAX };
+        let rules: Vec<RuleKey> = desired.rules.range(all).map(|(key, _)| *key).collect();
+        rules.into_iter().for_each(|key| set(&mut desired.rules, &mut patch.rules, key, None));
+    }
+    if let Some(number) = free.list {
+        set(&mut desired.lists, &mut patch.lists, number, None);
+    }
+    if let Some(number) = free.blocks {
+        let first = BlockKey { blocks: number, ..BlockKey::default() };
+        let blocks = desired.blocks.range(first..).map(|(key, _)| *key).take_while(|key| key.blocks == number);
+        let blocks: Vec<BlockKey> = blocks.collect();
+        blocks.into_iter().for_each(|key| set(&mut desired.blocks, &mut patch.blocks, key, None));
     }
 }
 

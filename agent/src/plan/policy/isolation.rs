@@ -44,7 +44,7 @@ pub(crate) struct SetKey {
     /// Of the policies and of the workloads.
     pub(crate) namespace: Name,
     /// Its policies and their named ports.
-    text: Arc<str>,
+    pub(super) text: Arc<str>,
 }
 
 impl SetKey {

@@ -28,7 +28,7 @@ use crate::{
         classes::{Asked, Classes, Terms, Touched},
         pods::{Owners, PodEntry},
         policy::{
-            fit::Shortage,
+            fit::{Shortage, Taken},
             isolation::{Forms, Isolated, Isolation, SetKey},
             list::KnownList,
             meaning::Meanings,
@@ -64,7 +64,7 @@ pub(crate) struct Policies {
     lists: BTreeMap<SetKey, KnownList>,
     /// Digests of what they say to whom.
     digests: SetDigests,
-    uses: Uses,
+    taken: Taken,
     /// The others, and why.
     closed: BTreeMap<SetKey, Shortage>,
     /// Namespaces whose pods do not fit, and why.
@@ -73,39 +73,12 @@ pub(crate) struct Policies {
     classes: Classes,
     /// How many there were at the last compilation.
     classes_then: usize,
-    /// How much work the lists are.
-    work: u64,
     meanings: Meanings,
     /// How many there were at the last compilation.
     meanings_then: usize,
     names: RuleNames,
     /// All parts of lists that are terms.
     asked: OnceLock<BTreeSet<u64>>,
-}
-
-/// By how many combinations of policies each list is had, and by how many lists each set of blocks; by their numbers.
-#[derive(Debug, Default)]
-struct Uses {
-    lists: BTreeMap<u64, usize>,
-    blocks: BTreeMap<u64, usize>,
-}
-
-impl Uses {
-    fn add(&mut self, list: &KnownList) {
-        *self.lists.entry(list.number).or_default() += 1;
-        *self.blocks.entry(list.blocks.number).or_default() += 1;
-    }
-
-    /// Which of both, the list and its blocks, nobody has any more.
-    fn remove(&mut self, list: &KnownList) -> [Option<u64>; 2] {
-        let last = |uses: &mut BTreeMap<u64, usize>, number: u64| {
-            let count = uses.get_mut(&number)?;
-            *count -= 1;
-            (*count == 0).then(|| uses.remove(&number))?;
-            (![0, CLOSED_LIST].contains(&number)).then_some(number)
-        };
-        [last(&mut self.lists, list.number), last(&mut self.blocks, list.blocks.number)]
-    }
 }
 
 /// What is wrong with a policy of this namespace, each `field: why`; nothing: it is valid.
@@ -169,13 +142,12 @@ pub(crate) fn compile(
     desired.classes = classes.iter().map(|(class, group)| (class, group.class(hash))).collect();
     let admitted = isolation.sets().filter(|(key, _)| lists.contains_key(key));
     admitted.for_each(|(key, set)| list::compile(key, set, forms, hash).describe(desired));
-    let work = fit::fits(lists.values().copied(), classes.len(), room).unwrap_or(u64::MAX);
     numbers.assign_lists(lists.keys().copied());
     let digests = lists.iter().map(|(key, list)| ((*key).clone(), list.digest(&classes))).collect();
     let standing: BTreeSet<SetKey> = lists.into_keys().cloned().collect();
     let lists: BTreeMap<SetKey, KnownList> = compiled.into_iter().filter(|(key, _)| standing.contains(key)).collect();
-    let mut uses = Uses::default();
-    lists.values().for_each(|list| uses.add(list));
+    let mut taken = Taken::default();
+    lists.values().for_each(|list| taken.add(list));
     let (classes_then, meanings_then) = (classes.len(), meanings.len());
     let (mut names, asked) = (RuleNames::default(), OnceLock::new());
     names.forget(isolation.namespaces(), |_| true);
@@ -183,14 +155,13 @@ pub(crate) fn compile(
         isolation,
         lists,
         digests,
-        uses,
+        taken,
         closed,
         unknown,
         classes,
         classes_then,
         meanings,
         meanings_then,
-        work,
         names,
         asked,
     }
@@ -251,7 +222,7 @@ impl Policies {
     /// What is too long by itself stays so, whatever becomes of others.
     pub(crate) fn follows(&self) -> bool {
         let is_alone = |shortage: &Shortage| matches!(shortage, Shortage::TooLong(_));
-        self.closed.values().all(is_alone) && self.unknown.is_empty() && self.work < fit::MAX_WORK / 4
+        self.closed.values().all(is_alone) && self.unknown.is_empty()
     }
 
     /// Whether some list tells pods apart.
