@@ -96,8 +96,8 @@ pub struct NodeFacts {
     pub devices: BTreeMap<u32, Device>,
     /// Every address of the host itself, gateway addresses included.
     pub host_addresses: Vec<IpAddr>,
-    /// Addresses that no Service may take from the host: those that others know it by, with a network of theirs, and its
-    /// routers'.
+    /// Addresses that no Service may take from the host: those that others know it by, with a network of theirs, those that
+    /// `masqueradeAddresses` lists singly, and its routers'.
     pub reserved: Vec<IpAddr>,
     /// Service CIDRs that are configured; ServiceCIDR objects count beside them.
     pub service_cidrs: Vec<IpNet>,

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
 use weft_abi::Device;
 
 use super::{
@@ -88,9 +89,12 @@ pub(super) async fn observe(netlink: &Netlink, config: &DeviceConfig) -> Result<
     let link = find(config, &seen.links, &seen.assigned, &ways)?;
     let (v4, v6) = node_addresses(config, &link, &seen.assigned)?;
     let known = v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from));
-    // One that stands alone is nobody's way to the node; it may be a Service's, which something on the node serves.
-    let of_networks = seen.assigned.iter().filter(|assigned| !assigned.is_alone()).map(|assigned| assigned.address);
-    let all = known.chain(of_networks).chain(ways.iter().filter_map(|way| way.gateway));
+    // One that stands alone is nobody's way to the node; it may be a Service's, which something on the node serves, unless
+    // workloads are to be masqueraded with that one.
+    let is_listed = |address: IpAddr| config.masquerade_addresses.contains(&IpNet::from(address));
+    let is_taken = |own: &&Assigned| !own.is_alone() || is_listed(own.address);
+    let taken = seen.assigned.iter().filter(is_taken).map(|assigned| assigned.address);
+    let all = known.chain(taken).chain(ways.iter().filter_map(|way| way.gateway));
     let reserved: BTreeSet<IpAddr> = all.collect();
     let around = seen.around(config, link.index, ways.iter().map(|way| way.device));
     Ok(Uplink { link, around, v4, v6, state, reserved: reserved.into_iter().collect() })

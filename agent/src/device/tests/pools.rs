@@ -59,6 +59,8 @@ fn workloads_are_masqueraded_with_configured_addresses_that_the_node_has() {
         assert_eq!(pool(&observed, "up0", true), of(&["2001:db8::20"]));
         assert_eq!(pool(&observed, "up1", false), of(&["198.51.100.5"]));
         assert_eq!(pool(&observed, "up1", true), None);
+        let reserved = |text: &str| observed.facts.reserved.contains(&text.parse().unwrap());
+        assert!(reserved("192.0.2.33") && reserved("203.0.113.5"), "no Service takes them from the host");
         let problems = told(&observed);
         assert!(problems.len() == 1 && problems[0].contains("has 192.0.2.99"), "{problems:?}");
         assert!(observed.closed.is_empty(), "the others serve");
