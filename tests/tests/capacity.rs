@@ -105,3 +105,96 @@ fn is_named(bed: &Bed) -> Result<()> {
     }
     Ok(())
 }
+
+/// A policy for `tenant/web` that lets pods of all namespaces in at a port, whose labels are as the expression says.
+fn meaning(name: &str, port: u16, expression: Value) -> Value {
+    let peer = json!({"namespaceSelector": {}, "podSelector": {"matchExpressions": [expression]}});
+    let rule = json!({"from": [peer], "ports": [{"port": port}]});
+    policy(name, "tenant", json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [rule]}))
+}
+
+/// Until a problem has this in it; the node goes on.
+fn is_told(bed: &Bed, what: &str) -> Result<()> {
+    until_ok(what, SOON, || {
+        let status: weft_api::StatusReport = bed.node(1).weft_json("status")?;
+        let is_told = status.problems.iter().any(|problem| problem.contains(what));
+        ensure!(is_told && status.not_ready.is_none(), "{:?}", status.problems);
+        Ok(())
+    })
+}
+
+/// A pod has room for 22 selectors. Somebody else's do not take the places of those of its own namespace, and what is left out lets it in
+/// nowhere.
+#[test]
+fn a_pod_that_a_tenant_means_by_many_selectors_is_let_in_by_its_own_namespace() -> Result<()> {
+    const MANY: u16 = 30;
+    let bed = Bed::new()?;
+    let (tenant, other) =
+        (bed.container(1, "tenant/web", &[("app", "web")])?, bed.container(1, "other/web", &[("app", "web")])?);
+    let friend = bed.container(2, "other/friend", &[("role", "friend")])?;
+    let stranger = bed.container(2, "other/stranger", &[])?;
+    other.serve("web", PORT)?;
+    for n in 0..MANY {
+        tenant.serve("web", PORT + n)?;
+        let values = json!(["friend", format!("other-{n}")]);
+        let expression = json!({"key": "role", "operator": "In", "values": values});
+        bed.apply(&meaning(&format!("many-{n:02}"), PORT + n, expression))?;
+    }
+    is_told(&bed, "Namespace other: some of its pods are meant by more different selectors than fit")?;
+    bed.apply(&weft_testbed::ingress_policy("other/own", &[("app", "web")], &[("role", "friend")]))?;
+    for to in other.sockets(PORT) {
+        until_ok("the stranger is kept out", SOON, || stranger.is_kept_out(Protocol::Tcp, to))?;
+        friend.reaches(Protocol::Tcp, to, "web")?;
+    }
+    let second = Duration::from_secs(1);
+    let open =
+        |n: &u16| tenant.sockets(PORT + n).into_iter().all(|to| friend.ask_within(Protocol::Tcp, to, second).is_ok());
+    assert_eq!((0..MANY).filter(open).count(), 21, "21 of the tenant's stay beside that of the pod's own namespace");
+    for to in tenant.sockets(PORT) {
+        stranger.is_kept_out(Protocol::Tcp, to)?;
+    }
+    for n in 10..MANY {
+        bed.delete(&meaning(&format!("many-{n:02}"), PORT + n, Value::Null))?;
+    }
+    for to in tenant.sockets(PORT + 9) {
+        until_ok("what fits again lets the pod in", SOON, || friend.ask_within(Protocol::Tcp, to, second))?;
+    }
+    Ok(())
+}
+
+/// A tenant that asks for labels which differ from pod to pod makes more classes of pods than fit: its own policies are closed, and others'
+/// pods stay known.
+#[test]
+fn a_tenant_that_tells_every_pod_apart_closes_its_own_workloads_alone() -> Result<()> {
+    const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
+    let config = json!({"mapSizes": {"classes": 64}});
+    let bed = Bed::with(&Options { config, ..Options::default() })?;
+    let tenant = bed.container(1, "tenant/web", &[("app", "web")])?;
+    let other = bed.container(1, "other/web", &[("app", "web")])?;
+    let friend = bed.container(2, "other/friend", &[("role", "friend"), (POD_NAME, "friend-0")])?;
+    let stranger = bed.container(2, "other/stranger", &[(POD_NAME, "stranger-0")])?;
+    for server in [&tenant, &other] {
+        server.serve("web", PORT)?;
+    }
+    for n in 0..40 {
+        let mut pod = weft_testbed::pod(&format!("crowd/web-{n}"), "node2", &[(POD_NAME, &format!("web-{n}"))]);
+        pod["status"] = json!({"phase": "Running", "podIP": format!("10.244.2.{}", 100 + n), "podIPs": [{"ip": format!("10.244.2.{}", 100 + n)}]});
+        bed.apply(&pod)?;
+    }
+    bed.apply(&weft_testbed::ingress_policy("other/own", &[("app", "web")], &[("role", "friend")]))?;
+    let expression = |operator: &str| json!({"key": POD_NAME, "operator": operator});
+    bed.apply(&meaning("apart", PORT, expression("Exists")))?;
+    is_told(&bed, "workload tenant/web: its policies do not fit (tenant/apart)")?;
+    for to in tenant.sockets(PORT) {
+        friend.is_kept_out(Protocol::Tcp, to)?;
+    }
+    for to in other.sockets(PORT) {
+        until_ok("the stranger is kept out", SOON, || stranger.is_kept_out(Protocol::Tcp, to))?;
+        friend.reaches(Protocol::Tcp, to, "web")?;
+    }
+    bed.delete(&meaning("apart", PORT, Value::Null))?;
+    for to in tenant.sockets(PORT) {
+        until_ok("the tenant is open again", SOON, || friend.ask_within(Protocol::Tcp, to, Duration::from_secs(1)))?;
+    }
+    Ok(())
+}
