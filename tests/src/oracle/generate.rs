@@ -374,7 +374,13 @@ fn policy(random: &mut Random, world: &World, number: usize) -> Policy {
 }
 
 fn rule(random: &mut Random, world: &World) -> Rule {
-    let peers = random.chance(80).then(|| (0..random.below(4)).map(|_| peer(random, world)).collect());
+    let peers = random.chance(80).then(|| {
+        let mut peers: Vec<Peer> = (0..random.below(4)).map(|_| peer(random, world)).collect();
+        if random.chance(50) {
+            peers.extend(over_a_hole(random, &peers));
+        }
+        peers
+    });
     let ports = random.chance(65).then(|| match random.below(10) {
         0 => many_ports(*random.pick(&TRANSPORTS)),
         _ => (0..random.below(4)).map(|_| policy_port(random)).collect(),
@@ -418,6 +424,17 @@ fn block(random: &mut Random, world: &World) -> Peer {
     Peer::Block { cidr, except }
 }
 
+/// A block over an exception of another: the rule lets in what one of its blocks does, whatever the others leave out.
+fn over_a_hole(random: &mut Random, peers: &[Peer]) -> Option<Peer> {
+    let mut holes = peers.iter().filter_map(|peer| match peer {
+        Peer::Block { except, .. } => except.first().copied(),
+        Peer::Pods { .. } => None,
+    });
+    let hole = holes.next()?;
+    let cidr = if random.chance(50) { hole } else { hole.supernet()? };
+    Some(Peer::Block { cidr, except: Vec::new() })
+}
+
 fn around(address: IpAddr, length: u8) -> IpNet {
     IpNet::new(address, length).unwrap_or_else(|_| address.into()).trunc()
 }
@@ -443,7 +460,7 @@ fn many_ports(protocol: Protocol) -> Vec<PolicyPort> {
 }
 
 /// Ports that must not be taken for each other where rules are merged: one beyond the next one in the same rule, and the same one
-/// of another protocol in another rule.
+/// of another protocol in another rule. Also where the one holds for everybody.
 fn nearly_alike(random: &mut Random, rules: &mut [Rule]) {
     let numbered = |rule: &Rule| rule.ports.iter().flatten().find(|port| port.number().is_some()).cloned();
     let Some((at, port)) = rules.iter().enumerate().find_map(|(at, rule)| Some((at, numbered(rule)?))) else {
@@ -457,6 +474,9 @@ fn nearly_alike(random: &mut Random, rules: &mut [Rule]) {
     let others: Vec<Protocol> = others.collect();
     if let Some(other) = rules.get_mut(at + 1) {
         other.ports = Some(vec![PolicyPort { protocol: Some(*random.pick(&others)), ..port }]);
+        if random.chance(50) {
+            rules[at].peers = None;
+        }
     }
 }
 
