@@ -36,7 +36,7 @@ mod tc;
 mod test_run;
 mod upgrade;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::resume_unwind, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -201,20 +201,33 @@ fn jiffies() -> Jiffies {
     u32::try_from(step).map_or_else(|_| Jiffies::default(), Jiffies::every)
 }
 
+/// All programs at the same time: the kernel takes 0.4 seconds or more to verify one, on one CPU, and an agent that starts waits for the
+/// last of them.
 fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
-    for program in Program::ALL {
-        load_program(classifier_mut(ebpf, program)?).map_err(|error| match error {
-            ProgramError::LoadError { io_error, verifier_log } => {
-                Error::Verifier { program, source: io_error, log: tail(&verifier_log.to_string()).to_owned() }
-            }
-            error => Error::Program { program, operation: "load", source: Box::new(error) },
-        })?;
-    }
-    Ok(())
+    let mut waiting: BTreeMap<&str, &mut aya::programs::Program> = ebpf.programs_mut().collect();
+    thread::scope(|scope| {
+        let loads = Program::ALL.map(|program| {
+            let classifier = waiting
+                .remove(program.name())
+                .ok_or_else(|| missing(program))
+                .and_then(|loaded| <&mut SchedClassifier>::try_from(loaded).map_err(wrong_type(program)));
+            scope.spawn(move || load_program(program, classifier?))
+        });
+        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+fn load_program(program: Program, classifier: &mut SchedClassifier) -> Result<()> {
+    verify(classifier).map_err(|error| match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            Error::Verifier { program, source: io_error, log: tail(&verifier_log.to_string()).to_owned() }
+        }
+        error => Error::Program { program, operation: "load", source: Box::new(error) },
+    })
 }
 
 /// The verifier gives up with `EAGAIN` when a signal is pending for the thread (libbpf tries as often).
-fn load_program(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
+fn verify(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
     const ATTEMPTS: u32 = 5;
     let interrupted = |error: &ProgramError| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN));
     for _ in 1..ATTEMPTS {
