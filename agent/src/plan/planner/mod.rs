@@ -13,7 +13,7 @@
 //! | ServiceCIDR | routes |
 //!
 //! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is
-//! decided among all that want room.
+//! decided among all that want room: Services at each change, policies where one of them is edited that has a list here.
 
 mod addresses;
 mod reports;

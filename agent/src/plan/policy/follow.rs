@@ -107,7 +107,12 @@ impl Policies {
         let grown =
             self.classes.len() > 2 * self.classes_then + 1000 || self.meanings.len() > 2 * self.meanings_then + 1000;
         let fits = self.taken.fits(self.classes.len(), room);
-        if grown || !fits || written.desired.peers.len() > room.peers || self.classes.len() > room.classes {
+        if grown
+            || !fits
+            || self.waited_for_classes()
+            || written.desired.peers.len() > room.peers
+            || self.classes.len() > room.classes
+        {
             return Err(Recompile);
         }
         let stood = |class| written.desired.classes.get(&class).map_or(&[][..], |class: &Class| &class.terms);
@@ -156,6 +161,10 @@ impl Policies {
         self.asked = OnceLock::new();
         if gone.is_empty() && changed.is_empty() {
             return Ok(());
+        }
+        // Who has room is decided among all.
+        if self.waits_for_room() {
+            return Err(Recompile);
         }
         if !self.meanings.note(changed.values(), iter::empty(), written.numbers.key).is_empty() {
             return Err(Recompile);

@@ -218,11 +218,21 @@ impl KnownList {
 }
 
 impl Policies {
-    /// Whether changes can be followed; else each takes a compilation: something does not fit beside others, and they may make room.
-    /// What is too long by itself stays so, whatever becomes of others.
+    /// Whether changes of pods can be followed; else each takes a compilation.
     pub(crate) fn follows(&self) -> bool {
-        let is_alone = |shortage: &Shortage| matches!(shortage, Shortage::TooLong(_));
-        self.closed.values().all(is_alone) && self.unknown.is_empty()
+        self.unknown.is_empty()
+    }
+
+    /// Whether a list that is closed would stand if others took less.
+    fn waits_for_room(&self) -> bool {
+        self.closed.values().any(|why| !matches!(why, Shortage::TooLong(_)))
+    }
+
+    /// Whether a list is closed for how many classes there are, and there are fewer now: by an eighth, so that pods that come and go
+    /// cost no compilation each.
+    fn waited_for_classes(&self) -> bool {
+        self.classes.len() < self.classes_then - self.classes_then / 8
+            && self.closed.values().any(|why| matches!(why, Shortage::Work | Shortage::Keys))
     }
 
     /// Whether some list tells pods apart.

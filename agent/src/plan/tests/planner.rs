@@ -400,6 +400,42 @@ fn a_list_that_grows_too_long_is_closed_and_followed() {
     assert_eq!(agent.0.compiled(), compiled, "no whole compilation");
 }
 
+/// Policies that do not fit: whatever else changes is followed, and an edit decides anew who has room.
+#[test]
+fn while_a_tenants_policies_do_not_fit_others_are_followed() {
+    let mut world = World::default();
+    world.limits.rules = 8;
+    let web = world.local(("x", "web"), json!({}), &["10.1.0.1"], json!({}));
+    world.local(("tenant", "web"), json!({}), &["10.1.0.2"], json!({}));
+    let from = |app: &str| json!({"from": [{"podSelector": {"matchLabels": {"app": app}}}]});
+    world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [from("a")]}));
+    let many = |count: u32| json!({"podSelector": {}, "ingress": (0..count).map(|n| from(&n.to_string())).collect::<Vec<_>>()});
+    world.policy(("tenant", "p"), many(30));
+    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
+    pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+    let mut compiled = agent.0.compiled();
+    for step in 0..6 {
+        let before = world.snapshot.clone();
+        match step {
+            0 => drop(world.pod(("x", "friend"), json!({"app": "a"}), &["10.2.0.1"], json!({}))),
+            1 => drop(world.pod(("x", "stranger"), json!({}), &["10.2.0.2"], json!({}))),
+            2 => drop(world.namespace("tenant", json!({"team": "t"}))),
+            3 => drop(world.pod(("tenant", "peer"), json!({"app": "1"}), &["10.2.0.3"], json!({}))),
+            4 => drop(world.policy(("x", "other"), json!({"podSelector": {"matchLabels": {"is": "not here"}}}))),
+            _ => drop(world.policy(("tenant", "p"), many(2))),
+        }
+        let mut whole = world.clone();
+        pass(&mut agent, &fake, &before, &mut world).unwrap();
+        let plan = whole.plan();
+        assert_eq!(told(&agent.0, &plan), plan);
+        let fits = step == 5;
+        assert_eq!(plan.closed.len(), usize::from(!fits));
+        compiled += usize::from(fits);
+        assert_eq!(agent.0.compiled(), compiled, "step {step}");
+        assert!(lets_in(agent.0.desired(), web, "10.2.0.1", (TCP, Some(80))));
+    }
+}
+
 /// A pod that more policies mean than its class can tell: pods, labels and policies around it are followed all the same.
 #[test]
 fn a_class_with_too_many_terms_is_followed() {
