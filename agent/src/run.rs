@@ -75,7 +75,11 @@ pub async fn run(config: Config) -> Result<()> {
     serve(&config, &shared, &mut tasks).await?;
     let feed = cluster::start(source(&config), &config.node_name);
     let (state_dir, node) = (config.state_dir.clone(), config.node_name.clone());
-    let feed = feed.or_remembered(move || remembered::load(&state_dir, &node));
+    let mut feed = feed.or_remembered(move || remembered::load(&state_dir, &node));
+    if let Source::Dir(_) = config.source {
+        // It is read, or tells why it cannot be.
+        feed.wait_until(None);
+    }
     let keeper = || {
         let (state_dir, node) = (config.state_dir.clone(), config.node_name.clone());
         Keeper { state_dir, node, shared: shared.clone() }
@@ -166,7 +170,7 @@ async fn start(
     commands: mpsc::Receiver<Command>,
     mut feed: Feed,
 ) -> Result<()> {
-    let began = Instant::now();
+    let (began, is_remote) = (Instant::now(), config.source == Source::Kubernetes);
     let host::First { memory, is_assumed } = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
     let mut device_config = device_config(&config, memory);
     // First: what changes from here on is looked at.
@@ -196,8 +200,10 @@ async fn start(
     let goes_on = node.goes_on().await.context("cannot go on with what an earlier agent has left")?;
     // Nobody gets an address of a pod CIDR that only an earlier agent knew.
     let interim = (goes_on || is_assumed).then(|| Interim::new(began, goes_on));
-    if let Some(interim) = &interim {
-        feed.wait_until(interim.until().into_std());
+    if is_remote {
+        // While the dataplane was opened nobody listened.
+        let until = interim.as_ref().map_or_else(|| Instant::now() + cluster::PATIENCE, Interim::until);
+        feed.wait_until(Some(until.into_std()));
     }
     Engine::new(shared, commands, feed, changes, node, interim).run().await;
     reader.abort();

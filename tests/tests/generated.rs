@@ -110,12 +110,16 @@ impl Site {
         let script = format!("weft-probe stream tcp {server}:{OUTSIDE} --rate 1000 --seconds {}", RECORDS / 1000);
         let job = self.local.start("restart", &script)?;
         job.prints(&self.local, "STREAMING", Duration::from_secs(10))?;
-        let before = (self.backends()?, self.admitted()?);
+        let (backends, admitted) = (self.backends()?, self.admitted()?);
         node.stop_agent(Signal::SIGKILL)?;
         node.start_agent()?;
         node.agent_ready()?;
-        let after = (self.backends()?, self.admitted()?);
-        ensure!(before == after, "the maps differ after a restart");
+        for (vip, now) in self.backends()? {
+            let before = backends.get(&vip);
+            ensure!(before == Some(&now), "{vip} leads to {now:?} after a restart, not {before:?}");
+        }
+        let now = self.admitted()?;
+        ensure!(admitted == now, "pods that are let in after a restart are {now:?}, not {admitted:?}");
         let outcome = job.finish(&self.local, Duration::from_secs(90))?;
         let all = format!("sent {RECORDS} received {RECORDS} lost 0");
         ensure!(

@@ -254,7 +254,8 @@ fn what_changes_of_the_host_moves_the_generation_of_routes() -> Result<()> {
         node.sh(meanwhile)?.ok()?;
         node.start_agent()?;
         node.agent_ready()?;
-        ensure!((quiet()? != before) == moves, "after {meanwhile}");
+        let now = quiet()?;
+        ensure!((now != before) == moves, "{before} to {now} after {meanwhile}: {}", node.agent_log());
     }
     Ok(())
 }

@@ -530,15 +530,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_source_is_waited_for_as_long_as_something_better_goes_on() {
+    async fn a_silent_source_is_waited_for_as_long_as_it_is_told_to() {
         let (source, feed) = channel();
         let mut feed = feed.or_remembered(|| Some(Snapshot { remembered: Some(7), ..snapshot() }));
-        feed.wait_until(std::time::Instant::now());
+        feed.wait_until(Some(std::time::Instant::now()));
         assert!(feed.changed().await && feed.take().standing.synced, "it is over");
         drop(source);
         let (source, feed) = channel();
         let mut feed = feed.or_remembered(|| Some(Snapshot { remembered: Some(7), ..snapshot() }));
-        feed.wait_until(std::time::Instant::now() + Duration::from_secs(3600));
+        feed.wait_until(None);
+        assert!(!feed.take().standing.synced, "nothing was told yet");
         source.tell(std::time::Instant::now(), |_, standing| {
             standing.error = Some("refused".to_owned());
             true

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::model::{Deltas, News, Snapshot, Standing};
 
 /// How long a source that says nothing, not even an error, is waited for where there is a state to go on with.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 type Pending = Arc<Mutex<News>>;
 
@@ -34,8 +34,9 @@ type Load = Box<dyn FnOnce() -> Option<Snapshot> + Send>;
 /// What an earlier run has left, in place of a source that is silent.
 enum Remembered {
     No,
-    /// Until then the source is waited for: of a large cluster it is much to read, and mostly for nothing.
-    Waits(Load, Instant),
+    /// The source is waited for, until then or until it tells an error: of a large cluster the state is much to read, and mostly for
+    /// nothing.
+    Waits(Load, Option<Instant>),
     /// Since when nobody has told more.
     Shown(Option<u64>),
 }
@@ -79,12 +80,13 @@ impl Feed {
     /// Shows what an earlier run has left until the source has told everything once, if it does not do so soon.
     #[must_use]
     pub fn or_remembered(mut self, load: impl FnOnce() -> Option<Snapshot> + Send + 'static) -> Self {
-        self.remembered = Remembered::Waits(Box::new(load), Instant::now() + PATIENCE);
+        self.remembered = Remembered::Waits(Box::new(load), Some(Instant::now() + PATIENCE));
         self
     }
 
-    /// Waits for a silent source until then, where something better than what an earlier run has left goes on meanwhile.
-    pub fn wait_until(&mut self, until: Instant) {
+    /// Waits for a silent source until then, where something better than what an earlier run has left goes on meanwhile; none: the
+    /// source is never silent, and tells at least an error.
+    pub fn wait_until(&mut self, until: Option<Instant>) {
         if let Remembered::Waits(_, deadline) = &mut self.remembered {
             *deadline = until;
         }
@@ -93,7 +95,7 @@ impl Feed {
     /// Waits until there is something to take; false: the source has ended. Nothing is lost if the wait is given up.
     pub async fn changed(&mut self) -> bool {
         let deadline = match &self.remembered {
-            Remembered::Waits(_, deadline) => Some((*deadline).into()),
+            Remembered::Waits(_, deadline) => deadline.map(tokio::time::Instant::from),
             _ => None,
         };
         tokio::select! {
@@ -123,12 +125,15 @@ impl Feed {
     fn stand_in(&mut self, standing: Standing) -> News {
         let mut deltas = Deltas::default();
         self.remembered = match std::mem::replace(&mut self.remembered, Remembered::No) {
-            Remembered::Waits(load, deadline) if standing.error.is_some() || Instant::now() >= deadline => load()
-                .map_or(Remembered::No, |snapshot| {
+            Remembered::Waits(load, deadline)
+                if standing.error.is_some() || deadline.is_some_and(|at| at <= Instant::now()) =>
+            {
+                load().map_or(Remembered::No, |snapshot| {
                     tracing::info!("the source is silent: going on with what an earlier run has left");
                     deltas = Deltas::whole(&snapshot);
                     Remembered::Shown(snapshot.remembered)
-                }),
+                })
+            }
             other => other,
         };
         match self.remembered {

@@ -13,7 +13,7 @@
 //! | ServiceCIDR | routes |
 //!
 //! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is
-//! decided among all that want room: Services at each change, policies where one of them is edited that has a list here.
+//! decided among all that want room: Services where one of them changes, policies where one is edited that has a list here.
 
 mod addresses;
 mod reports;
@@ -125,6 +125,12 @@ impl Planner {
     #[cfg(test)]
     pub(crate) const fn compiled(&self) -> usize {
         self.compiled
+    }
+
+    /// How often all Services were planned at once.
+    #[cfg(test)]
+    pub(crate) const fn services_planned(&self) -> usize {
+        self.services.planned_whole
     }
 
     /// Takes what the source has told; whether there is something to plan.
@@ -306,6 +312,8 @@ impl Planner {
                 given.change_services(numbers, &found.numbers, room.services);
             }
             services.put(found, numbers, desired, patch);
+        } else if !found.any && services.is_planned_for(room) {
+            given.change_slots(numbers, workloads);
         } else {
             let room = (room, &self.workloads);
             services.put_whole(snapshot, facts, room, (numbers, given), (desired, patch));

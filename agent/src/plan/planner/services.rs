@@ -31,8 +31,13 @@ pub(super) struct Services {
     totals: [usize; 2],
     /// Numbers and entries are as the whole plan would have them: not before the first plan, nor where something was refused.
     settled: bool,
+    /// Of the last whole plan: room for Service ports, and for members.
+    room: Option<[usize; 2]>,
     /// Of the last whole plan.
     refused: (Vec<String>, BTreeSet<Refusal>),
+    /// How often all were planned at once.
+    #[cfg(test)]
+    pub(super) planned_whole: usize,
 }
 
 #[derive(Debug)]
@@ -46,6 +51,8 @@ struct Standing {
 /// What a turn found out.
 #[derive(Debug, Default)]
 pub(super) struct Found {
+    /// Whether any Service changed.
+    pub(super) any: bool,
     pub(super) numbers: Turnover<FrontendKey>,
     frontends: BTreeMap<FrontendKey, DesiredBalancer>,
     touched: BTreeSet<FrontendKey>,
@@ -77,7 +84,7 @@ impl Services {
 
     /// Plans what has changed, Services in their order: a frontend that one of them lets go goes to the next.
     pub(super) fn find(&mut self, snapshot: &Snapshot, facts: &NodeFacts) -> Found {
-        let mut found = Found::default();
+        let mut found = Found { any: !self.dirty.is_empty(), ..Found::default() };
         while let Some(key) = self.dirty.pop_first() {
             let Planned { wanted, frontends, problems } = self.plan(&key, snapshot, facts);
             let old = self.withdraw(&key, &mut found);
@@ -162,6 +169,11 @@ impl Services {
         self.settled && self.totals[0] <= room.services && self.totals[1] <= room.members
     }
 
+    /// Whether the last whole plan was made with this room: where no Service has changed since, it stands.
+    pub(super) fn is_planned_for(&self, room: &Room) -> bool {
+        self.room == Some([room.services, room.members])
+    }
+
     /// Writes what was found, under the numbers that it was given since.
     pub(super) fn put(&self, mut found: Found, numbers: &Numbers, desired: &mut Desired, patch: &mut Patch) {
         let touched = std::mem::take(&mut found.touched);
@@ -196,6 +208,10 @@ impl Services {
         (numbers, given): (&mut Numbers, &mut Given),
         (desired, patch): (&mut Desired, &mut Patch),
     ) {
+        #[cfg(test)]
+        {
+            self.planned_whole += 1;
+        }
         let mut frontends = services::frontends(snapshot, facts);
         frontends.fit(room, numbers);
         numbers.assign_slots(workloads);
@@ -206,6 +222,7 @@ impl Services {
         super::set_all(&mut desired.frontends, &mut patch.frontends, whole.frontends);
         super::set_all(&mut desired.balancers, &mut patch.balancers, whole.balancers);
         self.settled = numbers.refused.is_empty();
+        self.room = Some([room.services, room.members]);
         // Where everything fits each Service tells its own.
         self.refused = if self.settled { Default::default() } else { (whole.problems, whole.refusals) };
     }

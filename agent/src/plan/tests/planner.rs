@@ -419,7 +419,7 @@ fn while_a_tenants_policies_do_not_fit_others_are_followed() {
         match step {
             0 => drop(world.pod(("x", "friend"), json!({"app": "a"}), &["10.2.0.1"], json!({}))),
             1 => drop(world.pod(("x", "stranger"), json!({}), &["10.2.0.2"], json!({}))),
-            2 => drop(world.namespace("tenant", json!({"team": "t"}))),
+            2 => world.namespace("tenant", json!({"team": "t"})),
             3 => drop(world.pod(("tenant", "peer"), json!({"app": "1"}), &["10.2.0.3"], json!({}))),
             4 => drop(world.policy(("x", "other"), json!({"podSelector": {"matchLabels": {"is": "not here"}}}))),
             _ => drop(world.policy(("tenant", "p"), many(2))),
@@ -433,6 +433,39 @@ fn while_a_tenants_policies_do_not_fit_others_are_followed() {
         compiled += usize::from(fits);
         assert_eq!(agent.0.compiled(), compiled, "step {step}");
         assert!(lets_in(agent.0.desired(), web, "10.2.0.1", (TCP, Some(80))));
+    }
+}
+
+/// Services that do not fit: pods and workloads are followed, and a change of a Service decides anew who has room.
+#[test]
+fn while_a_tenants_services_do_not_fit_pods_are_followed() {
+    let mut world = World::default();
+    world.limits.services = 2;
+    world.local(("x", "web"), json!({}), &["10.1.0.1"], json!({}));
+    let ports = |count: u16| (0..count).map(|n| json!({"name": n.to_string(), "port": 80 + n})).collect::<Vec<_>>();
+    let spec = |count: u16| json!({"clusterIP": "10.96.0.1", "ports": ports(count)});
+    world.service("many", spec(5));
+    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
+    pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+    let mut planned = agent.0.services_planned();
+    for step in 0..4 {
+        let before = world.snapshot.clone();
+        match step {
+            0 => drop(world.pod(("x", "other"), json!({}), &["10.2.0.1"], json!({}))),
+            1 => drop(world.local(("x", "new"), json!({}), &["10.1.0.2"], json!({}))),
+            2 => drop(world.attachments.remove(0)),
+            _ => drop(world.service("many", spec(2))),
+        }
+        let mut whole = world.clone();
+        pass(&mut agent, &fake, &before, &mut world).unwrap();
+        let plan = whole.plan();
+        let (is, numbers) = (told(&agent.0, &plan), agent.0.numbers());
+        assert_eq!((&is.frontends, &is.refusals, &is.problems), (&plan.frontends, &plan.refusals, &plan.problems));
+        assert_eq!((is.ports.len(), numbers.workloads.len()), (plan.ports.len(), plan.ports.len()));
+        let fits = step == 3;
+        assert_eq!(plan.refusals.is_empty(), fits);
+        planned += usize::from(fits);
+        assert_eq!(agent.0.services_planned(), planned, "step {step}");
     }
 }
 
