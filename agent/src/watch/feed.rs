@@ -129,7 +129,7 @@ impl Feed {
                 if standing.error.is_some() || deadline.is_some_and(|at| at <= Instant::now()) =>
             {
                 load().map_or(Remembered::No, |snapshot| {
-                    tracing::info!("the source is silent: going on with what an earlier run has left");
+                    tracing::info!("the source does not answer: going on with what an earlier run has left");
                     deltas = Deltas::whole(&snapshot);
                     Remembered::Shown(snapshot.remembered)
                 })
