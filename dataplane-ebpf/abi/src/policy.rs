@@ -213,6 +213,12 @@ impl Interval {
     /// In the last interval of a map value: the next one goes on.
     pub const MORE: u8 = 0x80;
 
+    /// What lets ports `first` to `last` of a protocol pass in the tier of NetworkPolicies.
+    #[must_use]
+    pub const fn accept(protocol: u8, first: u16, last: u16, rule: u32) -> Self {
+        Self { first, last, order: 0, protocol, bits: Self::bits(Verdict::Accept, Tier::Network), rule }
+    }
+
     /// The bits of a verdict in a tier.
     #[must_use]
     pub const fn bits(verdict: Verdict, tier: Tier) -> u8 {

@@ -13,7 +13,7 @@ use proptest::{
 };
 use weft_abi::{
     Addr, AddressKey, BlockKey, CLUSTER_NET, CidrKey, Class, Device, Frontend, FrontendFlags, FrontendKey, Interval,
-    List, ListFlags, Member, NO_LIST, Owner, Pool, Port, Remote, RemoteKind, RuleKey, Run, Tier, Verdict, part,
+    List, ListFlags, Member, NO_LIST, Owner, Pool, Port, Remote, RemoteKind, RuleKey, Run, part,
 };
 
 use crate::model::{Desired, DesiredBalancer};
@@ -82,9 +82,7 @@ fn write_list(said: &Said, desired: &mut Desired) -> u64 {
     let (list, blocks) = (number(format!("{said:?}")), number(format!("{:?}", said.blocks)));
     let mut head = List { flags: ListFlags::ISOLATES, isolated_by: 99, blocks, ..List::EMPTY };
     let mut put = |list: u64, part: u64, ports: &[u16]| {
-        let bits = Interval::bits(Verdict::Accept, Tier::Network);
-        let interval = |port: &u16| Interval { first: *port, last: *port, order: 0, protocol: 6, bits, rule: 16 };
-        let said: Vec<Interval> = ports.iter().map(interval).collect();
+        let said: Vec<Interval> = ports.iter().map(|port| Interval::accept(6, *port, *port, 16)).collect();
         let key = |place| RuleKey { list, part: part + place };
         desired.rules.extend(Run::of_part(&said).map(|(place, run)| (key(place), run)));
         head.add_part(part);

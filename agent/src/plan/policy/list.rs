@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use weft_abi::{
     Addr, BlockKey, CLOSED_LIST, INTERVALS_PER_RUN, Interval, List, ListFlags, MAX_LENGTHS, MAX_MORE_RUNS, MAX_RUNS,
-    PROTOCOL_ANY, RuleKey, Run, Tier, Verdict, part,
+    PROTOCOL_ANY, RuleKey, Run, part,
 };
 
 use crate::{
@@ -162,15 +162,7 @@ fn extend(part: &mut Vec<Interval>, more: &[Interval], said: &mut usize) -> Resu
 
 /// What a rule says of some ports.
 fn accept(ports: &[PortRange], rule: u32) -> Vec<Interval> {
-    let bits = Interval::bits(Verdict::Accept, Tier::Network);
-    let interval = |PortRange { protocol, first, last }: &PortRange| Interval {
-        first: *first,
-        last: *last,
-        order: 0,
-        protocol: *protocol,
-        bits,
-        rule,
-    };
+    let interval = |PortRange { protocol, first, last }: &PortRange| Interval::accept(*protocol, *first, *last, rule);
     ports.iter().map(interval).collect()
 }
 

@@ -7,7 +7,7 @@ use rstest::rstest;
 use weft_abi::{
     Addr, AddressKey, BackendKey, Balancer, BlockKey, CLUSTER_NET, CidrKey, Class, Config, Frontend, FrontendFlags,
     FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, MemberSet, Owner, Port, Remote,
-    RemoteKind, RuleKey, Run, Tier, Verdict, VerdictKey, part,
+    RemoteKind, RuleKey, Run, VerdictKey, part,
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
@@ -95,8 +95,7 @@ fn addr(text: &str) -> Addr {
 fn desired() -> Desired {
     let port = |ingress_list| Port { ingress_list, mac: [2, 0, 0, 0, 0, 7], ..Port::default() };
     let own = |text: &str| AddressKey::of_cluster(addr(text));
-    let bits = Interval::bits(Verdict::Accept, Tier::Network);
-    let http = Interval { first: 80, last: 80, order: 0, protocol: TCP, bits, rule: 20 };
+    let http = Interval::accept(TCP, 80, 80, 20);
     let head = List { flags: ListFlags::ANY | ListFlags::ISOLATES, isolated_by: 21, ..List::EMPTY };
     let prefix = |net: &str| CidrKey::of_cluster(addr(net), 96 + 24);
     let vip = FrontendKey::of_cluster(addr("10.96.0.10"), 8000_u16.to_be(), TCP);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Decision lists and classes of a node's maps.
 
-use weft_abi::{BlockKey, CLUSTER_NET, CidrKey, Class, Interval, List, ListFlags, RuleKey, Run, Tier, Verdict, part};
+use weft_abi::{BlockKey, CLUSTER_NET, CidrKey, Class, Interval, List, ListFlags, RuleKey, Run, part};
 
 use crate::node::{Node, address_key, cidr};
 
@@ -49,15 +49,8 @@ impl Node {
 
     /// Lets a list allow this to whoever a part means: (protocol, first port, last port).
     pub(crate) fn set_rules(&self, list: u64, part: u64, rules: &[(u8, u16, u16)]) {
-        let bits = Interval::bits(Verdict::Accept, Tier::Network);
-        let interval = |(rule, (protocol, first, last)): (u32, &(u8, u16, u16))| Interval {
-            first: *first,
-            last: *last,
-            order: 0,
-            protocol: *protocol,
-            bits,
-            rule,
-        };
+        let interval =
+            |(rule, (protocol, first, last)): (u32, &(u8, u16, u16))| Interval::accept(*protocol, *first, *last, rule);
         let said: Vec<Interval> = (Self::first_rule(part)..).zip(rules).map(interval).collect();
         let of_block = part & part::TERM == 0 && part >= part::BLOCKS;
         let owner = if of_block { Self::blocks_of(list) } else { list };

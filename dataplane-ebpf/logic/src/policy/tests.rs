@@ -34,10 +34,6 @@ fn addr(last: u8) -> Addr {
     Addr::v4(u32::from_ne_bytes([10, 0, 0, last]))
 }
 
-fn interval(protocol: u8, first: u16, last: u16, rule: u32) -> Interval {
-    Interval { first, last, protocol, rule, order: 0, bits: Interval::bits(Verdict::Accept, Tier::Network) }
-}
-
 fn any(bits: u8, order: u16, rule: u32) -> Interval {
     Interval { first: 0, last: u16::MAX, protocol: PROTOCOL_ANY, rule, order, bits }
 }
@@ -152,7 +148,7 @@ impl Tables for World {
 fn what_no_rule_allows_is_refused_by_those_who_isolate() {
     let mut world = World::isolated();
     assert_eq!(world.ask(1, TCP, 80), (false, 99));
-    world.add(part::ANY, &[interval(TCP, 80, 81, 20), interval(UDP, 53, 53, 21)]);
+    world.add(part::ANY, &[Interval::accept(TCP, 80, 81, 20), Interval::accept(UDP, 53, 53, 21)]);
     world.known.borrow_mut().clear();
     assert_eq!([79, 80, 81, 82, 53].map(|port| world.ask(1, TCP, port).0), [false, true, true, false, false]);
     assert_eq!((world.ask(1, UDP, 53), world.ask(1, ICMP, 53)), ((true, 21), (false, 99)));
@@ -166,7 +162,7 @@ fn a_list_that_is_not_there_or_lacks_a_part_refuses() {
     world.add(part::ANY, &[any(Interval::bits(Verdict::Accept, Tier::Network), 0, 20)]);
     world.runs.clear();
     assert_eq!(world.ask(1, TCP, 80), (false, rule::BROKEN));
-    world.add(part::ANY, &[interval(UDP, 1, 1, 20); 2 * INTERVALS_PER_RUN + 1]);
+    world.add(part::ANY, &[Interval::accept(UDP, 1, 1, 20); 2 * INTERVALS_PER_RUN + 1]);
     world.runs.remove(&RuleKey { list: LIST, part: part::ANY + 2 });
     assert_eq!(world.ask(1, TCP, 80), (false, rule::BROKEN), "it goes on, and does not");
     let peer = AddressKey::of_cluster(addr(1));
@@ -179,9 +175,9 @@ fn a_list_that_is_not_there_or_lacks_a_part_refuses() {
 fn terms_hold_for_their_classes_and_named_ports_for_their_numbers() {
     let mut world = World::isolated();
     let named = part::TERM | 6 << 16;
-    world.add(TEAM, &[interval(TCP, 80, 80, 20)]);
-    world.add(named, &[interval(TCP, 0, u16::MAX, 21)]);
-    world.add(NAMESPACE, &[interval(UDP, 53, 53, 22)]);
+    world.add(TEAM, &[Interval::accept(TCP, 80, 80, 20)]);
+    world.add(named, &[Interval::accept(TCP, 0, u16::MAX, 21)]);
+    world.add(NAMESPACE, &[Interval::accept(UDP, 53, 53, 22)]);
     world.put_class(1, &[TEAM]);
     world.put_class(2, &[named | 8080]);
     world.put_class(3, &[]);
@@ -195,9 +191,9 @@ fn terms_hold_for_their_classes_and_named_ports_for_their_numbers() {
 #[test]
 fn the_narrowest_block_of_the_list_counts_alone() {
     let mut world = World::isolated();
-    world.add(part::BLOCKS, &[interval(TCP, 80, 80, 20)]);
+    world.add(part::BLOCKS, &[Interval::accept(TCP, 80, 80, 20)]);
     world.add(part::BLOCKS + part::STEP, &[Interval::default()]);
-    world.add(part::BLOCKS + 2 * part::STEP, &[interval(TCP, 81, 81, 21)]);
+    world.add(part::BLOCKS + 2 * part::STEP, &[Interval::accept(TCP, 81, 81, 21)]);
     world.put_block(0, 120, part::BLOCKS);
     world.put_block(16, 124, part::BLOCKS + part::STEP);
     world.put_block(17, 128, part::BLOCKS + 2 * part::STEP);
@@ -295,7 +291,7 @@ fn what_is_audited_is_told_and_let_through() {
 #[test]
 fn a_question_that_was_asked_before_costs_no_look_at_rules() {
     let mut world = World::isolated();
-    world.add(TEAM, &[interval(TCP, 80, 80, 20)]);
+    world.add(TEAM, &[Interval::accept(TCP, 80, 80, 20)]);
     world.put_class(1, &[TEAM]);
     assert_eq!(world.ask(1, TCP, 80), (true, 20));
     let looks = *world.looks.borrow();
@@ -357,7 +353,7 @@ fn the_answer_to_another_question_is_none() {
 #[test]
 fn the_longest_way_through_a_list_is_within_the_bound() {
     let mut world = World::isolated();
-    let long = |runs: usize| vec![interval(UDP, 1, 1, 30); runs * INTERVALS_PER_RUN];
+    let long = |runs: usize| vec![Interval::accept(UDP, 1, 1, 30); runs * INTERVALS_PER_RUN];
     world.add(part::ANY, &long(MAX_RUNS as usize));
     world.add(part::ANY_POD, &long(2 + MAX_MORE_RUNS - MAX_RUNS as usize));
     world.add(NAMESPACE, &long(1));
@@ -369,6 +365,6 @@ fn the_longest_way_through_a_list_is_within_the_bound() {
         world.put_block(200, length, part::BLOCKS);
     }
     world.blocks.retain(|key, _| key.prefix_len == 96);
-    world.add(part::BLOCKS, &[interval(TCP, 80, 80, 40)]);
+    world.add(part::BLOCKS, &[Interval::accept(TCP, 80, 80, 40)]);
     assert_eq!(world.ask(1, TCP, 80), (true, 40));
 }

@@ -6,7 +6,7 @@ use std::{cell::Cell, collections::HashMap};
 use weft_abi::{
     Addr, AddressKey, BackendKey, Balancer, BlockKey, CLUSTER_NET, Class, Config, DropReason, Frontend, FrontendFlags,
     FrontendKey, Interval, List, ListFlags, Member, MemberKey, MemberSet, Owner, PROTOCOL_ANY, Port, PortKind, Remote,
-    RemoteKind, RuleKey, Run, Tier, Verdict, generation, part,
+    RemoteKind, RuleKey, Run, generation, part,
 };
 use weft_logic::{
     Frame, Tables, admit, decide,
@@ -113,8 +113,7 @@ impl World {
 
     /// Lets this pass wherever policy isolates, and nothing else.
     pub(crate) fn allow(&mut self, protocol: u8, first: u16, last: u16) {
-        let bits = Interval::bits(Verdict::Accept, Tier::Network);
-        self.allowed = Run::of(&[Interval { first, last, order: 0, protocol, bits, rule: 16 }]);
+        self.allowed = Run::of(&[Interval::accept(protocol, first, last, 16)]);
     }
 
     fn add_port(&mut self, index: u32, kind: PortKind, ingress: bool, egress: bool) {

@@ -14,7 +14,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use weft_abi::{Addr, AddressKey, Class, Interval, List, ListFlags, Owner, RuleKey, Run, Tier, Verdict, map, part};
+use weft_abi::{Addr, AddressKey, Class, Interval, List, ListFlags, Owner, RuleKey, Run, map, part};
 use weft_dataplane::{
     Dataplane, MapSizes, Options,
     bench::{Bench, Subject, Traffic},
@@ -51,8 +51,7 @@ const fn term(number: u64) -> u64 {
 }
 
 fn accept(rule: u32) -> Run {
-    let bits = Interval::bits(Verdict::Accept, Tier::Network);
-    Run::of(&[Interval { first: 0, last: u16::MAX, order: 0, protocol: 6, bits, rule }])
+    Run::of(&[Interval::accept(6, 0, u16::MAX, rule)])
 }
 
 /// A node, with what its policies ask for.

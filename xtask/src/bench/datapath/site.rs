@@ -14,7 +14,7 @@ use nix::{
 };
 use weft_abi::{
     Addr, AddressKey, Balancer, CidrKey, Config, Frontend, FrontendKey, GATEWAY_MAC, Interval, List, ListFlags, Member,
-    MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, RuleKey, Run, Tier, Verdict, part, rule,
+    MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, RuleKey, Run, part, rule,
 };
 use weft_dataplane::{Dataplane, bench::Traffic};
 
@@ -117,8 +117,7 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
             maps.addresses().insert(&address, &Owner::workload(ifindex))?;
         }
     }
-    let bits = Interval::bits(Verdict::Accept, Tier::Network);
-    let tcp = Interval { first: 0, last: u16::MAX, order: 0, protocol: 6, bits, rule: rule::FIRST };
+    let tcp = Interval::accept(6, 0, u16::MAX, rule::FIRST);
     for list in [EGRESS, INGRESS] {
         let run = Run::of(&[tcp]);
         maps.rules().insert(&RuleKey { list, part: part::ANY }, &run)?;
