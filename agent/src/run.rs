@@ -75,11 +75,9 @@ pub async fn run(config: Config) -> Result<()> {
     serve(&config, &shared, &mut tasks).await?;
     let feed = cluster::start(source(&config), &config.node_name);
     let (state_dir, node) = (config.state_dir.clone(), config.node_name.clone());
-    let mut feed = feed.or_remembered(move || remembered::load(&state_dir, &node));
-    if let Source::Dir(_) = config.source {
-        // It is read, or tells why it cannot be.
-        feed.wait_until(None);
-    }
+    // A folder is read, or tells why it cannot be.
+    let may_be_silent = config.source == Source::Kubernetes;
+    let feed = feed.or_remembered(may_be_silent, move || remembered::load(&state_dir, &node));
     let keeper = || {
         let (state_dir, node) = (config.state_dir.clone(), config.node_name.clone());
         Keeper { state_dir, node, shared: shared.clone() }
@@ -170,7 +168,7 @@ async fn start(
     commands: mpsc::Receiver<Command>,
     mut feed: Feed,
 ) -> Result<()> {
-    let (began, is_remote) = (Instant::now(), config.source == Source::Kubernetes);
+    let began = Instant::now();
     let host::First { memory, is_assumed } = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
     let mut device_config = device_config(&config, memory);
     // First: what changes from here on is looked at.
@@ -200,11 +198,7 @@ async fn start(
     let goes_on = node.goes_on().await.context("cannot go on with what an earlier agent has left")?;
     // Nobody gets an address of a pod CIDR that only an earlier agent knew.
     let interim = (goes_on || is_assumed).then(|| Interim::new(began, goes_on));
-    if is_remote {
-        // While the dataplane was opened nobody listened.
-        let until = interim.as_ref().map_or_else(|| Instant::now() + cluster::PATIENCE, Interim::until);
-        feed.wait_until(Some(until.into_std()));
-    }
+    feed.listen(interim.as_ref().map(|interim| interim.until().into_std()));
     Engine::new(shared, commands, feed, changes, node, interim).run().await;
     reader.abort();
     bail!("the object source has ended; this is a bug of weft-agent")

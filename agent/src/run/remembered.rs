@@ -513,7 +513,7 @@ mod tests {
                 });
             };
             let known = Snapshot { remembered: Some(7), ..snapshot() };
-            let mut shown = Reader::new(feed.or_remembered(|| Some(known)));
+            let mut shown = Reader::new(feed.or_remembered(true, || Some(known)));
             assert!(!shown.now().synced);
             if error.is_some() {
                 tell(Snapshot { error: error.clone(), ..Snapshot::default() });
@@ -532,13 +532,13 @@ mod tests {
     #[tokio::test]
     async fn a_silent_source_is_waited_for_as_long_as_it_is_told_to() {
         let (source, feed) = channel();
-        let mut feed = feed.or_remembered(|| Some(Snapshot { remembered: Some(7), ..snapshot() }));
-        feed.wait_until(Some(std::time::Instant::now()));
+        let mut feed = feed.or_remembered(true, || Some(Snapshot { remembered: Some(7), ..snapshot() }));
+        feed.listen(Some(std::time::Instant::now()));
         assert!(feed.changed().await && feed.take().standing.synced, "it is over");
         drop(source);
         let (source, feed) = channel();
-        let mut feed = feed.or_remembered(|| Some(Snapshot { remembered: Some(7), ..snapshot() }));
-        feed.wait_until(None);
+        let mut feed = feed.or_remembered(false, || Some(Snapshot { remembered: Some(7), ..snapshot() }));
+        feed.listen(Some(std::time::Instant::now()));
         assert!(!feed.take().standing.synced, "nothing was told yet");
         source.tell(std::time::Instant::now(), |_, standing| {
             standing.error = Some("refused".to_owned());

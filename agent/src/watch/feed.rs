@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::model::{Deltas, News, Snapshot, Standing};
 
 /// How long a source that says nothing, not even an error, is waited for where there is a state to go on with.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 type Pending = Arc<Mutex<News>>;
 
@@ -77,18 +77,24 @@ impl Teller {
 }
 
 impl Feed {
-    /// Shows what an earlier run has left until the source has told everything once, if it does not do so soon.
+    /// Shows what an earlier run has left until the source has told everything once, if it tells an error first, or, where it
+    /// `may_be_silent`, nothing soon.
     #[must_use]
-    pub fn or_remembered(mut self, load: impl FnOnce() -> Option<Snapshot> + Send + 'static) -> Self {
-        self.remembered = Remembered::Waits(Box::new(load), Some(Instant::now() + PATIENCE));
+    pub fn or_remembered(
+        mut self,
+        may_be_silent: bool,
+        load: impl FnOnce() -> Option<Snapshot> + Send + 'static,
+    ) -> Self {
+        let deadline = may_be_silent.then(|| Instant::now() + PATIENCE);
+        self.remembered = Remembered::Waits(Box::new(load), deadline);
         self
     }
 
-    /// Waits for a silent source until then, where something better than what an earlier run has left goes on meanwhile; none: the
-    /// source is never silent, and tells at least an error.
-    pub fn wait_until(&mut self, until: Option<Instant>) {
-        if let Remembered::Waits(_, deadline) = &mut self.remembered {
-            *deadline = until;
+    /// From now on somebody listens: only now does silence count. `until`: for so long something better than what an earlier run has
+    /// left goes on.
+    pub fn listen(&mut self, until: Option<Instant>) {
+        if let Remembered::Waits(_, Some(deadline)) = &mut self.remembered {
+            *deadline = until.unwrap_or_else(|| Instant::now() + PATIENCE);
         }
     }
 

@@ -16,7 +16,7 @@ pub mod kubernetes;
 pub use feed::Feed;
 #[cfg(test)]
 pub(crate) use feed::Reader;
-pub(crate) use feed::{PATIENCE, Teller, channel};
+pub(crate) use feed::{Teller, channel};
 
 /// Where objects come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
