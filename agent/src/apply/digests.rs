@@ -58,9 +58,8 @@ impl Pass<'_> {
             let digest = self.patch.routes_digest.map(kept).or_else(|| known.get(&generation::ROUTES).copied());
             self.changing.insert(generation::ROUTES, digest);
         }
-        let marks: Changes<u32, u64> = self.changing.keys().map(|slot| (*slot, Some(CHANGING))).collect();
-        let failed = self.observed.digests.put_all(self.tables.digests(), &marks, &mut self.summary);
-        self.tell_digests(&failed);
+        let slots: Vec<u32> = self.changing.keys().copied().collect();
+        self.take_back(&slots);
     }
 
     /// Whether the node's facts, devices or own addresses change: decisions were made of them.
@@ -81,20 +80,19 @@ impl Pass<'_> {
             return;
         }
         self.changing.insert(slot, self.observed.digests.0.get(&slot).copied());
-        self.take_back(slot);
+        self.take_back(&[slot]);
     }
 
     /// The next pass moves the generation of this slot again, whatever it plans: the workload is closed.
     pub(super) fn unsettle(&mut self, slot: u32) {
         if self.unsettled.insert(slot) {
-            self.take_back(slot);
+            self.take_back(&[slot]);
         }
     }
 
-    fn take_back(&mut self, slot: u32) {
-        let put = self.observed.digests.put(self.tables.digests(), slot, CHANGING, &mut self.summary);
-        let mut failed = Failed::new();
-        failed.note(slot, put);
+    fn take_back(&mut self, slots: &[u32]) {
+        let marks: Changes<u32, u64> = slots.iter().map(|slot| (*slot, Some(CHANGING))).collect();
+        let failed = self.observed.digests.put_all(self.tables.digests(), &marks, &mut self.summary);
         self.tell_digests(&failed);
     }
 
