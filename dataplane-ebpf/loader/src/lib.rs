@@ -207,10 +207,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     let mut waiting: BTreeMap<&str, &mut aya::programs::Program> = ebpf.programs_mut().collect();
     thread::scope(|scope| {
         let loads = Program::ALL.map(|program| {
-            let classifier = waiting
-                .remove(program.name())
-                .ok_or_else(|| missing(program))
-                .and_then(|loaded| <&mut SchedClassifier>::try_from(loaded).map_err(wrong_type(program)));
+            let classifier = as_classifier(program, waiting.remove(program.name()));
             scope.spawn(move || load_program(program, classifier?))
         });
         loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)))
@@ -251,8 +248,11 @@ fn tail(log: &str) -> &str {
 }
 
 fn classifier_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier> {
-    let loaded = ebpf.program_mut(program.name()).ok_or_else(|| missing(program))?;
-    loaded.try_into().map_err(wrong_type(program))
+    as_classifier(program, ebpf.program_mut(program.name()))
+}
+
+fn as_classifier(program: Program, loaded: Option<&mut aya::programs::Program>) -> Result<&mut SchedClassifier> {
+    loaded.ok_or_else(|| missing(program))?.try_into().map_err(wrong_type(program))
 }
 
 fn missing(program: Program) -> Error {
