@@ -82,14 +82,8 @@ fn policies_that_do_not_fit_close_their_own_workloads_alone() -> Result<()> {
 /// In `weft status`, `weft policies`, `weft endpoints` and the metrics.
 fn is_named(bed: &Bed) -> Result<()> {
     let node = bed.node(1);
-    until_ok("the problem to be named", SOON, || {
-        let status: weft_api::StatusReport = node.weft_json("status")?;
-        let named =
-            status.problems.iter().any(|problem| problem.contains("workload tenant/web: its policies do not fit"));
-        ensure!(named && status.not_ready.is_none(), "{:?}", status.problems);
-        ensure!(!status.problems.iter().any(|problem| problem.contains("other/")), "{:?}", status.problems);
-        Ok(())
-    })?;
+    let problems = has_problem(bed, "workload tenant/web: its policies do not fit")?;
+    ensure!(!problems.iter().any(|problem| problem.contains("other/")), "{problems:?}");
     let policies: Vec<weft_api::PolicyReport> = node.weft_json("policies")?;
     let unfit: Vec<&str> =
         policies.iter().filter(|policy| policy.state.starts_with("does not fit")).map(|policy| &*policy.name).collect();
@@ -113,13 +107,13 @@ fn meaning(name: &str, port: u16, expression: Value) -> Value {
     policy(name, "tenant", json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [rule]}))
 }
 
-/// Until a problem has this in it; the node goes on.
-fn is_told(bed: &Bed, what: &str) -> Result<()> {
+/// Waits for a problem with this in it; all problems. The node goes on.
+fn has_problem(bed: &Bed, what: &str) -> Result<Vec<String>> {
     until_ok(what, SOON, || {
         let status: weft_api::StatusReport = bed.node(1).weft_json("status")?;
-        let is_told = status.problems.iter().any(|problem| problem.contains(what));
-        ensure!(is_told && status.not_ready.is_none(), "{:?}", status.problems);
-        Ok(())
+        let is_there = status.problems.iter().any(|problem| problem.contains(what));
+        ensure!(is_there && status.not_ready.is_none(), "{:?}", status.problems);
+        Ok(status.problems)
     })
 }
 
@@ -140,7 +134,7 @@ fn a_pod_that_a_tenant_means_by_many_selectors_is_let_in_by_its_own_namespace() 
         let expression = json!({"key": "role", "operator": "In", "values": values});
         bed.apply(&meaning(&format!("many-{n:02}"), PORT + n, expression))?;
     }
-    is_told(&bed, "Namespace other: some of its pods are meant by more different selectors than fit")?;
+    has_problem(&bed, "Namespace other: some of its pods are meant by more different selectors than fit")?;
     bed.apply(&weft_testbed::ingress_policy("other/own", &[("app", "web")], &[("role", "friend")]))?;
     for to in other.sockets(PORT) {
         until_ok("the stranger is kept out", SOON, || stranger.is_kept_out(Protocol::Tcp, to))?;
@@ -184,7 +178,7 @@ fn a_tenant_that_tells_every_pod_apart_closes_its_own_workloads_alone() -> Resul
     bed.apply(&weft_testbed::ingress_policy("other/own", &[("app", "web")], &[("role", "friend")]))?;
     let expression = |operator: &str| json!({"key": POD_NAME, "operator": operator});
     bed.apply(&meaning("apart", PORT, expression("Exists")))?;
-    is_told(&bed, "workload tenant/web: its policies do not fit (tenant/apart)")?;
+    has_problem(&bed, "workload tenant/web: its policies do not fit (tenant/apart)")?;
     for to in tenant.sockets(PORT) {
         friend.is_kept_out(Protocol::Tcp, to)?;
     }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Looks at a selector at most, to find what all classes match: a second or two of work.
-pub(super) const MAX_WORK: u64 = 1 << 27;
+const MAX_WORK: u64 = 1 << 27;
 /// A look at a term that asks for a value of a key, beside one that must be made for every class.
 const FOUND_BY_VALUE: u64 = 64;
 /// A whole map, for shares.
@@ -124,7 +124,7 @@ pub(super) struct Taken {
 
 /// What nobody has any more: numbers of a list, and of a set of blocks.
 #[derive(Debug)]
-pub(super) struct Free {
+pub(super) struct Unused {
     pub(super) list: Option<u64>,
     pub(super) blocks: Option<u64>,
 }
@@ -152,20 +152,20 @@ impl Taken {
         list.terms.iter().for_each(|term| *self.terms.entry(term.clone()).or_default() += 1);
     }
 
-    pub(super) fn remove(&mut self, list: &KnownList) -> Free {
+    pub(super) fn remove(&mut self, list: &KnownList) -> Unused {
         let Self { all, lists, blocks, terms } = self;
-        let is_free = [release(lists, &list.number), release(blocks, &list.blocks.number)];
-        if is_free[0] {
+        let is_last = [release(lists, &list.number), release(blocks, &list.blocks.number)];
+        if is_last[0] {
             all.rules -= list.rules;
         }
-        if is_free[1] {
+        if is_last[1] {
             all.rules -= list.blocks.rules;
             all.prefixes -= list.blocks.prefixes;
         }
-        let free = list.terms.iter().filter(|term| release(terms, *term));
-        all.looks = free.map(|term| looks_of(term)).fold(all.looks, u64::saturating_sub);
-        let written = |is_free: bool, number: u64| (is_free && ![0, CLOSED_LIST].contains(&number)).then_some(number);
-        Free { list: written(is_free[0], list.number), blocks: written(is_free[1], list.blocks.number) }
+        let unused = list.terms.iter().filter(|term| release(terms, *term));
+        all.looks = unused.map(|term| looks_of(term)).fold(all.looks, u64::saturating_sub);
+        let written = |is_last: bool, number: u64| (is_last && ![0, CLOSED_LIST].contains(&number)).then_some(number);
+        Unused { list: written(is_last[0], list.number), blocks: written(is_last[1], list.blocks.number) }
     }
 
     /// Whether all of them fit, and changes can be followed: else some may have to be closed.
@@ -178,11 +178,11 @@ impl Taken {
 fn release<K: Ord>(users: &mut BTreeMap<K, usize>, key: &K) -> bool {
     let Some(count) = users.get_mut(key) else { return false };
     *count -= 1;
-    let is_free = *count == 0;
-    if is_free {
+    let is_last = *count == 0;
+    if is_last {
         users.remove(key);
     }
-    is_free
+    is_last
 }
 
 /// How much work it is to ask a class for a term, at most or nearly so.
@@ -309,8 +309,8 @@ mod tests {
         lists.iter().for_each(|list| taken.add(list));
         let Use { rules, prefixes, looks } = taken.all;
         assert_eq!((rules, prefixes, looks), (4, 3, 2 * FOUND_BY_VALUE));
-        let free = lists.each_ref().map(|list| taken.remove(list)).map(|Free { list, blocks }| (list, blocks));
-        assert_eq!(free, [(Some(1), None), (None, None), (Some(2), Some(7))]);
+        let unused = lists.each_ref().map(|list| taken.remove(list)).map(|Unused { list, blocks }| (list, blocks));
+        assert_eq!(unused, [(Some(1), None), (None, None), (Some(2), Some(7))]);
         let Use { rules, prefixes, looks } = taken.all;
         assert_eq!((rules, prefixes, looks), (0, 0, 0));
         assert!(taken.terms.is_empty());

@@ -13,7 +13,7 @@ use weft_abi::{BlockKey, CLOSED_LIST, Class, RuleKey};
 
 use super::{
     Policies,
-    fit::{Free, Shortage},
+    fit::{Shortage, Unused},
     isolation::{Forms, Isolation, SetKey},
     list::{self, DecisionList, KnownList},
 };
@@ -81,7 +81,7 @@ impl Policies {
         if let Some((forms, edited)) = edited {
             self.edit(snapshot, forms, edited, room, written, &mut touched)?;
         }
-        if !self.tells_pods() {
+        if !self.asks_for_pods() {
             return Ok(is_edited);
         }
         for namespace in changed.namespaces {
@@ -170,25 +170,25 @@ impl Policies {
             return Err(Recompile);
         }
         self.change_terms(&gone, &changed, snapshot, touched)?;
-        let told = self.tells_pods();
-        let (free, new) = self.replace(&gone, changed);
+        let asked_before = self.asks_for_pods();
+        let (unused, new) = self.replace(&gone, changed);
         written.numbers.assign_lists(self.lists.keys());
         // The first list that tells pods apart needs all addresses.
-        if told != self.tells_pods() || !self.taken.fits(self.classes.len(), room) {
+        if asked_before != self.asks_for_pods() || !self.taken.fits(self.classes.len(), room) {
             return Err(Recompile);
         }
         for key in &new {
             let Some(set) = self.isolation.set(key) else { continue };
             put_list(&list::compile(key, set, forms, written.numbers.key), written);
         }
-        free.iter().for_each(|free| remove_free(free, written));
+        unused.iter().for_each(|unused| remove_unused(unused, written));
         self.digests_of_all_are_there();
         Ok(())
     }
 
     /// Puts changed lists in the place of what they were; what nobody has any more, and the keys of those to be written. One that is too
     /// long is closed, whatever the others are.
-    fn replace(&mut self, gone: &BTreeSet<SetKey>, changed: BTreeMap<SetKey, KnownList>) -> (Vec<Free>, Vec<SetKey>) {
+    fn replace(&mut self, gone: &BTreeSet<SetKey>, changed: BTreeMap<SetKey, KnownList>) -> (Vec<Unused>, Vec<SetKey>) {
         let (mut old, mut new) = (Vec::new(), Vec::new());
         for key in gone.iter().chain(changed.keys()) {
             self.digests.remove(key);
@@ -261,17 +261,17 @@ impl Policies {
 }
 
 /// Removes what no combination of policies says any more.
-fn remove_free(free: &Free, written: &mut Written<'_>) {
+fn remove_unused(unused: &Unused, written: &mut Written<'_>) {
     let Written { desired, patch, .. } = written;
-    for number in [free.list, free.blocks].into_iter().flatten() {
+    for number in [unused.list, unused.blocks].into_iter().flatten() {
         let all = RuleKey { list: number, part: 0 }..=RuleKey { list: number, part: u64::MAX };
         let rules: Vec<RuleKey> = desired.rules.range(all).map(|(key, _)| *key).collect();
         rules.into_iter().for_each(|key| set(&mut desired.rules, &mut patch.rules, key, None));
     }
-    if let Some(number) = free.list {
+    if let Some(number) = unused.list {
         set(&mut desired.lists, &mut patch.lists, number, None);
     }
-    if let Some(number) = free.blocks {
+    if let Some(number) = unused.blocks {
         let first = BlockKey { blocks: number, ..BlockKey::default() };
         let blocks = desired.blocks.range(first..).map(|(key, _)| *key).take_while(|key| key.blocks == number);
         let blocks: Vec<BlockKey> = blocks.collect();

@@ -235,8 +235,8 @@ impl Policies {
             && self.closed.values().any(|why| matches!(why, Shortage::Work | Shortage::Keys))
     }
 
-    /// Whether some list tells pods apart.
-    fn tells_pods(&self) -> bool {
+    /// Whether some list asks for pods, of which addresses and classes are needed then.
+    fn asks_for_pods(&self) -> bool {
         self.lists.values().any(|list| !list.parts.is_empty())
     }
 

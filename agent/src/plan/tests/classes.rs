@@ -41,9 +41,9 @@ fn of_a_pod_that_is_meant_too_often_the_surplus_is_left_out_for_who_means_it() {
         assert!(lets_in(&desired, large, "10.2.0.2", HTTP), "a pod that is not meant too often");
         assert!(desired.closed.is_empty(), "{:?}", desired.closed);
         assert_eq!(keys(&desired, RefusedKind::Namespace), ["other"]);
-        let told = "Namespace other: some of its pods are meant by more different selectors than fit";
+        let problem = "Namespace other: some of its pods are meant by more different selectors than fit";
         let text = format!("{:?}", desired.problems);
-        assert!(text.contains(told) && text.contains("(web)"), "{text}");
+        assert!(text.contains(problem) && text.contains("(web)"), "{text}");
     }
     // Somebody else comes with as many: half of it is theirs.
     world.policy(("small", "q"), many(1000, 30));

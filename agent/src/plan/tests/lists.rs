@@ -23,8 +23,8 @@ fn long_lists_go_on_and_too_long_ones_are_closed() {
     world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [rule(161)]}));
     let desired = world.plan();
     assert!(!open(&desired, 1000) && lets_out(&desired, web, "10.2.0.1", HTTP));
-    let told = "NetworkPolicy x/p: does not fit: its workloads are closed: 161 port ranges";
-    assert!(desired.problems[0].starts_with(told), "{:?}", desired.problems);
+    let problem = "NetworkPolicy x/p: does not fit: its workloads are closed: 161 port ranges";
+    assert!(desired.problems[0].starts_with(problem), "{:?}", desired.problems);
     assert!(desired.policy_reports[0].state.contains("161 port ranges"), "{:?}", desired.policy_reports);
     assert!(desired.rules.is_empty());
 }

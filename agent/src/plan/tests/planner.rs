@@ -162,17 +162,24 @@ fn way(old: &Snapshot, new: &Snapshot) -> Vec<Step> {
     way
 }
 
-/// The standing plan with everything that is told only when it is asked for.
-fn told(planner: &Planner, whole: &Desired) -> Desired {
-    let mut told = planner.desired().clone();
-    told.service_reports = planner.service_reports();
-    told.policy_reports = planner.policy_reports();
-    told.problems = planner.problems();
-    told.isolation = whole.isolation.keys().map(|id| (id.clone(), planner.isolated_by(id))).collect();
-    told.names = whole.names.keys().filter_map(|addr| Some((*addr, planner.name(*addr)?))).collect();
+/// The standing plan with the reports, which are made when they are asked for.
+fn with_reports(planner: &Planner, whole: &Desired) -> Desired {
+    let mut desired = planner.desired().clone();
+    desired.service_reports = planner.service_reports();
+    desired.policy_reports = planner.policy_reports();
+    desired.problems = planner.problems();
+    desired.isolation = whole.isolation.keys().map(|id| (id.clone(), planner.isolated_by(id))).collect();
+    desired.names = whole.names.keys().filter_map(|addr| Some((*addr, planner.name(*addr)?))).collect();
     let frontends = whole.service_names.keys();
-    told.service_names = frontends.filter_map(|key| Some((*key, planner.service_name(key)?))).collect();
-    told
+    desired.service_names = frontends.filter_map(|key| Some((*key, planner.service_name(key)?))).collect();
+    desired
+}
+
+/// An agent that has planned and applied this world, and its maps.
+fn started(world: &mut World) -> ((Planner, Applier), std::rc::Rc<Fake>) {
+    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
+    pass(&mut agent, &fake, &Snapshot::default(), world).unwrap();
+    (agent, fake)
 }
 
 fn laid_over<K: Ord + Copy, V: Clone>(under: &BTreeMap<K, V>, changes: &Changes<K, V>) -> BTreeMap<K, V> {
@@ -209,7 +216,7 @@ fn agree(world: &mut World, planner: &mut Planner) -> Result<Patch, TestCaseErro
     planner.observe(&world.facts, world.attachments.clone());
     let patch = planner.patch(&world.limits.room());
     let whole = world.plan();
-    prop_assert_eq!(&told(planner, &whole), &whole);
+    prop_assert_eq!(&with_reports(planner, &whole), &whole);
     leads(&old, &patch, &whole)?;
     prop_assert_eq!(planner.numbers(), &world.numbers);
     Ok(patch)
@@ -348,9 +355,7 @@ fn an_edit_that_does_not_fit_displaces_nobody(#[case] from: Value) {
     next.local(("z", "edited"), json!({"app": "a"}), &["10.1.0.1"], json!({}));
     let other = next.local(("z", "other"), json!({}), &["10.1.0.2"], json!({}));
     next.policy(("z", "open"), json!({"podSelector": {}, "ingress": [{}]}));
-    let mut agent = (Planner::default(), Applier::default());
-    let fake = Fake::new();
-    pass(&mut agent, &fake, &Snapshot::default(), &mut next).unwrap();
+    let (mut agent, fake) = started(&mut next);
     let before = next.snapshot.clone();
     let spec = json!({"podSelector": {"matchLabels": {"app": "a"}}, "ingress": [{"from": from}]});
     next.policy(("z", "another"), spec);
@@ -376,8 +381,7 @@ fn a_list_that_grows_too_long_is_closed_and_followed() {
     };
     world.policy(("x", "p"), spec(0));
     world.pod(("x", "peer"), json!({"app": "a"}), &["10.2.0.1"], json!({}));
-    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
-    pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+    let (mut agent, fake) = started(&mut world);
     let compiled = agent.0.compiled();
     for step in 0..5 {
         let before = world.snapshot.clone();
@@ -391,7 +395,7 @@ fn a_list_that_grows_too_long_is_closed_and_followed() {
         let mut whole = world.clone();
         pass(&mut agent, &fake, &before, &mut world).unwrap();
         let plan = whole.plan();
-        assert_eq!(told(&agent.0, &plan), plan);
+        assert_eq!(with_reports(&agent.0, &plan), plan);
         let closed = step < 4;
         assert_eq!(plan.closed.len(), usize::from(closed));
         assert_eq!(lets_in(agent.0.desired(), web, "10.2.0.1", (TCP, Some(80))), !closed);
@@ -411,8 +415,7 @@ fn while_a_tenants_policies_do_not_fit_others_are_followed() {
     world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [from("a")]}));
     let many = |count: u32| json!({"podSelector": {}, "ingress": (0..count).map(|n| from(&n.to_string())).collect::<Vec<_>>()});
     world.policy(("tenant", "p"), many(30));
-    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
-    pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+    let (mut agent, fake) = started(&mut world);
     let mut compiled = agent.0.compiled();
     for step in 0..6 {
         let before = world.snapshot.clone();
@@ -427,7 +430,7 @@ fn while_a_tenants_policies_do_not_fit_others_are_followed() {
         let mut whole = world.clone();
         pass(&mut agent, &fake, &before, &mut world).unwrap();
         let plan = whole.plan();
-        assert_eq!(told(&agent.0, &plan), plan);
+        assert_eq!(with_reports(&agent.0, &plan), plan);
         let fits = step == 5;
         assert_eq!(plan.closed.len(), usize::from(!fits));
         compiled += usize::from(fits);
@@ -445,8 +448,7 @@ fn while_a_tenants_services_do_not_fit_pods_are_followed() {
     let ports = |count: u16| (0..count).map(|n| json!({"name": n.to_string(), "port": 80 + n})).collect::<Vec<_>>();
     let spec = |count: u16| json!({"clusterIP": "10.96.0.1", "ports": ports(count)});
     world.service("many", spec(5));
-    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
-    pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+    let (mut agent, fake) = started(&mut world);
     let mut planned = agent.0.services_planned();
     for step in 0..4 {
         let before = world.snapshot.clone();
@@ -459,7 +461,7 @@ fn while_a_tenants_services_do_not_fit_pods_are_followed() {
         let mut whole = world.clone();
         pass(&mut agent, &fake, &before, &mut world).unwrap();
         let plan = whole.plan();
-        let (is, numbers) = (told(&agent.0, &plan), agent.0.numbers());
+        let (is, numbers) = (with_reports(&agent.0, &plan), agent.0.numbers());
         assert_eq!((&is.frontends, &is.refusals, &is.problems), (&plan.frontends, &plan.refusals, &plan.problems));
         assert_eq!((is.ports.len(), numbers.workloads.len()), (plan.ports.len(), plan.ports.len()));
         let fits = step == 3;
@@ -481,8 +483,7 @@ fn a_class_with_too_many_terms_is_followed() {
     let policy =
         |count: u32| json!({"podSelector": {}, "ingress": [{"from": (0..count).map(peer).collect::<Vec<_>>()}]});
     world.policy(("x", "p"), policy(30));
-    let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
-    pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+    let (mut agent, fake) = started(&mut world);
     let compiled = agent.0.compiled();
     let mut whole = world.clone();
     for step in 0..5 {
@@ -516,8 +517,7 @@ fn terms_that_meet_are_found_whatever_comes_last() {
         world.local(("y", "web"), json!({}), &["10.1.0.2"], json!({}));
         let from = |app: String| json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]});
         world.policy(("x", "p"), from("a".into()));
-        let (mut agent, fake) = ((Planner::default(), Applier::default()), Fake::new());
-        pass(&mut agent, &fake, &Snapshot::default(), &mut world).unwrap();
+        let (mut agent, fake) = started(&mut world);
         let before = world.snapshot.clone();
         if n % 2 == 0 {
             world.policy(("y", "p"), from(format!("b{n}")));
