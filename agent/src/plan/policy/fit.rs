@@ -4,7 +4,8 @@
 //! A list takes its rules, its blocks, and the work of asking every class for its terms; what several lists share is taken once, by
 //! the first that comes, and shares count it for each. The lists are put in the order of [`share::order`], by the part of a map, or of
 //! the work, that each takes, and one after the other is taken that fits beside those before it: no namespace displaces another one's
-//! policies by what it takes beyond its share, what fitted stays, and who comes new where no room is left is closed.
+//! policies by what it takes beyond its share, what fitted stays, and who comes new where no room is left is closed. Maps come first,
+//! which do not depend on pods; work is shared among those that they have room for.
 //!
 //! A class has room for few terms; of which it is left out where lists ask for more, [`Classes`] tell.
 
@@ -56,6 +57,13 @@ pub(crate) enum Shortage {
     TooLong(TooLong),
 }
 
+impl Shortage {
+    /// Whether pods that come or go may end it.
+    pub(super) const fn depends_on_pods(&self) -> bool {
+        matches!(self, Self::Work | Self::Keys | Self::Meeting)
+    }
+}
+
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -96,19 +104,10 @@ impl Use {
         self.looks.saturating_mul(classes as u64) / FOUND_BY_VALUE
     }
 
-    /// The first that there is not enough of.
-    fn shortage(self, classes: usize, room: &Room) -> Option<Shortage> {
+    /// The first map that has not enough of it.
+    fn shortage(self, room: &Room) -> Option<Shortage> {
         full("rules", "rules", self.rules, room.rules)
             .or_else(|| full("prefixes", "blocks", self.prefixes, room.blocks))
-            .or_else(|| (self.work(classes) > MAX_WORK).then_some(Shortage::Work))
-    }
-
-    /// The largest part of anything.
-    fn share(self, classes: usize, room: &Room) -> u64 {
-        let part = |count: u64, most: u64| WHOLE.saturating_mul(count) / most.max(1);
-        part(self.rules as u64, room.rules as u64)
-            .max(part(self.prefixes as u64, room.blocks as u64))
-            .max(part(self.work(classes), MAX_WORK))
     }
 }
 
@@ -170,7 +169,7 @@ impl Taken {
 
     /// Whether all of them fit, and changes can be followed: else some may have to be closed.
     pub(super) fn fits(&self, classes: usize, room: &Room) -> bool {
-        self.all.shortage(classes, room).is_none() && self.all.work(classes) <= MAX_WORK / 2
+        self.all.shortage(room).is_none() && self.all.work(classes) <= MAX_WORK / 2
     }
 }
 
@@ -191,31 +190,60 @@ fn looks_of(term: &PeerTerm) -> u64 {
     if term.peer.pods.asked_values().is_some() { looks } else { looks.saturating_mul(FOUND_BY_VALUE) }
 }
 
-/// The lists that do not fit, and why. `stood`: it had room at the last plan.
-pub(super) fn closed(
+fn part(count: u64, most: u64) -> u64 {
+    WHOLE.saturating_mul(count) / most.max(1)
+}
+
+/// The lists that the maps have no room for, and those that are too long, whatever pods there are. `stood`: it had room at the last plan.
+pub(super) fn without_room(
     lists: &BTreeMap<&SetKey, &KnownList>,
-    classes: usize,
     room: &Room,
     stood: impl Fn(&SetKey) -> bool,
+) -> BTreeMap<SetKey, Shortage> {
+    let too_long = |list: &KnownList| list.too_long.clone().map(Shortage::TooLong);
+    let mut closed: BTreeMap<SetKey, Shortage> =
+        lists.iter().filter_map(|(key, list)| Some(((*key).clone(), too_long(list)?))).collect();
+    let others = lists.iter().filter(|(_, list)| list.too_long.is_none()).map(|(key, list)| (*key, *list));
+    let share = |all: Use| part(all.rules as u64, room.rules as u64).max(part(all.prefixes as u64, room.blocks as u64));
+    closed.extend(left_out(others, stood, share, |all| all.shortage(room)));
+    closed
+}
+
+/// The lists that are too much work beside the others.
+pub(super) fn beyond_work(
+    lists: &BTreeMap<&SetKey, &KnownList>,
+    classes: usize,
+    stood: impl Fn(&SetKey) -> bool,
+) -> BTreeMap<SetKey, Shortage> {
+    let shortage = |all: Use| (all.work(classes) > MAX_WORK).then_some(Shortage::Work);
+    let all = lists.iter().map(|(key, list)| (*key, *list));
+    left_out(all, stood, |all| part(all.work(classes), MAX_WORK), shortage)
+}
+
+/// The lists that do not fit, and why, where `shortage` tells what there is not enough of.
+fn left_out<'l>(
+    lists: impl Iterator<Item = (&'l SetKey, &'l KnownList)>,
+    stood: impl Fn(&SetKey) -> bool,
+    share: impl Fn(Use) -> u64,
+    shortage: impl Fn(Use) -> Option<Shortage>,
 ) -> BTreeMap<SetKey, Shortage> {
     let mut closed = BTreeMap::new();
     let (mut waiting, mut wishes) = (Vec::new(), Vec::new());
     for (key, list) in lists {
-        let needed = Taken::default().with(list);
-        let why = list.too_long.clone().map(Shortage::TooLong).or_else(|| needed.shortage(classes, room));
-        if let Some(why) = why {
-            closed.insert((*key).clone(), why);
+        let alone = Taken::default().with(list);
+        if let Some(why) = shortage(alone) {
+            closed.insert(key.clone(), why);
             continue;
         }
-        waiting.push((*key, *list));
-        wishes.push(Wish { namespace: &key.namespace, cost: needed.share(classes, room), stood: stood(key) });
+        waiting.push((key, list));
+        wishes.push(Wish { namespace: &key.namespace, cost: share(alone), stood: stood(key) });
     }
     let mut taken = Taken::default();
     let mut left: Vec<_> = share::order(WHOLE, &wishes).into_iter().map(|place| waiting[place]).collect();
     loop {
         let before = left.len();
         left.retain(|(_, list)| {
-            let fits = taken.with(list).shortage(classes, room).is_none();
+            let fits = shortage(taken.with(list)).is_none();
             if fits {
                 taken.add(list);
             }
@@ -226,8 +254,7 @@ pub(super) fn closed(
             break;
         }
     }
-    let why = |list| taken.with(list).shortage(classes, room);
-    closed.extend(left.into_iter().filter_map(|(key, list)| Some((key.clone(), why(list)?))));
+    closed.extend(left.into_iter().filter_map(|(key, list)| Some((key.clone(), shortage(taken.with(list))?))));
     closed
 }
 
@@ -288,8 +315,7 @@ mod tests {
             text: Arc::default(),
         };
         let keys: Vec<SetKey> = lists.iter().map(key).collect();
-        let room = Room { services: 0, members: 0, peers: 0, classes: CLASSES, terms: 1, rules: 1000, blocks: 10 };
-        closed(&keys.iter().zip(lists).collect(), CLASSES, &room, |_| false)
+        beyond_work(&keys.iter().zip(lists).collect(), CLASSES, |_| false)
     }
 
     #[test]

@@ -107,12 +107,7 @@ impl Policies {
         let grown =
             self.classes.len() > 2 * self.classes_then + 1000 || self.meanings.len() > 2 * self.meanings_then + 1000;
         let fits = self.taken.fits(self.classes.len(), room);
-        if grown
-            || !fits
-            || self.waited_for_classes()
-            || written.desired.peers.len() > room.peers
-            || self.classes.len() > room.classes
-        {
+        if grown || !fits || written.desired.peers.len() > room.peers || self.classes.len() > room.classes {
             return Err(Recompile);
         }
         let stood = |class| written.desired.classes.get(&class).map_or(&[][..], |class: &Class| &class.terms);

@@ -115,19 +115,22 @@ pub(crate) fn compile(
     let compiled: BTreeMap<SetKey, KnownList> =
         isolation.sets().map(|(key, set)| (key.clone(), list::compile(key, set, forms, hash).known)).collect();
     let mut lists: BTreeMap<&SetKey, &KnownList> = compiled.iter().collect();
-    let (mut classes, mut peers, mut closed) = classify(&mut lists, snapshot, owners, room, hash);
+    let stood = |key: &SetKey| numbers.had_list(key, compiled[key].number);
+    // First what depends on no pod, so that pods are followed all the same.
+    let mut closed = fit::without_room(&lists, room, stood);
+    lists.retain(|key, _| !closed.contains_key(*key));
+    let (mut classes, mut peers) = classify(&mut lists, &mut closed, snapshot, owners, room, hash);
     let unknown = fit::unknown(&classes, room);
     if !unknown.is_empty() {
         classes.drop_namespaces(&unknown.keys().cloned().collect());
         peers.retain(|_, class| classes.get(*class).is_some());
     }
-    let stood = |key: &SetKey| numbers.had_list(key, compiled[key].number);
     let mut meanings = Meanings::default();
     let meeting = meanings.note(lists.values().copied(), classes.by_namespace().map(|(name, ..)| name), hash);
     let meets = |list: &KnownList| meaning::asks(list, &meeting, hash);
     let met = lists.extract_if(.., |_, list| meets(list));
     closed.extend(met.map(|(key, _)| (key.clone(), Shortage::Meeting)));
-    closed.extend(fit::closed(&lists, classes.len(), room, stood));
+    closed.extend(fit::beyond_work(&lists, classes.len(), stood));
     lists.retain(|key, _| !closed.contains_key(*key));
     let asking = lists.iter().map(|(key, list)| (&key.namespace, list.terms.as_slice()));
     let had = |class: u64| match standing.get(&class) {
@@ -167,15 +170,16 @@ pub(crate) fn compile(
     }
 }
 
-/// All pods by their classes, and lists that are closed for it: where there is no room for all classes, those that make more of them
+/// All pods by their classes; closes lists for it: where there is no room for all classes, those that make more of them
 /// by asking for labels that controllers give each pod. No namespace's pods are left out for what others ask of them.
 fn classify(
     lists: &mut BTreeMap<&SetKey, &KnownList>,
+    closed: &mut BTreeMap<SetKey, Shortage>,
     snapshot: &Snapshot,
     owners: &Owners<'_>,
     room: &Room,
     hash: HashKey,
-) -> (Classes, BTreeMap<AddressKey, u64>, BTreeMap<SetKey, Shortage>) {
+) -> (Classes, BTreeMap<AddressKey, u64>) {
     let asks = lists.values().any(|list| !list.parts.is_empty());
     let grouped = |asked| {
         let mut classes = Classes::new(hash, asked, room.terms);
@@ -186,12 +190,11 @@ fn classify(
     let asked = lists.values().fold(Asked::default(), |all, list| all.and(keys(list)));
     let (classes, peers) = grouped(asked);
     if asked == Asked::default() || fit::unknown(&classes, room).is_empty() {
-        return (classes, peers, BTreeMap::new());
+        return (classes, peers);
     }
     let asking = lists.extract_if(.., |_, list| keys(list) != Asked::default());
-    let closed = asking.map(|(key, _)| (key.clone(), Shortage::Keys)).collect();
-    let (classes, peers) = grouped(Asked::default());
-    (classes, peers, closed)
+    closed.extend(asking.map(|(key, _)| (key.clone(), Shortage::Keys)));
+    grouped(Asked::default())
 }
 
 /// Groups all pods into classes; which of them each address is in.
@@ -218,21 +221,14 @@ impl KnownList {
 }
 
 impl Policies {
-    /// Whether changes of pods can be followed; else each takes a compilation.
+    /// Whether changes of pods can be followed; else each takes a compilation: it may end what is closed, or close more.
     pub(crate) fn follows(&self) -> bool {
-        self.unknown.is_empty()
+        self.unknown.is_empty() && !self.closed.values().any(Shortage::depends_on_pods)
     }
 
     /// Whether a list that is closed would stand if others took less.
     fn waits_for_room(&self) -> bool {
         self.closed.values().any(|why| !matches!(why, Shortage::TooLong(_)))
-    }
-
-    /// Whether a list is closed for how many classes there are, and there are fewer now: by an eighth, so that pods that come and go
-    /// cost no compilation each.
-    fn waited_for_classes(&self) -> bool {
-        self.classes.len() < self.classes_then - self.classes_then / 8
-            && self.closed.values().any(|why| matches!(why, Shortage::Work | Shortage::Keys))
     }
 
     /// Whether some list asks for pods, of which addresses and classes are needed then.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     apply::{Applier, Changes, Patch, Summary, Table as _, tests::fake::Fake},
-    model::{Deltas, HashKey, News, Standing},
+    model::{Deltas, HashKey, News, RefusedKind, Standing},
     plan::{Planner, policy::list::BITS},
 };
 
@@ -437,6 +437,28 @@ fn while_a_tenants_policies_do_not_fit_others_are_followed() {
         assert_eq!(agent.0.compiled(), compiled, "step {step}");
         assert!(lets_in(agent.0.desired(), web, "10.2.0.1", (TCP, Some(80))));
     }
+}
+
+/// Where every list that asks for pods is closed, for rules, pods are no matter, however many classes they would be.
+#[test]
+fn pods_that_no_standing_list_asks_for_are_not_refused() {
+    let mut world = World::default();
+    (world.limits.rules, world.limits.classes) = (2, 1);
+    world.local(("x", "web"), json!({}), &["10.1.0.1"], json!({}));
+    let from = |app: &str| json!({"from": [{"podSelector": {"matchLabels": {"app": app}}}]});
+    world.policy(("x", "p"), json!({"podSelector": {}, "ingress": [from("a"), from("b"), from("c")]}));
+    let (mut agent, fake) = started(&mut world);
+    let compiled = agent.0.compiled();
+    for (name, address) in [("one", "10.2.0.1"), ("two", "10.2.0.2")] {
+        let before = world.snapshot.clone();
+        world.pod(("x", name), json!({"app": name}), &[address], json!({}));
+        let mut whole = world.clone();
+        pass(&mut agent, &fake, &before, &mut world).unwrap();
+        let plan = whole.plan();
+        assert_eq!(with_reports(&agent.0, &plan), plan);
+        assert!(plan.refusals.iter().all(|refusal| refusal.kind != RefusedKind::Namespace), "{:?}", plan.refusals);
+    }
+    assert_eq!(agent.0.compiled(), compiled, "no whole compilation");
 }
 
 /// Services that do not fit: pods and workloads are followed, and a change of a Service decides anew who has room.
