@@ -3,6 +3,7 @@
 
 mod address;
 mod check;
+mod timeouts;
 
 use std::{
     fmt, fs, io,
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use weft_api::DnsSettings;
 use weft_dataplane::MapSizes;
 
-pub use self::address::MetricsAddress;
+pub use self::{address::MetricsAddress, timeouts::ConnectionTimeouts};
 use crate::model::Mode;
 
 /// Where the configuration file is unless `--config` says otherwise. Only this one may be absent.
@@ -135,6 +136,8 @@ pub struct Config {
     pub mss_clamp: MssClamp,
     /// What one workload may take of what all share.
     pub port_limits: PortLimits,
+    /// When connections are over.
+    pub connection_timeouts: ConnectionTimeouts,
     /// The local API's socket.
     pub socket: PathBuf,
     /// Files that live until reboot.
@@ -182,6 +185,7 @@ impl Default for Config {
             masquerade_ports: None,
             mss_clamp: MssClamp::default(),
             port_limits: PortLimits::default(),
+            connection_timeouts: ConnectionTimeouts::default(),
             socket: weft_api::DEFAULT_SOCKET.into(),
             run_dir: "/run/weft".into(),
             state_dir: "/var/lib/weft".into(),

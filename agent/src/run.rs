@@ -219,6 +219,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired, addresses }: 
         mtu: config.mtu,
         masquerade_v4: config.masquerade.ipv4,
         mss_clamp: config.mss_clamp.value(),
+        timeouts: config.connection_timeouts.ticks(),
         checks_neighbours: config.check_neighbours,
         masquerade_v6: config.masquerade.ipv6,
         masquerade_addresses: config.masquerade_addresses.iter().map(|address| address.0).collect(),

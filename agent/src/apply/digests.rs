@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use weft_abi::{Config, Owner, generation};
+use weft_abi::{Config, Owner, Timeouts, generation};
 use weft_dataplane::Error;
 
 use super::{
@@ -25,7 +25,7 @@ const fn kept(digest: u64) -> u64 {
     if digest == CHANGING { 1 } else { digest }
 }
 
-/// What decisions are made of; shares and rates are not, nor what SYNs are told.
+/// What decisions are made of; shares, rates and timeouts are not, nor what SYNs are told.
 const fn decides(config: Config) -> Config {
     let none = [0; 2];
     Config {
@@ -36,6 +36,7 @@ const fn decides(config: Config) -> Config {
         answer_rate: 0,
         fragment_rate: 0,
         mss_clamp: 0,
+        timeouts: Timeouts::DEFAULT,
         ..config
     }
 }

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
 use weft_abi::{
-    ACCOUNTS, ALL_PORTS, Addr, Config, Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT, UPLINK,
+    ACCOUNTS, ALL_PORTS, Addr, Config, Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
+    Timeouts, UPLINK,
 };
 use weft_dataplane::{Error, Maps, Record, Table};
 use weft_logic::{
-    flow::{Connection, answer_key, timeout},
+    flow::{Connection, answer_key},
     masquerade, protocol, share,
 };
 
@@ -103,10 +104,11 @@ impl Key for FlowKey6 {
 fn sweep_table<K: Key>(table: &Table<K, Flow>, now: u32, used: &mut Used) -> Result<usize, Error> {
     let find = |key: &FlowKey6| table.get(&K::narrow(key));
     let mut over = Vec::new();
+    let timeouts = used.config.timeouts;
     for entry in table {
         let (key, flow) = entry?;
         let key = key.wide();
-        if is_over(&key, &flow, find, now)? {
+        if is_over(&key, &flow, find, now, &timeouts)? {
             over.push(key);
         } else {
             used.count(&key, &flow);
@@ -116,7 +118,7 @@ fn sweep_table<K: Key>(table: &Table<K, Flow>, now: u32, used: &mut Used) -> Res
     for key in over {
         // Once more: a packet may have come meanwhile, or another flow in its place.
         let Some(flow) = find(&key)? else { continue };
-        if is_over(&key, &flow, find, now_ticks())? {
+        if is_over(&key, &flow, find, now_ticks(), &timeouts)? {
             removed += usize::from(table.remove(&K::narrow(&key))?);
         }
     }
@@ -129,14 +131,15 @@ fn is_over<E>(
     flow: &Flow,
     find: impl Fn(&FlowKey6) -> Result<Option<Flow>, E>,
     now: u32,
+    timeouts: &Timeouts,
 ) -> Result<bool, E> {
     // No connection is over before; an entry may be newer than `now` by a tick.
-    if now.saturating_sub(flow.last_seen) <= timeout::BRIEF {
+    if now.saturating_sub(flow.last_seen) <= timeouts.brief {
         return Ok(false);
     }
     // Of a connection that was opened again, the entry of the answers before is nobody's.
     let other = find(&answer_key(flow, key.protocol))?.filter(|other| answer_key(other, key.protocol) == *key);
-    Ok(Connection::of(key.dport, key.protocol, flow, other.as_ref()).is_over(now))
+    Ok(Connection::of(key.dport, key.protocol, flow, other.as_ref(), timeouts).is_over(now))
 }
 
 /// What ports have taken.
@@ -239,14 +242,17 @@ mod tests {
         convert::Infallible,
     };
 
-    use weft_abi::{ALL_PORTS, Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, OPENED, RECEIVED, Share};
-    use weft_logic::flow::{answer_key, timeout};
+    use weft_abi::{
+        ALL_PORTS, Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, OPENED, RECEIVED, Share, Timeouts,
+    };
+    use weft_logic::flow::answer_key;
 
     use super::{Used, is_over};
 
     const HOST: u32 = 3;
     const PORT: u32 = 7;
     const UPLINK: u32 = 9;
+    const TIMEOUTS: Timeouts = Timeouts::DEFAULT;
 
     /// A UDP connection of `PORT` to the outside, as its entries: last packet of each direction, and how many.
     fn connection(forward: (u32, u64), reverse: (u32, u64)) -> HashMap<FlowKey6, Flow> {
@@ -287,23 +293,23 @@ mod tests {
 
     fn over(entries: &HashMap<FlowKey6, Flow>, now: u32) -> Vec<bool> {
         let find = |key: &FlowKey6| Ok::<_, Infallible>(entries.get(key).copied());
-        entries.iter().map(|(key, flow)| is_over(key, flow, find, now).unwrap()).collect()
+        entries.iter().map(|(key, flow)| is_over(key, flow, find, now, &TIMEOUTS).unwrap()).collect()
     }
 
     #[test]
     fn a_silent_direction_lives_as_long_as_the_other_one() {
         let entries = connection((1000, 500), (1, 1));
-        assert_eq!(over(&entries, 1000 + timeout::DATAGRAM), [false, false]);
-        assert_eq!(over(&entries, 1001 + timeout::DATAGRAM), [true, true]);
+        assert_eq!(over(&entries, 1000 + TIMEOUTS.datagram), [false, false]);
+        assert_eq!(over(&entries, 1001 + TIMEOUTS.datagram), [true, true]);
         let entries = connection((1, 500), (1000, 1));
-        assert_eq!(over(&entries, 1000 + timeout::DATAGRAM), [false, false]);
+        assert_eq!(over(&entries, 1000 + TIMEOUTS.datagram), [false, false]);
     }
 
     #[test]
     fn what_nobody_answered_is_over_soon() {
         let entries = connection((1000, 500), (1000, 0));
-        assert_eq!(over(&entries, 1000 + timeout::UNANSWERED), [false, false]);
-        assert_eq!(over(&entries, 1001 + timeout::UNANSWERED), [true, true]);
+        assert_eq!(over(&entries, 1000 + TIMEOUTS.unanswered), [false, false]);
+        assert_eq!(over(&entries, 1001 + TIMEOUTS.unanswered), [true, true]);
     }
 
     #[test]

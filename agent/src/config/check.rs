@@ -45,6 +45,7 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
     for (field, rate) in rates(&config.port_limits) {
         in_range(rate, 0..=MOST_A_SECOND).map_err(|e| (field, e))?;
     }
+    config.connection_timeouts.check()?;
     config.map_sizes.validate().map_err(|e| ("mapSizes", e.to_string()))
 }
 
@@ -132,7 +133,7 @@ fn one_per_family(ipv4: impl Iterator<Item = bool>) -> Result<(), String> {
     Ok(())
 }
 
-fn in_range(value: u32, range: RangeInclusive<u32>) -> Result<(), String> {
+pub(super) fn in_range(value: u32, range: RangeInclusive<u32>) -> Result<(), String> {
     if range.contains(&value) {
         return Ok(());
     }

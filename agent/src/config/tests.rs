@@ -3,7 +3,7 @@ use std::fs;
 
 use rstest::rstest;
 
-use super::{Config, ConfigError, Overrides, PortLimits, PortRange, Source};
+use super::{Config, ConfigError, ConnectionTimeouts, Overrides, PortLimits, PortRange, Source};
 use crate::model::Mode;
 
 fn load(text: &str) -> Result<Config, ConfigError> {
@@ -52,6 +52,7 @@ masqueradeAddresses: [192.0.2.20, 192.0.2.32/29]
 checkNeighbours: false
 mssClamp: 1360
 portLimits: {flowsPerSecond: 5}
+connectionTimeouts: {establishedSeconds: 7440}
 socket: /run/a.sock
 runDir: /run/a
 stateDir: /var/lib/a
@@ -77,6 +78,8 @@ mapSizes: {flows4: 1024}
     assert_eq!(config.mss_clamp.value(), 1360);
     assert_eq!(config.flow_sample, 64);
     assert_eq!(config.port_limits, PortLimits { flows_per_second: 5, ..PortLimits::default() });
+    let timeouts = ConnectionTimeouts { established_seconds: 7440, ..ConnectionTimeouts::default() };
+    assert_eq!(config.connection_timeouts, timeouts);
     assert_eq!(config.map_sizes.flows4, 1024);
 }
 
@@ -123,6 +126,9 @@ fn flags_go_above_the_file() {
 #[case::mss_large("nodeName: n\nmssClamp: 70000", &["mssClamp", "1360"])]
 #[case::ports("masqueradePorts: 65535-61000", &["masqueradePorts", "65535-61000"])]
 #[case::percent("nodeName: n\nportLimits: {flowTablePercent: 101}", &["portLimits.flowTablePercent", "0 to 100"])]
+#[case::timeout("nodeName: n\nconnectionTimeouts: {briefSeconds: 0}", &["connectionTimeouts.briefSeconds", "4 to 2592000"])]
+#[case::timeout_below("nodeName: n\nconnectionTimeouts: {unansweredSeconds: 9}", &["connectionTimeouts.unansweredSeconds", "10 to 2592000", "briefSeconds"])]
+#[case::timeout_name("nodeName: n\nconnectionTimeouts: {tcp: 9}", &["connectionTimeouts", "`tcp`", "establishedSeconds"])]
 #[case::node_name("nodeName: Not_A_Node", &["nodeName", "metadata.name"])]
 #[case::relative("nodeName: n\nrunDir: run", &["runDir", "absolute"])]
 #[case::socket(&format!("nodeName: n\nsocket: /{}", "s".repeat(107)), &["socket", "107 bytes"])]

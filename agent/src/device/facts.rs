@@ -113,6 +113,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
             mtu: every_way_takes(&uplink.around.devices, *pod_mtu),
             workload_mtu: config.mtu.map_or(0, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
             mss_clamp: config.mss_clamp,
+            timeouts: config.timeouts,
             ..Config::default()
         },
         pod_cidrs: config.all_pod_cidrs().copied().collect(),

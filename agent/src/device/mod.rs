@@ -115,6 +115,8 @@ pub struct DeviceConfig {
     pub masquerade_ports: Option<RangeInclusive<u16>>,
     /// See [`weft_abi::Config::mss_clamp`].
     pub mss_clamp: u16,
+    /// When connections are over.
+    pub timeouts: weft_abi::Timeouts,
     /// See [`NodeFacts::checks_neighbours`].
     pub checks_neighbours: bool,
     /// What one port may take of what all share.

@@ -99,6 +99,7 @@ fn config(mode: Mode) -> DeviceConfig {
         plain_cidrs: Vec::new(),
         masquerade_ports: Some(61000..=65535),
         mss_clamp: 0,
+        timeouts: weft_abi::Timeouts::DEFAULT,
         checks_neighbours: true,
         limits: super::Limits::default(),
     }

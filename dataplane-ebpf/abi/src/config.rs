@@ -24,6 +24,48 @@ pub const HAIRPIN_V6: Addr = Addr::from_octets([0xfd, 0x77, 0x65, 0x66, 0x74, 0,
 pub const MARK_DELIVERED: u32 = 0x7765_0001;
 
 crate::layout! {
+    /// Idle ticks ([`crate::TICK_SHIFT`]) after which a connection is over, without a packet of either direction.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Timeouts {
+        /// TCP that was established (RFC 5382, REQ-5: 2 h 4 min at least).
+        pub established: u32,
+        /// TCP that both sides spoke, before and after that (RFC 9293: 2 MSL).
+        pub transitory: u32,
+        /// UDP, SCTP and everything else (RFC 4787, REQ-5: 2 min at least).
+        pub datagram: u32,
+        /// Whatever was never answered.
+        pub unanswered: u32,
+        /// A question and its answer: echo, and UDP to a well-known port (RFC 4787, REQ-5a). The least of them: nothing is over before.
+        pub brief: u32,
+    }
+}
+
+impl Timeouts {
+    /// What connections have if nobody says otherwise. A day for established TCP: TCP keep-alive comes every two hours (RFC 1122,
+    /// 4.2.3.6), and what loses its entry is reset in the middle of its silence.
+    pub const DEFAULT: Self = Self {
+        established: ticks(24 * 60 * 60),
+        transitory: ticks(120),
+        datagram: ticks(180),
+        unanswered: ticks(30),
+        brief: ticks(10),
+    };
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// Ticks ([`crate::TICK_SHIFT`]) that are not less than so many seconds.
+#[must_use]
+pub const fn ticks(seconds: u32) -> u32 {
+    (seconds as u64 * 1_000_000_000).div_ceil(1 << crate::TICK_SHIFT) as u32
+}
+
+crate::layout! {
     /// Facts of the node, one entry of an array map; the agent rewrites it when they change.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
@@ -79,6 +121,8 @@ crate::layout! {
         /// Bytes of an IP packet that every way out of the node takes at most, because the MTU of workloads was configured; 0: it was
         /// not.
         pub workload_mtu: u16,
+        /// When connections are over.
+        pub timeouts: Timeouts,
     }
 }
 
@@ -103,6 +147,6 @@ pub const ANSWER_RATE: u32 = 100;
 /// rate in three seconds, long after the pieces of the one before it have arrived.
 pub const FRAGMENT_RATE: u32 = 10_000;
 
-crate::pod!(Config);
+crate::pod!(Config, Timeouts);
 
-const _: () = assert!(size_of::<Config>() == 136);
+const _: () = assert!(size_of::<Config>() == 156);

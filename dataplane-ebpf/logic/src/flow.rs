@@ -1,26 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a flow entry.
 
-use weft_abi::{Deliver, DropReason, Flow, FlowFlags, FlowKey6, FlowState, OVERLAY, UPLINK, class_in, net_of_class};
+use weft_abi::{
+    Deliver, DropReason, Flow, FlowFlags, FlowKey6, FlowState, OVERLAY, Timeouts, UPLINK, class_in, net_of_class, ticks,
+};
 
 use crate::{Tables, header::TcpFlags, protocol};
 
-/// Idle ticks (1.07 s, [`weft_abi::TICK_SHIFT`]) after which an entry is void. TCP values follow RFC 5382 (REQ-5) and RFC 793's 2 MSL; UDP RFC 4787 (REQ-5).
-pub mod timeout {
-    /// TCP that was established.
-    pub const ESTABLISHED: u32 = 8_000;
-    /// TCP before and after.
-    pub const TRANSITORY: u32 = 120;
-    /// UDP, SCTP and everything else.
-    pub const DATAGRAM: u32 = 180;
-    /// Whatever was never answered: 30 s.
-    pub const UNANSWERED: u32 = 28;
-    /// A question and its answer, 10 s: echo, and UDP to a well-known port (RFC 4787, REQ-5a).
-    pub const BRIEF: u32 = 10;
-}
-
 /// Packets of each direction that a question and its answer have at most: a resolver asks for two records by one socket.
 const BRIEF_PACKETS: u64 = 2;
+
+/// Ticks after which established TCP that nobody heard of makes room for others of its own workload, though its timeout is longer: peers
+/// that are gone would keep a workload from connecting for as long (RFC 5382, REQ-5: 2 h 4 min).
+const SILENT: u32 = ticks(124 * 60);
 
 /// First port that is not well-known (RFC 6335).
 const FIRST_USER_PORT: u16 = 1024;
@@ -37,16 +29,24 @@ pub struct Connection<'f> {
     pub flow: &'f Flow,
     /// The entry of the packets that answer those of `flow`, see [`answer_key`].
     pub other: Option<&'f Flow>,
+    /// When it is over.
+    pub timeouts: &'f Timeouts,
 }
 
 impl<'f> Connection<'f> {
     /// The connection of the entry `flow` of packets to `dport` (network byte order).
     #[inline(always)]
     #[must_use]
-    pub const fn of(dport: u16, protocol_number: u32, flow: &'f Flow, other: Option<&'f Flow>) -> Self {
+    pub const fn of(
+        dport: u16,
+        protocol_number: u32,
+        flow: &'f Flow,
+        other: Option<&'f Flow>,
+        timeouts: &'f Timeouts,
+    ) -> Self {
         // An answer leaves under the port that was asked.
         let port = if flow.flags & FlowFlags::REPLY != 0 { flow.sport } else { dport };
-        Self { protocol: protocol_number as u8, port, flow, other }
+        Self { protocol: protocol_number as u8, port, flow, other, timeouts }
     }
 
     /// Ticks since its last packet of either direction.
@@ -64,17 +64,18 @@ impl<'f> Connection<'f> {
     #[inline(always)]
     #[must_use]
     pub const fn timeout(&self) -> u32 {
+        let Timeouts { established, transitory, datagram, unanswered, brief } = *self.timeouts;
         if self.is_left() {
-            timeout::TRANSITORY
+            transitory
         } else if !self.is_answered() {
-            timeout::UNANSWERED
+            unanswered
         } else if self.protocol == protocol::TCP {
             let lasts = self.has_state(FlowState::Established) && !self.has_state(FlowState::Closing);
-            if lasts { timeout::ESTABLISHED } else { timeout::TRANSITORY }
+            if lasts { established } else { transitory }
         } else if self.is_brief() {
-            timeout::BRIEF
+            brief
         } else {
-            timeout::DATAGRAM
+            datagram
         }
     }
 
@@ -86,12 +87,12 @@ impl<'f> Connection<'f> {
     }
 
     /// Whether it may make room for another connection of the workload that opened it: over, closed, or nothing that somebody
-    /// waits for. Established TCP never does.
+    /// waits for. Established TCP does after [`SILENT`] alone.
     #[inline(always)]
     #[must_use]
     pub const fn makes_room(&self, now: u32) -> bool {
         let idle = self.idle(now);
-        if idle > self.timeout() {
+        if idle > self.timeout() || idle > SILENT {
             return true;
         }
         if self.protocol == protocol::TCP && self.is_answered() && !self.has_state(FlowState::Closing) {
@@ -161,13 +162,13 @@ const fn idle(flow: &Flow, now: u32) -> u32 {
 /// ([`Connection`]): the established path sees one of them only.
 #[inline(always)]
 #[must_use]
-pub const fn idle_timeout(state: u8, protocol_number: u8) -> u32 {
+pub const fn idle_timeout(state: u8, protocol_number: u8, timeouts: &Timeouts) -> u32 {
     if protocol_number != protocol::TCP {
-        timeout::DATAGRAM
+        timeouts.datagram
     } else if state == FlowState::Established as u8 {
-        timeout::ESTABLISHED
+        timeouts.established
     } else {
-        timeout::TRANSITORY
+        timeouts.transitory
     }
 }
 
@@ -184,14 +185,6 @@ pub const fn next_state(state: u8, flags: TcpFlags) -> u8 {
     }
 }
 
-/// Whether an entry is void for this packet although no generation moved: idle for too long, or a new connection on a
-/// five-tuple that had an established one.
-#[inline(always)]
-#[must_use]
-pub const fn is_void(flow: &Flow, protocol_number: u8, flags: TcpFlags, now: u32) -> bool {
-    is_reopened(flow, flags) || is_idle(flow, protocol_number, now)
-}
-
 /// Whether a packet with these TCP flags opens a new connection on a five-tuple that had an established one.
 #[inline(always)]
 #[must_use]
@@ -203,8 +196,8 @@ pub const fn is_reopened(flow: &Flow, flags: TcpFlags) -> bool {
 /// [`answer_key`].
 #[inline(always)]
 #[must_use]
-pub const fn is_idle(flow: &Flow, protocol_number: u8, now: u32) -> bool {
-    idle(flow, now) > idle_timeout(flow.state, protocol_number)
+pub const fn is_idle(flow: &Flow, protocol_number: u8, now: u32, timeouts: &Timeouts) -> bool {
+    idle(flow, now) > idle_timeout(flow.state, protocol_number, timeouts)
 }
 
 /// Whether a flow key's `ifindex` is a class of devices that lead out of the node, and no port.
@@ -304,6 +297,7 @@ mod tests {
     const SYN: TcpFlags = TcpFlags(0x02);
     const ACK: TcpFlags = TcpFlags(0x10);
     const FIN_ACK: TcpFlags = TcpFlags(0x11);
+    const TIMEOUTS: Timeouts = Timeouts::DEFAULT;
 
     #[test]
     fn tcp_goes_from_new_over_established_to_closing() {
@@ -319,16 +313,15 @@ mod tests {
     #[test]
     fn a_retransmitted_syn_keeps_its_entry_and_a_new_one_does_not() {
         let mut flow = Flow::default();
-        assert!(!is_void(&flow, protocol::TCP, SYN, 1));
+        assert!(!is_reopened(&flow, SYN));
         flow.state = FlowState::Established as u8;
-        assert!(is_void(&flow, protocol::TCP, SYN, 1));
-        assert!(!is_void(&flow, protocol::TCP, ACK, 1));
+        assert!(is_reopened(&flow, SYN) && !is_reopened(&flow, ACK));
     }
 
     #[test]
-    fn an_entry_that_another_cpu_just_touched_is_not_void() {
+    fn an_entry_that_another_cpu_just_touched_is_not_idle() {
         let flow = Flow { last_seen: 11, ..Flow::default() };
-        assert!(!is_void(&flow, protocol::UDP, TcpFlags(0), 10));
+        assert!(!is_idle(&flow, protocol::UDP, 10, &TIMEOUTS));
     }
 
     /// Both entries of a connection, `packets` of each direction, `states` of each.
@@ -346,9 +339,9 @@ mod tests {
     /// The idle time after which it is over, asked from either entry.
     fn timeout_of(protocol_number: u8, dport: u16, [there, back]: &[Flow; 2]) -> u32 {
         let protocol_number = u32::from(protocol_number);
-        let asked = Connection::of(dport.to_be(), protocol_number, there, Some(back));
+        let asked = Connection::of(dport.to_be(), protocol_number, there, Some(back), &TIMEOUTS);
         let back = Flow { sport: dport.to_be(), ..*back };
-        let answered = Connection::of(4000_u16.to_be(), protocol_number, &back, Some(there));
+        let answered = Connection::of(4000_u16.to_be(), protocol_number, &back, Some(there), &TIMEOUTS);
         assert_eq!(asked.timeout(), answered.timeout(), "both entries tell the same");
         let idle = |ticks| asked.is_over(100 + ticks);
         assert!(!idle(asked.timeout()) && idle(asked.timeout() + 1));
@@ -359,29 +352,29 @@ mod tests {
     fn a_connection_lives_by_both_of_its_directions() {
         use FlowState::{Closing, Established, New};
         let tcp = |packets, states| timeout_of(protocol::TCP, 443, &both(packets, states));
-        assert_eq!(tcp([1, 0], [New, New]), timeout::UNANSWERED);
-        assert_eq!(tcp([500, 0], [Established, New]), timeout::UNANSWERED, "nobody answers: no hours");
-        assert_eq!(tcp([1, 1], [New, New]), timeout::TRANSITORY);
-        assert_eq!(tcp([2, 1], [Established, New]), timeout::ESTABLISHED);
-        assert_eq!(tcp([9, 9], [Established, Established]), timeout::ESTABLISHED);
+        assert_eq!(tcp([1, 0], [New, New]), TIMEOUTS.unanswered);
+        assert_eq!(tcp([500, 0], [Established, New]), TIMEOUTS.unanswered, "nobody answers: no hours");
+        assert_eq!(tcp([1, 1], [New, New]), TIMEOUTS.transitory);
+        assert_eq!(tcp([2, 1], [Established, New]), TIMEOUTS.established);
+        assert_eq!(tcp([9, 9], [Established, Established]), TIMEOUTS.established);
         for states in [[Closing, Established], [Established, Closing], [Closing, Closing]] {
-            assert_eq!(tcp([9, 9], states), timeout::TRANSITORY, "closed by one is closed");
+            assert_eq!(tcp([9, 9], states), TIMEOUTS.transitory, "closed by one is closed");
         }
         let of = |protocol_number, dport, packets| timeout_of(protocol_number, dport, &both(packets, [New, New]));
-        assert_eq!(of(protocol::UDP, 53, [1, 0]), timeout::UNANSWERED);
-        assert_eq!(of(protocol::UDP, 53, [2, 2]), timeout::BRIEF);
-        assert_eq!(of(protocol::UDP, 53, [3, 2]), timeout::DATAGRAM);
-        assert_eq!(of(protocol::UDP, 5060, [1, 1]), timeout::DATAGRAM);
-        assert_eq!(of(protocol::ICMP, 0, [1, 1]), timeout::BRIEF);
-        assert_eq!(of(47, 0, [1, 1]), timeout::DATAGRAM);
+        assert_eq!(of(protocol::UDP, 53, [1, 0]), TIMEOUTS.unanswered);
+        assert_eq!(of(protocol::UDP, 53, [2, 2]), TIMEOUTS.brief);
+        assert_eq!(of(protocol::UDP, 53, [3, 2]), TIMEOUTS.datagram);
+        assert_eq!(of(protocol::UDP, 5060, [1, 1]), TIMEOUTS.datagram);
+        assert_eq!(of(protocol::ICMP, 0, [1, 1]), TIMEOUTS.brief);
+        assert_eq!(of(47, 0, [1, 1]), TIMEOUTS.datagram);
     }
 
     #[test]
     fn what_answered_tcp_left_under_rests() {
         let [there, back] = both([9, 9], [FlowState::Established, FlowState::Closing]);
-        assert_eq!(Connection::of(9, 6, &back, None).timeout(), timeout::TRANSITORY);
+        assert_eq!(Connection::of(9, 6, &back, None, &TIMEOUTS).timeout(), TIMEOUTS.transitory);
         for (entry, number) in [(&there, 6), (&back, 17), (&Flow { packets: 0, ..back }, 6)] {
-            assert_eq!(Connection::of(9, number, entry, None).timeout(), timeout::UNANSWERED);
+            assert_eq!(Connection::of(9, number, entry, None, &TIMEOUTS).timeout(), TIMEOUTS.unanswered);
         }
     }
 
@@ -390,12 +383,12 @@ mod tests {
         let [there, back] = both([50, 50], [FlowState::New, FlowState::New]);
         let there = Flow { last_seen: 1000, ..there };
         for (flow, other) in [(&there, &back), (&back, &there)] {
-            let connection = Connection::of(9, 17, flow, Some(other));
+            let connection = Connection::of(9, 17, flow, Some(other), &TIMEOUTS);
             assert_eq!(connection.idle(1005), 5);
             assert_eq!(connection.idle(999), 0, "another CPU has seen the next tick");
-            assert!(!connection.is_over(1000 + timeout::DATAGRAM) && connection.is_over(1001 + timeout::DATAGRAM));
+            assert!(!connection.is_over(1000 + TIMEOUTS.datagram) && connection.is_over(1001 + TIMEOUTS.datagram));
         }
-        assert!(Connection::of(9, 17, &there, None).is_over(1001 + timeout::UNANSWERED));
+        assert!(Connection::of(9, 17, &there, None, &TIMEOUTS).is_over(1001 + TIMEOUTS.unanswered));
     }
 
     #[test]
@@ -403,23 +396,36 @@ mod tests {
         use FlowState::{Closing, Established, New};
         let room = |protocol_number: u8, packets, states, idle| {
             let [there, back] = both(packets, states);
-            Connection::of(53_u16.to_be(), protocol_number.into(), &there, Some(&back)).makes_room(100 + idle)
+            Connection::of(53_u16.to_be(), protocol_number.into(), &there, Some(&back), &TIMEOUTS)
+                .makes_room(100 + idle)
         };
         let (tcp, udp) = (protocol::TCP, protocol::UDP);
         assert!(room(tcp, [9, 9], [Closing, Closing], 0));
         assert!(!room(tcp, [9, 9], [Closing, Established], 2) && room(tcp, [9, 9], [Closing, Established], 3));
-        assert!(!room(tcp, [9, 9], [Established, Established], timeout::ESTABLISHED));
+        assert!(!room(tcp, [9, 9], [Established, Established], SILENT));
+        assert!(room(tcp, [9, 9], [Established, Established], SILENT + 1) && SILENT < TIMEOUTS.established);
         assert!(!room(tcp, [1, 1], [New, New], 60), "a handshake under way");
         assert!(!room(tcp, [1, 0], [New, New], 2) && room(tcp, [1, 0], [New, New], 3));
         assert!(room(udp, [1, 1], [New, New], 0) && room(udp, [2, 2], [New, New], 0));
         assert!(!room(udp, [2, 1], [New, New], 2) && room(udp, [2, 1], [New, New], 3), "one of two answers is missing");
-        assert!(!room(udp, [9, 9], [New, New], timeout::DATAGRAM) && room(udp, [9, 9], [New, New], 181));
+        assert!(
+            !room(udp, [9, 9], [New, New], TIMEOUTS.datagram) && room(udp, [9, 9], [New, New], TIMEOUTS.datagram + 1)
+        );
     }
 
     #[test]
-    fn idle_entries_are_void() {
-        let flow = Flow { last_seen: 10, ..Flow::default() };
-        assert!(!is_void(&flow, protocol::UDP, TcpFlags(0), 10 + timeout::DATAGRAM));
-        assert!(is_void(&flow, protocol::UDP, TcpFlags(0), 11 + timeout::DATAGRAM));
+    fn an_entry_is_idle_by_protocol_and_state_as_configured() {
+        let timeouts = Timeouts { established: 50, transitory: 40, datagram: 30, unanswered: 20, brief: 10 };
+        let tcp = |state: FlowState| (state as u8, protocol::TCP);
+        let of = [
+            (tcp(FlowState::Established), 50),
+            (tcp(FlowState::Closing), 40),
+            ((FlowState::New as u8, protocol::UDP), 30),
+        ];
+        for ((state, protocol_number), ticks) in of {
+            let flow = Flow { last_seen: 10, state, ..Flow::default() };
+            assert!(!is_idle(&flow, protocol_number, 10 + ticks, &timeouts));
+            assert!(is_idle(&flow, protocol_number, 11 + ticks, &timeouts));
+        }
     }
 }

@@ -246,13 +246,15 @@ const fn sender(hook: u8) -> Sender {
 
 #[inline(always)]
 fn recall<F: Family>(walk: &mut Walk) {
+    let Some(config) = Kernel.config() else { return };
     let Some(found) = F::flow(&F::narrow(&walk.question.key)) else { return };
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let flow = unsafe { &*found };
     let other = F::flow(&F::narrow(&life::answer_key(flow, walk.question.key.protocol)));
     // SAFETY: as above.
     let other = other.map(|other| unsafe { &*other }).filter(|other| life::leads_back(other, &walk.question.key));
-    let connection = Connection::of(walk.question.key.dport, walk.question.key.protocol, flow, other);
+    let (port, protocol_number) = (walk.question.key.dport, walk.question.key.protocol);
+    let connection = Connection::of(port, protocol_number, flow, other, &config.timeouts);
     if connection.is_over(walk.question.now) || connection.begins_anew(TcpFlags(walk.question.tcp_flags)) {
         return;
     }

@@ -182,7 +182,8 @@ fn give_up<F: Family>([key, answer]: &mut [FlowKey6; 2], now: u32) -> Option<boo
     // SAFETY: as above.
     let other = F::find(answer).map(|other| unsafe { &*other }).filter(|other| life::leads_back(other, key));
     let answered = other.is_some();
-    if !Connection::of(key.dport, key.protocol, opener, other).makes_room(now) {
+    let config = Kernel.config()?;
+    if !Connection::of(key.dport, key.protocol, opener, other, &config.timeouts).makes_room(now) {
         return Some(false);
     }
     F::remove(key);

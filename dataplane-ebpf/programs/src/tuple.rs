@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use weft_abi::{Config, Deliver, DropReason, Flow, FlowKey6};
 use weft_logic::{
     Tables as _,
-    flow::{self as life, Connection, timeout},
+    flow::{self as life, Connection},
     masquerade, plan, protocol,
     walk::Walk,
 };
@@ -149,6 +149,7 @@ extern "C" fn weft_look_at_reservation() -> u32 {
 
 #[inline(always)]
 fn look<F: Family>(walk: &Walk) -> u32 {
+    let Some(config) = Kernel.config() else { return TAKEN };
     let Some(found) = F::flow(&F::narrow(&walk.reverse_key)) else { return FREE };
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let taken = unsafe { &*found };
@@ -162,7 +163,8 @@ fn look<F: Family>(walk: &Walk) -> u32 {
     let opener = F::flow(&F::narrow(&key));
     // SAFETY: as above.
     let opener = opener.map(|opener| unsafe { &*opener }).filter(|opener| life::leads_back(opener, &walk.reverse_key));
-    let connection = Connection::of(walk.reverse_key.dport, walk.question.key.protocol, taken, opener);
+    let (port, protocol_number) = (walk.reverse_key.dport, walk.question.key.protocol);
+    let connection = Connection::of(port, protocol_number, taken, opener, &config.timeouts);
     let own = is_own(walk, taken);
     if connection.is_over(walk.question.now) {
         OVER
@@ -214,17 +216,18 @@ fn remember<F: Family>(walk: &mut Walk) {
 }
 
 /// Puts the walk's flow in the place of one that is over; not if another CPU did so, or a packet came for it, just now: no
-/// connection of another workload is over before [`timeout::BRIEF`].
+/// connection of another workload is over before the least of the timeouts.
 ///
 /// The other flow's own entry goes as well: it would go on sending under a port that leads back to somebody else.
 #[inline(always)]
 fn replace<F: Family>(walk: &Walk) -> bool {
+    let Some(config) = Kernel.config() else { return false };
     let answer = F::narrow(&walk.reverse_key);
     let Some(found) = F::flow(&answer) else { return F::insert(&answer, &walk.reverse, u64::from(BPF_NOEXIST)) };
     // SAFETY: the entry lives under RCU for as long as the program runs.
     let (taken, last_seen) = unsafe { (&*found, &raw mut (*found).last_seen) };
     let seen = taken.last_seen;
-    let fresh = walk.question.now.wrapping_sub(seen) as i32 <= timeout::BRIEF as i32;
+    let fresh = walk.question.now.wrapping_sub(seen) as i32 <= config.timeouts.brief as i32;
     if (fresh && !is_own(walk, taken)) || !helpers::compare_exchange(last_seen, seen, walk.question.now) {
         return false;
     }

@@ -225,6 +225,19 @@ fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &T
     Entry::Stands(flow)
 }
 
+/// Asked once a tick for an entry: what it had a packet in just now is not idle.
+#[inline(always)]
+fn is_idle(flow: &Flow, protocol_number: u8, now: u32) -> bool {
+    Kernel.config().is_none_or(|config| life::is_idle(flow, protocol_number, now, &config.timeouts))
+}
+
+/// Whether a SYN opens a new connection: on the five-tuple of one that was established, or was refused.
+#[inline(always)]
+fn begins_anew(flow: &Flow, transport: &Transport) -> bool {
+    life::is_reopened(flow, transport.flags)
+        || decide::weft_was_refused(&raw const *flow, u32::from(transport.protocol)) != 0
+}
+
 #[inline(always)]
 fn usable<const HOOK: u8>(skb: &Skb, flow: &mut Flow, transport: &Transport, now: u32) -> bool {
     let epoch = Kernel.generation(generation::EPOCH);
@@ -234,8 +247,8 @@ fn usable<const HOOK: u8>(skb: &Skb, flow: &mut Flow, transport: &Transport, now
         }
         flow.epoch = epoch;
     }
-    if life::is_void(flow, transport.protocol, transport.flags, now)
-        || transport.flags.opens() && decide::weft_was_refused(&raw const *flow, u32::from(transport.protocol)) != 0
+    if flow.last_seen != now && is_idle(flow, transport.protocol, now)
+        || transport.flags.opens() && begins_anew(flow, transport)
     {
         return false;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a decision: changes of policy and Services, idle time, new connections on old five-tuples.
 
-use weft_abi::{DropReason, FlowState, TICK_SHIFT, generation};
+use weft_abi::{DropReason, FlowState, TICK_SHIFT, Timeouts, generation};
 
 use crate::{
     node::{
@@ -216,6 +216,25 @@ fn an_idle_entry_counts_as_long_as_the_other_direction_lives() {
     node.age();
     let outcome = node.from_workload(SERVER, &answer);
     assert_eq!(outcome.redecided().redirected().tuple, tuple(SERVER_IP[0], 8080, CLIENT_IP[0], 4000));
+}
+
+#[test]
+fn established_tcp_lives_as_long_as_is_configured() {
+    let node = Node::new();
+    let answer = back(0, L4::Tcp(8080, 4000, ACK));
+    for flags in [SYN, ACK] {
+        to_service(&node, 0, L4::Tcp(4000, 80, flags));
+    }
+    let answered = || node.from_workload(SERVER, &answer).redirected().tuple;
+    assert_eq!(answered(), tuple(VIP[0], 80, CLIENT_IP[0], 4000));
+    node.age_by(Timeouts::DEFAULT.established - 1);
+    assert_eq!(node.from_workload(SERVER, &answer).hit().redirected().tuple.src, ip(VIP[0]));
+    node.reconfigure(|config| config.timeouts.established = 100);
+    node.age_by(99);
+    assert_eq!(answered(), tuple(VIP[0], 80, CLIENT_IP[0], 4000));
+    // Over: what the server sends now is a packet of its own.
+    node.age_by(101);
+    assert_eq!(answered(), tuple(SERVER_IP[0], 8080, CLIENT_IP[0], 4000));
 }
 
 #[test]

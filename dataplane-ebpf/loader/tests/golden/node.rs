@@ -11,7 +11,7 @@ use std::{
 use weft_abi::{
     Addr, AddressKey, BackendKey, BackendState, Balancer, CLUSTER_NET, CidrKey, Config, Counter, Deliver, DropReason,
     Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, GenerationRef, MARK_DELIVERED,
-    Member, MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, generation,
+    Member, MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, Timeouts, generation,
 };
 use weft_dataplane::{Arrival, Dataplane, Maps, Options, Program};
 
@@ -439,7 +439,7 @@ pub(crate) fn service_number(id: u32, protocol: u8, family: usize) -> u32 {
 }
 
 /// More ticks than any timeout has; on a machine that is not up for so long they wrap.
-pub(crate) const LONG: u32 = 10_000;
+pub(crate) const LONG: u32 = Timeouts::DEFAULT.established + 1;
 
 /// No generation.
 pub(crate) const NONE: GenerationRef = GenerationRef { slot: 0, generation: 0 };

@@ -154,6 +154,8 @@ fn sizes(population: &Population) -> serde_json::Value {
     }
     if population.policies > 1_000 {
         sizes["rules"] = json!(1 << 20);
+        // Each policy means pods of an application of its own: as many classes as applications, of which half of the map has room.
+        sizes["classes"] = json!(1 << 17);
     }
     sizes
 }
