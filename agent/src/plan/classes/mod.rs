@@ -288,14 +288,19 @@ impl Classes {
             }
             for class in &*classes {
                 let Some(group) = groups.get_mut(class) else { continue };
+                let matches = term.peer.pods.matches(group.labels());
                 if crowded.contains_key(class) {
-                    if term.peer.pods.matches(group.labels()) {
+                    if matches {
                         touched.unsettled.insert(*class);
                     }
                     continue;
                 }
+                let is_of_term = |known: &u64| known & !part::LOW == number;
+                if !matches && !group.terms.iter().any(is_of_term) {
+                    continue;
+                }
                 let mut after = group.terms.clone();
-                after.retain(|known| known & !part::LOW != number);
+                after.retain(|known| !is_of_term(known));
                 if let Some(term) = terms.get(number) {
                     matcher::add_matches(number, term, group, &mut after);
                     after.sort_unstable();
