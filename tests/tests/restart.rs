@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use weft_abi::{ABI_VERSION, LAYOUT, PinFolder};
 use weft_testbed::{Bed, Job, Protocol, Shell, Tables, ingress_policy, service, until_ok};
 
 const PORT: u16 = 8080;
@@ -25,20 +26,25 @@ fn dropped(bed: &Bed) -> Result<String> {
 }
 
 /// Agents that go and come back under streams of 1,000 records a second by TCP and by UDP, directly and by a Service: nothing
-/// is lost. Between the two, `meanwhile` is done on the node.
-fn streams_go_on(meanwhile: &str) -> Result<Bed> {
+/// is lost. Between the two, `meanwhile` is done on the node. The Service has `backends`.
+fn streams_go_on(backends: usize, meanwhile: &str) -> Result<Bed> {
     let bed = Bed::new()?;
-    let server = bed.container(2, "default/server", &[("app", "server")])?;
-    server.serve("server", PORT)?;
+    let mut servers = Vec::new();
+    for number in 0..backends {
+        let server = bed.container(2, &format!("default/server-{number}"), &[("app", "server")])?;
+        server.serve("server", PORT)?;
+        servers.push(server);
+    }
     bed.apply(&service("default/server", ["10.96.0.10", "fd00:96::10"], 80, PORT, &[("app", "server")]))?;
     let client = bed.container(1, "default/client", &[])?;
-    let direct = server.sockets(PORT)[0];
+    let direct = servers[0].sockets(PORT)[0];
     weft_testbed::until_ok("the Service", Duration::from_secs(10), || {
         client.ask(Protocol::Tcp, "10.96.0.10:80".parse()?)
     })?;
     let streams = [
         ("tcp-direct", format!("weft-probe stream tcp {direct} --rate 1000 --seconds 12")),
         ("tcp-service", "weft-probe stream tcp 10.96.0.10:80 --rate 1000 --seconds 12".to_owned()),
+        ("tcp6-service", "weft-probe stream tcp [fd00:96::10]:80 --rate 1000 --seconds 12".to_owned()),
         ("udp-service", "weft-probe stream udp [fd00:96::10]:80 --rate 1000 --seconds 12".to_owned()),
     ];
     let mut jobs = Vec::new();
@@ -61,16 +67,28 @@ fn streams_go_on(meanwhile: &str) -> Result<Bed> {
 
 #[test]
 fn killing_the_agents_loses_nothing() -> Result<()> {
-    streams_go_on("true").map(drop)
+    streams_go_on(1, "true").map(drop)
 }
 
 /// An agent whose maps have another layout starts with empty ones: the programs that it finds must serve until they are filled.
 #[test]
 fn another_layout_of_the_maps_loses_nothing() -> Result<()> {
-    let (pins, this) = ("/sys/fs/bpf/weft", weft_abi::PinFolder.to_string());
-    let bed = streams_go_on(&format!("mv {pins}/{this} {pins}/v0"))?;
+    in_place_of("v0", 1)
+}
+
+/// Layouts of one meaning go by one table of flows: a connection stays with the one of eight backends that it has.
+#[test]
+fn another_layout_of_other_maps_moves_no_connection() -> Result<()> {
+    in_place_of(&format!("v{ABI_VERSION}-{:016x}", LAYOUT ^ 1), 8)
+}
+
+/// Agents come back to what another build has pinned in `folder`.
+fn in_place_of(folder: &str, backends: usize) -> Result<()> {
+    let (pins, this) = ("/sys/fs/bpf/weft", PinFolder.to_string());
+    let bed = streams_go_on(backends, &format!("mv {pins}/{this} {pins}/{folder}"))?;
     for node in bed.nodes() {
-        assert_eq!(node.sh(&format!("ls {pins}"))?.ok()?.trim(), this, "{} keeps what is of no use", node.name());
+        let left = node.sh(&format!("ls -d {pins}/v*"))?.ok()?;
+        assert_eq!(left.trim(), format!("{pins}/{this}"), "{} keeps what is of no use", node.name());
     }
     Ok(())
 }

@@ -24,6 +24,10 @@ const TCP: u32 = protocol::TCP as u32;
 /// The kernel refuses.
 pub fn sweep(maps: &Maps) -> Result<usize, Error> {
     let (now, config) = (now_ticks(), maps.config().get(0)?);
+    if config.timeouts.brief == 0 {
+        // New maps that nobody has filled yet, beside connections of those before.
+        return Ok(0);
+    }
     let ports = maps.ports().iter().map(|entry| entry.map(|(ifindex, _)| ifindex)).collect::<Result<_, _>>()?;
     // Before the first entry is read: what the programs add from here on is added to what is counted.
     let before: BTreeMap<u32, Share> = maps.shares().iter().collect::<Result<_, _>>()?;

@@ -6,7 +6,8 @@
 //!
 //! A map is declared in one place, the table of `maps.rs`. Its layout is described at compile time (`layout.rs`), and what comes
 //! of all of them, [`LAYOUT`], is in the name of the folder that the maps are pinned in, together with [`ABI_VERSION`]: programs and
-//! maps of different layouts never meet, whether somebody thinks of it or not.
+//! maps of different layouts never meet, whether somebody thinks of it or not. Maps that are carried over ([`MapRole::Carried`]) have a
+//! second pin whose name tells their own layout.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -39,7 +40,7 @@ pub use flow::{
 };
 pub(crate) use layout::layout;
 pub use layout::{Digest, Layout};
-pub use maps::{LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
+pub use maps::{CarriedPin, LAYOUT, MAPS, MapInfo, MapKind, MapRole, PinFolder, map};
 pub use policy::{
     BlockKey, CLOSED_LIST, Class, INTERVALS_PER_RUN, Interval, KnownVerdict, List, ListFlags, MAX_LENGTHS,
     MAX_MORE_RUNS, MAX_RUNS, MAX_STEPS, NO_LIST, PROTOCOL_ANY, RuleKey, Run, TERMS_PER_CLASS, Tier, Verdict,

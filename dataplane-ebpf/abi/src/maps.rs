@@ -10,7 +10,7 @@ use crate::{ABI_VERSION, Digest, Layout};
 /// #[doc = ...] NAME accessor: Kind<Key, Value>, role, size;
 /// ```
 ///
-/// where `Kind` is a [`MapKind`], `role` is `derived` or `state` (see [`MapRole`]), and `size` is `fixed(entries)`, or `sized(field)`
+/// where `Kind` is a [`MapKind`], `role` is `derived`, `carried` or `passing` (see [`MapRole`]), and `size` is `fixed(entries)`, or `sized(field)`
 /// or `per(field, factor, more)` of the loader's sizes.
 #[macro_export]
 macro_rules! for_each_map {
@@ -46,7 +46,7 @@ macro_rules! for_each_map {
             /// Blocks of addresses of decision lists, and the parts that hold there.
             BLOCKS blocks: OnDemandHashMap<$crate::BlockKey, u64>, derived, sized(blocks);
             /// Verdicts that the programs found before.
-            VERDICTS verdicts: LruHashMap<$crate::VerdictKey, $crate::KnownVerdict>, state, sized(verdicts);
+            VERDICTS verdicts: LruHashMap<$crate::VerdictKey, $crate::KnownVerdict>, passing, sized(verdicts);
             /// Generations; see `weft_abi::generation`.
             GENERATIONS generations: Array<u32, u32>, derived, fixed($crate::generation::SLOTS);
             /// Generations of Service ports by their numbers, which begin at 1; see `weft_abi::generation`.
@@ -58,22 +58,22 @@ macro_rules! for_each_map {
             /// do not read it; it lives as long as the maps that these numbers stand in.
             NUMBERING numbering: Array<u32, [u64; 2]>, derived, fixed(1);
             /// IPv4 flows.
-            FLOWS4 flows4: LruHashMap<$crate::FlowKey4, $crate::Flow>, state, sized(flows4);
+            FLOWS4 flows4: LruHashMap<$crate::FlowKey4, $crate::Flow>, carried, sized(flows4);
             /// IPv6 flows.
-            FLOWS6 flows6: LruHashMap<$crate::FlowKey6, $crate::Flow>, state, sized(flows6);
+            FLOWS6 flows6: LruHashMap<$crate::FlowKey6, $crate::Flow>, carried, sized(flows6);
             /// Fragmented datagrams.
-            FRAGMENTS fragments: LruHashMap<$crate::FragmentKey, $crate::Datagram>, state, sized(fragments);
+            FRAGMENTS fragments: LruHashMap<$crate::FragmentKey, $crate::Datagram>, carried, sized(fragments);
             /// What each port has taken of what all share, by interface index: the programs make entries, the agent removes those of
             /// ports that are gone. Every port has one; the host and the wire do, and ports that are just gone.
-            SHARES shares: OnDemandHashMap<u32, $crate::Share>, state, per(ports, 2, 2);
+            SHARES shares: OnDemandHashMap<u32, $crate::Share>, carried, per(ports, 2, 2);
             /// What was dropped, by `weft_abi::DropReason`.
-            DROPS drops: PerCpuArray<u32, $crate::Tally>, state, fixed($crate::DROP_REASONS.len() as u32);
+            DROPS drops: PerCpuArray<u32, $crate::Tally>, carried, fixed($crate::DROP_REASONS.len() as u32);
             /// What was counted, by `weft_abi::Counter`.
-            COUNTS counts: PerCpuArray<u32, u64>, state, fixed($crate::COUNTERS.len() as u32);
+            COUNTS counts: PerCpuArray<u32, u64>, carried, fixed($crate::COUNTERS.len() as u32);
             /// Which flows are told of, at index 0.
             EVENTS_WANTED events_wanted: Array<u32, $crate::EventsWanted>, derived, fixed(1);
             /// Flow and drop events; its size is in bytes.
-            EVENTS events: RingBuf<(), $crate::Event>, state, sized(events_bytes);
+            EVENTS events: RingBuf<(), $crate::Event>, passing, sized(events_bytes);
         }
     };
 }
@@ -123,13 +123,16 @@ impl MapKind {
     }
 }
 
-/// What becomes of a map that is empty.
+/// What becomes of what a map holds when programs and maps of other layouts take over.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum MapRole {
-    /// The agent fills it again from what it knows.
+    /// The agent fills a new one from what it knows.
     Derived,
-    /// What it held is lost.
-    State,
+    /// Programs of both go by the same map, where it has one layout in both; else what it held is lost. Its values mean the same in
+    /// all layouts of one [`ABI_VERSION`]: what they name of other maps are generations, which never go down, and devices.
+    Carried,
+    /// It is lost, and nobody misses it.
+    Passing,
 }
 
 /// A line of the table.
@@ -193,8 +196,11 @@ macro_rules! role {
     (derived) => {
         MapRole::Derived
     };
-    (state) => {
-        MapRole::State
+    (carried) => {
+        MapRole::Carried
+    };
+    (passing) => {
+        MapRole::Passing
     };
 }
 
@@ -218,6 +224,17 @@ pub struct PinFolder;
 impl core::fmt::Display for PinFolder {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "v{ABI_VERSION}-{LAYOUT:016x}")
+    }
+}
+
+/// Name of the pin that programs of all layouts find a [`MapRole::Carried`] map by: `<NAME>-v<ABI_VERSION>-<hash>`.
+#[derive(Clone, Copy, Debug)]
+pub struct CarriedPin<'m>(pub &'m MapInfo);
+
+impl core::fmt::Display for CarriedPin<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self(MapInfo { name, hash, .. }) = self;
+        write!(f, "{name}-v{ABI_VERSION}-{hash:016x}")
     }
 }
 

@@ -134,7 +134,7 @@ impl Dataplane {
     /// The filters on this dataplane's maps, or those on others.
     fn find_with(&self, own: bool) -> Result<Vec<Found>> {
         let mut found = find_all()?;
-        let ours = self.maps.ids()?;
+        let ours = self.maps.own_ids()?;
         let uses = |id| sys::maps_of_program(id).map(|ids| ids.iter().any(|id| ours.contains(id)));
         let mut result = Ok(());
         found.retain(|found| match uses(found.program_id) {

@@ -18,6 +18,7 @@
 
 #[cfg(feature = "bench")]
 pub mod bench;
+mod carried;
 mod error;
 mod events;
 mod filter;
@@ -107,13 +108,15 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self> {
         options.sizes.validate()?;
         let pins = PinDir::prepare(&options.pin_dir)?;
-        pins.tell_of_others()?;
+        pins.tell_of_others(&carried::take_up(&pins)?)?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
         let (mut ebpf, offload) = load(&pins, &plan, options)?;
         // Not before: the programs name the maps by the descriptors that this gives back.
         let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
+        carried::offer(&pins)?;
+        carried::raise_generations(&pins, &maps)?;
         let mut dataplane =
             Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload, ..OpenReport::default() } };
         dataplane.report.links = dataplane.adopt_links()?;

@@ -10,7 +10,7 @@ use aya::{
     Ebpf,
     maps::{Map, MapData},
 };
-use weft_abi::{Counter, DropReason, MapInfo, MapKind, Tally};
+use weft_abi::{Counter, DropReason, MAPS, MapInfo, MapKind, MapRole, Tally};
 
 use crate::{
     Error,
@@ -116,13 +116,21 @@ impl Maps {
         Ok(self.counts.get(counter as u32)?.into_iter().fold(0, u64::wrapping_add))
     }
 
-    /// The kernel's numbers of all maps.
-    pub(crate) fn ids(&self) -> Result<Vec<u32>> {
+    /// The kernel's numbers of the maps that programs of no other layout go by.
+    pub(crate) fn own_ids(&self) -> Result<Vec<u32>> {
         let id = |(name, map): (_, &RawMap)| {
             Ok(sys::map_info(map.fd()).map_err(Error::map(name, "ask the kernel about"))?.id)
         };
-        self.all().map(id).collect()
+        let own = self.all().zip(MAPS).filter(|(_, info)| info.role != MapRole::Carried);
+        own.map(|(map, _)| id(map)).collect()
     }
+}
+
+/// Opens a map of the ABI in a folder of pins.
+pub(crate) fn open_pinned(map: &MapInfo, dir: &Path) -> Result<Opened> {
+    let pin = dir.join(map.name);
+    let fd = sys::object_get(&pin).map_err(Error::path("open pinned map", pin))?;
+    open(map, fd, dir, 1)
 }
 
 fn open(map: &MapInfo, fd: OwnedFd, dir: &Path, cpus: usize) -> Result<Opened> {

@@ -58,11 +58,16 @@ impl PinDir {
         self.version.parent().unwrap_or(&self.version)
     }
 
+    /// The folder of maps that all layouts go by.
+    pub(crate) fn carried(&self) -> PathBuf {
+        self.root().join("carried")
+    }
+
     /// Makes this version's folders.
     pub(crate) fn prepare(pin_dir: &Path) -> Result<Self> {
         require_bpffs(pin_dir)?;
         let dir = Self::of_this_version(pin_dir);
-        for path in [&dir.maps, &dir.links] {
+        for path in [&dir.maps, &dir.links, &dir.carried()] {
             fs::create_dir_all(path).map_err(Error::path("create folder", path))?;
         }
         Ok(dir)
@@ -76,11 +81,12 @@ impl PinDir {
     }
 
     /// Says aloud what it means that there are others.
-    pub(crate) fn tell_of_others(&self) -> Result<()> {
-        let state = MAPS.iter().filter(|map| map.role == MapRole::State).map(|map| map.name);
+    pub(crate) fn tell_of_others(&self, carried: &[&str]) -> Result<()> {
+        let begins_empty = MAPS.iter().filter(|map| map.role == MapRole::Carried && !carried.contains(&map.name));
+        let begins_empty: Vec<&str> = begins_empty.map(|map| map.name).collect();
         for dir in self.others()? {
             tracing::warn!(
-                dir = %dir.display(), this = %PinFolder, begins_empty = ?state.clone().collect::<Vec<_>>(),
+                dir = %dir.display(), this = %PinFolder, ?carried, ?begins_empty,
                 "maps of another layout are there: their programs serve until this version's maps are filled"
             );
         }
@@ -129,6 +135,15 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<String>> {
             Ok(name.to_string_lossy().into_owned())
         })
         .collect()
+}
+
+/// Whether there is something, if only a link to nowhere.
+pub(crate) fn exists(path: &Path) -> Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::path("look at", path)(error)),
+    }
 }
 
 /// `None` where something is not there.

@@ -2,7 +2,7 @@
 //! Leaving nothing of another ABI version, or nothing at all.
 
 use std::{
-    fs, io,
+    fs,
     os::fd::AsFd,
     path::{Path, PathBuf},
     thread,
@@ -10,11 +10,11 @@ use std::{
 };
 
 use crate::{
-    Dataplane, Error,
+    Dataplane, Error, carried,
     error::Result,
     filter::remove_every_filter,
     link::{Attachment, LinkReport, live_attachments, remove_pin},
-    pin::{PinDir, list, unless_gone, version_dirs},
+    pin::{PinDir, exists, list, unless_gone, version_dirs},
     program::Anchor,
     sys,
 };
@@ -63,6 +63,7 @@ impl Dataplane {
             remove_version(&version)?;
             tracing::info!(dir = %version.display(), "removed what another ABI version had pinned");
         }
+        carried::forget_others(&self.pins)?;
         report.adopted.sort_unstable();
         report.adopted.dedup();
         Ok(report)
@@ -89,6 +90,11 @@ pub fn remove_everything(pin_dir: &Path) -> Result<()> {
     for version in unless_gone(version_dirs(pin_dir))?.unwrap_or_default() {
         remove_version(&version)?;
     }
+    let carried = PinDir::of_this_version(pin_dir).carried();
+    for pin in pins(&carried)? {
+        fs::remove_file(&pin).map_err(Error::path("remove the pin", &pin))?;
+    }
+    remove_dir(&carried)?;
     remove_dir(pin_dir)
 }
 
@@ -112,12 +118,4 @@ fn pins(dir: &Path) -> Result<Vec<PathBuf>> {
 
 fn remove_dir(dir: &Path) -> Result<()> {
     unless_gone(fs::remove_dir(dir).map_err(Error::path("remove folder", dir))).map(|_| ())
-}
-
-fn exists(path: &Path) -> Result<bool> {
-    match path.symlink_metadata() {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::path("look at", path)(error)),
-    }
 }

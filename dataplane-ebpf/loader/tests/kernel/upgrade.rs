@@ -3,8 +3,8 @@
 
 use std::{fs, path::PathBuf};
 
-use weft_abi::{ABI_VERSION, LAYOUT, PinFolder};
-use weft_dataplane::{Attachment, Origin, Program, remove_everything};
+use weft_abi::{ABI_VERSION, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapRole, PinFolder, generation::EPOCH, map};
+use weft_dataplane::{Attachment, Dataplane, Origin, Program, remove_everything};
 
 use crate::{
     links::{program_ids, workload},
@@ -34,7 +34,10 @@ fn another_version_works_on_until_it_is_taken_over() {
     let other = after_another_version(&veth, &sandbox);
     let old = program_ids(&veth.name);
     let mut dataplane = sandbox.open();
-    assert!(dataplane.report().maps.iter().all(|map| map.origin == Origin::Created), "maps are never shared");
+    assert!(
+        dataplane.report().maps.iter().all(|map| map.origin == Origin::Created),
+        "what its values mean is not known"
+    );
     assert_eq!(program_ids(&veth.name), old, "not before this version's maps are filled");
     let attachment = Attachment { ifindex: veth.ifindex, program: FROM_OVERLAY };
     assert_eq!(dataplane.attachments_of_other_versions().unwrap(), [attachment]);
@@ -56,12 +59,95 @@ fn another_layout_of_the_same_version_is_another_version() {
         let (_netns, veth) = workload("pod");
         let other = after(&folder, &veth, &sandbox);
         let mut dataplane = sandbox.open();
-        assert!(dataplane.report().maps.iter().all(|map| map.origin == Origin::Created), "{folder}");
+        // The earlier build's are not known by layout.
+        let carries = folder.contains('-');
+        for (map, report) in MAPS.iter().zip(&dataplane.report().maps) {
+            let is_adopted = carries && map.role == MapRole::Carried;
+            assert_eq!(report.origin == Origin::Adopted, is_adopted, "{folder}: {}", map.name);
+        }
         let attachment = Attachment { ifindex: veth.ifindex, program: FROM_OVERLAY };
         assert_eq!(dataplane.attachments_of_other_versions().unwrap(), [attachment], "{folder}");
         assert_eq!(dataplane.take_over_other_versions().unwrap().adopted, [attachment], "{folder}");
         assert!(!other.exists(), "{folder}");
     }
+}
+
+/// A key of each family.
+fn keys() -> (FlowKey4, FlowKey6) {
+    let four = FlowKey4 { ifindex: 7, src: 1, dst: 2, sport: 3, dport: 4, protocol: 6 };
+    (four, FlowKey6 { ifindex: 7, protocol: 17, ..FlowKey6::default() })
+}
+
+/// The connections of [`keys`], as packets found them.
+fn packets(dataplane: &Dataplane) -> [Option<u64>; 2] {
+    let (four, six) = keys();
+    let found = [dataplane.maps().flows4().get(&four), dataplane.maps().flows6().get(&six)];
+    found.map(|flow| flow.expect("look up").map(|flow| flow.packets))
+}
+
+/// A sandbox after one of another layout that had connections, and generations.
+fn after_connections(sandbox: &Sandbox) -> PathBuf {
+    let before = sandbox.open();
+    let (four, six) = keys();
+    before.maps().flows4().insert(&four, &Flow { packets: 44, ..Flow::default() }).expect("write");
+    before.maps().flows6().insert(&six, &Flow { packets: 66, ..Flow::default() }).expect("write");
+    before.maps().generations().set(EPOCH, &7).expect("write");
+    before.maps().generations().set(5, &9).expect("write");
+    before.maps().service_generations().set(3, &4).expect("write");
+    let root = sandbox.options().pin_dir;
+    let other = root.join(format!("v{ABI_VERSION}-{:016x}", LAYOUT ^ 1));
+    fs::rename(root.join(PinFolder.to_string()), &other).expect("rename the pin folder");
+    other
+}
+
+#[test]
+fn connections_go_on_in_programs_of_another_layout() {
+    let sandbox = Sandbox::enter();
+    let other = after_connections(&sandbox);
+    let mut dataplane = sandbox.open();
+    assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
+    let generations = |dataplane: &Dataplane| {
+        let maps = dataplane.maps();
+        let of = [EPOCH, 5, 6].map(|slot| maps.generations().get(slot).unwrap());
+        (of, maps.service_generations().get(3).unwrap())
+    };
+    assert_eq!(generations(&dataplane), ([8, 10, 1], 5), "no decision of the other programs stands");
+    dataplane.maps().generations().set(5, &20).unwrap();
+    // Killed before it has taken over.
+    drop(dataplane);
+    dataplane = sandbox.open();
+    assert_eq!(generations(&dataplane), ([8, 20, 1], 5), "and none goes down");
+    dataplane.take_over_other_versions().unwrap();
+    assert!(!other.exists());
+    assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
+    // The way back, to the layout before.
+    drop(dataplane);
+    let root = sandbox.options().pin_dir;
+    fs::rename(root.join(PinFolder.to_string()), &other).unwrap();
+    let dataplane = sandbox.open();
+    assert_eq!((packets(&dataplane), generations(&dataplane)), ([Some(44), Some(66)], ([9, 21, 2], 6)));
+}
+
+#[test]
+fn where_no_generations_are_known_no_connections_are_taken_up() {
+    let sandbox = Sandbox::enter();
+    let other = after_connections(&sandbox);
+    fs::remove_dir_all(&other).unwrap();
+    assert_eq!(packets(&sandbox.open()), [None, None]);
+}
+
+/// As who wants it in another size is told to do.
+#[test]
+fn a_map_whose_pin_was_removed_begins_anew() {
+    let sandbox = Sandbox::enter();
+    drop(after_connections(&sandbox));
+    sandbox.open().take_over_other_versions().unwrap();
+    fs::remove_file(sandbox.pins("maps").join(map::FLOWS4)).unwrap();
+    assert_eq!(packets(&sandbox.open()), [None, Some(66)]);
+    // What others are offered is the one that is gone by.
+    let root = sandbox.options().pin_dir;
+    fs::rename(root.join(PinFolder.to_string()), root.join(format!("v{ABI_VERSION}-{:016x}", LAYOUT ^ 1))).unwrap();
+    assert_eq!(packets(&sandbox.open()), [None, Some(66)]);
 }
 
 #[test]
