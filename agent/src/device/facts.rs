@@ -2,7 +2,7 @@
 //! Pure: from configuration and observation to what the other rooms need.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
 };
@@ -10,11 +10,7 @@ use std::{
 use ipnet::IpNet;
 use weft_abi::{Addr, Config, ConfigFlags, HAIRPIN_V4, HAIRPIN_V6};
 
-use super::{
-    DeviceConfig, Error, Observation, Result,
-    links::Link,
-    routes::{HostRoutes, Route},
-};
+use super::{DeviceConfig, Error, Observation, Result, links::Link, routes::Route};
 use crate::model::{HostRoute, Mode, NodeFacts};
 
 /// Outer headers of VXLAN: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8 (RFC 7348, section 5).
@@ -139,26 +135,15 @@ pub(super) fn every_way_takes(devices: &super::Devices, pod_mtu: u32) -> u16 {
     u16::try_from(least).unwrap_or(u16::MAX)
 }
 
-/// The routes that the host needs: those of the plan and those that follow from the node alone (its own pod CIDRs, Service CIDRs,
-/// the hairpin addresses).
-///
-/// Where all of them lead to the host's port, prefixes that make a wider one together are that one: the kernel walks its IPv6 routes
-/// whenever a device comes or goes (`fib6_ifdown`), and other nodes' pods are one route instead of thousands.
-pub(super) fn host_routes(observation: &Observation, planned: &[HostRoute]) -> HostRoutes {
+/// Every route the host needs, by destination: those of the plan and those that follow from the node alone (its own pod
+/// CIDRs, Service CIDRs, the hairpin addresses).
+pub(super) fn host_routes(observation: &Observation, planned: &[HostRoute]) -> BTreeMap<IpNet, Route> {
     let facts = &observation.facts;
     let hairpins = [HAIRPIN_V4, HAIRPIN_V6].map(|addr| IpNet::from(IpAddr::from(addr)));
     let own = facts.pod_cidrs.iter().chain(&facts.service_cidrs).chain(&hairpins);
     let own = own.map(|dst| HostRoute { dst: dst.trunc(), via: None });
-    let all: Vec<HostRoute> =
-        own.chain(planned.iter().map(|route| HostRoute { dst: route.dst.trunc(), via: route.via })).collect();
-    let named = all.iter().map(|route| route.dst).collect();
-    let all = if all.iter().all(|route| route.via.is_none()) { merged(&named) } else { all };
-    HostRoutes { routes: all.iter().map(|route| (route.dst, kernel_route(observation, route))).collect(), named }
-}
-
-fn merged(named: &BTreeSet<IpNet>) -> Vec<HostRoute> {
-    let all: Vec<IpNet> = named.iter().copied().collect();
-    IpNet::aggregate(&all).into_iter().map(|dst| HostRoute { dst, via: None }).collect()
+    let all = own.chain(planned.iter().map(|route| HostRoute { dst: route.dst.trunc(), via: route.via }));
+    all.map(|route| (route.dst, kernel_route(observation, &route))).collect()
 }
 
 fn kernel_route(observation: &Observation, route: &HostRoute) -> Route {

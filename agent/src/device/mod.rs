@@ -268,7 +268,7 @@ pub async fn follow_routes(
 ) -> Result<RouteChanges> {
     let netlink = Netlink::open()?;
     let [before, after] = [before, planned].map(|routes| facts::host_routes(observation, routes));
-    let (changes, result) = match routes::follow(&netlink, &before.routes, &after.routes).await {
+    let (changes, result) = match routes::follow(&netlink, &before, &after).await {
         Some(followed) => followed,
         None => routes::apply(&netlink, &after).await,
     };
@@ -324,7 +324,7 @@ pub async fn next_hops(
 /// The first refusal of the kernel, or a foreign device under one of our names; the rest was removed.
 pub async fn remove() -> Result<()> {
     let netlink = Netlink::open()?;
-    let routes = routes::apply(&netlink, &routes::HostRoutes::default()).await.1;
+    let routes = routes::apply(&netlink, &BTreeMap::new()).await.1;
     let neighbours = neighbours::remove(&netlink).await;
     let overlay = overlay::remove(&netlink).await;
     let host = host_port::remove(&netlink).await;

@@ -2,7 +2,7 @@
 //! Routes of the host's main table with protocol 119: what the host itself sends to workloads and Services.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -32,15 +32,6 @@ pub(super) struct Route {
     pub(super) source: Option<IpAddr>,
 }
 
-/// All routes of ours.
-#[derive(Clone, Debug, Default)]
-pub(super) struct HostRoutes {
-    /// By destination.
-    pub(super) routes: BTreeMap<IpNet, Route>,
-    /// The prefixes that they are for: no route of somebody else has one of these.
-    pub(super) named: BTreeSet<IpNet>,
-}
-
 /// What one pass changed.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct RouteChanges {
@@ -62,16 +53,13 @@ impl RouteChanges {
 
 /// Moves the kernel's routes of protocol 119 to `wanted`. A route that fails keeps no other from being applied; the first
 /// error is returned beside what was changed.
-pub(super) async fn apply(netlink: &Netlink, wanted: &HostRoutes) -> (RouteChanges, Result<()>) {
-    let Found { ours: found, foreign } = match list(netlink).await {
+pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) -> (RouteChanges, Result<()>) {
+    let found = match list(netlink).await {
         Ok(found) => found,
         Err(error) => return (RouteChanges::default(), Err(error)),
     };
-    let HostRoutes { routes: wanted, named } = wanted;
     let mut changes = RouteChanges::default();
-    // What has a prefix of a node, and is longer than the route that has it in it, is gone by in its place.
-    let taken = foreign.iter().find(|dst| named.contains(*dst) && !wanted.contains_key(*dst));
-    let mut failure = taken.map_or(Ok(()), |dst| Err(not_ours(*dst)));
+    let mut failure = Ok(());
     let mut by_dst = BTreeMap::new();
     for (route, _) in &found {
         by_dst.entry(route.dst).or_insert(route);
@@ -124,36 +112,20 @@ pub(super) async fn follow(
     Some((changes, failure))
 }
 
-/// Routes of the main table.
-#[derive(Default)]
-struct Found {
-    /// Of protocol 119, with the message that deletes it.
-    ours: Vec<(Route, RouteMessage)>,
-    /// Where all others lead to.
-    foreign: BTreeSet<IpNet>,
-}
-
-async fn list(netlink: &Netlink) -> Result<Found> {
-    let mut found = Found::default();
+/// Every route of protocol 119 in the main table, with the message that deletes it.
+async fn list(netlink: &Netlink) -> Result<Vec<(Route, RouteMessage)>> {
+    let mut routes = Vec::new();
     for request in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
         let mut answers = netlink.route().get(request).execute();
         while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "routes"))? {
-            if message.header.table != RouteHeader::RT_TABLE_MAIN {
-                continue;
-            }
-            let Some(route) = Route::read(&message) else { continue };
-            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
-                found.ours.push((route, message));
-            } else {
-                found.foreign.insert(route.dst);
+            let ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+                && message.header.table == RouteHeader::RT_TABLE_MAIN;
+            if let Some(route) = ours.then(|| Route::read(&message)).flatten() {
+                routes.push((route, message));
             }
         }
     }
-    Ok(found)
-}
-
-fn not_ours(dst: IpNet) -> Error {
-    Error::config("route", format!("a route to {dst} that is not Weft's exists: delete it (ip route show {dst})"))
+    Ok(routes)
 }
 
 async fn set(netlink: &Netlink, route: &Route, replace: bool) -> Result<()> {
@@ -162,7 +134,10 @@ async fn set(netlink: &Netlink, route: &Route, replace: bool) -> Result<()> {
     let request = netlink.route().add(message);
     let request = if replace { request.replace() } else { request };
     request.execute().await.map_err(to_io).map_err(|source| match source.raw_os_error() {
-        Some(libc::EEXIST) => not_ours(route.dst),
+        Some(libc::EEXIST) => Error::config(
+            "route",
+            format!("a route to {0} that is not Weft's exists: delete it (ip route show {0})", route.dst),
+        ),
         _ => Error::Netlink { action: "set", object: format!("route to {}", route.dst), source },
     })
 }

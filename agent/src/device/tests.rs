@@ -198,33 +198,6 @@ fn routes_are_diffed_and_foreign_ones_left_alone() {
 }
 
 #[test]
-fn prefixes_that_make_a_wider_one_are_one_route() {
-    on_a_node(|| async {
-        let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
-        let nodes = ["10.1.0.0/24", "10.1.2.0/24", "10.1.3.0/24", "fd00:1::/64"].map(to_host);
-        super::apply_routes(&observation, &nodes).await.unwrap();
-        let routes = || [ip("route show proto 119"), ip("-6 route show proto 119")].concat();
-        // With the node's own.
-        assert!(routes().contains("10.1.0.0/22 dev weft0"), "{}", routes());
-        assert!(!routes().contains("10.1.1.0/24") && !routes().contains("10.1.2.0/24"), "{}", routes());
-        let leads_there = |address: &str| ip(&format!("route get {address}")).contains("dev weft0");
-
-        // One of them goes: its addresses, and no others.
-        let left = [&nodes[..1], &nodes[2..]].concat();
-        let changes = super::follow_routes(&observation, &nodes, &left).await.unwrap();
-        assert_eq!(changes, RouteChanges { added: 2, replaced: 0, removed: 1 });
-        assert!(["10.1.0.7", "10.1.1.7", "10.1.3.7"].into_iter().all(leads_there) && !leads_there("10.1.2.7"));
-        assert_eq!(super::apply_routes(&observation, &left).await.unwrap(), RouteChanges::default());
-
-        // Somebody else's route to one of them would be gone by: it is longer.
-        ip("route add 10.1.0.0/24 via 192.0.2.9");
-        let error = super::apply_routes(&observation, &left).await.unwrap_err().to_string();
-        assert!(error.contains("a route to 10.1.0.0/24 that is not Weft's exists"), "{error}");
-        assert!(ip("route show 10.1.0.0/24").contains("192.0.2.9"), "what is not Weft's stays");
-    });
-}
-
-#[test]
 fn the_host_reaches_services_and_pods_through_its_port() {
     on_a_node(|| async {
         let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
