@@ -12,12 +12,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use weft_abi::{ABI_VERSION, CarriedPin, MAPS, MapInfo, MapRole, map};
+use weft_abi::{ABI_VERSION, CarriedPin, MAPS, MapInfo, MapKind, MapRole, map};
 
 use crate::{
     Error, Maps,
     error::Result,
     maps::open_pinned,
+    options::MapSizes,
     pin::{PinDir, exists, list, unless_gone},
     sys,
     table::Array,
@@ -35,19 +36,26 @@ fn forerunners(pins: &PinDir) -> Result<Vec<PinDir>> {
     Ok(others.iter().map(|path| PinDir::of_version(path)).collect())
 }
 
-/// Where this version begins and another one's generations are known: pins the maps that both have the same layout of. Names of those.
-pub(crate) fn take_up(pins: &PinDir) -> Result<Vec<&'static str>> {
-    let has_begun = exists(&pins.maps.join(map::GENERATIONS))?;
-    if has_begun || forerunners(pins)?.is_empty() {
-        return Ok(Vec::new());
-    }
+/// Where this version begins: pins the maps of versions before that have the layout that they have here. Names of those.
+///
+/// Only of one whose generations are known, and which has the map itself: an entry that was left by an earlier one names numbers that
+/// may come again.
+pub(crate) fn take_up(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>> {
     let mut taken = Vec::new();
-    for map in carried() {
+    if exists(&pins.maps.join(map::GENERATIONS))? {
+        return Ok(taken);
+    }
+    let mut known = forerunners(pins)?;
+    known.retain(|version| [map::GENERATIONS, map::SERVICE_GENERATIONS].iter().all(|name| is_pinned(version, name)));
+    for (map, wanted) in MAPS.iter().zip(sizes.entries()).filter(|(map, _)| map.role == MapRole::Carried) {
         let (from, to) = (pin_of(pins, map), pins.maps.join(map.name));
-        let Some(fd) = unless_gone(sys::object_get(&from).map_err(Error::path("open pinned map", &from)))? else {
+        let Some(fd) = open_pin(&from)? else { continue };
+        let info = crate::layout::check(map, fd.as_fd(), &from)?;
+        // A table of connections serves in any size. The others have a place for each port, reason or counter.
+        let fits = map.kind == MapKind::LruHashMap || info.max_entries >= wanted;
+        if !fits || !has_map(&known, map, info.id)? {
             continue;
-        };
-        crate::layout::check(map, fd.as_fd(), &from)?;
+        }
         if !exists(&to)? {
             sys::object_pin(fd.as_fd(), &to).map_err(Error::path("pin a map at", &to))?;
         }
@@ -56,17 +64,37 @@ pub(crate) fn take_up(pins: &PinDir) -> Result<Vec<&'static str>> {
     Ok(taken)
 }
 
+fn is_pinned(version: &PinDir, map: &str) -> bool {
+    version.maps.join(map).symlink_metadata().is_ok()
+}
+
+/// Whether one of these versions goes by the map of that number.
+fn has_map(versions: &[PinDir], map: &MapInfo, number: u32) -> Result<bool> {
+    for version in versions {
+        let Some(fd) = open_pin(&version.maps.join(map.name))? else { continue };
+        if id(map, &fd)? == number {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn open_pin(pin: &Path) -> Result<Option<OwnedFd>> {
+    unless_gone(sys::object_get(pin).map_err(Error::path("open pinned map", pin)))
+}
+
+/// The kernel's number of a map.
+fn id(map: &MapInfo, fd: &OwnedFd) -> Result<u32> {
+    Ok(sys::map_info(fd.as_fd()).map_err(Error::map(map.name, "ask the kernel about"))?.id)
+}
+
 /// Pins this version's maps where others find them.
 pub(crate) fn offer(pins: &PinDir) -> Result<()> {
     for map in carried() {
         let (own, pin) = (pins.maps.join(map.name), pin_of(pins, map));
         let own = sys::object_get(&own).map_err(Error::path("open pinned map", &own))?;
-        let offered = unless_gone(sys::object_get(&pin).map_err(Error::path("open pinned map", &pin)))?;
-        if let Some(offered) = offered {
-            let id = |fd: &OwnedFd| sys::map_info(fd.as_fd()).map(|info| info.id);
-            let ids = id(&own).and_then(|own| Ok((own, id(&offered)?)));
-            let (own, offered) = ids.map_err(Error::map(map.name, "ask the kernel about"))?;
-            if own == offered {
+        if let Some(offered) = open_pin(&pin)? {
+            if id(map, &own)? == id(map, &offered)? {
                 continue;
             }
             fs::remove_file(&pin).map_err(Error::path("remove the pin", &pin))?;

@@ -108,7 +108,7 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self> {
         options.sizes.validate()?;
         let pins = PinDir::prepare(&options.pin_dir)?;
-        pins.tell_of_others(&carried::take_up(&pins)?)?;
+        pins.tell_of_others(&carried::take_up(&pins, &options.sizes)?)?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
         let (mut ebpf, offload) = load(&pins, &plan, options)?;

@@ -136,6 +136,29 @@ fn where_no_generations_are_known_no_connections_are_taken_up() {
     assert_eq!(packets(&sandbox.open()), [None, None]);
 }
 
+/// New, back to a build that carries nothing, and new again: what the first one left names numbers that have come again since.
+#[test]
+fn what_an_earlier_version_has_left_is_not_taken_up() {
+    let sandbox = Sandbox::enter();
+    let other = after_connections(&sandbox);
+    for name in MAPS.iter().filter(|map| map.role == MapRole::Carried).map(|map| map.name) {
+        fs::remove_file(other.join("maps").join(name)).unwrap();
+    }
+    assert_eq!(packets(&sandbox.open()), [None, None]);
+}
+
+/// Of as many ports as there are room for now; connections go on in a table of any size.
+#[test]
+fn what_is_too_small_by_now_is_not_taken_up() {
+    let sandbox = Sandbox::enter();
+    drop(after_connections(&sandbox));
+    let mut options = sandbox.options();
+    (options.sizes.ports, options.sizes.flows4) = (2 * options.sizes.ports, 2 * options.sizes.flows4);
+    let dataplane = Dataplane::open(&options).unwrap();
+    assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
+    assert_eq!(dataplane.maps().shares().capacity(), 2 * options.sizes.ports + 2);
+}
+
 /// As who wants it in another size is told to do.
 #[test]
 fn a_map_whose_pin_was_removed_begins_anew() {
