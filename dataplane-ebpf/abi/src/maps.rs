@@ -128,10 +128,10 @@ impl MapKind {
 pub enum MapRole {
     /// The agent fills a new one from what it knows.
     Derived,
-    /// Programs of both go by the same map, where it has one layout in both; else what it held is lost. Its values mean the same in
-    /// all layouts of one [`ABI_VERSION`]: what they name of other maps are generations, which never go down, and devices.
+    /// Old and new programs share the map where its own layout is the same in both; else what it held is lost. Its values mean the
+    /// same in all layouts of one [`ABI_VERSION`]: what they name of other maps are generations, which never go down, and devices.
     Carried,
-    /// It is lost, and nobody misses it.
+    /// Lost, and safe to lose: a cache, or a stream of events.
     Passing,
 }
 
@@ -161,6 +161,11 @@ impl MapInfo {
             _ => (size_of::<K>() as u32, size_of::<V>() as u32),
         };
         Self { name, kind, role, key_size, value_size, hash }
+    }
+
+    /// Those that are [`MapRole::Carried`].
+    pub fn carried() -> impl Iterator<Item = &'static Self> {
+        MAPS.iter().filter(|map| map.role == MapRole::Carried)
     }
 }
 
@@ -227,7 +232,7 @@ impl core::fmt::Display for PinFolder {
     }
 }
 
-/// Name of the pin that programs of all layouts find a [`MapRole::Carried`] map by: `<NAME>-v<ABI_VERSION>-<hash>`.
+/// Name of the pin by which builds of other layouts find a [`MapRole::Carried`] map: `<NAME>-v<ABI_VERSION>-<hash>`.
 #[derive(Clone, Copy, Debug)]
 pub struct CarriedPin<'m>(pub &'m MapInfo);
 

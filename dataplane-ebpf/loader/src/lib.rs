@@ -108,14 +108,14 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self> {
         options.sizes.validate()?;
         let pins = PinDir::prepare(&options.pin_dir)?;
-        pins.tell_of_others(&carried::take_up(&pins, &options.sizes)?)?;
+        pins.tell_of_others(&carried::adopt(&pins, &options.sizes)?)?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
         let (mut ebpf, offload) = load(&pins, &plan, options)?;
         // Not before: the programs name the maps by the descriptors that this gives back.
         let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
-        carried::offer(&pins)?;
+        carried::pin_by_layout(&pins)?;
         carried::raise_generations(&pins, &maps)?;
         let mut dataplane =
             Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload, ..OpenReport::default() } };

@@ -2,7 +2,7 @@
 //! Handles of the dataplane's maps, by name.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -16,7 +16,7 @@ use crate::{
     Error,
     error::Result,
     layout,
-    pin::PinDir,
+    pin::{PinDir, open_map},
     sys::{self, RawMap},
     table::{Array, Opened, PerCpuArray, Ring, Table},
 };
@@ -71,10 +71,7 @@ impl Maps {
     /// [`Error::Path`] for a map that is not there, [`Error::Layout`] for one of another build.
     pub fn open(pin_dir: &Path) -> Result<Self> {
         let dir = PinDir::of_this_version(pin_dir).maps;
-        Self::assemble(&dir, |map| {
-            let pin = dir.join(map.name);
-            sys::object_get(&pin).map_err(Error::path("open pinned map", pin))
-        })
+        Self::assemble(&dir, |map| open_map(&dir.join(map.name)))
     }
 
     /// Takes the maps out of a loaded object. `dir`: where they are pinned.
@@ -116,21 +113,21 @@ impl Maps {
         Ok(self.counts.get(counter as u32)?.into_iter().fold(0, u64::wrapping_add))
     }
 
-    /// The kernel's numbers of the maps that programs of no other layout go by.
+    /// The kernel's numbers of the maps that programs of no other layout share.
     pub(crate) fn own_ids(&self) -> Result<Vec<u32>> {
-        let id = |(name, map): (_, &RawMap)| {
-            Ok(sys::map_info(map.fd()).map_err(Error::map(name, "ask the kernel about"))?.id)
-        };
         let own = self.all().zip(MAPS).filter(|(_, info)| info.role != MapRole::Carried);
-        own.map(|(map, _)| id(map)).collect()
+        own.map(|((name, map), _)| id(name, map.fd())).collect()
     }
+}
+
+/// The kernel's number of a map.
+pub(crate) fn id(name: &'static str, fd: BorrowedFd<'_>) -> Result<u32> {
+    Ok(sys::map_info(fd).map_err(Error::map(name, "ask the kernel about"))?.id)
 }
 
 /// Opens a map of the ABI in a folder of pins.
 pub(crate) fn open_pinned(map: &MapInfo, dir: &Path) -> Result<Opened> {
-    let pin = dir.join(map.name);
-    let fd = sys::object_get(&pin).map_err(Error::path("open pinned map", pin))?;
-    open(map, fd, dir, 1)
+    open(map, open_map(&dir.join(map.name))?, dir, 1)
 }
 
 fn open(map: &MapInfo, fd: OwnedFd, dir: &Path, cpus: usize) -> Result<Opened> {

@@ -3,12 +3,12 @@
 
 use std::{
     fs, io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use weft_abi::{MAPS, MapInfo, MapRole, PinFolder};
+use weft_abi::{MAPS, MapInfo, PinFolder};
 
 use crate::{Error, error::Result, layout, options::MapSizes, sys};
 
@@ -58,7 +58,7 @@ impl PinDir {
         self.version.parent().unwrap_or(&self.version)
     }
 
-    /// The folder of maps that all layouts go by.
+    /// The folder of maps that all layouts share.
     pub(crate) fn carried(&self) -> PathBuf {
         self.root().join("carried")
     }
@@ -82,8 +82,8 @@ impl PinDir {
 
     /// Says aloud what it means that there are others.
     pub(crate) fn tell_of_others(&self, carried: &[&str]) -> Result<()> {
-        let begins_empty = MAPS.iter().filter(|map| map.role == MapRole::Carried && !carried.contains(&map.name));
-        let begins_empty: Vec<&str> = begins_empty.map(|map| map.name).collect();
+        let begins_empty: Vec<&str> =
+            MapInfo::carried().map(|map| map.name).filter(|name| !carried.contains(name)).collect();
         for dir in self.others()? {
             tracing::warn!(
                 dir = %dir.display(), this = %PinFolder, ?carried, ?begins_empty,
@@ -100,12 +100,8 @@ impl PinDir {
 
     fn plan_map(&self, info: &MapInfo, wanted: u32) -> Result<MapReport> {
         let (map, pin) = (info.name, self.maps.join(info.name));
-        let fd = match sys::object_get(&pin) {
-            Ok(fd) => fd,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(MapReport { map, origin: Origin::Created, max_entries: wanted, wanted });
-            }
-            Err(error) => return Err(Error::path("open pinned map", pin)(error)),
+        let Some(fd) = unless_gone(open_map(&pin))? else {
+            return Ok(MapReport { map, origin: Origin::Created, max_entries: wanted, wanted });
         };
         let max_entries = layout::check(info, fd.as_fd(), &pin)?.max_entries;
         if max_entries != wanted {
@@ -135,6 +131,22 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<String>> {
             Ok(name.to_string_lossy().into_owned())
         })
         .collect()
+}
+
+/// The pins in a folder; none where there is no folder.
+pub(crate) fn pins(dir: &Path) -> Result<Vec<PathBuf>> {
+    let names = unless_gone(list(dir))?.unwrap_or_default();
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// Opens a pinned map.
+pub(crate) fn open_map(pin: &Path) -> Result<OwnedFd> {
+    sys::object_get(pin).map_err(Error::path("open pinned map", pin))
+}
+
+/// Removes the pin of a map.
+pub(crate) fn remove_map(pin: &Path) -> Result<()> {
+    fs::remove_file(pin).map_err(Error::path("remove the pin", pin))
 }
 
 /// Whether there is something, if only a link to nowhere.

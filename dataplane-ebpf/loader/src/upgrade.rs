@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Leaving nothing of another ABI version, or nothing at all.
 
-use std::{
-    fs,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
-};
+use std::{fs, os::fd::AsFd, path::Path, thread, time::Duration};
 
 use crate::{
     Dataplane, Error, carried,
     error::Result,
     filter::remove_every_filter,
     link::{Attachment, LinkReport, live_attachments, remove_pin},
-    pin::{PinDir, exists, list, unless_gone, version_dirs},
+    pin::{PinDir, exists, list, pins, remove_map, unless_gone, version_dirs},
     program::Anchor,
     sys,
 };
@@ -63,7 +57,7 @@ impl Dataplane {
             remove_version(&version)?;
             tracing::info!(dir = %version.display(), "removed what another ABI version had pinned");
         }
-        carried::forget_others(&self.pins)?;
+        carried::remove_other_layouts(&self.pins)?;
         report.adopted.sort_unstable();
         report.adopted.dedup();
         Ok(report)
@@ -91,9 +85,7 @@ pub fn remove_everything(pin_dir: &Path) -> Result<()> {
         remove_version(&version)?;
     }
     let carried = PinDir::of_this_version(pin_dir).carried();
-    for pin in pins(&carried)? {
-        fs::remove_file(&pin).map_err(Error::path("remove the pin", &pin))?;
-    }
+    pins(&carried)?.iter().try_for_each(|pin| remove_map(pin))?;
     remove_dir(&carried)?;
     remove_dir(pin_dir)
 }
@@ -105,15 +97,8 @@ fn remove_version(version: &Path) -> Result<()> {
         let link = sys::object_get(&pin).map_err(Error::path("open pinned link", &pin))?;
         remove_pin(&pin, link.as_fd())?;
     }
-    for pin in pins(&dir.maps)? {
-        fs::remove_file(&pin).map_err(Error::path("remove the pin", &pin))?;
-    }
+    pins(&dir.maps)?.iter().try_for_each(|pin| remove_map(pin))?;
     [dir.links.as_path(), dir.maps.as_path(), version].into_iter().try_for_each(remove_dir)
-}
-
-fn pins(dir: &Path) -> Result<Vec<PathBuf>> {
-    let names = unless_gone(list(dir))?.unwrap_or_default();
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
 fn remove_dir(dir: &Path) -> Result<()> {

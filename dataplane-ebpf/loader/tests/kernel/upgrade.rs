@@ -3,7 +3,9 @@
 
 use std::{fs, path::PathBuf};
 
-use weft_abi::{ABI_VERSION, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapRole, PinFolder, generation::EPOCH, map};
+use weft_abi::{
+    ABI_VERSION, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, MapRole, PinFolder, generation::EPOCH, map,
+};
 use weft_dataplane::{Attachment, Dataplane, Origin, Program, remove_everything};
 
 use crate::{
@@ -108,68 +110,69 @@ fn connections_go_on_in_programs_of_another_layout() {
     assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
     let generations = |dataplane: &Dataplane| {
         let maps = dataplane.maps();
-        let of = [EPOCH, 5, 6].map(|slot| maps.generations().get(slot).unwrap());
-        (of, maps.service_generations().get(3).unwrap())
+        let of = [EPOCH, 5, 6].map(|slot| maps.generations().get(slot).expect("look up"));
+        (of, maps.service_generations().get(3).expect("look up"))
     };
     assert_eq!(generations(&dataplane), ([8, 10, 1], 5), "no decision of the other programs stands");
-    dataplane.maps().generations().set(5, &20).unwrap();
+    dataplane.maps().generations().set(5, &20).expect("write");
     // Killed before it has taken over.
     drop(dataplane);
     dataplane = sandbox.open();
     assert_eq!(generations(&dataplane), ([8, 20, 1], 5), "and none goes down");
-    dataplane.take_over_other_versions().unwrap();
+    dataplane.take_over_other_versions().expect("take over");
     assert!(!other.exists());
     assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
     // The way back, to the layout before.
     drop(dataplane);
     let root = sandbox.options().pin_dir;
-    fs::rename(root.join(PinFolder.to_string()), &other).unwrap();
+    fs::rename(root.join(PinFolder.to_string()), &other).expect("rename the pin folder");
     let dataplane = sandbox.open();
     assert_eq!((packets(&dataplane), generations(&dataplane)), ([Some(44), Some(66)], ([9, 21, 2], 6)));
 }
 
 #[test]
-fn where_no_generations_are_known_no_connections_are_taken_up() {
+fn where_no_generations_are_known_no_connections_are_adopted() {
     let sandbox = Sandbox::enter();
     let other = after_connections(&sandbox);
-    fs::remove_dir_all(&other).unwrap();
+    fs::remove_dir_all(&other).expect("remove pins");
     assert_eq!(packets(&sandbox.open()), [None, None]);
 }
 
 /// New, back to a build that carries nothing, and new again: what the first one left names numbers that have come again since.
 #[test]
-fn what_an_earlier_version_has_left_is_not_taken_up() {
+fn what_an_earlier_version_left_is_not_adopted() {
     let sandbox = Sandbox::enter();
     let other = after_connections(&sandbox);
-    for name in MAPS.iter().filter(|map| map.role == MapRole::Carried).map(|map| map.name) {
-        fs::remove_file(other.join("maps").join(name)).unwrap();
+    for name in MapInfo::carried().map(|map| map.name) {
+        fs::remove_file(other.join("maps").join(name)).expect("remove pins");
     }
     assert_eq!(packets(&sandbox.open()), [None, None]);
 }
 
 /// Of as many ports as there are room for now; connections go on in a table of any size.
 #[test]
-fn what_is_too_small_by_now_is_not_taken_up() {
+fn what_has_become_too_small_is_not_adopted() {
     let sandbox = Sandbox::enter();
     drop(after_connections(&sandbox));
     let mut options = sandbox.options();
     (options.sizes.ports, options.sizes.flows4) = (2 * options.sizes.ports, 2 * options.sizes.flows4);
-    let dataplane = Dataplane::open(&options).unwrap();
+    let dataplane = Dataplane::open(&options).expect("open");
     assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
     assert_eq!(dataplane.maps().shares().capacity(), 2 * options.sizes.ports + 2);
 }
 
-/// As who wants it in another size is told to do.
+/// The documented way to resize a map: remove its pin.
 #[test]
 fn a_map_whose_pin_was_removed_begins_anew() {
     let sandbox = Sandbox::enter();
     drop(after_connections(&sandbox));
-    sandbox.open().take_over_other_versions().unwrap();
-    fs::remove_file(sandbox.pins("maps").join(map::FLOWS4)).unwrap();
+    sandbox.open().take_over_other_versions().expect("take over");
+    fs::remove_file(sandbox.pins("maps").join(map::FLOWS4)).expect("remove pins");
     assert_eq!(packets(&sandbox.open()), [None, Some(66)]);
-    // What others are offered is the one that is gone by.
+    // Builds of other layouts find the map that is in use.
     let root = sandbox.options().pin_dir;
-    fs::rename(root.join(PinFolder.to_string()), root.join(format!("v{ABI_VERSION}-{:016x}", LAYOUT ^ 1))).unwrap();
+    fs::rename(root.join(PinFolder.to_string()), root.join(format!("v{ABI_VERSION}-{:016x}", LAYOUT ^ 1)))
+        .expect("rename the pin folder");
     assert_eq!(packets(&sandbox.open()), [None, Some(66)]);
 }
 
