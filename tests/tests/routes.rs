@@ -247,8 +247,8 @@ fn what_changes_of_the_host_moves_the_generation_of_routes() -> Result<()> {
     let moves = quiet()? - before;
     let most = 2 + began.elapsed().as_millis() / 250;
     ensure!((1..=most).contains(&u128::from(moves)), "{moves} moves for 10,000 routes, {most} at most");
-    // What changes while nobody looks is found out by the next agent. The first one looks at what the one before was told last, which may
-    // not have been done with it.
+    // The next agent finds out what changed while none ran. The first restart only settles: the killed agent may not have published the
+    // last of the 10,000 routes yet.
     let restarted = |meanwhile: &str| -> Result<(u32, u32)> {
         let before = quiet()?;
         node.stop_agent(Signal::SIGKILL)?;

@@ -25,7 +25,7 @@ const fn kept(digest: u64) -> u64 {
     if digest == CHANGING { 1 } else { digest }
 }
 
-/// What decisions are made of; shares, rates and timeouts are not, nor what SYNs are told.
+/// What decisions depend on: not shares, rates, timeouts or the MSS clamp.
 const fn decides(config: Config) -> Config {
     let none = [0; 2];
     Config {

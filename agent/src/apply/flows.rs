@@ -25,7 +25,7 @@ const TCP: u32 = protocol::TCP as u32;
 pub fn sweep(maps: &Maps) -> Result<usize, Error> {
     let (now, config) = (now_ticks(), maps.config().get(0)?);
     if config.timeouts.brief == 0 {
-        // New maps that nobody has filled yet, beside connections of those before.
+        // New maps that are not filled yet, beside a table of connections that was carried over.
         return Ok(0);
     }
     let ports = maps.ports().iter().map(|entry| entry.map(|(ifindex, _)| ifindex)).collect::<Result<_, _>>()?;
@@ -297,7 +297,11 @@ mod tests {
 
     fn over(entries: &HashMap<FlowKey6, Flow>, now: u32) -> Vec<bool> {
         let find = |key: &FlowKey6| Ok::<_, Infallible>(entries.get(key).copied());
-        entries.iter().map(|(key, flow)| is_over(key, flow, find, now, &TIMEOUTS).unwrap()).collect()
+        let is_over = |(key, flow): (&FlowKey6, &Flow)| {
+            let Ok(is_over) = is_over(key, flow, find, now, &TIMEOUTS);
+            is_over
+        };
+        entries.iter().map(is_over).collect()
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //! When connections are over.
 
 use serde::{Deserialize, Serialize};
-use weft_abi::{Timeouts, ticks};
+use weft_abi::{Timeouts, ticks, timeout_seconds};
 
-/// What `makes_room` takes for the time that an answer is under way, and a tick: nothing is over before.
+use super::check::in_range;
+
+/// Longer than `makes_room` waits for an answer: no connection is over before.
 const LEAST: u32 = 4;
 
 /// 30 days.
@@ -29,11 +31,11 @@ pub struct ConnectionTimeouts {
 impl Default for ConnectionTimeouts {
     fn default() -> Self {
         Self {
-            established_seconds: 24 * 60 * 60,
-            transitory_seconds: 120,
-            datagram_seconds: 180,
-            unanswered_seconds: 30,
-            brief_seconds: 10,
+            established_seconds: timeout_seconds::ESTABLISHED,
+            transitory_seconds: timeout_seconds::TRANSITORY,
+            datagram_seconds: timeout_seconds::DATAGRAM,
+            unanswered_seconds: timeout_seconds::UNANSWERED,
+            brief_seconds: timeout_seconds::BRIEF,
         }
     }
 }
@@ -53,8 +55,7 @@ impl ConnectionTimeouts {
 
     /// The first that cannot be right, and why.
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
-        super::check::in_range(self.brief_seconds, LEAST..=MOST)
-            .map_err(|problem| ("connectionTimeouts.briefSeconds", problem))?;
+        in_range(self.brief_seconds, LEAST..=MOST).map_err(|problem| ("connectionTimeouts.briefSeconds", problem))?;
         let others = [
             ("connectionTimeouts.establishedSeconds", self.established_seconds),
             ("connectionTimeouts.transitorySeconds", self.transitory_seconds),
@@ -62,7 +63,7 @@ impl ConnectionTimeouts {
             ("connectionTimeouts.unansweredSeconds", self.unanswered_seconds),
         ];
         for (field, seconds) in others {
-            super::check::in_range(seconds, self.brief_seconds..=MOST)
+            in_range(seconds, self.brief_seconds..=MOST)
                 .map_err(|problem| (field, format!("{problem}; briefSeconds is the least")))?;
         }
         Ok(())

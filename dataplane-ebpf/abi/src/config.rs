@@ -45,12 +45,26 @@ impl Timeouts {
     /// What connections have if nobody says otherwise. A day for established TCP: TCP keep-alive comes every two hours (RFC 1122,
     /// 4.2.3.6), and what loses its entry is reset in the middle of its silence.
     pub const DEFAULT: Self = Self {
-        established: ticks(24 * 60 * 60),
-        transitory: ticks(120),
-        datagram: ticks(180),
-        unanswered: ticks(30),
-        brief: ticks(10),
+        established: ticks(timeout_seconds::ESTABLISHED),
+        transitory: ticks(timeout_seconds::TRANSITORY),
+        datagram: ticks(timeout_seconds::DATAGRAM),
+        unanswered: ticks(timeout_seconds::UNANSWERED),
+        brief: ticks(timeout_seconds::BRIEF),
     };
+}
+
+/// [`Timeouts::DEFAULT`] in seconds.
+pub mod timeout_seconds {
+    /// Of [`super::Timeouts::established`].
+    pub const ESTABLISHED: u32 = 24 * 60 * 60;
+    /// Of [`super::Timeouts::transitory`].
+    pub const TRANSITORY: u32 = 120;
+    /// Of [`super::Timeouts::datagram`].
+    pub const DATAGRAM: u32 = 180;
+    /// Of [`super::Timeouts::unanswered`].
+    pub const UNANSWERED: u32 = 30;
+    /// Of [`super::Timeouts::brief`].
+    pub const BRIEF: u32 = 10;
 }
 
 impl Default for Timeouts {

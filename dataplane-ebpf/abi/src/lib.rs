@@ -31,7 +31,7 @@ pub use address::{Addr, AddressKey, CLUSTER_NET, CidrKey, MAX_NET};
 pub use clock::{Jiffies, TICK_SHIFT};
 pub use config::{
     ANSWER_RATE, Config, ConfigFlags, FLOW_RATE, FRAGMENT_RATE, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED,
-    OVERLAY_MAC, Timeouts, ticks,
+    OVERLAY_MAC, Timeouts, ticks, timeout_seconds,
 };
 pub use event::{Event, EventKind, EventsWanted, Hook};
 pub use flow::{

@@ -453,7 +453,7 @@ fn pods_that_no_standing_list_asks_for_are_not_refused() {
         let before = world.snapshot.clone();
         world.pod(("x", name), json!({"app": name}), &[address], json!({}));
         let mut whole = world.clone();
-        pass(&mut agent, &fake, &before, &mut world).unwrap();
+        pass(&mut agent, &fake, &before, &mut world).expect("apply");
         let plan = whole.plan();
         assert_eq!(with_reports(&agent.0, &plan), plan);
         assert!(plan.refusals.iter().all(|refusal| refusal.kind != RefusedKind::Namespace), "{:?}", plan.refusals);
