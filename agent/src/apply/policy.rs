@@ -184,33 +184,33 @@ impl Pass<'_> {
     }
 
     /// An address leaves a class before that changes; a class stands before anybody joins it. Where one cannot leave, lists that know its
-    /// class as it is, or as it will be, are closed before it changes.
+    /// class as it is, or as it will be, are closed before it changes; where a class cannot, before anybody joins it.
     fn put_classes(&mut self, change: &Change) -> Result<(), Error> {
+        const CLOSED: &str = "the workloads whose policies know them are closed";
         let (patch, tables) = (self.patch, self.tables);
         let leaving = change.moving.iter().map(|address| (*address, None)).collect();
-        let stale = changed_classes(&self.observed.classes.0, patch);
-        let closed = "the workloads whose policies know them are closed";
         let mut stayed = BTreeSet::new();
         for changes in [&leaving, &patch.peers] {
             let peers = &mut self.observed.peers;
             let gone = peers.take_gone(tables.peers(), changes, &mut self.summary);
-            gone.tell("old addresses of pods", closed, &mut self.summary);
+            gone.tell("old addresses of pods", CLOSED, &mut self.summary);
             stayed.extend(gone.keys.iter().filter_map(|address| peers.0.get(address).copied()));
         }
         self.close_lists_of(&self.terms_of(&stayed))?;
-        let Observed { peers, classes, .. } = &mut *self.observed;
-        let wrong = classes.put_all(tables.classes(), &patch.classes, &mut self.summary);
-        wrong.tell("classes of pods", closed, &mut self.summary);
-        let put = peers.put_all(tables.peers(), &patch.peers, &mut self.summary);
-        put.tell("addresses of pods", closed, &mut self.summary);
-        // Whoever still has what it lost may be let in by lists that know it.
+        let stale = changed_classes(&self.observed.classes.0, patch);
+        let wrong = self.observed.classes.put_all(tables.classes(), &patch.classes, &mut self.summary);
+        wrong.tell("classes of pods", CLOSED, &mut self.summary);
+        // Whoever is in one, or joins it, may be let in by lists that know what it should have lost.
         let mut lost = BTreeSet::new();
         for (class, old) in stale.iter().filter(|(class, _)| wrong.keys.contains(class)) {
             differing(Some(old), patch.classes[class].as_ref(), &mut lost);
         }
+        self.close_lists_of(&lost)?;
+        let peers = &mut self.observed.peers;
+        let put = peers.put_all(tables.peers(), &patch.peers, &mut self.summary);
+        put.tell("addresses of pods", CLOSED, &mut self.summary);
         let stayed = put.keys.iter().filter_map(|address| peers.0.get(address).copied()).collect();
-        lost.extend(self.terms_of(&stayed));
-        self.close_lists_of(&lost)
+        self.close_lists_of(&self.terms_of(&stayed))
     }
 
     /// The terms of these classes, as they are and as they will be.

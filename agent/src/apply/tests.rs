@@ -2,6 +2,7 @@
 
 mod blocks;
 mod cases;
+mod classes;
 pub(crate) mod fake;
 mod reader;
 mod services;
