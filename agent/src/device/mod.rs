@@ -25,6 +25,7 @@
 //! [`repair`], [`apply_routes`] and [`next_hops`] compare with what is there.
 
 mod addresses;
+mod aggregate;
 mod changes;
 mod devices;
 mod error;
@@ -257,7 +258,8 @@ pub async fn repair_routes(observation: &Observation, planned: &[HostRoute]) -> 
     }
 }
 
-/// As [`apply_routes`], where the routes of the plan `before` stand: work in proportion to what is different.
+/// As [`apply_routes`], where the routes of the plan `before` stand: work in proportion to what is different, but where other nodes'
+/// pods are aggregated routes, which are few.
 ///
 /// # Errors
 /// As [`apply_routes`].

@@ -2,7 +2,7 @@
 //! Routes of the host's main table with protocol 119: what the host itself sends to workloads and Services.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -16,7 +16,12 @@ use rtnetlink::{
     },
 };
 
-use super::{Error, Result, error::to_io, netlink::Netlink};
+use super::{
+    Error, Result,
+    aggregate::{aggregate, are_aggregated, is_part},
+    error::to_io,
+    netlink::Netlink,
+};
 use crate::plan::Digest;
 
 /// Marks routes as Weft's.
@@ -51,15 +56,16 @@ impl RouteChanges {
     }
 }
 
-/// Moves the kernel's routes of protocol 119 to `wanted`. A route that fails keeps no other from being applied; the first
-/// error is returned beside what was changed.
-pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) -> (RouteChanges, Result<()>) {
-    let found = match list(netlink).await {
+/// Moves the kernel's routes of protocol 119 to those of `prefixes`, aggregated. A route that fails keeps no other from being applied;
+/// the first error is returned beside what was changed.
+pub(super) async fn apply(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) -> (RouteChanges, Result<()>) {
+    let Found { ours: found, foreign } = match list(netlink).await {
         Ok(found) => found,
         Err(error) => return (RouteChanges::default(), Err(error)),
     };
+    let wanted = aggregate(prefixes, &foreign);
     let mut changes = RouteChanges::default();
-    let mut failure = Ok(());
+    let (mut failure, mut refused) = (Ok(()), Vec::new());
     let mut by_dst = BTreeMap::new();
     for (route, _) in &found {
         by_dst.entry(route.dst).or_insert(route);
@@ -72,10 +78,16 @@ pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) ->
         match set(netlink, route, ours.is_some()).await {
             Ok(()) if ours.is_some() => changes.replaced += 1,
             Ok(()) => changes.added += 1,
-            Err(error) => failure = failure.and(Err(error)),
+            Err(error) => {
+                failure = failure.and(Err(error));
+                refused.push(route.dst);
+            }
         }
     }
-    for (stale, message) in found.into_iter().filter(|(found, _)| !wanted.contains_key(&found.dst)) {
+    // What stands goes once the route that takes its place does.
+    let is_needed = |dst: &IpNet| refused.iter().any(|refused| refused.contains(dst) || dst.contains(refused));
+    let stale = |dst: &IpNet| !wanted.contains_key(dst) && !is_needed(dst);
+    for (stale, message) in found.into_iter().filter(|(found, _)| stale(&found.dst)) {
         match delete(netlink, &stale, message).await {
             Ok(()) => changes.removed += 1,
             Err(error) => failure = failure.and(Err(error)),
@@ -85,13 +97,18 @@ pub(super) async fn apply(netlink: &Netlink, wanted: &BTreeMap<IpNet, Route>) ->
 }
 
 /// As [`apply`], where the routes `before` stand: asks the kernel for nothing but what is different. None: a route leads elsewhere
-/// now, and whose it is only a look at the kernel's routes can tell.
+/// now, and whose it is only a look at the kernel's routes can tell; or they are aggregated, as others' routes allow.
 pub(super) async fn follow(
     netlink: &Netlink,
     before: &BTreeMap<IpNet, Route>,
     after: &BTreeMap<IpNet, Route>,
 ) -> Option<(RouteChanges, Result<()>)> {
-    if after.iter().any(|(dst, route)| before.get(dst).is_some_and(|known| known != route)) {
+    let aggregated = are_aggregated(before) || are_aggregated(after);
+    let needs_look = |(dst, route): (&IpNet, &Route), there: &BTreeMap<IpNet, Route>| match there.get(dst) {
+        Some(other) => other != route,
+        None => aggregated && is_part(dst),
+    };
+    if after.iter().any(|route| needs_look(route, before)) || before.iter().any(|route| needs_look(route, after)) {
         return None;
     }
     let mut changes = RouteChanges::default();
@@ -112,20 +129,30 @@ pub(super) async fn follow(
     Some((changes, failure))
 }
 
-/// Every route of protocol 119 in the main table, with the message that deletes it.
-async fn list(netlink: &Netlink) -> Result<Vec<(Route, RouteMessage)>> {
-    let mut routes = Vec::new();
+/// Routes of the main table.
+#[derive(Default)]
+struct Found {
+    /// Of protocol 119, with the message that deletes it.
+    ours: Vec<(Route, RouteMessage)>,
+    /// Destinations of all others.
+    foreign: BTreeSet<IpNet>,
+}
+
+async fn list(netlink: &Netlink) -> Result<Found> {
+    let mut found = Found::default();
     for request in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
         let mut answers = netlink.route().get(request).execute();
         while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "routes"))? {
-            let ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-                && message.header.table == RouteHeader::RT_TABLE_MAIN;
-            if let Some(route) = ours.then(|| Route::read(&message)).flatten() {
-                routes.push((route, message));
+            let is_main = message.header.table == RouteHeader::RT_TABLE_MAIN;
+            let Some(route) = is_main.then(|| Route::read(&message)).flatten() else { continue };
+            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
+                found.ours.push((route, message));
+            } else {
+                found.foreign.insert(route.dst);
             }
         }
     }
-    Ok(routes)
+    Ok(found)
 }
 
 async fn set(netlink: &Netlink, route: &Route, replace: bool) -> Result<()> {

@@ -198,6 +198,54 @@ fn routes_are_diffed_and_foreign_ones_left_alone() {
 }
 
 #[test]
+fn prefixes_that_make_a_wider_one_are_one_route() {
+    on_a_node(|| async {
+        let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        let nodes = ["10.1.0.0/24", "10.1.2.0/24", "10.1.3.0/24", "fd00:1::/64"].map(to_host);
+        super::apply_routes(&observation, &nodes).await.unwrap();
+        let routes = || [ip("route show proto 119"), ip("-6 route show proto 119")].concat();
+        // With the node's own.
+        assert!(routes().contains("10.1.0.0/22 dev weft0"), "{}", routes());
+        assert!(!routes().contains("10.1.1.0/24") && !routes().contains("10.1.2.0/24"), "{}", routes());
+        let leads_there = |address: &str| ip(&format!("route get {address}")).contains("dev weft0");
+
+        // One of them goes: its addresses, and no others.
+        let left = [&nodes[..1], &nodes[2..]].concat();
+        let changes = super::follow_routes(&observation, &nodes, &left).await.unwrap();
+        assert_eq!(changes, RouteChanges { added: 2, replaced: 0, removed: 1 });
+        assert!(["10.1.0.7", "10.1.1.7", "10.1.3.7"].into_iter().all(leads_there) && !leads_there("10.1.2.7"));
+        assert_eq!(super::apply_routes(&observation, &left).await.unwrap(), RouteChanges::default());
+
+        // Somebody else's: what is as long wins no address that it did not win before.
+        ip("route add 10.1.0.0/23 via 192.0.2.9 metric 7");
+        super::apply_routes(&observation, &left).await.unwrap();
+        assert!(["10.1.0.7", "10.1.1.7", "10.1.3.7"].into_iter().all(leads_there), "{}", routes());
+        ip("route del 10.1.0.0/24 proto 119");
+        ip("route add 10.1.0.0/24 via 192.0.2.9");
+        let error = super::apply_routes(&observation, &left).await.unwrap_err().to_string();
+        assert!(error.contains("a route to 10.1.0.0/24 that is not Weft's exists"), "{error}");
+        assert!(leads_there("10.1.1.7") && ip("route show 10.1.0.0/24").contains("192.0.2.9"), "{}", routes());
+    });
+}
+
+#[test]
+fn a_route_stays_until_the_one_that_takes_its_place_stands() {
+    on_a_node(|| async {
+        let mut observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        let nodes = ["10.1.2.0/24", "10.1.3.0/24"].map(to_host);
+        super::apply_routes(&observation, &nodes[..1]).await.unwrap();
+        // The kernel refuses every route from an address that the node has no more.
+        let had = observation.node_v4.replace("192.0.2.99".parse().unwrap());
+        super::apply_routes(&observation, &nodes).await.unwrap_err();
+        assert!(ip("route show proto 119").contains("10.1.2.0/24 dev weft0"));
+        observation.node_v4 = had;
+        super::apply_routes(&observation, &nodes).await.unwrap();
+        assert!(ip("route show proto 119").contains("10.1.2.0/23 dev weft0"));
+        assert!(!ip("route show proto 119").contains("10.1.2.0/24"));
+    });
+}
+
+#[test]
 fn the_host_reaches_services_and_pods_through_its_port() {
     on_a_node(|| async {
         let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
