@@ -19,8 +19,6 @@ use super::site::{OUTSIDE, Site};
 
 /// Everything that an agent could go on with, but for the attachments.
 const FORGET: &str = "rm -rf /sys/fs/bpf/weft /mnt/node1/state/cluster.json /mnt/node1/state/policies.json";
-/// After the last map: what the agent frees when it has time.
-const SETTLE: Duration = Duration::from_secs(2);
 /// An agent that uses no CPU for so long has nothing to do: it loads programs without a pause.
 const QUIET: Duration = Duration::from_millis(700);
 /// Records of the stream that runs over a restart, a second.
@@ -73,7 +71,8 @@ pub(super) fn cold(site: &Site) -> Result<Cold> {
     })?;
     let cpu = site.cpu()?;
     let megabytes = (site.bytes() - bytes) as f64 / 1e6;
-    thread::sleep(SETTLE);
+    // It frees when it has time.
+    quiet(site)?;
     Ok(Cold {
         after: cpu - at_last_byte,
         cpu: cpu - idle,
