@@ -6,20 +6,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
 use weft_abi::{
-    ACCOUNTS, ALL_PORTS, Addr, Config, Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT, UPLINK,
+    ACCOUNTS, ALL_PORTS, Addr, Config, Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
+    Timeouts, UPLINK,
 };
 use weft_dataplane::{Error, Maps, Record, Table};
 use weft_logic::{
     flow::{Connection, answer_key},
-    masquerade, protocol,
-    share::{self, Room},
+    masquerade, protocol, share,
 };
 
 const TCP: u32 = protocol::TCP as u32;
 
 /// Removes the entries of connections that are over, both directions of each, and counts the shares of ports anew; returns how
-/// many entries it removed. Where a port has all that it may have, what makes room for that reason alone that it is silent is over too:
-/// the order in which the programs would ask for it is not known after a restart.
+/// many entries it removed.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -32,8 +31,8 @@ pub fn sweep(maps: &Maps) -> Result<usize, Error> {
     let ports = maps.ports().iter().map(|entry| entry.map(|(ifindex, _)| ifindex)).collect::<Result<_, _>>()?;
     // Before the first entry is read: what the programs add from here on is added to what is counted.
     let before: BTreeMap<u32, Share> = maps.shares().iter().collect::<Result<_, _>>()?;
-    let (by, mut used) = (Sweep { config, shares: &before }, Used::new(config, ports));
-    let removed = sweep_table(maps.flows4(), &by, now, &mut used)? + sweep_table(maps.flows6(), &by, now, &mut used)?;
+    let mut used = Used::new(config, ports);
+    let removed = sweep_table(maps.flows4(), now, &mut used)? + sweep_table(maps.flows6(), now, &mut used)?;
     put_shares(maps, &before, &used)?;
     Ok(removed)
 }
@@ -106,13 +105,14 @@ impl Key for FlowKey6 {
     }
 }
 
-fn sweep_table<K: Key>(table: &Table<K, Flow>, by: &Sweep<'_>, now: u32, used: &mut Used) -> Result<usize, Error> {
+fn sweep_table<K: Key>(table: &Table<K, Flow>, now: u32, used: &mut Used) -> Result<usize, Error> {
     let find = |key: &FlowKey6| table.get(&K::narrow(key));
     let mut over = Vec::new();
+    let timeouts = used.config.timeouts;
     for entry in table {
         let (key, flow) = entry?;
         let key = key.wide();
-        if by.is_over(&key, &flow, find, now)? {
+        if is_over(&key, &flow, find, now, &timeouts)? {
             over.push(key);
         } else {
             used.count(&key, &flow);
@@ -122,63 +122,28 @@ fn sweep_table<K: Key>(table: &Table<K, Flow>, by: &Sweep<'_>, now: u32, used: &
     for key in over {
         // Once more: a packet may have come meanwhile, or another flow in its place.
         let Some(flow) = find(&key)? else { continue };
-        if by.is_over(&key, &flow, find, now_ticks())? {
+        if is_over(&key, &flow, find, now_ticks(), &timeouts)? {
             removed += usize::from(table.remove(&K::narrow(&key))?);
         }
     }
     Ok(removed)
 }
 
-/// What a sweep goes by.
-struct Sweep<'a> {
-    config: Config,
-    /// What ports had taken before.
-    shares: &'a BTreeMap<u32, Share>,
-}
-
-impl Sweep<'_> {
-    /// Whether the connection of an entry is over, as the programs see it; `find` looks up the other direction.
-    fn is_over<E>(
-        &self,
-        key: &FlowKey6,
-        flow: &Flow,
-        find: impl Fn(&FlowKey6) -> Result<Option<Flow>, E>,
-        now: u32,
-    ) -> Result<bool, E> {
-        let timeouts = &self.config.timeouts;
-        // No connection is over before; an entry may be newer than `now` by a tick.
-        if now.saturating_sub(flow.last_seen) <= timeouts.brief {
-            return Ok(false);
-        }
-        // Of a connection that was opened again, the entry of the answers before is nobody's.
-        let answer = answer_key(flow, key.protocol);
-        let other = find(&answer)?.filter(|other| answer_key(other, key.protocol) == *key);
-        let connection = Connection::of(key.dport, key.protocol, flow, other.as_ref(), timeouts);
-        let is_full = || match &other {
-            Some(opener) if flow.flags & FlowFlags::REPLY != 0 => self.is_full(&answer, opener),
-            _ => self.is_full(key, flow),
-        };
-        Ok(connection.is_over(now) || connection.is_silent(now) && is_full())
+/// Whether the connection of an entry is over, as the programs see it; `find` looks up the other direction.
+fn is_over<E>(
+    key: &FlowKey6,
+    flow: &Flow,
+    find: impl Fn(&FlowKey6) -> Result<Option<Flow>, E>,
+    now: u32,
+    timeouts: &Timeouts,
+) -> Result<bool, E> {
+    // No connection is over before; an entry may be newer than `now` by a tick.
+    if now.saturating_sub(flow.last_seen) <= timeouts.brief {
+        return Ok(false);
     }
-
-    /// Whether whoever has the connection with this opener's entry has no room for another one.
-    fn is_full(&self, key: &FlowKey6, opener: &Flow) -> bool {
-        let v6 = !key.src.is_v4();
-        let count = |ifindex: u32, account: usize| {
-            self.shares.get(&ifindex).and_then(|share| share.flows.get(account)).map_or(0, |account| account.count)
-        };
-        let ports = self.shares.get(&ALL_PORTS).map_or(0, |share| share.ports);
-        account(&self.config, key, opener).is_some_and(|(ifindex, index)| {
-            let all = count(ALL_PORTS, OPENED + usize::from(v6));
-            share::room(&self.config, v6, count(ifindex, index), all, ports) == Room::Own
-        })
-    }
-}
-
-/// Whose share has the connection with this opener's entry.
-fn account(config: &Config, key: &FlowKey6, opener: &Flow) -> Option<(u32, usize)> {
-    let forwarded = opener.flags & FlowFlags::FORWARDED != 0;
-    share::account(key.ifindex, opener.ifindex, !key.src.is_v4(), config.host_ifindex, forwarded)
+    // Of a connection that was opened again, the entry of the answers before is nobody's.
+    let other = find(&answer_key(flow, key.protocol))?.filter(|other| answer_key(other, key.protocol) == *key);
+    Ok(Connection::of(key.dport, key.protocol, flow, other.as_ref(), timeouts).is_over(now))
 }
 
 /// What ports have taken.
@@ -209,7 +174,9 @@ impl Used {
         if answers {
             return;
         }
-        let Some((ifindex, account)) = account(&self.config, key, flow) else { return };
+        let forwarded = flow.flags & FlowFlags::FORWARDED != 0;
+        let host = self.config.host_ifindex;
+        let Some((ifindex, account)) = share::account(key.ifindex, flow.ifindex, v6, host, forwarded) else { return };
         if let Some(count) = self.flows.entry(ifindex).or_default().get_mut(account) {
             *count += 1;
         }
@@ -275,17 +242,16 @@ pub(crate) fn now_ticks() -> u32 {
 #[cfg(test)]
 mod tests {
     use std::{
-        collections::{BTreeMap, BTreeSet, HashMap},
+        collections::{BTreeSet, HashMap},
         convert::Infallible,
     };
 
     use weft_abi::{
-        ALL_PORTS, Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, FlowState, OPENED, RECEIVED, Share,
-        Timeouts,
+        ALL_PORTS, Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, OPENED, RECEIVED, Share, Timeouts,
     };
-    use weft_logic::flow::{SILENT, answer_key};
+    use weft_logic::flow::answer_key;
 
-    use super::{Sweep, Used};
+    use super::{Used, is_over};
 
     const HOST: u32 = 3;
     const PORT: u32 = 7;
@@ -330,14 +296,9 @@ mod tests {
     }
 
     fn over(entries: &HashMap<FlowKey6, Flow>, now: u32) -> Vec<bool> {
-        let config = Config { timeouts: TIMEOUTS, ..Config::default() };
-        over_beside(entries, &Sweep { config, shares: &BTreeMap::new() }, now)
-    }
-
-    fn over_beside(entries: &HashMap<FlowKey6, Flow>, by: &Sweep<'_>, now: u32) -> Vec<bool> {
         let find = |key: &FlowKey6| Ok::<_, Infallible>(entries.get(key).copied());
         let is_over = |(key, flow): (&FlowKey6, &Flow)| {
-            let Ok(is_over) = by.is_over(key, flow, find, now);
+            let Ok(is_over) = is_over(key, flow, find, now, &TIMEOUTS);
             is_over
         };
         entries.iter().map(is_over).collect()
@@ -357,26 +318,6 @@ mod tests {
         let entries = connection((1000, 500), (1000, 0));
         assert_eq!(over(&entries, 1000 + TIMEOUTS.unanswered), [false, false]);
         assert_eq!(over(&entries, 1001 + TIMEOUTS.unanswered), [true, true]);
-    }
-
-    /// Peers that are gone would keep a workload that has all it may have from connecting for a day.
-    #[test]
-    fn silent_tcp_is_over_for_who_has_no_room() {
-        let tcp = |(key, flow): (FlowKey6, Flow)| {
-            let flow = Flow { state: FlowState::Established as u8, ..flow };
-            (FlowKey6 { protocol: 6, ..key }, flow)
-        };
-        let entries: HashMap<_, _> = connection((1, 9), (1000, 9)).into_iter().map(tcp).collect();
-        let config = Config { timeouts: TIMEOUTS, flow_share: [10; 2], flow_most: [100; 2], ..Config::default() };
-        let over_with = |count: u32, now: u32| {
-            let mut share = Share::default();
-            share.flows[OPENED].count = count;
-            over_beside(&entries, &Sweep { config, shares: &BTreeMap::from([(PORT, share)]) }, now)
-        };
-        let silent = 1000 + SILENT;
-        assert_eq!(over_with(10, silent), [false, false]);
-        assert_eq!(over_with(10, silent + 1), [true, true], "asked from either entry");
-        assert_eq!(over_with(9, 1000 + TIMEOUTS.established), [false, false], "there is room");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Route aggregation (RFC 4632, section 5): prefixes that make a wider one together are one route. The kernel walks its IPv6 routes
+//! Route aggregation (RFC 4632): prefixes that make a wider one together are one route. The kernel walks its IPv6 routes
 //! whenever a device comes or goes (`fib6_ifdown`), and other nodes' pods are some routes instead of thousands.
 //! Pure.
 
@@ -12,41 +12,39 @@ use ipnet::IpNet;
 
 use super::routes::Route;
 
-/// Whether a route of ours may become a part of another one: single addresses, of which Services have thousands that come and go, have
+/// Whether a route of ours may become a part of a wider one: single addresses, of which Services have thousands that come and go, have
 /// each their own.
-pub(super) fn is_part(dst: &IpNet) -> bool {
+pub(super) fn may_merge(dst: &IpNet) -> bool {
     dst.prefix_len() < dst.max_prefix_len()
 }
 
-/// Whether these routes are aggregated: none has a gateway.
-pub(super) fn are_aggregated(routes: &BTreeMap<IpNet, Route>) -> bool {
+/// Whether routes like these are aggregated: none has a gateway.
+pub(super) fn may_aggregate(routes: &BTreeMap<IpNet, Route>) -> bool {
     routes.values().all(|route| route.via.is_none())
 }
 
-/// The fewest routes that lead the addresses of `routes`, and no others, where those do; but for [`is_part`] and [`are_aggregated`].
+/// Routes that lead the addresses of `routes` there, and no others: two halves of a prefix are one route, and what they make may be half of
+/// the next. [`may_merge`] and [`may_aggregate`] say of which.
 ///
-/// A route of somebody else (`foreign`) wins over no address that it did not win over before: of those that have or contain one of the
-/// prefixes none is longer than an aggregate around it, or as long.
-pub(super) fn aggregate(routes: &BTreeMap<IpNet, Route>, foreign: &BTreeSet<IpNet>) -> BTreeMap<IpNet, Route> {
-    if !are_aggregated(routes) {
+/// A route of somebody else that stands by now wins over no address that it did not win over before: no aggregate is as wide as one of
+/// `covering`, or wider, the destinations of others' routes that [`cover`] one of ours.
+pub(super) fn aggregate(routes: &BTreeMap<IpNet, Route>, covering: &BTreeSet<IpNet>) -> BTreeMap<IpNet, Route> {
+    if !may_aggregate(routes) {
         return routes.clone();
     }
-    let limits = foreign.iter().filter(|dst| routes.range(from_within(dst)).any(|(part, _)| dst.contains(part)));
-    let limits: BTreeSet<IpNet> = limits.copied().collect();
     let mut by_length: BTreeMap<u8, BTreeMap<IpNet, Route>> = BTreeMap::new();
     for (dst, route) in routes {
         by_length.entry(dst.prefix_len()).or_default().insert(*dst, route.clone());
     }
     let mut aggregated = BTreeMap::new();
-    // Longest first: what two make may be half of the next.
     while let Some((length, of_length)) = by_length.pop_last() {
         let mut of_length = of_length.into_iter().peekable();
         while let Some((dst, route)) = of_length.next() {
-            let other = of_length.peek().map(|(other, _)| *other).filter(is_part);
-            match other.and_then(|other| made_of(dst, other, &limits)) {
-                Some(wider) => {
+            let sibling = of_length.peek().map(|(sibling, _)| *sibling).filter(may_merge);
+            match sibling.and_then(|sibling| merge_siblings(dst, sibling, covering)) {
+                Some(supernet) => {
                     of_length.next();
-                    by_length.entry(length - 1).or_default().insert(wider, Route { dst: wider, ..route });
+                    by_length.entry(length - 1).or_default().insert(supernet, Route { dst: supernet, ..route });
                 }
                 None => drop(aggregated.insert(dst, route)),
             }
@@ -55,14 +53,19 @@ pub(super) fn aggregate(routes: &BTreeMap<IpNet, Route>, foreign: &BTreeSet<IpNe
     aggregated
 }
 
-/// The prefix that two make, unless one of the `limits` is within it.
-fn made_of(dst: IpNet, other: IpNet, limits: &BTreeSet<IpNet>) -> Option<IpNet> {
-    let wider = dst.supernet().filter(|wider| other.supernet() == Some(*wider))?;
-    (!limits.range(from_within(&wider)).any(|limit| wider.contains(limit))).then_some(wider)
+/// Whether `dst` is the prefix of one of these routes, or contains one.
+pub(super) fn cover(dst: &IpNet, routes: &BTreeMap<IpNet, Route>) -> bool {
+    routes.range(starting_in(dst)).any(|(part, _)| dst.contains(part))
+}
+
+/// The prefix that two make, unless it contains one of `covering`.
+fn merge_siblings(dst: IpNet, sibling: IpNet, covering: &BTreeSet<IpNet>) -> Option<IpNet> {
+    let supernet = dst.supernet().filter(|supernet| sibling.supernet() == Some(*supernet))?;
+    (!covering.range(starting_in(&supernet)).any(|foreign| supernet.contains(foreign))).then_some(supernet)
 }
 
 /// Prefixes that begin within `dst`, in their order: those that it contains, and wider ones that begin as it does.
-fn from_within(dst: &IpNet) -> RangeInclusive<IpNet> {
+fn starting_in(dst: &IpNet) -> RangeInclusive<IpNet> {
     let at = |address, length| IpNet::new_assert(address, length);
     at(dst.network(), 0)..=at(dst.broadcast(), dst.max_prefix_len())
 }
@@ -80,7 +83,9 @@ mod tests {
     }
 
     fn check(prefixes: &str, foreign: &str, expected: &str) {
-        let found = aggregate(&routes(prefixes), &set(foreign));
+        let routes = routes(prefixes);
+        let covering = set(foreign).into_iter().filter(|dst| cover(dst, &routes)).collect();
+        let found = aggregate(&routes, &covering);
         assert_eq!(found.keys().copied().collect::<BTreeSet<_>>(), set(expected), "{prefixes} beside {foreign}");
         assert!(found.iter().all(|(dst, route)| route.dst == *dst && route.ifindex == 7), "{found:?}");
     }

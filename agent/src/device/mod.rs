@@ -258,8 +258,8 @@ pub async fn repair_routes(observation: &Observation, planned: &[HostRoute]) -> 
     }
 }
 
-/// As [`apply_routes`], where the routes of the plan `before` stand: work in proportion to what is different, but where other nodes'
-/// pods are aggregated routes, which are few.
+/// As [`apply_routes`], where the routes of the plan `before` stand: work in proportion to what is different, but where prefixes that are
+/// aggregated come or go, which takes a look at all routes of the main table.
 ///
 /// # Errors
 /// As [`apply_routes`].

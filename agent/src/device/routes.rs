@@ -18,7 +18,7 @@ use rtnetlink::{
 
 use super::{
     Error, Result,
-    aggregate::{aggregate, are_aggregated, is_part},
+    aggregate::{aggregate, cover, may_aggregate, may_merge},
     error::to_io,
     netlink::Netlink,
 };
@@ -59,11 +59,11 @@ impl RouteChanges {
 /// Moves the kernel's routes of protocol 119 to those of `prefixes`, aggregated. A route that fails keeps no other from being applied;
 /// the first error is returned beside what was changed.
 pub(super) async fn apply(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) -> (RouteChanges, Result<()>) {
-    let Found { ours: found, foreign } = match list(netlink).await {
+    let Found { ours: found, covering } = match list(netlink, prefixes).await {
         Ok(found) => found,
         Err(error) => return (RouteChanges::default(), Err(error)),
     };
-    let wanted = aggregate(prefixes, &foreign);
+    let wanted = aggregate(prefixes, &covering);
     let mut changes = RouteChanges::default();
     let (mut failure, mut refused) = (Ok(()), Vec::new());
     let mut by_dst = BTreeMap::new();
@@ -80,7 +80,8 @@ pub(super) async fn apply(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) 
             Ok(()) => changes.added += 1,
             Err(error) => {
                 failure = failure.and(Err(error));
-                refused.push(route.dst);
+                // Where somebody else has that prefix, none of ours around it leads its addresses anywhere.
+                refused.extend((!covering.contains(&route.dst)).then_some(route.dst));
             }
         }
     }
@@ -103,10 +104,10 @@ pub(super) async fn follow(
     before: &BTreeMap<IpNet, Route>,
     after: &BTreeMap<IpNet, Route>,
 ) -> Option<(RouteChanges, Result<()>)> {
-    let aggregated = are_aggregated(before) || are_aggregated(after);
+    let aggregated = may_aggregate(before) || may_aggregate(after);
     let needs_look = |(dst, route): (&IpNet, &Route), there: &BTreeMap<IpNet, Route>| match there.get(dst) {
         Some(other) => other != route,
-        None => aggregated && is_part(dst),
+        None => aggregated && may_merge(dst),
     };
     if after.iter().any(|route| needs_look(route, before)) || before.iter().any(|route| needs_look(route, after)) {
         return None;
@@ -134,11 +135,12 @@ pub(super) async fn follow(
 struct Found {
     /// Of protocol 119, with the message that deletes it.
     ours: Vec<(Route, RouteMessage)>,
-    /// Destinations of all others.
-    foreign: BTreeSet<IpNet>,
+    /// Destinations of those others that cover some of ours.
+    covering: BTreeSet<IpNet>,
 }
 
-async fn list(netlink: &Netlink) -> Result<Found> {
+/// Routes of the main table, where these are to be ours.
+async fn list(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) -> Result<Found> {
     let mut found = Found::default();
     for request in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
         let mut answers = netlink.route().get(request).execute();
@@ -147,8 +149,8 @@ async fn list(netlink: &Netlink) -> Result<Found> {
             let Some(route) = is_main.then(|| Route::read(&message)).flatten() else { continue };
             if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
                 found.ours.push((route, message));
-            } else {
-                found.foreign.insert(route.dst);
+            } else if cover(&route.dst, prefixes) {
+                found.covering.insert(route.dst);
             }
         }
     }

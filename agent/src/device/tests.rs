@@ -215,16 +215,35 @@ fn prefixes_that_make_a_wider_one_are_one_route() {
         assert_eq!(changes, RouteChanges { added: 2, replaced: 0, removed: 1 });
         assert!(["10.1.0.7", "10.1.1.7", "10.1.3.7"].into_iter().all(leads_there) && !leads_there("10.1.2.7"));
         assert_eq!(super::apply_routes(&observation, &left).await.unwrap(), RouteChanges::default());
+    });
+}
 
-        // Somebody else's: what is as long wins no address that it did not win before.
-        ip("route add 10.1.0.0/23 via 192.0.2.9 metric 7");
-        super::apply_routes(&observation, &left).await.unwrap();
-        assert!(["10.1.0.7", "10.1.1.7", "10.1.3.7"].into_iter().all(leads_there), "{}", routes());
-        ip("route del 10.1.0.0/24 proto 119");
+#[test]
+fn a_route_of_somebody_else_wins_over_no_more_than_before() {
+    on_a_node(|| async {
+        let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
+        let nodes = ["10.1.0.0/24", "fd00:7::/64", "fd00:7:0:1::/64"].map(to_host);
+        super::apply_routes(&observation, &nodes).await.unwrap();
+        let leads_there = |address: &str| ip(&format!("route get {address}")).contains("dev weft0");
+        let routes = || [ip("route show"), ip("-6 route show")].concat();
+        assert!(
+            routes().contains("fd00:7::/63 dev weft0") && routes().contains("10.1.0.0/23 dev weft0"),
+            "{}",
+            routes()
+        );
+
+        // As long as what both make, and before it: longer ones come first.
+        ip("-6 route add fd00:7::/63 via 2001:db8::9 metric 256");
+        assert!(!leads_there("fd00:7::7"));
+        super::apply_routes(&observation, &nodes).await.unwrap();
+        assert!(["fd00:7::7", "fd00:7:0:1::7"].into_iter().all(leads_there), "{}", routes());
+
+        // The very prefix of a node is named, and leads nobody else away; what led there before goes all the same.
         ip("route add 10.1.0.0/24 via 192.0.2.9");
-        let error = super::apply_routes(&observation, &left).await.unwrap_err().to_string();
+        let error = super::apply_routes(&observation, &nodes).await.unwrap_err().to_string();
         assert!(error.contains("a route to 10.1.0.0/24 that is not Weft's exists"), "{error}");
         assert!(leads_there("10.1.1.7") && ip("route show 10.1.0.0/24").contains("192.0.2.9"), "{}", routes());
+        assert!(!routes().contains("10.1.0.0/23"), "{}", routes());
     });
 }
 
@@ -242,6 +261,10 @@ fn a_route_stays_until_the_one_that_takes_its_place_stands() {
         super::apply_routes(&observation, &nodes).await.unwrap();
         assert!(ip("route show proto 119").contains("10.1.2.0/23 dev weft0"));
         assert!(!ip("route show proto 119").contains("10.1.2.0/24"));
+        // A wide one in whose place narrower ones come as well.
+        observation.node_v4.replace("192.0.2.99".parse().unwrap());
+        super::apply_routes(&observation, &nodes[..1]).await.unwrap_err();
+        assert!(ip("route show proto 119").contains("10.1.2.0/23 dev weft0"));
     });
 }
 

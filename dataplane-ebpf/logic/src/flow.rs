@@ -12,7 +12,7 @@ const BRIEF_PACKETS: u64 = 2;
 
 /// Ticks after which established TCP that nobody heard of makes room for others of its own workload, though its timeout is longer: peers
 /// that are gone would keep a workload from connecting for as long (RFC 5382, REQ-5: 2 h 4 min).
-pub const SILENT: u32 = ticks(124 * 60);
+const SILENT: u32 = ticks(124 * 60);
 
 /// First port that is not well-known (RFC 6335).
 const FIRST_USER_PORT: u16 = 1024;
@@ -92,7 +92,7 @@ impl<'f> Connection<'f> {
     #[must_use]
     pub const fn makes_room(&self, now: u32) -> bool {
         let idle = self.idle(now);
-        if idle > self.timeout() || self.is_silent(now) {
+        if idle > self.timeout() || idle > SILENT {
             return true;
         }
         if self.protocol == protocol::TCP && self.is_answered() && !self.has_state(FlowState::Closing) {
@@ -114,13 +114,6 @@ impl<'f> Connection<'f> {
     #[must_use]
     pub const fn begins_anew(&self, flags: TcpFlags) -> bool {
         is_reopened(self.flow, flags) || flags.opens() && self.has_state(FlowState::Closing)
-    }
-
-    /// Whether nobody heard of it for longer than [`SILENT`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_silent(&self, now: u32) -> bool {
-        self.idle(now) > SILENT
     }
 
     /// Whether TCP was answered, and the entry of its opener is gone: what it left under rests.
