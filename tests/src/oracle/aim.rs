@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::{
     generate::{PORTS, outside},
     model::{self, Quirks, Source, Verdict},
-    world::{From, Mode, Packet, Protocol, World, node_addresses, pod_addresses},
+    world::{From, Mode, NamedPort, Packet, Pod, Policy, PortRef, Protocol, World, node_addresses, pod_addresses},
 };
 use crate::random::Random;
 
@@ -135,14 +135,18 @@ fn target(random: &mut Random, world: &World, here: &str, from: &From, ipv4: boo
         }
         50..80 | 84..92 if !local.is_empty() => {
             let pod = random.pick(&local);
-            let address = match pod.address(ipv4) {
+            let address_of = |pod: &Pod| match pod.address(ipv4) {
                 Some(address) if !pod.host_network => address,
                 _ => pod_addresses(1, 200)[family],
             };
+            let address = address_of(pod);
+            if let Some((pod, named)) = asked_for_by_name(random, world, &local).filter(|_| random.chance(25)) {
+                return (address_of(pod), named.protocol, named.port);
+            }
             let (protocol, port) = policy_target(random, world, protocol);
             let named: Vec<_> = pod.ports.iter().collect();
             match random.below(4) {
-                0 if !named.is_empty() => {
+                0 | 1 if !named.is_empty() => {
                     let named = random.pick(&named);
                     (address, named.protocol, named.port)
                 }
@@ -161,6 +165,22 @@ fn target(random: &mut Random, world: &World, here: &str, from: &From, ipv4: boo
             (address, protocol, near(random))
         }
     }
+}
+
+/// A port of a pod that a policy of its namespace asks for by its name.
+fn asked_for_by_name<'w>(random: &mut Random, world: &'w World, pods: &[&'w Pod]) -> Option<(&'w Pod, &'w NamedPort)> {
+    let asks = |policy: &Policy, named: &NamedPort| {
+        policy.ingress.iter().flatten().flat_map(|rule| rule.ports.iter().flatten()).any(|port| {
+            matches!(&port.port, Some(PortRef::Name(name)) if *name == named.name)
+                && port.protocol.unwrap_or(Protocol::Tcp) == named.protocol
+        })
+    };
+    let is_asked_for = |pod: &Pod, named: &NamedPort| {
+        world.policies.iter().any(|policy| policy.namespace == pod.namespace && asks(policy, named))
+    };
+    let all = pods.iter().flat_map(|pod| pod.ports.iter().map(|named| (*pod, named)));
+    let asked_for: Vec<_> = all.filter(|(pod, named)| is_asked_for(pod, named)).collect();
+    (!asked_for.is_empty()).then(|| *random.pick(&asked_for))
 }
 
 /// A port at which some policy changes its mind, or beside it.

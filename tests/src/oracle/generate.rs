@@ -20,6 +20,8 @@ pub(super) const NAMESPACES: [&str; 3] = ["red", "blue", "green"];
 const KEYS: [&str; 3] = ["app", "tier", "env"];
 const VALUES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 3] = ["http", "dns", "peer"];
+/// The protocol that mostly goes with each, for pods and for policies: they agree often enough that names decide.
+const PORT_PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 /// Numbers that objects name; packets aim at them and beside them.
 pub(super) const PORTS: [u16; 8] = [1, 53, 80, 443, 5000, 5010, 8080, 65535];
 const TRANSPORTS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
@@ -192,13 +194,17 @@ fn labels(random: &mut Random) -> Labels {
 
 fn named_ports(random: &mut Random) -> Vec<NamedPort> {
     let mut ports = Vec::new();
-    for name in PORT_NAMES {
+    for (at, name) in PORT_NAMES.into_iter().enumerate() {
         if random.chance(60) {
-            let (protocol, port) = (*random.pick(&TRANSPORTS), *random.pick(&PORTS));
+            let (protocol, port) = (protocol_of_name(random, at), *random.pick(&PORTS));
             ports.push(NamedPort { name: name.to_owned(), protocol, port });
         }
     }
     ports
+}
+
+fn protocol_of_name(random: &mut Random, at: usize) -> Protocol {
+    if random.chance(70) { PORT_PROTOCOLS[at] } else { *random.pick(&TRANSPORTS) }
 }
 
 fn local_pod(random: &mut Random, node: u8, number: u8, kind: PortKind) -> Pod {
@@ -481,10 +487,15 @@ fn nearly_alike(random: &mut Random, rules: &mut [Rule]) {
 }
 
 fn policy_port(random: &mut Random) -> PolicyPort {
-    let protocol = if random.chance(20) { None } else { Some(*random.pick(&TRANSPORTS)) };
+    let mut protocol = if random.chance(20) { None } else { Some(*random.pick(&TRANSPORTS)) };
     let (port, end) = match random.below(8) {
         0 => (None, None),
-        1 | 2 => (Some(PortRef::Name((*random.pick(&PORT_NAMES)).to_owned())), None),
+        1 | 2 => {
+            let at = random.below(PORT_NAMES.len());
+            protocol =
+                Some(protocol_of_name(random, at)).filter(|protocol| *protocol != Protocol::Tcp || random.chance(50));
+            (Some(PortRef::Name(PORT_NAMES[at].to_owned())), None)
+        }
         3 | 4 => {
             let first = *random.pick(&PORTS);
             let last = first.saturating_add([0, 1, 10, 500, u16::MAX][random.below(5)]);
