@@ -10,6 +10,8 @@ use weft_testbed::{Bed, Options, Protocol, Shell, until_ok};
 
 const PORT: u16 = 8080;
 const SOON: Duration = Duration::from_secs(20);
+/// What is closed for how many pods there are is decided anew every 15 s.
+const DECIDED_ANEW: Duration = Duration::from_secs(60);
 
 fn policy(name: &str, namespace: &str, spec: Value) -> Value {
     json!({
@@ -189,6 +191,41 @@ fn a_tenant_that_tells_every_pod_apart_closes_its_own_workloads_alone() -> Resul
     bed.delete(&meaning("apart", PORT, Value::Null))?;
     for to in tenant.sockets(PORT) {
         until_ok("the tenant is open again", SOON, || friend.ask_within(Protocol::Tcp, to, Duration::from_secs(1)))?;
+    }
+    Ok(())
+}
+
+/// A namespace with more pods than fit is not known to policies. Once its pods are gone, without any other change, those that are left are.
+#[test]
+fn a_namespace_whose_pods_fit_again_is_known_again() -> Result<()> {
+    let config = json!({"mapSizes": {"classes": 64}});
+    let bed = Bed::with(&Options { config, ..Options::default() })?;
+    let other = bed.container(1, "other/web", &[("app", "web")])?;
+    let friend = bed.container(2, "crowd/friend", &[("role", "friend")])?;
+    other.serve("web", PORT)?;
+    let crowd = |n: u32| {
+        let mut pod = weft_testbed::pod(&format!("crowd/web-{n}"), "node2", &[("role", &format!("web-{n}"))]);
+        let address = format!("10.244.2.{}", 100 + n);
+        pod["status"] = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
+        pod
+    };
+    for n in 0..40 {
+        bed.apply(&crowd(n))?;
+    }
+    let peer =
+        json!({"namespaceSelector": {}, "podSelector": {"matchExpressions": [{"key": "role", "operator": "Exists"}]}});
+    bed.apply(&policy("known", "other", json!({"podSelector": {}, "ingress": [{"from": [peer]}]})))?;
+    has_problem(&bed, "Namespace crowd: its pods do not fit")?;
+    for to in other.sockets(PORT) {
+        until_ok("the friend is kept out", SOON, || friend.is_kept_out(Protocol::Tcp, to))?;
+    }
+    for n in 0..40 {
+        bed.delete(&crowd(n))?;
+    }
+    for to in other.sockets(PORT) {
+        until_ok("the friend is let in", DECIDED_ANEW, || {
+            friend.ask_within(Protocol::Tcp, to, Duration::from_secs(1))
+        })?;
     }
     Ok(())
 }

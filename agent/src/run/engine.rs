@@ -39,6 +39,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// Between looks at the node's devices, addresses, routes and programs that nothing has asked for: the kernel tells of most
 /// changes. Also after a pass that failed.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(15);
+/// Between decisions about what is closed for how many pods there are, while pods change: such a plan takes a second or two at worst.
+const RECONSIDER_INTERVAL: Duration = Duration::from_secs(15);
 
 /// See the module.
 pub(super) struct Engine {
@@ -66,6 +68,8 @@ enum Wake {
     Moved,
     /// It is time to look at them again, and at what the kernel does not tell of.
     Repair,
+    /// What is closed may fit by now.
+    Reconsider,
     End,
 }
 
@@ -83,8 +87,9 @@ impl Engine {
 
     /// Works until nobody can ask any more or the source ends.
     pub(super) async fn run(mut self) {
-        let [mut pendings, mut sweeps, mut repairs] = [PENDING_INTERVAL, SWEEP_INTERVAL, REPAIR_INTERVAL].map(interval);
-        for ticks in [&mut pendings, &mut sweeps, &mut repairs] {
+        let [mut pendings, mut sweeps, mut repairs, mut reconsiders] =
+            [PENDING_INTERVAL, SWEEP_INTERVAL, REPAIR_INTERVAL, RECONSIDER_INTERVAL].map(interval);
+        for ticks in [&mut pendings, &mut sweeps, &mut repairs, &mut reconsiders] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         self.publish();
@@ -109,6 +114,7 @@ impl Engine {
                     Due::Move => Wake::Moved,
                 },
                 _ = repairs.tick() => Wake::Repair,
+                _ = reconsiders.tick() => Wake::Reconsider,
             };
             let looks = matches!(wake, Wake::Changed(_) | Wake::Repair);
             let is_news = matches!(wake, Wake::Cluster);
@@ -149,6 +155,7 @@ impl Engine {
             Wake::Moved => self.node.move_routes(),
             // A pass that did not do everything is tried again.
             Wake::Repair => replan = self.node.repair(Change::Node, &self.shared.work).await | self.node.wants_pass(),
+            Wake::Reconsider => replan = self.shared.planner_mut().reconsider(),
             Wake::End => return None,
         }
         self.end_waits().await;

@@ -13,7 +13,8 @@
 //! | ServiceCIDR | routes |
 //!
 //! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is
-//! decided among all that want room: Services where one of them changes, policies where one is edited that has a list here.
+//! decided among all that want room: Services where one of them changes, policies where a list comes, changes or goes, or what stood
+//! does not fit any more. What is closed meanwhile stays so while pods are followed, see [`Planner::reconsider`].
 
 mod addresses;
 mod reports;
@@ -33,7 +34,7 @@ use super::{
     numbers::{Given, Turnover},
     pods::PodEntry,
     policy::{
-        self, JudgesByWorkload, Policies,
+        self, Held, JudgesByWorkload, Policies,
         follow::{Changed, Edited, Recompile, Written},
         isolation::{self, Forms},
         rules::PolicyForm,
@@ -73,6 +74,8 @@ pub struct Planner {
     due: Due,
     /// See [`Planner::versions`].
     versions: Versions,
+    /// Whether policy has followed anything since it was compiled whole.
+    followed: bool,
     /// How often policy was compiled whole.
     #[cfg(test)]
     compiled: usize,
@@ -125,6 +128,12 @@ impl Planner {
     #[cfg(test)]
     pub(crate) const fn compiled(&self) -> usize {
         self.compiled
+    }
+
+    /// What is held from the last compilation.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> Held {
+        self.policy.as_ref().map(|policy| policy.held()).unwrap_or_default()
     }
 
     /// How often all Services were planned at once.
@@ -224,6 +233,14 @@ impl Planner {
     /// Takes nothing for granted of what the maps hold: policy is planned whole.
     pub fn distrust(&mut self) {
         self.due.compile = true;
+    }
+
+    /// To be called now and then: policies that are closed for how many pods there are, and namespaces whose pods do not fit, stay so
+    /// while pods are followed. The next patch decides anew about them, where something has changed; whether it does.
+    pub fn reconsider(&mut self) -> bool {
+        let due = self.followed && self.policy.as_ref().is_some_and(|policy| policy.holds());
+        self.due.compile |= due;
+        due
     }
 
     /// The numbers that are given out.
@@ -326,14 +343,13 @@ impl Planner {
         let Isolates { everywhere, namespaces: isolating } = std::mem::take(&mut self.due.isolation);
         let isolates = everywhere || !isolating.is_empty();
         let dirty = self.addresses.take_dirty(&self.snapshot);
-        let has_changed = isolates || !namespaces.is_empty() || !dirty.is_empty();
-        let follows = self.policy.as_ref().is_some_and(|policy| policy.follows());
-        if self.due.compile || self.policy.is_none() || has_changed && !follows {
+        if self.due.compile || self.policy.is_none() {
             return self.compile(room, patch);
         }
-        if !has_changed {
+        if !isolates && namespaces.is_empty() && dirty.is_empty() {
             return;
         }
+        self.followed = true;
         let edit = isolates.then(|| self.edited(everywhere, isolating));
         // Who is known there is thought to have had room at the last plan.
         let had_room = edit.is_some().then(|| self.numbers.lists.clone());
@@ -378,7 +394,7 @@ impl Planner {
         // All else that could be refused takes a compilation.
         let mut told = Desired::default();
         policy.describe_closed(snapshot, &mut told);
-        told.refusals.extend(policy.crowded());
+        told.refusals.extend(policy.unknown().chain(policy.crowded()));
         self.due.ports |= told.refusals != self.refused[0] || told.closed != desired.closed;
         self.refused[0] = told.refusals;
         desired.closed = told.closed;
@@ -387,6 +403,7 @@ impl Planner {
 
     /// All of policy.
     fn compile(&mut self, room: &Room, patch: &mut Patch) {
+        self.followed = false;
         #[cfg(test)]
         {
             self.compiled += 1;
@@ -395,8 +412,15 @@ impl Planner {
         let isolation = isolation::isolate(snapshot, attachments, forms);
         let owners = self.addresses.owners(snapshot);
         let mut whole = Desired::default();
-        let policies =
-            policy::compile(snapshot, forms, isolation, &owners, (room, &desired.classes), numbers, &mut whole);
+        let policies = policy::compile(
+            snapshot,
+            forms,
+            isolation,
+            &owners,
+            (room, &desired.classes, &Held::default()),
+            numbers,
+            &mut whole,
+        );
         self.judges = policies.judges();
         policies.describe_reports(snapshot, forms, &mut whole);
         let Desired { peers, classes, lists, rules, blocks, closed, refusals, .. } = whole;

@@ -167,9 +167,9 @@ impl Taken {
         Unused { list: written(is_last[0], list.number), blocks: written(is_last[1], list.blocks.number) }
     }
 
-    /// Whether all of them fit, and changes can be followed: else some may have to be closed.
+    /// Whether all of them fit.
     pub(super) fn fits(&self, classes: usize, room: &Room) -> bool {
-        self.all.shortage(room).is_none() && self.all.work(classes) <= MAX_WORK / 2
+        self.all.shortage(room).is_none() && self.all.work(classes) <= MAX_WORK
     }
 }
 

@@ -89,7 +89,7 @@ impl Policies {
         }
         for address in changed.addresses {
             let key = address_key(*address);
-            let pod = owner(*address);
+            let pod = owner(*address).filter(|pod| !self.unknown.contains_key(&pod.key.namespace));
             let after = pod.map(|pod| self.classes.number(pod));
             let before = written.desired.peers.get(&key).copied();
             if before == after {

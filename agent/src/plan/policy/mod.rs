@@ -99,14 +99,21 @@ type SetDigests = BTreeMap<SetKey, u64>;
 /// What judges each workload, by the attachment's id as text.
 pub(crate) type JudgesByWorkload = BTreeMap<String, Judges>;
 
+/// What is closed, or not known, for want of room: it stays so while pods are followed, until all is decided anew.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Held {
+    closed: BTreeMap<SetKey, Shortage>,
+    unknown: BTreeMap<Name, Shortage>,
+}
+
 /// Compiles all policies that matter to the workloads of this node, as far as there is room, and writes them down. `standing`: the
-/// classes of the last plan.
+/// classes of the last plan. `held`: nothing to decide who has room anew.
 pub(crate) fn compile(
     snapshot: &Snapshot,
     forms: &Forms,
     isolation: Isolation,
     owners: &Owners<'_>,
-    (room, standing): (&Room, &BTreeMap<u64, Class>),
+    (room, standing, held): (&Room, &BTreeMap<u64, Class>, &Held),
     numbers: &mut Numbers,
     desired: &mut Desired,
 ) -> Policies {
@@ -117,10 +124,13 @@ pub(crate) fn compile(
     let mut lists: BTreeMap<&SetKey, &KnownList> = compiled.iter().collect();
     let stood = |key: &SetKey| numbers.had_list(key, compiled[key].number);
     // First what depends on no pod, so that pods are followed all the same.
-    let mut closed = fit::without_room(&lists, room, stood);
+    let mut closed = held.closed.clone();
     lists.retain(|key, _| !closed.contains_key(*key));
-    let (mut classes, mut peers) = classify(&mut lists, &mut closed, snapshot, owners, room, hash);
-    let unknown = fit::unknown(&classes, room);
+    closed.extend(fit::without_room(&lists, room, stood));
+    lists.retain(|key, _| !closed.contains_key(*key));
+    let (mut classes, mut peers) = classify(&mut lists, &mut closed, snapshot, owners, (room, held), hash);
+    let mut unknown = held.unknown.clone();
+    unknown.extend(fit::unknown(&classes, room));
     if !unknown.is_empty() {
         classes.drop_namespaces(&unknown.keys().cloned().collect());
         peers.retain(|_, class| classes.get(*class).is_some());
@@ -177,13 +187,13 @@ fn classify(
     closed: &mut BTreeMap<SetKey, Shortage>,
     snapshot: &Snapshot,
     owners: &Owners<'_>,
-    room: &Room,
+    (room, held): (&Room, &Held),
     hash: HashKey,
 ) -> (Classes, BTreeMap<AddressKey, u64>) {
     let asks = lists.values().any(|list| !list.parts.is_empty());
     let grouped = |asked| {
         let mut classes = Classes::new(hash, asked, room.terms);
-        let peers = if asks { group(snapshot, owners, &mut classes) } else { BTreeMap::new() };
+        let peers = if asks { group(snapshot, owners, held, &mut classes) } else { BTreeMap::new() };
         (classes, peers)
     };
     let keys = |list: &KnownList| Asked::of(list.terms.iter().map(|term| &**term));
@@ -198,13 +208,13 @@ fn classify(
 }
 
 /// Groups all pods into classes; which of them each address is in.
-fn group(snapshot: &Snapshot, owners: &Owners<'_>, classes: &mut Classes) -> BTreeMap<AddressKey, u64> {
+fn group(snapshot: &Snapshot, owners: &Owners<'_>, held: &Held, classes: &mut Classes) -> BTreeMap<AddressKey, u64> {
     let mut touched = Touched::default();
     let mut peers = BTreeMap::new();
     for (address, pod) in owners {
-        let Some(pod) = pod else { continue };
-        let (class, key) = (classes.number(*pod), address_key(*address));
-        classes.join(class, &key, *pod, snapshot, &mut touched);
+        let Some(pod) = pod.filter(|pod| !held.unknown.contains_key(&pod.key.namespace)) else { continue };
+        let (class, key) = (classes.number(pod), address_key(*address));
+        classes.join(class, &key, pod, snapshot, &mut touched);
         peers.insert(key, class);
     }
     peers
@@ -221,9 +231,16 @@ impl KnownList {
 }
 
 impl Policies {
-    /// Whether changes of pods can be followed; else each takes a compilation: it may end what is closed, or close more.
-    pub(crate) fn follows(&self) -> bool {
-        self.unknown.is_empty() && !self.closed.values().any(Shortage::depends_on_pods)
+    /// Whether something is closed, or not known, that pods which came or went may have ended.
+    pub(crate) fn holds(&self) -> bool {
+        !self.unknown.is_empty() || self.closed.values().any(Shortage::depends_on_pods)
+    }
+
+    /// What is held while pods are followed.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> Held {
+        let closed = self.closed.iter().filter(|(_, why)| !matches!(why, Shortage::TooLong(_)));
+        Held { closed: closed.map(|(key, why)| (key.clone(), why.clone())).collect(), unknown: self.unknown.clone() }
     }
 
     /// Whether a list that is closed would stand if others took less.
@@ -291,13 +308,20 @@ impl Policies {
         }
     }
 
-    /// Pods that no policy of this node knows.
+    /// Namespaces of whose pods no policy of this node knows any.
+    pub(crate) fn unknown(&self) -> impl Iterator<Item = Refusal> {
+        self.unknown.iter().map(|(namespace, why)| Refusal {
+            kind: RefusedKind::Namespace,
+            key: ObjectKey::new("", namespace),
+            uid: None,
+            why: format!("its pods do not fit: no policy of this node knows them: {why}"),
+        })
+    }
+
     fn describe_unknown(&self, desired: &mut Desired) {
-        for (namespace, why) in &self.unknown {
-            let why = format!("its pods do not fit: no policy of this node knows them: {why}");
-            desired.problems.push(format!("Namespace {namespace}: {why}"));
-            let key = ObjectKey::new("", namespace);
-            desired.refusals.insert(Refusal { kind: RefusedKind::Namespace, key, uid: None, why });
+        for refusal in self.unknown() {
+            desired.problems.push(format!("Namespace {}: {}", refusal.key.name, refusal.why));
+            desired.refusals.insert(refusal);
         }
     }
 

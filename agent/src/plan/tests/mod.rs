@@ -9,7 +9,7 @@ use weft_abi::{Addr, AddressKey, Config};
 use weft_api::{Mac, PortKind, PortLink};
 
 use self::{programs::Programs, whole::plan};
-use super::address::cidr_key;
+use super::{address::cidr_key, policy::Held};
 use crate::model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Room, Snapshot};
 
 mod capacity;
@@ -94,8 +94,13 @@ impl Default for World {
 
 impl World {
     fn plan(&mut self) -> Desired {
-        let room = self.limits.room();
-        let desired = plan(&self.snapshot, &self.facts, &self.attachments, &room, &self.standing, &mut self.numbers);
+        self.plan_with(&Held::default())
+    }
+
+    /// As a planner plans that holds so much.
+    fn plan_with(&mut self, held: &Held) -> Desired {
+        let Self { snapshot, facts, attachments, standing, numbers, .. } = self;
+        let desired = plan(snapshot, facts, attachments, &self.limits.room(), (standing, held), numbers);
         self.standing = desired.clone();
         desired
     }

@@ -14,14 +14,15 @@ use crate::{
     plan::{
         places::Places,
         pods::{Owners, PodEntry, find, in_order, tell_foreign},
-        policy::{self, isolation::Forms, rules::PolicyForm},
+        policy::{self, Held, isolation::Forms, rules::PolicyForm},
         ports, routes, services,
     },
 };
 
 /// Plans the whole dataplane of this node; see [`crate::plan::Planner::patch`].
 ///
-/// `standing` is the last plan: what stands in it stays where there is not enough room for all. `numbers` are the numbers given out so far; it is changed only where an object is new or gone, so that a second plan of
+/// `standing` is the last plan: what stands in it stays where there is not enough room for all. `held`: as the planner has it, where it
+/// has followed; else nothing. `numbers` are the numbers given out so far; it is changed only where an object is new or gone, so that a second plan of
 /// the same input gives an equal [`Desired`] and leaves `numbers` as they were.
 #[must_use]
 pub(in crate::plan) fn plan(
@@ -29,7 +30,7 @@ pub(in crate::plan) fn plan(
     facts: &NodeFacts,
     attachments: &[Arc<Attachment>],
     room: &Room,
-    standing: &Desired,
+    (standing, held): (&Desired, &Held),
     numbers: &mut Numbers,
 ) -> Desired {
     let mut desired = Desired { config: facts.config, devices: facts.devices.clone(), ..Desired::default() };
@@ -44,7 +45,7 @@ pub(in crate::plan) fn plan(
     let forms = forms_of(snapshot);
     let isolation = policy::isolation::isolate(snapshot, attachments, &forms);
     let policies =
-        policy::compile(snapshot, &forms, isolation, &owners, (room, &standing.classes), numbers, &mut desired);
+        policy::compile(snapshot, &forms, isolation, &owners, (room, &standing.classes, held), numbers, &mut desired);
     let names_of = |id: &String| Some((id.clone(), policies.isolation.names_of(id)?));
     desired.isolation = policies.isolation.workloads().filter_map(|(id, _)| names_of(id)).collect();
     policies.describe_reports(snapshot, &forms, &mut desired);
