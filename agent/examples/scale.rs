@@ -106,6 +106,7 @@ impl Bench {
             classes: 65_536,
             rules: 131_072,
             blocks: 65_536,
+            work: Room::WORK,
         };
         let patch = self.planner.patch(&room);
         patch.frontends.len()

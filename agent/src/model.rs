@@ -171,6 +171,13 @@ pub struct Room {
     pub rules: usize,
     /// Their blocks of addresses: half of `BLOCKS`.
     pub blocks: usize,
+    /// Selectors that are looked at, to find what all classes match.
+    pub work: u64,
+}
+
+impl Room {
+    /// A second or two of work.
+    pub const WORK: u64 = 1 << 27;
 }
 
 /// What kind of object does not fit.

@@ -119,6 +119,7 @@ impl Applier {
             terms: TERMS_PER_CLASS,
             rules: tables.rules().capacity() / 2,
             blocks: tables.blocks().capacity() / 2,
+            work: Room::WORK,
         }
     }
 

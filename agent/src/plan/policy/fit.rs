@@ -26,8 +26,6 @@ use crate::{
     },
 };
 
-/// Looks at a selector at most, to find what all classes match: a second or two of work.
-const MAX_WORK: u64 = 1 << 27;
 /// A look at a term that asks for a value of a key, beside one that must be made for every class.
 const FOUND_BY_VALUE: u64 = 64;
 /// A whole map, for shares.
@@ -169,7 +167,7 @@ impl Taken {
 
     /// Whether all of them fit.
     pub(super) fn fits(&self, classes: usize, room: &Room) -> bool {
-        self.all.shortage(room).is_none() && self.all.work(classes) <= MAX_WORK
+        self.all.shortage(room).is_none() && self.all.work(classes) <= room.work
     }
 }
 
@@ -212,12 +210,12 @@ pub(super) fn without_room(
 /// The lists that are too much work beside the others.
 pub(super) fn beyond_work(
     lists: &BTreeMap<&SetKey, &KnownList>,
-    classes: usize,
+    (classes, room): (usize, &Room),
     stood: impl Fn(&SetKey) -> bool,
 ) -> BTreeMap<SetKey, Shortage> {
-    let shortage = |all: Use| (all.work(classes) > MAX_WORK).then_some(Shortage::Work);
+    let shortage = |all: Use| (all.work(classes) > room.work).then_some(Shortage::Work);
     let all = lists.iter().map(|(key, list)| (*key, *list));
-    left_out(all, stood, |all| part(all.work(classes), MAX_WORK), shortage)
+    left_out(all, stood, |all| part(all.work(classes), room.work), shortage)
 }
 
 /// The lists that do not fit, and why, where `shortage` tells what there is not enough of.
@@ -295,7 +293,9 @@ mod tests {
     };
 
     /// So many that four terms are all the work there may be.
-    const CLASSES: usize = MAX_WORK as usize / 8;
+    const CLASSES: usize = 1000;
+    const ROOM: Room =
+        Room { services: 0, members: 0, peers: 0, classes: 0, terms: 0, rules: 0, blocks: 0, work: 8 * CLASSES as u64 };
 
     /// All pods of a namespace: two looks at each class.
     fn term(namespace: u64) -> Arc<PeerTerm> {
@@ -315,7 +315,7 @@ mod tests {
             text: Arc::default(),
         };
         let keys: Vec<SetKey> = lists.iter().map(key).collect();
-        beyond_work(&keys.iter().zip(lists).collect(), CLASSES, |_| false)
+        beyond_work(&keys.iter().zip(lists).collect(), (CLASSES, &ROOM), |_| false)
     }
 
     #[test]

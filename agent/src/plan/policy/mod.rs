@@ -140,7 +140,7 @@ pub(crate) fn compile(
     let meets = |list: &KnownList| meaning::asks(list, &meeting, hash);
     let met = lists.extract_if(.., |_, list| meets(list));
     closed.extend(met.map(|(key, _)| (key.clone(), Shortage::Meeting)));
-    closed.extend(fit::beyond_work(&lists, classes.len(), stood));
+    closed.extend(fit::beyond_work(&lists, (classes.len(), room), stood));
     lists.retain(|key, _| !closed.contains_key(*key));
     let asking = lists.iter().map(|(key, list)| (&key.namespace, list.terms.as_slice()));
     let had = |class: u64| match standing.get(&class) {

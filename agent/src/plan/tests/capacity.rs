@@ -296,6 +296,7 @@ fn upstreams_limits_fit() {
         terms: weft_abi::TERMS_PER_CLASS,
         rules: sizes.rules as usize / 2,
         blocks: sizes.blocks as usize / 2,
+        work: Room::WORK,
     };
     for n in 0..150_000_u32 {
         let ips =

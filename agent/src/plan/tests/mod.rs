@@ -51,12 +51,13 @@ struct Limits {
     terms: usize,
     rules: usize,
     blocks: usize,
+    work: u64,
 }
 
 impl Limits {
     fn room(self) -> Room {
-        let Self { services, members, peers, classes, terms, rules, blocks } = self;
-        Room { services, members, peers, classes, terms, rules, blocks }
+        let Self { services, members, peers, classes, terms, rules, blocks, work } = self;
+        Room { services, members, peers, classes, terms, rules, blocks, work }
     }
 }
 
@@ -68,6 +69,7 @@ const WIDE: Limits = Limits {
     terms: weft_abi::TERMS_PER_CLASS,
     rules: 1 << 16,
     blocks: 1 << 16,
+    work: Room::WORK,
 };
 
 impl Default for World {

@@ -231,9 +231,10 @@ fn limits() -> impl Strategy<Value = Limits> {
     prop_oneof![
         3 => Just(WIDE),
         2 => (1..4_usize).prop_map(|terms| Limits { terms, ..WIDE }),
+        1 => (0..60_u64).prop_map(|work| Limits { work, ..WIDE }),
         1 => (1..12_usize, 1..16_usize, 1..30_usize, 1..12_usize, 1..4_usize, 1..20_usize, 1..12_usize).prop_map(
             |(services, members, peers, classes, terms, rules, blocks)| Limits {
-                services, members, peers, classes, terms, rules, blocks
+                services, members, peers, classes, terms, rules, blocks, work: WIDE.work
             }),
     ]
 }
