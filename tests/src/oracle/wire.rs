@@ -285,10 +285,18 @@ impl Wire {
             reply: false,
         };
         let seen = self.exchange(&packet.from, packet.wrong_mac, frame)?;
-        if let Seen::Arrived(arrivals) = &seen
-            && let Some(arrival) = arrivals.first()
-        {
-            self.lookalikes.note(packet, (arrival.source, arrival.sport), (arrival.address, arrival.port));
+        match &seen {
+            Seen::Arrived(arrivals) => {
+                if let Some(arrival) = arrivals.first() {
+                    self.lookalikes.note(packet, (arrival.source, arrival.sport), (arrival.address, arrival.port));
+                }
+            }
+            // What the receiver's node refuses, the sender's node has let go: it has an entry.
+            Seen::Dropped(reasons) if reasons.contains(&"policy-ingress") => {
+                let [client, meant] = [(packet.source, packet.sport), (packet.destination, packet.dport)];
+                self.lookalikes.note(packet, client, meant);
+            }
+            Seen::Dropped(_) => {}
         }
         Ok(seen)
     }
