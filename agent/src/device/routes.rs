@@ -81,7 +81,9 @@ pub(super) async fn apply(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) 
             Err(error) => {
                 failure = failure.and(Err(error));
                 // Where somebody else has that prefix, none of ours around it leads its addresses anywhere.
-                refused.extend((!covering.contains(&route.dst)).then_some(route.dst));
+                if !covering.contains(&route.dst) {
+                    refused.push(route.dst);
+                }
             }
         }
     }

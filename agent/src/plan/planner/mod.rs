@@ -17,6 +17,7 @@
 //! does not fit any more. What is closed meanwhile stays so while pods are followed, see [`Planner::reconsider`].
 
 mod addresses;
+mod policy;
 mod reports;
 mod services;
 
@@ -33,12 +34,7 @@ use self::{addresses::Addresses, services::Services};
 use super::{
     numbers::{Given, Turnover},
     pods::PodEntry,
-    policy::{
-        self, Held, JudgesByWorkload, Policies,
-        follow::{Changed, Edited, Recompile, Written},
-        isolation::{self, Forms},
-        rules::PolicyForm,
-    },
+    policy::{JudgesByWorkload, Policies, isolation::Forms, rules::PolicyForm},
     ports,
     routes::Routes,
 };
@@ -132,7 +128,7 @@ impl Planner {
 
     /// What is held from the last compilation.
     #[cfg(test)]
-    pub(crate) fn held(&self) -> Held {
+    pub(crate) fn held(&self) -> super::policy::Held {
         self.policy.as_ref().map(|policy| policy.held()).unwrap_or_default()
     }
 
@@ -235,14 +231,6 @@ impl Planner {
         self.due.compile = true;
     }
 
-    /// To be called now and then: policies that are closed for how many pods there are, and namespaces whose pods do not fit, stay so
-    /// while pods are followed. The next patch decides anew about them, where something has changed; whether it does.
-    pub fn reconsider(&mut self) -> bool {
-        let due = self.followed && self.policy.as_ref().is_some_and(|policy| policy.holds());
-        self.due.compile |= due;
-        due
-    }
-
     /// The numbers that are given out.
     #[must_use]
     pub const fn numbers(&self) -> &Numbers {
@@ -336,103 +324,6 @@ impl Planner {
             services.put_whole(snapshot, facts, room, (numbers, given), (desired, patch));
             self.due.ports = true;
         }
-    }
-
-    fn patch_policy(&mut self, room: &Room, patch: &mut Patch) {
-        let namespaces = std::mem::take(&mut self.due.namespaces);
-        let Isolates { everywhere, namespaces: isolating } = std::mem::take(&mut self.due.isolation);
-        let isolates = everywhere || !isolating.is_empty();
-        let dirty = self.addresses.take_dirty(&self.snapshot);
-        if self.due.compile || self.policy.is_none() {
-            return self.compile(room, patch);
-        }
-        if !isolates && namespaces.is_empty() && dirty.is_empty() {
-            return;
-        }
-        self.followed = true;
-        let edit = isolates.then(|| self.edited(everywhere, isolating));
-        // Who is known there is thought to have had room at the last plan.
-        let had_room = edit.is_some().then(|| self.numbers.lists.clone());
-        let changed = Changed { addresses: &dirty, namespaces: &namespaces };
-        if let Err(Recompile) = self.follow_policy(edit, &changed, room, patch) {
-            if let Some(had_room) = had_room {
-                self.numbers.lists = had_room;
-            }
-            self.compile(room, patch);
-        }
-    }
-
-    /// What has changed of who is isolated by what.
-    fn edited(&mut self, everywhere: bool, mut namespaces: BTreeSet<Name>) -> Edited {
-        if everywhere {
-            let pods = self.attachments.iter().filter_map(|attachment| attachment.spec.pod.as_ref());
-            namespaces.extend(pods.map(|pod| Name::shared(&pod.namespace)));
-        }
-        let asked = |namespace: &str| namespaces.contains(namespace);
-        let isolation = isolation::isolate_some(&self.snapshot, &self.attachments, &self.forms, asked);
-        Edited { policies: std::mem::take(&mut self.due.policies), namespaces, isolation }
-    }
-
-    /// Policy as far as these edits, pods and namespaces touch it.
-    fn follow_policy(
-        &mut self,
-        edit: Option<Edited>,
-        changed: &Changed<'_>,
-        room: &Room,
-        patch: &mut Patch,
-    ) -> Result<(), Recompile> {
-        let Self { snapshot, forms, addresses, numbers, desired, policy, .. } = self;
-        let Some(policy) = policy else { return Ok(()) };
-        let mut written = Written { numbers, desired, patch };
-        let owner = |address: IpAddr| addresses.owner(snapshot, address).flatten();
-        let edit = edit.map(|edited| (&*forms, edited));
-        if policy.follow(snapshot, owner, changed, edit, room, &mut written)? {
-            let judges = policy.judges();
-            self.due.ports |= judges != self.judges;
-            self.judges = judges;
-        }
-        // All else that could be refused takes a compilation.
-        let mut told = Desired::default();
-        policy.describe_closed(snapshot, &mut told);
-        told.refusals.extend(policy.unknown().chain(policy.crowded()));
-        self.due.ports |= told.refusals != self.refused[0] || told.closed != desired.closed;
-        self.refused[0] = told.refusals;
-        desired.closed = told.closed;
-        Ok(())
-    }
-
-    /// All of policy.
-    fn compile(&mut self, room: &Room, patch: &mut Patch) {
-        self.followed = false;
-        #[cfg(test)]
-        {
-            self.compiled += 1;
-        }
-        let Self { snapshot, attachments, forms, numbers, desired, .. } = self;
-        let isolation = isolation::isolate(snapshot, attachments, forms);
-        let owners = self.addresses.owners(snapshot);
-        let mut whole = Desired::default();
-        let policies = policy::compile(
-            snapshot,
-            forms,
-            isolation,
-            &owners,
-            (room, &desired.classes, &Held::default()),
-            numbers,
-            &mut whole,
-        );
-        self.judges = policies.judges();
-        policies.describe_reports(snapshot, forms, &mut whole);
-        let Desired { peers, classes, lists, rules, blocks, closed, refusals, .. } = whole;
-        set_all(&mut desired.peers, &mut patch.peers, peers);
-        set_all(&mut desired.classes, &mut patch.classes, classes);
-        set_all(&mut desired.lists, &mut patch.lists, lists);
-        set_all(&mut desired.rules, &mut patch.rules, rules);
-        set_all(&mut desired.blocks, &mut patch.blocks, blocks);
-        desired.closed = closed;
-        self.refused[0] = refusals;
-        self.due.ports = true;
-        self.policy = Some(Box::new(policies));
     }
 
     /// The ports of this node, all of them: they are few.

@@ -292,8 +292,8 @@ mod tests {
         selector::Selector,
     };
 
-    /// So many that four terms are all the work there may be.
     const CLASSES: usize = 1000;
+    /// Four terms are all the work there may be.
     const ROOM: Room =
         Room { services: 0, members: 0, peers: 0, classes: 0, terms: 0, rules: 0, blocks: 0, work: 8 * CLASSES as u64 };
 

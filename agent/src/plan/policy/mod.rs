@@ -309,7 +309,7 @@ impl Policies {
     }
 
     /// Namespaces of whose pods no policy of this node knows any.
-    pub(crate) fn unknown(&self) -> impl Iterator<Item = Refusal> {
+    pub(crate) fn unknown_namespaces(&self) -> impl Iterator<Item = Refusal> {
         self.unknown.iter().map(|(namespace, why)| Refusal {
             kind: RefusedKind::Namespace,
             key: ObjectKey::new("", namespace),
@@ -319,14 +319,14 @@ impl Policies {
     }
 
     fn describe_unknown(&self, desired: &mut Desired) {
-        for refusal in self.unknown() {
+        for refusal in self.unknown_namespaces() {
             desired.problems.push(format!("Namespace {}: {}", refusal.key.name, refusal.why));
             desired.refusals.insert(refusal);
         }
     }
 
     /// Namespaces of whose pods policies of this node mean some by more selectors than fit.
-    pub(crate) fn crowded(&self) -> impl Iterator<Item = Refusal> {
+    pub(crate) fn crowded_namespaces(&self) -> impl Iterator<Item = Refusal> {
         let why = || {
             "some of its pods are meant by more different selectors than fit, of policies of this node: those beyond let them \
              neither in nor out"
@@ -338,7 +338,7 @@ impl Policies {
     }
 
     fn describe_crowded(&self, snapshot: &Snapshot, desired: &mut Desired) {
-        for refusal in self.crowded() {
+        for refusal in self.crowded_namespaces() {
             let namespace = &refusal.key.name;
             let pods = of_namespace(&snapshot.pods, namespace).map(|(key, pod)| PodEntry { key, pod });
             let pods: Vec<&str> = pods.filter(|pod| self.classes.is_crowded(*pod)).map(|pod| &*pod.key.name).collect();
