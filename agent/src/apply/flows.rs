@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
 use weft_abi::{
-    ACCOUNTS, ALL_PORTS, Addr, Config, Deliver, Flow, FlowFlags, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
+    ACCOUNTS, ALL_PORTS, Addr, Config, ConnectionFlags, Deliver, Flow, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
     Timeouts, UPLINK,
 };
 use weft_dataplane::{Error, Maps, Record, Table};
 use weft_logic::{
-    flow::{Connection, answer_key},
+    flow::{Lifetime, answer_key},
     masquerade, protocol, share,
 };
 
@@ -55,10 +55,10 @@ pub fn forget_ports(maps: &Maps, ports: &BTreeSet<u32>) -> Result<usize, Error> 
     let [most4, most6] = maps.config().get(0)?.flow_share.map(|share| if share == 0 { RESTING } else { share / 8 });
     let mut resting = BTreeMap::new();
     let mut stays = |from: u32, protocol: u32, flow: &Flow, most: u32| {
-        let leaves = ports.contains(&from) || ports.contains(&flow.ifindex);
+        let leaves = ports.contains(&from) || ports.contains(&flow.way.ifindex);
         !leaves
             || rests(from, protocol, flow) && {
-                let of_port: &mut u32 = resting.entry(flow.ifindex).or_default();
+                let of_port: &mut u32 = resting.entry(flow.way.ifindex).or_default();
                 *of_port += 1;
                 *of_port <= most
             }
@@ -73,8 +73,8 @@ const RESTING: u32 = 4096;
 
 /// Whether an entry reserves what masqueraded TCP has left under.
 const fn rests(from: u32, protocol: u32, flow: &Flow) -> bool {
-    const ANSWER: u16 = FlowFlags::REPLY | FlowFlags::REWRITE_DST;
-    from == UPLINK && protocol == TCP && flow.flags & ANSWER == ANSWER
+    const ANSWER: u16 = ConnectionFlags::REPLY | ConnectionFlags::REWRITE_DST;
+    from == UPLINK && protocol == TCP && flow.connection.flags & ANSWER == ANSWER
 }
 
 /// The key of a flow table.
@@ -138,12 +138,12 @@ fn is_over<E>(
     timeouts: &Timeouts,
 ) -> Result<bool, E> {
     // No connection is over before; an entry may be newer than `now` by a tick.
-    if now.saturating_sub(flow.last_seen) <= timeouts.brief {
+    if now.saturating_sub(flow.way.last_seen) <= timeouts.brief {
         return Ok(false);
     }
     // Of a connection that was opened again, the entry of the answers before is nobody's.
     let other = find(&answer_key(flow, key.protocol))?.filter(|other| answer_key(other, key.protocol) == *key);
-    Ok(Connection::of(key.dport, key.protocol, flow, other.as_ref(), timeouts).is_over(now))
+    Ok(Lifetime::of(key.dport, key.protocol, flow, other.as_ref(), timeouts).is_over(now))
 }
 
 /// What ports have taken.
@@ -164,8 +164,8 @@ impl Used {
 
     /// Counts the connection of an entry: by the one that opened it, or where that is gone and the connection rests, by what is left.
     fn count(&mut self, key: &FlowKey6, flow: &Flow) {
-        let answers = flow.flags & FlowFlags::REPLY != 0;
-        if answers && (!rests(key.ifindex, key.protocol, flow) || self.ports.contains(&flow.ifindex)) {
+        let answers = flow.connection.flags & ConnectionFlags::REPLY != 0;
+        if answers && (!rests(key.ifindex, key.protocol, flow) || self.ports.contains(&flow.way.ifindex)) {
             return;
         }
         let v6 = !key.src.is_v4();
@@ -174,16 +174,19 @@ impl Used {
         if answers {
             return;
         }
-        let forwarded = flow.flags & FlowFlags::FORWARDED != 0;
+        let forwarded = flow.connection.flags & ConnectionFlags::FORWARDED != 0;
         let host = self.config.host_ifindex;
-        let Some((ifindex, account)) = share::account(key.ifindex, flow.ifindex, v6, host, forwarded) else { return };
+        let Some((ifindex, account)) = share::account(key.ifindex, flow.way.ifindex, v6, host, forwarded) else {
+            return;
+        };
         if let Some(count) = self.flows.entry(ifindex).or_default().get_mut(account) {
             *count += 1;
         }
-        let masqueraded = flow.deliver == Deliver::Route as u8 && flow.flags & FlowFlags::REWRITE_SRC != 0;
-        let sport = u16::from_be(flow.sport);
+        let masqueraded =
+            flow.way.deliver == Deliver::Route as u8 && flow.connection.flags & ConnectionFlags::REWRITE_SRC != 0;
+        let sport = u16::from_be(flow.connection.sport);
         if masqueraded
-            && flow.sport == key.sport
+            && flow.connection.sport == key.sport
             && masquerade::in_range(&self.config, sport)
             && !masquerade::is_own(&self.config, ifindex, sport)
         {
@@ -247,7 +250,8 @@ mod tests {
     };
 
     use weft_abi::{
-        ALL_PORTS, Addr, Config, Deliver, Flow, FlowAccount, FlowFlags, FlowKey6, OPENED, RECEIVED, Share, Timeouts,
+        ALL_PORTS, Addr, Config, Connection, ConnectionFlags, Deliver, Flow, FlowAccount, FlowKey6, OPENED, RECEIVED,
+        Share, Timeouts, Way,
     };
     use weft_logic::flow::answer_key;
 
@@ -269,28 +273,28 @@ mod tests {
             protocol: 17,
         };
         let there = Flow {
-            deliver: Deliver::Route as u8,
-            ifindex: UPLINK,
-            flags: FlowFlags::REWRITE_SRC,
-            src: Addr::v4(3),
-            sport: 6_u16.to_be(),
-            dst: key.dst,
-            dport: key.dport,
-            last_seen: forward.0,
-            packets: forward.1,
-            ..Flow::default()
+            connection: Connection {
+                flags: ConnectionFlags::REWRITE_SRC,
+                src: Addr::v4(3),
+                sport: 6_u16.to_be(),
+                dst: key.dst,
+                dport: key.dport,
+                packets: forward.1,
+                ..Connection::default()
+            },
+            way: Way { deliver: Deliver::Route as u8, ifindex: UPLINK, last_seen: forward.0, ..Way::default() },
         };
         let back = Flow {
-            deliver: Deliver::Peer as u8,
-            ifindex: PORT,
-            flags: FlowFlags::REPLY | FlowFlags::REWRITE_DST,
-            src: key.dst,
-            sport: key.dport,
-            dst: key.src,
-            dport: key.sport,
-            last_seen: reverse.0,
-            packets: reverse.1,
-            ..Flow::default()
+            connection: Connection {
+                flags: ConnectionFlags::REPLY | ConnectionFlags::REWRITE_DST,
+                src: key.dst,
+                sport: key.dport,
+                dst: key.src,
+                dport: key.sport,
+                packets: reverse.1,
+                ..Connection::default()
+            },
+            way: Way { deliver: Deliver::Peer as u8, ifindex: PORT, last_seen: reverse.0, ..Way::default() },
         };
         HashMap::from([(key, there), (answer_key(&there, 17), back)])
     }
@@ -328,8 +332,9 @@ mod tests {
             used.count(&key, &flow);
         }
         let received = FlowKey6 { ifindex: weft_abi::UPLINK, ..FlowKey6::default() };
-        used.count(&received, &Flow { ifindex: PORT, ..Flow::default() });
-        used.count(&FlowKey6 { ifindex: HOST, ..received }, &Flow { ifindex: PORT, ..Flow::default() });
+        let to_port = Flow { way: Way { ifindex: PORT, ..Way::default() }, ..Flow::default() };
+        used.count(&received, &to_port);
+        used.count(&FlowKey6 { ifindex: HOST, ..received }, &to_port);
         let mut counted = [0; 4];
         counted[OPENED] = 1;
         counted[RECEIVED + 1] = 1;

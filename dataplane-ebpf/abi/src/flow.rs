@@ -10,7 +10,7 @@ use crate::{Addr, MAX_NET};
 /// positive 32-bit integers.
 pub const UPLINK: u32 = 0x8000_0000;
 
-/// The same for packets that another node encapsulated; see [`Flow::remote`] for which node.
+/// The same for packets that another node encapsulated; see [`Way::remote`] for which node.
 pub const OVERLAY: u32 = 0xc000_0000;
 
 /// The class of packets of one network: [`UPLINK`] or [`OVERLAY`], and the network's number.
@@ -75,19 +75,6 @@ crate::layout! {
     }
 }
 
-crate::layout! {
-    /// A number that some object had when a decision was made; the decision stands while `GENERATIONS[slot]` equals it, of a Service
-    /// port `SERVICE_GENERATIONS[slot]`.
-    #[repr(C)]
-    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct GenerationRef {
-        /// Index there; 0: nothing to compare.
-        pub slot: u32,
-        /// The value then.
-        pub generation: u32,
-    }
-}
-
 /// How a decided packet goes on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
@@ -106,29 +93,36 @@ pub enum Deliver {
     Route = 5,
 }
 
-/// Bits of [`Flow::flags`].
+/// Bits of [`Connection::flags`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct FlowFlags;
+pub struct ConnectionFlags;
 
-impl FlowFlags {
+impl ConnectionFlags {
     /// Rewrite source address and port to `src`, `sport`.
     pub const REWRITE_SRC: u16 = 1;
     /// Rewrite destination address and port to `dst`, `dport`.
     pub const REWRITE_DST: u16 = 2;
     /// The entry answers another one: policy was judged on that direction.
     pub const REPLY: u16 = 4;
-    /// The sender's Ethernet address must be `sender_mac`.
-    pub const CHECK_MAC: u16 = 8;
     /// The sender is the node's own host: policy does not apply (probes).
-    pub const FROM_HOST: u16 = 16;
+    pub const FROM_HOST: u16 = 8;
     /// The host forwards it for somebody else: it is booked on its receiver.
-    pub const FORWARDED: u16 = 32;
-    /// Egress policy refuses the connection, as decided under [`Flow::epoch`]: its packets are dropped until the epoch moves.
-    pub const REFUSED_EGRESS: u16 = 64;
+    pub const FORWARDED: u16 = 16;
+}
+
+/// Bits of [`Way::flags`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct WayFlags;
+
+impl WayFlags {
+    /// The sender's Ethernet address must be `sender_mac`.
+    pub const CHECK_MAC: u8 = 1;
+    /// Egress policy refuses the connection, as decided under [`Way::epoch`]: its packets are dropped until the epoch moves.
+    pub const REFUSED_EGRESS: u8 = 2;
     /// The same of ingress policy.
-    pub const REFUSED_INGRESS: u16 = 128;
+    pub const REFUSED_INGRESS: u8 = 4;
     /// Either.
-    pub const REFUSED: u16 = Self::REFUSED_EGRESS | Self::REFUSED_INGRESS;
+    pub const REFUSED: u8 = Self::REFUSED_EGRESS | Self::REFUSED_INGRESS;
 }
 
 /// Where a connection stands, from the packets of one direction; decides the idle time after which an entry is void.
@@ -144,51 +138,84 @@ pub enum FlowState {
 }
 
 crate::layout! {
-    /// One direction of a connection.
+    /// What holds of one direction of a connection wherever its packets are handled: upgrades and other sizes of the table take it
+    /// along.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct Flow {
-        /// Value of the epoch when the generations below were last found unmoved.
-        pub epoch: u32,
-        /// [`FlowFlags`].
-        pub flags: u16,
-        /// [`Deliver`].
-        pub deliver: u8,
-        /// [`FlowState`].
-        pub state: u8,
-        /// Where to: a port, a device that leads out of the node, or the VXLAN device.
-        pub ifindex: u32,
-        /// When the last packet passed, in ticks of [`crate::TICK_SHIFT`].
-        pub last_seen: u32,
-        /// Ethernet destination to write.
-        pub dst_mac: [u8; 6],
-        /// Ethernet source that the sender must have.
-        pub sender_mac: [u8; 6],
-        /// New source port, network byte order.
-        pub sport: u16,
-        /// New destination port, network byte order.
-        pub dport: u16,
-        /// Packets so far.
-        pub packets: u64,
-        /// Bytes so far, Ethernet header included.
-        pub bytes: u64,
+    pub struct Connection {
         /// New source address.
         pub src: Addr,
         /// New destination address.
         pub dst: Addr,
+        /// New source port, network byte order.
+        pub sport: u16,
+        /// New destination port, network byte order.
+        pub dport: u16,
+        /// [`ConnectionFlags`].
+        pub flags: u16,
+        /// [`FlowState`].
+        pub state: u8,
+        /// Reserved, zero.
+        pub pad: u8,
+        /// Numbers of the rules that let it through, or refuse it: of egress and of ingress; see [`crate::rule`].
+        pub rules: [u32; 2],
+        /// Packets so far.
+        pub packets: u64,
+        /// Bytes so far, Ethernet header included.
+        pub bytes: u64,
+    }
+}
+
+crate::layout! {
+    /// How packets of one direction of a connection go on from this node, and what was decided on to tell so. One that is lost, or
+    /// void, is decided on again, and the connection stays what it is.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Way {
+        /// Value of the epoch when the generations below were last found unmoved.
+        pub epoch: u32,
+        /// When the last packet passed, in ticks of [`crate::TICK_SHIFT`].
+        pub last_seen: u32,
+        /// Where to: a port, a device that leads out of the node, or the VXLAN device.
+        pub ifindex: u32,
+        /// The network that both ends are in.
+        pub net: u32,
+        /// Ethernet destination to write.
+        pub dst_mac: [u8; 6],
+        /// Ethernet source that the sender must have.
+        pub sender_mac: [u8; 6],
+        /// [`Deliver`].
+        pub deliver: u8,
+        /// [`WayFlags`].
+        pub flags: u8,
+        /// Slot in `GENERATIONS` of the sending workload if it is here, else of the routes; 0: none.
+        pub egress: u16,
+        /// The same of the receiving workload.
+        pub ingress: u16,
+        /// Reserved, zero.
+        pub pad: u16,
+        /// Number of the Service port that was addressed, which is its slot in `SERVICE_GENERATIONS`; 0: none.
+        pub service: u32,
+        /// Sum of the generations in these slots when it was decided (modulo 2^32): none of them ever goes down, so that it stands
+        /// as long as the sum is the same.
+        pub generations: u32,
+        /// Reserved, zero.
+        pub pad2: u32,
         /// Node, or next hop, of [`Deliver::Tunnel`], [`Deliver::Neighbour`] and [`Deliver::Route`] (unspecified: the kernel looks
         /// for one). In an entry for [`OVERLAY`], which never goes out again: the node that must have encapsulated the packet.
         pub remote: Addr,
-        /// The sending workload's generation if it is here, else the routes'.
-        pub egress: GenerationRef,
-        /// The receiving workload's generation if it is here, else the routes'.
-        pub ingress: GenerationRef,
-        /// The Service port's generation, if one was addressed.
-        pub service: GenerationRef,
-        /// The network that both ends are in.
-        pub net: u32,
-        /// Number of the rule that refuses it, with [`FlowFlags::REFUSED`].
-        pub denied_by: u32,
+    }
+}
+
+crate::layout! {
+    /// One direction of a connection: a value of the flow table.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Flow {
+        /// What it is.
+        pub connection: Connection,
+        /// How it goes on from here.
+        pub way: Way,
     }
 }
 
@@ -240,10 +267,11 @@ crate::layout! {
     }
 }
 
-crate::pod!(FlowKey4, FlowKey6, Flow, FragmentKey, Datagram);
+crate::pod!(FlowKey4, FlowKey6, Connection, Way, Flow, FragmentKey, Datagram);
 
 const _: () = assert!(size_of::<FlowKey4>() == 20);
 const _: () = assert!(size_of::<FlowKey6>() == 44);
-const _: () = assert!(size_of::<Flow>() == 128);
+const _: () = assert!(size_of::<Connection>() == 64 && size_of::<Way>() == 64);
+const _: () = assert!(crate::generation::SLOTS <= 1 << 16, "slots are 16 bits wide in a `Way`");
 const _: () = assert!(size_of::<FragmentKey>() == 8);
 const _: () = assert!(size_of::<Datagram>() == 56);

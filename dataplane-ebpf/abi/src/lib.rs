@@ -35,8 +35,8 @@ pub use config::{
 };
 pub use event::{Event, EventKind, EventsWanted, Hook};
 pub use flow::{
-    Datagram, Deliver, FRAGMENT_GROUPS, FRAGMENT_SLOTS, Flow, FlowFlags, FlowKey4, FlowKey6, FlowState, FragmentKey,
-    GenerationRef, OVERLAY, UPLINK, class_in, class_of, net_of_class,
+    Connection, ConnectionFlags, Datagram, Deliver, FRAGMENT_GROUPS, FRAGMENT_SLOTS, Flow, FlowKey4, FlowKey6,
+    FlowState, FragmentKey, OVERLAY, UPLINK, Way, WayFlags, class_in, class_of, net_of_class,
 };
 pub(crate) use layout::layout;
 pub use layout::{Digest, Layout};
@@ -56,7 +56,7 @@ pub use skb::SkbLayout;
 
 /// Version of what the fields of keys and values mean, which [`LAYOUT`] does not see: change it when a number in a field means
 /// something else than before.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Names of the programs in the object file.
 pub mod program {

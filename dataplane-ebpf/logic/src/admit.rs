@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The source check: nobody speaks for another.
 
-use weft_abi::{
-    Addr, CLUSTER_NET, Config, DropReason, GenerationRef, Owner, Port, Remote, RemoteKind, generation, net_of_class,
-};
+use weft_abi::{Addr, CLUSTER_NET, Config, DropReason, Owner, Port, Remote, RemoteKind, generation, net_of_class};
 
 use crate::{
     Tables, address, protocol,
-    walk::{End, Origin, Place, Question, Sender},
+    walk::{End, GenerationRef, Origin, Place, Question, Sender},
 };
 
 /// Checks the sender of a question by its hook; the end that it is, and the network that it is in. `own_host` is set where it is

@@ -3,13 +3,13 @@
 //! question, turned round.
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, DropReason, Flow, FlowFlags, Frontend, FrontendKey, GenerationRef, Member, MemberKey,
+    Addr, AddressKey, BackendKey, ConnectionFlags, DropReason, Flow, Frontend, FrontendKey, Member, MemberKey,
     RemoteKind, generation,
 };
 
 use crate::{
     Tables, address, admit, flow, locate, policy, protocol, select,
-    walk::{Decision, Question},
+    walk::{Decision, GenerationRef, Question},
 };
 
 /// A part of a decision.
@@ -58,7 +58,7 @@ pub fn decide<T: Tables>(
         turn_round(question, standing, decision);
         let Decision { server, net, own_host, .. } = decision;
         admit::admit(tables, config, question, server, net, own_host)?;
-        decision.own_host = (standing.flags & FlowFlags::FROM_HOST != 0).into();
+        decision.own_host = (standing.connection.flags & ConnectionFlags::FROM_HOST != 0).into();
         tables.enter(Step::Locate);
         locate::client(tables, config, decision)?;
     } else {
@@ -83,15 +83,12 @@ pub fn decide<T: Tables>(
 fn turn_round(question: &Question, standing: &Flow, decision: &mut Decision) {
     decision.opener = flow::answer_key(standing, question.key.protocol);
     (decision.target, decision.target_port) = (question.key.src, question.key.sport);
-    decision.translated = (standing.flags & FlowFlags::REWRITE_SRC != 0).into();
+    decision.translated = (standing.connection.flags & ConnectionFlags::REWRITE_SRC != 0).into();
     decision.service = GenerationRef::default();
     decision.masquerade = crate::masquerade::NONE;
 }
 
-/// A Service's generation that never is: a decision that ran beside a change must not stand.
-pub const NEVER: GenerationRef = GenerationRef { slot: u32::MAX, generation: u32::MAX };
-
-/// Whether something changed since the decision began.
+/// Whether something changed since the decision began: it must not stand then, see [`flow::void`].
 #[inline(always)]
 pub fn moved<T: Tables>(tables: &T, decision: &Decision) -> bool {
     tables.generation(generation::EPOCH) != decision.epoch
@@ -118,7 +115,7 @@ fn translate<T: Tables>(
     }
     if keeps_backend(tables, question, standing, frontend) {
         decision.translated = 1;
-        (decision.target, decision.target_port) = (standing.dst, standing.dport);
+        (decision.target, decision.target_port) = (standing.connection.dst, standing.connection.dport);
         return Ok(());
     }
     let Some(frontend) = frontend else { return Ok(()) };
@@ -146,12 +143,13 @@ fn choose<'t, T: Tables>(tables: &'t T, question: &Question, frontend: &Frontend
 /// protocol as long as the backend serves the Service.
 #[inline(always)]
 fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, frontend: Option<&Frontend>) -> bool {
-    if !question.stands() || standing.flags & FlowFlags::REWRITE_DST == 0 {
+    if !question.stands() || standing.connection.flags & ConnectionFlags::REWRITE_DST == 0 {
         return false;
     }
     question.key.protocol == u32::from(protocol::TCP)
-        || frontend
-            .is_some_and(|frontend| tables.serves(&BackendKey::new(frontend.service, standing.dst, standing.dport)))
+        || frontend.is_some_and(|frontend| {
+            tables.serves(&BackendKey::new(frontend.service, standing.connection.dst, standing.connection.dport))
+        })
 }
 
 /// A port of a ClusterIP that no Service port defines is refused aloud, as by a host on whose port nobody listens; an address that no

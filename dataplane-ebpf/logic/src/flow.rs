@@ -2,10 +2,11 @@
 //! The life of a flow entry.
 
 use weft_abi::{
-    Deliver, DropReason, Flow, FlowFlags, FlowKey6, FlowState, OVERLAY, Timeouts, UPLINK, class_in, net_of_class, ticks,
+    Connection, ConnectionFlags, Deliver, DropReason, Flow, FlowKey6, FlowState, OVERLAY, Timeouts, UPLINK, Way,
+    WayFlags, class_in, net_of_class, ticks,
 };
 
-use crate::{Tables, header::TcpFlags, protocol};
+use crate::{Tables, header::TcpFlags, protocol, walk::Decision};
 
 /// Packets of each direction that a question and its answer have at most: a resolver asks for two records by one socket.
 const BRIEF_PACKETS: u64 = 2;
@@ -17,10 +18,10 @@ const SILENT: u32 = ticks(124 * 60);
 /// First port that is not well-known (RFC 6335).
 const FIRST_USER_PORT: u16 = 1024;
 
-/// A connection as its entries tell of it: the one that was looked up, and that of the other direction, if there is one. The
+/// When a connection is over, as its entries tell: the one that was looked up, and that of the other direction, if there is one. The
 /// programs and the agent's sweep both ask this, so that none takes for over what the other goes by.
 #[derive(Clone, Copy, Debug)]
-pub struct Connection<'f> {
+pub struct Lifetime<'f> {
     /// IP protocol number.
     pub protocol: u8,
     /// Port that its opener sent to, network byte order.
@@ -33,8 +34,8 @@ pub struct Connection<'f> {
     pub timeouts: &'f Timeouts,
 }
 
-impl<'f> Connection<'f> {
-    /// The connection of the entry `flow` of packets to `dport` (network byte order).
+impl<'f> Lifetime<'f> {
+    /// That of the entry `flow` of packets to `dport` (network byte order).
     #[inline(always)]
     #[must_use]
     pub const fn of(
@@ -45,7 +46,7 @@ impl<'f> Connection<'f> {
         timeouts: &'f Timeouts,
     ) -> Self {
         // An answer leaves under the port that was asked.
-        let port = if flow.flags & FlowFlags::REPLY != 0 { flow.sport } else { dport };
+        let port = if flow.connection.flags & ConnectionFlags::REPLY != 0 { flow.connection.sport } else { dport };
         Self { protocol: protocol_number as u8, port, flow, other, timeouts }
     }
 
@@ -101,7 +102,9 @@ impl<'f> Connection<'f> {
         let done = match self.other {
             Some(other) if self.protocol == protocol::TCP => is_closing(self.flow) && is_closing(other),
             // Each question has its answer.
-            Some(other) => self.is_answered() && self.is_brief() && self.flow.packets == other.packets,
+            Some(other) => {
+                self.is_answered() && self.is_brief() && self.flow.connection.packets == other.connection.packets
+            }
             None => false,
         };
         // Two to three seconds: longer than an answer, or what follows a FIN or RST, is under way.
@@ -118,7 +121,7 @@ impl<'f> Connection<'f> {
 
     /// Whether TCP was answered, and the entry of its opener is gone: what it left under rests.
     const fn is_left(&self) -> bool {
-        let answered = self.flow.flags & FlowFlags::REPLY != 0 && self.flow.packets != 0;
+        let answered = self.flow.connection.flags & ConnectionFlags::REPLY != 0 && self.flow.connection.packets != 0;
         self.protocol == protocol::TCP && self.other.is_none() && answered
     }
 
@@ -127,19 +130,19 @@ impl<'f> Connection<'f> {
     #[must_use]
     pub const fn is_answered(&self) -> bool {
         match self.other {
-            Some(other) => self.flow.packets != 0 && other.packets != 0,
+            Some(other) => self.flow.connection.packets != 0 && other.connection.packets != 0,
             None => false,
         }
     }
 
     const fn has_state(&self, state: FlowState) -> bool {
         let state = state as u8;
-        self.flow.state == state || matches!(self.other, Some(other) if other.state == state)
+        self.flow.connection.state == state || matches!(self.other, Some(other) if other.connection.state == state)
     }
 
     const fn is_brief(&self) -> bool {
-        let few =
-            matches!(self.other, Some(other) if other.packets <= BRIEF_PACKETS) && self.flow.packets <= BRIEF_PACKETS;
+        let few = matches!(self.other, Some(other) if other.connection.packets <= BRIEF_PACKETS)
+            && self.flow.connection.packets <= BRIEF_PACKETS;
         few && match self.protocol {
             protocol::ICMP | protocol::ICMPV6 => true,
             protocol::UDP => u16::from_be(self.port) < FIRST_USER_PORT,
@@ -149,17 +152,17 @@ impl<'f> Connection<'f> {
 }
 
 const fn is_closing(flow: &Flow) -> bool {
-    flow.state == FlowState::Closing as u8
+    flow.connection.state == FlowState::Closing as u8
 }
 
 /// Ticks since the last packet of an entry's direction; another CPU may have seen the next tick already.
 const fn idle(flow: &Flow, now: u32) -> u32 {
-    let idle = now.wrapping_sub(flow.last_seen) as i32;
+    let idle = now.wrapping_sub(flow.way.last_seen) as i32;
     if idle < 0 { 0 } else { idle as u32 }
 }
 
 /// After how many idle ticks an entry of this state and protocol is looked at together with that of the other direction
-/// ([`Connection`]): the established path sees one of them only.
+/// ([`Lifetime`]): the established path sees one of them only.
 #[inline(always)]
 #[must_use]
 pub const fn idle_timeout(state: u8, protocol_number: u8, timeouts: &Timeouts) -> u32 {
@@ -189,7 +192,7 @@ pub const fn next_state(state: u8, flags: TcpFlags) -> u8 {
 #[inline(always)]
 #[must_use]
 pub const fn is_reopened(flow: &Flow, flags: TcpFlags) -> bool {
-    flags.opens() && flow.state != FlowState::New as u8
+    flags.opens() && flow.connection.state != FlowState::New as u8
 }
 
 /// Whether no packet of this direction came for too long. The connection lives on as long as the other direction does, see
@@ -197,7 +200,7 @@ pub const fn is_reopened(flow: &Flow, flags: TcpFlags) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn is_idle(flow: &Flow, protocol_number: u8, now: u32, timeouts: &Timeouts) -> bool {
-    idle(flow, now) > idle_timeout(flow.state, protocol_number, timeouts)
+    idle(flow, now) > idle_timeout(flow.connection.state, protocol_number, timeouts)
 }
 
 /// Whether a flow key's `ifindex` is a class of devices that lead out of the node, and no port.
@@ -212,8 +215,8 @@ pub const fn is_from_outside(ifindex: u32) -> bool {
 #[inline(always)]
 #[must_use]
 pub fn answer_key(flow: &Flow, protocol_number: u32) -> FlowKey6 {
-    let Flow { src, dst, sport, dport, .. } = *flow;
-    FlowKey6 { ifindex: class(flow), src: dst, dst: src, sport: dport, dport: sport, protocol: protocol_number }
+    let Connection { src, dst, sport, dport, .. } = flow.connection;
+    FlowKey6 { ifindex: class(&flow.way), src: dst, dst: src, sport: dport, dport: sport, protocol: protocol_number }
 }
 
 /// Whether packets of `key` are answered by those of the entry `answers`: [`answer_key`] of it is `key`. An entry under the key of
@@ -221,20 +224,20 @@ pub fn answer_key(flow: &Flow, protocol_number: u32) -> FlowKey6 {
 #[inline(always)]
 #[must_use]
 pub fn leads_back(answers: &Flow, key: &FlowKey6) -> bool {
-    answers.src == key.dst
-        && answers.dst == key.src
-        && answers.sport == key.dport
-        && answers.dport == key.sport
-        && class(answers) == key.ifindex
+    answers.connection.src == key.dst
+        && answers.connection.dst == key.src
+        && answers.connection.sport == key.dport
+        && answers.connection.dport == key.sport
+        && class(&answers.way) == key.ifindex
 }
 
 /// The `ifindex` in the key of the packets that answer those of `flow`.
 #[inline(always)]
-const fn class(flow: &Flow) -> u32 {
-    match flow.deliver {
-        kind if kind == Deliver::Tunnel as u8 => class_in(OVERLAY, flow.net),
-        kind if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 => class_in(UPLINK, flow.net),
-        _ => flow.ifindex,
+const fn class(way: &Way) -> u32 {
+    match way.deliver {
+        kind if kind == Deliver::Tunnel as u8 => class_in(OVERLAY, way.net),
+        kind if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 => class_in(UPLINK, way.net),
+        _ => way.ifindex,
     }
 }
 
@@ -254,40 +257,51 @@ pub fn is_same_tuple(one: &FlowKey6, other: &FlowKey6) -> bool {
 /// depends on may change without moving an epoch.
 #[inline(always)]
 #[must_use]
-pub const fn refusal(reason: DropReason) -> u16 {
+pub const fn refusal(reason: DropReason) -> u8 {
     match reason {
-        DropReason::PolicyEgress => FlowFlags::REFUSED_EGRESS,
-        DropReason::PolicyIngress => FlowFlags::REFUSED_INGRESS,
+        DropReason::PolicyEgress => WayFlags::REFUSED_EGRESS,
+        DropReason::PolicyIngress => WayFlags::REFUSED_INGRESS,
         _ => 0,
     }
 }
 
-/// Why the packets of an entry with [`FlowFlags::REFUSED`] are dropped.
+/// The place in [`weft_abi::Connection::rules`] of the rule that refuses, by a way's flags.
 #[inline(always)]
 #[must_use]
-pub const fn refused_for(flags: u16) -> DropReason {
-    if flags & FlowFlags::REFUSED_EGRESS != 0 { DropReason::PolicyEgress } else { DropReason::PolicyIngress }
+pub const fn refused_by(flags: u8) -> usize {
+    if flags & WayFlags::REFUSED_EGRESS != 0 { Decision::EGRESS } else { Decision::INGRESS }
+}
+
+/// Why the packets of an entry with [`WayFlags::REFUSED`] are dropped.
+#[inline(always)]
+#[must_use]
+pub const fn refused_for(flags: u8) -> DropReason {
+    if flags & WayFlags::REFUSED_EGRESS != 0 { DropReason::PolicyEgress } else { DropReason::PolicyIngress }
 }
 
 /// Counts a packet of `len` bytes with these TCP flags.
 #[inline(always)]
-pub const fn record(flow: &mut Flow, len: u32, flags: TcpFlags) {
-    flow.packets += 1;
-    flow.bytes += len as u64;
-    let state = next_state(flow.state, flags);
-    if flow.state != state {
-        flow.state = state;
+pub const fn record(connection: &mut Connection, len: u32, flags: TcpFlags) {
+    connection.packets += 1;
+    connection.bytes += len as u64;
+    let state = next_state(connection.state, flags);
+    if connection.state != state {
+        connection.state = state;
     }
 }
 
-/// Whether every generation that the entry was decided under still stands.
+/// Whether every generation that the way was decided under still stands.
 #[inline(always)]
-pub fn stands<T: Tables>(tables: &T, flow: &Flow) -> bool {
-    let service = flow.service.slot;
-    [flow.egress, flow.ingress]
-        .iter()
-        .all(|reference| reference.slot == 0 || tables.generation(reference.slot) == reference.generation)
-        && (service == 0 || tables.service_generation(service) == flow.service.generation)
+pub fn stands<T: Tables>(tables: &T, way: &Way) -> bool {
+    let of = |slot: u16| if slot == 0 { 0 } else { tables.generation(u32::from(slot)) };
+    let service = if way.service == 0 { 0 } else { tables.service_generation(way.service) };
+    of(way.egress).wrapping_add(of(way.ingress)).wrapping_add(service) == way.generations
+}
+
+/// Lets a way be void from the next packet on: a sum of generations that is past does not come back.
+#[inline(always)]
+pub const fn void(way: &mut Way) {
+    way.generations = way.generations.wrapping_sub(1);
 }
 
 #[cfg(test)]
@@ -314,34 +328,38 @@ mod tests {
     fn a_retransmitted_syn_keeps_its_entry_and_a_new_one_does_not() {
         let mut flow = Flow::default();
         assert!(!is_reopened(&flow, SYN));
-        flow.state = FlowState::Established as u8;
+        flow.connection.state = FlowState::Established as u8;
         assert!(is_reopened(&flow, SYN) && !is_reopened(&flow, ACK));
     }
 
     #[test]
     fn an_entry_that_another_cpu_just_touched_is_not_idle() {
-        let flow = Flow { last_seen: 11, ..Flow::default() };
+        let flow = seen(Flow::default(), 11);
         assert!(!is_idle(&flow, protocol::UDP, 10, &TIMEOUTS));
+    }
+
+    /// An entry whose last packet passed then.
+    fn seen(flow: Flow, last_seen: u32) -> Flow {
+        Flow { way: Way { last_seen, ..flow.way }, ..flow }
     }
 
     /// Both entries of a connection, `packets` of each direction, `states` of each.
     fn both(packets: [u64; 2], states: [FlowState; 2]) -> [Flow; 2] {
-        let flow = |index: usize| Flow {
-            packets: packets[index],
-            state: states[index] as u8,
-            last_seen: 100,
-            ..Flow::default()
+        let flow = |index: usize, flags, sport| {
+            let (packets, state) = (packets[index], states[index] as u8);
+            let connection = Connection { packets, state, flags, sport, ..Connection::default() };
+            seen(Flow { connection, way: Way::default() }, 100)
         };
-        let answers = Flow { flags: FlowFlags::REPLY, sport: 53_u16.to_be(), ..flow(1) };
-        [flow(0), answers]
+        [flow(0, 0, 0), flow(1, ConnectionFlags::REPLY, 53_u16.to_be())]
     }
 
     /// The idle time after which it is over, asked from either entry.
     fn timeout_of(protocol_number: u8, dport: u16, [there, back]: &[Flow; 2]) -> u32 {
         let protocol_number = u32::from(protocol_number);
-        let asked = Connection::of(dport.to_be(), protocol_number, there, Some(back), &TIMEOUTS);
-        let back = Flow { sport: dport.to_be(), ..*back };
-        let answered = Connection::of(4000_u16.to_be(), protocol_number, &back, Some(there), &TIMEOUTS);
+        let asked = Lifetime::of(dport.to_be(), protocol_number, there, Some(back), &TIMEOUTS);
+        let mut back = *back;
+        back.connection.sport = dport.to_be();
+        let answered = Lifetime::of(4000_u16.to_be(), protocol_number, &back, Some(there), &TIMEOUTS);
         assert_eq!(asked.timeout(), answered.timeout(), "both entries tell the same");
         let idle = |ticks| asked.is_over(100 + ticks);
         assert!(!idle(asked.timeout()) && idle(asked.timeout() + 1));
@@ -372,23 +390,25 @@ mod tests {
     #[test]
     fn what_answered_tcp_left_under_rests() {
         let [there, back] = both([9, 9], [FlowState::Established, FlowState::Closing]);
-        assert_eq!(Connection::of(9, 6, &back, None, &TIMEOUTS).timeout(), TIMEOUTS.transitory);
-        for (entry, number) in [(&there, 6), (&back, 17), (&Flow { packets: 0, ..back }, 6)] {
-            assert_eq!(Connection::of(9, number, entry, None, &TIMEOUTS).timeout(), TIMEOUTS.unanswered);
+        assert_eq!(Lifetime::of(9, 6, &back, None, &TIMEOUTS).timeout(), TIMEOUTS.transitory);
+        let mut unanswered = back;
+        unanswered.connection.packets = 0;
+        for (entry, number) in [(&there, 6), (&back, 17), (&unanswered, 6)] {
+            assert_eq!(Lifetime::of(9, number, entry, None, &TIMEOUTS).timeout(), TIMEOUTS.unanswered);
         }
     }
 
     #[test]
     fn a_direction_that_is_silent_ends_nothing() {
         let [there, back] = both([50, 50], [FlowState::New, FlowState::New]);
-        let there = Flow { last_seen: 1000, ..there };
+        let there = seen(there, 1000);
         for (flow, other) in [(&there, &back), (&back, &there)] {
-            let connection = Connection::of(9, 17, flow, Some(other), &TIMEOUTS);
+            let connection = Lifetime::of(9, 17, flow, Some(other), &TIMEOUTS);
             assert_eq!(connection.idle(1005), 5);
             assert_eq!(connection.idle(999), 0, "another CPU has seen the next tick");
             assert!(!connection.is_over(1000 + TIMEOUTS.datagram) && connection.is_over(1001 + TIMEOUTS.datagram));
         }
-        assert!(Connection::of(9, 17, &there, None, &TIMEOUTS).is_over(1001 + TIMEOUTS.unanswered));
+        assert!(Lifetime::of(9, 17, &there, None, &TIMEOUTS).is_over(1001 + TIMEOUTS.unanswered));
     }
 
     #[test]
@@ -396,8 +416,7 @@ mod tests {
         use FlowState::{Closing, Established, New};
         let room = |protocol_number: u8, packets, states, idle| {
             let [there, back] = both(packets, states);
-            Connection::of(53_u16.to_be(), protocol_number.into(), &there, Some(&back), &TIMEOUTS)
-                .makes_room(100 + idle)
+            Lifetime::of(53_u16.to_be(), protocol_number.into(), &there, Some(&back), &TIMEOUTS).makes_room(100 + idle)
         };
         let (tcp, udp) = (protocol::TCP, protocol::UDP);
         assert!(room(tcp, [9, 9], [Closing, Closing], 0));
@@ -423,7 +442,8 @@ mod tests {
             ((FlowState::New as u8, protocol::UDP), 30),
         ];
         for ((state, protocol_number), ticks) in of {
-            let flow = Flow { last_seen: 10, state, ..Flow::default() };
+            let mut flow = seen(Flow::default(), 10);
+            flow.connection.state = state;
             assert!(!is_idle(&flow, protocol_number, 10 + ticks, &timeouts));
             assert!(is_idle(&flow, protocol_number, 11 + ticks, &timeouts));
         }

@@ -2,12 +2,13 @@
 //! From a decision to the entries of both directions. No look-ups: everything is in the walk.
 
 use weft_abi::{
-    Addr, Config, Deliver, Flow, FlowFlags, FlowKey6, FlowState, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, PortKind,
+    Addr, Config, ConnectionFlags, Deliver, Flow, FlowKey6, FlowState, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, PortKind,
+    Way, WayFlags, generation,
 };
 
 use crate::{
-    decide, flow, masquerade,
-    walk::{Decision, End, Origin, Place, Question, Sender, Walk},
+    flow, masquerade,
+    walk::{Decision, End, GenerationRef, Origin, Place, Question, Sender, Walk},
 };
 
 /// Makes `forward`, `reverse` and `reverse_key`, complete but for the port of a new masqueraded flow (0, see
@@ -16,65 +17,66 @@ use crate::{
 pub fn plan(walk: &mut Walk, config: &Config) {
     let Walk { question, decision, forward, reverse, reverse_key, .. } = walk;
     if question.answers() {
-        forward.flags &= FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
+        forward.connection.flags &= ConnectionFlags::REWRITE_SRC | ConnectionFlags::REWRITE_DST;
         plan_answers(question, decision, config, forward);
         return;
     }
     plan_opener(question, decision, config, forward);
     *reverse_key = flow::answer_key(forward, question.key.protocol);
-    reverse.flags = swapped(forward.flags);
-    (reverse.packets, reverse.bytes, reverse.state) = (0, 0, FlowState::New as u8);
-    (reverse.src, reverse.sport) = (question.key.dst, question.key.dport);
-    (reverse.dst, reverse.dport) = (question.key.src, question.key.sport);
+    reverse.connection.flags = swapped(forward.connection.flags);
+    begin(reverse);
+    (reverse.connection.src, reverse.connection.sport) = (question.key.dst, question.key.dport);
+    (reverse.connection.dst, reverse.connection.dport) = (question.key.src, question.key.sport);
     plan_answers(question, decision, config, reverse);
 }
 
-/// Lets both entries be void from the next packet on, see [`decide::moved`].
+/// Lets both entries be void from the next packet on, see [`crate::decide::moved`].
 #[inline(always)]
 pub fn poison(walk: &mut Walk) {
-    walk.forward.service = decide::NEVER;
-    walk.reverse.service = decide::NEVER;
+    flow::void(&mut walk.forward.way);
+    flow::void(&mut walk.reverse.way);
 }
 
 /// Lets the flow leave under this source port (network byte order): in both entries.
 #[inline(always)]
 pub const fn leave_under(walk: &mut Walk, port: u16) {
-    walk.forward.flags |= FlowFlags::REWRITE_SRC;
-    walk.forward.sport = port;
-    walk.reverse.flags |= FlowFlags::REWRITE_DST;
+    walk.forward.connection.flags |= ConnectionFlags::REWRITE_SRC;
+    walk.forward.connection.sport = port;
+    walk.reverse.connection.flags |= ConnectionFlags::REWRITE_DST;
     walk.reverse_key.dport = port;
 }
 
 /// Lets the flow leave with this address: in both entries.
 #[inline(always)]
 pub const fn leave_with(walk: &mut Walk, address: Addr) {
-    walk.forward.flags |= FlowFlags::REWRITE_SRC;
-    walk.forward.src = address;
-    walk.reverse.flags |= FlowFlags::REWRITE_DST;
+    walk.forward.connection.flags |= ConnectionFlags::REWRITE_SRC;
+    walk.forward.connection.src = address;
+    walk.reverse.connection.flags |= ConnectionFlags::REWRITE_DST;
     walk.reverse_key.dst = address;
 }
 
 /// What answers rewrite, the other way round.
 #[inline(always)]
 const fn swapped(forward: u16) -> u16 {
-    let source = if forward & FlowFlags::REWRITE_DST != 0 { FlowFlags::REWRITE_SRC } else { 0 };
-    let destination = if forward & FlowFlags::REWRITE_SRC != 0 { FlowFlags::REWRITE_DST } else { 0 };
+    let source = if forward & ConnectionFlags::REWRITE_DST != 0 { ConnectionFlags::REWRITE_SRC } else { 0 };
+    let destination = if forward & ConnectionFlags::REWRITE_SRC != 0 { ConnectionFlags::REWRITE_DST } else { 0 };
     source | destination
 }
 
-/// Where packets lead, and whom they must be from.
+/// Where packets lead, whom they must be from, and what that was decided on; `service`: of the opener's packets.
 #[inline(always)]
-fn lead(flow: &mut Flow, net: u32, from: &End, to: &End, config: &Config) {
-    flow.ifindex = to.ifindex;
-    (flow.net, flow.denied_by) = (net, 0);
-    flow.dst_mac = GATEWAY_MAC;
-    flow.deliver = match to.place {
+fn lead(way: &mut Way, decision: &Decision, [from, to]: [&End; 2], service: GenerationRef, config: &Config) {
+    way.epoch = decision.epoch;
+    way.ifindex = to.ifindex;
+    way.net = decision.net;
+    way.dst_mac = GATEWAY_MAC;
+    way.deliver = match to.place {
         place if place == Place::Workload as u8 => {
-            flow.dst_mac = to.mac;
+            way.dst_mac = to.mac;
             deliver_to(to.kind, from.is_at(Place::Host)) as u8
         }
         place if place == Place::Host as u8 => {
-            flow.dst_mac = config.host_mac;
+            way.dst_mac = config.host_mac;
             Deliver::Host as u8
         }
         place if place == Place::Tunnel as u8 => Deliver::Tunnel as u8,
@@ -82,12 +84,21 @@ fn lead(flow: &mut Flow, net: u32, from: &End, to: &End, config: &Config) {
         _ => Deliver::Route as u8,
     };
     // What comes through a tunnel ends here: it has no next hop.
-    flow.remote = if from.is_at(Place::Tunnel) { from.peer } else { to.next_hop };
-    flow.sender_mac = from.mac;
-    if from.checks_mac != 0 {
-        flow.flags |= FlowFlags::CHECK_MAC;
+    way.remote = if from.is_at(Place::Tunnel) { from.peer } else { to.next_hop };
+    way.sender_mac = from.mac;
+    way.flags = if from.checks_mac != 0 { WayFlags::CHECK_MAC } else { 0 };
+    stand_by(way, from.generation, to.generation, service);
+}
+
+/// Lets a way stand as long as these generations do.
+#[inline(always)]
+fn stand_by(way: &mut Way, egress: GenerationRef, ingress: GenerationRef, service: GenerationRef) {
+    (way.egress, way.ingress, way.service) = (egress.slot as u16, ingress.slot as u16, service.slot);
+    way.generations = egress.generation.wrapping_add(ingress.generation).wrapping_add(service.generation);
+    if egress.slot >= generation::SLOTS || ingress.slot >= generation::SLOTS {
+        // A number that only a damaged map has.
+        flow::void(way);
     }
-    (flow.egress, flow.ingress) = (from.generation, to.generation);
 }
 
 /// `bpf_redirect_peer` works from ingress hooks only, and the host's hook is an egress one.
@@ -107,12 +118,17 @@ fn is_hairpin(decision: &Decision) -> bool {
 fn plan_opener(question: &Question, decision: &mut Decision, config: &Config, flow: &mut Flow) {
     plan_sources(question, decision, flow);
     if !question.stands() {
-        (flow.packets, flow.bytes, flow.state) = (0, 0, FlowState::New as u8);
+        begin(flow);
     }
-    flow.epoch = decision.epoch;
-    flow.last_seen = question.now;
-    flow.service = decision.service;
-    lead(flow, decision.net, &decision.client, &decision.server, config);
+    flow.connection.rules = decision.rules;
+    flow.way.last_seen = question.now;
+    lead(&mut flow.way, decision, [&decision.client, &decision.server], decision.service, config);
+}
+
+/// No packet has passed yet.
+#[inline(always)]
+const fn begin(flow: &mut Flow) {
+    (flow.connection.packets, flow.connection.bytes, flow.connection.state) = (0, 0, FlowState::New as u8);
 }
 
 /// Addresses, ports and flags of the opener's entry.
@@ -120,24 +136,24 @@ fn plan_opener(question: &Question, decision: &mut Decision, config: &Config, fl
 fn plan_sources(question: &Question, decision: &mut Decision, flow: &mut Flow) {
     let key = &question.key;
     let kept = kept_source_port(question, decision, flow);
-    flow.flags = if decision.translated == 0 { 0 } else { FlowFlags::REWRITE_DST };
+    flow.connection.flags = if decision.translated == 0 { 0 } else { ConnectionFlags::REWRITE_DST };
     if decision.own_host != 0 {
-        flow.flags |= FlowFlags::FROM_HOST;
+        flow.connection.flags |= ConnectionFlags::FROM_HOST;
     }
     if question.is_from(Sender::Host) && question.origin != Origin::Own as u8 {
-        flow.flags |= FlowFlags::FORWARDED;
+        flow.connection.flags |= ConnectionFlags::FORWARDED;
     }
-    (flow.src, flow.sport) = (new_source(key, decision, question.is_v6 != 0), key.sport);
-    (flow.dst, flow.dport) = (decision.target, decision.target_port);
-    if flow.src != key.src {
-        flow.flags |= FlowFlags::REWRITE_SRC;
+    (flow.connection.src, flow.connection.sport) = (new_source(key, decision, question.is_v6 != 0), key.sport);
+    (flow.connection.dst, flow.connection.dport) = (decision.target, decision.target_port);
+    if flow.connection.src != key.src {
+        flow.connection.flags |= ConnectionFlags::REWRITE_SRC;
     }
     if kept != 0 {
-        flow.flags |= FlowFlags::REWRITE_SRC;
-        flow.sport = kept;
+        flow.connection.flags |= ConnectionFlags::REWRITE_SRC;
+        flow.connection.sport = kept;
         decision.masquerade = masquerade::KEPT;
     } else if decision.masquerade == masquerade::BY_PORT {
-        flow.sport = 0;
+        flow.connection.sport = 0;
     }
 }
 
@@ -161,28 +177,27 @@ fn kept_source_port(question: &Question, decision: &Decision, old: &Flow) -> u16
     let by_port = decision.masquerade == masquerade::BY_PORT;
     let had = question.stands()
         && (by_port || decision.masquerade == masquerade::NONE)
-        && old.flags & FlowFlags::REWRITE_SRC != 0
-        && (by_port || old.sport != question.key.sport)
-        && old.src == new_source(&question.key, decision, question.is_v6 != 0)
-        && (old.dst, old.dport) == (decision.target, decision.target_port);
-    if had { old.sport } else { 0 }
+        && old.connection.flags & ConnectionFlags::REWRITE_SRC != 0
+        && (by_port || old.connection.sport != question.key.sport)
+        && old.connection.src == new_source(&question.key, decision, question.is_v6 != 0)
+        && (old.connection.dst, old.connection.dport) == (decision.target, decision.target_port);
+    if had { old.connection.sport } else { 0 }
 }
 
 /// The entry of what answers: whose addresses and ports it has is set already.
 #[inline(always)]
 fn plan_answers(question: &Question, decision: &Decision, config: &Config, flow: &mut Flow) {
-    flow.flags |= FlowFlags::REPLY;
+    flow.connection.flags |= ConnectionFlags::REPLY;
     if decision.own_host != 0 {
-        flow.flags |= FlowFlags::FROM_HOST;
+        flow.connection.flags |= ConnectionFlags::FROM_HOST;
     }
-    flow.epoch = decision.epoch;
-    flow.last_seen = question.now;
-    flow.service = weft_abi::GenerationRef::default();
-    lead(flow, decision.net, &decision.server, &decision.client, config);
-    if decision.server.checks_mac != 0 && flow.sender_mac == [0; 6] {
+    flow.connection.rules = decision.rules;
+    flow.way.last_seen = question.now;
+    lead(&mut flow.way, decision, [&decision.server, &decision.client], GenerationRef::default(), config);
+    if decision.server.checks_mac != 0 && flow.way.sender_mac == [0; 6] {
         // Not known, and a frame may have such an address: whatever answers first is decided on.
-        flow.epoch = decision.epoch.wrapping_sub(1);
-        flow.service = decide::NEVER;
+        flow.way.epoch = decision.epoch.wrapping_sub(1);
+        flow::void(&mut flow.way);
     }
 }
 

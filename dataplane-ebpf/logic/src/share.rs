@@ -64,7 +64,7 @@ pub const fn is_remembered(config: &Config, v6: bool, account: u32, all: u32) ->
 }
 
 /// The account of a connection: whose, and its index in [`weft_abi::Share::flows`]. `from`: the `ifindex` of its opener's key;
-/// `to`: the device that it leads to; `forwarded`: see [`weft_abi::FlowFlags::FORWARDED`]. None: it is the host's, which is not
+/// `to`: the device that it leads to; `forwarded`: see [`weft_abi::ConnectionFlags::FORWARDED`]. None: it is the host's, which is not
 /// held to a share.
 ///
 /// What comes from other nodes and the outside, also by way of the host's stack, is booked on its receiver: nobody here opened

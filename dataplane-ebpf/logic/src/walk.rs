@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One packet on the slow path: what it asks, and what is decided.
 
-use weft_abi::{Addr, Flow, FlowFlags, FlowKey6, FragmentKey, GenerationRef};
+use weft_abi::{Addr, ConnectionFlags, Flow, FlowKey6, FragmentKey};
 
 use crate::masquerade::Choice;
 
@@ -48,7 +48,7 @@ impl Standing {
     #[inline(always)]
     #[must_use]
     pub const fn of(flow: &Flow) -> Self {
-        if flow.flags & FlowFlags::REPLY != 0 { Self::Answer } else { Self::Opener }
+        if flow.connection.flags & ConnectionFlags::REPLY != 0 { Self::Answer } else { Self::Opener }
     }
 }
 
@@ -123,6 +123,16 @@ pub enum Place {
     Neighbour = 3,
     /// Beyond the uplink, as the host's routes say.
     Outside = 4,
+}
+
+/// A generation, and the value that it had when a decision was made.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct GenerationRef {
+    /// Its slot in `GENERATIONS`, of a Service port in `SERVICE_GENERATIONS`; 0: there is none to compare.
+    pub slot: u32,
+    /// The value then.
+    pub generation: u32,
 }
 
 /// One end of a connection: how it is reached, and how it is known as the sender of a packet.

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, CLUSTER_NET, DropReason, Flow, FlowState, Hook, Owner, PortKind};
 use weft_logic::{
     Frame as _, Tables as _, admit, decide,
-    flow::{self as life, Connection},
+    flow::{self as life, Lifetime},
     header::{Ethernet, TcpFlags},
     plan, protocol,
     walk::{Origin, Sender, Standing, Walk},
@@ -19,6 +19,7 @@ use crate::{
     share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
+    table::FlowTable as _,
     tunnel, tuple,
 };
 
@@ -165,8 +166,7 @@ pub extern "C" fn weft_was_refused(flow: *const Flow, protocol_number: u32) -> u
     // SAFETY: the caller's reference; the verifier checked its size.
     keys[0] = life::answer_key(unsafe { &*flow }, protocol_number);
     let found = if keys[0].src.is_v4() { V4::find(&keys[0]) } else { V6::find(&keys[0]) };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    found.map_or(0, |answers| u32::from(unsafe { (*answers).state } == FlowState::Closing as u8))
+    found.map_or(0, |answers| u32::from(answers.connection.state == FlowState::Closing as u8))
 }
 
 /// [`admit::admit_for_host`] on the walk; 0, or the number of the reason + 1.
@@ -247,18 +247,15 @@ const fn sender(hook: u8) -> Sender {
 #[inline(always)]
 fn recall<F: Family>(walk: &mut Walk) {
     let Some(config) = Kernel.config() else { return };
-    let Some(found) = F::flow(&F::narrow(&walk.question.key)) else { return };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let flow = unsafe { &*found };
-    let other = F::flow(&F::narrow(&life::answer_key(flow, walk.question.key.protocol)));
-    // SAFETY: as above.
-    let other = other.map(|other| unsafe { &*other }).filter(|other| life::leads_back(other, &walk.question.key));
+    let Some(flow) = F::find(&walk.question.key) else { return };
+    let other = F::find(&life::answer_key(flow, walk.question.key.protocol));
+    let other = other.filter(|other| life::leads_back(other, &walk.question.key));
     let (port, protocol_number) = (walk.question.key.dport, walk.question.key.protocol);
-    let connection = Connection::of(port, protocol_number, flow, other, &config.timeouts);
-    if connection.is_over(walk.question.now) || connection.begins_anew(TcpFlags(walk.question.tcp_flags)) {
+    let lifetime = Lifetime::of(port, protocol_number, flow, other, &config.timeouts);
+    if lifetime.is_over(walk.question.now) || lifetime.begins_anew(TcpFlags(walk.question.tcp_flags)) {
         return;
     }
-    walk.question.answered = u8::from(connection.is_answered());
+    walk.question.answered = u8::from(lifetime.is_answered());
     walk.forward = *flow;
     walk.question.standing = Standing::of(flow) as u8;
 }

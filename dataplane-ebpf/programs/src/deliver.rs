@@ -20,16 +20,16 @@ struct Macs {
 /// Writes the Ethernet addresses and redirects the packet as the flow says; the program's return value.
 #[inline(always)]
 pub fn deliver(skb: &Skb, flow: &Flow) -> Result<i32, DropReason> {
-    let kind = flow.deliver;
-    let ifindex = flow.ifindex;
-    if kind == Deliver::Route as u8 && flow.remote.is_unspecified() {
+    let kind = flow.way.deliver;
+    let ifindex = flow.way.ifindex;
+    if kind == Deliver::Route as u8 && flow.way.remote.is_unspecified() {
         return Ok(helpers::redirect_route(ifindex));
     }
     if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 {
-        return Ok(weft_redirect_neighbour(ifindex, &raw const flow.remote));
+        return Ok(weft_redirect_neighbour(ifindex, &raw const flow.way.remote));
     }
     let from = if kind == Deliver::Tunnel as u8 { OVERLAY_MAC } else { GATEWAY_MAC };
-    write_macs(skb, &flow.dst_mac, &from)?;
+    write_macs(skb, &flow.way.dst_mac, &from)?;
     if kind == Deliver::Peer as u8 {
         if !skb.is_for_host() && !helpers::set_packet_type(skb.raw(), helpers::PACKET_HOST) {
             return Err(DropReason::Kernel);
@@ -40,7 +40,7 @@ pub fn deliver(skb: &Skb, flow: &Flow) -> Result<i32, DropReason> {
         return Ok(helpers::redirect_in(ifindex));
     }
     if kind == Deliver::Tunnel as u8 {
-        if weft_set_tunnel(skb.raw(), &raw const flow.remote) == 0 {
+        if weft_set_tunnel(skb.raw(), &raw const flow.way.remote) == 0 {
             return Err(DropReason::Kernel);
         }
         return Ok(helpers::redirect_out(ifindex));

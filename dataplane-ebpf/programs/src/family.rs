@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! What differs between IPv4 and IPv6: header, flow key, flow table, rewrite.
 
-use weft_abi::{Addr, DropReason, Flow, FlowKey4, FlowKey6};
+use core::borrow::Borrow;
+
+use weft_abi::{Addr, DropReason, FlowKey4, FlowKey6};
 use weft_logic::{
     Frame,
     header::{self, Ipv4, Ipv6, Transport},
 };
 
 use crate::{
-    maps::{FLOWS4, FLOWS6},
     rewrite::{self, Rewrite},
     skb::Skb,
+    table::FlowTable,
 };
 
 /// An address family.
-pub trait Family {
+pub trait Family: FlowTable {
     /// The IP header.
     type Header: Copy;
-    /// The flow table's key.
-    type Key: Copy;
 
     /// Bytes of Ethernet, IP and TCP headers.
     const HEADERS: usize;
@@ -33,19 +33,11 @@ pub trait Family {
     /// The flow key of a packet.
     fn key(ifindex: u32, ip: &Self::Header, transport: &Transport) -> Self::Key;
     /// The family's own form of a key.
-    fn narrow(key: &FlowKey6) -> Self::Key;
+    fn narrow(key: &FlowKey6) -> impl Borrow<Self::Key>;
     /// The common form of a key.
     fn widen(key: &Self::Key) -> FlowKey6;
     /// Source and destination of a key; IPv4 addresses mapped.
     fn addresses(key: &Self::Key) -> (Addr, Addr);
-    /// The entry of a flow.
-    fn flow(key: &Self::Key) -> Option<*mut Flow>;
-    /// Inserts or replaces an entry; see `bpf_map_update_elem` for `flags`.
-    fn insert(key: &Self::Key, flow: &Flow, flags: u64) -> bool;
-    /// [`Family::flow`] of a key in common form; one in a map value takes no stack where it is the family's own.
-    fn find(key: &FlowKey6) -> Option<*mut Flow>;
-    /// Removes an entry, if it is there.
-    fn remove(key: &FlowKey6);
     /// Whether routers may cut the packet into pieces.
     fn may_be_cut(ip: &Self::Header) -> bool;
     /// How many routers the packet may pass yet.
@@ -61,7 +53,6 @@ pub struct V6;
 
 impl Family for V4 {
     type Header = Ipv4;
-    type Key = FlowKey4;
     const IS_V6: bool = false;
     const HEADERS: usize = header::ETHERNET + header::IPV4 + 20;
 
@@ -82,7 +73,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn narrow(key: &FlowKey6) -> FlowKey4 {
+    fn narrow(key: &FlowKey6) -> impl Borrow<FlowKey4> {
         let FlowKey6 { ifindex, src, dst, sport, dport, protocol } = *key;
         FlowKey4 { ifindex, src: src.v4_word(), dst: dst.v4_word(), sport, dport, protocol }
     }
@@ -96,26 +87,6 @@ impl Family for V4 {
     #[inline(always)]
     fn addresses(key: &FlowKey4) -> (Addr, Addr) {
         (Addr::v4(key.src), Addr::v4(key.dst))
-    }
-
-    #[inline(always)]
-    fn flow(key: &FlowKey4) -> Option<*mut Flow> {
-        FLOWS4.get_ptr_mut(key)
-    }
-
-    #[inline(always)]
-    fn insert(key: &FlowKey4, flow: &Flow, flags: u64) -> bool {
-        FLOWS4.insert(key, flow, flags).is_ok()
-    }
-
-    #[inline(always)]
-    fn find(key: &FlowKey6) -> Option<*mut Flow> {
-        FLOWS4.get_ptr_mut(Self::narrow(key))
-    }
-
-    #[inline(always)]
-    fn remove(key: &FlowKey6) {
-        let _was_there = FLOWS4.remove(Self::narrow(key));
     }
 
     #[inline(always)]
@@ -137,7 +108,6 @@ impl Family for V4 {
 
 impl Family for V6 {
     type Header = Ipv6;
-    type Key = FlowKey6;
     const IS_V6: bool = true;
     const HEADERS: usize = header::ETHERNET + header::IPV6 + 20;
 
@@ -158,8 +128,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn narrow(key: &FlowKey6) -> FlowKey6 {
-        *key
+    fn narrow(key: &FlowKey6) -> impl Borrow<FlowKey6> {
+        key
     }
 
     #[inline(always)]
@@ -170,26 +140,6 @@ impl Family for V6 {
     #[inline(always)]
     fn addresses(key: &FlowKey6) -> (Addr, Addr) {
         (key.src, key.dst)
-    }
-
-    #[inline(always)]
-    fn flow(key: &FlowKey6) -> Option<*mut Flow> {
-        FLOWS6.get_ptr_mut(key)
-    }
-
-    #[inline(always)]
-    fn insert(key: &FlowKey6, flow: &Flow, flags: u64) -> bool {
-        FLOWS6.insert(key, flow, flags).is_ok()
-    }
-
-    #[inline(always)]
-    fn find(key: &FlowKey6) -> Option<*mut Flow> {
-        FLOWS6.get_ptr_mut(key)
-    }
-
-    #[inline(always)]
-    fn remove(key: &FlowKey6) {
-        let _was_there = FLOWS6.remove(key);
     }
 
     #[inline(always)]

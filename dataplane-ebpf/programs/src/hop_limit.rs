@@ -15,7 +15,7 @@ use crate::{
 /// Whether a packet of this hook that goes on by `flow` passes a router here.
 #[inline(always)]
 pub fn counts<const HOOK: u8>(flow: &Flow) -> bool {
-    HOOK == Hook::FromWorkload as u8 && flow.deliver >= Deliver::Tunnel as u8
+    HOOK == Hook::FromWorkload as u8 && flow.way.deliver >= Deliver::Tunnel as u8
 }
 
 /// Ends a packet whose time is over; its sender is told.

@@ -3,7 +3,7 @@
 //! inside (RFC 5508, REQ-4), so that the receiver finds its own packet in it.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Addr, DropReason, Flow, FlowFlags, FlowKey6, Hook};
+use weft_abi::{Addr, Connection, ConnectionFlags, DropReason, Flow, FlowKey6, Hook, WayFlags};
 use weft_logic::{
     Frame as _, checksum, flow as life,
     header::{self, ETHERNET, Ethernet, Ipv4, Ipv6, Piece, Transport},
@@ -129,6 +129,8 @@ fn steps<F: Inner, const HOOK: u8>(skb: &Skb, ifindex: u32, offset: u32) -> Resu
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     if walk.has_moved != 0 {
         stop::check(weft_decide_again(skb.raw(), u32::from(F::IS_V6), u32::from(HOOK)))?;
+    } else if HOOK == Hook::FromOverlay as u8 && !tunnel::is_from(skb, &walk.forward.way.remote) {
+        return Err(DropReason::TunnelPeer);
     }
     stop::check(F::rewrite_inner(skb, offset))
 }
@@ -173,25 +175,20 @@ fn find<F: Inner>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(
         return Err(DropReason::SourceAddress);
     }
     ask_for_answers(walk, ifindex);
-    let found = F::find(&walk.question.key).ok_or(DropReason::IcmpUnrelated)?;
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let flow = unsafe { &*found };
+    let flow = F::find(&walk.question.key).ok_or(DropReason::IcmpUnrelated)?;
     if outer_dst != walk.about.src {
         return Err(DropReason::IcmpUnrelated);
     }
     walk.forward = *flow;
     let ethernet: Ethernet = skb.read(0).ok_or(DropReason::Truncated)?;
     if hook == Hook::FromWorkload as u32
-        && flow.flags & FlowFlags::CHECK_MAC != 0
-        && ethernet.src != walk.forward.sender_mac
+        && flow.way.flags & WayFlags::CHECK_MAC != 0
+        && ethernet.src != walk.forward.way.sender_mac
     {
         return Err(DropReason::SourceMac);
     }
     walk.from_end = u8::from(from_end);
-    walk.has_moved = u8::from(!life::stands(&Kernel, flow));
-    if walk.has_moved == 0 && hook == Hook::FromOverlay as u32 && !tunnel::is_from(skb, &flow.remote) {
-        return Err(DropReason::TunnelPeer);
-    }
+    walk.has_moved = u8::from(!life::stands(&Kernel, &flow.way));
     Ok(())
 }
 
@@ -203,11 +200,11 @@ extern "C" fn weft_decide_again(skb: *mut __sk_buff, is_v6: u32, hook: u32) -> u
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     walk.question.is_v6 = is_v6 as u8;
     walk.question.tcp_flags = 0;
-    let Flow { src, dst, sport, dport, .. } = walk.forward;
+    let Connection { src, dst, sport, dport, .. } = walk.forward.connection;
     let asked = decide::weft_ask_related(skb, hook);
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
-    let same = (walk.forward.src, walk.forward.dst) == (src, dst)
-        && (walk.forward.sport, walk.forward.dport) == (sport, dport);
+    let now = &walk.forward.connection;
+    let same = (now.src, now.dst) == (src, dst) && (now.sport, now.dport) == (sport, dport);
     if asked == 0 && !same { stop::code(Err(DropReason::IcmpUnrelated)) } else { asked }
 }
 
@@ -215,15 +212,17 @@ extern "C" fn weft_decide_again(skb: *mut __sk_buff, is_v6: u32, hook: u32) -> u
 #[inline(always)]
 fn plan(walk: &mut Walk) {
     let from_end = walk.from_end != 0;
-    let flow = &mut walk.forward;
+    let to = &mut walk.forward.connection;
     let (packet, there) = (&walk.about, &mut walk.about_there);
-    let (new_src, new_dst) = (flow.flags & FlowFlags::REWRITE_SRC != 0, flow.flags & FlowFlags::REWRITE_DST != 0);
-    (there.src, there.sport) = if new_dst { (flow.dst, flow.dport) } else { (packet.src, packet.sport) };
-    (there.dst, there.dport) = if new_src { (flow.src, flow.sport) } else { (packet.dst, packet.dport) };
+    let has = |flag: u16| to.flags & flag != 0;
+    (there.src, there.sport) =
+        if has(ConnectionFlags::REWRITE_DST) { (to.dst, to.dport) } else { (packet.src, packet.sport) };
+    (there.dst, there.dport) =
+        if has(ConnectionFlags::REWRITE_SRC) { (to.src, to.sport) } else { (packet.dst, packet.dport) };
     if !from_end {
-        flow.flags &= !FlowFlags::REWRITE_SRC;
+        to.flags &= !ConnectionFlags::REWRITE_SRC;
     }
-    (flow.sport, flow.dport) = (0, 0);
+    (to.sport, to.dport) = (0, 0);
 }
 
 /// The packets that the error's sender answers the packet inside with: it belongs to their flow.

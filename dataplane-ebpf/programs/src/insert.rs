@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Writing down what was decided. The functions are exported, and thereby global to the verifier, as in `far`.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use weft_abi::{DropReason, FlowFlags, FlowKey6};
-use weft_logic::{
-    flow as life,
-    header::TcpFlags,
-    walk::{Decision, Walk},
-};
+use weft_abi::{ConnectionFlags, DropReason, FlowKey6, WayFlags};
+use weft_logic::{flow as life, header::TcpFlags, walk::Walk};
 
 use crate::{
     family::{Family, V4, V6},
     maps, share, stop,
+    table::FlowTable as _,
 };
 
 /// Counts the packet in and writes the entry of its own direction; that of the answers is there, it is what the connection
@@ -20,17 +16,16 @@ use crate::{
 #[inline(never)]
 pub extern "C" fn weft_insert(len: u32) -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
-    life::record(&mut walk.forward, len, TcpFlags(walk.question.tcp_flags));
+    life::record(&mut walk.forward.connection, len, TcpFlags(walk.question.tcp_flags));
     stop::code(if walk.question.is_v6 == 0 { insert::<V4>(walk) } else { insert::<V6>(walk) })
 }
 
 #[inline(always)]
 fn insert<F: Family>(walk: &mut Walk) -> Result<(), DropReason> {
-    let key = F::narrow(&walk.question.key);
     if walk.question.stands() || walk.question.found != 0 {
-        return if F::insert(&key, &walk.forward, u64::from(BPF_ANY)) { Ok(()) } else { Err(DropReason::FlowTable) };
+        return if F::put(&walk.question.key, &walk.forward) { Ok(()) } else { Err(DropReason::FlowTable) };
     }
-    if F::insert(&key, &walk.forward, u64::from(BPF_NOEXIST)) {
+    if F::add(&walk.question.key, &walk.forward) {
         share::book(walk);
         return Ok(());
     }
@@ -52,9 +47,7 @@ extern "C" fn weft_follow_first() -> u32 {
 
 #[inline(always)]
 fn follow_first<F: Family>(walk: &mut Walk, answers: &mut FlowKey6) -> Result<(), DropReason> {
-    let found = F::find(&walk.question.key);
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let first = found.map(|first| unsafe { &*first });
+    let first = F::find(&walk.question.key);
     if let Some(first) = first {
         *answers = life::answer_key(first, walk.question.key.protocol);
         walk.forward = *first;
@@ -75,16 +68,15 @@ pub extern "C" fn weft_remember_refusal(flag: u32) -> u32 {
     if flag == 0 || !walk.question.stands() {
         return 0;
     }
-    let found = if walk.question.is_v6 == 0 { V4::find(&walk.question.key) } else { V6::find(&walk.question.key) };
-    let Some(found) = found else { return 0 };
-    // SAFETY: the entry lives under RCU for as long as the program runs; fields are written whole. Whoever replaces the entry meanwhile has
-    // decided on it as well.
-    let flow = unsafe { &mut *found };
-    let direction = if flag == u32::from(FlowFlags::REFUSED_EGRESS) { Decision::EGRESS } else { Decision::INGRESS };
-    flow.denied_by = walk.decision.rules[direction];
-    flow.flags = flow.flags & !FlowFlags::REFUSED | flag as u16;
+    let key = &walk.question.key;
+    let found = if walk.question.is_v6 == 0 { V4::find_mut(key) } else { V6::find_mut(key) };
+    // Whoever replaces the entry meanwhile has decided on it as well.
+    let Some(flow) = found else { return 0 };
+    let direction = life::refused_by(flag as u8);
+    flow.connection.rules[direction] = walk.decision.rules[direction];
+    flow.way.flags = flow.way.flags & !WayFlags::REFUSED | flag as u8;
     // Of the decision's beginning: where something moved meanwhile the next packet asks again.
-    flow.epoch = walk.decision.epoch;
+    flow.way.epoch = walk.decision.epoch;
     0
 }
 
@@ -106,15 +98,11 @@ pub extern "C" fn weft_forget_answers() -> u32 {
 #[inline(always)]
 fn forget_answers<F: Family>(walk: &Walk, answers: &mut FlowKey6) {
     let Some(before) = F::find(&walk.question.key) else { return };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let before = unsafe { &*before };
     *answers = life::answer_key(before, walk.question.key.protocol);
-    if before.flags & FlowFlags::REPLY != 0 || *answers == walk.reverse_key {
+    if before.connection.flags & ConnectionFlags::REPLY != 0 || *answers == walk.reverse_key {
         return;
     }
-    // SAFETY: as above.
-    let own = F::find(answers).is_some_and(|found| life::leads_back(unsafe { &*found }, &walk.question.key));
-    if own {
+    if F::find(answers).is_some_and(|found| life::leads_back(found, &walk.question.key)) {
         F::remove(answers);
     }
 }

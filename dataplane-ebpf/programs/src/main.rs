@@ -35,6 +35,7 @@ mod route;
 mod share;
 mod skb;
 mod stop;
+mod table;
 mod to_workload;
 mod too_big;
 mod tunnel;

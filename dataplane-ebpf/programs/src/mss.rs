@@ -16,12 +16,12 @@ use crate::{family::Family, helpers, maps::Kernel, skb::Skb, stop};
 #[inline(always)]
 pub fn clamp<F: Family, const HOOK: u8>(skb: &Skb, flow: &Flow, transport: &Transport) -> Result<(), DropReason> {
     let comes_in = HOOK == Hook::FromUplink as u8 || HOOK == Hook::FromOverlay as u8;
-    let leaves = flow.deliver >= Deliver::Tunnel as u8;
+    let leaves = flow.way.deliver >= Deliver::Tunnel as u8;
     if !leaves && !comes_in {
         return Ok(());
     }
     // 0: the device that it comes by, which the verifier wants read on its own.
-    let device = if leaves { flow.ifindex } else { 0 };
+    let device = if leaves { flow.way.ifindex } else { 0 };
     stop::check(weft_clamp_mss(skb.raw(), device, transport.offset as u32, u32::from(F::IS_V6)))
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Of several addresses of the node, which one a workload leaves with.
 
-use weft_abi::{Addr, CLUSTER_NET, DropReason, FlowFlags, Owner, POOL_ADDRESSES, Pool};
+use weft_abi::{Addr, CLUSTER_NET, ConnectionFlags, DropReason, Owner, POOL_ADDRESSES, Pool};
 use weft_logic::{
     Tables as _,
     masquerade::{self, Choice},
@@ -34,7 +34,7 @@ fn choose_source() -> Result<(), DropReason> {
     }
     let before = before(walk);
     // By the same device, or begun with the address that the host takes there.
-    let goes_on = walk.forward.ifindex == walk.decision.server.ifindex || before == walk.decision.source;
+    let goes_on = walk.forward.way.ifindex == walk.decision.server.ifindex || before == walk.decision.source;
     if goes_on && !before.is_unspecified() {
         walk.decision.source = before;
         return Ok(());
@@ -56,8 +56,11 @@ fn choose_source() -> Result<(), DropReason> {
 #[inline(always)]
 fn before(walk: &Walk) -> Addr {
     let stands = walk.question.stands() && walk.question.answered != 0;
-    if stands && walk.forward.flags & FlowFlags::REWRITE_SRC != 0 && is_hosts(&walk.forward.src) {
-        walk.forward.src
+    if stands
+        && walk.forward.connection.flags & ConnectionFlags::REWRITE_SRC != 0
+        && is_hosts(&walk.forward.connection.src)
+    {
+        walk.forward.connection.src
     } else {
         Addr::UNSPECIFIED
     }

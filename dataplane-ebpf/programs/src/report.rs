@@ -54,7 +54,7 @@ pub fn decided(skb: &Skb, hook: u8) {
     let followed = walk.question.now <= until;
     if followed || (one_in != 0 && helpers::random().is_multiple_of(one_in)) {
         let wake = if followed { BPF_RB_NO_WAKEUP } else { WAKE };
-        weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(walk.forward.deliver), wake);
+        weft_emit(skb.raw(), u32::from(hook), EventKind::Flow as u32, u32::from(walk.forward.way.deliver), wake);
     }
 }
 

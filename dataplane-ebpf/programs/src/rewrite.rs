@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Rewriting addresses and ports. Direct writes come first: the checksum helper makes packet pointers void.
 
-use weft_abi::{Addr, Deliver, DropReason, Flow, FlowFlags};
+use weft_abi::{Addr, Connection, ConnectionFlags, Deliver, DropReason, Flow};
 use weft_logic::{
     checksum::{self, Summed},
     header::{ETHERNET, IPV4, IPV6, Ipv4, Ipv6, Piece, Transport},
@@ -10,7 +10,7 @@ use weft_logic::{
 
 use crate::{far, helpers, maps, skb::Skb, stop};
 
-const BOTH: u16 = FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST;
+const BOTH: u16 = ConnectionFlags::REWRITE_SRC | ConnectionFlags::REWRITE_DST;
 
 /// What a packet is rewritten by.
 #[derive(Clone, Copy)]
@@ -28,11 +28,12 @@ pub struct Rewrite<'f> {
 #[inline(always)]
 pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, rewrite: Rewrite<'_>) -> Result<(), DropReason> {
     let Rewrite { flow, hop, .. } = rewrite;
-    if flow.flags & BOTH == 0 && !hop {
+    let to = &flow.connection;
+    if to.flags & BOTH == 0 && !hop {
         return Ok(());
     }
-    let src = if flow.flags & FlowFlags::REWRITE_SRC != 0 { flow.src.v4_word() } else { ip.src };
-    let dst = if flow.flags & FlowFlags::REWRITE_DST != 0 { flow.dst.v4_word() } else { ip.dst };
+    let src = if to.flags & ConnectionFlags::REWRITE_SRC != 0 { to.src.v4_word() } else { ip.src };
+    let dst = if to.flags & ConnectionFlags::REWRITE_DST != 0 { to.dst.v4_word() } else { ip.dst };
     let ttl = if hop { ip.ttl.wrapping_sub(1) } else { ip.ttl };
     let diff = checksum::word_diff(ip.src, src) + checksum::word_diff(ip.dst, dst);
     let [old_half, half] = [ip.ttl, ttl].map(|ttl| u16::from_ne_bytes([ttl, ip.protocol]));
@@ -52,7 +53,7 @@ pub fn ipv4(skb: &Skb, ip: &Ipv4, transport: &Transport, rewrite: Rewrite<'_>) -
         *tail.add(4).cast::<u32>() = src;
         *tail.add(8).cast::<u32>() = dst;
     }
-    if flow.flags & BOTH == 0 {
+    if to.flags & BOTH == 0 {
         return Ok(());
     }
     l4(skb, transport, rewrite, diff, ETHERNET + IPV4)
@@ -68,20 +69,21 @@ pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, rewrite: Rewrite<'_>) -
         // SAFETY: `at` checked next header and hop limit.
         unsafe { *hops = u16::from_ne_bytes([ip.next_header, ip.hop_limit.wrapping_sub(1)]) };
     }
-    if flow.flags & BOTH == 0 {
+    let to = &flow.connection;
+    if to.flags & BOTH == 0 {
         return Ok(());
     }
     let mut diff = 0;
     let addresses = skb.at::<[Addr; 2]>(ETHERNET + 8).ok_or(DropReason::Truncated)?;
     // SAFETY: `at` checked 32 bytes from the source on.
     unsafe {
-        if flow.flags & FlowFlags::REWRITE_SRC != 0 {
-            diff += checksum::addr_diff(&ip.src, &flow.src);
-            (*addresses)[0] = flow.src;
+        if to.flags & ConnectionFlags::REWRITE_SRC != 0 {
+            diff += checksum::addr_diff(&ip.src, &to.src);
+            (*addresses)[0] = to.src;
         }
-        if flow.flags & FlowFlags::REWRITE_DST != 0 {
-            diff += checksum::addr_diff(&ip.dst, &flow.dst);
-            (*addresses)[1] = flow.dst;
+        if to.flags & ConnectionFlags::REWRITE_DST != 0 {
+            diff += checksum::addr_diff(&ip.dst, &to.dst);
+            (*addresses)[1] = to.dst;
         }
     }
     if needs_identifier(transport, flow) {
@@ -93,7 +95,9 @@ pub fn ipv6(skb: &Skb, ip: &Ipv6, transport: &Transport, rewrite: Rewrite<'_>) -
 /// Whether the packet is a piece of a datagram that is masqueraded: see `far` for its identifier.
 #[inline(always)]
 fn needs_identifier(transport: &Transport, flow: &Flow) -> bool {
-    transport.piece != Piece::Whole && flow.deliver == Deliver::Route as u8 && flow.flags & FlowFlags::REWRITE_SRC != 0
+    transport.piece != Piece::Whole
+        && flow.way.deliver == Deliver::Route as u8
+        && flow.connection.flags & ConnectionFlags::REWRITE_SRC != 0
 }
 
 /// Ports (or echo identifier) and checksum of the transport header. `near`: where it is without options.
@@ -108,8 +112,9 @@ fn l4(
     if transport.piece == Piece::Later {
         return Ok(());
     }
-    let sport = if flow.flags & FlowFlags::REWRITE_SRC != 0 { flow.sport } else { transport.sport };
-    let dport = if flow.flags & FlowFlags::REWRITE_DST != 0 { flow.dport } else { transport.dport };
+    let Connection { flags, .. } = flow.connection;
+    let sport = if flags & ConnectionFlags::REWRITE_SRC != 0 { flow.connection.sport } else { transport.sport };
+    let dport = if flags & ConnectionFlags::REWRITE_DST != 0 { flow.connection.dport } else { transport.dport };
     let ports_move = sport != transport.sport || dport != transport.dport;
     let port_diff = checksum::half_diff(transport.sport, sport) + checksum::half_diff(transport.dport, dport);
     let ports_at = match transport.protocol {

@@ -2,10 +2,10 @@
 //! Shares of ports: tokens by time, room in the flow table by count; see `weft_logic::share`.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use weft_abi::{ACCOUNTS, ALL_PORTS, Config, DropReason, FlowAccount, FlowFlags, FlowKey6, OPENED, Share};
+use weft_abi::{ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, DropReason, FlowAccount, FlowKey6, OPENED, Share};
 use weft_logic::{
     Tables as _,
-    flow::{self as life, Connection},
+    flow::{self as life, Lifetime},
     share::{self, Room},
     walk::Walk,
 };
@@ -176,14 +176,12 @@ extern "C" fn weft_give_up_oldest(ifindex: u32, index: u32) -> u32 {
 /// Removes both entries of the connection of the first key if it makes room; none: it is gone already.
 #[inline(always)]
 fn give_up<F: Family>([key, answer]: &mut [FlowKey6; 2], now: u32) -> Option<bool> {
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let opener = unsafe { &*F::find(key)? };
+    let opener = F::find(key)?;
     *answer = life::answer_key(opener, key.protocol);
-    // SAFETY: as above.
-    let other = F::find(answer).map(|other| unsafe { &*other }).filter(|other| life::leads_back(other, key));
+    let other = F::find(answer).filter(|other| life::leads_back(other, key));
     let answered = other.is_some();
     let config = Kernel.config()?;
-    if !Connection::of(key.dport, key.protocol, opener, other, &config.timeouts).makes_room(now) {
+    if !Lifetime::of(key.dport, key.protocol, opener, other, &config.timeouts).makes_room(now) {
         return Some(false);
     }
     F::remove(key);
@@ -196,10 +194,10 @@ fn give_up<F: Family>([key, answer]: &mut [FlowKey6; 2], now: u32) -> Option<boo
 /// The account of the walk's connection.
 #[inline(always)]
 fn booked_on(walk: &Walk, config: &Config) -> Option<(u32, usize)> {
-    let forwarded = walk.forward.flags & FlowFlags::FORWARDED != 0;
+    let forwarded = walk.forward.connection.flags & ConnectionFlags::FORWARDED != 0;
     share::account(
         walk.question.key.ifindex,
-        walk.forward.ifindex,
+        walk.forward.way.ifindex,
         walk.question.is_v6 != 0,
         config.host_ifindex,
         forwarded,

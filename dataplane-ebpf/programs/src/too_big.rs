@@ -42,7 +42,7 @@ pub fn exceeded(skb: &Skb, flow: &Flow, transport: &Transport) -> u32 {
     {
         return 0;
     }
-    weft_exceeded_mtu(skb.raw(), flow.ifindex, segment, transport.offset as u32)
+    weft_exceeded_mtu(skb.raw(), flow.way.ifindex, segment, transport.offset as u32)
 }
 
 /// [`exceeded`], by a function of its own for its stack; `header`: where that of TCP is. Global to the verifier, as in `far`.
@@ -71,7 +71,7 @@ extern "C" fn weft_exceeded_mtu(skb: *mut __sk_buff, ifindex: u32, segment: u32,
 #[inline(always)]
 pub fn follows(transport: &Transport, flow: &Flow) -> bool {
     transport.piece == Piece::Later
-        && flow.deliver != Deliver::Tunnel as u8
+        && flow.way.deliver != Deliver::Tunnel as u8
         && maps::walk().is_some_and(|walk| walk.by_stack != 0)
 }
 
@@ -82,7 +82,7 @@ const ENCAPSULATED: u32 = 0xffff - 40 - 8 - 8;
 /// the first piece of its datagram from here on, and masqueraded as that, see `far`.
 #[inline(always)]
 pub fn cut(skb: &Skb, flow: &Flow, transport: &mut Transport) -> Result<bool, DropReason> {
-    let by_tunnel = flow.deliver == Deliver::Tunnel as u8;
+    let by_tunnel = flow.way.deliver == Deliver::Tunnel as u8;
     let whole = transport.piece == Piece::Whole;
     let protocol = u32::from(transport.protocol);
     stop::check(weft_may_cut(skb.raw(), u32::from(by_tunnel), u32::from(whole), protocol))?;

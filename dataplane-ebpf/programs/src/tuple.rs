@@ -2,11 +2,11 @@
 //! Unique tuples: no two connections look alike once they are translated. The entry of a connection's answers is its
 //! reservation; where another one has it, this one leaves under another source port.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use weft_abi::{Config, Deliver, DropReason, Flow, FlowKey6};
 use weft_logic::{
     Tables as _,
-    flow::{self as life, Connection},
+    flow::{self as life, Lifetime},
     masquerade, plan, protocol,
     walk::Walk,
 };
@@ -150,26 +150,22 @@ extern "C" fn weft_look_at_reservation() -> u32 {
 #[inline(always)]
 fn look<F: Family>(walk: &Walk) -> u32 {
     let Some(config) = Kernel.config() else { return TAKEN };
-    let Some(found) = F::flow(&F::narrow(&walk.reverse_key)) else { return FREE };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let taken = unsafe { &*found };
+    let Some(taken) = F::find(&walk.reverse_key) else { return FREE };
     let key = life::answer_key(taken, walk.question.key.protocol);
     // Under another device it is the same connection only where that device is gone: who comes in another way with these addresses is
     // somebody else.
     let same = life::is_same_tuple(&key, &walk.question.key);
-    if same && (key.ifindex == walk.question.key.ifindex || !life::stands(&Kernel, taken)) {
+    if same && (key.ifindex == walk.question.key.ifindex || !life::stands(&Kernel, &taken.way)) {
         return OURS;
     }
-    let opener = F::flow(&F::narrow(&key));
-    // SAFETY: as above.
-    let opener = opener.map(|opener| unsafe { &*opener }).filter(|opener| life::leads_back(opener, &walk.reverse_key));
+    let opener = F::find(&key).filter(|opener| life::leads_back(opener, &walk.reverse_key));
     let (port, protocol_number) = (walk.reverse_key.dport, walk.question.key.protocol);
-    let connection = Connection::of(port, protocol_number, taken, opener, &config.timeouts);
+    let lifetime = Lifetime::of(port, protocol_number, taken, opener, &config.timeouts);
     let own = is_own(walk, taken);
-    if connection.is_over(walk.question.now) {
+    if lifetime.is_over(walk.question.now) {
         OVER
-    } else if own && (walk.decision.masquerade == masquerade::BY_ADDRESS || connection.makes_room(walk.question.now)) {
-        REUSABLE + connection.idle(walk.question.now)
+    } else if own && (walk.decision.masquerade == masquerade::BY_ADDRESS || lifetime.makes_room(walk.question.now)) {
+        REUSABLE + lifetime.idle(walk.question.now)
     } else {
         TAKEN
     }
@@ -178,8 +174,8 @@ fn look<F: Family>(walk: &Walk) -> u32 {
 /// Whether an entry of answers leads to the workload that sent the walk's packet.
 #[inline(always)]
 fn is_own(walk: &Walk, answers: &Flow) -> bool {
-    let local = answers.deliver == Deliver::Peer as u8 || answers.deliver == Deliver::Port as u8;
-    local && answers.ifindex == walk.question.key.ifindex
+    let local = answers.way.deliver == Deliver::Peer as u8 || answers.way.deliver == Deliver::Port as u8;
+    local && answers.way.ifindex == walk.question.key.ifindex
 }
 
 /// Makes the reservation in the walk, in the place of what [`weft_look_at_reservation`] `found`. 1 if it stands.
@@ -193,10 +189,10 @@ extern "C" fn weft_reserve(found: u32) -> u32 {
 #[inline(always)]
 fn put<F: Family>(walk: &mut Walk, found: u32) -> bool {
     match found {
-        FREE => F::insert(&F::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_NOEXIST)),
+        FREE => F::add(&walk.reverse_key, &walk.reverse),
         OURS => {
             remember::<F>(walk);
-            F::insert(&F::narrow(&walk.reverse_key), &walk.reverse, u64::from(BPF_ANY))
+            F::put(&walk.reverse_key, &walk.reverse)
         }
         _ => replace::<F>(walk),
     }
@@ -208,11 +204,9 @@ fn remember<F: Family>(walk: &mut Walk) {
     if !walk.question.stands() {
         return;
     }
-    let Some(found) = F::find(&walk.reverse_key) else { return };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let flow = unsafe { &*found };
-    (walk.reverse.packets, walk.reverse.bytes) = (flow.packets, flow.bytes);
-    (walk.reverse.state, walk.reverse.last_seen) = (flow.state, flow.last_seen);
+    let Some(flow) = F::find(&walk.reverse_key) else { return };
+    (walk.reverse.connection.packets, walk.reverse.connection.bytes) = (flow.connection.packets, flow.connection.bytes);
+    (walk.reverse.connection.state, walk.reverse.way.last_seen) = (flow.connection.state, flow.way.last_seen);
 }
 
 /// Puts the walk's flow in the place of one that is over; not if another CPU did so, or a packet came for it, just now: no
@@ -222,17 +216,16 @@ fn remember<F: Family>(walk: &mut Walk) {
 #[inline(always)]
 fn replace<F: Family>(walk: &Walk) -> bool {
     let Some(config) = Kernel.config() else { return false };
-    let answer = F::narrow(&walk.reverse_key);
-    let Some(found) = F::flow(&answer) else { return F::insert(&answer, &walk.reverse, u64::from(BPF_NOEXIST)) };
-    // SAFETY: the entry lives under RCU for as long as the program runs.
-    let (taken, last_seen) = unsafe { (&*found, &raw mut (*found).last_seen) };
-    let seen = taken.last_seen;
+    let Some(taken) = F::find_mut(&walk.reverse_key) else { return F::add(&walk.reverse_key, &walk.reverse) };
+    let seen = taken.way.last_seen;
     let fresh = walk.question.now.wrapping_sub(seen) as i32 <= config.timeouts.brief as i32;
-    if (fresh && !is_own(walk, taken)) || !helpers::compare_exchange(last_seen, seen, walk.question.now) {
+    if (fresh && !is_own(walk, taken))
+        || !helpers::compare_exchange(&raw mut taken.way.last_seen, seen, walk.question.now)
+    {
         return false;
     }
     F::remove(&life::answer_key(taken, walk.question.key.protocol));
-    F::insert(&answer, &walk.reverse, u64::from(BPF_ANY))
+    F::put(&walk.reverse_key, &walk.reverse)
 }
 
 /// Sets the source port that the workload chose, where it may keep it.

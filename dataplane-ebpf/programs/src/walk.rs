@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! One packet's walk: parse, look the flow up, on a miss decide, rewrite, deliver.
 
-use weft_abi::{Counter, DropReason, Flow, FlowFlags, Hook, OVERLAY, UPLINK, generation};
+use weft_abi::{Counter, DropReason, Flow, Hook, OVERLAY, UPLINK, WayFlags, generation};
 use weft_logic::{
     Frame as _, Tables as _,
     checksum::Summed,
@@ -158,21 +158,22 @@ fn flow<F: Family, const HOOK: u8>(
     let key = F::key(ifindex, ip, transport);
     match established::<F, HOOK>(skb, &key, transport) {
         Entry::Stands(flow) => Ok(flow),
-        Entry::Refused(flags, denied_by) => Err(refused::<F>(&key, flags, denied_by)),
+        Entry::Refused(flow) => Err(refused::<F>(&key, flow)),
         missing => slow::<F, HOOK>(skb, &key, transport, matches!(missing, Entry::Void)),
     }
 }
 
 /// Drops a packet as decided before; tells of it by its own addresses.
 #[inline(always)]
-fn refused<F: Family>(key: &F::Key, flags: u16, denied_by: u32) -> Stop {
+fn refused<F: Family>(key: &F::Key, flow: &Flow) -> Stop {
+    let direction = life::refused_by(flow.way.flags);
     if let Some(walk) = maps::walk() {
         walk.question.key = F::widen(key);
         walk.decision.translated = 0;
-        let egress = flags & FlowFlags::REFUSED_EGRESS != 0;
-        walk.decision.rules = if egress { [denied_by, 0] } else { [0, denied_by] };
+        walk.decision.rules = [0; 2];
+        walk.decision.rules[direction] = flow.connection.rules[direction];
     }
-    life::refused_for(flags).into()
+    life::refused_for(flow.way.flags).into()
 }
 
 /// The port that flow keys name, or the class of devices: what comes from other nodes and outside has no port.
@@ -191,8 +192,8 @@ pub fn key_ifindex<const HOOK: u8>(skb: &Skb) -> u32 {
 enum Entry {
     /// A decision to go by.
     Stands(&'static Flow),
-    /// One that refuses the packet: its flags, and the number of the rule.
-    Refused(u16, u32),
+    /// One that refuses the packet.
+    Refused(&'static Flow),
     /// One that must be made again.
     Void,
     /// Nothing.
@@ -202,25 +203,23 @@ enum Entry {
 /// The established path: one look-up, the epoch, the idle time.
 #[inline(always)]
 fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &Transport) -> Entry {
-    let Some(found) = F::flow(key) else {
+    let Some(flow) = F::established(key) else {
         report::count(Counter::FlowMisses);
         return Entry::Missing;
     };
-    // SAFETY: the entry lives under RCU for as long as the program runs. Other CPUs may write to it; every field is
-    // written whole, and two packets of one flow at once lose a count at most.
-    let flow = unsafe { &mut *found };
     let now = helpers::coarse_ticks();
     if !usable::<HOOK>(skb, flow, transport, now) {
         report::count(Counter::FlowsRedecided);
         return Entry::Void;
     }
-    if flow.flags & FlowFlags::REFUSED != 0 {
-        return Entry::Refused(flow.flags, flow.denied_by);
+    if flow.way.flags & WayFlags::REFUSED != 0 {
+        return Entry::Refused(flow);
     }
-    if flow.last_seen != now {
-        flow.last_seen = now;
+    if flow.way.last_seen != now {
+        flow.way.last_seen = now;
     }
-    life::record(flow, skb.len(), transport.flags);
+    // Other CPUs may write to it, too: two packets at once lose a count at most.
+    life::record(&mut flow.connection, skb.len(), transport.flags);
     report::count(Counter::FlowHits);
     Entry::Stands(flow)
 }
@@ -241,21 +240,21 @@ fn begins_anew(flow: &Flow, transport: &Transport) -> bool {
 #[inline(always)]
 fn usable<const HOOK: u8>(skb: &Skb, flow: &mut Flow, transport: &Transport, now: u32) -> bool {
     let epoch = Kernel.generation(generation::EPOCH);
-    if flow.epoch != epoch {
-        if flow.flags & FlowFlags::REFUSED != 0 || !life::stands(&Kernel, flow) {
+    if flow.way.epoch != epoch {
+        if flow.way.flags & WayFlags::REFUSED != 0 || !life::stands(&Kernel, &flow.way) {
             return false;
         }
-        flow.epoch = epoch;
+        flow.way.epoch = epoch;
     }
-    if flow.last_seen != now && is_idle(flow, transport.protocol, now)
+    if flow.way.last_seen != now && is_idle(flow, transport.protocol, now)
         || transport.flags.opens() && begins_anew(flow, transport)
     {
         return false;
     }
     if HOOK == Hook::FromOverlay as u8 {
-        return tunnel::is_from(skb, &flow.remote);
+        return tunnel::is_from(skb, &flow.way.remote);
     }
     HOOK == Hook::FromHost as u8
-        || flow.flags & FlowFlags::CHECK_MAC == 0
-        || skb.read::<Ethernet>(0).is_some_and(|ethernet| ethernet.src == flow.sender_mac)
+        || flow.way.flags & WayFlags::CHECK_MAC == 0
+        || skb.read::<Ethernet>(0).is_some_and(|ethernet| ethernet.src == flow.way.sender_mac)
 }

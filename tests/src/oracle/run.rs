@@ -199,25 +199,25 @@ impl Runner {
         flow: &Flow,
         address: IpAddr,
     ) -> Result<(Target, Option<[u8; 6]>, u8)> {
-        let is = |deliver: Deliver| flow.deliver == deliver as u8;
+        let is = |deliver: Deliver| flow.way.deliver == deliver as u8;
         if is(Deliver::Peer) || is(Deliver::Port) {
-            let found = site.plugged.iter().find(|(_, plugged)| plugged.ifindex == flow.ifindex);
+            let found = site.plugged.iter().find(|(_, plugged)| plugged.ifindex == flow.way.ifindex);
             let (id, plugged) =
-                found.with_context(|| format!("it goes to device {}, which is no pod's", flow.ifindex))?;
+                found.with_context(|| format!("it goes to device {}, which is no pod's", flow.way.ifindex))?;
             return Ok((Target::Pod(id.clone()), Some(plugged.mac), HOPS));
         }
         if is(Deliver::Host) {
-            ensure!(flow.ifindex == self.host, "it goes to the host by device {}", flow.ifindex);
+            ensure!(flow.way.ifindex == self.host, "it goes to the host by device {}", flow.way.ifindex);
             return Ok((Target::Host, None, HOPS));
         }
         if is(Deliver::Tunnel) || is(Deliver::Neighbour) {
-            let remote = IpAddr::from(flow.remote);
+            let remote = IpAddr::from(flow.way.remote);
             let node = world.nodes.iter().find(|node| node.addresses.contains(&remote));
             let node = node.with_context(|| format!("it goes to {remote}, which is no node's"))?;
             return Ok((Target::Node(node.name.clone()), None, HOPS - 1));
         }
-        ensure!(is(Deliver::Route), "delivery {}", flow.deliver);
-        ensure!(flow.ifindex == self.uplink, "it goes outside by device {}", flow.ifindex);
+        ensure!(is(Deliver::Route), "delivery {}", flow.way.deliver);
+        ensure!(flow.way.ifindex == self.uplink, "it goes outside by device {}", flow.way.ifindex);
         // Where pods are routed, the host's own routes lead to their nodes.
         let owns = |node: &&world::Node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&address));
         let node = world.nodes.iter().find(owns).filter(|_| world.mode == Mode::Native);

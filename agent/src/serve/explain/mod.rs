@@ -9,7 +9,7 @@ mod tests;
 
 use std::{net::IpAddr, sync::Arc};
 
-use weft_abi::{Addr, CLUSTER_NET, DROP_REASONS, Deliver, DropReason, Flow, FlowFlags, Owner, rule};
+use weft_abi::{Addr, CLUSTER_NET, ConnectionFlags, DROP_REASONS, Deliver, DropReason, Flow, Owner, rule};
 use weft_api::{ApiError, ErrorCode, ExplainQuery, Explanation};
 use weft_logic::{
     Tables as _, admit, decide, plan,
@@ -106,18 +106,18 @@ impl Names<'_> {
     fn way(&self, walk: &Walk) -> String {
         let flow = &walk.forward;
         let place = self.place(walk, flow);
-        let rewritten = flow.flags & (FlowFlags::REWRITE_SRC | FlowFlags::REWRITE_DST) != 0;
-        if !rewritten {
+        let becomes = &flow.connection;
+        let has = |flags| becomes.flags & flags != 0;
+        if !has(ConnectionFlags::REWRITE_SRC | ConnectionFlags::REWRITE_DST) {
             return place;
         }
-        let has = |flag| flow.flags & flag != 0;
-        let source = if has(FlowFlags::REWRITE_SRC) {
-            (flow.src, flow.sport)
+        let source = if has(ConnectionFlags::REWRITE_SRC) {
+            (becomes.src, becomes.sport)
         } else {
             (walk.question.key.src, walk.question.key.sport)
         };
-        let target = if has(FlowFlags::REWRITE_DST) {
-            (flow.dst, flow.dport)
+        let target = if has(ConnectionFlags::REWRITE_DST) {
+            (becomes.dst, becomes.dport)
         } else {
             (walk.question.key.dst, walk.question.key.dport)
         };
@@ -126,10 +126,10 @@ impl Names<'_> {
     }
 
     fn place(&self, walk: &Walk, flow: &Flow) -> String {
-        let device = flows::Ifnames::default().of(flow.ifindex);
+        let device = flows::Ifnames::default().of(flow.way.ifindex);
         let target = named(self.known.planner, &walk.decision.target);
-        let remote = IpAddr::from(flow.remote);
-        match flow.deliver {
+        let remote = IpAddr::from(flow.way.remote);
+        match flow.way.deliver {
             kind if kind == Deliver::Peer as u8 || kind == Deliver::Port as u8 => {
                 format!("delivered to {target} by {device}")
             }

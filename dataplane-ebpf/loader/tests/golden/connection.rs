@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections as a whole: unique tuples, refused attempts, and one decision for both directions.
 
-use weft_abi::{Deliver, DropReason, FlowFlags};
+use weft_abi::{ConnectionFlags, Deliver, DropReason};
 use weft_dataplane::{Arrival, Program};
 
 use crate::{
@@ -156,7 +156,7 @@ fn the_first_decision_counts() {
     let first = to(&node, 0, OUTSIDE_IP[0], L4::Udp(4000, 53));
     let entry = key(CLIENT, 17, tuple(CLIENT_IP[0], 4000, OUTSIDE_IP[0], 53));
     let flow = node.flow(&entry).expect("an entry");
-    assert_ne!(flow.flags & FlowFlags::REWRITE_SRC, 0);
+    assert_ne!(flow.connection.flags & ConnectionFlags::REWRITE_SRC, 0);
     let entries = node.flows();
     // Many at once, from all CPUs.
     let packet = |port| frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[0]), ip(OUTSIDE_IP[0])), L4::Udp(port, 53), b"x");

@@ -67,11 +67,11 @@ fn a_flow_was_last_seen_now_as_the_kernels_clock_has_it() {
     let packet = there(0, L4::Udp(1, 2));
     let seen = key(CLIENT, 17, tuple(CLIENT_IP[0], 1, SERVER_IP[0], 2));
     node.from_workload(CLIENT, &packet).missed();
-    let first = node.flow(&seen).unwrap().last_seen;
+    let first = node.flow(&seen).unwrap().way.last_seen;
     assert!(first.abs_diff(now()) <= 1, "{first} for {}", now());
     std::thread::sleep(std::time::Duration::from_millis(2500));
     node.from_workload(CLIENT, &packet).hit();
-    let second = node.flow(&seen).unwrap().last_seen;
+    let second = node.flow(&seen).unwrap().way.last_seen;
     assert!(second.abs_diff(now()) <= 1 && second > first, "{second} for {}, after {first}", now());
 }
 
@@ -86,7 +86,10 @@ fn a_change_elsewhere_makes_no_flow_decide_again() {
     node.from_workload(CLIENT, &packet).redecided();
     node.from_workload(CLIENT, &packet).hit();
     // Counters go on.
-    assert_eq!(node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[0], 1, SERVER_IP[0], 2))).expect("an entry").packets, 4);
+    assert_eq!(
+        node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[0], 1, SERVER_IP[0], 2))).expect("an entry").connection.packets,
+        4
+    );
 }
 
 #[test]
@@ -189,12 +192,12 @@ fn tcp_states_follow_the_packets() {
         [(SYN, FlowState::New), (ACK, FlowState::Established), (FIN_ACK, FlowState::Closing), (ACK, FlowState::Closing)]
     {
         node.from_workload(CLIENT, &there(0, L4::Tcp(4000, 80, flags))).redirected();
-        assert_eq!(node.flow(&key).expect("an entry").state, state as u8);
+        assert_eq!(node.flow(&key).expect("an entry").connection.state, state as u8);
     }
     // Also of a connection that was there before the entry.
     node.flush();
     node.from_workload(CLIENT, &there(0, L4::Tcp(4000, 80, ACK))).redirected();
-    assert_eq!(node.flow(&key).expect("an entry").state, FlowState::Established as u8);
+    assert_eq!(node.flow(&key).expect("an entry").connection.state, FlowState::Established as u8);
 }
 
 #[test]
@@ -205,8 +208,8 @@ fn an_idle_entry_counts_as_long_as_the_other_direction_lives() {
     to_service(&node, 0, L4::Tcp(4000, 80, ACK));
     // The server was silent since its SYN-ACK; the client was not.
     let mut flow = node.flow(&reverse).expect("an entry");
-    flow.last_seen = flow.last_seen.wrapping_sub(LONG);
-    flow.state = FlowState::New as u8;
+    flow.way.last_seen = flow.way.last_seen.wrapping_sub(LONG);
+    flow.connection.state = FlowState::New as u8;
     node.set_flow(&reverse, &flow);
     let answer = back(0, L4::Tcp(8080, 4000, ACK));
     let outcome = node.from_workload(SERVER, &answer);

@@ -10,8 +10,8 @@ use std::{
 
 use weft_abi::{
     Addr, AddressKey, BackendKey, BackendState, Balancer, CLUSTER_NET, CidrKey, Config, Counter, Deliver, DropReason,
-    Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, GenerationRef, MARK_DELIVERED,
-    Member, MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, Timeouts, generation,
+    Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, MARK_DELIVERED, Member,
+    MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, Timeouts, generation,
 };
 use weft_dataplane::{Arrival, Dataplane, Maps, Options, Program};
 
@@ -377,10 +377,10 @@ impl Node {
     /// Lets all flows be idle for `ticks` more.
     pub(crate) fn age_by(&self, ticks: u32) {
         for (key, flow) in self.maps().flows4().iter().map(Result::unwrap) {
-            self.maps().flows4().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow }).unwrap();
+            self.maps().flows4().insert(&key, &idle_for(flow, ticks)).unwrap();
         }
         for (key, flow) in self.maps().flows6().iter().map(Result::unwrap) {
-            self.maps().flows6().insert(&key, &Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow }).unwrap();
+            self.maps().flows6().insert(&key, &idle_for(flow, ticks)).unwrap();
         }
     }
 
@@ -441,8 +441,11 @@ pub(crate) fn service_number(id: u32, protocol: u8, family: usize) -> u32 {
 /// More ticks than any timeout has; on a machine that is not up for so long they wrap.
 pub(crate) const LONG: u32 = Timeouts::DEFAULT.established + 1;
 
-/// No generation.
-pub(crate) const NONE: GenerationRef = GenerationRef { slot: 0, generation: 0 };
+/// The entry, idle for `ticks` more.
+const fn idle_for(mut flow: Flow, ticks: u32) -> Flow {
+    flow.way.last_seen = flow.way.last_seen.wrapping_sub(ticks);
+    flow
+}
 
 /// The address of the node that tunnels lead to.
 pub(crate) fn tunnel_end() -> Addr {
@@ -547,5 +550,5 @@ impl Outcome {
 /// Asserts how an entry delivers.
 #[track_caller]
 pub(crate) fn delivers(flow: &Flow, deliver: Deliver, ifindex: u32) {
-    assert_eq!((flow.deliver, flow.ifindex), (deliver as u8, ifindex), "{flow:?}");
+    assert_eq!((flow.way.deliver, flow.way.ifindex), (deliver as u8, ifindex), "{flow:?}");
 }

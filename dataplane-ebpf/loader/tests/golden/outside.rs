@@ -2,7 +2,8 @@
 //! The outside: masquerade out and back, the host's own traffic.
 
 use weft_abi::{
-    Addr, Config, Deliver, Device, DropReason, FlowFlags, OVERLAY_MAC, Remote, RemoteFlags, RemoteKind, generation,
+    Addr, Config, ConnectionFlags, Deliver, Device, DropReason, OVERLAY_MAC, Remote, RemoteFlags, RemoteKind, WayFlags,
+    generation,
 };
 use weft_dataplane::Program;
 
@@ -43,7 +44,7 @@ fn tcp_and_udp_leave_with_the_nodes_address_and_come_back() {
             let entry = node.flow(&key(CLIENT, protocol, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], dport)));
             let entry = entry.expect("an entry");
             delivers(&entry, Deliver::Route, UPLINK);
-            assert_eq!(entry.flags, FlowFlags::CHECK_MAC | FlowFlags::REWRITE_SRC);
+            assert_eq!((entry.way.flags, entry.connection.flags), (WayFlags::CHECK_MAC, ConnectionFlags::REWRITE_SRC));
             let outcome = node.from_uplink(&back(family, answer(sport)));
             let seen = outcome.hit().redirected();
             assert_eq!(seen.dst_mac, mac(CLIENT));
@@ -85,7 +86,7 @@ fn a_masqueraded_flow_keeps_its_port_when_it_decides_again_and_so_do_its_replies
         let outcome = node.from_workload(CLIENT, &there);
         assert_eq!(outcome.redecided().redirected().tuple, first);
         let entry = node.flow(&key(weft_abi::UPLINK, 6, tuple(OUTSIDE_IP[family], 443, HOST_IP[family], first.sport)));
-        assert_eq!(entry.expect("an entry").packets, 1, "the reply's counters go on");
+        assert_eq!(entry.expect("an entry").connection.packets, 1, "the reply's counters go on");
     }
 }
 
@@ -155,7 +156,7 @@ fn what_leaves_the_node_goes_by_the_hosts_routes_and_answers_come_by_any_device(
         let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53)));
         let entry = entry.expect("an entry");
         delivers(&entry, Deliver::Route, STRANGER);
-        assert_eq!(entry.remote, ip(OUTSIDE_IP[family]).into(), "on the link");
+        assert_eq!(entry.way.remote, ip(OUTSIDE_IP[family]).into(), "on the link");
         let l4 = L4::Udp(53, seen.tuple.sport);
         let answer = frame([2, 0, 0, 0, 9, 9], ip_headers(seen.tuple.dst, seen.tuple.src), l4, b"x");
         for device in [STRANGER, UPLINK] {
@@ -182,7 +183,7 @@ fn a_route_that_changes_moves_flows_to_its_device_and_address() {
         node.publish(&[generation::ROUTES]);
         node.from_workload(CLIENT, &to_outside(family, 4000)).redirected();
         let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53)));
-        assert_eq!(entry.expect("an entry").remote, ip(routers[family]).into());
+        assert_eq!(entry.expect("an entry").way.remote, ip(routers[family]).into());
     }
 }
 
@@ -248,7 +249,7 @@ fn a_kernel_that_does_not_tell_sources_is_asked_for_the_way() {
         let entry = node.flow(&key(CLIENT, 17, tuple(CLIENT_IP[family], 4000, OUTSIDE_IP[family], 53)));
         let entry = entry.expect("an entry");
         delivers(&entry, Deliver::Route, STRANGER);
-        assert_eq!(entry.remote, ip(OUTSIDE_IP[family]).into(), "on the link");
+        assert_eq!(entry.way.remote, ip(OUTSIDE_IP[family]).into(), "on the link");
     }
     let [v4, v6] = STORAGE_IP.map(|address| Addr::from(ip(address)));
     node.maps().devices().insert(&STRANGER, &Device { v4, v6, ..Device::default() }).unwrap();

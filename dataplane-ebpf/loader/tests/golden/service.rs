@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services: DNAT, reverse NAT, hairpin, no backend, the host as client and as backend.
 
-use weft_abi::{Addr, Deliver, DropReason, FlowFlags, Frontend, FrontendFlags, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6};
+use weft_abi::{
+    Addr, ConnectionFlags, Deliver, DropReason, Frontend, FrontendFlags, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, WayFlags,
+};
 
 use crate::{
     node::{
@@ -50,16 +52,17 @@ fn a_service_is_translated_there_and_back() {
             let entry = node.flow(&key(CLIENT, protocol, tuple(CLIENT_IP[family], 4000, VIP[family], 80)));
             let entry = entry.expect("an entry");
             delivers(&entry, Deliver::Peer, SERVER);
-            assert_eq!(entry.flags, FlowFlags::CHECK_MAC | FlowFlags::REWRITE_DST);
-            assert_ne!(entry.service.slot, 0);
+            assert_eq!((entry.way.flags, entry.connection.flags), (WayFlags::CHECK_MAC, ConnectionFlags::REWRITE_DST));
+            assert_ne!(entry.way.service, 0);
             let back = packet(SERVER, SERVER_IP[family], CLIENT_IP[family], answer(8080, 4000));
             let outcome = node.from_workload(SERVER, &back);
             let seen = outcome.hit().redirected();
             assert_eq!(seen.dst_mac, mac(CLIENT));
             assert_eq!(seen.tuple, tuple(VIP[family], 80, CLIENT_IP[family], 4000));
             let entry = node.flow(&key(SERVER, protocol, tuple(SERVER_IP[family], 8080, CLIENT_IP[family], 4000)));
-            let flags = FlowFlags::CHECK_MAC | FlowFlags::REWRITE_SRC | FlowFlags::REPLY;
-            assert_eq!(entry.expect("an entry").flags, flags);
+            let entry = entry.expect("an entry");
+            let flags = (WayFlags::CHECK_MAC, ConnectionFlags::REWRITE_SRC | ConnectionFlags::REPLY);
+            assert_eq!((entry.way.flags, entry.connection.flags), flags);
         }
     }
 }
@@ -199,7 +202,7 @@ fn frontends_of_a_service_port_share_its_balancer_and_have_their_own_set() {
             assert_eq!(to(VIP[family], sport, 80).redirected().tuple.dst, ip(SERVER_IP[family]));
         }
         let entry = node.flow(&key(CLIENT, 6, tuple(CLIENT_IP[family], 4000, external, 8000))).expect("an entry");
-        assert_eq!(entry.service.slot, service);
+        assert_eq!(entry.way.service, service);
         to(external, 4000, 8001).dropped(DropReason::NoService);
     }
 }
@@ -309,8 +312,15 @@ fn a_remote_backend_is_reached_through_the_tunnel_and_its_answer_translated() {
         let answer = tuple(FAR_IP[family], 9090, CLIENT_IP[family], 4000);
         let entry = node.flow(&key(weft_abi::OVERLAY, 17, answer)).expect("keyed by the backend");
         delivers(&entry, Deliver::Peer, CLIENT);
-        assert_eq!((entry.flags & FlowFlags::REWRITE_SRC, entry.sport), (FlowFlags::REWRITE_SRC, 80_u16.to_be()));
-        assert_eq!((entry.src, entry.remote), (Addr::from(ip(vip)), tunnel_end()), "and by who encapsulates it");
+        assert_eq!(
+            (entry.connection.flags & ConnectionFlags::REWRITE_SRC, entry.connection.sport),
+            (ConnectionFlags::REWRITE_SRC, 80_u16.to_be())
+        );
+        assert_eq!(
+            (entry.connection.src, entry.way.remote),
+            (Addr::from(ip(vip)), tunnel_end()),
+            "and by who encapsulates it"
+        );
         // The same packet past the tunnel is a lie.
         let back = packet(HOST, FAR_IP[family], CLIENT_IP[family], L4::Udp(9090, 4000));
         node.from_uplink(&back).dropped(DropReason::SourceAddress);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Workload to workload: source check, delivery on the node, by tunnel and natively.
 
-use weft_abi::{Addr, Deliver, DropReason, FlowFlags, GATEWAY_MAC, GenerationRef, OVERLAY_MAC, generation};
+use weft_abi::{Addr, ConnectionFlags, Deliver, DropReason, GATEWAY_MAC, OVERLAY_MAC, WayFlags, generation};
 use weft_dataplane::Program;
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, NATIVE_IP, NATIVE_MAC, NONE, Node, OVERLAY, SERVER,
-        SERVER_IP, STRANGER, UPLINK, VM, VM_IP, delivers, key, mac, tunnel_end, workload,
+        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, NATIVE_IP, NATIVE_MAC, Node, OVERLAY, SERVER, SERVER_IP,
+        STRANGER, UPLINK, VM, VM_IP, delivers, key, mac, tunnel_end, workload,
     },
     packet::{ACK, L4, SYN, SYN_ACK, Tuple, frame, ip, ip_headers, tuple},
 };
@@ -59,11 +59,10 @@ fn workloads_of_a_node_reach_each_other_and_the_second_packet_hits() {
             }
             let forward = node.flow(&key(CLIENT, protocol, there)).expect("an entry");
             delivers(&forward, Deliver::Peer, SERVER);
-            assert_eq!(forward.flags, FlowFlags::CHECK_MAC);
-            assert_eq!((forward.packets, forward.bytes), (2, 2 * packet.len() as u64));
-            assert_eq!(forward.egress, GenerationRef { slot: workload(CLIENT), generation: 0 });
-            assert_eq!(forward.ingress, GenerationRef { slot: workload(SERVER), generation: 0 });
-            assert_eq!(forward.service, NONE);
+            assert_eq!(forward.way.flags, WayFlags::CHECK_MAC);
+            assert_eq!((forward.connection.packets, forward.connection.bytes), (2, 2 * packet.len() as u64));
+            let slots = (u32::from(forward.way.egress), u32::from(forward.way.ingress), forward.way.service);
+            assert_eq!((slots, forward.way.generations), ((workload(CLIENT), workload(SERVER), 0), 0));
             let answer = frame(mac(SERVER), ip_headers(ip(SERVER_IP[family]), ip(CLIENT_IP[family])), back, b"hi");
             let outcome = node.from_workload(SERVER, &answer);
             outcome.hit();
@@ -71,7 +70,8 @@ fn workloads_of_a_node_reach_each_other_and_the_second_packet_hits() {
             let reverse = Tuple { src: there.dst, sport: there.dport, dst: there.src, dport: there.sport };
             let reverse = node.flow(&key(SERVER, protocol, reverse)).expect("an entry");
             delivers(&reverse, Deliver::Peer, CLIENT);
-            assert_eq!((reverse.flags, reverse.packets), (FlowFlags::CHECK_MAC | FlowFlags::REPLY, 1));
+            assert_eq!((reverse.way.flags, reverse.connection.flags), (WayFlags::CHECK_MAC, ConnectionFlags::REPLY));
+            assert_eq!(reverse.connection.packets, 1);
             assert_eq!(node.flows(), 2);
             node.flush();
         }
@@ -116,11 +116,11 @@ fn a_remote_workload_is_reached_through_the_tunnel() {
         assert_eq!(seen.tuple, there);
         let flow = node.flow(&key(CLIENT, 17, there)).expect("an entry");
         delivers(&flow, Deliver::Tunnel, OVERLAY);
-        assert_eq!((flow.remote, flow.ingress.slot), (tunnel_end(), generation::ROUTES));
+        assert_eq!((flow.way.remote, u32::from(flow.way.ingress)), (tunnel_end(), generation::ROUTES));
         let back = tuple(FAR_IP[family], 2, CLIENT_IP[family], 1);
         let answers = node.flow(&key(weft_abi::OVERLAY, 17, back)).expect("an entry");
         delivers(&answers, Deliver::Peer, CLIENT);
-        assert_eq!(answers.remote, tunnel_end(), "nobody else may encapsulate them");
+        assert_eq!(answers.way.remote, tunnel_end(), "nobody else may encapsulate them");
     }
 }
 
@@ -134,7 +134,7 @@ fn a_remote_workload_is_reached_natively_and_answers_by_the_uplink() {
         let flow = node.flow(&key(CLIENT, 17, there)).expect("an entry");
         delivers(&flow, Deliver::Neighbour, UPLINK);
         let via = ["192.0.2.3", "2001:db8::3"][family];
-        assert_eq!(flow.remote, Addr::from(ip(via)));
+        assert_eq!(flow.way.remote, Addr::from(ip(via)));
         let back = frame(NATIVE_MAC, ip_headers(ip(NATIVE_IP[family]), ip(CLIENT_IP[family])), L4::Udp(2, 1), b"x");
         assert_eq!(node.from_uplink(&back).hit().redirected().dst_mac, mac(CLIENT));
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, CidrKey, Config, Counter, DropReason, Flow, FlowKey4, Member, MemberKey, Port, Remote, Tally, map,
+    Addr, CidrKey, Config, Connection, Counter, DropReason, Flow, FlowKey4, Member, MemberKey, Port, Remote, Tally, map,
 };
 use weft_dataplane::{Dataplane, Error, MapSizes, Options};
 
@@ -133,10 +133,11 @@ fn flows_are_listed_and_removed() {
     let flows = dataplane.maps().flows4();
     for ifindex in [3, 4] {
         let key = FlowKey4 { ifindex, src: 1, dst: 2, sport: 3, dport: 4, protocol: 6 };
-        flows.insert(&key, &Flow { packets: u64::from(ifindex), ..Flow::default() }).unwrap();
+        let connection = Connection { packets: u64::from(ifindex), ..Connection::default() };
+        flows.insert(&key, &Flow { connection, ..Flow::default() }).unwrap();
     }
     assert_eq!(flows.retain(|key, _| key.ifindex != 3).unwrap(), 1);
-    let left: Vec<_> = flows.iter().map(|entry| entry.unwrap().1.packets).collect();
+    let left: Vec<_> = flows.iter().map(|entry| entry.unwrap().1.connection.packets).collect();
     assert_eq!(left, [4]);
     assert!(dataplane.maps().flows6().is_empty().unwrap());
 }

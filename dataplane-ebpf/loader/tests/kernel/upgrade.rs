@@ -4,7 +4,8 @@
 use std::{fs, path::PathBuf};
 
 use weft_abi::{
-    ABI_VERSION, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, MapRole, PinFolder, generation::EPOCH, map,
+    ABI_VERSION, Connection, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, MapRole, PinFolder, generation::EPOCH,
+    map,
 };
 use weft_dataplane::{Attachment, Dataplane, Origin, Program, remove_everything};
 
@@ -84,15 +85,16 @@ fn keys() -> (FlowKey4, FlowKey6) {
 fn packets(dataplane: &Dataplane) -> [Option<u64>; 2] {
     let (four, six) = keys();
     let found = [dataplane.maps().flows4().get(&four), dataplane.maps().flows6().get(&six)];
-    found.map(|flow| flow.expect("look up").map(|flow| flow.packets))
+    found.map(|flow| flow.expect("look up").map(|flow| flow.connection.packets))
 }
 
 /// A sandbox after one of another layout that had connections, and generations.
 fn after_connections(sandbox: &Sandbox) -> PathBuf {
     let before = sandbox.open();
     let (four, six) = keys();
-    before.maps().flows4().insert(&four, &Flow { packets: 44, ..Flow::default() }).expect("write");
-    before.maps().flows6().insert(&six, &Flow { packets: 66, ..Flow::default() }).expect("write");
+    let after = |packets| Flow { connection: Connection { packets, ..Connection::default() }, ..Flow::default() };
+    before.maps().flows4().insert(&four, &after(44)).expect("write");
+    before.maps().flows6().insert(&six, &after(66)).expect("write");
     before.maps().generations().set(EPOCH, &7).expect("write");
     before.maps().generations().set(5, &9).expect("write");
     before.maps().service_generations().set(3, &4).expect("write");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who may speak for whom: sources by hook, and encapsulation towards nodes.
 
-use weft_abi::{Addr, AddressKey, DropReason, FlowFlags, Remote, RemoteKind};
+use weft_abi::{Addr, AddressKey, DropReason, Remote, RemoteKind, WayFlags};
 use weft_logic::{
     flow, plan,
     walk::{Origin, Sender, Standing, Walk},
@@ -86,13 +86,16 @@ fn the_entries_of_a_neighbours_pods_are_for_its_ethernet_address() {
     let mut to = walk(Sender::Workload, FIRST_PORT, workload(0), v4(3, 7), (4000, 80), UDP);
     decide(&world, &mut to).unwrap();
     plan::plan(&mut to, &world.config);
-    assert_eq!((to.reverse.flags & FlowFlags::CHECK_MAC, to.reverse.sender_mac), (FlowFlags::CHECK_MAC, mac(UPLINK)));
+    assert_eq!(
+        (to.reverse.way.flags & WayFlags::CHECK_MAC, to.reverse.way.sender_mac),
+        (WayFlags::CHECK_MAC, mac(UPLINK))
+    );
     let mut from = from(Sender::Uplink, v4(3, 7));
     decide(&world, &mut from).unwrap();
     plan::plan(&mut from, &world.config);
     assert_eq!(
-        (from.forward.flags & FlowFlags::CHECK_MAC, from.forward.sender_mac),
-        (FlowFlags::CHECK_MAC, mac(UPLINK))
+        (from.forward.way.flags & WayFlags::CHECK_MAC, from.forward.way.sender_mac),
+        (WayFlags::CHECK_MAC, mac(UPLINK))
     );
     // Its next card: the answer is decided on, and goes by that one from then on.
     let next = [2, 0, 0, 0, 0, 98];
@@ -103,7 +106,7 @@ fn the_entries_of_a_neighbours_pods_are_for_its_ethernet_address() {
         (answer.question.sender_mac, answer.question.standing) = (mac, Standing::Answer as u8);
         let decided = decide(&world, &mut answer);
         plan::plan(&mut answer, &world.config);
-        (decided, answer.forward.sender_mac)
+        (decided, answer.forward.way.sender_mac)
     };
     assert_eq!(answer(next), (Ok(()), next));
     assert_eq!(answer(mac(UPLINK)).0, Err(DropReason::SourceMac));
@@ -112,7 +115,7 @@ fn the_entries_of_a_neighbours_pods_are_for_its_ethernet_address() {
     let mut to = walk(Sender::Workload, FIRST_PORT, workload(0), v4(3, 7), (4000, 80), UDP);
     decide(&world, &mut to).unwrap();
     plan::plan(&mut to, &world.config);
-    assert!(to.reverse.epoch != to.decision.epoch && !flow::stands(&world, &to.reverse));
+    assert!(to.reverse.way.epoch != to.decision.epoch && !flow::stands(&world, &to.reverse.way));
 }
 
 #[test]

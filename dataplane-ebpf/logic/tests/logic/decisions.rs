@@ -2,7 +2,7 @@
 //! Properties of decisions: both entries of a flow fit each other, whoever sends what to whom.
 
 use proptest::prelude::*;
-use weft_abi::{Addr, AddressKey, Deliver, DropReason, Flow, FlowFlags, FlowKey6};
+use weft_abi::{Addr, AddressKey, Connection, ConnectionFlags, Deliver, DropReason, Flow, FlowKey6, Way};
 use weft_logic::{
     decide::moved,
     flow, masquerade, plan,
@@ -64,12 +64,12 @@ type Ends = (Addr, u16, Addr, u16);
 
 /// What a packet becomes.
 fn rewritten(key: &FlowKey6, flow: &Flow) -> Ends {
-    let (mut ends, has) = ((key.src, key.sport, key.dst, key.dport), |flag| flow.flags & flag != 0);
-    if has(FlowFlags::REWRITE_SRC) {
-        (ends.0, ends.1) = (flow.src, flow.sport);
+    let (mut ends, has) = ((key.src, key.sport, key.dst, key.dport), |flag| flow.connection.flags & flag != 0);
+    if has(ConnectionFlags::REWRITE_SRC) {
+        (ends.0, ends.1) = (flow.connection.src, flow.connection.sport);
     }
-    if has(FlowFlags::REWRITE_DST) {
-        (ends.2, ends.3) = (flow.dst, flow.dport);
+    if has(ConnectionFlags::REWRITE_DST) {
+        (ends.2, ends.3) = (flow.connection.dst, flow.connection.dport);
     }
     ends
 }
@@ -107,7 +107,7 @@ fn answer(walk: &Walk) -> Walk {
         answer.question.sender_mac = mac(UPLINK);
     }
     if sender == Sender::Overlay {
-        answer.question.tunnel_peer = walk.forward.remote;
+        answer.question.tunnel_peer = walk.forward.way.remote;
     }
     answer
 }
@@ -152,9 +152,9 @@ proptest! {
         prop_assume!(decided(&world, &mut walk).is_ok());
         let mut answer = answer(&walk);
         prop_assert_eq!(decided(&world, &mut answer), Ok(()));
-        prop_assert!(flow::stands(&world, &answer.forward));
-        prop_assert_eq!(answer.forward.deliver, walk.reverse.deliver);
-        prop_assert_ne!(answer.forward.flags & FlowFlags::REPLY, 0);
+        prop_assert!(flow::stands(&world, &answer.forward.way));
+        prop_assert_eq!(answer.forward.way.deliver, walk.reverse.way.deliver);
+        prop_assert_ne!(answer.forward.connection.flags & ConnectionFlags::REPLY, 0);
     }
 
     #[test]
@@ -179,24 +179,24 @@ proptest! {
     #[test]
     fn decisions_stand_until_what_they_were_made_of_changes(mut world in worlds(), mut walk in packets()) {
         prop_assume!(decided(&world, &mut walk).is_ok());
-        prop_assert!(flow::stands(&world, &walk.forward) && flow::stands(&world, &walk.reverse));
+        prop_assert!(flow::stands(&world, &walk.forward.way) && flow::stands(&world, &walk.reverse.way));
         world.publish(7777);
-        prop_assert!(flow::stands(&world, &walk.forward) && flow::stands(&world, &walk.reverse), "a change elsewhere");
+        prop_assert!(flow::stands(&world, &walk.forward.way) && flow::stands(&world, &walk.reverse.way), "a change elsewhere");
         world.publish_service(7777);
-        prop_assert!(flow::stands(&world, &walk.forward) && flow::stands(&world, &walk.reverse), "of another Service");
-        let service = walk.forward.service.slot;
+        prop_assert!(flow::stands(&world, &walk.forward.way) && flow::stands(&world, &walk.reverse.way), "of another Service");
+        let service = walk.forward.way.service;
         if service != 0 {
             world.publish(service);
-            prop_assert!(flow::stands(&world, &walk.forward), "numbers of Services are their own");
+            prop_assert!(flow::stands(&world, &walk.forward.way), "numbers of Services are their own");
             world.generations.clear();
             world.publish_service(service);
-            prop_assert!(!flow::stands(&world, &walk.forward));
+            prop_assert!(!flow::stands(&world, &walk.forward.way));
             world.service_generations.clear();
         }
-        for slot in [walk.forward.egress.slot, walk.forward.ingress.slot] {
+        for slot in [walk.forward.way.egress, walk.forward.way.ingress].map(u32::from) {
             if slot != 0 {
                 world.publish(slot);
-                prop_assert!(!flow::stands(&world, &walk.forward));
+                prop_assert!(!flow::stands(&world, &walk.forward.way));
                 world.generations.clear();
             }
         }
@@ -209,13 +209,13 @@ proptest! {
         world.publish(7777);
         prop_assert!(moved(&world, &walk.decision));
         plan::poison(&mut walk);
-        prop_assert!(!flow::stands(&world, &walk.forward) && !flow::stands(&world, &walk.reverse));
+        prop_assert!(!flow::stands(&world, &walk.forward.way) && !flow::stands(&world, &walk.reverse.way));
     }
 
     #[test]
     fn delivery_is_to_where_the_target_is(world in worlds(), mut walk in packets()) {
         prop_assume!(decided(&world, &mut walk).is_ok());
-        let Flow { deliver, ifindex, dst, dst_mac, .. } = walk.forward;
+        let Flow { connection: Connection { dst, .. }, way: Way { deliver, ifindex, dst_mac, .. } } = walk.forward;
         let port = world.ports.get(&ifindex);
         if deliver == Deliver::Peer as u8 || deliver == Deliver::Port as u8 {
             let port = port.expect("a workload's port");
@@ -230,8 +230,8 @@ proptest! {
         let masqueraded = walk.question.sender == Sender::Workload as u32 && deliver == Deliver::Route as u8;
         prop_assert_eq!(walk.decision.masquerade != 0, masqueraded);
         if masqueraded {
-            prop_assert_eq!(walk.forward.src, host());
-            let port = u16::from_be(walk.forward.sport);
+            prop_assert_eq!(walk.forward.connection.src, host());
+            let port = u16::from_be(walk.forward.connection.sport);
             prop_assert!((61_000..61_100).contains(&port), "{}", port);
         }
     }
