@@ -101,6 +101,7 @@ fn build(out_dir: &Path, binary: &str) -> Result<PathBuf> {
         .args(["build", "--release", "--package", PACKAGE, "--bin", binary, "--target", TARGET, "-Zbuild-std=core"])
         .arg("--target-dir")
         .arg(&target_dir)
+        .args(env::var_os("CARGO_FEATURE_OTHER_LAYOUT").map(|_| "--features=other-layout"))
         .env("RUSTC", &rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags()?.join("\x1f"));

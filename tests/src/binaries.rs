@@ -58,6 +58,15 @@ impl Binaries {
         })
     }
 
+    /// The agent of another version, whose flow tables have another layout.
+    ///
+    /// # Errors
+    /// It is missing: it is built by `cargo xtask build`.
+    pub fn other_agent() -> Result<PathBuf> {
+        let (target, profile) = running()?;
+        existing(&target.join(profile).join("weft-agent-other-layout"))
+    }
+
     fn built(target: &Path, profile: &str, probe_profile: &str) -> Result<Self> {
         let folder = target.join(profile);
         Ok(Self {

@@ -5,8 +5,9 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeSet,
-    fs::File,
+    fs::{self, File},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
     time::Duration,
 };
 
@@ -49,7 +50,7 @@ impl Node {
         let node = Self { machine, number, agent: RefCell::new(None), plugged: Cell::new(0) };
         node.sh(&node.script())?.ok().with_context(|| format!("set up {}", node.name()))?;
         let file = node.machine.path(node.file("agent.yaml"));
-        std::fs::write(&file, serde_yaml::to_string(&node.config(options))?)?;
+        fs::write(&file, serde_yaml::to_string(&node.config(options))?)?;
         Ok(node)
     }
 
@@ -136,16 +137,35 @@ impl Node {
     /// # Errors
     /// It could not be started.
     pub fn start_agent(&self) -> Result<()> {
+        self.start_agent_of(Path::new(&format!("{SHARED}/bin/weft-agent")))
+    }
+
+    /// Starts the agent that is in a file of this machine.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_agent_of(&self, program: &Path) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.machine.path(self.file("agent.log")))?;
         let errors = log.try_clone()?;
         let config = self.file("agent.yaml");
         let agent = self.machine.start("weft-agent", |command| {
-            command.arg(format!("{SHARED}/bin/weft-agent")).args(["--config", &config]);
+            command.arg(program).args(["--config", &config]);
             command.env("RUST_LOG", std::env::var("WEFT_TEST_LOG").unwrap_or_else(|_| "info".to_owned()));
             command.stdout(log).stderr(errors);
         })?;
         *self.agent.borrow_mut() = Some(agent);
         Ok(())
+    }
+
+    /// Changes a key of the agent's configuration; the next one that starts reads it.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn configure(&self, key: &str, value: &Value) -> Result<()> {
+        let file = self.machine.path(self.file("agent.yaml"));
+        let mut config: Value = serde_yaml::from_slice(&fs::read(&file)?)?;
+        config[key] = value.clone();
+        Ok(fs::write(&file, serde_yaml::to_string(&config)?)?)
     }
 
     /// Waits until the agent can serve.

@@ -2,13 +2,16 @@
 
 //! `cargo xtask build`: the programs under test, where the testbed looks for them.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
 /// The probe runs in guests that have no libraries.
 const STATIC: &str = "-Ctarget-feature=+crt-static -Cstrip=symbols";
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// A second version of the agent, beside the first.
+const OTHER_LAYOUT: &str = "weft-agent-other-layout";
 
 /// The workspace's folder.
 pub(crate) fn root() -> PathBuf {
@@ -55,6 +58,9 @@ pub(crate) fn released_programs() -> Result<()> {
 
 /// Cargo tells what it compiles: from nothing it is some hundred crates.
 fn programs_with(options: &[&str]) -> Result<()> {
+    if options.is_empty() {
+        other_layout()?;
+    }
     eprintln!("build: weft-agent, weft-cni, weft, weft-vhost");
     run(cargo().args(["build", "-p", "weft-agent", "-p", "weft-cni", "-p", "weft", "-p", "weft-vhost"]).args(options))?;
     eprintln!("build: weft-probe, linked statically");
@@ -63,4 +69,15 @@ fn programs_with(options: &[&str]) -> Result<()> {
         .arg(target()?.join("static"))
         .args(options)
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", STATIC))
+}
+
+/// Builds a second version of the agent, whose flow tables have another layout, for tests of upgrades.
+fn other_layout() -> Result<()> {
+    eprintln!("build: weft-agent with another layout");
+    run(cargo().args(["build", "-p", "weft-agent", "--features", "other-layout"]))?;
+    let folder = target()?.join("debug");
+    let (built, kept) = (folder.join("weft-agent"), folder.join(OTHER_LAYOUT));
+    // The next build puts the first version in its place.
+    fs::copy(&built, &kept).with_context(|| format!("copy {} to {}", built.display(), kept.display()))?;
+    Ok(())
 }

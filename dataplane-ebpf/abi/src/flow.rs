@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The flow table: one entry per direction of a connection holds the whole decision.
 
+#[cfg(not(feature = "other-layout"))]
+mod layout;
+#[cfg(feature = "other-layout")]
+#[path = "flow/other_layout.rs"]
+mod layout;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use self::layout::{Connection, Flow, FlowKey4, FlowKey6};
 use crate::{Addr, MAX_NET};
 
 /// The `ifindex` of flow keys for packets that come in by a device that leads out of the node, whichever it is: a class, with the
@@ -32,47 +39,6 @@ pub const fn class_of(ifindex: u32) -> u32 {
 #[must_use]
 pub const fn net_of_class(ifindex: u32) -> Option<u32> {
     if ifindex >= UPLINK { Some(ifindex & MAX_NET) } else { None }
-}
-
-crate::layout! {
-    /// Key of an IPv4 flow, as the packet was before any rewrite.
-    #[repr(C)]
-    #[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct FlowKey4 {
-        /// The port that sent it (its address is thereby checked, and its network), `weft0` for the host, or a class and its network: see
-        /// [`class_in`].
-        pub ifindex: u32,
-        /// Source, network byte order.
-        pub src: u32,
-        /// Destination, network byte order.
-        pub dst: u32,
-        /// Source port, network byte order; the identifier of an ICMP echo request.
-        pub sport: u16,
-        /// Destination port, network byte order; the identifier of an ICMP echo reply.
-        pub dport: u16,
-        /// IP protocol number.
-        pub protocol: u32,
-    }
-}
-
-crate::layout! {
-    /// Key of an IPv6 flow; fields as in [`FlowKey4`].
-    #[repr(C)]
-    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct FlowKey6 {
-        /// See [`FlowKey4::ifindex`].
-        pub ifindex: u32,
-        /// Source.
-        pub src: Addr,
-        /// Destination.
-        pub dst: Addr,
-        /// See [`FlowKey4::sport`].
-        pub sport: u16,
-        /// See [`FlowKey4::dport`].
-        pub dport: u16,
-        /// IP protocol number.
-        pub protocol: u32,
-    }
 }
 
 /// How a decided packet goes on.
@@ -138,35 +104,6 @@ pub enum FlowState {
 }
 
 crate::layout! {
-    /// What holds of one direction of a connection wherever its packets are handled: upgrades and other sizes of the table take it
-    /// along.
-    #[repr(C)]
-    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct Connection {
-        /// New source address.
-        pub src: Addr,
-        /// New destination address.
-        pub dst: Addr,
-        /// New source port, network byte order.
-        pub sport: u16,
-        /// New destination port, network byte order.
-        pub dport: u16,
-        /// [`ConnectionFlags`].
-        pub flags: u16,
-        /// [`FlowState`].
-        pub state: u8,
-        /// Reserved, zero.
-        pub pad: u8,
-        /// Numbers of the rules that let it through, or refuse it: of egress and of ingress; see [`crate::rule`].
-        pub rules: [u32; 2],
-        /// Packets so far.
-        pub packets: u64,
-        /// Bytes so far, Ethernet header included.
-        pub bytes: u64,
-    }
-}
-
-crate::layout! {
     /// How packets of one direction of a connection go on from this node, and what was decided on to tell so. One that is lost, or
     /// void, is decided on again, and the connection stays what it is.
     #[repr(C)]
@@ -204,18 +141,6 @@ crate::layout! {
         /// Node, or next hop, of [`Deliver::Tunnel`], [`Deliver::Neighbour`] and [`Deliver::Route`] (unspecified: the kernel looks
         /// for one). In an entry for [`OVERLAY`], which never goes out again: the node that must have encapsulated the packet.
         pub remote: Addr,
-    }
-}
-
-crate::layout! {
-    /// One direction of a connection: a value of the flow table.
-    #[repr(C)]
-    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
-    pub struct Flow {
-        /// What it is.
-        pub connection: Connection,
-        /// How it goes on from here.
-        pub way: Way,
     }
 }
 
@@ -269,9 +194,7 @@ crate::layout! {
 
 crate::pod!(FlowKey4, FlowKey6, Connection, Way, Flow, FragmentKey, Datagram);
 
-const _: () = assert!(size_of::<FlowKey4>() == 20);
-const _: () = assert!(size_of::<FlowKey6>() == 44);
-const _: () = assert!(size_of::<Connection>() == 64 && size_of::<Way>() == 64);
+const _: () = assert!(size_of::<Way>() == 64);
 const _: () = assert!(crate::generation::SLOTS <= 1 << 16, "slots are 16 bits wide in a `Way`");
 const _: () = assert!(size_of::<FragmentKey>() == 8);
 const _: () = assert!(size_of::<Datagram>() == 56);

@@ -23,6 +23,7 @@ mod maps;
 mod policy;
 mod port;
 mod reason;
+mod record;
 mod service;
 mod share;
 mod skb;
@@ -48,6 +49,7 @@ pub use policy::{
 };
 pub use port::{Device, Owner, OwnerKind, POOL_ADDRESSES, Pool, Port, PortKind, Remote, RemoteFlags, RemoteKind};
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
+pub use record::{ConnectionRecord, ExportRequest};
 pub use service::{
     BackendKey, BackendState, Balancer, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,
 };
@@ -73,7 +75,11 @@ pub mod program {
     /// tcx ingress of the VXLAN device.
     pub const FROM_OVERLAY: &str = "from_overlay";
 
-    /// All of them.
+    /// On no device: writes entries of this version's flow table as records, see [`crate::ExportRequest`]. Pinned beside the maps under
+    /// this name, for the version that comes next.
+    pub const EXPORT_CONNECTIONS: &str = "export_connections";
+
+    /// All that belong on devices.
     pub const ALL: [&str; 6] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_L3, FROM_OVERLAY];
 }
 

@@ -70,6 +70,9 @@ macro_rules! for_each_map {
             DROPS drops: PerCpuArray<u32, $crate::Tally>, carried, fixed($crate::DROP_REASONS.len() as u32);
             /// What was counted, by `weft_abi::Counter`.
             COUNTS counts: PerCpuArray<u32, u64>, carried, fixed($crate::COUNTERS.len() as u32);
+            /// At index 0 until when connections of another version are being taken over, in nanoseconds of `CLOCK_MONOTONIC`: packets that
+            /// no entry is for may be of one that has not come yet. In the past: none are.
+            TAKEOVER takeover: Array<u32, u64>, derived, fixed(1);
             /// Which flows are told of, at index 0.
             EVENTS_WANTED events_wanted: Array<u32, $crate::EventsWanted>, derived, fixed(1);
             /// Flow and drop events; its size is in bytes.

@@ -70,6 +70,7 @@ numbered! {
     FragmentShare = "fragment-share", "the workload sends datagrams in pieces faster than its rate";
     NoServicePort = "no-service-port", "the ClusterIP has no such port";
     NoMasqueradeAddress = "no-masquerade-address", "none of masqueradeAddresses that it could leave with is on the node";
+    Takeover = "takeover", "programs of another version are being exchanged for these, and a connection that only they know must not begin anew: it is sent again";
 }
 
 numbered! {

@@ -220,5 +220,5 @@ fn descriptor(program: &SchedClassifier) -> Result<ProgramFd> {
 
 /// An error of a bench program, named by the program that it stands in for.
 fn failed<E: std::error::Error + Send + Sync + 'static>(operation: &'static str) -> impl FnOnce(E) -> Error {
-    move |error| Error::Program { program: Program::FromWorkload, operation, source: Box::new(error) }
+    move |error| Error::Program { program: Program::FromWorkload.name(), operation, source: Box::new(error) }
 }

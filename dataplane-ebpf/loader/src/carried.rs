@@ -57,9 +57,7 @@ pub(crate) fn adopt(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>
         let (from, to) = (pin_of(pins, map), pins.maps.join(map.name));
         let Some(fd) = unless_gone(open_map(&from))? else { continue };
         let info = layout::check(map, fd.as_fd(), &from)?;
-        // A table of connections serves in any size. The others have a place for each port, reason or counter.
-        let fits = map.kind == MapKind::LruHashMap || info.max_entries >= wanted;
-        if !fits || !is_used(&versions, map, info.id)? {
+        if !fits(map, info.max_entries, wanted) || !is_used(&versions, map, info.id)? {
             continue;
         }
         if !exists(&to)? {
@@ -68,6 +66,13 @@ pub(crate) fn adopt(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>
         adopted.push(map.name);
     }
     Ok(adopted)
+}
+
+/// Whether a map of that size serves where another one is wanted. Tables of connections and what is filled anew are made again as large as
+/// they are wanted; the others have a place for each port, reason or counter, and may have more.
+pub(crate) const fn fits(map: &MapInfo, max_entries: u32, wanted: u32) -> bool {
+    let grows = matches!(map.role, MapRole::Carried) && !matches!(map.kind, MapKind::LruHashMap);
+    max_entries == wanted || grows && max_entries > wanted
 }
 
 /// Whether one of these versions uses the map of that number.

@@ -74,7 +74,7 @@ pub enum Error {
     #[error("the kernel refused program {program}: {source}; verifier log:\n{log}")]
     Verifier {
         /// The program.
-        program: Program,
+        program: &'static str,
         /// Answer of `BPF_PROG_LOAD`.
         source: io::Error,
         /// The end of the verifier's log; empty when it never ran.
@@ -84,7 +84,7 @@ pub enum Error {
     #[error("{operation} program {program}: {source}")]
     Program {
         /// The program.
-        program: Program,
+        program: &'static str,
         /// What was tried.
         operation: &'static str,
         /// Why it failed.

@@ -19,6 +19,7 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 mod carried;
+mod convert;
 mod error;
 mod events;
 mod filter;
@@ -61,7 +62,7 @@ pub use crate::{
 };
 use crate::{
     kernel_types::KernelSkb,
-    pin::{PinDir, UndoPins},
+    pin::{PinDir, UndoPins, remove_map, unless_gone},
 };
 
 /// The object that the build script made.
@@ -108,6 +109,7 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self> {
         options.sizes.validate()?;
         let pins = PinDir::prepare(&options.pin_dir)?;
+        pins.set_aside_other_sizes(&options.sizes)?;
         pins.tell_of_others(&carried::adopt(&pins, &options.sizes)?)?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
@@ -116,6 +118,7 @@ impl Dataplane {
         let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
         carried::pin_by_layout(&pins)?;
+        pin_exporter(&mut ebpf, &pins)?;
         carried::raise_generations(&pins, &maps)?;
         let mut dataplane =
             Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload, ..OpenReport::default() } };
@@ -146,7 +149,8 @@ impl Dataplane {
     }
 
     fn classifier(&self, program: Program) -> Result<&SchedClassifier> {
-        let loaded = self.ebpf.program(program.name()).ok_or_else(|| missing(program))?;
+        let program = program.name();
+        let loaded = self.ebpf.program(program).ok_or_else(|| missing(program))?;
         loaded.try_into().map_err(wrong_type(program))
     }
 
@@ -209,15 +213,18 @@ fn jiffies() -> Jiffies {
 fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     let mut waiting: BTreeMap<&str, &mut aya::programs::Program> = ebpf.programs_mut().collect();
     thread::scope(|scope| {
-        let loads = Program::ALL.map(|program| {
-            let classifier = as_classifier(program, waiting.remove(program.name()));
-            scope.spawn(move || load_program(program, classifier?))
-        });
+        let names = weft_abi::program::ALL.into_iter().chain([convert::EXPORTER]);
+        let loads: Vec<_> = names
+            .map(|name| {
+                let classifier = as_classifier(name, waiting.remove(name));
+                scope.spawn(move || load_program(name, classifier?))
+            })
+            .collect();
         loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
 
-fn load_program(program: Program, classifier: &mut SchedClassifier) -> Result<()> {
+fn load_program(program: &'static str, classifier: &mut SchedClassifier) -> Result<()> {
     verify(classifier).map_err(|error| match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             Error::Verifier { program, source: io_error, log: tail(&verifier_log.to_string()).to_owned() }
@@ -250,19 +257,34 @@ fn tail(log: &str) -> &str {
     }
 }
 
-fn classifier_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier> {
-    as_classifier(program, ebpf.program_mut(program.name()))
+/// Pins the program by which the next version learns of this one's connections; in the place of what an earlier run has pinned.
+fn pin_exporter(ebpf: &mut Ebpf, pins: &PinDir) -> Result<()> {
+    let pin = pins.maps.join(convert::EXPORTER);
+    unless_gone(remove_map(&pin))?;
+    let exporter = as_classifier(convert::EXPORTER, ebpf.program_mut(convert::EXPORTER))?;
+    exporter.pin(&pin).map_err(|error| Error::Program {
+        program: convert::EXPORTER,
+        operation: "pin",
+        source: Box::new(error),
+    })
 }
 
-fn as_classifier(program: Program, loaded: Option<&mut aya::programs::Program>) -> Result<&mut SchedClassifier> {
+fn classifier_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier> {
+    as_classifier(program.name(), ebpf.program_mut(program.name()))
+}
+
+fn as_classifier<'e>(
+    program: &'static str,
+    loaded: Option<&'e mut aya::programs::Program>,
+) -> Result<&'e mut SchedClassifier> {
     loaded.ok_or_else(|| missing(program))?.try_into().map_err(wrong_type(program))
 }
 
-fn missing(program: Program) -> Error {
-    Error::Missing { kind: "program", name: program.name() }
+const fn missing(program: &'static str) -> Error {
+    Error::Missing { kind: "program", name: program }
 }
 
-fn wrong_type(program: Program) -> impl FnOnce(ProgramError) -> Error {
+fn wrong_type(program: &'static str) -> impl FnOnce(ProgramError) -> Error {
     move |error| Error::Program { program, operation: "use", source: Box::new(error) }
 }
 

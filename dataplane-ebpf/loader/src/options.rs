@@ -13,7 +13,7 @@ use crate::{Error, error::Result};
 pub struct Options {
     /// Folder on a bpf filesystem; everything is pinned below [`weft_abi::PinFolder`] in it. Its parent must exist.
     pub pin_dir: PathBuf,
-    /// Sizes of maps that are not there yet.
+    /// Sizes of maps.
     pub sizes: MapSizes,
     /// For tests: what kernel 6.1 has not is not used: it tells no source of a route (6.7) and shows programs no `struct sk_buff` (6.2).
     pub as_kernel_6_1: bool,
@@ -36,7 +36,8 @@ impl Default for Options {
     }
 }
 
-/// Most entries of each map whose size is a matter of demand. A map that is already pinned keeps the size it has.
+/// Most entries of each map whose size is a matter of demand. Where maps are pinned in other sizes, new ones are made, and connections
+/// taken over.
 ///
 /// "Whole" maps take their memory at once, the others as entries come (plus 16 bytes per possible entry for a hash).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -8,9 +8,9 @@ use std::{
 };
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use weft_abi::{MAPS, MapInfo, PinFolder};
+use weft_abi::{ABI_VERSION, Digest, LAYOUT, MAPS, MapInfo, PinFolder};
 
-use crate::{Error, error::Result, layout, options::MapSizes, sys};
+use crate::{Error, carried::fits, error::Result, layout, options::MapSizes, sys};
 
 /// Where a version pins.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ pub struct MapReport {
     pub origin: Origin,
     /// Entries it has room for.
     pub max_entries: u32,
-    /// Entries that were asked for; an adopted map keeps its size.
+    /// Entries that were asked for; an adopted map may have more.
     pub wanted: u32,
 }
 
@@ -67,9 +67,7 @@ impl PinDir {
     pub(crate) fn prepare(pin_dir: &Path) -> Result<Self> {
         require_bpffs(pin_dir)?;
         let dir = Self::of_this_version(pin_dir);
-        for path in [&dir.maps, &dir.links, &dir.carried()] {
-            fs::create_dir_all(path).map_err(Error::path("create folder", path))?;
-        }
+        dir.make()?;
         Ok(dir)
     }
 
@@ -78,6 +76,45 @@ impl PinDir {
         let mut versions = version_dirs(self.root())?;
         versions.retain(|version| *version != self.version);
         Ok(versions)
+    }
+
+    /// Where maps of this version are pinned in other sizes than are wanted: lets them be another version's, which serves until new ones
+    /// are filled, and whose connections are taken over.
+    pub(crate) fn set_aside_other_sizes(&self, sizes: &MapSizes) -> Result<()> {
+        let found: Vec<u32> = MAPS.iter().map(|map| self.size_of(map)).collect::<Result<_>>()?;
+        let all_fit = MAPS
+            .iter()
+            .zip(&found)
+            .zip(sizes.entries())
+            .all(|((map, found), wanted)| *found == 0 || fits(map, *found, wanted));
+        if all_fit {
+            return Ok(());
+        }
+        let digest = found.iter().fold(Digest::EMPTY.number(LAYOUT), |digest, size| digest.number(u64::from(*size)));
+        // Under a name that is free: those of earlier changes may be there yet.
+        for attempt in 0.. {
+            let aside = self.root().join(format!("v{ABI_VERSION}-{:016x}", digest.number(attempt).finish()));
+            if !exists(&aside)? {
+                tracing::info!(aside = %aside.display(), "maps of other sizes are wanted: new ones are made beside those that are there");
+                fs::rename(&self.version, &aside).map_err(Error::path("rename folder", &self.version))?;
+                break;
+            }
+        }
+        self.make()
+    }
+
+    /// How many entries the map that is pinned has room for; 0: there is none.
+    fn size_of(&self, info: &MapInfo) -> Result<u32> {
+        let pin = self.maps.join(info.name);
+        let Some(fd) = unless_gone(open_map(&pin))? else { return Ok(0) };
+        Ok(layout::check(info, fd.as_fd(), &pin)?.max_entries)
+    }
+
+    fn make(&self) -> Result<()> {
+        for path in [&self.maps, &self.links, &self.carried()] {
+            fs::create_dir_all(path).map_err(Error::path("create folder", path))?;
+        }
+        Ok(())
     }
 
     /// Says aloud what it means that there are others.
@@ -104,9 +141,6 @@ impl PinDir {
             return Ok(MapReport { map, origin: Origin::Created, max_entries: wanted, wanted });
         };
         let max_entries = layout::check(info, fd.as_fd(), &pin)?.max_entries;
-        if max_entries != wanted {
-            tracing::warn!(map, max_entries, wanted, "adopted map keeps its size; remove its pin to have it made anew");
-        }
         Ok(MapReport { map, origin: Origin::Adopted, max_entries, wanted })
     }
 }

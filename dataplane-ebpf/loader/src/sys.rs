@@ -248,6 +248,15 @@ impl RawMap {
         self.max_entries
     }
 
+    pub(crate) const fn key_size(&self) -> usize {
+        self.key_size
+    }
+
+    /// Bytes of a value, of those of all CPUs where each has one.
+    pub(crate) const fn value_size(&self) -> usize {
+        self.value_size
+    }
+
     fn check(&self, key: Option<usize>, value: Option<usize>) {
         assert!(key.is_none_or(|size| size == self.key_size), "key of {key:?} bytes, map has {}", self.key_size);
         assert!(

@@ -88,8 +88,11 @@ impl Dataplane {
             ..TestRunOptions::new()
         };
         let result = self.classifier(program)?.test_run(options);
-        let result =
-            result.map_err(|error| Error::Program { program, operation: "test-run", source: Box::new(error) })?;
+        let result = result.map_err(|error| Error::Program {
+            program: program.name(),
+            operation: "test-run",
+            source: Box::new(error),
+        })?;
         packet_out.truncate(result.data_size_out as usize);
         let mark = SkBuff::read_from_prefix(&context_out).map_or(0, |(context, _)| context.mark);
         let ns = result.duration.as_nanos().try_into().unwrap_or(Duration::MAX.as_secs());

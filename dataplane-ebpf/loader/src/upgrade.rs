@@ -3,8 +3,11 @@
 
 use std::{fs, os::fd::AsFd, path::Path, thread, time::Duration};
 
+use nix::time::{ClockId, clock_gettime};
+
 use crate::{
     Dataplane, Error, carried,
+    convert::{self, Source},
     error::Result,
     filter::remove_every_filter,
     link::{Attachment, LinkReport, live_attachments, remove_pin},
@@ -13,9 +16,11 @@ use crate::{
     sys,
 };
 
-/// Between the exchange of ports' programs and of those that hear other nodes and the outside: an answer that comes to a new program
-/// before a packet of who asked has gone by one finds no entry, and would not be translated back.
-const UNDER_WAY: Duration = Duration::from_millis(300);
+/// Longer than a program runs on one packet.
+const ENDING: Duration = Duration::from_millis(20);
+
+/// How long packets that no entry is for are dropped at most, should the agent end while it copies connections.
+const HOLDING: Duration = Duration::from_secs(5);
 
 impl Dataplane {
     /// What other ABI versions of Weft still do. Do not attach this version's programs there: they would come first, with
@@ -38,12 +43,45 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Path`], [`Error::Filters`] or [`Error::Link`]; what is left can be tried again.
     pub fn take_over_other_versions(&mut self) -> Result<LinkReport> {
+        let sources = convert::sources(&self.pins, &self.maps)?;
+        // Most of them, while their programs go on.
+        let mut copied = self.copy_connections(&sources)?;
+        self.hold_what_is_unknown(&sources)?;
+        let report = self.swap_all()?;
+        if !sources.is_empty() {
+            // What ran when its link was swapped has ended.
+            thread::sleep(ENDING);
+            copied += self.copy_connections(&sources)?;
+            tracing::info!(entries = copied, "took connections of other versions over");
+        }
+        self.maps.takeover().set(0, &0)?;
+        for version in self.pins.others()? {
+            remove_version(&version)?;
+            tracing::info!(dir = %version.display(), "removed what another ABI version had pinned");
+        }
+        carried::remove_other_layouts(&self.pins)?;
+        Ok(report)
+    }
+
+    fn copy_connections(&self, sources: &[Source]) -> Result<usize> {
+        sources.iter().try_fold(0, |copied, source| Ok(copied + source.copy(&self.maps)?))
+    }
+
+    /// Until the copies are complete, packets that no entry is for may be of a connection that has not come yet.
+    fn hold_what_is_unknown(&self, sources: &[Source]) -> Result<()> {
+        if sources.is_empty() {
+            return Ok(());
+        }
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let until = u64::try_from((now + HOLDING).as_nanos()).unwrap_or(0);
+        self.maps.takeover().set(0, &until)
+    }
+
+    /// Swaps everything that other versions have attached to this version's programs.
+    fn swap_all(&mut self) -> Result<LinkReport> {
         let mut report = LinkReport::default();
         // Before their maps are unpinned.
         self.take_over_filters(&mut report)?;
-        if !report.adopted.is_empty() {
-            thread::sleep(UNDER_WAY);
-        }
         for version in self.pins.others()? {
             let other = PinDir::of_version(&version);
             for name in unless_gone(list(&other.links))?.unwrap_or_default() {
@@ -54,10 +92,7 @@ impl Dataplane {
                     _ => report.removed.push(name),
                 }
             }
-            remove_version(&version)?;
-            tracing::info!(dir = %version.display(), "removed what another ABI version had pinned");
         }
-        carried::remove_other_layouts(&self.pins)?;
         report.adopted.sort_unstable();
         report.adopted.dedup();
         Ok(report)

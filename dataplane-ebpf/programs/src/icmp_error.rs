@@ -179,7 +179,7 @@ fn find<F: Inner>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(
     if outer_dst != walk.about.src {
         return Err(DropReason::IcmpUnrelated);
     }
-    walk.forward = *flow;
+    maps::copy(flow, &mut walk.forward);
     let ethernet: Ethernet = skb.read(0).ok_or(DropReason::Truncated)?;
     if hook == Hook::FromWorkload as u32
         && flow.way.flags & WayFlags::CHECK_MAC != 0

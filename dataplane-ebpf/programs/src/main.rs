@@ -14,6 +14,7 @@
 mod arp;
 mod decide;
 mod deliver;
+mod export;
 mod family;
 mod far;
 mod helpers;
@@ -81,6 +82,12 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_workload(ctx: TcContext) -> i32 {
     to_workload::run(Skb::new(&ctx))
+}
+
+/// On no device: entries of the flow table as records.
+#[classifier]
+pub fn export_connections(ctx: TcContext) -> i32 {
+    export::run(Skb::new(&ctx))
 }
 
 /// Nothing panics; the verifier would refuse a program that could.

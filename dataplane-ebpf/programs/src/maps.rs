@@ -174,6 +174,13 @@ pub fn walk() -> Option<&'static mut Walk> {
     WALK.get_ptr_mut(0).map(|walk| unsafe { &mut *walk })
 }
 
+/// Whether connections of another version are being taken over.
+#[inline(always)]
+pub fn is_taking_over() -> bool {
+    // SAFETY: an aligned word that user space writes whole.
+    TAKEOVER.get_ptr(0).is_some_and(|until| helpers::coarse_ns() < unsafe { until.read_volatile() })
+}
+
 /// A device that leads out of the node, if what comes in by it is heard.
 #[inline(always)]
 pub fn device(ifindex: u32) -> Option<&'static Device> {
@@ -309,7 +316,7 @@ impl Tables for Kernel {
 /// Copies a value of a map word by word, each when it is read: the compiler would read all of them first, and has no room for them
 /// but the stack.
 #[inline(always)]
-fn copy<T: Copy>(from: &T, to: &mut T) {
+pub fn copy<T: Copy>(from: &T, to: &mut T) {
     const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
     let (from, to) = (ptr::from_ref(from).cast::<u64>(), ptr::from_mut(to).cast::<u64>());
     for word in 0..size_of::<T>() / 8 {

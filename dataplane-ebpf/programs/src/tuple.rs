@@ -257,10 +257,15 @@ fn count_kept(walk: &Walk, config: &Config) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_is_the_hosts(skb: *mut __sk_buff) -> u32 {
-    let Some(walk) = maps::walk() else { return 1 };
-    let tcp = walk.question.key.protocol == u32::from(protocol::TCP);
-    let has_sockets = tcp || walk.question.key.protocol == u32::from(protocol::UDP);
-    u32::from(has_sockets && helpers::has_socket(skb, &walk.reverse_key, tcp))
+    maps::walk().map_or(1, |walk| u32::from(is_the_hosts(skb, &walk.reverse_key)))
+}
+
+/// Whether the host has a socket that packets of this key are for.
+#[inline(always)]
+pub fn is_the_hosts(skb: *mut __sk_buff, key: &FlowKey6) -> bool {
+    let tcp = key.protocol == u32::from(protocol::TCP);
+    let has_sockets = tcp || key.protocol == u32::from(protocol::UDP);
+    has_sockets && helpers::has_socket(skb, key, tcp)
 }
 
 /// 1: no port was free towards the walk's destination just now; `note`: from now on. For the workload alone: no other one is

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use weft_abi::{Port, map};
+use weft_abi::{Port, map, program};
 use weft_dataplane::{Dataplane, Error, Maps, OffloadCheck, Options, Origin};
 
 use crate::support::Sandbox;
@@ -25,7 +25,8 @@ fn sorted(names: &[&str]) -> Vec<String> {
 fn makes_and_pins_every_map_in_the_size_asked_for() {
     let sandbox = Sandbox::enter();
     let dataplane = sandbox.open();
-    assert_eq!(names(&sandbox.pins("maps")), sorted(&map::ALL));
+    let pinned: Vec<&str> = map::ALL.into_iter().chain([program::EXPORT_CONNECTIONS]).collect();
+    assert_eq!(names(&sandbox.pins("maps")), sorted(&pinned));
     assert_eq!(names(&sandbox.pins("links")), Vec::<String>::new());
     let report = &dataplane.report().maps;
     assert_eq!(report.iter().map(|map| map.map).collect::<Vec<_>>(), map::ALL);
@@ -73,23 +74,6 @@ fn another_process_can_look_without_loading() {
     let maps = Maps::open(&pin_dir).unwrap();
     maps.generations().set(5, &6).unwrap();
     assert_eq!(dataplane.maps().generations().get(5).unwrap(), 6);
-}
-
-#[test]
-fn an_adopted_map_keeps_its_size_and_the_report_says_so() {
-    let sandbox = Sandbox::enter();
-    drop(sandbox.open());
-    let mut options = sandbox.options();
-    (options.sizes.flows4, options.sizes.events_bytes) = (8192, 1 << 17);
-    let dataplane = Dataplane::open(&options).unwrap();
-    let report = &dataplane.report().maps;
-    let of = |name| report.iter().find(|report| report.map == name).map(|map| (map.max_entries, map.wanted));
-    assert_eq!(of(map::FLOWS4), Some((4096, 8192)));
-    assert_eq!(of(map::EVENTS), Some((1 << 16, 1 << 17)));
-    assert_eq!(of(map::PORTS), Some((256, 256)));
-    assert_eq!(dataplane.maps().flows4().capacity(), 4096);
-    // The ring is mapped in the size it has, not in the one asked for.
-    assert_eq!(dataplane.events().unwrap().next(), None);
 }
 
 #[test]

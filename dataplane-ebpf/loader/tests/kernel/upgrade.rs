@@ -151,16 +151,27 @@ fn what_an_earlier_version_left_is_not_adopted() {
     assert_eq!(packets(&sandbox.open()), [None, None]);
 }
 
-/// Of as many ports as there are room for now; connections go on in a table of any size.
+/// Tables of another size are made beside those that are there, whose connections come along; shares have a place for each port.
 #[test]
-fn what_has_become_too_small_is_not_adopted() {
+fn another_size_takes_connections_over() {
     let sandbox = Sandbox::enter();
     drop(after_connections(&sandbox));
+    sandbox.open().take_over_other_versions().expect("take over");
     let mut options = sandbox.options();
-    (options.sizes.ports, options.sizes.flows4) = (2 * options.sizes.ports, 2 * options.sizes.flows4);
-    let dataplane = Dataplane::open(&options).expect("open");
-    assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
-    assert_eq!(dataplane.maps().shares().capacity(), 2 * options.sizes.ports + 2);
+    for (ports, flows4) in [(2, 2), (1, 1)] {
+        options.sizes.ports *= ports;
+        options.sizes.flows4 = flows4 * sandbox.options().sizes.flows4;
+        let mut dataplane = Dataplane::open(&options).expect("open");
+        assert_eq!(packets(&dataplane)[0], None, "until the programs are exchanged");
+        dataplane.take_over_other_versions().expect("take over");
+        assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
+        assert_eq!(dataplane.maps().flows4().capacity(), options.sizes.flows4);
+        assert_eq!(dataplane.maps().shares().capacity(), 2 * options.sizes.ports + 2);
+        assert_eq!(dataplane.maps().takeover().get(0).expect("look up"), 0);
+        drop(dataplane);
+        let again = Dataplane::open(&options).expect("open");
+        assert!(again.report().maps.iter().all(|map| map.origin == Origin::Adopted));
+    }
 }
 
 /// The documented way to resize a map: remove its pin.

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Connections as versions of Weft tell them to each other: whatever the layouts of their maps are, this one stays.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{Addr, Connection, Flow, FlowKey6, Way};
+
+/// One direction of a connection, in version 1 of the record. What its numbers mean does not change with
+/// [`crate::ABI_VERSION`]: a version of Weft that gives them another meaning writes them as they are here.
+///
+/// Numbers are in the byte order of the machine, which is little endian wherever Weft runs; addresses and ports in that of the
+/// network.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct ConnectionRecord {
+    /// [`ConnectionRecord::VERSION`].
+    pub version: u16,
+    /// Bytes of it that have a meaning in this version; the rest is zero.
+    pub size: u16,
+    /// [`FlowKey6::ifindex`].
+    pub from: u32,
+    /// Source, as the packet was before any rewrite.
+    pub src: Addr,
+    /// Destination.
+    pub dst: Addr,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// IP protocol number.
+    pub protocol: u32,
+    /// [`Connection::src`].
+    pub new_src: Addr,
+    /// [`Connection::dst`].
+    pub new_dst: Addr,
+    /// [`Connection::sport`].
+    pub new_sport: u16,
+    /// [`Connection::dport`].
+    pub new_dport: u16,
+    /// [`Connection::flags`].
+    pub flags: u16,
+    /// [`Connection::state`].
+    pub state: u8,
+    /// [`Way::deliver`]: together with `to` and `net` it tells who answers.
+    pub deliver: u8,
+    /// [`Connection::packets`].
+    pub packets: u64,
+    /// [`Connection::bytes`].
+    pub bytes: u64,
+    /// [`Way::last_seen`].
+    pub last_seen: u32,
+    /// [`Way::ifindex`].
+    pub to: u32,
+    /// [`Way::net`].
+    pub net: u32,
+    /// Zero.
+    pub reserved: [u32; 11],
+}
+
+impl ConnectionRecord {
+    /// The version that is written here.
+    pub const VERSION: u16 = 1;
+
+    /// Bytes of all versions.
+    pub const SIZE: usize = 160;
+
+    /// The record of an entry.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(key: &FlowKey6, flow: &Flow) -> Self {
+        let FlowKey6 { ifindex: from, src, dst, sport, dport, protocol } = *key;
+        let Connection { src: new_src, dst: new_dst, sport: new_sport, dport: new_dport, .. } = flow.connection;
+        let Connection { flags, state, packets, bytes, .. } = flow.connection;
+        let Way { deliver, last_seen, ifindex: to, net, .. } = flow.way;
+        Self {
+            version: Self::VERSION,
+            size: (Self::SIZE - size_of::<[u32; 11]>()) as u16,
+            from,
+            src,
+            dst,
+            sport,
+            dport,
+            protocol,
+            new_src,
+            new_dst,
+            new_sport,
+            new_dport,
+            flags,
+            state,
+            deliver,
+            packets,
+            bytes,
+            last_seen,
+            to,
+            net,
+            reserved: [0; 11],
+        }
+    }
+
+    /// The entry of the record: its way is void, the next packet decides on it. `epoch`: the one that is now.
+    #[must_use]
+    pub fn entry(&self, epoch: u32) -> (FlowKey6, Flow) {
+        let Self { from: ifindex, src, dst, sport, dport, protocol, .. } = *self;
+        let connection = Connection {
+            src: self.new_src,
+            dst: self.new_dst,
+            sport: self.new_sport,
+            dport: self.new_dport,
+            flags: self.flags,
+            state: self.state,
+            packets: self.packets,
+            bytes: self.bytes,
+            ..Connection::default()
+        };
+        let way = Way {
+            epoch: epoch.wrapping_sub(1),
+            last_seen: self.last_seen,
+            ifindex: self.to,
+            net: self.net,
+            deliver: self.deliver,
+            // The sum of no generations is 0.
+            generations: u32::MAX,
+            ..Way::default()
+        };
+        (FlowKey6 { ifindex, src, dst, sport, dport, protocol }, Flow { connection, way })
+    }
+}
+
+/// What the program [`crate::program::EXPORT_CONNECTIONS`] is asked for: it begins a "packet", in which `count` entries follow, each in a
+/// place of `stride` bytes that its record takes afterwards. An entry is the bytes of its key, and then those of its value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+pub struct ExportRequest {
+    /// The version of the record that is asked for.
+    pub version: u32,
+    /// Not 0: entries of `FLOWS6`.
+    pub v6: u32,
+    /// How many.
+    pub count: u32,
+    /// At least [`ConnectionRecord::SIZE`].
+    pub stride: u32,
+}
+
+impl ExportRequest {
+    /// Most entries of a request.
+    pub const MOST: u32 = 16;
+}
+
+crate::pod!(ConnectionRecord, ExportRequest);
+
+const _: () = assert!(size_of::<ConnectionRecord>() == ConnectionRecord::SIZE && size_of::<ExportRequest>() == 16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_keeps_all_of_a_connection_but_its_rules_and_its_way() {
+        let key = FlowKey6 { ifindex: 7, src: Addr::v4(1), dst: Addr::v4(2), sport: 3, dport: 4, protocol: 6 };
+        let connection = Connection {
+            src: Addr::v4(5),
+            dst: Addr::v4(6),
+            sport: 8,
+            dport: 9,
+            flags: 3,
+            state: 1,
+            packets: 10,
+            bytes: 11,
+            ..Connection::default()
+        };
+        let way = Way { last_seen: 12, ifindex: 13, net: 14, deliver: 5, generations: 20, epoch: 30, ..Way::default() };
+        let rules = Connection { rules: [77, 78], ..connection };
+        let record = ConnectionRecord::of(&key, &Flow { connection: rules, way });
+        let void = Way { generations: u32::MAX, epoch: 99, ..way };
+        assert_eq!(record.entry(100), (key, Flow { connection, way: void }));
+        assert_eq!((record.version, record.size), (1, 116));
+    }
+}

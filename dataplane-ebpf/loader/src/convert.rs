@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Connections of versions whose tables are not this one's: of another layout, another size, or another ABI version. A program of
+//! theirs, pinned beside their maps, writes entries as [`ConnectionRecord`]s, of which this version makes entries of its own.
+
+use std::{os::fd::AsFd as _, path::Path};
+
+use aya::{
+    TestRun as _, TestRunOptions,
+    programs::{ProgramError, SchedClassifier},
+};
+use weft_abi::{Addr, ConnectionRecord, ExportRequest, Flow, FlowKey4, FlowKey6, generation::EPOCH, map, program};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use crate::{
+    Error, Maps, Record, Table,
+    error::Result,
+    maps::id,
+    pin::{PinDir, exists, open_map, unless_gone},
+    sys::{Batch, RawMap},
+};
+
+/// Name of the pin of the program that exports, in the folder of a version's maps.
+pub(crate) const EXPORTER: &str = program::EXPORT_CONNECTIONS;
+
+/// Bytes that a request may have: what a kernel with pages of 4 KiB takes as a packet, with room for its own headers.
+const REQUEST: usize = 3072;
+
+/// What another version has of connections.
+pub(crate) struct Source {
+    exporter: SchedClassifier,
+    /// Whether of IPv6.
+    tables: Vec<(bool, RawMap)>,
+}
+
+/// The versions whose connections stand in tables of their own, and which can tell of them.
+pub(crate) fn sources(pins: &PinDir, maps: &Maps) -> Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    for other in pins.others()? {
+        let dir = PinDir::of_version(&other).maps;
+        let tables = tables(&dir, maps)?;
+        let pin = dir.join(EXPORTER);
+        if tables.is_empty() {
+            continue;
+        }
+        if !exists(&pin)? {
+            tracing::warn!(dir = %dir.display(), "an earlier version cannot tell of its connections: they begin anew");
+            continue;
+        }
+        let exporter = SchedClassifier::from_pin(&pin).map_err(failed("open pinned"))?;
+        sources.push(Source { exporter, tables });
+    }
+    Ok(sources)
+}
+
+/// The tables in a folder of maps that this version does not use itself.
+fn tables(dir: &Path, maps: &Maps) -> Result<Vec<(bool, RawMap)>> {
+    let mut tables = Vec::new();
+    for (v6, name, own) in [(false, map::FLOWS4, maps.flows4().raw()), (true, map::FLOWS6, maps.flows6().raw())] {
+        let Some(fd) = unless_gone(open_map(&dir.join(name)))? else { continue };
+        if id(name, fd.as_fd())? != id(name, own.fd())? {
+            tables.push((v6, RawMap::new(fd, None).map_err(Error::map(name, "ask the kernel about"))?));
+        }
+    }
+    Ok(tables)
+}
+
+impl Source {
+    /// Takes connections over that are not here, or were otherwise when they came here and had no packet since; how many entries.
+    pub(crate) fn copy(&self, maps: &Maps) -> Result<usize> {
+        let mut copied = 0;
+        for (v6, table) in &self.tables {
+            copied += copy_table(&self.exporter, *v6, table, maps)?;
+        }
+        Ok(copied)
+    }
+}
+
+fn copy_table(exporter: &SchedClassifier, v6: bool, table: &RawMap, maps: &Maps) -> Result<usize> {
+    let epoch = maps.generations().get(EPOCH)?;
+    let mut copied = 0;
+    each_batch(table, |keys, values| {
+        for record in export(exporter, v6, [table.key_size(), table.value_size()], keys, values)? {
+            let (key, flow) = record.entry(epoch);
+            let FlowKey6 { ifindex, src, dst, sport, dport, protocol } = key;
+            copied += usize::from(if v6 {
+                put(maps.flows6(), &key, &flow)?
+            } else {
+                let (src, dst) = (Addr::v4_word(&src), Addr::v4_word(&dst));
+                put(maps.flows4(), &FlowKey4 { ifindex, src, dst, sport, dport, protocol }, &flow)?
+            });
+        }
+        Ok(())
+    })?;
+    Ok(copied)
+}
+
+/// Calls `each` with the bytes of keys and values of some entries, until it has had them all.
+fn each_batch(table: &RawMap, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    let mut room = 256;
+    let mut cursor: Option<Vec<u8>> = None;
+    loop {
+        let mut next = vec![0; table.cursor_size()];
+        let (mut keys, mut values) = (vec![0; room * table.key_size()], vec![0; room * table.value_size()]);
+        match table.lookup_batch(cursor.as_deref(), &mut next, &mut keys, &mut values) {
+            Ok(Batch { count, last }) => {
+                let (keys, values) = (&keys[..count * table.key_size()], &values[..count * table.value_size()]);
+                each(keys, values)?;
+                if last {
+                    return Ok(());
+                }
+                cursor = Some(next);
+            }
+            // One hash bucket has more entries than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < table.max_entries() as usize => {
+                room *= 2
+            }
+            Err(error) => return Err(Error::map(map::FLOWS4, "list another version's")(error)),
+        }
+    }
+}
+
+/// The records of entries.
+fn export(
+    exporter: &SchedClassifier,
+    v6: bool,
+    [key_size, value_size]: [usize; 2],
+    keys: &[u8],
+    values: &[u8],
+) -> Result<Vec<ConnectionRecord>> {
+    let stride = (key_size + value_size).max(ConnectionRecord::SIZE).next_multiple_of(16);
+    let most = ((REQUEST - size_of::<ExportRequest>()) / stride).clamp(1, ExportRequest::MOST as usize);
+    let (keys, values) = (keys.chunks(most * key_size), values.chunks(most * value_size));
+    let mut records = Vec::new();
+    for (keys, values) in keys.zip(values) {
+        let entries = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
+        let request = ExportRequest {
+            version: ConnectionRecord::VERSION.into(),
+            v6: v6.into(),
+            count: u32::try_from(entries.len()).unwrap_or(ExportRequest::MOST),
+            stride: u32::try_from(stride).unwrap_or(u32::MAX),
+        };
+        let mut packet = request.as_bytes().to_vec();
+        for (key, value) in entries {
+            let place = packet.len();
+            packet.extend(key);
+            packet.extend(value);
+            packet.resize(place + stride, 0);
+        }
+        let answer = ask(exporter, &packet)?;
+        let places = answer.get(size_of::<ExportRequest>()..).unwrap_or_default().chunks_exact(stride);
+        records.extend(places.filter_map(|place| Some(ConnectionRecord::read_from_prefix(place).ok()?.0)));
+    }
+    Ok(records)
+}
+
+/// Runs the other version's program.
+fn ask(exporter: &SchedClassifier, packet: &[u8]) -> Result<Vec<u8>> {
+    let mut answer = vec![0; packet.len()];
+    let options =
+        TestRunOptions { data_in: Some(packet), data_out: Some(&mut answer), repeat: 1, ..TestRunOptions::new() };
+    let result = exporter.test_run(options).map_err(failed("run"))?;
+    if result.return_value == 0 {
+        return Ok(answer);
+    }
+    let source = format!("it does not know version {} of the record", ConnectionRecord::VERSION).into();
+    Err(Error::Program { program: EXPORTER, operation: "run another version's", source })
+}
+
+/// Writes an entry, unless it is there already, or this version's programs have decided on one there.
+fn put<K: Record>(table: &Table<K, Flow>, key: &K, flow: &Flow) -> Result<bool> {
+    let own = table.get(key)?;
+    // Every decision stands by a generation of who sends.
+    let is_known = own.is_some_and(|own| own.way.egress != 0 || own == *flow);
+    if !is_known {
+        table.insert(key, flow)?;
+    }
+    Ok(!is_known)
+}
+
+fn failed(operation: &'static str) -> impl Fn(ProgramError) -> Error {
+    move |error| Error::Program { program: EXPORTER, operation, source: Box::new(error) }
+}
