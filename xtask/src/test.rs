@@ -36,6 +36,9 @@ enum Part {
     Bed,
     /// Agents killed under running TCP and UDP streams: nothing may be lost.
     Restart,
+    /// Flow tables of another layout and the way back, and of other sizes, under streams and while connections are opened: nothing
+    /// may be lost or moved.
+    Upgrade,
     /// Random ADD, DEL, CHECK and GC, with killed plugins and agents in between: nothing may be left.
     Churn {
         /// How many operations.
@@ -85,6 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(Part::Crates) => crates().map(|()| ExitCode::SUCCESS),
         Some(Part::Bed) => bed("*").map(|()| ExitCode::SUCCESS),
         Some(Part::Restart) => bed("restart").map(|()| ExitCode::SUCCESS),
+        Some(Part::Upgrade) => bed("upgrade").map(|()| ExitCode::SUCCESS),
         Some(Part::Churn { ops, seed }) => churning(ops, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Equivalence { cases, seed }) => equivalent(cases, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Hostile { case, list, programs }) => attacked(&Selection { case, programs }, list),
