@@ -231,7 +231,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired, addresses }: 
     }
 }
 
-/// By the sizes that the maps have, which may be those of an earlier configuration.
+/// By the sizes that the maps have.
 fn limits(config: &Config, maps: &Maps) -> Limits {
     let flows = [maps.flows4().capacity(), maps.flows6().capacity()];
     Limits::new(&config.port_limits, flows, maps.ports().capacity())

@@ -244,6 +244,15 @@ impl Node {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
+    /// How often the agents of this node have logged `text`.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn logged(&self, text: &str) -> Result<usize> {
+        let log = fs::read_to_string(self.machine.path(self.file("agent.log")))?;
+        Ok(log.matches(text).count())
+    }
+
     /// What `weft ARGUMENTS` prints here.
     ///
     /// # Errors

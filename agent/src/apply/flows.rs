@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
 use weft_abi::{
-    ACCOUNTS, ALL_PORTS, Addr, Config, ConnectionFlags, Deliver, Flow, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
+    ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, Deliver, Flow, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
     Timeouts, UPLINK,
 };
 use weft_dataplane::{Error, Maps, Record, Table};
@@ -85,13 +85,11 @@ trait Key: Record {
 
 impl Key for FlowKey4 {
     fn wide(&self) -> FlowKey6 {
-        let Self { ifindex, src, dst, sport, dport, protocol } = *self;
-        FlowKey6 { ifindex, src: Addr::v4(src), dst: Addr::v4(dst), sport, dport, protocol }
+        self.common()
     }
 
     fn narrow(key: &FlowKey6) -> Self {
-        let FlowKey6 { ifindex, src, dst, sport, dport, protocol } = *key;
-        Self { ifindex, src: src.v4_word(), dst: dst.v4_word(), sport, dport, protocol }
+        Self::of(key)
     }
 }
 

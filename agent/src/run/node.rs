@@ -186,6 +186,8 @@ impl Node {
         let report = self.dataplane.take_over_other_versions().context("cannot take over from another version")?;
         if !report.adopted.is_empty() {
             tracing::info!(links = report.adopted.len(), "took over from another version");
+            // Connections that came along count for their ports from now on.
+            block_in_place(|| flows::sweep(self.maps())).context("cannot count the connections")?;
         }
         // What was of no use to take over.
         self.ports.look(&mut self.dataplane).await?.tell();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The flow table: one entry per direction of a connection holds the whole decision.
+//! The flow table: an entry per direction of a connection, what it is and how it goes on from here.
 
 #[cfg(not(feature = "other-layout"))]
 mod layout;
@@ -39,6 +39,24 @@ pub const fn class_of(ifindex: u32) -> u32 {
 #[must_use]
 pub const fn net_of_class(ifindex: u32) -> Option<u32> {
     if ifindex >= UPLINK { Some(ifindex & MAX_NET) } else { None }
+}
+
+impl FlowKey4 {
+    /// The IPv4 form of a key in common form.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(key: &FlowKey6) -> Self {
+        let FlowKey6 { ifindex, src, dst, sport, dport, protocol } = *key;
+        Self { ifindex, src: src.v4_word(), dst: dst.v4_word(), sport, dport, protocol }
+    }
+
+    /// The common form of this key; addresses mapped.
+    #[inline(always)]
+    #[must_use]
+    pub const fn common(&self) -> FlowKey6 {
+        let Self { ifindex, src, dst, sport, dport, protocol } = *self;
+        FlowKey6 { ifindex, src: Addr::v4(src), dst: Addr::v4(dst), sport, dport, protocol }
+    }
 }
 
 /// How a decided packet goes on.

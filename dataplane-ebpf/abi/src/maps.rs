@@ -131,7 +131,8 @@ impl MapKind {
 pub enum MapRole {
     /// The agent fills a new one from what it knows.
     Derived,
-    /// Old and new programs share the map where its own layout is the same in both; else what it held is lost. Its values mean the
+    /// Old and new programs share the map where its own layout is the same in both; else connections are copied
+    /// ([`crate::ConnectionRecord`]), and what other maps held is lost. Its values mean the
     /// same in all layouts of one [`ABI_VERSION`]: what they name of other maps are generations, which never go down, and devices.
     Carried,
     /// Lost, and safe to lose: a cache, or a stream of events.

@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{Addr, Connection, Flow, FlowKey6, Way};
+use crate::{Addr, Connection, ConnectionFlags, Deliver, Flow, FlowKey6, FlowState, Way};
 
 /// One direction of a connection, in version 1 of the record. What its numbers mean does not change with
 /// [`crate::ABI_VERSION`]: a version of Weft that gives them another meaning writes them as they are here.
@@ -13,7 +13,7 @@ use crate::{Addr, Connection, Flow, FlowKey6, Way};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
 pub struct ConnectionRecord {
-    /// [`ConnectionRecord::VERSION`].
+    /// [`ConnectionRecord::VERSION`]; 0: there is no entry in this place.
     pub version: u16,
     /// Bytes of it that have a meaning in this version; the rest is zero.
     pub size: u16,
@@ -149,10 +149,50 @@ impl ExportRequest {
 crate::pod!(ConnectionRecord, ExportRequest);
 
 const _: () = assert!(size_of::<ConnectionRecord>() == ConnectionRecord::SIZE && size_of::<ExportRequest>() == 16);
+// What the numbers in version 1 mean. Where one becomes another here, the record's stays: `of` and `entry` then say which is which.
+const _: () = assert!(
+    ConnectionFlags::REWRITE_SRC == 1
+        && ConnectionFlags::REWRITE_DST == 2
+        && ConnectionFlags::REPLY == 4
+        && ConnectionFlags::FROM_HOST == 8
+        && ConnectionFlags::FORWARDED == 16
+);
+const _: () = assert!(Deliver::Peer as u8 == 0 && Deliver::Port as u8 == 1 && Deliver::Host as u8 == 2);
+const _: () = assert!(Deliver::Tunnel as u8 == 3 && Deliver::Neighbour as u8 == 4 && Deliver::Route as u8 == 5);
+const _: () = assert!(FlowState::New as u8 == 0 && FlowState::Established as u8 == 1 && FlowState::Closing as u8 == 2);
+const _: () = assert!(crate::UPLINK == 0x8000_0000 && crate::OVERLAY == 0xc000_0000);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Other versions have these places in their programs.
+    #[test]
+    fn the_places_of_version_1_stay() {
+        use core::mem::offset_of;
+        let places = [
+            offset_of!(ConnectionRecord, from),
+            offset_of!(ConnectionRecord, src),
+            offset_of!(ConnectionRecord, dst),
+            offset_of!(ConnectionRecord, sport),
+            offset_of!(ConnectionRecord, dport),
+            offset_of!(ConnectionRecord, protocol),
+            offset_of!(ConnectionRecord, new_src),
+            offset_of!(ConnectionRecord, new_dst),
+            offset_of!(ConnectionRecord, new_sport),
+            offset_of!(ConnectionRecord, new_dport),
+            offset_of!(ConnectionRecord, flags),
+            offset_of!(ConnectionRecord, state),
+            offset_of!(ConnectionRecord, deliver),
+            offset_of!(ConnectionRecord, packets),
+            offset_of!(ConnectionRecord, bytes),
+            offset_of!(ConnectionRecord, last_seen),
+            offset_of!(ConnectionRecord, to),
+            offset_of!(ConnectionRecord, net),
+            offset_of!(ConnectionRecord, reserved),
+        ];
+        assert_eq!(places, [4, 8, 24, 40, 42, 44, 48, 64, 80, 82, 84, 86, 87, 88, 96, 104, 108, 112, 116]);
+    }
 
     #[test]
     fn a_record_keeps_all_of_a_connection_but_its_rules_and_its_way() {

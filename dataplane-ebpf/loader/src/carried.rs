@@ -69,9 +69,11 @@ pub(crate) fn adopt(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>
 }
 
 /// Whether a map of that size serves where another one is wanted. Tables of connections and what is filled anew are made again as large as
-/// they are wanted; the others have a place for each port, reason or counter, and may have more.
+/// they are wanted; the others have a place for each port, reason or counter, and may have more, and so may a ring, whose size the kernel
+/// rounds up to pages.
 pub(crate) const fn fits(map: &MapInfo, max_entries: u32, wanted: u32) -> bool {
-    let grows = matches!(map.role, MapRole::Carried) && !matches!(map.kind, MapKind::LruHashMap);
+    let grows = matches!(map.role, MapRole::Carried) && !matches!(map.kind, MapKind::LruHashMap)
+        || matches!(map.kind, MapKind::RingBuf);
     max_entries == wanted || grows && max_entries > wanted
 }
 

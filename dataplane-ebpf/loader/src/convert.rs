@@ -8,14 +8,14 @@ use aya::{
     TestRun as _, TestRunOptions,
     programs::{ProgramError, SchedClassifier},
 };
-use weft_abi::{Addr, ConnectionRecord, ExportRequest, Flow, FlowKey4, FlowKey6, generation::EPOCH, map, program};
+use weft_abi::{ConnectionRecord, ExportRequest, Flow, FlowKey4, generation::EPOCH, map, program};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::{
     Error, Maps, Record, Table,
     error::Result,
     maps::id,
-    pin::{PinDir, exists, open_map, unless_gone},
+    pin::{PinDir, exists, open_map, remove_map, unless_gone},
     sys::{Batch, RawMap},
 };
 
@@ -25,31 +25,59 @@ pub(crate) const EXPORTER: &str = program::EXPORT_CONNECTIONS;
 /// Bytes that a request may have: what a kernel with pages of 4 KiB takes as a packet, with room for its own headers.
 const REQUEST: usize = 3072;
 
-/// What another version has of connections.
-pub(crate) struct Source {
+/// The flow tables of another version.
+pub(crate) struct OtherTables {
     exporter: SchedClassifier,
     /// Whether of IPv6.
     tables: Vec<(bool, RawMap)>,
 }
 
-/// The versions whose connections stand in tables of their own, and which can tell of them.
-pub(crate) fn sources(pins: &PinDir, maps: &Maps) -> Result<Vec<Source>> {
-    let mut sources = Vec::new();
+/// What other versions have of connections in tables of their own.
+#[derive(Default)]
+pub(crate) struct Others {
+    pub(crate) tables: Vec<OtherTables>,
+    /// There are some that cannot tell: their connections begin anew.
+    pub(crate) some_are_lost: bool,
+}
+
+/// The flow tables of other versions that this one does not use itself.
+pub(crate) fn others(pins: &PinDir, maps: &Maps) -> Result<Others> {
+    let mut others = Others::default();
     for other in pins.others()? {
         let dir = PinDir::of_version(&other).maps;
         let tables = tables(&dir, maps)?;
-        let pin = dir.join(EXPORTER);
         if tables.is_empty() {
             continue;
         }
-        if !exists(&pin)? {
-            tracing::warn!(dir = %dir.display(), "an earlier version cannot tell of its connections: they begin anew");
+        let pin = dir.join(EXPORTER);
+        let exporter = if exists(&pin)? {
+            SchedClassifier::from_pin(&pin).map_err(failed("open pinned"))?
+        } else {
+            others.some_are_lost = true;
             continue;
+        };
+        match knows_record(&exporter) {
+            Ok(()) => others.tables.push(OtherTables { exporter, tables }),
+            Err(error) => {
+                tracing::warn!(dir = %dir.display(), %error, "another version cannot tell of its connections: they begin anew");
+                others.some_are_lost = true;
+            }
         }
-        let exporter = SchedClassifier::from_pin(&pin).map_err(failed("open pinned"))?;
-        sources.push(Source { exporter, tables });
     }
-    Ok(sources)
+    Ok(others)
+}
+
+/// Asks for no record at all.
+fn knows_record(exporter: &SchedClassifier) -> Result<()> {
+    let request = ExportRequest { version: ConnectionRecord::VERSION.into(), ..ExportRequest::default() };
+    ask(exporter, request.as_bytes()).map(drop)
+}
+
+/// Once connections have been taken over, no later start takes them for new ones.
+pub(crate) fn forget(pins: &PinDir) -> Result<()> {
+    pins.others()?
+        .iter()
+        .try_for_each(|other| unless_gone(remove_map(&PinDir::of_version(other).maps.join(EXPORTER))).map(drop))
 }
 
 /// The tables in a folder of maps that this version does not use itself.
@@ -64,34 +92,34 @@ fn tables(dir: &Path, maps: &Maps) -> Result<Vec<(bool, RawMap)>> {
     Ok(tables)
 }
 
-impl Source {
-    /// Takes connections over that are not here, or were otherwise when they came here and had no packet since; how many entries.
-    pub(crate) fn copy(&self, maps: &Maps) -> Result<usize> {
-        let mut copied = 0;
+impl OtherTables {
+    /// Takes connections over that are not here, or whose last packet they had; how many entries. `progress` is called now and then.
+    pub(crate) fn copy(&self, maps: &Maps, mut progress: impl FnMut() -> Result<()>) -> Result<usize> {
+        let epoch = maps.generations().get(EPOCH)?;
+        let (mut copied, mut failed) = (0, None);
         for (v6, table) in &self.tables {
-            copied += copy_table(&self.exporter, *v6, table, maps)?;
+            each_batch(table, |keys, values| {
+                progress()?;
+                for record in export(&self.exporter, *v6, [table.key_size(), table.value_size()], keys, values)? {
+                    let (key, flow) = record.entry(epoch);
+                    let put = if *v6 {
+                        put(maps.flows6(), &key, &flow)
+                    } else {
+                        put(maps.flows4(), &FlowKey4::of(&key), &flow)
+                    };
+                    match put {
+                        Ok(is_new) => copied += usize::from(is_new),
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        if let Some(error) = failed {
+            tracing::warn!(%error, "some connections of another version begin anew");
         }
         Ok(copied)
     }
-}
-
-fn copy_table(exporter: &SchedClassifier, v6: bool, table: &RawMap, maps: &Maps) -> Result<usize> {
-    let epoch = maps.generations().get(EPOCH)?;
-    let mut copied = 0;
-    each_batch(table, |keys, values| {
-        for record in export(exporter, v6, [table.key_size(), table.value_size()], keys, values)? {
-            let (key, flow) = record.entry(epoch);
-            let FlowKey6 { ifindex, src, dst, sport, dport, protocol } = key;
-            copied += usize::from(if v6 {
-                put(maps.flows6(), &key, &flow)?
-            } else {
-                let (src, dst) = (Addr::v4_word(&src), Addr::v4_word(&dst));
-                put(maps.flows4(), &FlowKey4 { ifindex, src, dst, sport, dport, protocol }, &flow)?
-            });
-        }
-        Ok(())
-    })?;
-    Ok(copied)
 }
 
 /// Calls `each` with the bytes of keys and values of some entries, until it has had them all.
@@ -148,7 +176,8 @@ fn export(
         }
         let answer = ask(exporter, &packet)?;
         let places = answer.get(size_of::<ExportRequest>()..).unwrap_or_default().chunks_exact(stride);
-        records.extend(places.filter_map(|place| Some(ConnectionRecord::read_from_prefix(place).ok()?.0)));
+        let read = places.filter_map(|place| Some(ConnectionRecord::read_from_prefix(place).ok()?.0));
+        records.extend(read.filter(|record| record.version == ConnectionRecord::VERSION));
     }
     Ok(records)
 }
@@ -166,15 +195,22 @@ fn ask(exporter: &SchedClassifier, packet: &[u8]) -> Result<Vec<u8>> {
     Err(Error::Program { program: EXPORTER, operation: "run another version's", source })
 }
 
-/// Writes an entry, unless it is there already, or this version's programs have decided on one there.
+/// Writes an entry, unless the one that is there has had the last packet.
 fn put<K: Record>(table: &Table<K, Flow>, key: &K, flow: &Flow) -> Result<bool> {
-    let own = table.get(key)?;
-    // Every decision stands by a generation of who sends.
-    let is_known = own.is_some_and(|own| own.way.egress != 0 || own == *flow);
-    if !is_known {
+    let is_new = table.get(key)?.is_none_or(|own| is_later(flow, &own));
+    if is_new {
         table.insert(key, flow)?;
     }
-    Ok(!is_known)
+    Ok(is_new)
+}
+
+/// Whether what another version tells of an entry is later than the own one. In the same tick what this version's programs have decided
+/// on counts: every decision stands by a generation of who sends.
+fn is_later(told: &Flow, own: &Flow) -> bool {
+    match told.way.last_seen.wrapping_sub(own.way.last_seen).cast_signed() {
+        0 => own.way.egress == 0 && told != own,
+        later => later > 0,
+    }
 }
 
 fn failed(operation: &'static str) -> impl Fn(ProgramError) -> Error {

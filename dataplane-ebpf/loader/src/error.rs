@@ -125,9 +125,7 @@ pub enum Error {
         found: u32,
     },
     /// A map has no room for another entry.
-    #[error(
-        "map {map} is full ({max_entries} entries): raise its size in the agent's `maps` settings; a pinned map keeps its size until its pin is removed"
-    )]
+    #[error("map {map} is full ({max_entries} entries): raise its size in the agent's `mapSizes`")]
     Full {
         /// Name of the map.
         map: &'static str,

@@ -109,7 +109,17 @@ impl Dataplane {
     pub fn open(options: &Options) -> Result<Self> {
         options.sizes.validate()?;
         let pins = PinDir::prepare(&options.pin_dir)?;
-        pins.set_aside_other_sizes(&options.sizes)?;
+        let aside = pins.set_aside_other_sizes(&options.sizes)?;
+        let opened = Self::open_in(pins.clone(), options);
+        if let (Err(_), Some(aside)) = (&opened, aside)
+            && let Err(error) = pins.put_back(&aside)
+        {
+            tracing::warn!(%error, "maps of other sizes stay set aside");
+        }
+        opened
+    }
+
+    fn open_in(pins: PinDir, options: &Options) -> Result<Self> {
         pins.tell_of_others(&carried::adopt(&pins, &options.sizes)?)?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use weft_abi::{ABI_VERSION, Digest, LAYOUT, MAPS, MapInfo, PinFolder};
+use weft_abi::{ABI_VERSION, Digest, LAYOUT, MAPS, MapInfo, PinFolder, map};
 
 use crate::{Error, carried::fits, error::Result, layout, options::MapSizes, sys};
 
@@ -80,7 +80,8 @@ impl PinDir {
 
     /// Where maps of this version are pinned in other sizes than are wanted: lets them be another version's, which serves until new ones
     /// are filled, and whose connections are taken over.
-    pub(crate) fn set_aside_other_sizes(&self, sizes: &MapSizes) -> Result<()> {
+    /// Where that is, so that it can be put back.
+    pub(crate) fn set_aside_other_sizes(&self, sizes: &MapSizes) -> Result<Option<PathBuf>> {
         let found: Vec<u32> = MAPS.iter().map(|map| self.size_of(map)).collect::<Result<_>>()?;
         let all_fit = MAPS
             .iter()
@@ -88,19 +89,30 @@ impl PinDir {
             .zip(sizes.entries())
             .all(|((map, found), wanted)| *found == 0 || fits(map, *found, wanted));
         if all_fit {
-            return Ok(());
+            return Ok(None);
         }
         let digest = found.iter().fold(Digest::EMPTY.number(LAYOUT), |digest, size| digest.number(u64::from(*size)));
         // Under a name that is free: those of earlier changes may be there yet.
-        for attempt in 0.. {
+        let mut attempt = 0;
+        let aside = loop {
             let aside = self.root().join(format!("v{ABI_VERSION}-{:016x}", digest.number(attempt).finish()));
             if !exists(&aside)? {
-                tracing::info!(aside = %aside.display(), "maps of other sizes are wanted: new ones are made beside those that are there");
-                fs::rename(&self.version, &aside).map_err(Error::path("rename folder", &self.version))?;
-                break;
+                break aside;
             }
+            attempt += 1;
+        };
+        tracing::info!(aside = %aside.display(), "maps of other sizes are wanted: new ones are made beside those that are there");
+        fs::rename(&self.version, &aside).map_err(Error::path("rename folder", &self.version))?;
+        self.make()?;
+        Ok(Some(aside))
+    }
+
+    /// Puts back what was set aside, in the place of folders in which nothing is.
+    pub(crate) fn put_back(&self, aside: &Path) -> Result<()> {
+        for path in [&self.maps, &self.links, &self.version] {
+            fs::remove_dir(path).map_err(Error::path("remove folder", path))?;
         }
-        self.make()
+        fs::rename(aside, &self.version).map_err(Error::path("rename folder", aside))
     }
 
     /// How many entries the map that is pinned has room for; 0: there is none.
@@ -119,12 +131,13 @@ impl PinDir {
 
     /// Says aloud what it means that there are others.
     pub(crate) fn tell_of_others(&self, carried: &[&str]) -> Result<()> {
-        let begins_empty: Vec<&str> =
-            MapInfo::carried().map(|map| map.name).filter(|name| !carried.contains(name)).collect();
+        let is_lost = |name: &&str| !carried.contains(name) && ![map::FLOWS4, map::FLOWS6].contains(name);
+        let begins_empty: Vec<&str> = MapInfo::carried().map(|map| map.name).filter(is_lost).collect();
         for dir in self.others()? {
             tracing::warn!(
                 dir = %dir.display(), this = %PinFolder, ?carried, ?begins_empty,
-                "maps of another layout are there: their programs serve until this version's maps are filled"
+                "maps of another layout or other sizes are there: their programs serve until this version's maps are filled, then \
+                 connections are taken over"
             );
         }
         Ok(())

@@ -330,6 +330,17 @@ impl RawMap {
     }
 }
 
+/// Waits until every program that runs now has ended (`membarrier(2)`, `MEMBARRIER_CMD_GLOBAL`, kernel 4.3: an RCU grace period; not on
+/// kernels with CPUs that have no timer tick).
+pub(crate) fn wait_for_programs() -> io::Result<()> {
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: no memory is handed over.
+    match unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn absent_is_false(result: io::Result<libc::c_long>) -> io::Result<bool> {
     match result {
         Ok(_) => Ok(true),

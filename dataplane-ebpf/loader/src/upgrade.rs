@@ -7,7 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     Dataplane, Error, carried,
-    convert::{self, Source},
+    convert::{self, Others},
     error::Result,
     filter::remove_every_filter,
     link::{Attachment, LinkReport, live_attachments, remove_pin},
@@ -16,11 +16,16 @@ use crate::{
     sys,
 };
 
-/// Longer than a program runs on one packet.
-const ENDING: Duration = Duration::from_millis(20);
+/// Where connections of another version cannot be taken over: between the exchange of ports' programs and of those that hear other nodes and the
+/// outside. An answer that comes to a new program before a packet of who asked has gone by one finds no entry, and would not be
+/// translated back.
+const UNDER_WAY: Duration = Duration::from_millis(300);
 
-/// How long packets that no entry is for are dropped at most, should the agent end while it copies connections.
-const HOLDING: Duration = Duration::from_secs(5);
+/// Longer than a program runs on one packet, should the kernel not tell when all have ended.
+const RUN_TIME: Duration = Duration::from_millis(20);
+
+/// How long packets that no entry is for are held at most, should the agent end while it copies connections.
+const HOLD_AT_MOST: Duration = Duration::from_secs(5);
 
 impl Dataplane {
     /// What other ABI versions of Weft still do. Do not attach this version's programs there: they would come first, with
@@ -43,45 +48,52 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Path`], [`Error::Filters`] or [`Error::Link`]; what is left can be tried again.
     pub fn take_over_other_versions(&mut self) -> Result<LinkReport> {
-        let sources = convert::sources(&self.pins, &self.maps)?;
+        let others = convert::others(&self.pins, &self.maps)?;
         // Most of them, while their programs go on.
-        let mut copied = self.copy_connections(&sources)?;
-        self.hold_what_is_unknown(&sources)?;
-        let report = self.swap_all()?;
-        if !sources.is_empty() {
-            // What ran when its link was swapped has ended.
-            thread::sleep(ENDING);
-            copied += self.copy_connections(&sources)?;
+        let mut copied = self.copy_connections(&others, || Ok(()))?;
+        let holds = !others.tables.is_empty();
+        if holds {
+            self.hold_what_is_unknown()?;
+        }
+        let swapped = self.swap_all(others.some_are_lost);
+        if holds {
+            if sys::wait_for_programs().is_err() {
+                thread::sleep(RUN_TIME);
+            }
+            copied += self.copy_connections(&others, || self.hold_what_is_unknown())?;
+            self.maps.takeover().set(0, &0)?;
             tracing::info!(entries = copied, "took connections of other versions over");
         }
-        self.maps.takeover().set(0, &0)?;
+        // Not before: what is exchanged already needs its connections.
+        let report = swapped?;
+        convert::forget(&self.pins)?;
         for version in self.pins.others()? {
             remove_version(&version)?;
-            tracing::info!(dir = %version.display(), "removed what another ABI version had pinned");
+            tracing::info!(dir = %version.display(), "removed what another version had pinned");
         }
         carried::remove_other_layouts(&self.pins)?;
         Ok(report)
     }
 
-    fn copy_connections(&self, sources: &[Source]) -> Result<usize> {
-        sources.iter().try_fold(0, |copied, source| Ok(copied + source.copy(&self.maps)?))
+    fn copy_connections(&self, others: &Others, progress: impl Fn() -> Result<()>) -> Result<usize> {
+        others.tables.iter().try_fold(0, |copied, tables| Ok(copied + tables.copy(&self.maps, &progress)?))
     }
 
-    /// Until the copies are complete, packets that no entry is for may be of a connection that has not come yet.
-    fn hold_what_is_unknown(&self, sources: &[Source]) -> Result<()> {
-        if sources.is_empty() {
-            return Ok(());
-        }
+    /// From now on, until the copies are complete: packets that no entry is for may be of a connection that has not come yet.
+    fn hold_what_is_unknown(&self) -> Result<()> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-        let until = u64::try_from((now + HOLDING).as_nanos()).unwrap_or(0);
+        let until = u64::try_from((now + HOLD_AT_MOST).as_nanos()).unwrap_or(0);
         self.maps.takeover().set(0, &until)
     }
 
     /// Swaps everything that other versions have attached to this version's programs.
-    fn swap_all(&mut self) -> Result<LinkReport> {
+    fn swap_all(&mut self, some_are_lost: bool) -> Result<LinkReport> {
         let mut report = LinkReport::default();
         // Before their maps are unpinned.
         self.take_over_filters(&mut report)?;
+        if some_are_lost && !report.adopted.is_empty() {
+            thread::sleep(UNDER_WAY);
+        }
         for version in self.pins.others()? {
             let other = PinDir::of_version(&version);
             for name in unless_gone(list(&other.links))?.unwrap_or_default() {

@@ -7,7 +7,7 @@ use weft_logic::{
     Frame as _, Tables as _, admit, decide,
     flow::{self as life, Lifetime},
     header::{Ethernet, TcpFlags},
-    masquerade, plan, protocol,
+    plan, protocol,
     walk::{Origin, Sender, Standing, Walk},
 };
 
@@ -53,10 +53,7 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     walk.question.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
     walk.question.related = 0;
     let may_be_the_hosts = hook::is_shared(hook) && !is_workload_of_cluster(&walk.question.key.dst);
-    if walk.question.found == 0
-        && maps::is_taking_over()
-        && (!may_be_the_hosts || weft_may_be_an_answer(skb.raw()) != 0)
-    {
+    if is_held(skb, walk, may_be_the_hosts) {
         return Err(DropReason::Takeover.into());
     }
     if may_be_the_hosts && walk.question.found == 0 {
@@ -86,14 +83,19 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     Ok(())
 }
 
-/// 1: the packet in the walk, which is to the node, may answer one that was masqueraded: no socket of the host is waiting for it.
+/// Whether a packet without an entry waits to be sent again: connections of another version are being taken over, and it may be of
+/// one that has not come yet.
+#[inline(always)]
+fn is_held(skb: &Skb, walk: &Walk, may_be_the_hosts: bool) -> bool {
+    walk.question.found == 0 && maps::is_taking_over() && (!may_be_the_hosts || weft_may_be_an_answer(skb.raw()) != 0)
+}
+
+/// 1: the packet in the walk, which is to the node, may answer one that was masqueraded: the host has no socket that it is for.
 /// Exported, and thereby global to the verifier.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_may_be_an_answer(skb: *mut __sk_buff) -> u32 {
-    let (Some(walk), Some(config)) = (maps::walk(), Kernel.config()) else { return 1 };
-    let in_range = masquerade::in_range(config, u16::from_be(walk.question.key.dport));
-    u32::from(in_range && !tuple::is_the_hosts(skb, &walk.question.key))
+pub extern "C" fn weft_may_be_an_answer(skb: *mut __sk_buff) -> u32 {
+    maps::walk().map_or(1, |walk| u32::from(!tuple::is_the_hosts(skb, &walk.question.key)))
 }
 
 /// How a packet from the uplink that is the host stack's business goes on.

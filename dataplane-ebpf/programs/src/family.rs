@@ -74,14 +74,12 @@ impl Family for V4 {
 
     #[inline(always)]
     fn narrow(key: &FlowKey6) -> impl Borrow<FlowKey4> {
-        let FlowKey6 { ifindex, src, dst, sport, dport, protocol } = *key;
-        FlowKey4 { ifindex, src: src.v4_word(), dst: dst.v4_word(), sport, dport, protocol }
+        FlowKey4::of(key)
     }
 
     #[inline(always)]
     fn widen(key: &FlowKey4) -> FlowKey6 {
-        let FlowKey4 { ifindex, src, dst, sport, dport, protocol } = *key;
-        FlowKey6 { ifindex, src: Addr::v4(src), dst: Addr::v4(dst), sport, dport, protocol }
+        key.common()
     }
 
     #[inline(always)]

@@ -103,6 +103,9 @@ fn is_ours<F: Family>(skb: Skb) -> u32 {
     if F::find(&walk.question.key).is_some() || decide::is_workload_of_cluster(&walk.question.key.dst) {
         return OURS;
     }
+    if maps::is_taking_over() && decide::weft_may_be_an_answer(skb.raw()) != 0 {
+        return stop::code(Err(DropReason::Takeover));
+    }
     walk.question.is_v6 = u8::from(F::IS_V6);
     walk.question.related = 0;
     walk.question.sender_mac = [0; 6];

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a decision: changes of policy and Services, idle time, new connections on old five-tuples.
 
+use std::net::UdpSocket;
+
 use weft_abi::{DropReason, FlowState, TICK_SHIFT, Timeouts, generation};
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, LONG, NATIVE_IP, Node, SERVER, SERVER_IP, SHOT, VIP, VM, VM_IP, key, mac, service_number,
-        workload,
+        CLIENT, CLIENT_IP, HOST, HOST_IP, LONG, NATIVE_IP, Node, OUTSIDE_IP, SERVER, SERVER_IP, SHOT, VIP, VM, VM_IP,
+        key, mac, service_number, workload,
     },
     packet::{ACK, FIN_ACK, L4, SYN, SYN_ACK, Seen, frame, ip, ip_headers, tuple},
 };
+
+/// Any address of the host.
+const UNSPECIFIED: [&str; 2] = ["0.0.0.0", "::"];
 
 const INGRESS: u64 = 21;
 const EGRESS: u64 = 22;
@@ -249,4 +254,28 @@ fn an_idle_flow_decides_anew() {
     node.isolate(SERVER, INGRESS, 0);
     // No generation was published: idle alone makes it decide.
     assert_eq!(node.from_workload(CLIENT, &packet).redecided().action, SHOT);
+}
+
+/// While connections of another version come, what no entry is for may be of one of them; the host's own goes on.
+#[test]
+fn what_is_unknown_is_held_while_connections_are_taken_over() {
+    for family in 0..2 {
+        let node = Node::new();
+        node.from_workload(CLIENT, &there(family, L4::Udp(4000, 80))).redirected();
+        node.maps().takeover().set(0, &u64::MAX).expect("write");
+        node.from_workload(CLIENT, &there(family, L4::Udp(4000, 80))).hit().redirected();
+        node.from_workload(SERVER, &back(family, L4::Udp(80, 4000))).hit().redirected();
+        for l4 in [L4::Tcp(4001, 80, SYN), L4::Tcp(4001, 80, ACK), L4::Udp(4001, 80), L4::Echo(7)] {
+            node.from_workload(CLIENT, &there(family, l4)).dropped(DropReason::Takeover);
+        }
+        let to_host =
+            frame(mac(HOST), ip_headers(ip(OUTSIDE_IP[family]), ip(HOST_IP[family])), L4::Udp(53, 61_000), b"x");
+        node.from_uplink(&to_host).dropped(DropReason::Takeover);
+        let socket = UdpSocket::bind((ip(UNSPECIFIED[family]), 61_000)).expect("bind");
+        node.from_uplink(&to_host).passed(&to_host);
+        drop(socket);
+        node.maps().takeover().set(0, &1).expect("write");
+        node.from_uplink(&to_host).passed(&to_host);
+        node.from_workload(CLIENT, &there(family, L4::Udp(4001, 80))).redirected();
+    }
 }

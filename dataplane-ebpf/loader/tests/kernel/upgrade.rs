@@ -4,8 +4,8 @@
 use std::{fs, path::PathBuf};
 
 use weft_abi::{
-    ABI_VERSION, Connection, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, MapRole, PinFolder, generation::EPOCH,
-    map,
+    ABI_VERSION, Connection, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, MapRole, PinFolder, Way,
+    generation::EPOCH, map, program,
 };
 use weft_dataplane::{Attachment, Dataplane, Origin, Program, remove_everything};
 
@@ -174,7 +174,45 @@ fn another_size_takes_connections_over() {
     }
 }
 
-/// The documented way to resize a map: remove its pin.
+/// An entry of this version's and what another one tells of it: the last packet counts, and in the same tick what was decided here.
+#[test]
+fn what_another_version_tells_counts_by_the_last_packet() {
+    const TOLD: u64 = 44;
+    const OWN: u64 = 5;
+    for (own_seen, is_decided, packets_then) in
+        [(99, true, TOLD), (100, true, OWN), (100, false, TOLD), (101, true, OWN), (101, false, OWN)]
+    {
+        let sandbox = Sandbox::enter();
+        let before = sandbox.open();
+        let entry = |packets, last_seen, egress| Flow {
+            connection: Connection { packets, ..Connection::default() },
+            way: Way { last_seen, egress, ..Way::default() },
+        };
+        let (key, _) = keys();
+        before.maps().flows4().insert(&key, &entry(TOLD, 100, 1)).expect("write");
+        let mut options = sandbox.options();
+        options.sizes.flows4 *= 2;
+        let mut dataplane = Dataplane::open(&options).expect("open");
+        dataplane.maps().flows4().insert(&key, &entry(OWN, own_seen, u16::from(is_decided))).expect("write");
+        dataplane.take_over_other_versions().expect("take over");
+        assert_eq!(packets(&dataplane)[0], Some(packets_then), "{own_seen} {is_decided}");
+    }
+}
+
+/// A version that cannot tell of its connections is taken over all the same.
+#[test]
+fn connections_of_a_version_that_cannot_tell_begin_anew() {
+    let sandbox = Sandbox::enter();
+    drop(after_connections(&sandbox));
+    sandbox.open().take_over_other_versions().expect("take over");
+    fs::remove_file(sandbox.pins("maps").join(program::EXPORT_CONNECTIONS)).expect("remove pins");
+    let mut options = sandbox.options();
+    options.sizes.flows4 *= 2;
+    let mut dataplane = Dataplane::open(&options).expect("open");
+    dataplane.take_over_other_versions().expect("take over");
+    assert_eq!(packets(&dataplane), [None, Some(66)], "the table of the other family is shared");
+}
+
 #[test]
 fn a_map_whose_pin_was_removed_begins_anew() {
     let sandbox = Sandbox::enter();
