@@ -183,7 +183,9 @@ impl Node {
 
     /// Once this version's maps are filled, what other ABI versions served is its own.
     async fn take_over_other_versions(&mut self) -> Result<()> {
-        let report = self.dataplane.take_over_other_versions().context("cannot take over from another version")?;
+        // It copies connections: a node may have a million of them.
+        let report = block_in_place(|| self.dataplane.take_over_other_versions())
+            .context("cannot take over from another version")?;
         if !report.adopted.is_empty() {
             tracing::info!(links = report.adopted.len(), "took over from another version");
             // Connections that came along count for their ports from now on.

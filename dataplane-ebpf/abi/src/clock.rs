@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// [`crate::Flow::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
+/// [`crate::Way::last_seen`] counts units of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`: a shift, no division, in the programs.
 pub const TICK_SHIFT: u32 = 30;
 
 /// How this kernel's jiffies tell `CLOCK_MONOTONIC`: the verifier puts the word in place of the helper that reads it, where the clock's

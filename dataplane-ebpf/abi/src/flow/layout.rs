@@ -61,9 +61,9 @@ crate::layout! {
         pub sport: u16,
         /// New destination port, network byte order.
         pub dport: u16,
-        /// [`ConnectionFlags`].
+        /// [`super::ConnectionFlags`].
         pub flags: u16,
-        /// [`FlowState`].
+        /// [`super::FlowState`].
         pub state: u8,
         /// Reserved, zero.
         pub pad: u8,
