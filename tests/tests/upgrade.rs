@@ -157,7 +157,7 @@ fn another_layout_of_flows_and_the_way_back_lose_and_move_nothing() -> Result<()
 fn tables_that_grow_and_shrink_lose_and_move_nothing() -> Result<()> {
     let site = Site::new()?;
     let streams = site.streams()?;
-    for entries in [1_u64 << 16, 1 << 14] {
+    for entries in [1_u64 << 18, 1 << 14] {
         for node in site.bed.nodes() {
             node.configure("mapSizes", &json!({"flows4": entries, "flows6": entries / 2}))?;
             site.exchange(node, Node::start_agent)?;

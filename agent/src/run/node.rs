@@ -188,6 +188,7 @@ impl Node {
             .context("cannot take over from another version")?;
         if !report.adopted.is_empty() {
             tracing::info!(links = report.adopted.len(), "took over from another version");
+            self.ports.forget_again(self.dataplane.maps()).context("cannot forget connections of ports that left")?;
             // Connections that came along count for their ports from now on.
             block_in_place(|| flows::sweep(self.maps())).context("cannot count the connections")?;
         }

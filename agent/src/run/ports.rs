@@ -22,7 +22,7 @@ use std::{
 use ipnet::IpNet;
 use tokio::{task::block_in_place, time::Instant};
 use weft_api::{ApiError, AttachmentId, AttachmentSpec, ErrorCode, PortLink};
-use weft_dataplane::{Attachment as Served, Dataplane, Program};
+use weft_dataplane::{Attachment as Served, Dataplane, Maps, Program};
 
 pub(super) use self::look::Broken;
 use super::asks::{Asked, Asks, Garbage, Reply, send};
@@ -52,6 +52,8 @@ pub(super) struct Ports {
     guest_counters: Arc<guest::Counters>,
     /// Scripts that go on once the flow tables are swept.
     parked: Vec<Parked>,
+    /// Ports whose connections were forgotten while programs of another version may still have served.
+    forgotten: Option<BTreeSet<u32>>,
     wants_pass: bool,
     /// Entries were taken out of the maps without a plan.
     wrote_maps: bool,
@@ -76,6 +78,7 @@ impl Ports {
             guests: BTreeMap::new(),
             guest_counters,
             parked: Vec::new(),
+            forgotten: Some(BTreeSet::new()),
             wants_pass: false,
             wrote_maps: false,
             others: Vec::new(),
@@ -229,6 +232,9 @@ impl Ports {
         while !self.parked.is_empty() {
             let parked = std::mem::take(&mut self.parked);
             let ports: BTreeSet<u32> = parked.iter().map(|parked| parked.ifindex).collect();
+            if let Some(forgotten) = &mut self.forgotten {
+                forgotten.extend(&ports);
+            }
             let swept = block_in_place(|| flows::forget_ports(dataplane.maps(), &ports)).map_err(effects::refused);
             for Parked { id, script, .. } in parked {
                 let removed = match &swept {
@@ -240,6 +246,12 @@ impl Ports {
                 }
             }
         }
+    }
+
+    /// Connections of another version have come along, those of ports that left meanwhile too: their addresses are free.
+    pub(super) fn forget_again(&mut self, maps: &Maps) -> Result<(), weft_dataplane::Error> {
+        let forgotten = self.forgotten.take().unwrap_or_default();
+        block_in_place(|| flows::forget_ports(maps, &forgotten)).map(drop)
     }
 
     /// As [`Ports::try_drive`], where whoever asked is told of a failure; where nobody did, the next look at the node tries again

@@ -160,7 +160,7 @@ const _: () = assert!(
 const _: () = assert!(Deliver::Peer as u8 == 0 && Deliver::Port as u8 == 1 && Deliver::Host as u8 == 2);
 const _: () = assert!(Deliver::Tunnel as u8 == 3 && Deliver::Neighbour as u8 == 4 && Deliver::Route as u8 == 5);
 const _: () = assert!(FlowState::New as u8 == 0 && FlowState::Established as u8 == 1 && FlowState::Closing as u8 == 2);
-const _: () = assert!(crate::UPLINK == 0x8000_0000 && crate::OVERLAY == 0xc000_0000);
+const _: () = assert!(crate::UPLINK == 0x8000_0000 && crate::OVERLAY == 0xc000_0000 && crate::TICK_SHIFT == 30);
 
 #[cfg(test)]
 mod tests {

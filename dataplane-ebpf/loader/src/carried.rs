@@ -53,11 +53,14 @@ pub(crate) fn adopt(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>
         return Ok(adopted);
     }
     let versions = with_generations(pins)?;
+    // An entry whose Service port has no generation here could stand by a sum without it.
+    let knows_services = knows_services(&versions, sizes)?;
     for (map, wanted) in MAPS.iter().zip(sizes.entries()).filter(|(map, _)| map.role == MapRole::Carried) {
         let (from, to) = (pin_of(pins, map), pins.maps.join(map.name));
         let Some(fd) = unless_gone(open_map(&from))? else { continue };
         let info = layout::check(map, fd.as_fd(), &from)?;
-        if !fits(map, info.max_entries, wanted) || !is_used(&versions, map, info.id)? {
+        let is_known = map.kind != MapKind::LruHashMap || knows_services;
+        if !is_known || !fits(map, info.max_entries, wanted) || !is_used(&versions, map, info.id)? {
             continue;
         }
         if !exists(&to)? {
@@ -68,9 +71,23 @@ pub(crate) fn adopt(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>
     Ok(adopted)
 }
 
+/// Whether every number of a Service port of these versions has a generation here.
+fn knows_services(versions: &[PinDir], sizes: &MapSizes) -> Result<bool> {
+    let map = &MapInfo::SERVICE_GENERATIONS;
+    let wanted =
+        MAPS.iter().zip(sizes.entries()).find(|(line, _)| line.name == map.name).map_or(0, |(_, wanted)| wanted);
+    for version in versions {
+        let found = unless_gone(open_pinned(map, &version.maps))?;
+        if found.is_some_and(|found| Array::<u32>::of(found).capacity() > wanted) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Whether a map of that size serves where another one is wanted. Tables of connections and what is filled anew are made again as large as
-/// they are wanted; the others have a place for each port, reason or counter, and may have more, and so may a ring, whose size the kernel
-/// rounds up to pages.
+/// they are wanted; the others have a place for each port, reason or counter, and may have more, and so may a ring, whose size is rounded
+/// up to pages.
 pub(crate) const fn fits(map: &MapInfo, max_entries: u32, wanted: u32) -> bool {
     let grows = matches!(map.role, MapRole::Carried) && !matches!(map.kind, MapKind::LruHashMap)
         || matches!(map.kind, MapKind::RingBuf);

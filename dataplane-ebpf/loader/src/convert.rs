@@ -8,14 +8,14 @@ use aya::{
     TestRun as _, TestRunOptions,
     programs::{ProgramError, SchedClassifier},
 };
-use weft_abi::{ConnectionRecord, ExportRequest, Flow, FlowKey4, generation::EPOCH, map, program};
+use weft_abi::{ConnectionRecord, ExportRequest, Flow, FlowKey4, FlowKey6, generation::EPOCH, map, program};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::{
     Error, Maps, Record, Table,
     error::Result,
     maps::id,
-    pin::{PinDir, exists, open_map, remove_map, unless_gone},
+    pin::{PinDir, open_map, remove_map, unless_gone},
     sys::{Batch, RawMap},
 };
 
@@ -49,15 +49,8 @@ pub(crate) fn others(pins: &PinDir, maps: &Maps) -> Result<Others> {
         if tables.is_empty() {
             continue;
         }
-        let pin = dir.join(EXPORTER);
-        let exporter = if exists(&pin)? {
-            SchedClassifier::from_pin(&pin).map_err(failed("open pinned"))?
-        } else {
-            others.some_are_lost = true;
-            continue;
-        };
-        match knows_record(&exporter) {
-            Ok(()) => others.tables.push(OtherTables { exporter, tables }),
+        match exporter(&dir.join(EXPORTER)) {
+            Ok(exporter) => others.tables.push(OtherTables { exporter, tables }),
             Err(error) => {
                 tracing::warn!(dir = %dir.display(), %error, "another version cannot tell of its connections: they begin anew");
                 others.some_are_lost = true;
@@ -67,10 +60,12 @@ pub(crate) fn others(pins: &PinDir, maps: &Maps) -> Result<Others> {
     Ok(others)
 }
 
-/// Asks for no record at all.
-fn knows_record(exporter: &SchedClassifier) -> Result<()> {
+/// Another version's program, which knows the record: it is asked for none at all.
+fn exporter(pin: &Path) -> Result<SchedClassifier> {
+    let exporter = SchedClassifier::from_pin(pin).map_err(failed("open pinned"))?;
     let request = ExportRequest { version: ConnectionRecord::VERSION.into(), ..ExportRequest::default() };
-    ask(exporter, request.as_bytes()).map(drop)
+    ask(&exporter, request.as_bytes())?;
+    Ok(exporter)
 }
 
 /// Once connections have been taken over, no later start takes them for new ones.
@@ -94,26 +89,25 @@ fn tables(dir: &Path, maps: &Maps) -> Result<Vec<(bool, RawMap)>> {
 
 impl OtherTables {
     /// Takes connections over that are not here, or whose last packet they had; how many entries. `progress` is called now and then.
-    pub(crate) fn copy(&self, maps: &Maps, mut progress: impl FnMut() -> Result<()>) -> Result<usize> {
+    ///
+    /// What cannot be taken over begins anew, and is told: programs that nobody plans for any more must not go on for its sake.
+    pub(crate) fn copy(&self, maps: &Maps, progress: impl Fn() -> Result<()>) -> Result<usize> {
         let epoch = maps.generations().get(EPOCH)?;
         let (mut copied, mut failed) = (0, None);
         for (v6, table) in &self.tables {
-            each_batch(table, |keys, values| {
+            let mut put_batch = |keys: &[u8], values: &[u8]| {
                 progress()?;
                 for record in export(&self.exporter, *v6, [table.key_size(), table.value_size()], keys, values)? {
-                    let (key, flow) = record.entry(epoch);
-                    let put = if *v6 {
-                        put(maps.flows6(), &key, &flow)
-                    } else {
-                        put(maps.flows4(), &FlowKey4::of(&key), &flow)
-                    };
-                    match put {
+                    match put(maps, *v6, record.entry(epoch)) {
                         Ok(is_new) => copied += usize::from(is_new),
                         Err(error) => failed = Some(error),
                     }
                 }
                 Ok(())
-            })?;
+            };
+            if let Err(error) = each_batch(table, &mut put_batch) {
+                failed = Some(error);
+            }
         }
         if let Some(error) = failed {
             tracing::warn!(%error, "some connections of another version begin anew");
@@ -142,7 +136,7 @@ fn each_batch(table: &RawMap, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) 
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < table.max_entries() as usize => {
                 room *= 2
             }
-            Err(error) => return Err(Error::map(map::FLOWS4, "list another version's")(error)),
+            Err(error) => return Err(Error::map("of flows", "list another version's")(error)),
         }
     }
 }
@@ -196,12 +190,16 @@ fn ask(exporter: &SchedClassifier, packet: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Writes an entry, unless the one that is there has had the last packet.
-fn put<K: Record>(table: &Table<K, Flow>, key: &K, flow: &Flow) -> Result<bool> {
-    let is_new = table.get(key)?.is_none_or(|own| is_later(flow, &own));
-    if is_new {
-        table.insert(key, flow)?;
+fn put(maps: &Maps, v6: bool, (key, flow): (FlowKey6, Flow)) -> Result<bool> {
+    if v6 { put_in(maps.flows6(), &key, &flow) } else { put_in(maps.flows4(), &FlowKey4::of(&key), &flow) }
+}
+
+fn put_in<K: Record>(table: &Table<K, Flow>, key: &K, flow: &Flow) -> Result<bool> {
+    match table.get(key)? {
+        None => table.add(key, flow),
+        Some(own) if is_later(flow, &own) => table.insert(key, flow).map(|()| true),
+        Some(_) => Ok(false),
     }
-    Ok(is_new)
 }
 
 /// Whether what another version tells of an entry is later than the own one. In the same tick what this version's programs have decided

@@ -148,19 +148,25 @@ impl Dataplane {
     }
 
     fn swap_filters(&self, report: &mut LinkReport, wanted: Vec<Found>) -> Result<()> {
-        for found in wanted {
-            match found.attachment() {
-                Some(attachment) => {
-                    if self.swap_filter(&found, attachment)? {
-                        report.adopted.push(attachment);
-                    }
+        // What fails keeps no other one from its exchange.
+        let mut swapped = Ok(());
+        for found in &wanted {
+            swapped = swapped.and(self.swap_or_remove(report, found));
+        }
+        swapped
+    }
+
+    fn swap_or_remove(&self, report: &mut LinkReport, found: &Found) -> Result<()> {
+        match found.attachment() {
+            Some(attachment) => {
+                if self.swap_filter(found, attachment)? {
+                    report.adopted.push(attachment);
                 }
-                None => {
-                    remove_all(found.ifindex, Some(found.direction))
-                        .map_err(failed("remove a filter", found.ifindex))?;
-                    tracing::info!(filter = found.describe(), "removed a filter of a program that is no more");
-                    report.removed.push(found.describe());
-                }
+            }
+            None => {
+                remove_all(found.ifindex, Some(found.direction)).map_err(failed("remove a filter", found.ifindex))?;
+                tracing::info!(filter = found.describe(), "removed a filter of a program that is no more");
+                report.removed.push(found.describe());
             }
         }
         Ok(())

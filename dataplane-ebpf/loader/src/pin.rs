@@ -103,14 +103,20 @@ impl PinDir {
         };
         tracing::info!(aside = %aside.display(), "maps of other sizes are wanted: new ones are made beside those that are there");
         fs::rename(&self.version, &aside).map_err(Error::path("rename folder", &self.version))?;
-        self.make()?;
-        Ok(Some(aside))
+        match self.make() {
+            Ok(()) => Ok(Some(aside)),
+            Err(error) => {
+                self.put_back(&aside)?;
+                Err(error)
+            }
+        }
     }
 
-    /// Puts back what was set aside, in the place of folders in which nothing is.
+    /// Puts back what was set aside, in the place of what no device uses yet.
     pub(crate) fn put_back(&self, aside: &Path) -> Result<()> {
+        pins(&self.maps)?.iter().try_for_each(|pin| remove_map(pin))?;
         for path in [&self.maps, &self.links, &self.version] {
-            fs::remove_dir(path).map_err(Error::path("remove folder", path))?;
+            unless_gone(fs::remove_dir(path).map_err(Error::path("remove folder", path)))?;
         }
         fs::rename(aside, &self.version).map_err(Error::path("rename folder", aside))
     }

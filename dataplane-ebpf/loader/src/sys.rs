@@ -16,6 +16,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 // enum bpf_cmd of include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_NOEXIST: u64 = 1;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
@@ -285,6 +286,18 @@ impl RawMap {
         // SAFETY: the kernel reads key_size and value_size bytes; both were checked.
         unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr)? };
         Ok(())
+    }
+
+    /// Writes an entry where there is none; `false` if there is one.
+    pub(crate) fn add(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        self.check(Some(key.len()), Some(value.len()));
+        let mut attr = ElementAttr { flags: BPF_NOEXIST, ..self.element(key, address(value)) };
+        // SAFETY: the kernel reads key_size and value_size bytes; both were checked.
+        match unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes one entry; `false` if there was none.

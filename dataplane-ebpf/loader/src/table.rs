@@ -76,6 +76,14 @@ impl<K: Record, V: Record> Table<K, V> {
         })
     }
 
+    /// Adds an entry; `false` if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub(crate) fn add(&self, key: &K, value: &V) -> Result<bool> {
+        self.map.add(key.as_bytes(), value.as_bytes()).map_err(Error::map(self.name, "write to"))
+    }
+
     /// Removes an entry; `false` if there was none. A trie removes that very prefix only.
     ///
     /// # Errors

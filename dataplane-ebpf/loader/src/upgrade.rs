@@ -25,7 +25,7 @@ const UNDER_WAY: Duration = Duration::from_millis(300);
 const RUN_TIME: Duration = Duration::from_millis(20);
 
 /// How long packets that no entry is for are held at most, should the agent end while it copies connections.
-const HOLD_AT_MOST: Duration = Duration::from_secs(5);
+const HOLD_AT_MOST: Duration = Duration::from_secs(10);
 
 impl Dataplane {
     /// What other ABI versions of Weft still do. Do not attach this version's programs there: they would come first, with
@@ -46,7 +46,7 @@ impl Dataplane {
     /// their maps. Until then their programs go on with their own maps, so call it when this version's maps have been filled.
     ///
     /// # Errors
-    /// [`Error::Path`], [`Error::Filters`] or [`Error::Link`]; what is left can be tried again.
+    /// [`Error::Path`], [`Error::Map`], [`Error::Filters`] or [`Error::Link`]; what is left can be tried again.
     pub fn take_over_other_versions(&mut self) -> Result<LinkReport> {
         let others = convert::others(&self.pins, &self.maps)?;
         // Most of them, while their programs go on.
@@ -60,8 +60,9 @@ impl Dataplane {
             if sys::wait_for_programs().is_err() {
                 thread::sleep(RUN_TIME);
             }
-            copied += self.copy_connections(&others, || self.hold_what_is_unknown())?;
+            let late = self.copy_connections(&others, || self.hold_what_is_unknown());
             self.maps.takeover().set(0, &0)?;
+            copied += late?;
             tracing::info!(entries = copied, "took connections of other versions over");
         }
         // Not before: what is exchanged already needs its connections.
@@ -89,25 +90,30 @@ impl Dataplane {
     /// Swaps everything that other versions have attached to this version's programs.
     fn swap_all(&mut self, some_are_lost: bool) -> Result<LinkReport> {
         let mut report = LinkReport::default();
-        // Before their maps are unpinned.
-        self.take_over_filters(&mut report)?;
+        // Before their maps are unpinned. What fails keeps nothing else from its exchange: it is tried again.
+        let mut swapped = self.take_over_filters(&mut report);
         if some_are_lost && !report.adopted.is_empty() {
             thread::sleep(UNDER_WAY);
         }
         for version in self.pins.others()? {
             let other = PinDir::of_version(&version);
             for name in unless_gone(list(&other.links))?.unwrap_or_default() {
-                match Attachment::from_pin_name(&name) {
-                    Some(attachment) if self.take_over(attachment, &other.links.join(&name))? => {
-                        report.adopted.push(attachment);
+                let taken = match Attachment::from_pin_name(&name) {
+                    Some(attachment) => {
+                        self.take_over(attachment, &other.links.join(&name)).map(|is| is.then_some(attachment))
                     }
-                    _ => report.removed.push(name),
+                    None => Ok(None),
+                };
+                match taken {
+                    Ok(Some(attachment)) => report.adopted.push(attachment),
+                    Ok(None) => report.removed.push(name),
+                    Err(error) => swapped = swapped.and(Err(error)),
                 }
             }
         }
         report.adopted.sort_unstable();
         report.adopted.dedup();
-        Ok(report)
+        swapped.map(|()| report)
     }
 
     /// `false`: the link is of no use, or this version is attached there already.

@@ -90,12 +90,14 @@ fn is_held(skb: &Skb, walk: &Walk, may_be_the_hosts: bool) -> bool {
     walk.question.found == 0 && maps::is_taking_over() && (!may_be_the_hosts || weft_may_be_an_answer(skb.raw()) != 0)
 }
 
-/// 1: the packet in the walk, which is to the node, may answer one that was masqueraded: the host has no socket that it is for.
+/// 1: the packet in the walk may answer one that was masqueraded: it is to an address of the node, and the host has no socket for it.
 /// Exported, and thereby global to the verifier.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weft_may_be_an_answer(skb: *mut __sk_buff) -> u32 {
-    maps::walk().map_or(1, |walk| u32::from(!tuple::is_the_hosts(skb, &walk.question.key)))
+    let Some(walk) = maps::walk() else { return 1 };
+    let is_to_node = Kernel.owner(CLUSTER_NET, &walk.question.key.dst).is_some_and(Owner::is_host);
+    u32::from(is_to_node && !tuple::is_the_hosts(skb, &walk.question.key))
 }
 
 /// How a packet from the uplink that is the host stack's business goes on.

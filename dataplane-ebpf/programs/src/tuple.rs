@@ -155,8 +155,7 @@ fn look<F: Family>(walk: &Walk) -> u32 {
     // Under another device it is the same connection only where that device is gone: who comes in another way with these addresses is
     // somebody else.
     let same = life::is_same_tuple(&key, &walk.question.key);
-    let is_gone = !life::stands(&Kernel, &taken.way) && !is_known(key.ifindex, config);
-    if same && (key.ifindex == walk.question.key.ifindex || is_gone) {
+    if same && (key.ifindex == walk.question.key.ifindex || !life::stands(&Kernel, &taken.way)) {
         return OURS;
     }
     let opener = F::find(&key).filter(|opener| life::leads_back(opener, &walk.reverse_key));
@@ -170,12 +169,6 @@ fn look<F: Family>(walk: &Walk) -> u32 {
     } else {
         TAKEN
     }
-}
-
-/// Whether there is a port of this index, the host's included, or it is a class of devices.
-#[inline(always)]
-fn is_known(ifindex: u32, config: &Config) -> bool {
-    life::is_from_outside(ifindex) || ifindex == config.host_ifindex || Kernel.port(ifindex).is_some()
 }
 
 /// Whether an entry of answers leads to the workload that sent the walk's packet.

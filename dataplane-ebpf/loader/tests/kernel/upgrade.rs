@@ -4,10 +4,10 @@
 use std::{fs, path::PathBuf};
 
 use weft_abi::{
-    ABI_VERSION, Connection, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, MapRole, PinFolder, Way,
+    ABI_VERSION, CarriedPin, Connection, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, MapRole, PinFolder, Way,
     generation::EPOCH, map, program,
 };
-use weft_dataplane::{Attachment, Dataplane, Origin, Program, remove_everything};
+use weft_dataplane::{Attachment, Dataplane, Error, Origin, Program, remove_everything};
 
 use crate::{
     links::{program_ids, workload},
@@ -197,6 +197,43 @@ fn what_another_version_tells_counts_by_the_last_packet() {
         dataplane.take_over_other_versions().expect("take over");
         assert_eq!(packets(&dataplane)[0], Some(packets_then), "{own_seen} {is_decided}");
     }
+}
+
+/// Where maps of other sizes cannot be made, what was there is as it was.
+#[test]
+fn what_was_set_aside_is_put_back() {
+    let sandbox = Sandbox::enter();
+    drop(after_connections(&sandbox));
+    sandbox.open().take_over_other_versions().expect("take over");
+    let carried = sandbox.options().pin_dir.join("carried").join(CarriedPin(&MapInfo::COUNTS).to_string());
+    fs::remove_file(&carried).expect("remove pin");
+    let foreign = aya::maps::HashMap::<_, u32, u64>::create(16, 0).expect("make a map");
+    foreign.pin(&carried).expect("pin");
+    let mut options = sandbox.options();
+    options.sizes.flows4 *= 2;
+    let error = Dataplane::open(&options).expect_err("a map of another layout");
+    assert!(matches!(error, Error::Layout { .. }), "{error}");
+    fs::remove_file(&carried).expect("remove pin");
+    let dataplane = sandbox.open();
+    assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
+    assert!(dataplane.report().maps.iter().all(|map| map.origin == Origin::Adopted));
+    assert_eq!(dataplane.attachments_of_other_versions().expect("look"), []);
+}
+
+/// Entries of Service ports that have no generation here stand by nothing.
+#[test]
+fn fewer_services_make_every_connection_decide_again() {
+    let sandbox = Sandbox::enter();
+    drop(after_connections(&sandbox));
+    sandbox.open().take_over_other_versions().expect("take over");
+    let mut options = sandbox.options();
+    options.sizes.services /= 2;
+    let mut dataplane = Dataplane::open(&options).expect("open");
+    assert_eq!(packets(&dataplane), [None, None], "the table is not shared");
+    dataplane.take_over_other_versions().expect("take over");
+    assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
+    let way = dataplane.maps().flows4().get(&keys().0).expect("look up").expect("an entry").way;
+    assert_eq!((way.service, way.generations), (0, u32::MAX));
 }
 
 /// A version that cannot tell of its connections is taken over all the same.
