@@ -2,7 +2,7 @@
 
 //! `cargo xtask build`: the programs under test, where the testbed looks for them.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -74,10 +74,5 @@ fn programs_with(options: &[&str]) -> Result<()> {
 /// Builds a second version of the agent, whose flow tables have another layout, for tests of upgrades.
 fn other_layout() -> Result<()> {
     eprintln!("build: weft-agent with another layout");
-    run(cargo().args(["build", "-p", "weft-agent", "--features", "other-layout"]))?;
-    let folder = target()?.join("debug");
-    let (built, kept) = (folder.join("weft-agent"), folder.join(OTHER_LAYOUT));
-    // The next build puts the first version in its place.
-    fs::copy(&built, &kept).with_context(|| format!("copy {} to {}", built.display(), kept.display()))?;
-    Ok(())
+    run(cargo().args(["build", "-p", "weft-agent", "--features", "other-layout", "--bin", OTHER_LAYOUT]))
 }
