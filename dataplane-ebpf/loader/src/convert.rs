@@ -202,11 +202,11 @@ fn put_in<K: Record>(table: &Table<K, Flow>, key: &K, flow: &Flow) -> Result<boo
     }
 }
 
-/// Whether what another version tells of an entry is later than the own one. In the same tick what this version's programs have decided
-/// on counts: every decision stands by a generation of who sends.
-fn is_later(told: &Flow, own: &Flow) -> bool {
-    match told.way.last_seen.wrapping_sub(own.way.last_seen).cast_signed() {
-        0 => own.way.egress == 0 && told != own,
+/// Whether another version's entry has had a later packet than the own one. In the same tick the own one counts if this version's programs
+/// have decided on it: every decision stands by a generation of who sends.
+fn is_later(theirs: &Flow, own: &Flow) -> bool {
+    match theirs.way.last_seen.wrapping_sub(own.way.last_seen).cast_signed() {
+        0 => own.way.egress == 0 && theirs != own,
         later => later > 0,
     }
 }

@@ -79,19 +79,15 @@ impl PinDir {
     }
 
     /// Where maps of this version are pinned in other sizes than are wanted: lets them be another version's, which serves until new ones
-    /// are filled, and whose connections are taken over.
-    /// Where that is, so that it can be put back.
+    /// are filled, and whose connections are taken over. The folder that they are in then, for [`PinDir::put_back`].
     pub(crate) fn set_aside_other_sizes(&self, sizes: &MapSizes) -> Result<Option<PathBuf>> {
-        let found: Vec<u32> = MAPS.iter().map(|map| self.size_of(map)).collect::<Result<_>>()?;
-        let all_fit = MAPS
-            .iter()
-            .zip(&found)
-            .zip(sizes.entries())
-            .all(|((map, found), wanted)| *found == 0 || fits(map, *found, wanted));
-        if all_fit {
+        let found: Vec<Option<u32>> = MAPS.iter().map(|map| self.size_of(map)).collect::<Result<_>>()?;
+        let mut maps = MAPS.iter().zip(&found).zip(sizes.entries());
+        if maps.all(|((map, found), wanted)| found.is_none_or(|found| fits(map, found, wanted))) {
             return Ok(None);
         }
-        let digest = found.iter().fold(Digest::EMPTY.number(LAYOUT), |digest, size| digest.number(u64::from(*size)));
+        let sizes = found.iter().map(|size| u64::from(size.unwrap_or(0)));
+        let digest = sizes.fold(Digest::EMPTY.number(LAYOUT), Digest::number);
         // Under a name that is free: those of earlier changes may be there yet.
         let mut attempt = 0;
         let aside = loop {
@@ -121,11 +117,11 @@ impl PinDir {
         fs::rename(aside, &self.version).map_err(Error::path("rename folder", aside))
     }
 
-    /// How many entries the map that is pinned has room for; 0: there is none.
-    fn size_of(&self, info: &MapInfo) -> Result<u32> {
+    /// How many entries the pinned map has room for; `None`: there is none.
+    fn size_of(&self, info: &MapInfo) -> Result<Option<u32>> {
         let pin = self.maps.join(info.name);
-        let Some(fd) = unless_gone(open_map(&pin))? else { return Ok(0) };
-        Ok(layout::check(info, fd.as_fd(), &pin)?.max_entries)
+        let Some(fd) = unless_gone(open_map(&pin))? else { return Ok(None) };
+        Ok(Some(layout::check(info, fd.as_fd(), &pin)?.max_entries))
     }
 
     fn make(&self) -> Result<()> {
@@ -155,12 +151,11 @@ impl PinDir {
     }
 
     fn plan_map(&self, info: &MapInfo, wanted: u32) -> Result<MapReport> {
-        let (map, pin) = (info.name, self.maps.join(info.name));
-        let Some(fd) = unless_gone(open_map(&pin))? else {
-            return Ok(MapReport { map, origin: Origin::Created, max_entries: wanted, wanted });
-        };
-        let max_entries = layout::check(info, fd.as_fd(), &pin)?.max_entries;
-        Ok(MapReport { map, origin: Origin::Adopted, max_entries, wanted })
+        let map = info.name;
+        Ok(match self.size_of(info)? {
+            None => MapReport { map, origin: Origin::Created, max_entries: wanted, wanted },
+            Some(max_entries) => MapReport { map, origin: Origin::Adopted, max_entries, wanted },
+        })
     }
 }
 

@@ -77,12 +77,12 @@ impl Planner {
             self.judges = judges;
         }
         // All else that could be refused takes a compilation.
-        let mut told = Desired::default();
-        policy.describe_closed(snapshot, &mut told);
-        told.refusals.extend(policy.unknown_namespaces().chain(policy.crowded_namespaces()));
-        self.due.ports |= told.refusals != self.refused[0] || told.closed != desired.closed;
-        self.refused[0] = told.refusals;
-        desired.closed = told.closed;
+        let mut described = Desired::default();
+        policy.describe_closed(snapshot, &mut described);
+        described.refusals.extend(policy.unknown_namespaces().chain(policy.crowded_namespaces()));
+        self.due.ports |= described.refusals != self.refused[0] || described.closed != desired.closed;
+        self.refused[0] = described.refusals;
+        desired.closed = described.closed;
         Ok(())
     }
 
