@@ -104,7 +104,7 @@ fn build(out_dir: &Path, binary: &str) -> Result<PathBuf> {
         .args(env::var_os("CARGO_FEATURE_OTHER_LAYOUT").map(|_| "--features=other-layout"))
         .env("RUSTC", &rustc)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags()?.join("\x1f"));
+        .env("CARGO_ENCODED_RUSTFLAGS", [rust_flags()?, remapped_paths(&rustc)?].concat().join("\x1f"));
     for foreign in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
         cargo.env_remove(foreign);
     }
@@ -128,6 +128,17 @@ fn rust_flags() -> Result<Vec<String>> {
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         "-Ctarget-cpu=v3".to_owned(),
     ])
+}
+
+/// BTF names the source file of each instruction: without this, the object would tell where it was built, and another folder
+/// would give other bytes.
+fn remapped_paths(rustc: &Path) -> Result<Vec<String>> {
+    let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let workspace = package.ancestors().nth(2).context("the package is not in the workspace")?;
+    let cargo_home = set("CARGO_HOME").or_else(|| Some(set("HOME")?.join(".cargo")));
+    let places = [cargo_home.map(|path| (path, "/cargo")), sysroot(rustc).map(|path| (path, "/rust"))];
+    let places = places.into_iter().flatten().chain([(workspace.to_owned(), "/weft")]);
+    Ok(places.map(|(path, name)| format!("--remap-path-prefix={}={name}", path.display())).collect())
 }
 
 fn find_linker() -> Result<PathBuf> {
@@ -171,11 +182,12 @@ fn rustup_nightly() -> Option<PathBuf> {
 }
 
 fn has_rust_src(rustc: &Path) -> bool {
-    let Ok(output) = Command::new(rustc).args(["--print", "sysroot"]).output() else {
-        return false;
-    };
-    let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    output.status.success() && Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir()
+    sysroot(rustc).is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core").is_dir())
+}
+
+fn sysroot(rustc: &Path) -> Option<PathBuf> {
+    let output = Command::new(rustc).args(["--print", "sysroot"]).output().ok()?;
+    output.status.success().then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// The cargo that came with the compiler knows the layout of its rust-src.
