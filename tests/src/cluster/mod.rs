@@ -5,7 +5,6 @@
 //! `up` makes a cluster without CNI plugin and without kube-proxy, `install` puts Weft on it the way a user does, `e2e` runs
 //! upstream's own tests against it, `down` removes every trace. Several clusters may exist under different names.
 
-mod archive;
 mod binaries;
 mod cgroups;
 mod command;
