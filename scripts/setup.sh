@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Installs what Weft needs to be built, tested and shown on a Debian machine. Says what it installs; does nothing where
-# everything is there. Run as root.
+# everything is there. Run as root. With the argument `build` it installs only what building takes.
 set -eu
 
 # Build: the compiler for the eBPF programs (rustc-web carries LLVM 22 and the sources of core), bpf-linker's libraries.
@@ -27,8 +27,12 @@ require_debian_root() {
     command -v apt-get >/dev/null || fail 'no apt-get: this script knows Debian 12 only; install the packages it lists by hand'
 }
 
+wanted_packages() {
+    [ "$only" = build ] && echo "$build" || echo "$build $test $guest $frontend $cluster $(formatter_packages)"
+}
+
 missing_packages() {
-    for package in $build $test $guest $frontend $cluster $(formatter_packages); do
+    for package in $(wanted_packages); do
         state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
         [ "$state" = installed ] || printf '%s ' "$package"
     done
@@ -80,10 +84,13 @@ note_go() {
         say "no go in PATH: 'make demo' works, 'make test' needs Go 1.26 or newer for its Kubernetes"
 }
 
+only=${1:-}
 require_debian_root
 install_packages
 check_rust
 install_linker
-check_kernel
-note_go
+if [ "$only" != build ]; then
+    check_kernel
+    note_go
+fi
 say 'everything is there'

@@ -20,7 +20,7 @@ pub(crate) fn root() -> PathBuf {
 }
 
 /// Cargo's target folder: the one that this program is in.
-fn target() -> Result<PathBuf> {
+pub(crate) fn target() -> Result<PathBuf> {
     let running = env::current_exe().context("find the running program")?;
     running.ancestors().nth(2).map(PathBuf::from).context("the running program is not in a target folder")
 }

@@ -2,13 +2,15 @@
 
 //! `cargo xtask cluster`: a real Kubernetes with two nodes on this machine, to install Weft on and run upstream's tests against.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use weft_testbed::cluster::{Binaries, Cluster, Cni, Installation, REQUIRED, Selection, build_test_images};
+use weft_testbed::cluster::{Binaries, Cluster, Cni, Installation, Programs, REQUIRED, Selection, build_test_images};
+
+use crate::{build, image};
 
 /// Arguments of `cargo xtask cluster`.
 #[derive(Args)]
@@ -32,7 +34,7 @@ enum Command {
     },
     /// Put Weft on the cluster: import its image, apply its manifest, wait until everything works.
     Install {
-        /// Use the programs of `target/release`, not of `target/debug`.
+        /// Install what `cargo xtask image` makes, which is built first, not the programs of `target/debug`.
         #[arg(long)]
         release: bool,
         /// How packets travel between nodes.
@@ -92,7 +94,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Build => drop(build_test_images(&Binaries::build()?)?),
         Command::Up { cni } => cluster.up(&Binaries::build()?, cni.into())?,
-        Command::Install { release, mode } => cluster.install(&Binaries::cached()?, &installation(release, mode))?,
+        Command::Install { release, mode } => cluster.install(&Binaries::cached()?, &installation(release, mode)?)?,
         Command::Kubectl { arguments } => {
             return cluster.kubectl(&Binaries::cached()?, &arguments).map(|()| ExitCode::SUCCESS);
         }
@@ -132,7 +134,7 @@ fn raise(cluster: &Cluster) -> Result<ExitCode> {
     eprintln!("cluster: control plane and two nodes");
     cluster.up(&binaries, CniArgument::None.into())?;
     eprintln!("cluster: Weft on it");
-    cluster.install(&binaries, &installation(false, "vxlan".to_owned()))?;
+    cluster.install(&binaries, &installation(false, "vxlan".to_owned())?)?;
     eprintln!("cluster: a device outlives its agent");
     device(cluster)?;
     eprintln!("cluster: upstream's conformance tests");
@@ -144,7 +146,7 @@ fn raise(cluster: &Cluster) -> Result<ExitCode> {
 }
 
 fn uninstall(cluster: &Cluster) -> Result<()> {
-    cluster.uninstall(&Binaries::cached()?, &installation(false, "vxlan".to_owned()))?;
+    cluster.uninstall(&Binaries::cached()?, &installation(false, "vxlan".to_owned())?)?;
     println!("uninstall: nothing of it is left on the nodes");
     Ok(())
 }
@@ -168,14 +170,11 @@ fn e2e(cluster: &Cluster, selection: &Selection) -> Result<ExitCode> {
     Ok(if outcome.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn installation(release: bool, mode: String) -> Installation {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let profile = if release { "release" } else { "debug" };
-    Installation {
-        build_directory: root.join("target").join(profile),
-        manifest: root.join("manifests/weft.yaml"),
-        mode,
-    }
+fn installation(release: bool, mode: String) -> Result<Installation> {
+    let root = build::root();
+    let programs =
+        if release { Programs::Image(image::archive()?) } else { Programs::Built(root.join("target/debug")) };
+    Ok(Installation { programs, manifest: root.join("manifests/weft.yaml"), mode })
 }
 
 impl From<CniArgument> for Cni {

@@ -8,6 +8,7 @@ mod check;
 mod cluster;
 mod demo;
 mod fuzz;
+mod image;
 mod oracle;
 mod test;
 
@@ -36,6 +37,8 @@ enum Command {
     Demo,
     /// Drive a part of Weft with random call sequences.
     Fuzz(fuzz::Arguments),
+    /// Make Weft's container image, and with `--tarball` its release archive.
+    Image(image::Arguments),
     /// Compare random packets in random clusters with what the oracle says of them.
     Oracle(oracle::Arguments),
     /// Run the whole suite that CI runs, or one part of it.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Demo => demo::run(),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Image(arguments) => image::run(&arguments),
         Command::Oracle(arguments) => oracle::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };

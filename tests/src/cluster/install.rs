@@ -33,12 +33,21 @@ const MANIFEST_MODE: &str = "mode: vxlan";
 /// What `install` puts on a cluster.
 #[derive(Clone, Debug)]
 pub struct Installation {
-    /// Where cargo left the programs: `target/debug` or `target/release`.
-    pub build_directory: PathBuf,
+    /// What runs on the nodes.
+    pub programs: Programs,
     /// The manifest to apply.
     pub manifest: PathBuf,
     /// `vxlan` or `native`.
     pub mode: String,
+}
+
+/// Where Weft's image comes from.
+#[derive(Clone, Debug)]
+pub enum Programs {
+    /// From the programs that cargo left in this folder, `target/debug`.
+    Built(PathBuf),
+    /// It is there, in this archive: what `cargo xtask image` made.
+    Image(PathBuf),
 }
 
 impl Cluster {
@@ -49,8 +58,7 @@ impl Cluster {
     pub fn install(&self, binaries: &Binaries, installation: &Installation) -> Result<()> {
         self.ensure_up()?;
         let manifest = installation.render()?;
-        let archive = self.path("weft-image.tar");
-        build_weft_image(&installation.build_directory, &archive)?;
+        let archive = self.weft_image(&installation.programs)?;
         for member in NODES {
             Node::open(self, member)?.import_images(binaries, &archive, &[WEFT_IMAGE.to_owned()])?;
         }
@@ -63,6 +71,18 @@ impl Cluster {
         }
         kubectl.wait_rolled_out(AGENT)?;
         wait_working(self, binaries)
+    }
+
+    /// The archive of the image to import.
+    fn weft_image(&self, programs: &Programs) -> Result<PathBuf> {
+        match programs {
+            Programs::Image(archive) => Ok(archive.clone()),
+            Programs::Built(folder) => {
+                let archive = self.path("weft-image.tar");
+                build_weft_image(folder, &archive)?;
+                Ok(archive)
+            }
+        }
     }
 
     /// Removes Weft as `manifests/README.md` says, and looks at what it left on the nodes.
@@ -124,7 +144,8 @@ mod tests {
 
     fn manifest(mode: &str) -> String {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/weft.yaml");
-        let installation = Installation { build_directory: PathBuf::new(), manifest: path, mode: mode.to_owned() };
+        let installation =
+            Installation { programs: Programs::Built(PathBuf::new()), manifest: path, mode: mode.to_owned() };
         installation.render().unwrap()
     }
 

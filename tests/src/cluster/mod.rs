@@ -31,7 +31,7 @@ pub use binaries::{Binaries, cache_directory};
 pub use control_plane::ENDPOINT;
 pub use e2e::{Outcome, REQUIRED, Selection};
 pub use images::{WEFT_IMAGE, build_test_images, build_weft_image};
-pub use install::Installation;
+pub use install::{Installation, Programs};
 pub use network::{CONTROL_PLANE, Member, NODES, OUTSIDE, namespace};
 
 use command::{command, run, run_attached};
