@@ -11,8 +11,8 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_abi::{
-    Addr, AddressKey, BackendKey, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Member, Owner,
-    Port, Remote, RuleKey, Run,
+    Addr, AddressKey, BackendFlags, BackendKey, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List,
+    Member, Owner, Port, Remote, RuleKey, Run,
 };
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
@@ -289,6 +289,17 @@ pub struct DesiredBalancer {
     pub cluster: Arc<[Member]>,
     /// Those that keep the flows they have, and get no new ones: endpoints that terminate and serve on.
     pub keeping: Arc<[Member]>,
+    /// Whether clients keep their backend.
+    pub affinity: DesiredAffinity,
+}
+
+/// For how long clients of a Service port keep their backend.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct DesiredAffinity {
+    /// [`weft_abi::Balancer::affinity`]; 0: they do not.
+    pub ticks: u32,
+    /// [`weft_abi::Balancer::name`]; 0 where they do not.
+    pub name: u64,
 }
 
 impl DesiredBalancer {
@@ -296,7 +307,7 @@ impl DesiredBalancer {
     pub(crate) fn of(chosen: impl Into<Arc<[Member]>>, keeping: impl Into<Arc<[Member]>>) -> Self {
         let chosen = chosen.into();
         let [internal, external] = [&chosen, &chosen].map(Arc::clone);
-        Self { internal, external, cluster: chosen, keeping: keeping.into() }
+        Self { internal, external, cluster: chosen, keeping: keeping.into(), affinity: DesiredAffinity::default() }
     }
 
     /// Its sets, as [`weft_abi::Balancer::sets`] has them.
@@ -304,10 +315,15 @@ impl DesiredBalancer {
         [&self.internal, &self.external, &self.cluster]
     }
 
-    /// The names that all backends have under this number, those that get no new flows included.
-    pub(crate) fn names(&self, service: u32) -> BTreeSet<BackendKey> {
-        let backends = self.sets().into_iter().chain([&self.keeping]).flat_map(|set| set.iter());
-        backends.map(|Member { addr, port, .. }| BackendKey::new(service, *addr, *port)).collect()
+    /// The names that all backends have under this number, those that get no new flows included, and the [`BackendFlags`] of each.
+    pub(crate) fn names(&self, service: u32) -> BTreeMap<BackendKey, u32> {
+        let mut names = BTreeMap::new();
+        for (set, flag) in self.sets().into_iter().zip(BackendFlags::OF_SETS).chain([(&self.keeping, 0)]) {
+            for Member { addr, port, .. } in set.iter() {
+                *names.entry(BackendKey::new(service, *addr, *port)).or_insert(BackendFlags::SERVING) |= flag;
+            }
+        }
+        names
     }
 }
 

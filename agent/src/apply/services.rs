@@ -9,16 +9,14 @@
 
 use std::collections::BTreeSet;
 
-use weft_abi::{
-    Addr, BackendKey, BackendState, Balancer, CLUSTER_NET, Frontend, FrontendKey, Member, MemberKey, MemberSet,
-};
+use weft_abi::{Addr, BackendKey, Balancer, CLUSTER_NET, Frontend, FrontendKey, Member, MemberKey, MemberSet};
 use weft_dataplane::Error;
 
 use super::{
     Observed, Pass,
     tables::{Failed, Known, Tables},
 };
-use crate::model::DesiredBalancer;
+use crate::model::{DesiredAffinity, DesiredBalancer};
 
 /// How many Service ports there is room for. Each frontend may have its address beside it.
 pub(super) fn most(tables: &dyn Tables) -> usize {
@@ -49,8 +47,14 @@ impl Observed {
 
     /// The names of a Service port's backends.
     fn names(&self, service: u32) -> impl Iterator<Item = BackendKey> {
+        self.backends(service).map(|(name, _)| name)
+    }
+
+    /// The same, with what is told of each.
+    fn backends(&self, service: u32) -> impl Iterator<Item = (BackendKey, u32)> {
         let first = BackendKey::new(service, Addr::UNSPECIFIED, 0);
-        self.backends.0.range(first..).map(|(name, _)| *name).take_while(move |name| name.service == service)
+        let all = self.backends.0.range(first..).map(|(name, flags)| (*name, *flags));
+        all.take_while(move |(name, _)| name.service == service)
     }
 
     /// Whether a set is these members.
@@ -63,7 +67,9 @@ impl Observed {
     fn is_as_wanted(&self, service: u32, wanted: &DesiredBalancer) -> bool {
         let Some(standing) = self.balancers.0.get(&service) else { return false };
         let mut sets = standing.sets().into_iter().zip(wanted.sets());
-        sets.all(|(set, members)| self.is_set(service, set, members)) && self.names(service).eq(wanted.names(service))
+        (DesiredAffinity { ticks: standing.affinity, name: standing.name } == wanted.affinity)
+            && sets.all(|(set, members)| self.is_set(service, set, members))
+            && self.backends(service).eq(wanted.names(service))
     }
 
     /// A number that no set of this Service port has: the highest was given last. 0 is the empty set.
@@ -235,20 +241,20 @@ impl Pass<'_> {
         }
         self.left.insert(service);
         let names = wanted.names(service);
-        let leaves = self.observed.names(service).any(|name| !names.contains(&name));
+        let leaves = self.observed.names(service).any(|name| !names.contains_key(&name));
         let old = self.observed.balancers.0.get(&service).copied();
         let generations = self.tables.service_generations();
         let generation = match old {
             Some(old) if !leaves => old.generation,
             _ => generations.get(service)?.wrapping_add(leaves.into()),
         };
-        for name in names {
-            let serving = BackendState::Serving as u32;
-            self.observed.backends.put(self.tables.backends(), name, serving, &mut self.summary)?;
+        for (name, flags) in names {
+            self.observed.backends.put(self.tables.backends(), name, flags, &mut self.summary)?;
         }
         let sets = self.put_sets(service, old, wanted);
         let put = sets.and_then(|[internal, external, cluster]| {
-            self.put_value(service, Balancer { internal, external, cluster, generation })
+            let DesiredAffinity { ticks: affinity, name } = wanted.affinity;
+            self.put_value(service, Balancer { internal, external, cluster, generation, affinity, name })
         });
         if put.is_err() {
             self.take_stray_members(service)?;
@@ -347,7 +353,7 @@ impl Pass<'_> {
             observed.members.0.range(key(0)..key(count)).map(|(_, member)| member)
         });
         let led_to = led_to.map(|member| BackendKey::new(service, member.addr, member.port));
-        let serving: BTreeSet<BackendKey> = wanted.names(service).into_iter().chain(led_to).collect();
+        let serving: BTreeSet<BackendKey> = wanted.names(service).into_keys().chain(led_to).collect();
         observed.names(service).filter(|name| !serving.contains(name)).collect()
     }
 

@@ -51,7 +51,8 @@ pub use port::{Device, Owner, OwnerKind, POOL_ADDRESSES, Pool, Port, PortKind, R
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use record::{ConnectionRecord, ExportRequest};
 pub use service::{
-    BackendKey, BackendState, Balancer, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,
+    Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, Frontend, FrontendFlags, FrontendKey, Member, MemberKey,
+    MemberSet,
 };
 pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, OPENED, RECEIVED, Share};
 pub use skb::SkbLayout;

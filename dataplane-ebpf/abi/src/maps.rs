@@ -33,8 +33,10 @@ macro_rules! for_each_map {
             BALANCERS balancers: OnDemandHashMap<u32, $crate::Balancer>, derived, sized(services);
             /// Members of sets.
             MEMBERS members: OnDemandHashMap<$crate::MemberKey, $crate::Member>, derived, sized(members);
-            /// Backends by their names; the value is a `weft_abi::BackendState`.
+            /// Backends by their names; the value is `weft_abi::BackendFlags`.
             BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
+            /// Which backend clients of Services with `sessionAffinity` had last. Who is evicted chooses anew, and nothing worse.
+            AFFINITIES affinities: LruHashMap<$crate::AffinityKey, $crate::Affinity>, carried, sized(affinities);
             /// Classes of pods' addresses.
             PEERS peers: OnDemandHashMap<$crate::AddressKey, u64>, derived, sized(peers);
             /// What the policies of this node tell of each class.

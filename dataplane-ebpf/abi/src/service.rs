@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Services: frontends, balancers, sets of members, backends.
+//! Services: frontends, balancers, sets of members, backends, and which backend a client had.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -106,6 +106,11 @@ crate::layout! {
         pub cluster: MemberSet,
         /// The generation that `SERVICE_GENERATIONS` has once what this value says is published.
         pub generation: u32,
+        /// For how many ticks ([`crate::TICK_SHIFT`]) after its last new connection a client gets the same backend again
+        /// (`sessionAffinity: ClientIP`); 0: every new connection chooses.
+        pub affinity: u32,
+        /// The Service port and family in [`AffinityKey::service`].
+        pub name: u64,
     }
 }
 
@@ -181,16 +186,81 @@ impl BackendKey {
     }
 }
 
-/// What is known of a backend by its name.
+/// Bits of what is known of a backend by its name. Those of the sets follow them in the pass that changes them: for a moment a set
+/// and its bit may differ.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u32)]
-pub enum BackendState {
+pub struct BackendFlags;
+
+impl BackendFlags {
     /// It takes connections, or keeps those that it has.
-    Serving = 1,
+    pub const SERVING: u32 = 1;
+    /// It is one of [`Balancer::internal`].
+    pub const INTERNAL: u32 = 2;
+    /// It is one of [`Balancer::external`].
+    pub const EXTERNAL: u32 = 4;
+    /// It is one of [`Balancer::cluster`].
+    pub const CLUSTER: u32 = 8;
+
+    /// The bit of each set, in the order of [`Balancer::sets`].
+    pub const OF_SETS: [u32; 3] = [Self::INTERNAL, Self::EXTERNAL, Self::CLUSTER];
+
+    /// The bit of the set for clients of a frontend with these [`FrontendFlags`]: that of [`Balancer::set_of`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_clients(flags: u32) -> u32 {
+        if flags & FrontendFlags::EXTERNAL == 0 { Self::INTERNAL } else { Self::EXTERNAL }
+    }
 }
 
-crate::pod!(FrontendKey, Frontend, MemberSet, Balancer, MemberKey, Member, BackendKey);
+crate::layout! {
+    /// A client of a Service port that keeps its backend.
+    #[repr(C)]
+    #[derive(
+        Clone, Copy, Debug, Default, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, Ord, PartialEq, PartialOrd,
+    )]
+    pub struct AffinityKey {
+        /// [`Balancer::name`]: a hash of what the Service port is called, which is the same in maps of any layout, as numbers of
+        /// Service ports are not.
+        pub service: u64,
+        /// The client's address, as it sent the packet.
+        pub addr: Addr,
+        /// Its network.
+        pub net: u32,
+        /// Reserved, zero.
+        pub pad: u32,
+    }
+}
+
+impl AffinityKey {
+    /// The client `addr` of the network `net`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(service: u64, net: u32, addr: Addr) -> Self {
+        Self { service, addr, net, pad: 0 }
+    }
+}
+
+crate::layout! {
+    /// The backend of a client's last new connection to a Service port. Who finds one compares `last`, and asks `BACKENDS` whether it
+    /// may be chosen still.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct Affinity {
+        /// Address.
+        pub addr: Addr,
+        /// Port, network byte order.
+        pub port: u16,
+        /// Reserved, zero.
+        pub pad: u16,
+        /// When that connection began, in ticks ([`crate::TICK_SHIFT`]).
+        pub last: u32,
+    }
+}
+
+crate::pod!(FrontendKey, Frontend, MemberSet, Balancer, MemberKey, Member, BackendKey, AffinityKey, Affinity);
 
 const _: () = assert!(size_of::<FrontendKey>() == 24);
-const _: () = assert!(size_of::<Balancer>() == 28);
+const _: () = assert!(size_of::<Balancer>() == 40);
 const _: () = assert!(size_of::<Member>() == 20);
+const _: () = assert!(size_of::<AffinityKey>() == 32);
+const _: () = assert!(size_of::<Affinity>() == 24);

@@ -53,6 +53,9 @@ pub struct MapSizes {
     pub services: u32,
     /// Backends of all Service ports; twice those of one while it changes.
     pub members: u32,
+    /// Clients of Services with `sessionAffinity`, one for each Service port that a client has used; about 120 bytes each. The
+    /// least recently used one makes room. Whole.
+    pub affinities: u32,
     /// Addresses of pods that policies of this node may mean.
     pub peers: u32,
     /// Classes of them: pods of one namespace with the same labels and named ports. As with `rules`.
@@ -82,7 +85,7 @@ impl MapSizes {
     /// Services).
     ///
     /// A workload is given 4 interfaces, 512 IPv4 connections and half as many IPv6 ones on average. With 110 workloads all
-    /// maps together take about 75 MiB, most of it flows.
+    /// maps together take about 79 MiB, most of it flows.
     #[must_use]
     pub const fn for_node(pods: u32) -> Self {
         let ports = power_of_two(pods.saturating_mul(4), 256, 1 << 16);
@@ -93,6 +96,7 @@ impl MapSizes {
             remotes: 1 << 16,
             services: 1 << 16,
             members: 1 << 18,
+            affinities: power_of_two(pods.saturating_mul(256), 1 << 12, 1 << 18),
             peers: 1 << 19,
             classes: 1 << 16,
             rules: 1 << 18,
@@ -197,6 +201,7 @@ mod tests {
         let (small, default, large) = (MapSizes::for_node(0), MapSizes::default(), MapSizes::for_node(u32::MAX));
         assert_eq!((small.ports, small.flows4), (256, 1 << 14));
         assert_eq!((default.ports, default.flows4, default.flows6), (512, 1 << 17, 1 << 16));
+        assert_eq!([small, default, large].map(|sizes| sizes.affinities), [1 << 12, 1 << 15, 1 << 18]);
         assert_eq!((large.ports, large.flows4), (1 << 16, 1 << 20));
         for sizes in [small, default, large] {
             sizes.validate().unwrap();

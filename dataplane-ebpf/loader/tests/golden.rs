@@ -9,6 +9,8 @@
 #[expect(dead_code, reason = "shared with the tests of the loader")]
 mod support;
 
+#[path = "golden/affinity.rs"]
+mod affinity;
 #[path = "golden/connection.rs"]
 mod connection;
 #[path = "golden/events.rs"]

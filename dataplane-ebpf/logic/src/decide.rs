@@ -3,12 +3,12 @@
 //! question, turned round.
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, ConnectionFlags, DropReason, Flow, Frontend, FrontendKey, Member, MemberKey,
+    Addr, AddressKey, BackendFlags, BackendKey, ConnectionFlags, DropReason, Flow, Frontend, FrontendKey, MemberKey,
     RemoteKind, generation,
 };
 
 use crate::{
-    Tables, address, admit, flow, locate, policy, protocol, select,
+    Tables, address, admit, affinity, flow, locate, policy, protocol, select,
     walk::{Decision, GenerationRef, Question},
 };
 
@@ -52,6 +52,7 @@ pub fn decide<T: Tables>(
 ) -> Result<(), DropReason> {
     decision.epoch = tables.generation(generation::EPOCH);
     decision.rules = [0; 2];
+    decision.keeps_client = 0;
     let config = tables.config().ok_or(DropReason::UnknownPort)?;
     tables.enter(Step::Admit);
     if question.answers() {
@@ -120,23 +121,32 @@ fn translate<T: Tables>(
     }
     let Some(frontend) = frontend else { return Ok(()) };
     // A set may go between the two look-ups: by then the balancer leads to the next one.
-    let member = choose(tables, question, frontend).or_else(|| choose(tables, question, frontend));
-    let member = member.ok_or(DropReason::NoBackend)?;
-    decision.target = member.addr;
-    decision.target_port = member.port;
-    if protocol == protocol::SCTP && member.port != question.key.dport {
+    if !choose(tables, question, frontend, decision) && !choose(tables, question, frontend, decision) {
+        return Err(DropReason::NoBackend);
+    }
+    if protocol == protocol::SCTP && decision.target_port != question.key.dport {
         // SCTP's CRC32c covers the ports and cannot be updated from a difference in bounded time.
         return Err(DropReason::Unrewritable);
     }
     Ok(())
 }
 
-/// A member of the set for clients of this frontend.
+/// A member of the set for clients of this frontend: sets `target` and `target_port`. It is the one that the client had last, where
+/// the Service keeps clients.
 #[inline(always)]
-fn choose<'t, T: Tables>(tables: &'t T, question: &Question, frontend: &Frontend) -> Option<&'t Member> {
-    let set = tables.balancer(&frontend.service)?.set_of(frontend.flags);
+fn choose<T: Tables>(tables: &T, question: &Question, frontend: &Frontend, decision: &mut Decision) -> bool {
+    let Some(balancer) = tables.balancer(&frontend.service) else { return false };
+    let set = balancer.set_of(frontend.flags);
+    if balancer.affinity != 0 && set.count != 0 && affinity::recall(tables, question, frontend, balancer, decision) {
+        return true;
+    }
     let index = select::index(question.random, set.count);
-    tables.member(&MemberKey { service: frontend.service, set: set.set, index })
+    let Some(member) = tables.member(&MemberKey { service: frontend.service, set: set.set, index }) else {
+        return false;
+    };
+    decision.target = member.addr;
+    decision.target_port = member.port;
+    true
 }
 
 /// A connection stays with its backend: TCP while backends and the Service itself come and go (Kubernetes' contract), any other
@@ -148,7 +158,8 @@ fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, fr
     }
     question.key.protocol == u32::from(protocol::TCP)
         || frontend.is_some_and(|frontend| {
-            tables.serves(&BackendKey::new(frontend.service, standing.connection.dst, standing.connection.dport))
+            let backend = BackendKey::new(frontend.service, standing.connection.dst, standing.connection.dport);
+            tables.backend(&backend) & BackendFlags::SERVING != 0
         })
 }
 

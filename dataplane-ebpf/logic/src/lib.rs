@@ -10,6 +10,7 @@
 
 pub mod address;
 pub mod admit;
+pub mod affinity;
 pub mod checksum;
 pub mod decide;
 pub mod flow;

@@ -2,8 +2,8 @@
 //! The maps as the logic sees them.
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, BlockKey, Class, Config, Frontend, FrontendKey, KnownVerdict, List, Member,
-    MemberKey, Owner, Port, Remote, RuleKey, Run, VerdictKey,
+    Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, Class, Config, Frontend, FrontendKey,
+    KnownVerdict, List, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, VerdictKey,
 };
 
 use crate::{
@@ -27,8 +27,13 @@ pub trait Tables {
     fn balancer(&self, service: &u32) -> Option<&Balancer>;
     /// `MEMBERS`.
     fn member(&self, key: &MemberKey) -> Option<&Member>;
-    /// Whether `BACKENDS` has it serving.
-    fn serves(&self, backend: &BackendKey) -> bool;
+    /// `BACKENDS`: [`weft_abi::BackendFlags`], none of one that is not there.
+    fn backend(&self, backend: &BackendKey) -> u32;
+    /// `AFFINITIES`, which may have another client's backend there; who does not remember any chooses anew.
+    #[inline(always)]
+    fn affinity(&self, _key: &AffinityKey) -> Option<Affinity> {
+        None
+    }
     /// `PEERS`, of one network.
     fn class_of(&self, net: u32, addr: &Addr) -> Option<u64>;
     /// `CLASSES`.

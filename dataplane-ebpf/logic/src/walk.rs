@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One packet on the slow path: what it asks, and what is decided.
 
-use weft_abi::{Addr, ConnectionFlags, Flow, FlowKey6, FragmentKey};
+use weft_abi::{Addr, AffinityKey, ConnectionFlags, Flow, FlowKey6, FragmentKey};
 
 use crate::masquerade::Choice;
 
@@ -191,6 +191,8 @@ pub struct Decision {
     pub client: End,
     /// The side that answers, behind `target`.
     pub server: End,
+    /// Whose backend is to be remembered, where `keeps_client` says so.
+    pub affinity: AffinityKey,
     /// The Service port's generation.
     pub service: GenerationRef,
     /// Value of the epoch at the start.
@@ -207,8 +209,10 @@ pub struct Decision {
     pub masquerade: u8,
     /// The client is the host itself: ingress policy does not apply (kubelet's probes).
     pub own_host: u8,
+    /// A backend was chosen for a client that the Service keeps there: `affinity` names it.
+    pub keeps_client: u8,
     /// Reserved, zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
 impl Decision {

@@ -3,6 +3,8 @@
 
 #[path = "logic/admission.rs"]
 mod admission;
+#[path = "logic/affinity.rs"]
+mod affinity;
 #[path = "logic/decisions.rs"]
 mod decisions;
 #[path = "logic/headers.rs"]

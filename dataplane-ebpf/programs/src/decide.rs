@@ -132,6 +132,9 @@ fn answer(skb: &Skb) -> Result<(), DropReason> {
     if found {
         insert::weft_forget_answers();
     }
+    if walk.decision.keeps_client != 0 {
+        insert::weft_remember_backend();
+    }
     Ok(())
 }
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Writing down what was decided. The functions are exported, and thereby global to the verifier, as in `far`.
 
+use aya_ebpf::bindings::BPF_ANY;
 use weft_abi::{ConnectionFlags, DropReason, FlowKey6, WayFlags};
-use weft_logic::{flow as life, header::TcpFlags, walk::Walk};
+use weft_logic::{affinity, flow as life, header::TcpFlags, walk::Walk};
 
 use crate::{
     family::{Family, V4, V6},
-    maps, share, stop,
+    maps::{self, AFFINITIES},
+    share, stop,
     table::FlowTable as _,
 };
 
@@ -77,6 +79,17 @@ pub extern "C" fn weft_remember_refusal(flag: u32) -> u32 {
     flow.way.flags = flow.way.flags & !WayFlags::REFUSED | flag as u8;
     // Of the decision's beginning: where something moved meanwhile the next packet asks again.
     flow.way.epoch = walk.decision.epoch;
+    0
+}
+
+/// Remembers for the walk's client which backend its new connection has, where the Service keeps it there. What is refused comes
+/// before this: it binds nobody. Always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_remember_backend() -> u32 {
+    let Some(walk) = maps::walk() else { return 0 };
+    let last = affinity::remembered(&walk.question, &walk.decision);
+    let _chosen_anew_at_worst = AFFINITIES.insert(&walk.decision.affinity, &last, u64::from(BPF_ANY));
     0
 }
 

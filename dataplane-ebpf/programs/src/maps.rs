@@ -9,9 +9,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, AddressKey, BackendKey, BackendState, Balancer, BlockKey, CidrKey, Class, Config, Device, FlowKey6, Frontend,
-    FrontendKey, KnownVerdict, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, Share, Tally,
-    VerdictKey, rule,
+    Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, FlowKey6,
+    Frontend, FrontendKey, KnownVerdict, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, Share,
+    Tally, VerdictKey, rule,
 };
 use weft_logic::{
     Tables,
@@ -233,9 +233,15 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn serves(&self, backend: &BackendKey) -> bool {
+    fn backend(&self, backend: &BackendKey) -> u32 {
         // SAFETY: as for `port`.
-        unsafe { BACKENDS.get(backend) }.is_some_and(|state| *state == BackendState::Serving as u32)
+        unsafe { BACKENDS.get(backend) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: plain words of an entry that may become another one's meanwhile: they are copied, and whoever asks judges the copy.
+        AFFINITIES.get_ptr(key).map(|found| unsafe { found.read_volatile() })
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use weft_abi::{
     List, ListFlags, Member, NO_LIST, Owner, Pool, Port, Remote, RemoteKind, RuleKey, Run, part,
 };
 
-use crate::model::{Desired, DesiredBalancer};
+use crate::model::{Desired, DesiredAffinity, DesiredBalancer};
 
 /// Addresses of the test's world.
 const ADDRESSES: std::ops::Range<u8> = 0..16;
@@ -180,8 +180,10 @@ fn members(most: usize) -> impl Strategy<Value = Arc<[Member]>> {
 fn balancer() -> impl Strategy<Value = DesiredBalancer> {
     let set = || members(5);
     let others = prop_oneof![3 => Just(None), 1 => (set(), set()).prop_map(Some)];
-    (set(), others, members(3)).prop_map(|(internal, others, keeping)| {
-        let of_one = DesiredBalancer::of(internal, keeping);
+    let affinity = select(vec![(0, 0), (1, 1), (2, 1), (2, 2)]);
+    (set(), others, members(3), affinity).prop_map(|(internal, others, keeping, (ticks, name))| {
+        let affinity = DesiredAffinity { ticks, name };
+        let of_one = DesiredBalancer { affinity, ..DesiredBalancer::of(internal, keeping) };
         match others {
             Some((external, cluster)) => DesiredBalancer { external, cluster, ..of_one },
             None => of_one,

@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Device, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet, Pool,
-    Remote,
+    Addr, AddressKey, BackendKey, Balancer, Device, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,
+    Pool, Remote,
 };
 use weft_logic::{Tables as _, policy};
 
 use super::{cases::addresses, fake::Fake};
 use crate::{
-    model::{Desired, DesiredBalancer},
+    model::{Desired, DesiredAffinity, DesiredBalancer},
     plan::tests::programs::Programs,
 };
 
@@ -22,7 +22,9 @@ pub(super) struct State {
     pub(super) pools: BTreeMap<u32, [Option<Vec<Addr>>; 2]>,
     /// The sets of each Service port: internal, external, cluster.
     pub(super) balancers: BTreeMap<u32, [Vec<Option<Member>>; 3]>,
-    pub(super) serving: BTreeSet<BackendKey>,
+    /// Backends, and which sets each is of.
+    pub(super) serving: BTreeMap<BackendKey, u32>,
+    pub(super) affinities: BTreeMap<u32, DesiredAffinity>,
     /// The maps that are the plan's as they are.
     pub(super) maps: Desired,
 }
@@ -30,6 +32,10 @@ pub(super) struct State {
 fn pools(devices: &BTreeMap<u32, Device>) -> BTreeMap<u32, [Option<Vec<Addr>>; 2]> {
     let of_pool = |pool: &Pool| (pool.is_set != 0).then(|| pool.addresses().to_vec());
     devices.iter().map(|(index, device)| (*index, [of_pool(&device.pool_v4), of_pool(&device.pool_v6)])).collect()
+}
+
+const fn affinity_of(balancer: &Balancer) -> DesiredAffinity {
+    DesiredAffinity { ticks: balancer.affinity, name: balancer.name }
 }
 
 impl From<&Fake> for State {
@@ -42,7 +48,8 @@ impl From<&Fake> for State {
         Self {
             pools: pools(&fake.devices.all()),
             balancers: balancers.map(|(id, balancer)| (id, balancer.sets().map(|set| members(id, set)))).collect(),
-            serving: fake.backends.all().into_keys().collect(),
+            serving: fake.backends.all(),
+            affinities: fake.balancers.all().into_iter().map(|(id, balancer)| (id, affinity_of(&balancer))).collect(),
             maps: Desired {
                 ports: fake.ports.all(),
                 addresses: fake.addresses.all(),
@@ -68,6 +75,7 @@ impl From<&Desired> for State {
             pools: pools(&desired.devices),
             balancers: desired.balancers.iter().map(|(id, balancer)| (*id, sets(balancer))).collect(),
             serving: desired.balancers.iter().flat_map(|(id, balancer)| balancer.names(*id)).collect(),
+            affinities: desired.balancers.iter().map(|(id, balancer)| (*id, balancer.affinity)).collect(),
             maps: Desired {
                 ports,
                 addresses,
@@ -98,7 +106,7 @@ impl State {
     }
 
     pub(super) fn names(&self, service: u32) -> BTreeSet<BackendKey> {
-        self.serving.iter().filter(|name| name.service == service).copied().collect()
+        self.serving.keys().filter(|name| name.service == service).copied().collect()
     }
 
     fn remote(&self, AddressKey { net, addr }: AddressKey) -> Option<Remote> {
@@ -144,8 +152,13 @@ pub(super) fn check_what_is_open(now: &State, old: &State, new: &State) {
         let Some(served) = now.served(key) else { panic!("{key:?} has no balancer") };
         assert!(served.iter().all(Option::is_some), "a set without its members: {served:?}");
         assert!([old, new].iter().any(|state| state.served(key) == Some(served)), "nobody asked for {served:?}");
-        let serves = |member: &Member| now.serving.contains(&BackendKey::new(*service, member.addr, member.port));
+        let serves = |member: &Member| now.serving.contains_key(&BackendKey::new(*service, member.addr, member.port));
         assert!(served.iter().flatten().all(serves), "a backend without a name: {served:?}");
+    }
+    for (service, affinity) in &now.affinities {
+        let asked = [old, new].iter().any(|state| state.affinities.get(service) == Some(affinity));
+        // One that is closed keeps nobody.
+        assert!(asked || *affinity == DesiredAffinity::default(), "{service}: nobody asked for {affinity:?}");
     }
     for (index, pools) in &now.pools {
         let asked = [old, new].map(|state| state.pools.get(index));
@@ -208,8 +221,8 @@ pub(super) fn check_published(fake: &Fake, now: &State, old: &State, new: &State
     for (number, value) in fake.balancers.all() {
         if generations.get(&number).copied().unwrap_or_default() == value.generation {
             let (is, was) = (serving(now, number), serving(old, number));
-            let gone = was.difference(&is).filter(|name| !new.serving.contains(*name));
-            let gone: Vec<_> = gone.filter(|name| now.serving.contains(*name)).collect();
+            let gone = was.difference(&is).filter(|name| !new.serving.contains_key(*name));
+            let gone: Vec<_> = gone.filter(|name| now.serving.contains_key(*name)).collect();
             assert!(gone.is_empty(), "{gone:?} serve no more");
         }
     }

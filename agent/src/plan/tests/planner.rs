@@ -54,13 +54,19 @@ const VIPS: &[&str] = &[
 fn service() -> impl Strategy<Value = (u8, Value)> {
     let port = (select(&["", "a", "b"][..]), select(&[80, 81, 0][..]), select(&["TCP", "UDP"][..]));
     let vips = vec(select(VIPS), 1..3);
-    (0..4u8, vips, vec(port, 0..4), any::<bool>()).prop_map(|(number, vips, ports, local)| {
+    let affinity = select(&[("None", 0), ("ClientIP", 10), ("ClientIP", 0), ("Cookie", 0)][..]);
+    (0..4u8, vips, vec(port, 0..4), any::<bool>(), affinity).prop_map(|(number, vips, ports, local, affinity)| {
         let ports: Vec<Value> = ports
             .into_iter()
             .map(|(name, port, protocol)| json!({"name": name, "port": port, "protocol": protocol}))
             .collect();
         let policy = if local { "Local" } else { "Cluster" };
-        (number, json!({"clusterIP": vips[0], "clusterIPs": vips, "ports": ports, "internalTrafficPolicy": policy}))
+        let (affinity, seconds) = affinity;
+        let config = json!({"clientIP": {"timeoutSeconds": seconds}});
+        let mut spec = json!({"clusterIP": vips[0], "clusterIPs": vips, "ports": ports});
+        spec["internalTrafficPolicy"] = json!(policy);
+        (spec["sessionAffinity"], spec["sessionAffinityConfig"]) = (json!(affinity), config);
+        (number, spec)
     })
 }
 
@@ -326,7 +332,7 @@ proptest! {
             let value = Frontend { service, flags };
             fake.frontends.insert(known.get(place as usize).unwrap_or(&new), &value).unwrap();
             let set = MemberSet { set: generation, count: place };
-            let value = Balancer { internal: set, external: set, cluster: MemberSet::default(), generation };
+            let value = Balancer { internal: set, external: set, generation, ..Balancer::default() };
             fake.balancers.insert(&service, &value).unwrap();
         }
         for (ifindex, workload) in ports {

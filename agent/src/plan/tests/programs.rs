@@ -49,8 +49,8 @@ impl Tables for Programs<'_> {
         None
     }
 
-    fn serves(&self, _: &BackendKey) -> bool {
-        false
+    fn backend(&self, _: &BackendKey) -> u32 {
+        0
     }
 
     fn class_of(&self, net: u32, addr: &Addr) -> Option<u64> {

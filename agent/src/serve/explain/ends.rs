@@ -8,7 +8,7 @@ use weft_api::{ApiError, ErrorCode, ExplainQuery};
 use weft_logic::walk::{Origin, Question, Sender, Walk};
 
 use super::{Reads, unreadable};
-use crate::plan::Planner;
+use crate::{apply::flows::now_ticks, plan::Planner};
 
 /// The first segment of a connection.
 const SYN: u8 = 0x02;
@@ -35,6 +35,7 @@ pub(super) fn walk(query: &ExplainQuery, planner: &Planner, maps: &impl Reads) -
         },
         is_v6: to.is_ipv6().into(),
         tcp_flags: SYN,
+        now: now_ticks(),
         ..Question::default()
     };
     arrive(&mut question, &config, maps).map_err(|error| unreadable(error.to_string()))?;

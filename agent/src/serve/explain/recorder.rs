@@ -7,8 +7,8 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Frontend, FrontendKey, KnownVerdict,
-    List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, VerdictKey,
+    Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Frontend,
+    FrontendKey, KnownVerdict, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, VerdictKey,
 };
 use weft_api::ExplainStep;
 use weft_dataplane::Maps;
@@ -41,6 +41,8 @@ pub(crate) trait Reads {
     fn member(&self, key: &MemberKey) -> Read<Member>;
     /// `BACKENDS`.
     fn backend(&self, key: &BackendKey) -> Read<u32>;
+    /// `AFFINITIES`.
+    fn affinity(&self, key: &AffinityKey) -> Read<Affinity>;
     /// `PEERS`, of one network.
     fn class_of(&self, net: u32, addr: &Addr) -> Read<u64>;
     /// `CLASSES`.
@@ -90,6 +92,10 @@ impl Reads for Maps {
 
     fn backend(&self, key: &BackendKey) -> Read<u32> {
         self.backends().get(key)
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Read<Affinity> {
+        self.affinities().get(key)
     }
 
     fn class_of(&self, net: u32, addr: &Addr) -> Read<u64> {

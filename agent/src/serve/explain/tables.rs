@@ -4,14 +4,14 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, BackendState, Balancer, BlockKey, CLOSED_LIST, CidrKey, Class, Config, Frontend,
-    FrontendFlags, FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, NO_LIST, Owner,
-    PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Run, Verdict, VerdictKey, part,
+    Addr, AddressKey, Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, BlockKey, CLOSED_LIST, CidrKey, Class,
+    Config, Frontend, FrontendFlags, FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, NO_LIST,
+    Owner, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Run, TICK_SHIFT, Verdict, VerdictKey, part,
 };
 use weft_logic::{Tables, decide::Step};
 
 use super::recorder::{Reads, Recorder};
-use crate::{model::address::MAPPED_PREFIX, serve::flows};
+use crate::{apply::flows::now_ticks, model::address::MAPPED_PREFIX, serve::flows};
 
 impl<R: Reads> Tables for Recorder<'_, R> {
     fn config(&self) -> Option<&Config> {
@@ -61,8 +61,11 @@ impl<R: Reads> Tables for Recorder<'_, R> {
         let text = format!("Service number {service}");
         let [internal, external, cluster] =
             balancer.as_ref().map(Balancer::sets).unwrap_or_default().map(|set| set.count);
-        let counts = || format!("{internal} backends (internal), {external} (external), {cluster} (cluster)");
-        self.note("BALANCERS", &text, balancer.as_ref().map(|_| counts()));
+        let described = |balancer: &Balancer| {
+            let keeps = if balancer.affinity == 0 { "" } else { "; clients keep theirs" };
+            format!("{internal} backends (internal), {external} (external), {cluster} (cluster){keeps}")
+        };
+        self.note("BALANCERS", &text, balancer.as_ref().map(described));
         let found = balancer.as_ref().map(|_| [internal, external, cluster].map(|count| count as usize));
         let planned = self.desired.balancers.get(service).map(|planned| planned.sets().map(|set| set.len()));
         self.compare("BALANCERS", &text, found.as_ref(), planned.as_ref());
@@ -72,15 +75,30 @@ impl<R: Reads> Tables for Recorder<'_, R> {
     fn member(&self, key: &MemberKey) -> Option<&Member> {
         let member = self.read(self.maps.member(key));
         let text = format!("backend {} of set {} of Service number {}", key.index + 1, key.set, key.service);
-        let end = |member: &Member| format!("{} port {}", self.name(&member.addr), u16::from_be(member.port));
-        self.note("MEMBERS", &text, member.as_ref().map(end));
+        self.note("MEMBERS", &text, member.as_ref().map(|member| self.end(member.addr, member.port)));
         self.compare("MEMBERS", &text, member.as_ref(), self.planned_member(key));
         self.members.keep(member?)
     }
 
-    /// Asked of connections that stand; the first packet of one is explained.
-    fn serves(&self, backend: &BackendKey) -> bool {
-        self.read(self.maps.backend(backend)) == Some(BackendState::Serving as u32)
+    /// The first packet of a connection is explained: what is asked for is what the client had before.
+    fn backend(&self, backend: &BackendKey) -> u32 {
+        let flags = self.read(self.maps.backend(backend));
+        let text = format!("{} of Service number {}", self.end(backend.addr, backend.port), backend.service);
+        self.note("BACKENDS", &text, flags.map(describe_backend));
+        let planned = self.desired.balancers.get(&backend.service);
+        let planned = planned.and_then(|planned| planned.names(backend.service).remove(backend));
+        self.compare("BACKENDS", &text, flags.as_ref(), planned.as_ref());
+        flags.unwrap_or(0)
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        let last = self.read(self.maps.affinity(key));
+        let ago = |last: &Affinity| u64::from(now_ticks().saturating_sub(last.last)) << TICK_SHIFT;
+        let text = |last: &Affinity| {
+            format!("{} before, about {} s ago", self.end(last.addr, last.port), ago(last) / 1_000_000_000)
+        };
+        self.note("AFFINITIES", &self.name(&key.addr), last.as_ref().map(text));
+        last
     }
 
     fn class_of(&self, net: u32, addr: &Addr) -> Option<u64> {
@@ -153,6 +171,10 @@ impl<R: Reads> Tables for Recorder<'_, R> {
 fn describe_port(port: &Port) -> String {
     let (ingress, egress) = (describe_list(port.ingress_list), describe_list(port.egress_list));
     format!("{}, ingress {ingress}, egress {egress}", weft_api::Mac(port.mac))
+}
+
+fn describe_backend(flags: u32) -> String {
+    if flags & BackendFlags::INTERNAL == 0 { "takes no new connections".to_owned() } else { "may be chosen".to_owned() }
 }
 
 fn describe_owner(owner: &Owner) -> String {
@@ -236,6 +258,10 @@ fn describe_frontend(frontend: &Frontend) -> String {
 }
 
 impl<R: Reads> Recorder<'_, R> {
+    fn end(&self, addr: Addr, port: u16) -> String {
+        format!("{} port {}", self.name(&addr), u16::from_be(port))
+    }
+
     fn describe_head(&self, list: &List) -> String {
         let isolated = list.flags & ListFlags::ISOLATES != 0;
         let otherwise = if isolated { self.planner.rule_name(list.isolated_by) } else { None };

@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 
 use rstest::rstest;
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, BlockKey, CLUSTER_NET, CidrKey, Class, Config, Frontend, FrontendFlags,
-    FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, MemberSet, Owner, Port, Remote,
-    RemoteKind, RuleKey, Run, VerdictKey, part,
+    Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, CLUSTER_NET, CidrKey, Class, Config,
+    Frontend, FrontendFlags, FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, MemberSet, Owner,
+    Port, Remote, RemoteKind, RuleKey, Run, VerdictKey, part,
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
 use super::{Known, Reads, explain};
 use crate::{
-    model::{Desired, DesiredBalancer},
+    apply::flows::now_ticks,
+    model::{Desired, DesiredAffinity, DesiredBalancer},
     plan::Planner,
 };
 
@@ -51,15 +52,24 @@ impl Reads for Fake {
     }
     fn balancer(&self, service: u32) -> Read<Balancer> {
         let set = |planned: &DesiredBalancer| MemberSet { set: 5, count: planned.internal.len().try_into().unwrap() };
-        let balancer = |set| Balancer { internal: set, external: set, cluster: set, generation: 1 };
-        Ok(self.0.balancers.get(&service).map(set).map(balancer))
+        let balancer = |planned: &DesiredBalancer| {
+            let (set, DesiredAffinity { ticks: affinity, name }) = (set(planned), planned.affinity);
+            Balancer { internal: set, external: set, cluster: set, generation: 1, affinity, name }
+        };
+        Ok(self.0.balancers.get(&service).map(balancer))
     }
     fn member(&self, key: &MemberKey) -> Read<Member> {
         let balancer = self.0.balancers.get(&key.service).filter(|_| key.set == 5);
         Ok(balancer.and_then(|balancer| balancer.internal.get(key.index as usize)).copied())
     }
-    fn backend(&self, _: &BackendKey) -> Read<u32> {
-        Ok(None)
+    fn backend(&self, key: &BackendKey) -> Read<u32> {
+        Ok(self.0.balancers.get(&key.service).and_then(|balancer| balancer.names(key.service).remove(key)))
+    }
+    /// Everybody had the last backend.
+    fn affinity(&self, key: &AffinityKey) -> Read<Affinity> {
+        let named = self.0.balancers.values().find(|balancer| balancer.affinity.name == key.service);
+        let last = named.and_then(|balancer| balancer.internal.last());
+        Ok(last.map(|Member { addr, port, .. }| Affinity { addr: *addr, port: *port, pad: 0, last: now_ticks() }))
     }
     fn class_of(&self, net: u32, addr: &Addr) -> Read<u64> {
         Ok(self.0.peers.get(&AddressKey { net, addr: *addr }).copied())
@@ -205,6 +215,26 @@ fn the_steps_are_the_look_ups_in_their_order() {
     assert!(explained.verdict.ends_with("; allowed by unknown rule 20"), "{explained:#?}");
     let refused = ask(&query("default/client", "default/server", 81), desired());
     assert!(refused.verdict.ends_with("; unknown rule 21"), "{refused:#?}");
+}
+
+/// By chance it would be the first one.
+#[test]
+fn a_client_that_keeps_its_backend_is_told_which() {
+    let mut planned = desired();
+    let balancer = planned.balancers.get_mut(&70).unwrap();
+    let first = balancer.internal[0];
+    let last = Member { addr: addr("10.2.0.9"), port: 90_u16.to_be(), flags: 0 };
+    *balancer =
+        DesiredBalancer { affinity: DesiredAffinity { ticks: 9, name: 8 }, ..DesiredBalancer::of([first, last], []) };
+    let planner = Planner::of(planned.clone());
+    let query = query("default/client", "svc/default/web", 8000);
+    let known = Known { planner: &planner, attachments: &[] };
+    let explained = explain(&query, &known, &Fake(planned, None)).unwrap();
+    assert!(explained.verdict.contains("-> 10.2.0.9:90"), "{explained:#?}");
+    assert_eq!(explained.differences, Vec::<String>::new());
+    let told: Vec<_> = explained.steps.iter().map(|step| (step.map.as_str(), step.value.as_str())).collect();
+    assert!(told.contains(&("BACKENDS", "may be chosen")), "{explained:#?}");
+    assert!(told.contains(&("AFFINITIES", "10.2.0.9 port 90 before, about 0 s ago")), "{explained:#?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, BackendState, Balancer, CLUSTER_NET, CidrKey, Config, Counter, Deliver, DropReason,
+    Addr, AddressKey, BackendFlags, BackendKey, Balancer, CLUSTER_NET, CidrKey, Config, Counter, Deliver, DropReason,
     Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, MARK_DELIVERED, Member,
     MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, Timeouts, generation,
 };
@@ -63,6 +63,10 @@ pub(crate) const NATIVE_IP: [&str; 2] = ["10.3.0.5", "fd03::5"];
 pub(crate) const OUTSIDE_IP: [&str; 2] = ["198.51.100.7", "2001:db8:ffff::7"];
 /// Frontends: (address, port 80) leads to (server, port 8080).
 pub(crate) const VIP: [&str; 2] = ["10.96.0.10", "fd96::10"];
+
+/// A backend that takes connections, of whichever set.
+pub(crate) const IN_ALL_SETS: u32 =
+    BackendFlags::SERVING | BackendFlags::INTERNAL | BackendFlags::EXTERNAL | BackendFlags::CLUSTER;
 
 /// Ethernet address of a port.
 pub(crate) fn mac(ifindex: u32) -> [u8; 6] {
@@ -205,19 +209,20 @@ impl Node {
         // Families and protocols share the numbers in the tests only where they share the backends.
         let service = service_number(id, protocol, usize::from(ip(vip).is_ipv6()));
         let set = self.set_members(service, set, backends);
-        let balancer = Balancer { internal: set, external: set, cluster: set, generation: 0 };
+        let name = u64::from(service);
+        let balancer = Balancer { internal: set, external: set, cluster: set, name, ..Balancer::default() };
         self.maps().balancers().insert(&service, &balancer).unwrap();
         self.set_frontend((vip, port, protocol), Frontend { service, flags: 0 });
         let address = Frontend { service: 0, flags: FrontendFlags::ADDRESS };
         self.maps().frontends().insert(&FrontendKey::of_address(CLUSTER_NET, Addr::from(ip(vip))), &address).unwrap();
     }
 
-    /// Writes a set of members.
+    /// Writes a set of members, whose backends are of all sets to the map that tells of each.
     pub(crate) fn set_members(&self, service: u32, set: u32, backends: &[(&str, u16)]) -> MemberSet {
         for (index, (backend, port)) in (0..).zip(backends) {
             let member = Member { addr: Addr::from(ip(backend)), port: port.to_be(), flags: 0 };
             let name = BackendKey::new(service, member.addr, member.port);
-            self.maps().backends().insert(&name, &(BackendState::Serving as u32)).unwrap();
+            self.maps().backends().insert(&name, &IN_ALL_SETS).unwrap();
             self.maps().members().insert(&MemberKey { service, set, index }, &member).unwrap();
         }
         MemberSet { set, count: u32::try_from(backends.len()).expect("few") }

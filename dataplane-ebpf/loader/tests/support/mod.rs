@@ -59,6 +59,7 @@ impl Sandbox {
             ports: 256,
             services: 1024,
             members: 8192,
+            affinities: 1024,
             peers: 1024,
             classes: 1024,
             rules: 1024,

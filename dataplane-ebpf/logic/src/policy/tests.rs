@@ -111,8 +111,8 @@ impl Tables for World {
     fn member(&self, _: &MemberKey) -> Option<&Member> {
         None
     }
-    fn serves(&self, _: &BackendKey) -> bool {
-        false
+    fn backend(&self, _: &BackendKey) -> u32 {
+        0
     }
     fn class_of(&self, _: u32, addr: &Addr) -> Option<u64> {
         self.peers.get(addr).copied()

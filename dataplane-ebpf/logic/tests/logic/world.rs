@@ -4,9 +4,9 @@
 use std::{cell::Cell, collections::HashMap};
 
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, BlockKey, CLUSTER_NET, Class, Config, DropReason, Frontend, FrontendFlags,
-    FrontendKey, Interval, List, ListFlags, Member, MemberKey, MemberSet, Owner, PROTOCOL_ANY, Port, PortKind, Remote,
-    RemoteKind, RuleKey, Run, generation, part,
+    Addr, AddressKey, Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, BlockKey, CLUSTER_NET, Class, Config,
+    DropReason, Frontend, FrontendFlags, FrontendKey, Interval, List, ListFlags, Member, MemberKey, MemberSet, Owner,
+    PROTOCOL_ANY, Port, PortKind, Remote, RemoteKind, RuleKey, Run, generation, part,
 };
 use weft_logic::{
     Frame, Tables, admit, decide,
@@ -33,6 +33,7 @@ pub(crate) struct World {
     pub(crate) balancers: HashMap<u32, Balancer>,
     /// By Service number, set and index.
     pub(crate) members: HashMap<(u32, u32, u32), Member>,
+    pub(crate) affinities: HashMap<AffinityKey, Affinity>,
     /// So many look-ups of members come after their set has gone.
     pub(crate) late: Cell<u32>,
     pub(crate) lists: HashMap<u64, List>,
@@ -136,7 +137,9 @@ impl World {
             let key = (vip(index).v4_word(), 80, protocol);
             self.frontends.insert(key, Frontend { service, flags: 0 });
             let set = MemberSet { set: 3, count: 1 };
-            self.balancers.insert(service, Balancer { internal: set, external: set, cluster: set, generation: 0 });
+            let name = u64::from(service) << 32;
+            let balancer = Balancer { internal: set, external: set, cluster: set, name, ..Balancer::default() };
+            self.balancers.insert(service, balancer);
             self.members.insert((service, 3, 0), Member { addr: target, port: 8080_u16.to_be(), flags: 0 });
         }
         self.frontends.insert((vip(index).v4_word(), 0, 0), Frontend { service: 0, flags: FrontendFlags::ADDRESS });
@@ -189,9 +192,19 @@ impl Tables for World {
         self.members.get(&(key.service, key.set, key.index)).filter(|_| late == 0)
     }
 
-    fn serves(&self, backend: &BackendKey) -> bool {
-        let mut members = self.members.iter().filter(|((service, ..), _)| *service == backend.service);
-        members.any(|(_, member)| (member.addr, member.port) == (backend.addr, backend.port))
+    /// One that is a member of any set serves, and is of the sets of the balancer that it is in.
+    fn backend(&self, backend: &BackendKey) -> u32 {
+        let is_it = |member: &Member| (member.addr, member.port) == (backend.addr, backend.port);
+        let of_service = self.members.iter().filter(|((service, ..), _)| *service == backend.service);
+        let sets: Vec<u32> = of_service.filter(|(_, member)| is_it(member)).map(|((_, set, _), _)| *set).collect();
+        let balancer = self.balancers.get(&backend.service).copied().unwrap_or_default();
+        let flags = balancer.sets().into_iter().zip(BackendFlags::OF_SETS);
+        let flags = flags.filter(|(set, _)| sets.contains(&set.set)).fold(0, |flags, (_, flag)| flags | flag);
+        if sets.is_empty() { 0 } else { flags | BackendFlags::SERVING }
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.get(key).copied()
     }
 
     fn class_of(&self, _: u32, _: &Addr) -> Option<u64> {

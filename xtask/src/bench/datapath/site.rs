@@ -130,7 +130,7 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
     let member = Member { addr: addr(SERVER_IP), port: 8080_u16.to_be(), flags: 0 };
     maps.members().insert(&MemberKey { service: SERVICE, set: 1, index: 0 }, &member)?;
     let set = MemberSet { set: 1, count: 1 };
-    let balancer = Balancer { internal: set, external: set, cluster: set, generation: 0 };
+    let balancer = Balancer { internal: set, external: set, cluster: set, ..Balancer::default() };
     maps.balancers().insert(&SERVICE, &balancer)?;
     Ok(maps.frontends().insert(&key, &Frontend { service: SERVICE, flags: 0 })?)
 }
