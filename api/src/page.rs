@@ -150,6 +150,7 @@ mod tests {
             name: name.into(),
             cluster_ips: Vec::new(),
             ports: ports.iter().map(|name| port(name)).collect(),
+            affinity_seconds: None,
         };
         let mut first = service("a", &["p"]);
         assert_eq!(first.extend(service("b", &["p"])), Err(service("b", &["p"])));

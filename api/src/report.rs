@@ -126,6 +126,9 @@ pub struct ServiceReport {
     pub cluster_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePortReport>,
+    /// For how many seconds after its last new connection a client keeps its backend; none: it does not.
+    #[serde(default)]
+    pub affinity_seconds: Option<u32>,
 }
 
 /// One port of a Service.

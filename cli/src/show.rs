@@ -76,15 +76,16 @@ pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> Table {
 }
 
 pub(crate) fn services(services: &[ServiceReport]) -> Table {
-    let mut table = Table::new(&["SERVICE", "CLUSTER IPS", "PORT", "BACKENDS"]);
+    let mut table = Table::new(&["SERVICE", "CLUSTER IPS", "AFFINITY", "PORT", "BACKENDS"]);
     for service in services {
         let name = format!("{}/{}", service.namespace, service.name);
         let addresses = joined(&service.cluster_ips, "\n");
+        let affinity = service.affinity_seconds.map(|seconds| format!("ClientIP {seconds} s")).unwrap_or_default();
         for (position, port) in service.ports.iter().enumerate() {
             // The name stands once per Service.
-            let (name, addresses) =
-                if position == 0 { (name.clone(), addresses.clone()) } else { (" ".into(), " ".into()) };
-            table.row([name, addresses, port_name(port), backends(port)]);
+            let [name, addresses, affinity] =
+                [&name, &addresses, &affinity].map(|text| if position == 0 { text.clone() } else { " ".into() });
+            table.row([name, addresses, affinity, port_name(port), backends(port)]);
         }
     }
     table

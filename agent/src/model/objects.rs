@@ -257,6 +257,25 @@ object! {
         ports: Option<Vec<ServicePort>>,
         /// `Cluster` where it is none.
         internal_traffic_policy: Option<String>,
+        /// `None` where it is none.
+        session_affinity: Option<Box<str>>,
+        /// Of `ClientIP`.
+        session_affinity_config: Option<SessionAffinityConfig>,
+    }
+}
+object! {
+    /// How clients keep their backend.
+    SessionAffinityConfig {
+        /// By their address.
+        #[serde(rename = "clientIP")]
+        client_ip: Option<ClientIpConfig>,
+    }
+}
+object! {
+    /// Of clients that keep their backend by their address.
+    ClientIpConfig {
+        /// For how long, after the last new connection; three hours where it is none.
+        timeout_seconds: Option<i32>,
     }
 }
 object! {

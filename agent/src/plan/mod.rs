@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `services` | frontends of Services |
 //! | `backends` | which endpoints serve them |
+//! | `affinity` | for how long clients keep one of them |
 //! | `policy` | NetworkPolicies: who is isolated, and what is allowed |
 //! | `classes` | what pods have in common that policies tell apart |
 //! | `pods` | which pod has which address |
@@ -18,6 +19,7 @@ use weft_api::PodRef;
 
 use crate::model::{Snapshot, address, protocol};
 
+mod affinity;
 mod backends;
 mod classes;
 mod digest;

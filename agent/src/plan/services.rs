@@ -12,11 +12,12 @@ use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
 use crate::{
     model::{
-        Desired, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
+        Desired, DesiredAffinity, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
         objects::{EndpointSlice, Service, ServicePort, ServiceSpec, Uid},
     },
     plan::{
         address::parse_ip,
+        affinity,
         backends::{self, Endpoint, SliceIndex, Wanted, is_foreign},
         protocol,
         share::{self, Wish},
@@ -32,6 +33,7 @@ pub(crate) struct Frontend<'a> {
     port: &'a str,
     protocol: &'a str,
     endpoints: Vec<Endpoint<'a>>,
+    affinity: DesiredAffinity,
 }
 
 impl Frontend<'_> {
@@ -103,12 +105,12 @@ pub(crate) struct Planned {
 }
 
 /// Traffic policies beside internalTrafficPolicy are not known yet, and nobody addresses another frontend: all sets are one.
-fn balancer_of(endpoints: &[Endpoint<'_>]) -> DesiredBalancer {
+fn balancer_of(endpoints: &[Endpoint<'_>], affinity: DesiredAffinity) -> DesiredBalancer {
     let of = |chosen: bool| {
         let members = endpoints.iter().filter(|endpoint| endpoint.chosen == chosen).map(member_of);
         members.collect::<Vec<Member>>()
     };
-    DesiredBalancer::of(of(true), of(false))
+    DesiredBalancer { affinity, ..DesiredBalancer::of(of(true), of(false)) }
 }
 
 /// The entry of a ClusterIP frontend.
@@ -147,7 +149,7 @@ pub(crate) fn plan_one<'a>(
         }
     }
     frontends.add_service(key, spec, slices, node);
-    let planned = |frontend: Frontend<'_>| (frontend.key, balancer_of(&frontend.endpoints));
+    let planned = |frontend: Frontend<'_>| (frontend.key, balancer_of(&frontend.endpoints, frontend.affinity));
     Planned {
         wanted: frontends.wanted,
         frontends: frontends.all.into_iter().map(planned).collect(),
@@ -180,6 +182,8 @@ impl<'a> Frontends<'a> {
                 None => self.problems.push(format!("Service {key}: spec.clusterIPs: '{text}' is not an IP address")),
             }
         }
+        let (seconds, why) = affinity::seconds_of(spec);
+        self.problems.extend(why.map(|why| format!("Service {key}: {why}")));
         let local = spec.internal_traffic_policy.as_deref() == Some("Local");
         let (mut reports, mut names) = (Vec::new(), BTreeSet::new());
         for port in spec.ports.iter().flatten() {
@@ -203,7 +207,8 @@ impl<'a> Frontends<'a> {
                         continue;
                     }
                     for (vip, endpoints) in chosen {
-                        self.add_frontend(key, &named, vip, endpoints);
+                        let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), vip.is_ipv4());
+                        self.add_frontend(key, &named, vip, (endpoints, affinity));
                     }
                 }
                 Err(why) => self.problems.push(format!("Service {key}: spec.ports '{}': {why}", name_of(port))),
@@ -211,7 +216,7 @@ impl<'a> Frontends<'a> {
         }
         if let Some(all) = &mut self.reports {
             let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
-            all.push(ServiceReport { namespace, name, cluster_ips: vips, ports: reports });
+            all.push(ServiceReport { namespace, name, cluster_ips: vips, ports: reports, affinity_seconds: seconds });
         }
     }
 
@@ -220,7 +225,7 @@ impl<'a> Frontends<'a> {
         service: &'a ObjectKey,
         port: &NamedPort<'a>,
         vip: IpAddr,
-        endpoints: Vec<Endpoint<'a>>,
+        (endpoints, affinity): (Vec<Endpoint<'a>>, DesiredAffinity),
     ) {
         let key = frontend_key(vip, port.port, port.number);
         self.wanted.push(key);
@@ -231,7 +236,8 @@ impl<'a> Frontends<'a> {
             ));
         } else {
             self.keys.insert(key, service);
-            self.all.push(Frontend { key, service, port: port.name, protocol: port.protocol, endpoints });
+            let NamedPort { name: port, protocol, .. } = *port;
+            self.all.push(Frontend { key, service, port, protocol, endpoints, affinity });
         }
     }
 
@@ -293,7 +299,7 @@ impl<'a> Frontends<'a> {
             // As many have numbers as fit.
             let Some(&service) = numbers.services.get(&frontend.key) else { continue };
             let endpoints = if refused.is_some() { &[][..] } else { &frontend.endpoints };
-            desired.balancers.insert(service, balancer_of(endpoints));
+            desired.balancers.insert(service, balancer_of(endpoints, frontend.affinity));
             desired.frontends.insert(frontend.key, self::frontend(service));
             desired.service_names.insert(frontend.key, frontend.service.to_string());
         }

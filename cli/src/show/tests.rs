@@ -40,9 +40,25 @@ fn a_service_without_backends_says_so() {
         name: "web".into(),
         cluster_ips: vec!["10.96.0.7".parse().unwrap()],
         ports: vec![port],
+        affinity_seconds: None,
     };
     let table = services(&[service]).render();
-    assert_eq!(table.lines().nth(1), Some("default/web  10.96.0.7    http 80/TCP  -"), "{table}");
+    assert_eq!(table.lines().nth(1), Some("default/web  10.96.0.7    -         http 80/TCP  -"), "{table}");
+}
+
+#[test]
+fn a_service_tells_once_for_how_long_clients_keep_their_backend() {
+    let port = |port| ServicePortReport { name: String::new(), protocol: "TCP".into(), port, backends: Vec::new() };
+    let service = ServiceReport {
+        namespace: "default".into(),
+        name: "web".into(),
+        cluster_ips: vec!["10.96.0.7".parse().unwrap()],
+        ports: vec![port(80), port(81)],
+        affinity_seconds: Some(10_800),
+    };
+    let table = services(&[service]).render();
+    let affine: Vec<bool> = table.lines().map(|line| line.contains("ClientIP 10800 s")).collect();
+    assert_eq!(affine, [false, true, false], "{table}");
 }
 
 #[test]

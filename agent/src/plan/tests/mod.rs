@@ -12,6 +12,7 @@ use self::{programs::Programs, whole::plan};
 use super::{address::cidr_key, policy::Held};
 use crate::model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Room, Snapshot};
 
+mod affinity;
 mod capacity;
 mod classes;
 mod lists;

@@ -231,6 +231,7 @@ fn a_service_of_many_ports_is_cut_between_them_too() {
             name: "s".into(),
             cluster_ips: vec!["10.96.0.1".parse().unwrap()],
             ports: ports.collect(),
+            affinity_seconds: None,
         };
         let (mut rest, mut told, mut end) = (whole.clone(), None::<ServiceReport>, None);
         loop {
