@@ -3,7 +3,10 @@
 //! Packets at values where the answer changes: borders of port ranges, named ports, Services without endpoints, undefined ports,
 //! pods of other nodes, one's own Service, addresses of nobody.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+};
 
 use super::{
     generate::{PORTS, outside},
@@ -16,6 +19,9 @@ use crate::random::Random;
 const FIRST_PORT: u16 = 40_000;
 /// Of a hundred packets to Services, so many have one after them that looks like them once they are translated.
 const LOOKALIKES: usize = 4;
+/// Of a hundred packets, so many are of somebody who has been to the same Service before, one of the last clients of this many.
+const AGAIN: usize = 15;
+const CLIENTS: usize = 12;
 
 /// Source ports that no packet of a chain has had, whoever sent it: two connections that look alike once they are translated are
 /// what few cases are about, see [`lookalike`].
@@ -24,6 +30,8 @@ pub(super) struct FreshPorts {
     next: BTreeMap<(Protocol, bool), u16>,
     /// The last packet of a pod to a Service, and the pod's node.
     last: Option<(String, Packet)>,
+    /// Packets to Services, and the nodes of their senders.
+    clients: VecDeque<(String, Packet)>,
 }
 
 impl FreshPorts {
@@ -42,16 +50,43 @@ pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut
     {
         return packet;
     }
+    if let Some(packet) = again(random, world, here, ports) {
+        return packet;
+    }
     let packet = fresh(random, world, here, ports);
+    if model::is_service(packet.destination) && packet.protocol != Protocol::Echo {
+        ports.clients.push_front((here.to_owned(), packet.clone()));
+        ports.clients.truncate(CLIENTS);
+    }
     if matches!(packet.from, From::Pod(_)) && model::is_service(packet.destination) {
         ports.last = Some((here.to_owned(), packet.clone()));
     }
     packet
 }
 
+/// Another connection of somebody who is there still.
+fn again(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts) -> Option<Packet> {
+    let is_there = |from: &From| match from {
+        From::Pod(id) => world.pod(id).is_some_and(|pod| pod.node == here),
+        From::Host | From::Wire => true,
+    };
+    let clients: Vec<&Packet> = ports
+        .clients
+        .iter()
+        .filter(|(node, packet)| node == here && is_there(&packet.from))
+        .map(|(_, packet)| packet)
+        .collect();
+    if clients.is_empty() || !random.chance(AGAIN) {
+        return None;
+    }
+    let packet = (*random.pick(&clients)).clone();
+    let sport = ports.take(packet.protocol, packet.destination.is_ipv4());
+    Some(Packet { sport, ..packet })
+}
+
 /// From the same port to a backend of the Service itself.
 fn lookalike(world: &World, here: &str, packet: Packet) -> Option<Packet> {
-    let verdicts = model::answer(world, here, &packet, Quirks::default());
+    let verdicts = model::answer(world, here, &packet, None, Quirks::default());
     let (destination, dport) = verdicts.into_iter().find_map(|verdict| match verdict {
         Verdict::Delivered { address, port, source: Source::Kept, .. } => Some((address, port)),
         _ => None,

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::{
     site::HERE,
     world::{
-        Direction, Endpoint, Expression, Labels, Mode, NamedPort, Namespace, Node, Operator, Peer, Pod, Policy,
-        PolicyPort, PortKind, PortRef, Protocol, Rule, Selector, Service, ServicePort, Slice, SlicePort, World,
+        Affinity, Direction, Endpoint, Expression, Labels, Mode, NamedPort, Namespace, Node, Operator, Peer, Pod,
+        Policy, PolicyPort, PortKind, PortRef, Protocol, Rule, Selector, Service, ServicePort, Slice, SlicePort, World,
         node_addresses, pod_addresses, pod_cidrs,
     },
 };
@@ -91,7 +91,7 @@ pub(super) fn change(random: &mut Random, world: &World, size: &Size) -> World {
 }
 
 fn change_one(random: &mut Random, world: &mut World, size: &Size) {
-    match random.below(12) {
+    match random.below(13) {
         0..3 => {
             let number = random.below(7);
             let policy = policy(random, world, number);
@@ -117,6 +117,10 @@ fn change_one(random: &mut Random, world: &mut World, size: &Size) {
             world.namespaces[at].labels = labels(random);
         }
         10 => change_pod(random, world, size),
+        11 if !world.services.is_empty() => {
+            let at = random.below(world.services.len());
+            world.services[at].affinity = affinity(random);
+        }
         _ => change_node(random, world, size),
     }
 }
@@ -289,7 +293,18 @@ fn add_service(random: &mut Random, world: &mut World, number: usize) {
         }
     }
     let (local, foreign) = (random.chance(12), random.chance(6));
-    world.services.push(Service { namespace, name, addresses, ports, local, foreign });
+    let affinity = affinity(random);
+    world.services.push(Service { namespace, name, addresses, ports, local, affinity, foreign });
+}
+
+/// For a moment, for as long as a chain of states, or not at all.
+fn affinity(random: &mut Random) -> Affinity {
+    match random.below(10) {
+        0..4 => Affinity::None,
+        4 | 5 => Affinity::ClientIp,
+        6 => Affinity::ClientIpFor(86_400),
+        _ => Affinity::ClientIpFor(1 + random.below(5) as u32),
+    }
 }
 
 /// Most slices have the port, with a number of their own.

@@ -8,8 +8,8 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::world::{
-    Direction, Endpoint, Expression, Peer, Pod, Policy, PolicyPort, PortRef, Protocol, Rule, Selector, Service, Slice,
-    World,
+    Affinity, Direction, Endpoint, Expression, Peer, Pod, Policy, PolicyPort, PortRef, Protocol, Rule, Selector,
+    Service, Slice, World,
 };
 
 /// The documents of `world` for agents on the nodes `real`, and a last one that says which state this is.
@@ -93,6 +93,12 @@ fn service(service: &Service) -> Value {
     }
     if service.local {
         object["spec"]["internalTrafficPolicy"] = json!("Local");
+    }
+    if service.affinity != Affinity::None {
+        object["spec"]["sessionAffinity"] = json!("ClientIP");
+    }
+    if let Affinity::ClientIpFor(seconds) = service.affinity {
+        object["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": seconds}});
     }
     if service.foreign {
         object["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "another"});

@@ -12,6 +12,7 @@
 //! | `run`, `bpf`, `frame` | packets through the loaded programs |
 //! | `wire` | real packets between two nodes |
 //! | `session`, `check`, `known` | cases, what was seen beside what may be, and what is known to be wrong |
+//! | `clients` | which backends clients had that keep them |
 //! | `shrink` | a failure made small, in a file that replays |
 //!
 //! What the oracle does not tell apart: a packet of which nothing more is seen, and one that is refused with an answer of the
@@ -21,6 +22,7 @@
 mod aim;
 mod bpf;
 mod check;
+mod clients;
 mod frame;
 mod generate;
 mod known;

@@ -9,7 +9,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,39 @@ pub(super) enum Reason {
     Taken,
 }
 
+/// Where a Service leads: address and port.
+pub(super) type Backend = (IpAddr, u16);
+
+/// Who keeps a backend (`sessionAffinity: ClientIP`).
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Client {
+    /// The node that it sends from, which knows of no other's clients.
+    pub(super) node: String,
+    /// Namespace and name.
+    pub(super) service: (String, String),
+    /// Name and protocol of the Service's port.
+    pub(super) port: (String, Protocol),
+    /// Of whom the packets are.
+    pub(super) address: IpAddr,
+}
+
+/// The client that sends `packet` to a Service that keeps clients, and for how long after its last new connection.
+pub(super) fn client(world: &World, here: &str, packet: &Packet) -> Option<(Client, Duration)> {
+    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol)?;
+    service::client(&frontend, here, packet.source)
+}
+
+/// Whether the client's Service port is there and keeps clients.
+pub(super) fn keeps(world: &World, client: &Client) -> bool {
+    service::keeps(world, client)
+}
+
+/// The backends that a new connection may have, whoever has had which.
+pub(super) fn may_be_chosen(world: &World, here: &str, packet: &Packet) -> Vec<Backend> {
+    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol);
+    frontend.map(|frontend| service::backends(world, here, &frontend, packet.destination.is_ipv4())).unwrap_or_default()
+}
+
 impl Quirks {
     /// What either has.
     pub(super) fn and(self, other: Self) -> Self {
@@ -103,15 +136,25 @@ pub(super) struct Quirks {
     pub(super) pods_by_prefix: bool,
 }
 
-/// What may become of the first packet of a connection at node `here`: one of these, by the choice of a backend.
-pub(super) fn answer(world: &World, here: &str, packet: &Packet, quirks: Quirks) -> Vec<Verdict> {
+/// What may become of the first packet of a connection at node `here`: one of these, by the choice of a backend. `last`: the backend
+/// that its client had, where the Service has it keep that; one that may not be chosen any more is no matter.
+pub(super) fn answer(
+    world: &World,
+    here: &str,
+    packet: &Packet,
+    last: Option<Backend>,
+    quirks: Quirks,
+) -> Vec<Verdict> {
     if !route::may_speak(world, here, packet) {
         return vec![Verdict::Dropped(Reason::Source)];
     }
     match service::frontend(world, packet.destination, packet.dport, packet.protocol) {
         None => or_taken(packet, vec![onward(world, here, packet, (packet.destination, packet.dport), false, quirks)]),
         Some(frontend) => {
-            let backends = service::backends(world, here, &frontend, packet.destination.is_ipv4());
+            let mut backends = service::backends(world, here, &frontend, packet.destination.is_ipv4());
+            if let Some(last) = last.filter(|last| backends.contains(last)) {
+                backends = vec![last];
+            }
             if backends.is_empty() {
                 return vec![Verdict::Dropped(Reason::NoBackend)];
             }
@@ -130,15 +173,16 @@ fn or_taken(packet: &Packet, mut verdicts: Vec<Verdict>) -> Vec<Verdict> {
 }
 
 /// What may become of the next packet of a connection that went to `backend` when it began, or was not translated. A
-/// connection keeps a backend that serves, whatever the protocol; a TCP connection keeps it in any case.
+/// connection keeps a backend that serves, whatever the protocol; a TCP connection keeps it in any case. One that does not begins anew,
+/// for a client that had `last`.
 pub(super) fn answer_standing(
     world: &World,
     here: &str,
     packet: &Packet,
-    backend: Option<(IpAddr, u16)>,
+    (backend, last): (Option<Backend>, Option<Backend>),
     quirks: Quirks,
 ) -> Vec<Verdict> {
-    let Some(backend) = backend else { return answer(world, here, packet, quirks) };
+    let Some(backend) = backend else { return answer(world, here, packet, last, quirks) };
     if !route::may_speak(world, here, packet) {
         return vec![Verdict::Dropped(Reason::Source)];
     }
@@ -152,7 +196,7 @@ pub(super) fn answer_standing(
     if kept {
         return or_taken(packet, vec![to_backend(world, here, packet, backend, quirks)]);
     }
-    answer(world, here, packet, quirks)
+    answer(world, here, packet, last, quirks)
 }
 
 /// What becomes of an answer: it arrives where the question came from, as if nothing had been translated.

@@ -80,10 +80,11 @@ impl Runner {
         Ok(())
     }
 
-    /// Forgets every flow.
+    /// Forgets every flow, and which backends clients had.
     pub(super) fn clear(&self) -> Result<()> {
         self.maps.flows4().retain(|_, _| false)?;
         self.maps.flows6().retain(|_, _| false)?;
+        self.maps.affinities().retain(|_, _| false)?;
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     check::{self, Outcome, Seen, Sent},
+    clients::{Clients, backend_of},
     frame::{ACK, Frame, HOPS, SYN, SYN_ACK},
     known::{Known, Lookalikes},
     model::{self, Quirks, Source, Target, Verdict},
@@ -70,6 +71,7 @@ pub(super) struct Session {
     runner: Runner,
     standing: Vec<Standing>,
     lookalikes: Lookalikes,
+    clients: Clients,
     pub(super) count: Count,
 }
 
@@ -90,18 +92,21 @@ impl Session {
     pub(super) fn new(site: Site) -> Result<Self> {
         let runner = Runner::enter(&site)?;
         let (standing, lookalikes, count) = (Vec::new(), Lookalikes::default(), Count::default());
-        Ok(Self { site, runner, standing, lookalikes, count })
+        Ok(Self { site, runner, standing, lookalikes, clients: Clients::default(), count })
     }
 
     fn again(&mut self, world: &World, standing: &mut Standing) -> Result<Option<String>> {
         let packet = standing.packet.clone();
-        let oracle = |quirks| model::answer_standing(world, HERE, &packet, standing.backend, quirks);
-        if answers_first(standing, &oracle(Quirks::default()))
+        let unbound = (standing.backend, None);
+        if answers_first(standing, &model::answer_standing(world, HERE, &packet, unbound, Quirks::default()))
             && let Some(text) = self.answer(world, &packet, &standing.sent)?
         {
             return Ok(Some(format!("before the next packet, {text}")));
         }
+        let began = Instant::now();
         let seen = self.forward(world, &packet, ACK)?;
+        let backends = (standing.backend, self.clients.backend(world, HERE, &packet));
+        let oracle = |quirks| model::answer_standing(world, HERE, &packet, backends, quirks);
         let (verdict, known) = match self.judge(&seen, &packet, world, oracle) {
             Outcome::Right(verdict) => (verdict, false),
             Outcome::Known(known, verdict) => {
@@ -111,7 +116,13 @@ impl Session {
             Outcome::Wrong { expected } => return Ok(Some(differ(&expected, &seen))),
         };
         self.book("standing", &verdict);
-        let Seen::Sent(sent) = seen else { return Ok(None) };
+        let Seen::Sent(sent) = seen else {
+            self.clients.forget(world, HERE, &packet);
+            return Ok(None);
+        };
+        if let Some(before) = standing.backend {
+            self.clients.note_standing(world, HERE, &packet, [before, (sent.address, sent.port)], began);
+        }
         let same_place =
             (&sent.to, sent.address, sent.port) == (&standing.sent.to, standing.sent.address, standing.sent.port);
         if same_place && (sent.source, sent.sport) != (standing.sent.source, standing.sent.sport) {
@@ -152,6 +163,24 @@ impl Session {
             self.lookalikes.note(packet, (sent.source, sent.sport), (sent.address, sent.port));
         }
         Ok(seen)
+    }
+
+    /// Sends the first packet of a connection: what was seen, how that stands to the oracle, and what is wrong with the backend that its
+    /// client has from now on.
+    fn first(&mut self, world: &World, packet: &Packet) -> Result<(Seen, Outcome, Option<String>)> {
+        let began = Instant::now();
+        let seen = self.forward(world, packet, SYN)?;
+        let last = self.clients.backend(world, HERE, packet);
+        let outcome = self.judge(&seen, packet, world, |quirks| model::answer(world, HERE, packet, last, quirks));
+        if last.is_some() {
+            *self.count.verdicts.entry("new: of a client that keeps its backend".to_owned()).or_default() += 1;
+        }
+        let backend = match &seen {
+            Seen::Sent(sent) => backend_of(packet, sent.address, sent.port),
+            Seen::Dropped(_) | Seen::Kernel => None,
+        };
+        let unkept = self.clients.note(world, HERE, packet, backend, began);
+        Ok((seen, outcome, unkept))
     }
 
     /// Compares what was seen with the oracle. The oracle sees one connection at a time: where another one would look the same, this
@@ -234,12 +263,14 @@ impl Ground for Session {
     fn begin(&mut self) -> Result<()> {
         self.standing.clear();
         self.lookalikes.clear();
+        self.clients.clear();
         self.runner.clear()
     }
 
     fn enter(&mut self, state: &State) -> Result<()> {
         let before = self.site.devices();
         self.site.apply(&state.world)?;
+        self.clients.enter(&state.world);
         if let Some(id) = &state.event.replug {
             self.site.plug_anew(id, &state.world)?;
         }
@@ -283,9 +314,8 @@ impl Ground for Session {
     }
 
     fn open(&mut self, world: &World, packet: &Packet) -> Result<Option<String>> {
-        let seen = self.forward(world, packet, SYN)?;
-        let oracle = |quirks| model::answer(world, HERE, packet, quirks);
-        let verdict = match self.judge(&seen, packet, world, oracle) {
+        let (seen, outcome, unkept) = self.first(world, packet)?;
+        let verdict = match outcome {
             Outcome::Right(verdict) => verdict,
             Outcome::Known(known, verdict) => {
                 self.book_known(known);
@@ -294,11 +324,14 @@ impl Ground for Session {
             Outcome::Wrong { expected } => return Ok(Some(differ(&expected, &seen))),
         };
         self.book("new", &verdict);
+        if unkept.is_some() {
+            return Ok(unkept);
+        }
         let Seen::Sent(sent) = seen else {
-            let again = self.forward(world, packet, SYN)?;
-            return Ok(match self.judge(&again, packet, world, oracle) {
+            let (again, outcome, unkept) = self.first(world, packet)?;
+            return Ok(match outcome {
                 Outcome::Wrong { expected } => Some(format!("at the second try: {}", differ(&expected, &again))),
-                Outcome::Right(_) | Outcome::Known(..) => None,
+                Outcome::Right(_) | Outcome::Known(..) => unkept,
             });
         };
         if let Some(text) = self.answer(world, packet, &sent)? {
@@ -309,8 +342,7 @@ impl Ground for Session {
             return Ok(Some(format!("the next packet: {next:?}, the first: {sent:?}")));
         }
         if self.standing.len() < KEPT {
-            let translated = (sent.address, sent.port) != (packet.destination, packet.dport);
-            let backend = translated.then_some((sent.address, sent.port));
+            let backend = backend_of(packet, sent.address, sent.port);
             self.standing.push(Standing { packet: packet.clone(), backend, sent, last: Instant::now() });
         }
         Ok(None)

@@ -18,6 +18,7 @@ use weft_test_vmm::HeldGuest;
 use super::{
     bpf::Drops,
     check::class,
+    clients::{Clients, backend_of},
     frame::{self, ACK, Frame, HOPS, SYN, SYN_ACK},
     known::{KNOWN, Known, Lookalikes},
     model::{self, Final, Quirks, Reason, Source, Spot, Verdict},
@@ -108,6 +109,7 @@ pub(super) struct Wire {
     drops: Vec<Drops>,
     standing: Vec<Standing>,
     lookalikes: Lookalikes,
+    clients: Clients,
     pub(super) site: Site,
     pub(super) count: Count,
 }
@@ -126,9 +128,19 @@ impl Wire {
             maps.push(Maps::open(&pins)?);
             drops.push(Drops::open(&pins)?);
         }
-        let (taps, standing, lookalikes) = (BTreeMap::new(), Vec::new(), Lookalikes::default());
-        let count = Count::default();
-        Ok(Self { taps, hosts, outside: tap, outside_mac, maps, drops, standing, lookalikes, site, count })
+        Ok(Self {
+            taps: BTreeMap::new(),
+            hosts,
+            outside: tap,
+            outside_mac,
+            maps,
+            drops,
+            standing: Vec::new(),
+            lookalikes: Lookalikes::default(),
+            clients: Clients::default(),
+            site,
+            count: Count::default(),
+        })
     }
 
     /// Opens the ends of pods that are new, and closes those of pods that are gone.
@@ -396,17 +408,25 @@ impl Wire {
     fn again(&mut self, world: &World, standing: &mut Standing) -> Result<Option<String>> {
         let packet = standing.packet.clone();
         let here = self.node_of(&packet, world);
+        let began = Instant::now();
         let seen = self.forward(&packet, ACK)?;
-        let backend = standing.backend;
+        let backends = (standing.backend, self.clients.backend(world, &here, &packet));
         let oracle = |quirks| {
-            let verdicts = model::answer_standing(world, &here, &packet, backend, quirks);
+            let verdicts = model::answer_standing(world, &here, &packet, backends, quirks);
             finals(world, &here, &packet, verdicts)
         };
         let arrival = match self.judge(world, &packet, &seen, oracle) {
             Ok(Some(arrival)) => arrival,
-            Ok(None) => return Ok(None),
+            Ok(None) => {
+                self.clients.forget(world, &here, &packet);
+                return Ok(None);
+            }
             Err(text) => return Ok(Some(text)),
         };
+        if let Some(before) = standing.backend {
+            let backends = [before, (arrival.address, arrival.port)];
+            self.clients.note_standing(world, &here, &packet, backends, began);
+        }
         let same = (&arrival.spot, arrival.address, arrival.port)
             == (&standing.arrival.spot, standing.arrival.address, standing.arrival.port);
         if same && arrival != standing.arrival {
@@ -428,9 +448,11 @@ impl Ground for Wire {
     fn begin(&mut self) -> Result<()> {
         self.standing.clear();
         self.lookalikes.clear();
+        self.clients.clear();
         for maps in &self.maps {
             maps.flows4().retain(|_, _| false)?;
             maps.flows6().retain(|_, _| false)?;
+            maps.affinities().retain(|_, _| false)?;
         }
         Ok(())
     }
@@ -448,6 +470,7 @@ impl Ground for Wire {
             self.site.restart(1, &state.world)?;
         }
         self.open_taps()?;
+        self.clients.enter(&state.world);
         let after = self.site.devices();
         let anew = |address| is_anew(&before, &after, address);
         self.standing.retain(|standing| !anew(standing.packet.source) && !anew(standing.arrival.address));
@@ -488,13 +511,19 @@ impl Ground for Wire {
             return Ok(None);
         }
         let here = self.node_of(packet, world);
+        let began = Instant::now();
         let seen = self.forward(packet, SYN)?;
-        let oracle = |quirks| finals(world, &here, packet, model::answer(world, &here, packet, quirks));
+        let last = self.clients.backend(world, &here, packet);
+        let oracle = |quirks| finals(world, &here, packet, model::answer(world, &here, packet, last, quirks));
         let arrival = match self.judge(world, packet, &seen, oracle) {
-            Ok(Some(arrival)) => arrival,
-            Ok(None) => return Ok(None),
+            Ok(arrival) => arrival,
             Err(text) => return Ok(Some(text)),
         };
+        let backend = arrival.as_ref().and_then(|arrival| backend_of(packet, arrival.address, arrival.port));
+        if let Some(text) = self.clients.note(world, &here, packet, backend, began) {
+            return Ok(Some(text));
+        }
+        let Some(arrival) = arrival else { return Ok(None) };
         if let Some(text) = self.answer(packet, &here, &arrival)? {
             return Ok(Some(text));
         }
@@ -503,8 +532,6 @@ impl Ground for Wire {
             return Ok(Some(format!("the next packet: {next:?}, the first: {arrival:?}")));
         }
         if self.standing.len() < KEPT {
-            let translated = (arrival.address, arrival.port) != (packet.destination, packet.dport);
-            let backend = translated.then_some((arrival.address, arrival.port));
             self.standing.push(Standing { packet: packet.clone(), backend, arrival, last: Instant::now() });
         }
         Ok(None)
@@ -562,7 +589,7 @@ pub(super) fn is_seen(world: &World, packet: &Packet) -> Result<bool> {
     if packet.from == From::Host && world.mode == Mode::Native && !model::is_service(packet.destination) {
         return Ok(false);
     }
-    let finals = finals(world, &here, packet, model::answer(world, &here, packet, Quirks::default()));
+    let finals = finals(world, &here, packet, model::answer(world, &here, packet, None, Quirks::default()));
     ensure!(!finals.is_empty(), "no answer");
     // Answers to whom the wire pretends to be go to him.
     let pretends = packet.from == From::Wire && !model::is_outside(packet.source);

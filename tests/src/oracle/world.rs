@@ -97,8 +97,21 @@ pub(super) struct Service {
     pub(super) ports: Vec<ServicePort>,
     /// `internalTrafficPolicy: Local`.
     pub(super) local: bool,
+    #[serde(default)]
+    pub(super) affinity: Affinity,
     /// Another proxy serves it: it has the label `service.kubernetes.io/service-proxy-name`.
     pub(super) foreign: bool,
+}
+
+/// `sessionAffinity`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum Affinity {
+    #[default]
+    None,
+    /// `ClientIP`, without a timeout of its own.
+    ClientIp,
+    /// `ClientIP` with this `timeoutSeconds`.
+    ClientIpFor(u32),
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -2,9 +2,15 @@
 
 //! Which endpoints a Service's port has, and which of them are used.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use super::super::world::{Endpoint, Protocol, Service, ServicePort, Slice, World};
+use super::{
+    super::world::{Affinity, Endpoint, Protocol, Service, ServicePort, Slice, World},
+    Client,
+};
+
+/// `timeoutSeconds` by default: three hours.
+const AFFINITY: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// One port of a Service.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +24,39 @@ pub(super) fn frontend(world: &World, address: IpAddr, port: u16, protocol: Prot
     let served = world.services.iter().filter(|service| !service.foreign && service.addresses.contains(&address));
     let mut ports = served.flat_map(|service| service.ports.iter().map(move |port| Frontend { service, port }));
     ports.find(|frontend| frontend.port.port == port && frontend.port.protocol == protocol)
+}
+
+/// Who a client of the frontend is to the Service, and for how long it keeps its backend; none: it does not. Each port keeps clients
+/// for itself, and each node.
+pub(super) fn client(frontend: &Frontend<'_>, here: &str, address: IpAddr) -> Option<(Client, Duration)> {
+    let Frontend { service, port } = frontend;
+    let time = time(service)?;
+    let client = Client {
+        node: here.to_owned(),
+        service: (service.namespace.clone(), service.name.clone()),
+        port: (port.name.clone(), port.protocol),
+        address,
+    };
+    Some((client, time))
+}
+
+/// Whether the client's Service is there and keeps clients.
+pub(super) fn keeps(world: &World, client: &Client) -> bool {
+    let is_its = |service: &&Service| (&service.namespace, &service.name) == (&client.service.0, &client.service.1);
+    let services = world.services.iter().filter(is_its);
+    let mut keeping = services.filter(|service| !service.foreign && time(service).is_some());
+    keeping.any(|service| {
+        let serves = service.addresses.iter().any(|vip| vip.is_ipv4() == client.address.is_ipv4());
+        serves && service.ports.iter().any(|port| (&port.name, port.protocol) == (&client.port.0, client.port.1))
+    })
+}
+
+const fn time(service: &Service) -> Option<Duration> {
+    match service.affinity {
+        Affinity::None => None,
+        Affinity::ClientIp => Some(AFFINITY),
+        Affinity::ClientIpFor(seconds) => Some(Duration::from_secs(seconds as u64)),
+    }
 }
 
 /// Whether some Service has this ClusterIP, and a port.

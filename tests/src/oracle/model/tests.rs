@@ -4,8 +4,8 @@
 
 use super::*;
 use crate::oracle::world::{
-    Direction, Endpoint, Labels, Mode, NamedPort, Namespace, Node, Peer, Pod, Policy, PolicyPort, PortKind, PortRef,
-    Rule, Selector, Service, ServicePort, Slice, SlicePort, node_addresses, pod_addresses, pod_cidrs,
+    Affinity, Direction, Endpoint, Labels, Mode, NamedPort, Namespace, Node, Peer, Pod, Policy, PolicyPort, PortKind,
+    PortRef, Rule, Selector, Service, ServicePort, Slice, SlicePort, node_addresses, pod_addresses, pod_cidrs,
 };
 
 const HERE: &str = "node1";
@@ -74,7 +74,7 @@ fn of_pod(node: u8, number: u8) -> IpAddr {
 }
 
 fn one(world: &World, packet: &Packet) -> Verdict {
-    let verdicts = answer(world, HERE, packet, Quirks::default());
+    let verdicts = answer(world, HERE, packet, None, Quirks::default());
     assert_eq!(verdicts.len(), 1, "{verdicts:?}");
     verdicts.into_iter().next().unwrap()
 }
@@ -282,6 +282,7 @@ fn served(endpoints: Vec<Endpoint>) -> World {
         addresses: vec![[10, 96, 0, 10].into()],
         ports: vec![port],
         local: false,
+        affinity: Affinity::None,
         foreign: false,
     };
     World { services: vec![service], slices: vec![slice], ..world() }
@@ -299,7 +300,7 @@ const DEAD: [Option<bool>; 3] = [Some(false), Some(false), Some(true)];
 fn a_service_leads_to_ready_endpoints_and_else_to_those_that_end_and_serve() {
     let [b, far] = [of_pod(1, 12), of_pod(2, 11)];
     let where_to = |world: &World| -> Vec<IpAddr> {
-        answer(world, HERE, &vip("red/a", 80), Quirks::default())
+        answer(world, HERE, &vip("red/a", 80), None, Quirks::default())
             .iter()
             .map(|verdict| match verdict {
                 Verdict::Delivered { address, port: 8080, .. } => *address,
@@ -333,6 +334,41 @@ fn a_service_without_endpoints_and_a_port_of_none_are_told_apart() {
     assert_eq!(one(&local, &vip("red/a", 80)), Verdict::Dropped(Reason::NoBackend));
 }
 
+#[test]
+fn a_client_that_keeps_its_backend_has_it_as_long_as_that_may_be_chosen() {
+    let [b, far] = [of_pod(1, 12), of_pod(2, 11)];
+    let where_to = |world: &World, last: IpAddr| -> Vec<IpAddr> {
+        let verdicts = answer(world, HERE, &vip("red/a", 80), Some((last, 8080)), Quirks::default());
+        verdicts.iter().map(|verdict| delivered(verdict).1).collect()
+    };
+    let both = served(vec![endpoint(b, 1, READY), endpoint(far, 2, READY)]);
+    assert_eq!([where_to(&both, b), where_to(&both, far)], [[b], [far]]);
+    let ending = served(vec![endpoint(b, 1, ENDING), endpoint(far, 2, READY)]);
+    assert_eq!(where_to(&ending, b), [far]);
+    let mut local = both;
+    local.services[0].local = true;
+    assert_eq!(where_to(&local, far), [b]);
+}
+
+#[test]
+fn clients_are_told_apart_by_address_port_and_node() {
+    let mut world = served(vec![endpoint(of_pod(1, 12), 1, READY)]);
+    assert_eq!(client(&world, HERE, &vip("red/a", 80)), None, "nobody asks for it");
+    world.services[0].affinity = Affinity::ClientIp;
+    let more = ServicePort { name: "more".to_owned(), protocol: Protocol::Tcp, port: 81 };
+    world.services[0].ports.push(more);
+    let of = |node, packet: &Packet| client(&world, node, packet).map(|(client, _)| client);
+    let own = of(HERE, &vip("red/a", 80)).unwrap();
+    assert_eq!(of(HERE, &Packet { sport: 40_001, ..vip("red/a", 80) }).as_ref(), Some(&own));
+    for other in [of(HERE, &vip("red/a", 81)), of(HERE, &vip("red/b", 80)), of("node2", &vip("red/a", 80))] {
+        assert!(other.is_some_and(|other| other != own));
+    }
+    assert_eq!(client(&world, HERE, &vip("red/a", 80)).unwrap().1, Duration::from_secs(10_800));
+    assert!(keeps(&world, &own));
+    world.services[0].ports.remove(0);
+    assert!(!keeps(&world, &own), "its port is gone");
+}
+
 /// Egress is judged on the backend; a pod that meets itself sees another source.
 #[test]
 fn policy_is_judged_after_the_choice_of_a_backend() {
@@ -356,7 +392,7 @@ fn a_connection_keeps_a_backend_that_serves() {
     let [b, far] = [of_pod(1, 12), of_pod(2, 11)];
     let standing = |world: &World, protocol| {
         let packet = Packet { protocol, ..vip("red/a", 80) };
-        let verdicts = answer_standing(world, HERE, &packet, Some((b, 8080)), Quirks::default());
+        let verdicts = answer_standing(world, HERE, &packet, (Some((b, 8080)), None), Quirks::default());
         verdicts.iter().map(|verdict| delivered(verdict).1).collect::<Vec<_>>()
     };
     let as_udp = |mut world: World| {

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Clients that keep their backend (`sessionAffinity: ClientIP`), as their connections showed it: what the world alone does not tell.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    model::{self, Backend, Client},
+    world::{Packet, World},
+};
+
+/// The programs' clock has ticks of about a second, and a client may keep its backend for two of them more.
+const SLACK: Duration = Duration::from_secs(3);
+/// So many clients choose after their time is over, and none of them another backend: by chance that happens once in 2^40 times.
+const TELLING: u32 = 40;
+
+/// The backend that a client had last.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    backend: Backend,
+    /// The connection began after this.
+    since: Instant,
+    /// None has begun after this.
+    until: Instant,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    last: BTreeMap<Client, Last>,
+    /// Choices after the time was over, since the last one of another backend.
+    same: u32,
+}
+
+impl Clients {
+    /// Begins anew: nobody has been anywhere. What chance has done counts on.
+    pub(super) fn clear(&mut self) {
+        self.last.clear();
+    }
+
+    /// A Service that is gone for a while, or keeps nobody meanwhile, promises nothing of what was before.
+    pub(super) fn enter(&mut self, world: &World) {
+        self.last.retain(|client, _| model::keeps(world, client));
+    }
+
+    /// The backend that a new connection must have: by now its client's time is not over.
+    pub(super) fn backend(&self, world: &World, here: &str, packet: &Packet) -> Option<Backend> {
+        let (client, time) = model::client(world, here, packet)?;
+        let last = self.last.get(&client).filter(|last| last.since.elapsed() < time)?;
+        model::may_be_chosen(world, here, packet).contains(&last.backend).then_some(last.backend)
+    }
+
+    /// A new connection has this backend, or was refused; the packet was sent after `began`. What is wrong with that.
+    pub(super) fn note(
+        &mut self,
+        world: &World,
+        here: &str,
+        packet: &Packet,
+        backend: Option<Backend>,
+        began: Instant,
+    ) -> Option<String> {
+        let must = self.backend(world, here, packet);
+        let (client, time) = model::client(world, here, packet)?;
+        let Some(backend) = backend else {
+            match self.last.get_mut(&client).filter(|_| must.is_some()) {
+                Some(last) => last.until = Instant::now(),
+                // It may have chosen another one, which nobody saw.
+                None => drop(self.last.remove(&client)),
+            }
+            return None;
+        };
+        let before = self.last.insert(client, Last { backend, since: began, until: Instant::now() });
+        let is_over = |last: &Last| began.saturating_duration_since(last.until) > time + SLACK;
+        let choices = model::may_be_chosen(world, here, packet);
+        let over = before.filter(is_over).filter(|last| choices.len() > 1 && choices.contains(&last.backend));
+        let is_same = over?.backend == backend;
+        self.same = if is_same { self.same + 1 } else { 0 };
+        (self.same >= TELLING).then(|| format!("{TELLING} clients had their last backend after their time was over"))
+    }
+
+    /// A connection that stands has this backend after a change: it kept it, or is a new one to its Service.
+    pub(super) fn note_standing(
+        &mut self,
+        world: &World,
+        here: &str,
+        packet: &Packet,
+        backends: [Backend; 2],
+        began: Instant,
+    ) {
+        let [before, now] = backends;
+        if before != now {
+            let _is_no_case = self.note(world, here, packet, Some(now), began);
+        } else if let Some((client, _)) = model::client(world, here, packet)
+            && let Some(last) = self.last.get_mut(&client)
+        {
+            last.until = Instant::now();
+        }
+    }
+
+    /// The same of one that was refused.
+    pub(super) fn forget(&mut self, world: &World, here: &str, packet: &Packet) {
+        let _nothing_seen = self.note(world, here, packet, None, Instant::now());
+    }
+}
+
+/// The backend of a packet that came to somebody, unless it was not translated.
+pub(super) fn backend_of(packet: &Packet, address: IpAddr, port: u16) -> Option<Backend> {
+    ((address, port) != (packet.destination, packet.dport)).then_some((address, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::world::{Affinity, Endpoint, From, Protocol, Service, ServicePort, Slice, SlicePort};
+
+    const HERE: &str = "node1";
+
+    fn world(affinity: Affinity) -> World {
+        let endpoint = |last: u8| Endpoint {
+            addresses: vec![[10, 244, 1, last].into()],
+            node: None,
+            ready: Some(true),
+            serving: None,
+            terminating: None,
+        };
+        let port = ServicePort { name: String::new(), protocol: Protocol::Udp, port: 53 };
+        let service = Service {
+            namespace: "red".to_owned(),
+            name: "dns".to_owned(),
+            addresses: vec![[10, 96, 0, 10].into()],
+            ports: vec![port],
+            local: false,
+            affinity,
+            foreign: false,
+        };
+        let slice = Slice {
+            namespace: "red".to_owned(),
+            name: "s".to_owned(),
+            service: "dns".to_owned(),
+            ipv4: true,
+            ports: vec![SlicePort { name: None, protocol: Some(Protocol::Udp), port: Some(5353) }],
+            endpoints: vec![endpoint(11), endpoint(12)],
+        };
+        World { services: vec![service], slices: vec![slice], ..World::default() }
+    }
+
+    fn packet(client: u8) -> Packet {
+        Packet {
+            from: From::Host,
+            source: [10, 244, 1, client].into(),
+            destination: [10, 96, 0, 10].into(),
+            protocol: Protocol::Udp,
+            sport: 40_000,
+            dport: 53,
+            wrong_mac: false,
+        }
+    }
+
+    fn backend(last: u8) -> Backend {
+        ([10, 244, 1, last].into(), 5353)
+    }
+
+    #[test]
+    fn a_client_has_its_last_backend_until_its_time_is_over_or_nobody_keeps_it() {
+        let world = |affinity| world(affinity);
+        let (keeping, brief) = (world(Affinity::ClientIpFor(60)), world(Affinity::ClientIpFor(0)));
+        let mut clients = Clients::default();
+        let mut note = |clients: &mut Clients, found| clients.note(&keeping, HERE, &packet(1), found, Instant::now());
+        assert_eq!(note(&mut clients, Some(backend(12))), None);
+        let of = |clients: &Clients, world: &World, packet: &Packet| clients.backend(world, HERE, packet);
+        assert_eq!(of(&clients, &keeping, &packet(1)), Some(backend(12)));
+        assert_eq!(of(&clients, &keeping, &packet(2)), None);
+        assert_eq!(of(&clients, &brief, &packet(1)), None, "it is over");
+        assert_eq!(note(&mut clients, None), None);
+        assert_eq!(of(&clients, &keeping, &packet(1)), Some(backend(12)), "that one refuses it");
+        clients.enter(&world(Affinity::None));
+        assert_eq!(of(&clients, &keeping, &packet(1)), None);
+    }
+
+    /// No clock but what the connections are said to have begun at.
+    #[test]
+    fn who_keeps_a_backend_beyond_its_time_is_found_out() {
+        let world = world(Affinity::ClientIpFor(1));
+        let later = Instant::now() + Duration::from_secs(60);
+        let mut clients = Clients::default();
+        let mut found = 0;
+        for client in 0..TELLING as u8 + 5 {
+            let mut note = |backend, began| clients.note(&world, HERE, &packet(client), Some(backend), began);
+            assert_eq!(note(backend(11), Instant::now()), None);
+            // One of the first moves.
+            let next = if client == 3 { backend(12) } else { backend(11) };
+            found += u32::from(note(next, later).is_some());
+        }
+        assert_eq!(found, 2, "forty in a row, and one more");
+    }
+}
