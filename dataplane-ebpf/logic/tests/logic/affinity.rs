@@ -19,7 +19,7 @@ const PORT: u16 = 8080_u16.to_be();
 fn world() -> World {
     let mut world = World::new([[false; 2]; 3], true);
     world.members.insert((SERVICE, 3, 1), Member { addr: v4(2, 5), port: PORT, flags: 0 });
-    let balancer = world.balancers.get_mut(&SERVICE).unwrap();
+    let balancer = world.balancers.get_mut(&SERVICE).expect("a balancer");
     let set = MemberSet { set: 3, count: 2 };
     (balancer.internal, balancer.affinity, balancer.name) = (set, TIMEOUT, NAME);
     world
@@ -36,7 +36,7 @@ fn key() -> AffinityKey {
 
 /// The client had this backend so many ticks before the test's walk.
 fn had(world: &mut World, addr: Addr, ago: u32) {
-    let last = ask(world).unwrap().question.now - ago;
+    let last = ask(world).expect("a decision").question.now - ago;
     world.affinities.insert(key(), Affinity { addr, port: PORT, pad: 0, last });
 }
 
