@@ -132,7 +132,8 @@ fn answer(skb: &Skb) -> Result<(), DropReason> {
     if found {
         insert::weft_forget_answers();
     }
-    if walk.decision.keeps_client != 0 {
+    // The functions have written to it.
+    if maps::walk().is_some_and(|walk| walk.decision.keeps_client != 0) {
         insert::weft_remember_backend();
     }
     Ok(())

@@ -20,7 +20,7 @@ const FIRST_PORT: u16 = 40_000;
 /// Of a hundred packets to Services, so many have one after them that looks like them once they are translated.
 const LOOKALIKES: usize = 4;
 /// Of a hundred packets, so many are of somebody who has been to the same Service before, one of the last clients of this many.
-const AGAIN: usize = 15;
+const AGAIN: usize = 25;
 const CLIENTS: usize = 12;
 
 /// Source ports that no packet of a chain has had, whoever sent it: two connections that look alike once they are translated are

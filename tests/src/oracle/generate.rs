@@ -140,14 +140,18 @@ fn change_endpoint(random: &mut Random, world: &mut World) {
     let ipv4 = world.slices[at].ipv4;
     let new = endpoint(random, world, ipv4);
     let slice = &mut world.slices[at];
-    match random.below(3) {
+    match random.below(4) {
         0 => slice.endpoints.push(new),
         1 => remove_one(random, &mut slice.endpoints),
         _ if slice.endpoints.is_empty() => {}
         _ => {
             let at = random.below(slice.endpoints.len());
-            let Endpoint { ready, serving, terminating, .. } = new;
             let old = slice.endpoints[at].clone();
+            // Often it is on its way out, and keeps whom it has.
+            let Endpoint { ready, serving, terminating, .. } = match random.below(2) {
+                0 => new,
+                _ => Endpoint { ready: Some(false), serving: Some(true), terminating: Some(random.chance(50)), ..new },
+            };
             slice.endpoints[at] = Endpoint { ready, serving, terminating, ..old };
         }
     }
