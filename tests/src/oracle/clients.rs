@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use weft_abi::TICK_SHIFT;
+
 use super::{
     model::{self, Backend, Client},
     world::{Packet, World},
@@ -40,6 +42,20 @@ impl Clients {
     /// Begins anew: nobody has been anywhere. What chance has done counts on.
     pub(super) fn clear(&mut self) {
         self.last.clear();
+    }
+
+    /// Has so many ticks gone by.
+    pub(super) fn let_pass(&mut self, ticks: u32) {
+        let time = Duration::from_nanos(u64::from(ticks) << TICK_SHIFT);
+        let before = |moment: Instant| moment.checked_sub(time);
+        // What would have been before the node's start is over, whatever its time is: that is no test.
+        self.last.retain(|_, last| match (before(last.since), before(last.until)) {
+            (Some(since), Some(until)) => {
+                (last.since, last.until) = (since, until);
+                true
+            }
+            _ => false,
+        });
     }
 
     /// A Service that is gone for a while, or keeps nobody meanwhile, promises nothing of what was before.
@@ -169,7 +185,7 @@ mod tests {
         let world = |affinity| world(affinity);
         let (keeping, brief) = (world(Affinity::ClientIpFor(60)), world(Affinity::ClientIpFor(0)));
         let mut clients = Clients::default();
-        let mut note = |clients: &mut Clients, found| clients.note(&keeping, HERE, &packet(1), found, Instant::now());
+        let note = |clients: &mut Clients, found| clients.note(&keeping, HERE, &packet(1), found, Instant::now());
         assert_eq!(note(&mut clients, Some(backend(12))), None);
         let of = |clients: &Clients, world: &World, packet: &Packet| clients.backend(world, HERE, packet);
         assert_eq!(of(&clients, &keeping, &packet(1)), Some(backend(12)));
@@ -179,6 +195,17 @@ mod tests {
         assert_eq!(of(&clients, &keeping, &packet(1)), Some(backend(12)), "that one refuses it");
         clients.enter(&world(Affinity::None));
         assert_eq!(of(&clients, &keeping, &packet(1)), None);
+    }
+
+    #[test]
+    fn time_that_is_said_to_pass_counts() {
+        let world = world(Affinity::ClientIpFor(60));
+        let mut clients = Clients::default();
+        assert_eq!(clients.note(&world, HERE, &packet(1), Some(backend(12)), Instant::now()), None);
+        for (ticks, last) in [(30, Some(backend(12))), (30, None)] {
+            clients.let_pass(ticks);
+            assert_eq!(clients.backend(&world, HERE, &packet(1)), last);
+        }
     }
 
     /// No clock but what the connections are said to have begun at.

@@ -7,7 +7,7 @@ use std::{fs::File, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
-use weft_abi::{Addr, DROP_REASONS, Deliver, DropReason, Flow, FlowKey4, FlowKey6, GATEWAY_MAC, UPLINK};
+use weft_abi::{Addr, Affinity, DROP_REASONS, Deliver, DropReason, Flow, FlowKey4, FlowKey6, GATEWAY_MAC, UPLINK};
 use weft_dataplane::Maps;
 use weft_probe::frames::index_of;
 
@@ -85,6 +85,16 @@ impl Runner {
         self.maps.flows4().retain(|_, _| false)?;
         self.maps.flows6().retain(|_, _| false)?;
         self.maps.affinities().retain(|_, _| false)?;
+        Ok(())
+    }
+
+    /// Has so many ticks gone by since clients had the backends that they keep.
+    pub(super) fn let_pass(&self, ticks: u32) -> Result<()> {
+        let affinities = self.maps.affinities();
+        for entry in affinities.iter().filter(|_| ticks != 0).collect::<Vec<_>>() {
+            let (client, last) = entry?;
+            affinities.insert(&client, &Affinity { last: last.last.wrapping_sub(ticks), ..last })?;
+        }
         Ok(())
     }
 

@@ -30,6 +30,9 @@ pub(super) struct Event {
     pub(super) restart: bool,
     /// The pod's device is made anew.
     pub(super) replug: Option<String>,
+    /// So many ticks of the programs' clock go by for clients that keep their backends: nobody waits for that, on the path `run`.
+    #[serde(default)]
+    pub(super) ticks: u32,
 }
 
 /// One state, and the packets that are sent in it.
@@ -282,6 +285,8 @@ impl Ground for Session {
             self.site.restart(1, &state.world)?;
             self.runner.renew()?;
         }
+        self.runner.let_pass(state.event.ticks)?;
+        self.clients.let_pass(state.event.ticks);
         Ok(())
     }
 
