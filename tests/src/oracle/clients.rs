@@ -17,8 +17,9 @@ use super::{
 
 /// The programs' clock has ticks of about a second, and a client may keep its backend for two of them more.
 const SLACK: Duration = Duration::from_secs(3);
-/// So many clients choose after their time is over, and none of them another backend: by chance that happens once in 2^40 times.
-const TELLING: u32 = 40;
+/// Of the last 128 clients that chose freely, so many chose what they had, or what another one has: each does by chance once in two
+/// times at most, and so many of them once in 10^12 times.
+const TELLING: u32 = 104;
 
 /// The backend that a client had last.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +35,10 @@ struct Last {
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     last: BTreeMap<Client, Last>,
-    /// Choices after the time was over, since the last one of another backend.
-    same: u32,
+    /// Choices after the time was over, a bit for each: whether it is the backend of before.
+    as_before: u128,
+    /// First choices of clients: whether it is the backend of the client before it.
+    as_others: u128,
 }
 
 impl Clients {
@@ -89,13 +92,27 @@ impl Clients {
             }
             return None;
         };
+        let other = self.latest_of_others(&client);
         let before = self.last.insert(client, Last { backend, since: began, until: Instant::now() });
-        let is_over = |last: &Last| began.saturating_duration_since(last.until) > time + SLACK;
         let choices = model::may_be_chosen(world, here, packet);
-        let over = before.filter(is_over).filter(|last| choices.len() > 1 && choices.contains(&last.backend));
-        let is_same = over?.backend == backend;
-        self.same = if is_same { self.same + 1 } else { 0 };
-        (self.same >= TELLING).then(|| format!("{TELLING} clients had their last backend after their time was over"))
+        let is_a_choice = |last: &Last| choices.len() > 1 && choices.contains(&last.backend);
+        let is_over = |last: &Last| began.saturating_duration_since(last.until) > time + SLACK;
+        let (choices_so_far, last, what) = match before {
+            Some(last) => {
+                (&mut self.as_before, Some(last).filter(is_over), "their last backend after their time was over")
+            }
+            None => (&mut self.as_others, other, "at first the backend of another client"),
+        };
+        let is_same = last.filter(is_a_choice)?.backend == backend;
+        *choices_so_far = *choices_so_far << 1 | u128::from(is_same);
+        (choices_so_far.count_ones() >= TELLING).then(|| format!("{TELLING} of 128 clients had {what}"))
+    }
+
+    /// What the last other client of the Service port has.
+    fn latest_of_others(&self, client: &Client) -> Option<Last> {
+        let with = |address| Client { address, ..client.clone() };
+        let others = self.last.iter().filter(|(other, _)| **other == with(other.address) && **other != *client);
+        others.map(|(_, last)| *last).max_by_key(|last| last.until)
     }
 
     /// A connection that stands has this backend after a change: it kept it, or is a new one to its Service.
@@ -215,13 +232,23 @@ mod tests {
         let later = Instant::now() + Duration::from_secs(60);
         let mut clients = Clients::default();
         let mut found = 0;
-        for client in 0..TELLING as u8 + 5 {
+        for client in 0..TELLING as u8 + 2 {
             let mut note = |backend, began| clients.note(&world, HERE, &packet(client), Some(backend), began);
-            assert_eq!(note(backend(11), Instant::now()), None);
+            let first = 11 + client % 2;
+            assert_eq!(note(backend(first), Instant::now()), None);
             // One of the first moves.
-            let next = if client == 3 { backend(12) } else { backend(11) };
+            let next = if client == 3 { backend(11) } else { backend(first) };
             found += u32::from(note(next, later).is_some());
         }
-        assert_eq!(found, 2, "forty in a row, and one more");
+        assert_eq!(found, 2, "so many, and one more");
+    }
+
+    #[test]
+    fn a_backend_that_all_clients_have_is_found_out() {
+        let world = world(Affinity::ClientIp);
+        let mut clients = Clients::default();
+        let mut note = |client| clients.note(&world, HERE, &packet(client), Some(backend(11)), Instant::now());
+        let found: Vec<bool> = (0..=TELLING as u8).map(|client| note(client).is_some()).collect();
+        assert_eq!(found.iter().position(|found| *found), Some(TELLING as usize), "the first one has nobody before it");
     }
 }
