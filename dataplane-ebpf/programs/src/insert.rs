@@ -88,8 +88,8 @@ pub extern "C" fn weft_remember_refusal(flag: u32) -> u32 {
 #[inline(never)]
 pub extern "C" fn weft_remember_backend() -> u32 {
     let Some(walk) = maps::walk() else { return 0 };
-    let last = affinity::remembered(&walk.question, &walk.decision);
-    let _chosen_anew_at_worst = AFFINITIES.insert(&walk.decision.affinity, &last, u64::from(BPF_ANY));
+    let (client, last) = (&walk.decision.affinity, &affinity::remembered(&walk.question, &walk.decision));
+    let _chosen_anew_at_worst = AFFINITIES.insert(client, last, u64::from(BPF_ANY));
     0
 }
 
