@@ -6,10 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
 use weft_abi::{
-    ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, Deliver, Flow, FlowKey4, FlowKey6, OPENED, Share, TICK_SHIFT,
-    Timeouts, UPLINK,
+    ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, Deliver, Flow, FlowKey6, OPENED, Share, TICK_SHIFT, Timeouts, UPLINK,
 };
-use weft_dataplane::{Error, Maps, Record, Table};
+use weft_dataplane::{Error, FlowTable, Maps, TableKey};
 use weft_logic::{
     flow::{Lifetime, answer_key},
     masquerade, protocol, share,
@@ -32,7 +31,7 @@ pub fn sweep(maps: &Maps) -> Result<usize, Error> {
     // Before the first entry is read: what the programs add from here on is added to what is counted.
     let before: BTreeMap<u32, Share> = maps.shares().iter().collect::<Result<_, _>>()?;
     let mut used = Used::new(config, ports);
-    let removed = sweep_table(maps.flows4(), now, &mut used)? + sweep_table(maps.flows6(), now, &mut used)?;
+    let removed = sweep_table(&maps.flows4(), now, &mut used)? + sweep_table(&maps.flows6(), now, &mut used)?;
     put_shares(maps, &before, &used)?;
     Ok(removed)
 }
@@ -77,33 +76,7 @@ const fn rests(from: u32, protocol: u32, flow: &Flow) -> bool {
     from == UPLINK && protocol == TCP && flow.connection.flags & ANSWER == ANSWER
 }
 
-/// The key of a flow table.
-trait Key: Record {
-    fn wide(&self) -> FlowKey6;
-    fn narrow(key: &FlowKey6) -> Self;
-}
-
-impl Key for FlowKey4 {
-    fn wide(&self) -> FlowKey6 {
-        self.common()
-    }
-
-    fn narrow(key: &FlowKey6) -> Self {
-        Self::of(key)
-    }
-}
-
-impl Key for FlowKey6 {
-    fn wide(&self) -> FlowKey6 {
-        *self
-    }
-
-    fn narrow(key: &FlowKey6) -> Self {
-        *key
-    }
-}
-
-fn sweep_table<K: Key>(table: &Table<K, Flow>, now: u32, used: &mut Used) -> Result<usize, Error> {
+fn sweep_table<K: TableKey>(table: &FlowTable<'_, K>, now: u32, used: &mut Used) -> Result<usize, Error> {
     let find = |key: &FlowKey6| table.get(&K::narrow(key));
     let mut over = Vec::new();
     let timeouts = used.config.timeouts;
@@ -116,15 +89,15 @@ fn sweep_table<K: Key>(table: &Table<K, Flow>, now: u32, used: &mut Used) -> Res
             used.count(&key, &flow);
         }
     }
-    let mut removed = 0;
+    let mut unwanted = Vec::new();
     for key in over {
         // Once more: a packet may have come meanwhile, or another flow in its place.
         let Some(flow) = find(&key)? else { continue };
         if is_over(&key, &flow, find, now_ticks(), &timeouts)? {
-            removed += usize::from(table.remove(&K::narrow(&key))?);
+            unwanted.push((K::narrow(&key), flow));
         }
     }
-    Ok(removed)
+    table.remove_unseen(&unwanted)
 }
 
 /// Whether the connection of an entry is over, as the programs see it; `find` looks up the other direction.

@@ -6,10 +6,14 @@ mod layout;
 #[cfg(feature = "other-layout")]
 #[path = "flow/other_layout.rs"]
 mod layout;
+mod line;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use self::layout::{Connection, Flow, FlowKey4, FlowKey6};
+pub use self::{
+    layout::{Connection, Flow, FlowKey4, FlowKey6},
+    line::{FlowSeeds, Line, Line4, Line6},
+};
 use crate::{Addr, MAX_NET};
 
 /// The `ifindex` of flow keys for packets that come in by a device that leads out of the node, whichever it is: a class, with the

@@ -16,6 +16,7 @@ mod address;
 pub mod bench;
 mod clock;
 mod config;
+mod edit;
 mod event;
 mod flow;
 mod layout;
@@ -34,10 +35,12 @@ pub use config::{
     ANSWER_RATE, Config, ConfigFlags, FLOW_RATE, FRAGMENT_RATE, GATEWAY_MAC, HAIRPIN_V4, HAIRPIN_V6, MARK_DELIVERED,
     OVERLAY_MAC, Timeouts, ticks, timeout_seconds,
 };
+pub use edit::{EditKind, EditRequest, FlowEdit};
 pub use event::{Event, EventKind, EventsWanted, Hook};
 pub use flow::{
     Connection, ConnectionFlags, Datagram, Deliver, FRAGMENT_GROUPS, FRAGMENT_SLOTS, Flow, FlowKey4, FlowKey6,
-    FlowState, FragmentKey, OVERLAY, UPLINK, Way, WayFlags, class_in, class_of, net_of_class,
+    FlowSeeds, FlowState, FragmentKey, Line, Line4, Line6, OVERLAY, UPLINK, Way, WayFlags, class_in, class_of,
+    net_of_class,
 };
 pub(crate) use layout::layout;
 pub use layout::{Digest, Layout};
@@ -79,6 +82,10 @@ pub mod program {
     /// On no device: writes entries of this version's flow table as records, see [`crate::ExportRequest`]. Pinned beside the maps under
     /// this name, for the version that comes next.
     pub const EXPORT_CONNECTIONS: &str = "export_connections";
+
+    /// On no device: writes to this version's flow table for user space, see [`crate::EditRequest`]. Pinned beside the maps under this
+    /// name.
+    pub const EDIT_FLOWS: &str = "edit_flows";
 
     /// All that belong on devices.
     pub const ALL: [&str; 6] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_L3, FROM_OVERLAY];

@@ -10,8 +10,8 @@ use crate::{ABI_VERSION, Digest, Layout};
 /// #[doc = ...] NAME accessor: Kind<Key, Value>, role, size;
 /// ```
 ///
-/// where `Kind` is a [`MapKind`], `role` is `derived`, `carried` or `passing` (see [`MapRole`]), and `size` is `fixed(entries)`, or `sized(field)`
-/// or `per(field, factor, more)` of the loader's sizes.
+/// where `Kind` is a [`MapKind`], `role` is `derived`, `carried`, `flows4`, `flows6` or `passing` (see [`MapRole`]), and `size` is `fixed(entries)`, or of
+/// the loader's sizes `sized(field)`, `per(field, factor, more)` or `sets(field, factor, divisor)`, which is so many for each set of the flow table.
 #[macro_export]
 macro_rules! for_each_map {
     ($name:ident) => {
@@ -59,10 +59,23 @@ macro_rules! for_each_map {
             /// At index 0 the secret key of the hash that numbers of lists, terms, classes and rules are; zero: none yet. The programs
             /// do not read it; it lives as long as the maps that these numbers stand in.
             NUMBERING numbering: Array<u32, [u64; 2]>, derived, fixed(1);
-            /// IPv4 flows.
-            FLOWS4 flows4: LruHashMap<$crate::FlowKey4, $crate::Flow>, carried, sized(flows4);
-            /// IPv6 flows.
-            FLOWS6 flows6: LruHashMap<$crate::FlowKey6, $crate::Flow>, carried, sized(flows6);
+            /// Lines of the flow table, IPv4; see `weft_logic::set`. A third more than there may be entries.
+            FLOWS4 lines4: MappedArray<u32, $crate::Line4>, flows4, sets(flows4, 8, 1);
+            /// Lines of the flow table, IPv6.
+            FLOWS6 lines6: MappedArray<u32, $crate::Line6>, flows6, sets(flows6, 8, 1);
+            /// Directories of the sets of IPv4 lines.
+            DIRECTORY4 directory4: MappedArray<u32, u64>, flows4, sets(flows4, 1, 1);
+            /// Directories of the sets of IPv6 lines.
+            DIRECTORY6 directory6: MappedArray<u32, u64>, flows6, sets(flows6, 1, 1);
+            /// IPv4 entries whose set was full; room for one of each set. They are not moved to a line when one is free, so that where sets
+            /// are three quarters full one of eight entries is here (Erlang B).
+            SPILLED4 spilled4: HashMap<$crate::FlowKey4, $crate::Line4>, flows4, sets(flows4, 1, 1);
+            /// IPv6 entries whose set was full.
+            SPILLED6 spilled6: HashMap<$crate::FlowKey6, $crate::Line6>, flows6, sets(flows6, 1, 1);
+            /// What IPv4 flows are hashed with, at index 0.
+            SEEDS4 seeds4: Array<u32, $crate::FlowSeeds>, flows4, fixed(1);
+            /// What IPv6 flows are hashed with, at index 0.
+            SEEDS6 seeds6: Array<u32, $crate::FlowSeeds>, flows6, fixed(1);
             /// Fragmented datagrams.
             FRAGMENTS fragments: LruHashMap<$crate::FragmentKey, $crate::Datagram>, carried, sized(fragments);
             /// What each port has taken of what all share, by interface index: the programs make entries, the agent removes those of
@@ -83,11 +96,17 @@ macro_rules! for_each_map {
     };
 }
 
+/// Changes with what the maps of a flow table mean beyond their layouts: the bits of its words, its hash, where a key belongs
+/// (`weft_logic::set`, `weft_logic::hash`).
+const FLOW_FORMAT: u64 = 1;
+
 /// What kind of map the kernel makes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum MapKind {
     /// All indices have a value.
     Array,
+    /// The same, on pages of its own (`BPF_F_MMAPABLE`): values of 64 bytes begin where cache lines do.
+    MappedArray,
     /// A hash that takes its memory at once.
     HashMap,
     /// A hash that takes memory as entries come.
@@ -104,8 +123,9 @@ pub enum MapKind {
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Array,
+        Self::MappedArray,
         Self::HashMap,
         Self::OnDemandHashMap,
         Self::LruHashMap,
@@ -119,7 +139,7 @@ impl MapKind {
     pub const fn number(self) -> u32 {
         match self {
             Self::HashMap | Self::OnDemandHashMap => 1,
-            Self::Array => 2,
+            Self::Array | Self::MappedArray => 2,
             Self::PerCpuArray => 6,
             Self::LruHashMap => 9,
             Self::LpmTrie => 11,
@@ -133,12 +153,24 @@ impl MapKind {
 pub enum MapRole {
     /// The agent fills a new one from what it knows.
     Derived,
-    /// Old and new programs share the map where its own layout is the same in both; else connections are copied
-    /// ([`crate::ConnectionRecord`]), and what other maps held is lost. Its values mean the
+    /// Old and new programs share the map where its own layout is the same in both; else what it held is lost. Its values mean the
     /// same in all layouts of one [`ABI_VERSION`]: what they name of other maps are generations, which never go down, and devices.
     Carried,
+    /// A part of the IPv4 flow table: as [`MapRole::Carried`], but all of them or none, and in the size that is wanted. Else connections
+    /// are copied ([`crate::ConnectionRecord`]).
+    Flows4,
+    /// The same of IPv6.
+    Flows6,
     /// Lost, and safe to lose: a cache, or a stream of events.
     Passing,
+}
+
+impl MapRole {
+    /// Whether the map is a part of a flow table.
+    #[must_use]
+    pub const fn is_flows(self) -> bool {
+        matches!(self, Self::Flows4 | Self::Flows6)
+    }
 }
 
 /// A line of the table.
@@ -166,12 +198,13 @@ impl MapInfo {
             MapKind::RingBuf => (0, 0),
             _ => (size_of::<K>() as u32, size_of::<V>() as u32),
         };
+        let hash = if role.is_flows() { Digest::EMPTY.number(hash).number(FLOW_FORMAT).finish() } else { hash };
         Self { name, kind, role, key_size, value_size, hash }
     }
 
-    /// Those that are [`MapRole::Carried`].
+    /// Those that versions with the same layouts share.
     pub fn carried() -> impl Iterator<Item = &'static Self> {
-        MAPS.iter().filter(|map| map.role == MapRole::Carried)
+        MAPS.iter().filter(|map| map.role == MapRole::Carried || map.role.is_flows())
     }
 }
 
@@ -209,6 +242,12 @@ macro_rules! role {
     };
     (carried) => {
         MapRole::Carried
+    };
+    (flows4) => {
+        MapRole::Flows4
+    };
+    (flows6) => {
+        MapRole::Flows6
     };
     (passing) => {
         MapRole::Passing

@@ -71,6 +71,7 @@ numbered! {
     NoServicePort = "no-service-port", "the ClusterIP has no such port";
     NoMasqueradeAddress = "no-masquerade-address", "none of masqueradeAddresses that it could leave with is on the node";
     Takeover = "takeover", "programs of another version are being exchanged for these, and a connection that only they know must not begin anew: it is sent again";
+    FlowBusy = "flow-busy", "other CPUs write to this part of the flow table all the time: it is sent again";
 }
 
 numbered! {
@@ -86,6 +87,7 @@ numbered! {
     IcmpAnswered = "icmp-answered", "packets answered by an ICMP error";
     EventsHeld = "events-held", "events of drops beyond the rate of their port and reason";
     Reset = "reset", "TCP packets answered by RST: nobody serves where they go to";
+    FlowsGivenUp = "flows-given-up", "connections that were over, closed or unanswered and made room for another one, whose part of the flow table was full";
 }
 
 impl DropReason {

@@ -133,8 +133,8 @@ impl ConnectionRecord {
 pub struct ExportRequest {
     /// The version of the record that is asked for.
     pub version: u32,
-    /// Not 0: entries of `FLOWS6`.
-    pub v6: u32,
+    /// Which map's entries: [`ExportRequest::V6`] and [`ExportRequest::SPILLED`]; 0: those of `FLOWS4`.
+    pub of: u32,
     /// How many.
     pub count: u32,
     /// At least [`ConnectionRecord::SIZE`].
@@ -142,6 +142,12 @@ pub struct ExportRequest {
 }
 
 impl ExportRequest {
+    /// They are of `FLOWS6`.
+    pub const V6: u32 = 1;
+
+    /// They are of the hash beside it.
+    pub const SPILLED: u32 = 2;
+
     /// Most entries of a request.
     pub const MOST: u32 = 16;
 }

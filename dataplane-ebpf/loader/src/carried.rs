@@ -54,21 +54,37 @@ pub(crate) fn adopt(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>
     }
     let versions = with_generations(pins)?;
     // An entry whose Service port has no generation here could stand by a sum without it.
-    let knows_services = knows_services(&versions, sizes)?;
-    for (map, wanted) in MAPS.iter().zip(sizes.entries()).filter(|(map, _)| map.role == MapRole::Carried) {
-        let (from, to) = (pin_of(pins, map), pins.maps.join(map.name));
-        let Some(fd) = unless_gone(open_map(&from))? else { continue };
-        let info = layout::check(map, fd.as_fd(), &from)?;
-        let is_known = map.kind != MapKind::LruHashMap || knows_services;
-        if !is_known || !fits(map, info.max_entries, wanted) || !is_used(&versions, map, info.id)? {
-            continue;
+    let mut incomplete =
+        if knows_services(&versions, sizes)? { Vec::new() } else { vec![MapRole::Flows4, MapRole::Flows6] };
+    let mut found = Vec::new();
+    for (map, wanted) in MAPS.iter().zip(sizes.entries()).filter(|(map, _)| is_shared(map)) {
+        match usable(pins, &versions, map, wanted)? {
+            Some(fd) => found.push((map, fd)),
+            None if map.role.is_flows() => incomplete.push(map.role),
+            None => {}
         }
+    }
+    for (map, fd) in found.iter().filter(|(map, _)| !incomplete.contains(&map.role)) {
+        let to = pins.maps.join(map.name);
         if !exists(&to)? {
-            pin(&fd, &to)?;
+            pin(fd, &to)?;
         }
         adopted.push(map.name);
     }
     Ok(adopted)
+}
+
+fn is_shared(map: &MapInfo) -> bool {
+    map.role == MapRole::Carried || map.role.is_flows()
+}
+
+/// The map of these versions, if it serves where that size is wanted.
+fn usable(pins: &PinDir, versions: &[PinDir], map: &MapInfo, wanted: u32) -> Result<Option<OwnedFd>> {
+    let from = pin_of(pins, map);
+    let Some(fd) = unless_gone(open_map(&from))? else { return Ok(None) };
+    let info = layout::check(map, fd.as_fd(), &from)?;
+    let is_usable = fits(map, info.max_entries, wanted) && is_used(versions, map, info.id)?;
+    Ok(is_usable.then_some(fd))
 }
 
 /// Whether every number of a Service port of these versions has a generation here.

@@ -12,7 +12,7 @@ use weft_abi::{ConnectionRecord, ExportRequest, Flow, FlowKey4, FlowKey6, genera
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::{
-    Error, Maps, Record, Table,
+    Error, FlowTable, Maps, TableKey,
     error::Result,
     maps::id,
     pin::{PinDir, open_map, remove_map, unless_gone},
@@ -28,8 +28,8 @@ const REQUEST: usize = 3072;
 /// The flow tables of another version.
 pub(crate) struct OtherTables {
     exporter: SchedClassifier,
-    /// Whether of IPv6.
-    tables: Vec<(bool, RawMap)>,
+    /// What the exporter calls each.
+    tables: Vec<(u32, RawMap)>,
 }
 
 /// What other versions have of connections in tables of their own.
@@ -76,12 +76,20 @@ pub(crate) fn forget(pins: &PinDir) -> Result<()> {
 }
 
 /// The tables in a folder of maps that this version does not use itself.
-fn tables(dir: &Path, maps: &Maps) -> Result<Vec<(bool, RawMap)>> {
+fn tables(dir: &Path, maps: &Maps) -> Result<Vec<(u32, RawMap)>> {
+    const V6: u32 = ExportRequest::V6;
+    const SPILLED: u32 = ExportRequest::SPILLED;
     let mut tables = Vec::new();
-    for (v6, name, own) in [(false, map::FLOWS4, maps.flows4().raw()), (true, map::FLOWS6, maps.flows6().raw())] {
+    for (of, name, own) in [
+        (0, map::FLOWS4, maps.lines4().raw()),
+        (V6, map::FLOWS6, maps.lines6().raw()),
+        (SPILLED, map::SPILLED4, maps.spilled4().raw()),
+        (V6 | SPILLED, map::SPILLED6, maps.spilled6().raw()),
+    ] {
+        // Earlier builds have no hash beside the table.
         let Some(fd) = unless_gone(open_map(&dir.join(name)))? else { continue };
         if id(name, fd.as_fd())? != id(name, own.fd())? {
-            tables.push((v6, RawMap::new(fd, None).map_err(Error::map(name, "ask the kernel about"))?));
+            tables.push((of, RawMap::new(fd, None).map_err(Error::map(name, "ask the kernel about"))?));
         }
     }
     Ok(tables)
@@ -94,11 +102,11 @@ impl OtherTables {
     pub(crate) fn copy(&self, maps: &Maps, progress: impl Fn() -> Result<()>) -> Result<usize> {
         let epoch = maps.generations().get(EPOCH)?;
         let (mut copied, mut failed) = (0, None);
-        for (v6, table) in &self.tables {
+        for (of, table) in &self.tables {
             let mut put_batch = |keys: &[u8], values: &[u8]| {
                 progress()?;
-                for record in export(&self.exporter, *v6, [table.key_size(), table.value_size()], keys, values)? {
-                    match put(maps, *v6, record.entry(epoch)) {
+                for record in export(&self.exporter, *of, [table.key_size(), table.value_size()], keys, values)? {
+                    match put(maps, of & ExportRequest::V6 != 0, record.entry(epoch)) {
                         Ok(is_new) => copied += usize::from(is_new),
                         Err(error) => failed = Some(error),
                     }
@@ -144,7 +152,7 @@ fn each_batch(table: &RawMap, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) 
 /// The records of entries.
 fn export(
     exporter: &SchedClassifier,
-    v6: bool,
+    of: u32,
     [key_size, value_size]: [usize; 2],
     keys: &[u8],
     values: &[u8],
@@ -157,7 +165,7 @@ fn export(
         let entries = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
         let request = ExportRequest {
             version: ConnectionRecord::VERSION.into(),
-            v6: v6.into(),
+            of,
             count: u32::try_from(entries.len()).unwrap_or(ExportRequest::MOST),
             stride: u32::try_from(stride).unwrap_or(u32::MAX),
         };
@@ -191,10 +199,10 @@ fn ask(exporter: &SchedClassifier, packet: &[u8]) -> Result<Vec<u8>> {
 
 /// Writes an entry, unless the one that is there has had the last packet.
 fn put(maps: &Maps, v6: bool, (key, flow): (FlowKey6, Flow)) -> Result<bool> {
-    if v6 { put_in(maps.flows6(), &key, &flow) } else { put_in(maps.flows4(), &FlowKey4::of(&key), &flow) }
+    if v6 { put_in(&maps.flows6(), &key, &flow) } else { put_in(&maps.flows4(), &FlowKey4::of(&key), &flow) }
 }
 
-fn put_in<K: Record>(table: &Table<K, Flow>, key: &K, flow: &Flow) -> Result<bool> {
+fn put_in<K: TableKey>(table: &FlowTable<'_, K>, key: &K, flow: &Flow) -> Result<bool> {
     match table.get(key)? {
         None => table.add(key, flow),
         Some(own) if is_later(flow, &own) => table.insert(key, flow).map(|()| true),

@@ -23,6 +23,7 @@ mod convert;
 mod error;
 mod events;
 mod filter;
+mod flows;
 mod kernel_types;
 mod layout;
 mod link;
@@ -38,18 +39,20 @@ mod tc;
 mod test_run;
 mod upgrade;
 
-use std::{collections::BTreeMap, panic::resume_unwind, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{collections::BTreeMap, io, panic::resume_unwind, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramError, SchedClassifier},
 };
 use nix::time::{ClockId, clock_getres};
-use weft_abi::{Jiffies, SkbLayout};
+use weft_abi::{FlowSeeds, Jiffies, SkbLayout, map};
+use zerocopy::IntoBytes as _;
 
 pub use crate::{
     error::{Error, Result, Source},
     events::Events,
+    flows::{Entries, FlowTable, TableKey},
     link::{Attachment, LinkReport},
     maps::Maps,
     memory::MapMemory,
@@ -121,6 +124,7 @@ impl Dataplane {
 
     fn open_in(pins: PinDir, options: &Options) -> Result<Self> {
         pins.tell_of_others(&carried::adopt(&pins, &options.sizes)?)?;
+        pins.forget_parts_of_tables()?;
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
         let (mut ebpf, offload) = load(&pins, &plan, options)?;
@@ -128,7 +132,8 @@ impl Dataplane {
         let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
         carried::pin_by_layout(&pins)?;
-        pin_exporter(&mut ebpf, &pins)?;
+        seed_flows(&maps)?;
+        pin_programs(&mut ebpf, &pins)?;
         carried::raise_generations(&pins, &maps)?;
         let mut dataplane =
             Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload, ..OpenReport::default() } };
@@ -205,6 +210,9 @@ fn create_maps(pins: &PinDir, plan: &[MapReport], skb: &KernelSkb, options: &Opt
     loader.override_global(SkbLayout::GLOBAL, &skb.layout, true);
     let jiffies = jiffies();
     loader.override_global(Jiffies::GLOBAL, &jiffies, true);
+    // x86 reads in the order of the program.
+    let reorders_reads = u32::from(!cfg!(target_arch = "x86_64"));
+    loader.override_global("REORDERS_READS", &reorders_reads, true);
     if options.as_kernel_6_1 {
         // A flag that no kernel knows.
         loader.override_global("FIB_SOURCE", &(1_u32 << 31), true);
@@ -223,7 +231,7 @@ fn jiffies() -> Jiffies {
 fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     let mut waiting: BTreeMap<&str, &mut aya::programs::Program> = ebpf.programs_mut().collect();
     thread::scope(|scope| {
-        let names = weft_abi::program::ALL.into_iter().chain([convert::EXPORTER]);
+        let names = weft_abi::program::ALL.into_iter().chain(PINNED);
         let loads: Vec<_> = names
             .map(|name| {
                 let classifier = as_classifier(name, waiting.remove(name));
@@ -267,16 +275,34 @@ fn tail(log: &str) -> &str {
     }
 }
 
-/// Pins the program by which the next version learns of this one's connections; in the place of what an earlier run has pinned.
-fn pin_exporter(ebpf: &mut Ebpf, pins: &PinDir) -> Result<()> {
-    let pin = pins.maps.join(convert::EXPORTER);
-    unless_gone(remove_map(&pin))?;
-    let exporter = as_classifier(convert::EXPORTER, ebpf.program_mut(convert::EXPORTER))?;
-    exporter.pin(&pin).map_err(|error| Error::Program {
-        program: convert::EXPORTER,
-        operation: "pin",
-        source: Box::new(error),
-    })
+/// Programs that are pinned beside the maps: who learns of this version's connections has the one, whoever writes to the flow table the
+/// other.
+const PINNED: [&str; 2] = [convert::EXPORTER, weft_abi::program::EDIT_FLOWS];
+
+/// Pins them, in the place of what an earlier run has pinned.
+fn pin_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<()> {
+    for program in PINNED {
+        let pin = pins.maps.join(program);
+        unless_gone(remove_map(&pin))?;
+        let loaded = as_classifier(program, ebpf.program_mut(program))?;
+        loaded.pin(&pin).map_err(|error| Error::Program { program, operation: "pin", source: Box::new(error) })?;
+    }
+    Ok(())
+}
+
+/// Where a flow table is new: what its keys are hashed with. Before a program runs on it.
+fn seed_flows(maps: &Maps) -> Result<()> {
+    for (seeds, sets) in [(maps.seeds4(), maps.directory4().capacity()), (maps.seeds6(), maps.directory6().capacity())]
+    {
+        if seeds.get(0)?.finish != 0 {
+            continue;
+        }
+        let mut random = FlowSeeds::default();
+        getrandom::fill(random.as_mut_bytes())
+            .map_err(|error| Error::map(map::SEEDS4, "make random numbers for")(io::Error::other(error)))?;
+        seeds.set(0, &FlowSeeds { finish: random.finish | 1, sets, pad: 0, ..random })?;
+    }
+    Ok(())
 }
 
 fn classifier_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier> {

@@ -10,11 +10,12 @@ use aya::{
     Ebpf,
     maps::{Map, MapData},
 };
-use weft_abi::{Counter, DropReason, MAPS, MapInfo, MapKind, MapRole, Tally};
+use weft_abi::{Counter, DropReason, FlowKey4, FlowKey6, MAPS, MapInfo, MapKind, MapRole, Tally, program};
 
 use crate::{
     Error,
     error::Result,
+    flows::FlowTable,
     layout,
     pin::{PinDir, open_map},
     sys::{self, RawMap},
@@ -31,6 +32,8 @@ macro_rules! declare {
         #[derive(Debug)]
         pub struct Maps {
             $($accessor: handle!($kind, $key, $value),)+
+            /// The program that writes to the flow table.
+            editor: OwnedFd,
         }
 
         impl Maps {
@@ -42,8 +45,8 @@ macro_rules! declare {
                 }
             )+
 
-            fn of(mut open: impl FnMut(&MapInfo) -> Result<Opened>) -> Result<Self> {
-                Ok(Self { $($accessor: <handle!($kind, $key, $value)>::of(open(&MapInfo::$name)?)),+ })
+            fn of(mut open: impl FnMut(&MapInfo) -> Result<Opened>, editor: impl FnOnce() -> Result<OwnedFd>) -> Result<Self> {
+                Ok(Self { $($accessor: <handle!($kind, $key, $value)>::of(open(&MapInfo::$name)?),)+ editor: editor()? })
             }
 
             /// Every map with its name, in the order of [`weft_abi::map::ALL`].
@@ -57,6 +60,7 @@ macro_rules! declare {
 /// The type of a map's handle.
 macro_rules! handle {
     (Array, $key:ty, $value:ty) => { Array<$value> };
+    (MappedArray, $key:ty, $value:ty) => { Array<$value> };
     (PerCpuArray, $key:ty, $value:ty) => { PerCpuArray<$value> };
     (RingBuf, $key:ty, $value:ty) => { Ring };
     ($hash_or_trie:ident, $key:ty, $value:ty) => { Table<$key, $value> };
@@ -71,26 +75,50 @@ impl Maps {
     /// [`Error::Path`] for a map that is not there, [`Error::Layout`] for one of another build.
     pub fn open(pin_dir: &Path) -> Result<Self> {
         let dir = PinDir::of_this_version(pin_dir).maps;
-        Self::assemble(&dir, |map| open_map(&dir.join(map.name)))
+        let editor = || open_map(&dir.join(program::EDIT_FLOWS));
+        Self::assemble(&dir, editor, |map| open_map(&dir.join(map.name)))
     }
 
     /// Takes the maps out of a loaded object. `dir`: where they are pinned.
     pub(crate) fn take(ebpf: &mut Ebpf, dir: &Path) -> Result<Self> {
-        Self::assemble(dir, |&MapInfo { name, .. }| {
-            let map = ebpf.take_map(name).ok_or(Error::Missing { kind: "map", name })?;
-            let fd = descriptor(&map).transpose().map_err(Error::map(name, "duplicate the descriptor of"))?;
-            fd.ok_or(Error::Missing { kind: "map", name })
-        })
+        let editor = editor(ebpf);
+        Self::assemble(
+            dir,
+            || editor,
+            |&MapInfo { name, .. }| {
+                let map = ebpf.take_map(name).ok_or(Error::Missing { kind: "map", name })?;
+                let fd = descriptor(&map).transpose().map_err(Error::map(name, "duplicate the descriptor of"))?;
+                fd.ok_or(Error::Missing { kind: "map", name })
+            },
+        )
     }
 
     /// Checks that each map is what the ABI says.
-    fn assemble(dir: &Path, mut fd: impl FnMut(&MapInfo) -> Result<OwnedFd>) -> Result<Self> {
+    fn assemble(
+        dir: &Path,
+        editor: impl FnOnce() -> Result<OwnedFd>,
+        mut fd: impl FnMut(&MapInfo) -> Result<OwnedFd>,
+    ) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, source)| Error::Path {
             operation: "read the possible CPUs from",
             path: path.into(),
             source,
         })?;
-        Self::of(|map| open(map, fd(map)?, dir, cpus))
+        Self::of(|map| open(map, fd(map)?, dir, cpus), editor)
+    }
+
+    /// IPv4 flows.
+    #[must_use]
+    pub fn flows4(&self) -> FlowTable<'_, FlowKey4> {
+        let Self { lines4: lines, directory4: directory, spilled4: spilled, seeds4: seeds, .. } = self;
+        FlowTable { lines, directory, spilled, seeds, editor: self.editor.as_fd() }
+    }
+
+    /// IPv6 flows.
+    #[must_use]
+    pub fn flows6(&self) -> FlowTable<'_, FlowKey6> {
+        let Self { lines6: lines, directory6: directory, spilled6: spilled, seeds6: seeds, .. } = self;
+        FlowTable { lines, directory, spilled, seeds, editor: self.editor.as_fd() }
     }
 
     /// What was dropped for `reason` since the map was made, on all CPUs.
@@ -115,9 +143,18 @@ impl Maps {
 
     /// The kernel's numbers of the maps that programs of no other layout share.
     pub(crate) fn own_ids(&self) -> Result<Vec<u32>> {
-        let own = self.all().zip(MAPS).filter(|(_, info)| info.role != MapRole::Carried);
+        let own = self.all().zip(MAPS).filter(|(_, info)| info.role != MapRole::Carried && !info.role.is_flows());
         own.map(|((name, map), _)| id(name, map.fd())).collect()
     }
+}
+
+/// The program that writes to the flow table.
+fn editor(ebpf: &Ebpf) -> Result<OwnedFd> {
+    const NAME: &str = program::EDIT_FLOWS;
+    let program = ebpf.program(NAME).ok_or(Error::Missing { kind: "program", name: NAME })?;
+    let fd =
+        program.fd().map_err(|error| Error::Program { program: NAME, operation: "use", source: Box::new(error) })?;
+    fd.as_fd().try_clone_to_owned().map_err(Error::map(NAME, "duplicate the descriptor of"))
 }
 
 /// The kernel's number of a map.

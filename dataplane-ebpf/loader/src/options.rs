@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use weft_abi::map;
 
-use crate::{Error, error::Result};
+use crate::{Error, error::Result, flows::ENTRIES_OF_A_SET};
 
 /// How to open the dataplane.
 #[derive(Clone, Debug)]
@@ -67,9 +67,10 @@ pub struct MapSizes {
     pub blocks: u32,
     /// Verdicts of policies that are remembered. The least recently used one makes room. Whole.
     pub verdicts: u32,
-    /// IPv4 flow entries, two per connection; about 216 bytes each. The least recently used one makes room. Whole.
+    /// IPv4 flow entries, two per connection; about 205 bytes each. Where there is no room, what is over, closed or was never answered
+    /// makes some, and an established connection does not. Whole.
     pub flows4: u32,
-    /// IPv6 flow entries; about 240 bytes each. Whole.
+    /// IPv6 flow entries; about 300 bytes each. Whole.
     pub flows6: u32,
     /// Fragmented datagrams under way. Whole.
     pub fragments: u32,
@@ -85,7 +86,7 @@ impl MapSizes {
     /// Services).
     ///
     /// A workload is given 4 interfaces, 512 IPv4 connections and half as many IPv6 ones on average. With 110 workloads all
-    /// maps together take about 79 MiB, most of it flows.
+    /// maps together take about 80 MiB, most of it flows.
     #[must_use]
     pub const fn for_node(pods: u32) -> Self {
         let ports = power_of_two(pods.saturating_mul(4), 256, 1 << 16);
@@ -160,12 +161,19 @@ macro_rules! entries {
     ($sizes:ident, sized, $field:ident) => {
         $sizes.$field
     };
+    ($sizes:ident, sets, $field:ident, $factor:expr, $divisor:expr) => {
+        ($sizes.$field.div_ceil(ENTRIES_OF_A_SET) * $factor).div_ceil($divisor)
+    };
     ($sizes:ident, per, $field:ident, $factor:expr, $more:expr) => {
         $sizes.$field.saturating_mul($factor).saturating_add($more)
     };
 }
 
 macro_rules! demanded {
+    // Each of a table's parts is made from one field.
+    ($sizes:ident, $name:ident, sets, $field:ident, 8, 1) => {
+        Some((stringify!($field), map::$name, $sizes.$field))
+    };
     ($sizes:ident, $name:ident, sized, $field:ident) => {
         Some((stringify!($field), map::$name, $sizes.$field))
     };

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use weft_abi::{ABI_VERSION, Digest, LAYOUT, MAPS, MapInfo, PinFolder, map};
+use weft_abi::{ABI_VERSION, Digest, LAYOUT, MAPS, MapInfo, MapRole, PinFolder};
 
 use crate::{Error, carried::fits, error::Result, layout, options::MapSizes, sys};
 
@@ -117,6 +117,22 @@ impl PinDir {
         fs::rename(aside, &self.version).map_err(Error::path("rename folder", aside))
     }
 
+    /// Of a flow table that is not there whole, what is left is of no use: its parts tell of each other.
+    pub(crate) fn forget_parts_of_tables(&self) -> Result<()> {
+        for role in [MapRole::Flows4, MapRole::Flows6] {
+            let mut there = Vec::new();
+            for pin in MAPS.iter().filter(|map| map.role == role).map(|map| self.maps.join(map.name)) {
+                if exists(&pin)? {
+                    there.push(pin);
+                }
+            }
+            if there.len() < MAPS.iter().filter(|map| map.role == role).count() {
+                there.iter().try_for_each(|pin| remove_map(pin))?;
+            }
+        }
+        Ok(())
+    }
+
     /// How many entries the pinned map has room for; `None`: there is none.
     fn size_of(&self, info: &MapInfo) -> Result<Option<u32>> {
         let pin = self.maps.join(info.name);
@@ -133,8 +149,8 @@ impl PinDir {
 
     /// Says aloud what it means that there are others.
     pub(crate) fn tell_of_others(&self, carried: &[&str]) -> Result<()> {
-        let is_lost = |name: &&str| !carried.contains(name) && ![map::FLOWS4, map::FLOWS6].contains(name);
-        let begins_empty: Vec<&str> = MapInfo::carried().map(|map| map.name).filter(is_lost).collect();
+        let is_lost = |map: &&MapInfo| !carried.contains(&map.name) && !map.role.is_flows();
+        let begins_empty: Vec<&str> = MapInfo::carried().filter(is_lost).map(|map| map.name).collect();
         for dir in self.others()? {
             tracing::warn!(
                 dir = %dir.display(), this = %PinFolder, ?carried, ?begins_empty,

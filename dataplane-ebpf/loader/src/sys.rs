@@ -16,10 +16,10 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 // enum bpf_cmd of include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-const BPF_NOEXIST: u64 = 1;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
@@ -69,6 +69,26 @@ struct IdAttr {
     id: u32,
     next_id: u32,
     open_flags: u32,
+}
+
+#[repr(C)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
 }
 
 #[repr(C)]
@@ -207,6 +227,36 @@ pub(crate) fn maps_of_program(id: u32) -> io::Result<Vec<u32>> {
     Ok(ids.into_iter().take(info.map_count as usize).collect())
 }
 
+/// Runs a program once on a packet, which it may change; what it returned.
+pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<u32> {
+    let size = u32::try_from(packet.len()).map_err(io::Error::other)?;
+    let data = address_mut(packet);
+    let mut attr = TestRunAttr {
+        prog_fd: fd_number(program),
+        retval: 0,
+        data_size_in: size,
+        data_size_out: size,
+        data_in: data,
+        data_out: data,
+        repeat: 1,
+        duration: 0,
+        ctx_size_in: 0,
+        ctx_size_out: 0,
+        ctx_in: 0,
+        ctx_out: 0,
+        flags: 0,
+        cpu: 0,
+        batch_size: 0,
+        pad: 0,
+    };
+    // SAFETY: BPF_PROG_TEST_RUN copies `data_size_in` bytes in, runs, and copies at most `data_size_out` bytes out.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr)? };
+    if attr.data_size_out != size {
+        return Err(io::Error::other("the program changed the packet's length"));
+    }
+    Ok(attr.retval)
+}
+
 /// Detaches a link at once; closing and unpinning it would only do so after an RCU grace period.
 pub(crate) fn link_detach(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkDetachAttr { link_fd: fd_number(fd) };
@@ -286,18 +336,6 @@ impl RawMap {
         // SAFETY: the kernel reads key_size and value_size bytes; both were checked.
         unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr)? };
         Ok(())
-    }
-
-    /// Writes an entry where there is none; `false` if there is one.
-    pub(crate) fn add(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
-        self.check(Some(key.len()), Some(value.len()));
-        let mut attr = ElementAttr { flags: BPF_NOEXIST, ..self.element(key, address(value)) };
-        // SAFETY: the kernel reads key_size and value_size bytes; both were checked.
-        match unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) } {
-            Ok(_) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// Removes one entry; `false` if there was none.

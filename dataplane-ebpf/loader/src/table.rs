@@ -76,14 +76,6 @@ impl<K: Record, V: Record> Table<K, V> {
         })
     }
 
-    /// Adds an entry; `false` if there is one.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub(crate) fn add(&self, key: &K, value: &V) -> Result<bool> {
-        self.map.add(key.as_bytes(), value.as_bytes()).map_err(Error::map(self.name, "write to"))
-    }
-
     /// Removes an entry; `false` if there was none. A trie removes that very prefix only.
     ///
     /// # Errors
@@ -243,6 +235,29 @@ impl<V: Record> Array<V> {
         let mut value = V::new_zeroed();
         self.map.lookup(index.as_bytes(), value.as_mut_bytes()).map_err(Error::map(self.name, "read from"))?;
         Ok(value)
+    }
+
+    /// The values from `first` on, as many as there are, `most` at most. Each may be half of what a program writes meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub(crate) fn range(&self, first: u32, most: u32) -> Result<Vec<V>> {
+        let count = most.min(self.capacity().saturating_sub(first)) as usize;
+        let (mut keys, mut values) = (vec![0_u32; count], vec![V::new_zeroed(); count]);
+        // The kernel goes on behind the cursor, an index.
+        let cursor = first.checked_sub(1).map(u64::from);
+        let mut next = [0; 8];
+        if count != 0 {
+            self.map
+                .lookup_batch(
+                    cursor.as_ref().map(IntoBytes::as_bytes),
+                    &mut next,
+                    keys.as_mut_bytes(),
+                    values.as_mut_bytes(),
+                )
+                .map_err(Error::map(self.name, "list"))?;
+        }
+        Ok(values)
     }
 
     /// Writes the value at `index`. A program that reads a value of more than 8 bytes meanwhile may see half of it.

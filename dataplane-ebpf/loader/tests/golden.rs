@@ -53,5 +53,7 @@ mod pool;
 mod service;
 #[path = "golden/share.rs"]
 mod share;
+#[path = "golden/table.rs"]
+mod table;
 #[path = "golden/workload.rs"]
 mod workload;

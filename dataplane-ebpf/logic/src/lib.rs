@@ -15,6 +15,7 @@ pub mod checksum;
 pub mod decide;
 pub mod flow;
 pub mod fragment;
+pub mod hash;
 pub mod header;
 pub mod locate;
 pub mod masquerade;
@@ -23,6 +24,7 @@ pub mod offload;
 pub mod plan;
 pub mod policy;
 pub mod select;
+pub mod set;
 pub mod share;
 pub mod walk;
 

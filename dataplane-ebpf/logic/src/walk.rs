@@ -238,6 +238,8 @@ pub struct Walk {
     pub reverse_key: FlowKey6,
     /// The packet that an ICMP error is about, as its sender saw it.
     pub about: FlowKey6,
+    /// Where that packet's transport header is.
+    pub about_offset: u32,
     /// What that packet is for whom the error goes to.
     pub about_there: FlowKey6,
     /// The error's sender is the receiver of that packet, not a router on its way.
@@ -246,8 +248,8 @@ pub struct Walk {
     pub has_moved: u8,
     /// Not 0: the packet is a piece of a datagram that goes by the host's stack, see [`weft_abi::Datagram::by_stack`].
     pub by_stack: u8,
-    /// Reserved, zero.
-    pub pad: u8,
+    /// What the flow table has refused to this packet, see [`Refused`]: it does nothing more there.
+    pub refused: u8,
     /// Identification that a piece of a datagram is masqueraded with, as in the packet.
     pub masqueraded_id: u32,
     /// Where the datagram is remembered that the packet is a piece of.
@@ -256,6 +258,18 @@ pub struct Walk {
     pub far: Far,
     /// The address that it leaves with, of several of the node's.
     pub choice: Choice,
+}
+
+/// Why the flow table does nothing for a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Refused {
+    /// It does.
+    Nothing = 0,
+    /// Others wrote all the time: what is there is not known, and must not be taken for nothing.
+    Busy = 1,
+    /// There is no room.
+    Full = 2,
 }
 
 /// A [`crate::header::Transport`] in a map value.

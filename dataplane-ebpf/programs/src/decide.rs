@@ -19,7 +19,7 @@ use crate::{
     share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
-    table::FlowTable as _,
+    table::{self, Buffer, FlowTable as _},
     tunnel, tuple,
 };
 
@@ -52,6 +52,7 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     walk.question.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
     walk.question.related = 0;
+    table::begin();
     let may_be_the_hosts = hook::is_shared(hook) && !is_workload_of_cluster(&walk.question.key.dst);
     if is_held(skb, walk, may_be_the_hosts) {
         return Err(DropReason::Takeover.into());
@@ -68,14 +69,17 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     }
     // The function has written to it.
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if let Some(reason) = table::refusal() {
+        return Err(reason.into());
+    }
     if may_be_the_hosts && !walk.question.answers() {
         return Err(for_host());
     }
     if let Err(reason) = answer(skb) {
         insert::weft_remember_refusal(u32::from(life::refusal(reason)));
-        return Err(reason.into());
+        return Err(table::refusal().unwrap_or(reason).into());
     }
-    stop::check(insert::weft_insert(skb.len()))?;
+    stop::check(insert::weft_insert(skb.len())).map_err(|reason| table::refusal().unwrap_or(reason))?;
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     if !walk.question.stands() {
         report::decided(skb, hook);
@@ -187,9 +191,10 @@ pub extern "C" fn weft_was_refused(flow: *const Flow, protocol_number: u32) -> u
     if flow.is_null() {
         return 0;
     }
+    table::begin();
     // SAFETY: the caller's reference; the verifier checked its size.
     keys[0] = life::answer_key(unsafe { &*flow }, protocol_number);
-    let found = if keys[0].src.is_v4() { V4::find(&keys[0]) } else { V6::find(&keys[0]) };
+    let found = if keys[0].src.is_v4() { V4::find(&keys[0], Buffer::One) } else { V6::find(&keys[0], Buffer::One) };
     found.map_or(0, |answers| u32::from(answers.connection.state == FlowState::Closing as u8))
 }
 
@@ -270,9 +275,10 @@ const fn sender(hook: u8) -> Sender {
 
 #[inline(always)]
 fn recall<F: Family>(walk: &mut Walk) {
-    let Some(config) = Kernel.config() else { return };
-    let Some(flow) = F::find(&walk.question.key) else { return };
-    let other = F::find(&life::answer_key(flow, walk.question.key.protocol));
+    let (Some(config), Some([answer, _])) = (Kernel.config(), maps::asked()) else { return };
+    let Some(flow) = F::find(&walk.question.key, Buffer::One) else { return };
+    *answer = life::answer_key(flow, walk.question.key.protocol);
+    let other = F::find(answer, Buffer::Other);
     let other = other.filter(|other| life::leads_back(other, &walk.question.key));
     let (port, protocol_number) = (walk.question.key.dport, walk.question.key.protocol);
     let lifetime = Lifetime::of(port, protocol_number, flow, other, &config.timeouts);

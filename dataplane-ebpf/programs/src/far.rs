@@ -84,6 +84,12 @@ pub fn find<F: Far>(skb: &Skb, ifindex: u32) -> Result<Transport, DropReason> {
     Ok(found(&walk.far))
 }
 
+/// What [`find`] has found of this packet.
+#[inline(always)]
+pub fn again() -> Result<Transport, DropReason> {
+    Ok(found(&maps::walk().ok_or(DropReason::Kernel)?.far))
+}
+
 /// [`Far::parse_into_walk`] of IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]

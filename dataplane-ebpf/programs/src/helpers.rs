@@ -81,6 +81,13 @@ pub fn load<T: Copy>(skb: *mut __sk_buff, offset: usize) -> Option<T> {
     }
 }
 
+/// Copies what is at `offset` of the packet into a map value.
+#[inline(always)]
+pub fn load_into<T>(skb: *mut __sk_buff, offset: usize, into: *mut T) -> bool {
+    // SAFETY: the helper writes `size_of::<T>()` bytes to `into`, a map value that the verifier knows the size of.
+    unsafe { raw::bpf_skb_load_bytes(skb.cast(), offset as u32, into.cast(), mem::size_of::<T>() as u32) == 0 }
+}
+
 /// Copies kernel memory at `address` to `value` (`CAP_PERFMON`); about 10 ns.
 #[inline(always)]
 pub fn read_kernel<T>(value: &mut mem::MaybeUninit<T>, address: usize) -> bool {
@@ -438,19 +445,65 @@ pub fn fetch_add(word: *mut u32, value: u32) -> u32 {
     before
 }
 
-/// Writes `new` to a word if it is still `old`; whether it was.
+/// Writes `new` to a word if it is still `old`; whether it was. Fully ordered, as all of these.
 #[inline(always)]
-pub fn compare_exchange(word: *mut u32, old: u32, new: u32) -> bool {
+pub fn compare_exchange(word: *mut u64, old: u64, new: u64) -> bool {
     #[cfg(target_arch = "bpf")]
     // SAFETY: callers give an aligned word of a map value.
     let (_, exchanged) = unsafe {
         use core::intrinsics::{AtomicOrdering, atomic_cxchg};
-        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
     };
     #[cfg(not(target_arch = "bpf"))]
     // SAFETY: as above.
-    let exchanged = unsafe { core::sync::atomic::AtomicU32::from_ptr(word) }
+    let exchanged = unsafe { core::sync::atomic::AtomicU64::from_ptr(word) }
         .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
         .is_ok();
     exchanged
+}
+
+/// Writes a word; what it was.
+#[inline(always)]
+pub fn exchange(word: *mut u64, new: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: callers give an aligned word of a map value.
+    let before = unsafe {
+        use core::intrinsics::{AtomicOrdering, atomic_xchg};
+        atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(word, new)
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above.
+    let before = unsafe { core::sync::atomic::AtomicU64::from_ptr(word) }.swap(new, Ordering::SeqCst);
+    before
+}
+
+/// Sets bits of a word; what it was.
+#[inline(always)]
+pub fn fetch_or(word: *mut u64, bits: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: callers give an aligned word of a map value.
+    let before = unsafe {
+        use core::intrinsics::{AtomicOrdering, atomic_or};
+        atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(word, bits)
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above.
+    let before = unsafe { core::sync::atomic::AtomicU64::from_ptr(word) }.fetch_or(bits, Ordering::SeqCst);
+    before
+}
+
+/// Not 0: the CPU may read later words first. Set by the loader; the verifier knows the value.
+#[unsafe(no_mangle)]
+static REORDERS_READS: u32 = 1;
+
+/// Keeps reads before it from being done after it, on CPUs that do that (not x86): the set of instructions has no barrier, but an atomic
+/// operation that returns a value is one.
+#[inline(always)]
+pub fn order_reads() {
+    // SAFETY: a valid static; volatile, as for `JIFFIES`.
+    if unsafe { ptr::read_volatile(&raw const REORDERS_READS) } != 0
+        && let Some(word) = crate::maps::own_word()
+    {
+        fetch_add(word, 0);
+    }
 }

@@ -20,7 +20,8 @@ use crate::{
     report,
     skb::Skb,
     stop::{self, Stop},
-    tunnel,
+    table::{self, Buffer},
+    tunnel, walk,
 };
 
 /// Bytes of an ICMP or ICMPv6 error before the packet inside.
@@ -113,29 +114,43 @@ pub fn translate<F: Inner, const HOOK: u8>(
     skb: &Skb,
     ifindex: u32,
     transport: &Transport,
+    decided: bool,
 ) -> Result<&'static Flow, Stop> {
     report::forget();
     let offset = transport.offset as u32;
-    match steps::<F, HOOK>(skb, ifindex, offset) {
-        Ok(()) => Ok(&maps::walk().ok_or(DropReason::Kernel)?.forward),
-        Err(_) if hook::is_shared(HOOK) => Err(Stop::Return(hook::NEXT)),
-        Err(reason) => Err(reason.into()),
+    if !decided && look::<F, HOOK>(skb, ifindex, offset).map_err(failed::<HOOK>)? {
+        return Err(Stop::Return(walk::ASK_AGAIN));
     }
+    stop::check(F::rewrite_inner(skb, offset)).map_err(failed::<HOOK>)?;
+    Ok(&maps::walk().ok_or(DropReason::Kernel)?.forward)
 }
 
+/// What becomes of an error that cannot be translated: on the uplink it may be the host's own.
 #[inline(always)]
-fn steps<F: Inner, const HOOK: u8>(skb: &Skb, ifindex: u32, offset: u32) -> Result<(), DropReason> {
+pub fn failed<const HOOK: u8>(reason: DropReason) -> Stop {
+    if hook::is_shared(HOOK) { Stop::Return(hook::NEXT) } else { reason.into() }
+}
+
+/// Finds the flow that the error goes by; whether something has moved since its last packet.
+#[inline(always)]
+fn look<F: Inner, const HOOK: u8>(skb: &Skb, ifindex: u32, offset: u32) -> Result<bool, DropReason> {
     stop::check(F::find_inner(skb, ifindex, offset, u32::from(HOOK)))?;
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
-    if walk.has_moved != 0 {
-        stop::check(weft_decide_again(skb.raw(), u32::from(F::IS_V6), u32::from(HOOK)))?;
-    } else if HOOK == Hook::FromOverlay as u8 && !tunnel::is_from(skb, &walk.forward.way.remote) {
+    table::begin();
+    if F::find(&walk.question.key, Buffer::One).is_none() {
+        return Err(table::refusal().unwrap_or(DropReason::IcmpUnrelated));
+    }
+    stop::check(weft_go_by(skb.raw(), u32::from(HOOK)))?;
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    let has_moved = walk.has_moved != 0;
+    if !has_moved && HOOK == Hook::FromOverlay as u8 && !tunnel::is_from(skb, &walk.forward.way.remote) {
         return Err(DropReason::TunnelPeer);
     }
-    stop::check(F::rewrite_inner(skb, offset))
+    Ok(has_moved)
 }
 
-/// Finds the flow: the walk's `about` is the packet inside, `forward` the entry that the error goes by. Of IPv4; 0, or the reason + 1. Exported, and thereby global to the verifier, as in `far`.
+/// Reads the packet inside: it is the walk's `about`, and its answers are what the walk asks for. Of IPv4; 0, or the reason + 1.
+/// Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weft_find_inner_v4(skb: *mut __sk_buff, ifindex: u32, offset: u32, hook: u32) -> u32 {
@@ -175,10 +190,27 @@ fn find<F: Inner>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(
         return Err(DropReason::SourceAddress);
     }
     ask_for_answers(walk, ifindex);
-    let flow = F::find(&walk.question.key).ok_or(DropReason::IcmpUnrelated)?;
     if outer_dst != walk.about.src {
         return Err(DropReason::IcmpUnrelated);
     }
+    walk.from_end = u8::from(from_end);
+    Ok(())
+}
+
+/// Takes the flow that was found for the one that the error goes by. 0, or the reason + 1. Exported, and thereby global to the verifier,
+/// as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_go_by(skb: *mut __sk_buff, hook: u32) -> u32 {
+    stop::code(go_by(&Skb::of(skb), hook))
+}
+
+#[inline(always)]
+fn go_by(skb: &Skb, hook: u32) -> Result<(), DropReason> {
+    let (Some(walk), Some(found)) = (maps::walk(), maps::buffer(Buffer::One as u32)) else {
+        return Err(DropReason::Kernel);
+    };
+    let flow = &found.flow;
     maps::copy(flow, &mut walk.forward);
     let ethernet: Ethernet = skb.read(0).ok_or(DropReason::Truncated)?;
     if hook == Hook::FromWorkload as u32
@@ -187,7 +219,6 @@ fn find<F: Inner>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(
     {
         return Err(DropReason::SourceMac);
     }
-    walk.from_end = u8::from(from_end);
     walk.has_moved = u8::from(!life::stands(&Kernel, &flow.way));
     Ok(())
 }
@@ -196,7 +227,7 @@ fn find<F: Inner>(skb: &Skb, ifindex: u32, offset: usize, hook: u32) -> Result<(
 /// is still what the error is about. 0, or the reason + 1. Exported, and thereby global to the verifier, as in `far`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_decide_again(skb: *mut __sk_buff, is_v6: u32, hook: u32) -> u32 {
+pub extern "C" fn weft_decide_again(skb: *mut __sk_buff, is_v6: u32, hook: u32) -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     walk.question.is_v6 = is_v6 as u8;
     walk.question.tcp_flags = 0;
@@ -239,7 +270,7 @@ fn ask_for_answers(walk: &mut Walk, ifindex: u32) {
 #[inline(always)]
 fn set_transport(skb: &Skb, walk: &mut Walk, protocol_number: u8, l4: usize) -> Option<()> {
     walk.about.protocol = u32::from(protocol_number);
-    walk.far.offset = l4 as u32;
+    walk.about_offset = l4 as u32;
     (walk.about.sport, walk.about.dport) = inner_ports(skb, protocol_number, l4)?;
     Some(())
 }
@@ -262,7 +293,7 @@ fn rewrite<F: Inner>(skb: &Skb, offset: usize) -> Result<(), DropReason> {
     let walk = maps::walk().ok_or(DropReason::Kernel)?;
     plan(walk);
     let (packet, change) = (&walk.about, &walk.about_there);
-    let (ip, l4) = (offset + ERROR_HEADER, walk.far.offset as usize & 0x7ff);
+    let (ip, l4) = (offset + ERROR_HEADER, walk.about_offset as usize & 0x7ff);
     let addresses = checksum::addr_diff(&packet.src, &change.src) + checksum::addr_diff(&packet.dst, &change.dst);
     let ports = checksum::half_diff(packet.sport, change.sport) + checksum::half_diff(packet.dport, change.dport);
     let protocol_number = packet.protocol as u8;

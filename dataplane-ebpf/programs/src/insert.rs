@@ -9,7 +9,7 @@ use crate::{
     family::{Family, V4, V6},
     maps::{self, AFFINITIES},
     share, stop,
-    table::FlowTable as _,
+    table::{self, Buffer},
 };
 
 /// Counts the packet in and writes the entry of its own direction; that of the answers is there, it is what the connection
@@ -49,10 +49,13 @@ extern "C" fn weft_follow_first() -> u32 {
 
 #[inline(always)]
 fn follow_first<F: Family>(walk: &mut Walk, answers: &mut FlowKey6) -> Result<(), DropReason> {
-    let first = F::find(&walk.question.key);
+    let first = F::find(&walk.question.key, Buffer::One);
     if let Some(first) = first {
         *answers = life::answer_key(first, walk.question.key.protocol);
         walk.forward = *first;
+    }
+    if table::refusal().is_some() {
+        return Err(DropReason::FlowTable);
     }
     if first.is_none() || *answers != walk.reverse_key {
         F::remove(&walk.reverse_key);
@@ -70,16 +73,24 @@ pub extern "C" fn weft_remember_refusal(flag: u32) -> u32 {
     if flag == 0 || !walk.question.stands() {
         return 0;
     }
-    let key = &walk.question.key;
-    let found = if walk.question.is_v6 == 0 { V4::find_mut(key) } else { V6::find_mut(key) };
-    // Whoever replaces the entry meanwhile has decided on it as well.
-    let Some(flow) = found else { return 0 };
-    let direction = life::refused_by(flag as u8);
+    if walk.question.is_v6 == 0 {
+        remember_refusal::<V4>(walk, flag)
+    } else {
+        remember_refusal::<V6>(walk, flag)
+    }
+    0
+}
+
+#[inline(always)]
+fn remember_refusal<F: Family>(walk: &Walk, flag: u32) {
+    let Some(found) = F::look_up(&walk.question.key, Buffer::One) else { return };
+    let (flow, direction) = (&mut found.flow, life::refused_by(flag as u8));
     flow.connection.rules[direction] = walk.decision.rules[direction];
     flow.way.flags = flow.way.flags & !WayFlags::REFUSED | flag as u8;
     // Of the decision's beginning: where something moved meanwhile the next packet asks again.
     flow.way.epoch = walk.decision.epoch;
-    0
+    // Whoever has replaced the entry meanwhile has decided on it as well.
+    let _is_it_yet = F::put_over(&walk.question.key, flow, found.control);
 }
 
 /// Remembers for the walk's client which backend its new connection has, where the Service keeps it there. What is refused comes
@@ -110,12 +121,12 @@ pub extern "C" fn weft_forget_answers() -> u32 {
 
 #[inline(always)]
 fn forget_answers<F: Family>(walk: &Walk, answers: &mut FlowKey6) {
-    let Some(before) = F::find(&walk.question.key) else { return };
+    let Some(before) = F::find(&walk.question.key, Buffer::One) else { return };
     *answers = life::answer_key(before, walk.question.key.protocol);
     if before.connection.flags & ConnectionFlags::REPLY != 0 || *answers == walk.reverse_key {
         return;
     }
-    if F::find(answers).is_some_and(|found| life::leads_back(found, &walk.question.key)) {
+    if F::find(answers, Buffer::One).is_some_and(|found| life::leads_back(found, &walk.question.key)) {
         F::remove(answers);
     }
 }

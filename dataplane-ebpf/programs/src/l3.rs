@@ -18,7 +18,9 @@ use crate::{
     family::{Family, V4, V6},
     helpers, hook, maps, report,
     skb::Skb,
-    stop, walk,
+    stop,
+    table::{self, Buffer},
+    walk,
 };
 
 /// The hook that these devices stand in for.
@@ -100,8 +102,12 @@ fn is_ours<F: Family>(skb: Skb) -> u32 {
     }
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     walk.question.key = F::widen(&F::key(UPLINK, &ip, &transport));
-    if F::find(&walk.question.key).is_some() || decide::is_workload_of_cluster(&walk.question.key.dst) {
+    table::begin();
+    if F::find(&walk.question.key, Buffer::One).is_some() || decide::is_workload_of_cluster(&walk.question.key.dst) {
         return OURS;
+    }
+    if let Some(reason) = table::refusal() {
+        return stop::code(Err(reason));
     }
     if maps::is_taking_over() && decide::weft_may_be_an_answer(skb.raw()) != 0 {
         return stop::code(Err(DropReason::Takeover));

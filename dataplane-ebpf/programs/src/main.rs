@@ -6,7 +6,7 @@
 #![no_std]
 #![no_main]
 // Atomic operations: the target's `core` has them as intrinsics only.
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics, asm_experimental_arch))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "the only atomic operations of this target"))]
 #![expect(unreachable_pub, reason = "a binary: pub means for the other modules")]
 #![expect(missing_docs, reason = "the entry points that the macro makes have none")]
@@ -14,6 +14,7 @@
 mod arp;
 mod decide;
 mod deliver;
+mod edit;
 mod export;
 mod family;
 mod far;
@@ -88,6 +89,12 @@ pub fn to_workload(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn export_connections(ctx: TcContext) -> i32 {
     export::run(Skb::new(&ctx))
+}
+
+/// On no device: writes to the flow table for user space.
+#[classifier]
+pub fn edit_flows(ctx: TcContext) -> i32 {
+    edit::run(Skb::new(&ctx))
 }
 
 /// Nothing panics; the verifier would refuse a program that could.

@@ -4,14 +4,14 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     macros::btf_map,
 };
 use weft_abi::{
     Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, FlowKey6,
-    Frontend, FrontendKey, KnownVerdict, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, Share,
-    Tally, VerdictKey, rule,
+    Frontend, FrontendKey, KnownVerdict, Line4, Line6, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote,
+    RuleKey, Run, Share, Tally, VerdictKey, rule,
 };
 use weft_logic::{
     Tables,
@@ -19,7 +19,10 @@ use weft_logic::{
     walk::Walk,
 };
 
-use crate::helpers;
+use crate::{
+    helpers,
+    table::{BUFFERS, Copied},
+};
 
 /// Declares the statics of the maps that are pinned. Sizes are placeholders where the loader sets them from demand.
 macro_rules! declare {
@@ -39,6 +42,7 @@ macro_rules! declare {
 /// The type of a map.
 macro_rules! map {
     (Array, $key:ty, $value:ty, $entries:expr) => { Array<$value, { $entries }> };
+    (MappedArray, $key:ty, $value:ty, $entries:expr) => { Array<$value, { $entries }, { BPF_F_MMAPABLE as usize }> };
     (PerCpuArray, $key:ty, $value:ty, $entries:expr) => { PerCpuArray<$value, { $entries }> };
     (HashMap, $key:ty, $value:ty, $entries:expr) => { HashMap<$key, $value, { $entries }> };
     (OnDemandHashMap, $key:ty, $value:ty, $entries:expr) => {
@@ -65,6 +69,45 @@ macro_rules! entries {
 }
 
 weft_abi::for_each_map!(declare);
+
+/// Copies of entries of the flow table, see [`Buffer`](crate::table::Buffer). Not pinned.
+#[btf_map]
+static BUFFER: PerCpuArray<Copied, { BUFFERS }> = PerCpuArray::new();
+
+/// This CPU's buffer of that number.
+#[inline(always)]
+pub fn buffer(number: u32) -> Option<&'static mut Copied> {
+    // SAFETY: as for `walk`.
+    BUFFER.get_ptr_mut(number).map(|buffer| unsafe { &mut *buffer })
+}
+
+/// Lines that go to the hash beside the flow table: the programs have no stack for one. Not pinned.
+#[btf_map]
+pub static LINE4: PerCpuArray<Line4, 1> = PerCpuArray::new();
+/// The same of IPv6.
+#[btf_map]
+pub static LINE6: PerCpuArray<Line6, 1> = PerCpuArray::new();
+
+/// A connection of the flow table that is asked to make room for one of its set: both keys. Not pinned.
+#[btf_map]
+static LEAVING: PerCpuArray<[FlowKey6; 2], 1> = PerCpuArray::new();
+
+/// This CPU's room for the keys of a connection that is asked to make room for one of its set.
+#[inline(always)]
+pub fn leaving() -> Option<&'static mut [FlowKey6; 2]> {
+    // SAFETY: as for `walk`.
+    LEAVING.get_ptr_mut(0).map(|keys| unsafe { &mut *keys })
+}
+
+/// A word of each CPU's own; see [`helpers::order_reads`]. Not pinned.
+#[btf_map]
+static ORDER: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// This CPU's own word.
+#[inline(always)]
+pub fn own_word() -> Option<*mut u32> {
+    ORDER.get_ptr_mut(0)
+}
 
 /// The packet under way, too large for the 512 byte stack. Not pinned.
 #[btf_map]

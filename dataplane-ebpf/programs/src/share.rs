@@ -2,7 +2,7 @@
 //! Shares of ports: tokens by time, room in the flow table by count; see `weft_logic::share`.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use weft_abi::{ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, DropReason, FlowAccount, FlowKey6, OPENED, Share};
+use weft_abi::{ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, DropReason, Flow, FlowAccount, FlowKey6, OPENED, Share};
 use weft_logic::{
     Tables as _,
     flow::{self as life, Lifetime},
@@ -15,6 +15,7 @@ use crate::{
     helpers,
     maps::{self, Kernel, NO_SHARE, OPENERS, OpenedKey, REMEMBERED, SHARES},
     stop,
+    table::Buffer,
 };
 
 /// Connections of a port that are looked at for one that makes room.
@@ -176,9 +177,9 @@ extern "C" fn weft_give_up_oldest(ifindex: u32, index: u32) -> u32 {
 /// Removes both entries of the connection of the first key if it makes room; none: it is gone already.
 #[inline(always)]
 fn give_up<F: Family>([key, answer]: &mut [FlowKey6; 2], now: u32) -> Option<bool> {
-    let opener = F::find(key)?;
+    let opener = F::find(key, Buffer::One)?;
     *answer = life::answer_key(opener, key.protocol);
-    let other = F::find(answer).filter(|other| life::leads_back(other, key));
+    let other = F::find(answer, Buffer::Other).filter(|other| life::leads_back(other, key));
     let answered = other.is_some();
     let config = Kernel.config()?;
     if !Lifetime::of(key.dport, key.protocol, opener, other, &config.timeouts).makes_room(now) {
@@ -202,6 +203,30 @@ fn booked_on(walk: &Walk, config: &Config) -> Option<(u32, usize)> {
         config.host_ifindex,
         forwarded,
     )
+}
+
+/// The account of a connection, by its opener's entry and key.
+#[inline(always)]
+pub fn account_of(opener: &Flow, key: &FlowKey6, config: &Config) -> Option<(u32, usize)> {
+    let forwarded = opener.connection.flags & ConnectionFlags::FORWARDED != 0;
+    share::account(key.ifindex, opener.way.ifindex, !key.src.is_v4(), config.host_ifindex, forwarded)
+}
+
+/// Takes a connection that has made room off its account.
+#[inline(always)]
+pub fn unbook(opener: &Flow, key: &FlowKey6) {
+    let Some(config) = Kernel.config() else { return };
+    let v6 = !key.src.is_v4();
+    let (true, Some((ifindex, index))) = (config.flow_share[usize::from(v6)] != 0, account_of(opener, key, config))
+    else {
+        return;
+    };
+    for account in [account(ifindex, index), account(ALL_PORTS, OPENED + usize::from(v6))].into_iter().flatten() {
+        // The agent counts anew meanwhile, and may have counted without it.
+        if account.count != 0 {
+            helpers::fetch_add(&raw mut account.count, u32::MAX);
+        }
+    }
 }
 
 /// Books the new connection in the walk.

@@ -16,6 +16,7 @@ use crate::{
     helpers,
     maps::{self, FULL, Kernel},
     pool, share, stop,
+    table::{self, Buffer},
 };
 
 /// How long a destination is remembered that had no port free: a search costs some microseconds of softirq.
@@ -50,8 +51,12 @@ fn reserve(skb: *mut __sk_buff) -> Result<(), DropReason> {
         return if claim_addresses() || pool::claim_other() { Ok(()) } else { Err(DropReason::MasqueradeTaken) };
     }
     if walk.decision.masquerade != masquerade::BY_PORT {
-        if weft_claim_tuple() != 0 {
+        if claim_tuple(walk) {
             return Ok(());
+        }
+        // Not another port because of what is not known, or because there is no room.
+        if let Some(reason) = table::refusal() {
+            return Err(reason);
         }
         if !masquerade::has_ports(walk.question.key.protocol) {
             return Err(DropReason::TupleTaken);
@@ -60,17 +65,15 @@ fn reserve(skb: *mut __sk_buff) -> Result<(), DropReason> {
     find_port(skb)
 }
 
-/// Reserves the tuple as it is: 1, or 0 where another connection has it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn weft_claim_tuple() -> u32 {
-    let Some(walk) = maps::walk() else { return 0 };
+/// Reserves the tuple as it is; `false`: another connection has it.
+#[inline(always)]
+fn claim_tuple(walk: &Walk) -> bool {
     // One that stands most likely has it already.
     if !walk.question.stands() && weft_reserve(FREE) != 0 {
-        return 1;
+        return true;
     }
     let found = weft_look_at_reservation();
-    u32::from(found <= OURS && weft_reserve(found) != 0)
+    found <= OURS && weft_reserve(found) != 0
 }
 
 #[inline(always)]
@@ -87,6 +90,9 @@ fn find_port(skb: *mut __sk_buff) -> Result<(), DropReason> {
     helpers::repeat(masquerade::ATTEMPTS, try_port, &mut search);
     if search.reserved != 0 || reuse(&search) {
         return Ok(());
+    }
+    if let Some(reason) = table::refusal() {
+        return Err(reason);
     }
     let _full = weft_is_full(1);
     Err(DropReason::MasqueradeFull)
@@ -150,15 +156,16 @@ extern "C" fn weft_look_at_reservation() -> u32 {
 #[inline(always)]
 fn look<F: Family>(walk: &Walk) -> u32 {
     let Some(config) = Kernel.config() else { return TAKEN };
-    let Some(taken) = F::find(&walk.reverse_key) else { return FREE };
-    let key = life::answer_key(taken, walk.question.key.protocol);
+    let Some(taken) = F::find(&walk.reverse_key, Buffer::One) else { return FREE };
+    let Some([key, _]) = maps::asked() else { return TAKEN };
+    *key = life::answer_key(taken, walk.question.key.protocol);
     // Under another device it is the same connection only where that device is gone: who comes in another way with these addresses is
     // somebody else.
-    let same = life::is_same_tuple(&key, &walk.question.key);
+    let same = life::is_same_tuple(key, &walk.question.key);
     if same && (key.ifindex == walk.question.key.ifindex || !life::stands(&Kernel, &taken.way)) {
         return OURS;
     }
-    let opener = F::find(&key).filter(|opener| life::leads_back(opener, &walk.reverse_key));
+    let opener = F::find(key, Buffer::Other).filter(|opener| life::leads_back(opener, &walk.reverse_key));
     let (port, protocol_number) = (walk.reverse_key.dport, walk.question.key.protocol);
     let lifetime = Lifetime::of(port, protocol_number, taken, opener, &config.timeouts);
     let own = is_own(walk, taken);
@@ -204,28 +211,30 @@ fn remember<F: Family>(walk: &mut Walk) {
     if !walk.question.stands() {
         return;
     }
-    let Some(flow) = F::find(&walk.reverse_key) else { return };
+    let Some(flow) = F::find(&walk.reverse_key, Buffer::One) else { return };
     (walk.reverse.connection.packets, walk.reverse.connection.bytes) = (flow.connection.packets, flow.connection.bytes);
     (walk.reverse.connection.state, walk.reverse.way.last_seen) = (flow.connection.state, flow.way.last_seen);
 }
 
-/// Puts the walk's flow in the place of one that is over; not if another CPU did so, or a packet came for it, just now: no
-/// connection of another workload is over before the least of the timeouts.
+/// Puts the walk's flow in the place of one that is over; not if another CPU did so just now, and not of another workload if it had a
+/// packet within the least of the timeouts.
 ///
 /// The other flow's own entry goes as well: it would go on sending under a port that leads back to somebody else.
 #[inline(always)]
 fn replace<F: Family>(walk: &Walk) -> bool {
     let Some(config) = Kernel.config() else { return false };
-    let Some(taken) = F::find_mut(&walk.reverse_key) else { return F::add(&walk.reverse_key, &walk.reverse) };
-    let seen = taken.way.last_seen;
-    let fresh = walk.question.now.wrapping_sub(seen) as i32 <= config.timeouts.brief as i32;
-    if (fresh && !is_own(walk, taken))
-        || !helpers::compare_exchange(&raw mut taken.way.last_seen, seen, walk.question.now)
-    {
+    let Some(taken) = F::look_up(&walk.reverse_key, Buffer::One) else {
+        return F::add(&walk.reverse_key, &walk.reverse);
+    };
+    let fresh = walk.question.now.wrapping_sub(taken.flow.way.last_seen) as i32 <= config.timeouts.brief as i32;
+    let Some([key, _]) = maps::asked() else { return false };
+    *key = life::answer_key(&taken.flow, walk.question.key.protocol);
+    if fresh && !is_own(walk, &taken.flow) {
         return false;
     }
-    F::remove(&life::answer_key(taken, walk.question.key.protocol));
-    F::put(&walk.reverse_key, &walk.reverse)
+    // First: it must not go on under what is another connection's.
+    F::remove(key);
+    F::put_over(&walk.reverse_key, &walk.reverse, taken.control)
 }
 
 /// Sets the source port that the workload chose, where it may keep it.

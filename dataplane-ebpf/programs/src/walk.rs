@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! One packet's walk: parse, look the flow up, on a miss decide, rewrite, deliver.
+//!
+//! What most packets do is one function of each hook, the *pass*: with all that it holds it takes half of the stack that a program has.
+//! Where no decision stands it ends, the decision has the stack to itself, and the packet passes again.
 
+use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Counter, DropReason, Flow, Hook, OVERLAY, UPLINK, WayFlags, generation};
 use weft_logic::{
     Frame as _, Tables as _,
@@ -19,22 +23,99 @@ use crate::{
     mss, neighbour, offload, refuse, report,
     rewrite::Rewrite,
     skb::Skb,
-    stop::{Stop, check},
+    stop::{self, Stop, check},
     too_big, tunnel,
 };
+
+/// What a pass returns where no decision stands: no action of the kernel's.
+const ASK: i32 = 0x7f;
+/// The same of the flow that an ICMP error goes by.
+pub const ASK_AGAIN: i32 = 0x7e;
+
+/// A pass looks the packet's flow up.
+const LOOK_UP: u32 = 0;
+/// It has been decided on: what to go by is the walk's `forward`.
+const DECIDED: u32 = 1;
 
 /// The whole of a hook's program.
 #[inline(always)]
 pub fn run<const HOOK: u8>(skb: Skb) -> i32 {
-    match process::<HOOK>(&skb) {
+    let passed = match stop::resume(pass::<HOOK>(&skb, LOOK_UP)) {
+        Ok(ASK) => ask::<HOOK>(&skb),
+        Ok(ASK_AGAIN) => ask_again::<HOOK>(&skb),
+        passed => passed,
+    };
+    match passed {
         Ok(action) | Err(Stop::Return(action)) => action,
         Err(Stop::Drop(reason)) if refuse::is_told(HOOK, reason) => refuse::refuse(&skb, HOOK, reason),
         Err(Stop::Drop(reason)) => report::dropped(&skb, HOOK, reason),
     }
 }
 
+/// Lets the packet in the walk be decided on.
 #[inline(always)]
-fn process<const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
+fn ask<const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
+    match decide::weft_decide(skb.raw(), u32::from(HOOK)) {
+        decide::PASS => Err(Stop::Return(hook::NEXT)),
+        code => {
+            check(code)?;
+            stop::resume(pass::<HOOK>(skb, DECIDED))
+        }
+    }
+}
+
+/// Lets the flow that an ICMP error goes by be decided on.
+#[inline(always)]
+fn ask_again<const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
+    let is_v6 = u32::from(skb.protocol() == ethertype::IPV6.to_be());
+    check(icmp_error::weft_decide_again(skb.raw(), is_v6, u32::from(HOOK))).map_err(icmp_error::failed::<HOOK>)?;
+    stop::resume(pass::<HOOK>(skb, DECIDED))
+}
+
+/// The hook's pass: [`stop::suspend`] of its result, or of [`ASK`].
+#[inline(always)]
+fn pass<const HOOK: u8>(skb: &Skb, step: u32) -> u32 {
+    if HOOK == Hook::FromWorkload as u8 {
+        weft_pass_from_workload(skb.raw(), step)
+    } else if HOOK == Hook::FromHost as u8 {
+        weft_pass_from_host(skb.raw(), step)
+    } else if HOOK == Hook::FromOverlay as u8 {
+        weft_pass_from_overlay(skb.raw(), step)
+    } else {
+        weft_pass_from_uplink(skb.raw(), step)
+    }
+}
+
+/// [`pass`] of a workload's packet. These are exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_pass_from_workload(skb: *mut __sk_buff, step: u32) -> u32 {
+    stop::suspend(process::<{ Hook::FromWorkload as u8 }>(&Skb::of(skb), step == DECIDED))
+}
+
+/// [`pass`] of what the host sends.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_pass_from_host(skb: *mut __sk_buff, step: u32) -> u32 {
+    stop::suspend(process::<{ Hook::FromHost as u8 }>(&Skb::of(skb), step == DECIDED))
+}
+
+/// [`pass`] of what other nodes send.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_pass_from_overlay(skb: *mut __sk_buff, step: u32) -> u32 {
+    stop::suspend(process::<{ Hook::FromOverlay as u8 }>(&Skb::of(skb), step == DECIDED))
+}
+
+/// [`pass`] of what comes in from outside.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_pass_from_uplink(skb: *mut __sk_buff, step: u32) -> u32 {
+    stop::suspend(process::<{ Hook::FromUplink as u8 }>(&Skb::of(skb), step == DECIDED))
+}
+
+#[inline(always)]
+fn process<const HOOK: u8>(skb: &Skb, decided: bool) -> Result<i32, Stop> {
     const IPV4: u16 = ethertype::IPV4.to_be();
     const IPV6: u16 = ethertype::IPV6.to_be();
     const ARP: u16 = ethertype::ARP.to_be();
@@ -42,8 +123,8 @@ fn process<const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         return Err(tagged::<HOOK>());
     }
     match skb.protocol() {
-        IPV4 => ip::<V4, HOOK>(skb),
-        IPV6 => ip::<V6, HOOK>(skb),
+        IPV4 => ip::<V4, HOOK>(skb, decided),
+        IPV6 => ip::<V6, HOOK>(skb, decided),
         ARP if HOOK == Hook::FromWorkload as u8 => arp::answer(skb),
         _ if hook::is_shared(HOOK) || HOOK == Hook::FromHost as u8 => Err(Stop::Return(hook::NEXT)),
         // Other nodes send nothing but IP: ARP from the overlay would fill the host's neighbour table.
@@ -68,14 +149,14 @@ fn drop_unread(reason: DropReason) -> Stop {
 }
 
 #[inline(always)]
-fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
+fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb, decided: bool) -> Result<i32, Stop> {
     if F::IS_V6 {
         skb.pull_headers::<{ V6::HEADERS }>();
     } else {
         skb.pull_headers::<{ V4::HEADERS }>();
     }
     let ifindex = key_ifindex::<HOOK>(skb);
-    let (ip, mut transport) = match parse::<F>(skb, ifindex) {
+    let (ip, mut transport) = match parse::<F>(skb, ifindex, decided) {
         Ok(parsed) => parsed,
         Err(_) if hook::is_shared(HOOK) => return Err(Stop::Return(hook::NEXT)),
         Err(reason) => return Err(drop_unread(reason)),
@@ -85,8 +166,9 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
         offload::check(skb, &transport, &mut summed).map_err(drop_unread)?;
     }
     let flow = match transport.kind {
+        Kind::FLOW if decided => &maps::walk().ok_or(DropReason::Kernel)?.forward,
         Kind::FLOW => flow::<F, HOOK>(skb, ifindex, &ip, &transport)?,
-        Kind::ICMP_ERROR => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport)?,
+        Kind::ICMP_ERROR => icmp_error::translate::<F, HOOK>(skb, ifindex, &transport, decided)?,
         Kind(kind) => return neighbour::handle::<HOOK>(skb, kind),
     };
     if transport.flags.syn() {
@@ -117,37 +199,27 @@ fn ip<F: Far + Inner, const HOOK: u8>(skb: &Skb) -> Result<i32, Stop> {
 }
 
 #[inline(always)]
-fn parse<F: Far>(skb: &Skb, ifindex: u32) -> Result<(F::Header, Transport), DropReason> {
+fn parse<F: Far>(skb: &Skb, ifindex: u32, decided: bool) -> Result<(F::Header, Transport), DropReason> {
     let (ip, near) = F::parse(skb)?;
     if let Some(transport) = near {
         return Ok((ip, transport));
     }
-    Ok((ip, far::find::<F>(skb, ifindex)?))
+    // A datagram in pieces is counted once.
+    Ok((ip, if decided { far::again()? } else { far::find::<F>(skb, ifindex)? }))
 }
 
-/// The slow path, by a function of its own: what it decided is in the walk's `forward`.
+/// Leaves the packet in the walk, to be decided on.
 #[inline(always)]
-fn slow<F: Family, const HOOK: u8>(
-    skb: &Skb,
-    key: &F::Key,
-    transport: &Transport,
-    found: bool,
-) -> Result<&'static Flow, Stop> {
-    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+fn leave<F: Family>(key: &F::Key, transport: &Transport, found: bool) -> Stop {
+    let Some(walk) = maps::walk() else { return DropReason::Kernel.into() };
     walk.question.key = F::widen(key);
     walk.question.is_v6 = u8::from(F::IS_V6);
     walk.question.found = u8::from(found);
     walk.question.tcp_flags = transport.flags.0;
-    match decide::weft_decide(skb.raw(), u32::from(HOOK)) {
-        decide::PASS => Err(Stop::Return(hook::NEXT)),
-        code => {
-            check(code)?;
-            Ok(&walk.forward)
-        }
-    }
+    Stop::Return(ASK)
 }
 
-/// The decision on a packet: the one that stands, else a new one.
+/// The decision on a packet that stands.
 #[inline(always)]
 fn flow<F: Family, const HOOK: u8>(
     skb: &Skb,
@@ -159,7 +231,8 @@ fn flow<F: Family, const HOOK: u8>(
     match established::<F, HOOK>(skb, &key, transport) {
         Entry::Stands(flow) => Ok(flow),
         Entry::Refused(flow) => Err(refused::<F>(&key, flow)),
-        missing => slow::<F, HOOK>(skb, &key, transport, matches!(missing, Entry::Void)),
+        Entry::Unknown(reason) => Err(drop_unread(reason)),
+        missing => Err(leave::<F>(&key, transport, matches!(missing, Entry::Void))),
     }
 }
 
@@ -198,30 +271,33 @@ enum Entry {
     Void,
     /// Nothing.
     Missing,
+    /// It is not known.
+    Unknown(DropReason),
 }
 
 /// The established path: one look-up, the epoch, the idle time.
 #[inline(always)]
 fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &Transport) -> Entry {
-    let Some(flow) = F::established(key) else {
-        report::count(Counter::FlowMisses);
-        return Entry::Missing;
+    let found = match F::established(key) {
+        Ok(Some(found)) => found,
+        Ok(None) => {
+            report::count(Counter::FlowMisses);
+            return Entry::Missing;
+        }
+        Err(reason) => return Entry::Unknown(reason),
     };
     let now = helpers::coarse_ticks();
-    if !usable::<HOOK>(skb, flow, transport, now) {
+    if !usable::<HOOK>(skb, &mut found.flow, transport, now) {
         report::count(Counter::FlowsRedecided);
         return Entry::Void;
     }
-    if flow.way.flags & WayFlags::REFUSED != 0 {
-        return Entry::Refused(flow);
+    if found.flow.way.flags & WayFlags::REFUSED != 0 {
+        return Entry::Refused(&found.flow);
     }
-    if flow.way.last_seen != now {
-        flow.way.last_seen = now;
-    }
-    // Other CPUs may write to it, too: two packets at once lose a count at most.
-    life::record(&mut flow.connection, skb.len(), transport.flags);
+    found.flow.connection.state = life::next_state(found.flow.connection.state, transport.flags);
+    F::touch(key, found, skb.len(), now);
     report::count(Counter::FlowHits);
-    Entry::Stands(flow)
+    Entry::Stands(&found.flow)
 }
 
 /// Asked once a tick for an entry: what it had a packet in just now is not idle.

@@ -6,6 +6,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Way;
 use crate::Addr;
 
+/// Words of a line that have no meaning.
+pub(super) const SPARE: usize = 1;
+
 crate::layout! {
     /// Key of an IPv4 flow, as the packet was before any rewrite.
     #[repr(C)]

@@ -9,6 +9,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Way;
 use crate::Addr;
 
+/// Words of a line that have no meaning.
+pub(super) const SPARE: usize = 9;
+
 crate::layout! {
     /// Key of an IPv4 flow.
     #[repr(C)]

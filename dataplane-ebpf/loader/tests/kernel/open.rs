@@ -25,13 +25,14 @@ fn sorted(names: &[&str]) -> Vec<String> {
 fn makes_and_pins_every_map_in_the_size_asked_for() {
     let sandbox = Sandbox::enter();
     let dataplane = sandbox.open();
-    let pinned: Vec<&str> = map::ALL.into_iter().chain([program::EXPORT_CONNECTIONS]).collect();
+    let pinned: Vec<&str> = map::ALL.into_iter().chain([program::EXPORT_CONNECTIONS, program::EDIT_FLOWS]).collect();
     assert_eq!(names(&sandbox.pins("maps")), sorted(&pinned));
     assert_eq!(names(&sandbox.pins("links")), Vec::<String>::new());
     let report = &dataplane.report().maps;
     assert_eq!(report.iter().map(|map| map.map).collect::<Vec<_>>(), map::ALL);
     assert!(report.iter().all(|map| map.origin == Origin::Created && map.max_entries == map.wanted), "{report:?}");
-    assert_eq!(dataplane.maps().flows4().capacity(), sandbox.options().sizes.flows4);
+    // Whole sets of six.
+    assert_eq!(dataplane.maps().flows4().capacity(), sandbox.options().sizes.flows4.next_multiple_of(6));
     assert_eq!(dataplane.maps().generations().capacity(), weft_abi::generation::SLOTS);
     let services = sandbox.options().sizes.services;
     assert_eq!(dataplane.maps().service_generations().capacity(), services + 1, "numbers begin at 1");

@@ -199,8 +199,9 @@ impl Machine {
         let Run { load, counted, .. } = run;
         let packets = u64::from(packets_of(load)) * ORDERS.len() as u64;
         let is_weft = matches!(load.subject, Subject::FromWorkload | Subject::FromOverlay);
-        // A full table gives up what it thinks was not used for longest: some few are still there when they come again.
-        let early = if load.state == State::Full { counted.hits.min(packets / 100) } else { 0 };
+        // A full table gives up a connection of the new one's set, whichever was not answered: of four times as many as it holds, one in
+        // twelve is still there when it comes again, and its packet is a cheap one.
+        let early = if load.state == State::Full { counted.hits.min(packets / 8) } else { 0 };
         let expected = match (is_weft, load.is_new()) {
             (false, _) => Counts::default(),
             (true, false) => Counts { hits: packets, ..Counts::default() },
