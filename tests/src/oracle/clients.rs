@@ -115,28 +115,19 @@ impl Clients {
         others.map(|(_, last)| *last).max_by_key(|last| last.until)
     }
 
-    /// A connection that stands has this backend after a change: it kept it, or is a new one to its Service.
+    /// After a change a connection that went to `before` has this backend, or is refused: it kept what it had, or is a new one to its
+    /// Service.
     pub(super) fn note_standing(
         &mut self,
-        world: &World,
-        here: &str,
-        packet: &Packet,
-        backends: [Backend; 2],
+        (world, here, packet): (&World, &str, &Packet),
+        before: Option<Backend>,
+        now: Option<Backend>,
         began: Instant,
     ) {
-        let [before, now] = backends;
-        if before != now {
-            let _is_no_case = self.note(world, here, packet, Some(now), began);
-        } else if let Some((client, _)) = model::client(world, here, packet)
-            && let Some(last) = self.last.get_mut(&client)
-        {
-            last.until = Instant::now();
+        let kept = |before| now.is_none_or(|now| now == before) && model::stands(world, packet, before);
+        if !before.is_some_and(kept) {
+            let _is_no_case = self.note(world, here, packet, now, began);
         }
-    }
-
-    /// The same of one that was refused.
-    pub(super) fn forget(&mut self, world: &World, here: &str, packet: &Packet) {
-        let _nothing_seen = self.note(world, here, packet, None, Instant::now());
     }
 }
 

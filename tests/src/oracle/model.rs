@@ -186,17 +186,18 @@ pub(super) fn answer_standing(
     if !route::may_speak(world, here, packet) {
         return vec![Verdict::Dropped(Reason::Source)];
     }
-    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol);
-    let serves = frontend
-        .as_ref()
-        .is_some_and(|frontend: &Frontend<'_>| service::serves(world, frontend, backend, packet.destination.is_ipv4()));
-    let tcp = packet.protocol == Protocol::Tcp;
     let gone = route::place(world, here, backend.0) == Place::OwnUnused;
-    let kept = (tcp || serves) && !(quirks.leaves_gone_pod && gone);
-    if kept {
+    if stands(world, packet, backend) && !(quirks.leaves_gone_pod && gone) {
         return or_taken(packet, vec![to_backend(world, here, packet, backend, quirks)]);
     }
     answer(world, here, packet, last, quirks)
+}
+
+/// Whether a connection keeps the backend that it went to when it began.
+pub(super) fn stands(world: &World, packet: &Packet, backend: Backend) -> bool {
+    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol);
+    let serves = |frontend: Frontend<'_>| service::serves(world, &frontend, backend, packet.destination.is_ipv4());
+    packet.protocol == Protocol::Tcp || frontend.is_some_and(serves)
 }
 
 /// What becomes of an answer: it arrives where the question came from, as if nothing had been translated.

@@ -119,13 +119,12 @@ impl Session {
             Outcome::Wrong { expected } => return Ok(Some(differ(&expected, &seen))),
         };
         self.book("standing", &verdict);
-        let Seen::Sent(sent) = seen else {
-            self.clients.forget(world, HERE, &packet);
-            return Ok(None);
+        let now = match &seen {
+            Seen::Sent(sent) => Some((sent.address, sent.port)),
+            Seen::Dropped(_) | Seen::Kernel => None,
         };
-        if let Some(before) = standing.backend {
-            self.clients.note_standing(world, HERE, &packet, [before, (sent.address, sent.port)], began);
-        }
+        self.clients.note_standing((world, HERE, &packet), standing.backend, now, began);
+        let Seen::Sent(sent) = seen else { return Ok(None) };
         let same_place =
             (&sent.to, sent.address, sent.port) == (&standing.sent.to, standing.sent.address, standing.sent.port);
         if same_place && (sent.source, sent.sport) != (standing.sent.source, standing.sent.sport) {

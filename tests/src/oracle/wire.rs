@@ -416,17 +416,12 @@ impl Wire {
             finals(world, &here, &packet, verdicts)
         };
         let arrival = match self.judge(world, &packet, &seen, oracle) {
-            Ok(Some(arrival)) => arrival,
-            Ok(None) => {
-                self.clients.forget(world, &here, &packet);
-                return Ok(None);
-            }
+            Ok(arrival) => arrival,
             Err(text) => return Ok(Some(text)),
         };
-        if let Some(before) = standing.backend {
-            let backends = [before, (arrival.address, arrival.port)];
-            self.clients.note_standing(world, &here, &packet, backends, began);
-        }
+        let now = arrival.as_ref().map(|arrival| (arrival.address, arrival.port));
+        self.clients.note_standing((world, &here, &packet), standing.backend, now, began);
+        let Some(arrival) = arrival else { return Ok(None) };
         let same = (&arrival.spot, arrival.address, arrival.port)
             == (&standing.arrival.spot, standing.arrival.address, standing.arrival.port);
         if same && arrival != standing.arrival {
