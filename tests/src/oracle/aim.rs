@@ -19,8 +19,8 @@ use crate::random::Random;
 const FIRST_PORT: u16 = 40_000;
 /// Of a hundred packets to Services, so many have one after them that looks like them once they are translated.
 const LOOKALIKES: usize = 4;
-/// Of a hundred packets, so many are of somebody who has been to the same Service before, one of the last clients of this many.
-const AGAIN: usize = 25;
+/// Of a hundred packets, so many are to a Service that keeps clients and has more than one backend for them: one of the last of this many.
+const AGAIN: usize = 20;
 const CLIENTS: usize = 12;
 
 /// Source ports that no packet of a chain has had, whoever sent it: two connections that look alike once they are translated are
@@ -30,7 +30,7 @@ pub(super) struct FreshPorts {
     next: BTreeMap<(Protocol, bool), u16>,
     /// The last packet of a pod to a Service, and the pod's node.
     last: Option<(String, Packet)>,
-    /// Packets to Services, and the nodes of their senders.
+    /// Packets to Services that keep clients, and the nodes of their senders.
     clients: VecDeque<(String, Packet)>,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut
         return packet;
     }
     let packet = fresh(random, world, here, ports);
-    if model::is_service(packet.destination) && packet.protocol != Protocol::Echo {
+    if model::client(world, here, &packet).is_some() && model::may_be_chosen(world, here, &packet).len() > 1 {
         ports.clients.push_front((here.to_owned(), packet.clone()));
         ports.clients.truncate(CLIENTS);
     }
@@ -64,24 +64,25 @@ pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut
     packet
 }
 
-/// Another connection of somebody who is there still.
+/// Another connection of somebody who is there still, or of another pod of the node to the same Service.
 fn again(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts) -> Option<Packet> {
-    let is_there = |from: &From| match from {
-        From::Pod(id) => world.pod(id).is_some_and(|pod| pod.node == here),
-        From::Host | From::Wire => true,
-    };
-    let clients: Vec<&Packet> = ports
-        .clients
-        .iter()
-        .filter(|(node, packet)| node == here && is_there(&packet.from))
-        .map(|(_, packet)| packet)
-        .collect();
+    let is_here = |id: &String| world.pod(id).is_some_and(|pod| pod.node == here);
+    let is_there = |from: &From| matches!(from, From::Pod(id) if is_here(id)) || *from == From::Host;
+    let clients = ports.clients.iter().filter(|(node, packet)| node == here && is_there(&packet.from));
+    let clients: Vec<&Packet> = clients.map(|(_, packet)| packet).collect();
     if clients.is_empty() || !random.chance(AGAIN) {
         return None;
     }
-    let packet = (*random.pick(&clients)).clone();
-    let sport = ports.take(packet.protocol, packet.destination.is_ipv4());
-    Some(Packet { sport, ..packet })
+    let mut packet = (*random.pick(&clients)).clone();
+    let ipv4 = packet.destination.is_ipv4();
+    let others = world.pods.iter().filter(|pod| pod.node == here && !pod.host_network);
+    let others: Vec<(String, IpAddr)> = others.filter_map(|pod| Some((pod.id(), pod.address(ipv4)?))).collect();
+    if !others.is_empty() && random.chance(40) {
+        let (id, source) = random.pick(&others).clone();
+        (packet.from, packet.source) = (From::Pod(id), source);
+    }
+    packet.sport = ports.take(packet.protocol, ipv4);
+    Some(packet)
 }
 
 /// From the same port to a backend of the Service itself.

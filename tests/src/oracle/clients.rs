@@ -17,9 +17,10 @@ use super::{
 
 /// The programs' clock has ticks of about a second, and a client may keep its backend for two of them more.
 const SLACK: Duration = Duration::from_secs(3);
-/// Of the last 128 clients that chose freely, so many chose what they had, or what another one has: each does by chance once in two
-/// times at most, and so many of them once in 10^12 times.
-const TELLING: u32 = 104;
+/// Of the last so many clients that chose freely, so many chose what they had, or what another one has: each does by chance once in two
+/// times at most, and all these once in 10^9 times.
+const CHOICES: u32 = 40;
+const TELLING: u32 = 38;
 
 /// The backend that a client had last.
 #[derive(Clone, Copy, Debug)]
@@ -36,15 +37,22 @@ struct Last {
 pub(super) struct Clients {
     last: BTreeMap<Client, Last>,
     /// Choices after the time was over, a bit for each: whether it is the backend of before.
-    as_before: u128,
+    as_before: u64,
     /// First choices of clients: whether it is the backend of the client before it.
-    as_others: u128,
+    as_others: u64,
+    /// How many choices both are of.
+    free: [u64; 2],
 }
 
 impl Clients {
     /// Begins anew: nobody has been anywhere. What chance has done counts on.
     pub(super) fn clear(&mut self) {
         self.last.clear();
+    }
+
+    /// How many choices there were after a client's time was over, and how many first ones of clients after others.
+    pub(super) const fn free(&self) -> [u64; 2] {
+        self.free
     }
 
     /// Has so many ticks gone by.
@@ -97,6 +105,7 @@ impl Clients {
         let choices = model::may_be_chosen(world, here, packet);
         let is_a_choice = |last: &Last| choices.len() > 1 && choices.contains(&last.backend);
         let is_over = |last: &Last| began.saturating_duration_since(last.until) > time + SLACK;
+        let is_new = before.is_none();
         let (choices_so_far, last, what) = match before {
             Some(last) => {
                 (&mut self.as_before, Some(last).filter(is_over), "their last backend after their time was over")
@@ -104,8 +113,9 @@ impl Clients {
             None => (&mut self.as_others, other, "at first the backend of another client"),
         };
         let is_same = last.filter(is_a_choice)?.backend == backend;
-        *choices_so_far = *choices_so_far << 1 | u128::from(is_same);
-        (choices_so_far.count_ones() >= TELLING).then(|| format!("{TELLING} of 128 clients had {what}"))
+        self.free[usize::from(is_new)] += 1;
+        *choices_so_far = (*choices_so_far << 1 | u64::from(is_same)) & ((1 << CHOICES) - 1);
+        (choices_so_far.count_ones() >= TELLING).then(|| format!("{TELLING} of {CHOICES} clients had {what}"))
     }
 
     /// What the last other client of the Service port has.

@@ -181,7 +181,12 @@ impl Session {
             Seen::Sent(sent) => backend_of(packet, sent.address, sent.port),
             Seen::Dropped(_) | Seen::Kernel => None,
         };
+        let before = self.clients.free();
         let unkept = self.clients.note(world, HERE, packet, backend, began);
+        for (at, what) in ["whose time was over", "that comes after another one"].into_iter().enumerate() {
+            let more = self.clients.free()[at] - before[at];
+            *self.count.verdicts.entry(format!("new: of a client {what}")).or_default() += more;
+        }
         Ok((seen, outcome, unkept))
     }
 
