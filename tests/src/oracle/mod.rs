@@ -261,7 +261,7 @@ fn chain_of(random: &mut Random, size: &Size, path: OraclePath, restarts: usize)
             event.restart = random.chance(restarts);
             let local: Vec<String> = world.pods.iter().filter(|pod| pod.node == HERE).map(world::Pod::id).collect();
             // Within the shortest and the longest time that Services have, and beyond.
-            event.ticks = if random.chance(40) { *random.pick(&[1, 2, 4, 6, 9_000, 11_000]) } else { 0 };
+            event.ticks = if random.chance(60) { *random.pick(&[1, 3, 8, 9_000, 11_000, 11_000]) } else { 0 };
             event.replug = (!local.is_empty() && random.chance(6)).then(|| random.pick(&local).clone());
         }
         let packets = packets_for(random, &world, size, packets, &mut ports);
