@@ -52,17 +52,6 @@ pub struct FlowEdit {
     pub flow: Flow,
 }
 
-impl FlowEdit {
-    /// [`FlowEdit::answer`]: it was done.
-    pub const DONE: u32 = 0;
-    /// There is an entry already, or none to remove.
-    pub const OTHER: u32 = 1;
-    /// There is no room.
-    pub const FULL: u32 = 2;
-    /// Others held the lock.
-    pub const BUSY: u32 = 3;
-}
-
 crate::pod!(EditRequest, FlowEdit);
 
 const _: () = assert!(size_of::<EditRequest>() == 16);

@@ -11,7 +11,7 @@ use crate::{ABI_VERSION, Digest, Layout};
 /// ```
 ///
 /// where `Kind` is a [`MapKind`], `role` is `derived`, `carried`, `flows4`, `flows6` or `passing` (see [`MapRole`]), and `size` is `fixed(entries)`, or of
-/// the loader's sizes `sized(field)`, `per(field, factor, more)` or `sets(field, factor, divisor)`, which is so many for each set of the flow table.
+/// the loader's sizes `sized(field)`, `per(field, factor, more)`, `sets(field)` or `lines(field)`, of a flow table.
 #[macro_export]
 macro_rules! for_each_map {
     ($name:ident) => {
@@ -60,18 +60,18 @@ macro_rules! for_each_map {
             /// do not read it; it lives as long as the maps that these numbers stand in.
             NUMBERING numbering: Array<u32, [u64; 2]>, derived, fixed(1);
             /// Lines of the flow table, IPv4; see `weft_logic::set`. A third more than there may be entries.
-            FLOWS4 lines4: MappedArray<u32, $crate::Line4>, flows4, sets(flows4, 8, 1);
+            FLOWS4 lines4: MappedArray<u32, $crate::Line4>, flows4, lines(flows4);
             /// Lines of the flow table, IPv6.
-            FLOWS6 lines6: MappedArray<u32, $crate::Line6>, flows6, sets(flows6, 8, 1);
+            FLOWS6 lines6: MappedArray<u32, $crate::Line6>, flows6, lines(flows6);
             /// Directories of the sets of IPv4 lines.
-            DIRECTORY4 directory4: MappedArray<u32, u64>, flows4, sets(flows4, 1, 1);
+            DIRECTORY4 directory4: MappedArray<u32, u64>, flows4, sets(flows4);
             /// Directories of the sets of IPv6 lines.
-            DIRECTORY6 directory6: MappedArray<u32, u64>, flows6, sets(flows6, 1, 1);
+            DIRECTORY6 directory6: MappedArray<u32, u64>, flows6, sets(flows6);
             /// IPv4 entries whose set was full; room for one of each set. They are not moved to a line when one is free, so that where sets
             /// are three quarters full one of eight entries is here (Erlang B).
-            SPILLED4 spilled4: HashMap<$crate::FlowKey4, $crate::Line4>, flows4, sets(flows4, 1, 1);
+            SPILLED4 spilled4: HashMap<$crate::FlowKey4, $crate::Line4>, flows4, sets(flows4);
             /// IPv6 entries whose set was full.
-            SPILLED6 spilled6: HashMap<$crate::FlowKey6, $crate::Line6>, flows6, sets(flows6, 1, 1);
+            SPILLED6 spilled6: HashMap<$crate::FlowKey6, $crate::Line6>, flows6, sets(flows6);
             /// What IPv4 flows are hashed with, at index 0.
             SEEDS4 seeds4: Array<u32, $crate::FlowSeeds>, flows4, fixed(1);
             /// What IPv6 flows are hashed with, at index 0.
@@ -166,6 +166,12 @@ pub enum MapRole {
 }
 
 impl MapRole {
+    /// Whether versions with the same layouts share the map.
+    #[must_use]
+    pub const fn is_shared(self) -> bool {
+        matches!(self, Self::Carried) || self.is_flows()
+    }
+
     /// Whether the map is a part of a flow table.
     #[must_use]
     pub const fn is_flows(self) -> bool {
@@ -204,7 +210,7 @@ impl MapInfo {
 
     /// Those that versions with the same layouts share.
     pub fn carried() -> impl Iterator<Item = &'static Self> {
-        MAPS.iter().filter(|map| map.role == MapRole::Carried || map.role.is_flows())
+        MAPS.iter().filter(|map| map.role.is_shared())
     }
 }
 

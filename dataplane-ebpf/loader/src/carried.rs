@@ -57,7 +57,7 @@ pub(crate) fn adopt(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>
     let mut incomplete =
         if knows_services(&versions, sizes)? { Vec::new() } else { vec![MapRole::Flows4, MapRole::Flows6] };
     let mut found = Vec::new();
-    for (map, wanted) in MAPS.iter().zip(sizes.entries()).filter(|(map, _)| is_shared(map)) {
+    for (map, wanted) in MAPS.iter().zip(sizes.entries()).filter(|(map, _)| map.role.is_shared()) {
         match usable(pins, &versions, map, wanted)? {
             Some(fd) => found.push((map, fd)),
             None if map.role.is_flows() => incomplete.push(map.role),
@@ -72,10 +72,6 @@ pub(crate) fn adopt(pins: &PinDir, sizes: &MapSizes) -> Result<Vec<&'static str>
         adopted.push(map.name);
     }
     Ok(adopted)
-}
-
-fn is_shared(map: &MapInfo) -> bool {
-    map.role == MapRole::Carried || map.role.is_flows()
 }
 
 /// The map of these versions, if it serves where that size is wanted.

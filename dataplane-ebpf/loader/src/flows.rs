@@ -6,7 +6,7 @@ use std::{io, os::fd::BorrowedFd, thread, time::Duration};
 use weft_abi::{EditKind, EditRequest, Flow, FlowEdit, FlowKey4, FlowKey6, FlowSeeds, Line, Line4, Line6};
 use weft_logic::{
     hash::FlowKey,
-    set::{Control, Directory, Slot, WAYS},
+    set::{Control, Directory, Slot, WAYS, Written},
 };
 use zerocopy::IntoBytes as _;
 
@@ -134,16 +134,7 @@ impl<'m, K: TableKey> FlowTable<'m, K> {
     /// # Errors
     /// [`Error::Map`].
     pub fn remove(&self, key: &K) -> Result<bool> {
-        Ok(self.remove_all(&[*key])? == 1)
-    }
-
-    /// Removes these entries; how many there were.
-    ///
-    /// # Errors
-    /// [`Error::Map`]; entries may have been removed before it.
-    pub fn remove_all(&self, keys: &[K]) -> Result<usize> {
-        let edits: Vec<(K, Flow)> = keys.iter().map(|key| (*key, Flow::default())).collect();
-        self.edit(EditKind::Remove, &edits)
+        Ok(self.edit(EditKind::Remove, &[(*key, Flow::default())])? == 1)
     }
 
     /// Removes these entries, but for those that have had a packet since they were read; how many.
@@ -202,15 +193,16 @@ impl<'m, K: TableKey> FlowTable<'m, K> {
 
     /// How many of the edits did something.
     fn edit(&self, kind: EditKind, entries: &[(K, Flow)]) -> Result<usize> {
+        let is = |edit: &FlowEdit, written: Written| edit.answer == written as u32;
         let (mut done, mut refused, mut busy) = (0, 0, 0);
         for entries in entries.chunks(EditRequest::MOST) {
             let mut edits: Vec<FlowEdit> =
                 entries.iter().map(|(key, flow)| FlowEdit { key: key.wide(), answer: 0, flow: *flow }).collect();
             for _ in 0..ATTEMPTS {
                 self.run(kind, &mut edits)?;
-                done += edits.iter().filter(|edit| edit.answer == FlowEdit::DONE).count();
-                refused += edits.iter().filter(|edit| edit.answer == FlowEdit::FULL).count();
-                edits.retain(|edit| edit.answer == FlowEdit::BUSY);
+                done += edits.iter().filter(|edit| is(edit, Written::Done)).count();
+                refused += edits.iter().filter(|edit| is(edit, Written::Full)).count();
+                edits.retain(|edit| is(edit, Written::Busy));
                 if edits.is_empty() {
                     break;
                 }

@@ -10,7 +10,7 @@ use aya::{
     Ebpf,
     maps::{Map, MapData},
 };
-use weft_abi::{Counter, DropReason, FlowKey4, FlowKey6, MAPS, MapInfo, MapKind, MapRole, Tally, program};
+use weft_abi::{Counter, DropReason, FlowKey4, FlowKey6, MAPS, MapInfo, MapKind, Tally, program};
 
 use crate::{
     Error,
@@ -143,7 +143,7 @@ impl Maps {
 
     /// The kernel's numbers of the maps that programs of no other layout share.
     pub(crate) fn own_ids(&self) -> Result<Vec<u32>> {
-        let own = self.all().zip(MAPS).filter(|(_, info)| info.role != MapRole::Carried && !info.role.is_flows());
+        let own = self.all().zip(MAPS).filter(|(_, info)| !info.role.is_shared());
         own.map(|((name, map), _)| id(name, map.fd())).collect()
     }
 }

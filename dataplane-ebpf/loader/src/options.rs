@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use weft_abi::map;
+use weft_logic::set::WAYS;
 
 use crate::{Error, error::Result, flows::ENTRIES_OF_A_SET};
 
@@ -161,8 +162,11 @@ macro_rules! entries {
     ($sizes:ident, sized, $field:ident) => {
         $sizes.$field
     };
-    ($sizes:ident, sets, $field:ident, $factor:expr, $divisor:expr) => {
-        ($sizes.$field.div_ceil(ENTRIES_OF_A_SET) * $factor).div_ceil($divisor)
+    ($sizes:ident, sets, $field:ident) => {
+        $sizes.$field.div_ceil(ENTRIES_OF_A_SET)
+    };
+    ($sizes:ident, lines, $field:ident) => {
+        $sizes.$field.div_ceil(ENTRIES_OF_A_SET) * WAYS
     };
     ($sizes:ident, per, $field:ident, $factor:expr, $more:expr) => {
         $sizes.$field.saturating_mul($factor).saturating_add($more)
@@ -170,8 +174,8 @@ macro_rules! entries {
 }
 
 macro_rules! demanded {
-    // Each of a table's parts is made from one field.
-    ($sizes:ident, $name:ident, sets, $field:ident, 8, 1) => {
+    // All parts of a flow table are made from one field.
+    ($sizes:ident, $name:ident, lines, $field:ident) => {
         Some((stringify!($field), map::$name, $sizes.$field))
     };
     ($sizes:ident, $name:ident, sized, $field:ident) => {

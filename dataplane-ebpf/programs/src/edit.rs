@@ -64,14 +64,16 @@ fn answer<F: Family>(skb: *mut __sk_buff, at: usize, kind: u32) -> Option<u32> {
     table::begin();
     let (key, flow) = (&walk.question.key, &walk.forward);
     Some(match kind {
-        kind if kind == EditKind::Add as u32 => F::write_new(key, flow),
-        kind if kind == EditKind::Put as u32 => F::write_any(key, flow),
+        kind if kind == EditKind::Add as u32 => F::write(key, flow, table::ADD),
+        kind if kind == EditKind::Put as u32 => F::write(key, flow, table::PUT),
         kind if kind == EditKind::RemoveUnseen as u32 => match F::look_up(key, Buffer::One) {
-            Some(now) if now.flow.way.last_seen == flow.way.last_seen => F::remove_over(key, now.control),
+            Some(now) if now.flow.way.last_seen == flow.way.last_seen => {
+                F::remove_common(key, table::over(now.control))
+            }
             Some(_) => Written::Other as u32,
             None if table::refusal().is_some() => Written::Busy as u32,
             None => Written::Other as u32,
         },
-        _ => F::remove_any(key),
+        _ => F::remove_common(key, table::WHICHEVER),
     })
 }

@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf};
 
 use weft_abi::{
-    ABI_VERSION, CarriedPin, Connection, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, MapRole, PinFolder, Way,
+    ABI_VERSION, CarriedPin, Connection, Flow, FlowKey4, FlowKey6, LAYOUT, MAPS, MapInfo, PinFolder, Way,
     generation::EPOCH, map, program,
 };
 use weft_dataplane::{Attachment, Dataplane, Error, Origin, Program, remove_everything};
@@ -65,7 +65,7 @@ fn another_layout_of_the_same_version_is_another_version() {
         // The earlier build's are not known by layout.
         let carries = folder.contains('-');
         for (map, report) in MAPS.iter().zip(&dataplane.report().maps) {
-            let is_adopted = carries && (map.role == MapRole::Carried || map.role.is_flows());
+            let is_adopted = carries && map.role.is_shared();
             assert_eq!(report.origin == Origin::Adopted, is_adopted, "{folder}: {}", map.name);
         }
         let attachment = Attachment { ifindex: veth.ifindex, program: FROM_OVERLAY };
