@@ -3,6 +3,7 @@
 
 mod address;
 mod check;
+mod services;
 mod timeouts;
 
 use std::{
@@ -17,7 +18,11 @@ use serde::{Deserialize, Serialize};
 use weft_api::DnsSettings;
 use weft_dataplane::MapSizes;
 
-pub use self::{address::MetricsAddress, timeouts::ConnectionTimeouts};
+pub use self::{
+    address::MetricsAddress,
+    services::{NodePortAddress, ServiceExposure},
+    timeouts::ConnectionTimeouts,
+};
 use crate::model::Mode;
 
 /// Where the configuration file is unless `--config` says otherwise. Only this one may be absent.
@@ -110,6 +115,8 @@ pub struct Config {
     /// Service CIDRs of the cluster.
     #[serde(rename = "serviceCIDRs")]
     pub service_cidrs: Vec<IpNet>,
+    /// How Services are reached from beyond the cluster.
+    pub services: ServiceExposure,
     /// The device that leads out; none: that of the node's address, else that of the default route.
     pub uplink: Option<String>,
     /// Addresses of this node on the uplink, one per family at most; empty: read from the uplink.
@@ -173,6 +180,7 @@ impl Default for Config {
             mode: Mode::default(),
             pod_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
+            services: ServiceExposure::default(),
             uplink: None,
             node_addresses: Vec::new(),
             vni: 7765,

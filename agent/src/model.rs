@@ -107,6 +107,49 @@ pub struct NodeFacts {
     pub next_hops: BTreeMap<IpAddr, NextHop>,
     /// Pods of a node that is a neighbour are heard from that node's Ethernet address only (native mode).
     pub checks_neighbours: bool,
+    /// How the cluster is reached from beyond.
+    pub externals: Externals,
+}
+
+/// How the cluster is reached from beyond.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Externals {
+    /// Addresses of the node that NodePorts are served at.
+    pub node_ports: NodePortAddresses,
+    /// `externalIPs` of Services count.
+    pub external_ips: bool,
+    /// Prefixes that `externalIPs` and addresses of load balancers have to be in; none: they may be anything.
+    pub cidrs: Vec<IpNet>,
+}
+
+impl Default for Externals {
+    fn default() -> Self {
+        Self { node_ports: NodePortAddresses::default(), external_ips: true, cidrs: Vec::new() }
+    }
+}
+
+/// Which addresses of the node NodePorts are served at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodePortAddresses {
+    /// Those that other nodes know it by.
+    pub primary: bool,
+    /// Those in these prefixes.
+    pub cidrs: Vec<IpNet>,
+}
+
+impl Default for NodePortAddresses {
+    fn default() -> Self {
+        Self { primary: true, cidrs: Vec::new() }
+    }
+}
+
+impl NodeFacts {
+    /// Whether NodePorts are served at an address of the host.
+    pub(crate) fn serves_node_ports(&self, address: IpAddr) -> bool {
+        let NodePortAddresses { primary, cidrs } = &self.externals.node_ports;
+        let known = [self.config.node_v4, self.config.node_v6].contains(&Addr::from(address));
+        !address.is_loopback() && (*primary && known || cidrs.iter().any(|cidr| cidr.contains(&address)))
+    }
 }
 
 /// How another node is reached.
@@ -135,7 +178,7 @@ pub struct Attachment {
 pub struct Numbers {
     /// Where hashes come from.
     pub key: HashKey,
-    /// Numbers of Service ports, by their ClusterIP frontends.
+    /// Numbers of Service ports, by the frontends that they are numbered by: those of their ClusterIPs.
     pub services: BTreeMap<FrontendKey, u32>,
     /// Next number of a Service port to try, as `next_slot`.
     pub next_service: u32,
@@ -313,6 +356,13 @@ impl DesiredBalancer {
     /// Its sets, as [`weft_abi::Balancer::sets`] has them.
     pub(crate) const fn sets(&self) -> [&Arc<[Member]>; 3] {
         [&self.internal, &self.external, &self.cluster]
+    }
+
+    /// How many members its sets have, each set counted once, with those that keep flows.
+    pub(crate) fn room(&self) -> usize {
+        let sets = self.sets();
+        let is_first = |place: &usize| !sets[..*place].contains(&sets[*place]);
+        (0..sets.len()).filter(is_first).map(|place| sets[place].len()).sum::<usize>() + self.keeping.len()
     }
 
     /// The names that all backends have under this number, those that get no new flows included, and the [`BackendFlags`] of each.

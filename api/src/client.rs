@@ -224,7 +224,7 @@ impl Pages<'_> {
         if let Some(mut begun) = self.begun.take() {
             let first = if services.is_empty() { None } else { Some(services.remove(0)) };
             let other = first.and_then(|first| begun.extend(first).err());
-            services.splice(0..0, std::iter::once(begun).chain(other));
+            services.splice(0..0, std::iter::once(begun).chain(other.map(|other| *other)));
         }
         if partial {
             self.begun = services.pop();

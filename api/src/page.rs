@@ -96,9 +96,9 @@ impl ServiceReport {
     ///
     /// # Errors
     /// `more` is of another Service.
-    pub fn extend(&mut self, more: Self) -> Result<(), Self> {
+    pub fn extend(&mut self, more: Self) -> Result<(), Box<Self>> {
         if (&self.namespace, &self.name) != (&more.namespace, &more.name) {
-            return Err(more);
+            return Err(Box::new(more));
         }
         for port in more.ports {
             let is_same = |last: &&mut crate::ServicePortReport| {
@@ -143,17 +143,19 @@ mod tests {
             name: name.into(),
             protocol: "TCP".into(),
             port: 80,
+            node_port: None,
             backends: Vec::new(),
         };
         let service = |name: &str, ports: &[&str]| ServiceReport {
             namespace: "x".into(),
             name: name.into(),
             cluster_ips: Vec::new(),
+            external_ips: Vec::new(),
             ports: ports.iter().map(|name| port(name)).collect(),
             affinity_seconds: None,
         };
         let mut first = service("a", &["p"]);
-        assert_eq!(first.extend(service("b", &["p"])), Err(service("b", &["p"])));
+        assert_eq!(first.extend(service("b", &["p"])), Err(Box::new(service("b", &["p"]))));
         assert_eq!(first.extend(service("a", &["p", "q"])), Ok(()));
         assert_eq!(first, service("a", &["p", "q"]));
     }

@@ -124,6 +124,9 @@ pub struct ServiceReport {
     pub name: String,
     /// Cluster addresses.
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses beyond the cluster: of `externalIPs` and of a load balancer.
+    #[serde(default)]
+    pub external_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePortReport>,
     /// For how many seconds after its last new connection a client keeps its backend; none: it does not.
@@ -140,6 +143,9 @@ pub struct ServicePortReport {
     pub protocol: String,
     /// The Service's port.
     pub port: u16,
+    /// Its number at addresses of nodes.
+    #[serde(default)]
+    pub node_port: Option<u16>,
     /// Where it leads.
     pub backends: Vec<BackendReport>,
 }

@@ -76,10 +76,12 @@ pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> Table {
 }
 
 pub(crate) fn services(services: &[ServiceReport]) -> Table {
-    let mut table = Table::new(&["SERVICE", "CLUSTER IPS", "AFFINITY", "PORT", "BACKENDS"]);
+    let mut table = Table::new(&["SERVICE", "ADDRESSES", "AFFINITY", "PORT", "BACKENDS"]);
     for service in services {
         let name = format!("{}/{}", service.namespace, service.name);
-        let addresses = joined(&service.cluster_ips, "\n");
+        let external = service.external_ips.iter().map(|address| format!("{address} external"));
+        let addresses: Vec<_> = service.cluster_ips.iter().map(ToString::to_string).chain(external).collect();
+        let addresses = addresses.join("\n");
         let affinity = service.affinity_seconds.map(|seconds| format!("ClientIP {seconds} s")).unwrap_or_default();
         for (position, port) in service.ports.iter().enumerate() {
             // The name stands once per Service.
@@ -210,7 +212,8 @@ fn source(status: &StatusReport) -> String {
 }
 
 fn port_name(port: &ServicePortReport) -> String {
-    let number = format!("{}/{}", port.port, port.protocol);
+    let node_port = port.node_port.map(|number| format!(", nodePort {number}")).unwrap_or_default();
+    let number = format!("{}/{}{node_port}", port.port, port.protocol);
     if port.name.is_empty() { number } else { format!("{} {number}", port.name) }
 }
 

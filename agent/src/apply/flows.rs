@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
 use weft_abi::{
-    ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, Deliver, Flow, FlowKey6, OPENED, Share, TICK_SHIFT, Timeouts, UPLINK,
+    ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, Deliver, Flow, FlowKey6, LED_ON, OPENED, Share, TICK_SHIFT, Timeouts,
+    UPLINK,
 };
 use weft_dataplane::{Error, FlowTable, Maps, TableKey};
 use weft_logic::{
@@ -147,7 +148,7 @@ impl Used {
         }
         let forwarded = flow.connection.flags & ConnectionFlags::FORWARDED != 0;
         let host = self.config.host_ifindex;
-        let Some((ifindex, account)) = share::account(key.ifindex, flow.way.ifindex, v6, host, forwarded) else {
+        let Some((ifindex, account)) = share::account(key.ifindex, &flow.way, v6, host, forwarded) else {
             return;
         };
         if let Some(count) = self.flows.entry(ifindex).or_default().get_mut(account) {
@@ -189,14 +190,22 @@ fn put_shares(maps: &Maps, before: &BTreeMap<u32, Share>, used: &Used) -> Result
     let now: BTreeMap<u32, Share> = maps.shares().iter().collect::<Result<_, _>>()?;
     let known: BTreeSet<u32> = now.keys().chain(used.flows.keys()).copied().collect();
     for ifindex in known {
-        let is_port = ifindex == ALL_PORTS || ifindex == used.config.host_ifindex;
-        if !is_port && maps.ports().get(&ifindex)?.is_none() {
+        let Config { host_ifindex, overlay_ifindex, .. } = used.config;
+        let is_port = [ALL_PORTS, host_ifindex, overlay_ifindex].contains(&ifindex)
+            || ifindex >= LED_ON && used.flows.contains_key(&ifindex)
+            || maps.ports().get(&ifindex)?.is_some()
+            || maps.devices().get(&ifindex)?.is_some();
+        if !is_port {
             maps.shares().remove(&ifindex)?;
             continue;
         }
         let share = now.get(&ifindex).copied().unwrap_or_default();
         if share.refused != 0 {
-            tracing::warn!(ifindex, packets = share.refused, "refused packets of a workload beyond its share or rate");
+            tracing::warn!(
+                ifindex,
+                packets = share.refused,
+                "refused packets beyond the share or rate of a workload, a device or a Service"
+            );
         }
         let before = before.get(&ifindex).copied().unwrap_or_default();
         maps.shares().insert(&ifindex, &used.share(ifindex, &before, share))?;
@@ -311,7 +320,9 @@ mod tests {
         counted[RECEIVED + 1] = 1;
         assert_eq!(used.flows[&PORT], counted);
         assert_eq!(used.flows[&ALL_PORTS], [1, 2, 0, 0], "the host's too");
-        assert!(!used.flows.contains_key(&HOST));
+        assert!(!used.flows.contains_key(&HOST), "it opened its own");
+        used.count(&received, &Flow { way: Way { ifindex: HOST, ..Way::default() }, ..Flow::default() });
+        assert_eq!(used.flows[&HOST], [0, 0, 0, 1], "what others opened towards it");
     }
 
     #[test]

@@ -9,7 +9,10 @@
 
 use std::collections::BTreeSet;
 
-use weft_abi::{Addr, BackendKey, Balancer, CLUSTER_NET, Frontend, FrontendKey, Member, MemberKey, MemberSet};
+use weft_abi::{
+    Addr, BackendKey, Balancer, CLUSTER_NET, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,
+    generation,
+};
 use weft_dataplane::Error;
 
 use super::{
@@ -157,6 +160,11 @@ impl Pass<'_> {
         let old = self.observed.frontends.0.get(&key).copied();
         if let Some(old) = old.filter(|old| old.service != frontend.service) {
             self.leave(old.service)?;
+        }
+        let is_new = old.is_none_or(|old| old.service != frontend.service);
+        if is_new && frontend.flags & FrontendFlags::EXTERNAL != 0 {
+            // What went there before went to the host or the outside, whose entries go by the routes.
+            self.disturb(generation::ROUTES);
         }
         let Observed { frontends, numbered, .. } = &mut *self.observed;
         frontends.put(self.tables.frontends(), key, frontend, &mut self.summary)?;

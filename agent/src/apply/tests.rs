@@ -13,7 +13,9 @@ use std::{
 };
 
 use proptest::prelude::*;
-use weft_abi::{AddressKey, Class, Device, FrontendKey, List, Owner, Pool, Port, RuleKey, Run, generation};
+use weft_abi::{
+    AddressKey, Class, Device, Frontend, FrontendFlags, FrontendKey, List, Owner, Pool, Port, RuleKey, Run, generation,
+};
 
 use self::{
     cases::{SERVICES, address, desired},
@@ -69,7 +71,14 @@ fn check_generations([before, services_before]: &[BTreeMap<u32, u32>; 2], fake: 
     for slot in (110..114).chain([generation::ROUTES]) {
         let changed = if slot == generation::ROUTES {
             let (was, is) = (State::from(old), State::from(new));
-            old.routes_digest != new.routes_digest || was.pools != is.pools || was.hosts() != is.hosts()
+            let led = |key: &FrontendKey| old.frontends.get(key).map(|frontend| frontend.service);
+            let is_new = |(key, frontend): (&FrontendKey, &Frontend)| {
+                frontend.flags & FrontendFlags::EXTERNAL != 0 && led(key) != Some(frontend.service)
+            };
+            old.routes_digest != new.routes_digest
+                || was.pools != is.pools
+                || was.hosts() != is.hosts()
+                || new.frontends.iter().any(is_new)
         } else {
             old.workload_digests.get(&slot) != new.workload_digests.get(&slot)
         };

@@ -239,6 +239,32 @@ object! {
         metadata: Meta,
         /// What was asked.
         spec: Option<ServiceSpec>,
+        /// What a load balancer gave it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        status: Option<ServiceStatus>,
+    }
+}
+object! {
+    /// Of a Service's status.
+    ServiceStatus {
+        /// Of type `LoadBalancer`.
+        load_balancer: Option<LoadBalancerStatus>,
+    }
+}
+object! {
+    /// What a load balancer does for a Service.
+    LoadBalancerStatus {
+        /// Where clients find it.
+        ingress: Option<Box<[LoadBalancerIngress]>>,
+    }
+}
+object! {
+    /// Where clients of a load balancer find a Service.
+    LoadBalancerIngress {
+        /// By this address; none: by a name.
+        ip: Option<Box<str>>,
+        /// `VIP` where it is none. `Proxy`: the load balancer sends to the nodes' own addresses (KEP-1860).
+        ip_mode: Option<Box<str>>,
     }
 }
 object! {
@@ -257,6 +283,13 @@ object! {
         ports: Option<Vec<ServicePort>>,
         /// `Cluster` where it is none.
         internal_traffic_policy: Option<String>,
+        /// `Cluster` where it is none.
+        external_traffic_policy: Option<Box<str>>,
+        /// Addresses beyond the cluster that lead to it where they are routed to a node.
+        #[serde(rename = "externalIPs")]
+        external_ips: Option<Box<[Box<str>]>>,
+        /// Prefixes that clients of a load balancer's addresses have to be in; none: they may be anybody.
+        load_balancer_source_ranges: Option<Box<[Box<str>]>>,
         /// `None` where it is none.
         session_affinity: Option<Box<str>>,
         /// Of `ClientIP`.
@@ -287,6 +320,8 @@ object! {
         port: i32,
         /// TCP where it is none.
         protocol: Option<String>,
+        /// Its number at addresses of nodes; none or 0: it has none there.
+        node_port: Option<i32>,
     }
 }
 object! {

@@ -39,8 +39,6 @@ pub(crate) struct Endpoint<'a> {
     pub(crate) port: u16,
     pub(crate) node: Option<&'a str>,
     pub(crate) readiness: Readiness,
-    /// New connections go to it; else it only keeps those that it has.
-    pub(crate) chosen: bool,
 }
 
 /// Slices by the namespace and the name of the Service that they belong to.
@@ -71,7 +69,7 @@ pub(crate) fn service_of(slice: &EndpointSlice) -> Option<&str> {
     labels.get(SERVICE_NAME)
 }
 
-/// Which port of a Service, and for whom.
+/// Which port of a Service.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
     /// Port name, empty for an unnamed port.
@@ -80,13 +78,30 @@ pub(crate) struct Wanted<'a> {
     pub(crate) protocol: &'a str,
     /// Of this family only.
     pub(crate) ipv4: bool,
-    /// Of this node only (`internalTrafficPolicy: Local`).
-    pub(crate) node: Option<&'a str>,
 }
 
-/// The endpoints that serve, sorted by address and port, none twice: new connections go to those that are ready, and where none is, to
-/// those that terminate (KEP-1669). One that only serves has none.
-pub(crate) fn choose<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Vec<Endpoint<'a>> {
+/// The endpoints of a Service port that serve.
+#[derive(Debug)]
+pub(crate) struct Serving<'a>(Vec<Endpoint<'a>>);
+
+impl<'a> Serving<'a> {
+    /// Those that new connections go to: the ones that are ready, and where none is, those that terminate (KEP-1669), of all or of
+    /// those of `node` alone. Whoever is left keeps the connections that it has.
+    pub(crate) fn chosen(&self, node: Option<&str>) -> impl Iterator<Item = &Endpoint<'a>> {
+        let of_node = move |endpoint: &&Endpoint<'_>| node.is_none() || endpoint.node == node;
+        let any_ready = self.0.iter().filter(of_node).any(|endpoint| endpoint.readiness == Readiness::Ready);
+        let best = if any_ready { Readiness::Ready } else { Readiness::Terminating };
+        self.0.iter().filter(of_node).filter(move |endpoint| endpoint.readiness == best)
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> &[Endpoint<'a>] {
+        &self.0
+    }
+}
+
+/// The endpoints that serve, sorted by address and port, none twice.
+pub(crate) fn serving<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Serving<'a> {
     let mut usable = BTreeMap::new();
     let address_type = if wanted.ipv4 { "IPv4" } else { "IPv6" };
     for slice in slices.iter().filter(|slice| &*slice.address_type == address_type) {
@@ -98,10 +113,7 @@ pub(crate) fn choose<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Ve
             }
         }
     }
-    let any_ready = usable.values().any(|endpoint| endpoint.readiness == Readiness::Ready);
-    let best = if any_ready { Readiness::Ready } else { Readiness::Terminating };
-    let choose = |endpoint: Endpoint<'a>| Endpoint { chosen: endpoint.readiness == best, ..endpoint };
-    usable.into_values().map(choose).collect()
+    Serving(usable.into_values().collect())
 }
 
 fn number_of(port: &EndpointPort, wanted: Wanted<'_>) -> Option<u16> {
@@ -112,11 +124,7 @@ fn number_of(port: &EndpointPort, wanted: Wanted<'_>) -> Option<u16> {
 
 fn usable_endpoint<'a>(endpoint: &'a SliceEndpoint, port: u16, wanted: Wanted<'_>) -> Option<Endpoint<'a>> {
     let addr = endpoint.address.filter(|addr| addr.is_ipv4() == wanted.ipv4)?;
-    let node = endpoint.node.as_deref();
-    if wanted.node.is_some() && wanted.node != node {
-        return None;
-    }
-    Some(Endpoint { addr, port, node, readiness: endpoint.readiness?, chosen: false })
+    Some(Endpoint { addr, port, node: endpoint.node.as_deref(), readiness: endpoint.readiness? })
 }
 
 /// An endpoint may stand in two slices while it moves between them: what takes more connections wins, and whoever tells the node.

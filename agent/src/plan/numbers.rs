@@ -108,7 +108,7 @@ impl Numbers {
         let slots = ports.values().map(|port| port.workload);
         // Those that were freed lately are likely beyond it, or far before it.
         let highest = slots.filter(|slot| SLOTS.contains(slot)).max().unwrap_or_default();
-        // A ClusterIP frontend: others share its number, and addresses have none.
+        // Others share the number of the first one, and addresses have none.
         let numbered = frontends.iter().filter(|(_, frontend)| frontend.flags == 0);
         let services: BTreeMap<FrontendKey, u32> = numbered.map(|(key, frontend)| (*key, frontend.service)).collect();
         let has_members = |number: &u32| balancers.get(number).is_some_and(|balancer| balancer.internal.count > 0);

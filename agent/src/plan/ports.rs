@@ -30,7 +30,8 @@ pub(crate) fn describe(
     desired: &mut Desired,
 ) {
     for address in &facts.host_addresses {
-        let owner = Owner::host(facts.config.host_ifindex);
+        let of = if facts.serves_node_ports(*address) { Owner::node_ports } else { Owner::host };
+        let owner = of(facts.config.host_ifindex);
         desired.addresses.insert(address_key(*address), owner);
     }
     let is_remembered = snapshot.remembered.is_some();

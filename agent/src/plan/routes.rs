@@ -20,7 +20,7 @@ use weft_api::RouteReport;
 pub(super) use self::frontends::Routes;
 pub(crate) use self::nodes::pod_cidrs;
 use crate::{
-    model::{HostRoute, Mode, NodeFacts, Snapshot, objects::ServiceCidr},
+    model::{HostRoute, NodeFacts, Snapshot, objects::ServiceCidr},
     plan::{
         address::{cidr_key, covers_mapped},
         policy::peers::parse_cidr,
@@ -58,7 +58,7 @@ enum Use {
 /// The shortest prefix that a ServiceCIDR may have, of IPv4 and IPv6: a slip of the pen must not cut the node off.
 const WIDEST_SERVICES: [u8; 2] = [8, 32];
 /// What no Service has an address of: this host, loopback, link-local, multicast (RFC 6890).
-const SPECIAL: [&str; 8] =
+pub(super) const SPECIAL: [&str; 8] =
     ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/127", "fe80::/10", "ff00::/8", "::ffff:0:0/96"];
 
 impl Prefixes {
@@ -104,9 +104,7 @@ impl Base {
         for (key, cidr) in &snapshot.service_cidrs {
             base.add_service_cidr(&key.name, cidr);
         }
-        if facts.mode == Mode::Vxlan {
-            base.add_node_addresses(snapshot, facts);
-        }
+        base.add_node_addresses(snapshot, facts);
         base.add_plain(facts);
         // Pages go on after any of them.
         base.reports.sort_by(|a, b| (&a.node, a.pod_cidr).cmp(&(&b.node, b.pod_cidr)));

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services to frontends.
 
+mod external;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, iter,
     net::IpAddr,
+    sync::Arc,
 };
 
 use weft_abi::{Addr, CLUSTER_NET, Frontend as Entry, FrontendFlags, FrontendKey, Member};
@@ -18,7 +21,7 @@ use crate::{
     plan::{
         address::parse_ip,
         affinity,
-        backends::{self, Endpoint, SliceIndex, Wanted, is_foreign},
+        backends::{self, Endpoint, Serving, SliceIndex, Wanted, is_foreign},
         protocol,
         share::{self, Wish},
     },
@@ -32,14 +35,33 @@ pub(crate) struct Frontend<'a> {
     /// Name of the Service's port.
     port: &'a str,
     protocol: &'a str,
-    endpoints: Vec<Endpoint<'a>>,
-    affinity: DesiredAffinity,
+    leads: Lead,
+}
+
+/// Where a frontend leads.
+#[derive(Clone, Debug)]
+pub(crate) enum Lead {
+    /// A ClusterIP's: its Service port and family are numbered by it.
+    First(DesiredBalancer),
+    /// Any other one: where the first one of its Service port and family does.
+    Further(FrontendKey),
 }
 
 impl Frontend<'_> {
-    /// How many endpoints new connections go to.
-    fn chosen(&self) -> usize {
-        self.endpoints.iter().filter(|endpoint| endpoint.chosen).count()
+    /// The balancer, of the first frontend of a Service port.
+    const fn balancer(&self) -> Option<&DesiredBalancer> {
+        match &self.leads {
+            Lead::First(balancer) => Some(balancer),
+            Lead::Further(_) => None,
+        }
+    }
+
+    /// The frontend that its Service port is numbered by.
+    const fn first(&self) -> FrontendKey {
+        match &self.leads {
+            Lead::First(_) => self.key,
+            Lead::Further(first) => *first,
+        }
     }
 }
 
@@ -71,7 +93,7 @@ pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Fronte
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
     for (key, service) in &snapshot.services {
         if let Some(spec) = programmed_spec(service) {
-            frontends.add_service(key, spec, slices.of(key), &facts.name);
+            frontends.add_service(key, (service, spec), slices.of(key), facts);
         }
     }
     frontends
@@ -98,24 +120,52 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<&str> {
 pub(crate) struct Planned {
     /// What it wants, whether it gets it or not.
     pub(crate) wanted: Vec<FrontendKey>,
-    /// The ClusterIP frontends that it gets, each with the balancer of its Service port and family.
-    pub(crate) frontends: Vec<(FrontendKey, DesiredBalancer)>,
+    /// The frontends that it gets, each first one before those that lead where it does.
+    pub(crate) frontends: Vec<(FrontendKey, Lead)>,
     /// What is wrong with it.
     pub(crate) problems: Vec<String>,
 }
 
-/// Traffic policies beside internalTrafficPolicy are not known yet, and nobody addresses another frontend: all sets are one.
-fn balancer_of(endpoints: &[Endpoint<'_>], affinity: DesiredAffinity) -> DesiredBalancer {
-    let of = |chosen: bool| {
-        let members = endpoints.iter().filter(|endpoint| endpoint.chosen == chosen).map(member_of);
-        members.collect::<Vec<Member>>()
-    };
-    DesiredBalancer { affinity, ..DesiredBalancer::of(of(true), of(false)) }
+/// Which endpoints clients get.
+#[derive(Clone, Copy)]
+struct Policies<'n> {
+    /// The node whose endpoints clients of ClusterIPs get (`internalTrafficPolicy: Local`), none: those of all.
+    internal: Option<&'n str>,
+    /// The same of clients from elsewhere of every other frontend (`externalTrafficPolicy`).
+    external: Option<&'n str>,
 }
 
-/// The entry of a ClusterIP frontend.
-pub(crate) const fn frontend(service: u32) -> Entry {
-    Entry { service, flags: 0 }
+impl<'n> Policies<'n> {
+    fn of(spec: &ServiceSpec, node: &'n str) -> Self {
+        let local = |policy: Option<&str>| (policy == Some("Local")).then_some(node);
+        let (internal, external) = (&spec.internal_traffic_policy, &spec.external_traffic_policy);
+        Self { internal: local(internal.as_deref()), external: local(external.as_deref()) }
+    }
+}
+
+fn balancer_of(serving: &Serving<'_>, policies: Policies<'_>, affinity: DesiredAffinity) -> DesiredBalancer {
+    let cluster = members_of(serving, None);
+    let of = |node: Option<&str>| match node {
+        None => Arc::clone(&cluster),
+        node => members_of(serving, node),
+    };
+    let (internal, external) = (of(policies.internal), of(policies.external));
+    let is_chosen = |member: &Member| [&internal, &external, &cluster].iter().any(|set| set.contains(member));
+    let keeping = serving.all().iter().map(member_of).filter(|member| !is_chosen(member)).collect();
+    DesiredBalancer { internal, external, cluster, keeping, affinity }
+}
+
+fn members_of(serving: &Serving<'_>, node: Option<&str>) -> Arc<[Member]> {
+    serving.chosen(node).map(member_of).collect()
+}
+
+/// The entry of a frontend, under the number of its Service port.
+pub(crate) const fn entry(service: u32, lead: &Lead) -> Entry {
+    let flags = match lead {
+        Lead::First(_) => 0,
+        Lead::Further(_) => FrontendFlags::EXTERNAL | FrontendFlags::FURTHER,
+    };
+    Entry { service, flags }
 }
 
 /// The entry of an address, which it has as long as it is the ClusterIP of some frontend of `frontends`.
@@ -136,20 +186,22 @@ pub(crate) fn plan_one<'a>(
     key: &'a ObjectKey,
     service: &'a Service,
     slices: &[&'a EndpointSlice],
-    node: &str,
+    facts: &NodeFacts,
     taken: impl Fn(&FrontendKey) -> Option<&'a ObjectKey>,
 ) -> Planned {
     let Some(spec) = programmed_spec(service) else { return Planned::default() };
-    let ports = spec.ports.iter().flatten().filter_map(|port| NamedPort::of(port).ok());
-    let ports: Vec<(u16, u8)> = ports.map(|port| (port.port, port.number)).collect();
-    let mut frontends = Frontends::default();
-    for vip in cluster_ips(spec).into_iter().filter_map(parse_ip) {
-        for key in ports.iter().map(|(port, number)| frontend_key(vip, *port, *number)) {
-            frontends.keys.extend(taken(&key).map(|holder| (key, holder)));
+    let (mut frontends, ips) = (Frontends::default(), addresses(spec));
+    let external = external::addresses(service, spec, &facts.externals, &mut Vec::new());
+    for port in spec.ports.iter().flatten().filter_map(|port| NamedPort::of(port).ok()) {
+        for vip in ips.iter().filter_map(|(_, vip)| *vip) {
+            let further = port.further(vip.is_ipv4(), &external);
+            for key in iter::once(port.at(vip)).chain(further) {
+                frontends.keys.extend(taken(&key).map(|holder| (key, holder)));
+            }
         }
     }
-    frontends.add_service(key, spec, slices, node);
-    let planned = |frontend: Frontend<'_>| (frontend.key, balancer_of(&frontend.endpoints, frontend.affinity));
+    frontends.add_service(key, (service, spec), slices, facts);
+    let planned = |frontend: Frontend<'_>| (frontend.key, frontend.leads);
     Planned {
         wanted: frontends.wanted,
         frontends: frontends.all.into_iter().map(planned).collect(),
@@ -162,95 +214,117 @@ pub(crate) fn report_one(
     key: &ObjectKey,
     service: &Service,
     slices: &[&EndpointSlice],
-    node: &str,
+    facts: &NodeFacts,
 ) -> Option<ServiceReport> {
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
-    frontends.add_service(key, programmed_spec(service)?, slices, node);
+    frontends.add_service(key, (service, programmed_spec(service)?), slices, facts);
     frontends.reports?.pop()
 }
 
-fn frontend_key(vip: IpAddr, port: u16, protocol: u8) -> FrontendKey {
-    FrontendKey::of_cluster(Addr::from(vip), port.to_be(), protocol)
+/// The ClusterIPs, as they stand there and what they are.
+fn addresses(spec: &ServiceSpec) -> Vec<(&str, Option<IpAddr>)> {
+    cluster_ips(spec).into_iter().map(|text| (text, parse_ip(text))).collect()
 }
 
 impl<'a> Frontends<'a> {
-    fn add_service(&mut self, key: &'a ObjectKey, spec: &'a ServiceSpec, slices: &[&'a EndpointSlice], node: &str) {
-        let mut vips = Vec::new();
-        for text in cluster_ips(spec) {
-            match parse_ip(text) {
-                Some(vip) => vips.push(vip),
-                None => self.problems.push(format!("Service {key}: spec.clusterIPs: '{text}' is not an IP address")),
-            }
-        }
+    fn add_service(
+        &mut self,
+        key: &'a ObjectKey,
+        (service, spec): (&'a Service, &'a ServiceSpec),
+        slices: &[&EndpointSlice],
+        facts: &NodeFacts,
+    ) {
+        let mut problems = Vec::new();
+        let ips = addresses(spec);
+        let bad = ips.iter().filter(|(_, vip)| vip.is_none());
+        problems.extend(bad.map(|(text, _)| format!("spec.clusterIPs: '{text}' is not an IP address")));
+        let vips: Vec<IpAddr> = ips.iter().filter_map(|(_, vip)| *vip).collect();
+        let external = external::addresses(service, spec, &facts.externals, &mut problems);
         let (seconds, why) = affinity::seconds_of(spec);
-        self.problems.extend(why.map(|why| format!("Service {key}: {why}")));
-        let local = spec.internal_traffic_policy.as_deref() == Some("Local");
+        problems.extend(why);
+        let policies = Policies::of(spec, &facts.name);
         let (mut reports, mut names) = (Vec::new(), BTreeSet::new());
         for port in spec.ports.iter().flatten() {
-            match NamedPort::of(port) {
-                Ok(named) => {
-                    let wanted = |vip: IpAddr| Wanted {
-                        port: named.name,
-                        protocol: named.protocol,
-                        ipv4: vip.is_ipv4(),
-                        node: local.then_some(node),
-                    };
-                    let chosen: Vec<_> =
-                        vips.iter().map(|vip| (*vip, backends::choose(slices, wanted(*vip)))).collect();
-                    if self.reports.is_some() {
-                        let endpoints = chosen.iter().flat_map(|(_, endpoints)| endpoints);
-                        reports.push(named.report(endpoints.filter(|endpoint| endpoint.chosen)));
-                    }
-                    if !names.insert((named.name, named.protocol)) {
-                        let why = format!("spec.ports has two ports named '{}'", named.name);
-                        self.problems.push(format!("Service {key}: {why}"));
-                        continue;
-                    }
-                    for (vip, endpoints) in chosen {
-                        let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), vip.is_ipv4());
-                        self.add_frontend(key, &named, vip, (endpoints, affinity));
-                    }
+            let named = match NamedPort::of(port) {
+                Ok(named) => named,
+                Err(why) => {
+                    problems.push(format!("spec.ports '{}': {why}", name_of(port)));
+                    continue;
                 }
-                Err(why) => self.problems.push(format!("Service {key}: spec.ports '{}': {why}", name_of(port))),
+            };
+            let serving = |vip: &IpAddr| backends::serving(slices, named.wanted(vip.is_ipv4()));
+            let chosen: Vec<_> = vips.iter().map(|vip| (*vip, serving(vip))).collect();
+            if self.reports.is_some() {
+                reports.push(named.report(chosen.iter().map(|(_, serving)| serving), policies));
+            }
+            if !names.insert((named.name, named.protocol)) {
+                problems.push(format!("spec.ports has two ports named '{}'", named.name));
+                continue;
+            }
+            for (vip, serving) in chosen {
+                let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), vip.is_ipv4());
+                let first = Lead::First(balancer_of(&serving, policies, affinity));
+                if !self.add_frontend(key, &named, named.at(vip), first) {
+                    continue;
+                }
+                for further in named.further(vip.is_ipv4(), &external) {
+                    self.add_frontend(key, &named, further, Lead::Further(named.at(vip)));
+                }
             }
         }
+        self.problems.extend(problems.into_iter().map(|why| format!("Service {key}: {why}")));
         if let Some(all) = &mut self.reports {
             let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
-            all.push(ServiceReport { namespace, name, cluster_ips: vips, ports: reports, affinity_seconds: seconds });
+            let external_ips = external.iter().copied().collect();
+            let affinity_seconds = seconds;
+            all.push(ServiceReport {
+                namespace,
+                name,
+                cluster_ips: vips,
+                external_ips,
+                ports: reports,
+                affinity_seconds,
+            });
         }
     }
 
-    fn add_frontend(
-        &mut self,
-        service: &'a ObjectKey,
-        port: &NamedPort<'a>,
-        vip: IpAddr,
-        (endpoints, affinity): (Vec<Endpoint<'a>>, DesiredAffinity),
-    ) {
-        let key = frontend_key(vip, port.port, port.number);
+    /// Whether nobody else has it.
+    fn add_frontend(&mut self, service: &'a ObjectKey, port: &NamedPort<'a>, key: FrontendKey, leads: Lead) -> bool {
         self.wanted.push(key);
         if let Some(first) = self.keys.get(&key) {
+            let (address, number) = (IpAddr::from(key.addr), u16::from_be(key.port));
+            let (what, fix) = if address.is_unspecified() {
+                (format!("nodePort {number}"), "nodePort")
+            } else {
+                (format!("{address} port {number}"), "address or port")
+            };
             self.problems.push(format!(
-                "Service {service}: {vip} port {}/{} is taken by Service {first}; give one of them another clusterIP or port",
-                port.port, port.protocol
+                "Service {service}: {what}/{} is taken by Service {first}; give one of them another {fix}",
+                port.protocol
             ));
-        } else {
-            self.keys.insert(key, service);
-            let NamedPort { name: port, protocol, .. } = *port;
-            self.all.push(Frontend { key, service, port, protocol, endpoints, affinity });
+            return false;
         }
+        self.keys.insert(key, service);
+        let NamedPort { name: port, protocol, .. } = *port;
+        self.all.push(Frontend { key, service, port, protocol, leads });
+        true
     }
 
-    /// Refuses frontends for which there is no room: without an entry, or with one that has no backend.
+    /// Refuses frontends for which there is no room: without an entry, or with one that has no backend. Those of one Service port are
+    /// refused together.
     pub(crate) fn fit(&mut self, room: &Room, numbers: &mut Numbers) {
         let most = room.services;
-        for key in self.without_room(most, numbers, |_| 1) {
+        let mut further = BTreeMap::<FrontendKey, u64>::new();
+        for frontend in &self.all {
+            *further.entry(frontend.first()).or_default() += 1;
+        }
+        for key in self.without_room(most, numbers, |frontend, _| further.get(&frontend.key).copied().unwrap_or(1)) {
             let why =
                 format!("more than {most} Service addresses times ports: remove Services or raise mapSizes.services");
             self.left_out.insert(key);
             self.refused.insert(key, why);
         }
-        for key in self.without_room(room.members, numbers, |frontend| frontend.endpoints.len() as u64) {
+        for key in self.without_room(room.members, numbers, |_, balancer| balancer.room() as u64) {
             let most = room.members;
             let why =
                 format!("more than {most} backends of all Services: use fewer endpoints or raise mapSizes.members");
@@ -259,22 +333,31 @@ impl<'a> Frontends<'a> {
         numbers.refused = self.refused.keys().copied().collect();
     }
 
-    fn without_room(&self, most: usize, numbers: &Numbers, cost: impl Fn(&Frontend<'_>) -> u64) -> Vec<FrontendKey> {
-        let asking = || self.all.iter().filter(|frontend| !self.left_out.contains(&frontend.key));
-        let wish = |frontend: &Frontend<'a>| Wish {
+    fn without_room(
+        &self,
+        most: usize,
+        numbers: &Numbers,
+        cost: impl Fn(&Frontend<'_>, &DesiredBalancer) -> u64,
+    ) -> Vec<FrontendKey> {
+        let asking = || {
+            let first = self.all.iter().filter(|frontend| !self.left_out.contains(&frontend.key));
+            first.filter_map(|frontend| Some((frontend, frontend.balancer()?)))
+        };
+        let wish = |(frontend, balancer): (&Frontend<'a>, &DesiredBalancer)| Wish {
             namespace: &frontend.service.namespace,
-            cost: cost(frontend),
+            cost: cost(frontend, balancer),
             stood: numbers.services.contains_key(&frontend.key)
-                && (frontend.chosen() == 0 || !numbers.refused.contains(&frontend.key)),
+                && (balancer.internal.is_empty() || !numbers.refused.contains(&frontend.key)),
         };
         let granted = share::grant(most as u64, &asking().map(wish).collect::<Vec<_>>());
         let refused = asking().zip(granted).filter(|(_, granted)| !granted);
-        refused.map(|(frontend, _)| frontend.key).collect()
+        refused.map(|((frontend, _), _)| frontend.key).collect()
     }
 
     /// Those that need a number each.
     pub(crate) fn number_keys(&self) -> BTreeSet<FrontendKey> {
-        self.all.iter().map(|frontend| frontend.key).filter(|key| !self.left_out.contains(key)).collect()
+        let first = self.all.iter().map(Frontend::first);
+        first.filter(|key| !self.left_out.contains(key)).collect()
     }
 
     /// Writes the frontends down, with the numbers they were given.
@@ -293,15 +376,18 @@ impl<'a> Frontends<'a> {
                 let key = frontend.service.clone();
                 desired.refusals.insert(Refusal { kind: RefusedKind::Service, key, uid, why });
             }
-            if self.left_out.contains(&frontend.key) {
+            if self.left_out.contains(&frontend.first()) {
                 continue;
             }
             // As many have numbers as fit.
-            let Some(&service) = numbers.services.get(&frontend.key) else { continue };
-            let endpoints = if refused.is_some() { &[][..] } else { &frontend.endpoints };
-            desired.balancers.insert(service, balancer_of(endpoints, frontend.affinity));
-            desired.frontends.insert(frontend.key, self::frontend(service));
+            let Some(&service) = numbers.services.get(&frontend.first()) else { continue };
+            desired.frontends.insert(frontend.key, entry(service, &frontend.leads));
             desired.service_names.insert(frontend.key, frontend.service.to_string());
+            if let Lead::First(balancer) = frontend.leads {
+                let affinity = balancer.affinity;
+                let nobody = || DesiredBalancer { affinity, ..DesiredBalancer::of([], []) };
+                desired.balancers.insert(service, if refused.is_some() { nobody() } else { balancer });
+            }
         }
         let addresses: BTreeSet<Addr> = desired.frontends.keys().map(|key| key.addr).collect();
         for addr in addresses {
@@ -321,6 +407,8 @@ struct NamedPort<'a> {
     protocol: &'a str,
     number: u8,
     port: u16,
+    /// 0: it has none.
+    node_port: u16,
 }
 
 fn name_of(port: &ServicePort) -> &str {
@@ -336,15 +424,46 @@ impl<'a> NamedPort<'a> {
             .ok()
             .filter(|number| *number != 0)
             .ok_or_else(|| format!("port: {} is not between 1 and 65535", port.port))?;
-        Ok(Self { name: name_of(port), protocol, number, port: port_number })
+        let asked = port.node_port.unwrap_or_default();
+        let node_port = u16::try_from(asked).map_err(|_| format!("nodePort: {asked} is not between 1 and 65535"))?;
+        Ok(Self { name: name_of(port), protocol, number, port: port_number, node_port })
     }
 
-    fn report<'e>(&self, endpoints: impl Iterator<Item = &'e Endpoint<'e>>) -> ServicePortReport {
+    const fn wanted(&self, ipv4: bool) -> Wanted<'a> {
+        Wanted { port: self.name, protocol: self.protocol, ipv4 }
+    }
+
+    /// Its frontend at this address.
+    fn at(&self, address: IpAddr) -> FrontendKey {
+        FrontendKey::of_cluster(Addr::from(address), self.port.to_be(), self.number)
+    }
+
+    /// Its frontends beside that of a ClusterIP of this family.
+    fn further(&self, ipv4: bool, external: &BTreeSet<IpAddr>) -> Vec<FrontendKey> {
+        let like = if ipv4 { Addr::v4(0) } else { Addr::UNSPECIFIED };
+        let node_port = FrontendKey::of_node_port(&like, self.node_port.to_be(), self.number);
+        let addresses = external.iter().filter(|address| address.is_ipv4() == ipv4).map(|address| self.at(*address));
+        (self.node_port != 0).then_some(node_port).into_iter().chain(addresses).collect()
+    }
+
+    /// Who its clients get, of ClusterIPs or from elsewhere.
+    fn report<'e>(
+        &self,
+        serving: impl Iterator<Item = &'e Serving<'e>>,
+        Policies { internal, external }: Policies<'_>,
+    ) -> ServicePortReport {
+        let chosen = serving.flat_map(|serving| {
+            let is_chosen = |endpoint: &&Endpoint<'_>| {
+                [internal, external].into_iter().any(|node| serving.chosen(node).any(|chosen| chosen == *endpoint))
+            };
+            serving.all().iter().filter(is_chosen).collect::<Vec<_>>()
+        });
         ServicePortReport {
             name: self.name.to_owned(),
             protocol: self.protocol.to_owned(),
             port: self.port,
-            backends: endpoints
+            node_port: (self.node_port != 0).then_some(self.node_port),
+            backends: chosen
                 .map(|endpoint| BackendReport {
                     address: endpoint.addr,
                     port: endpoint.port,

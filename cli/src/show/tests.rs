@@ -34,25 +34,44 @@ fn a_flow_names_everything_that_is_known() {
 
 #[test]
 fn a_service_without_backends_says_so() {
-    let port = ServicePortReport { name: "http".into(), protocol: "TCP".into(), port: 80, backends: Vec::new() };
+    let port = ServicePortReport {
+        name: "http".into(),
+        protocol: "TCP".into(),
+        port: 80,
+        node_port: Some(30_080),
+        backends: Vec::new(),
+    };
     let service = ServiceReport {
         namespace: "default".into(),
         name: "web".into(),
         cluster_ips: vec!["10.96.0.7".parse().unwrap()],
+        external_ips: vec!["203.0.113.9".parse().unwrap()],
         ports: vec![port],
         affinity_seconds: None,
     };
     let table = services(&[service]).render();
-    assert_eq!(table.lines().nth(1), Some("default/web  10.96.0.7    -         http 80/TCP  -"), "{table}");
+    let lines: Vec<&str> = table.lines().skip(1).map(str::trim_end).collect();
+    let expected = [
+        "default/web  10.96.0.7             -         http 80/TCP, nodePort 30080  -",
+        "             203.0.113.9 external",
+    ];
+    assert_eq!(lines, expected, "{table}");
 }
 
 #[test]
 fn a_service_tells_once_for_how_long_clients_keep_their_backend() {
-    let port = |port| ServicePortReport { name: String::new(), protocol: "TCP".into(), port, backends: Vec::new() };
+    let port = |port| ServicePortReport {
+        name: String::new(),
+        protocol: "TCP".into(),
+        port,
+        node_port: None,
+        backends: Vec::new(),
+    };
     let service = ServiceReport {
         namespace: "default".into(),
         name: "web".into(),
         cluster_ips: vec!["10.96.0.7".parse().unwrap()],
+        external_ips: Vec::new(),
         ports: vec![port(80), port(81)],
         affinity_seconds: Some(10_800),
     };

@@ -56,6 +56,13 @@ impl Addr {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be()
     }
 
+    /// `0.0.0.0` of an IPv4 address, `::` of an IPv6 one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unspecified(&self) -> Self {
+        if self.is_v4() { Self::v4(0) } else { Self::UNSPECIFIED }
+    }
+
     /// Whether this is [`Addr::UNSPECIFIED`].
     #[inline(always)]
     #[must_use]

@@ -109,7 +109,9 @@ impl WayFlags {
     pub const REFUSED_EGRESS: u8 = 2;
     /// The same of ingress policy.
     pub const REFUSED_INGRESS: u8 = 4;
-    /// Either.
+    /// Its next hop is what the host's routes say: [`Way::remote`] is who encapsulated what goes on to the outside.
+    pub const BY_ROUTES: u8 = 8;
+    /// Refused either way.
     pub const REFUSED: u8 = Self::REFUSED_EGRESS | Self::REFUSED_INGRESS;
 }
 

@@ -54,10 +54,10 @@ pub use port::{Device, Owner, OwnerKind, POOL_ADDRESSES, Pool, Port, PortKind, R
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use record::{ConnectionRecord, ExportRequest};
 pub use service::{
-    Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, Frontend, FrontendFlags, FrontendKey, Member, MemberKey,
-    MemberSet,
+    Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, Clients, Frontend, FrontendFlags, FrontendKey, Member,
+    MemberKey, MemberSet,
 };
-pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, OPENED, RECEIVED, Share};
+pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, LED_ON, OPENED, RECEIVED, Share};
 pub use skb::SkbLayout;
 
 /// Version of what the fields of keys and values mean, which [`LAYOUT`] does not see: change it when a number in a field means

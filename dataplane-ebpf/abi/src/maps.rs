@@ -79,8 +79,9 @@ macro_rules! for_each_map {
             /// Fragmented datagrams.
             FRAGMENTS fragments: LruHashMap<$crate::FragmentKey, $crate::Datagram>, carried, sized(fragments);
             /// What each port has taken of what all share, by interface index: the programs make entries, the agent removes those of
-            /// ports that are gone. Every port has one; the host and the wire do, and ports that are just gone.
-            SHARES shares: OnDemandHashMap<u32, $crate::Share>, carried, per(ports, 2, 2);
+            /// ports that are gone. Every port has one; the host and devices of the wire do, ports that are just gone, and Services that
+            /// lead connections on from beyond the node (`weft_abi::LED_ON`).
+            SHARES shares: OnDemandHashMap<u32, $crate::Share>, carried, per(ports, 2, 16_386);
             /// What was dropped, by `weft_abi::DropReason`.
             DROPS drops: PerCpuArray<u32, $crate::Tally>, carried, fixed($crate::DROP_REASONS.len() as u32);
             /// What was counted, by `weft_abi::Counter`.
@@ -96,9 +97,9 @@ macro_rules! for_each_map {
     };
 }
 
-/// Changes with what the maps of a flow table mean beyond their layouts: the bits of its words, its hash, where a key belongs
-/// (`weft_logic::set`, `weft_logic::hash`).
-const FLOW_FORMAT: u64 = 1;
+/// Changes with what the maps of a flow table mean beyond their layouts: the bits of its words and of flags, its hash, where a key
+/// belongs (`weft_logic::set`, `weft_logic::hash`).
+const FLOW_FORMAT: u64 = 2;
 
 /// What kind of map the kernel makes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -45,6 +45,8 @@ pub enum OwnerKind {
     Workload = 0,
     /// The host's own.
     Host = 1,
+    /// The host's own, and NodePorts are served at it.
+    NodePorts = 2,
 }
 
 crate::layout! {
@@ -67,6 +69,13 @@ impl Owner {
         Self { ifindex, kind: OwnerKind::Host as u32 }
     }
 
+    /// The host, at whose address NodePorts are served.
+    #[inline(always)]
+    #[must_use]
+    pub const fn node_ports(ifindex: u32) -> Self {
+        Self { ifindex, kind: OwnerKind::NodePorts as u32 }
+    }
+
     /// The workload behind a port.
     #[inline(always)]
     #[must_use]
@@ -78,7 +87,14 @@ impl Owner {
     #[inline(always)]
     #[must_use]
     pub const fn is_host(&self) -> bool {
-        self.kind == OwnerKind::Host as u32
+        self.kind == OwnerKind::Host as u32 || self.serves_node_ports()
+    }
+
+    /// Whether NodePorts are served at the address, which the host has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn serves_node_ports(&self) -> bool {
+        self.kind == OwnerKind::NodePorts as u32
     }
 
     /// Whether a workload has the address.
@@ -101,7 +117,7 @@ pub enum RemoteKind {
     Native = 2,
     /// A Service CIDR: an address and port in it that is not in `FRONTENDS` leads nowhere.
     Services = 3,
-    /// An address of another node itself, which encapsulates from `via` (VXLAN). It is reached as the outside is.
+    /// An address of another node itself, which encapsulates from `via` (VXLAN; else unspecified). It is reached as the outside is.
     Node = 4,
     /// A remote node's pod CIDR without a way to it.
     Unreachable = 5,

@@ -12,7 +12,7 @@ crate::layout! {
     pub struct FrontendKey {
         /// The network of its clients.
         pub net: u32,
-        /// VIP.
+        /// VIP; `0.0.0.0` or `::`: any address of the node that NodePorts are served at ([`crate::OwnerKind::NodePorts`]).
         pub addr: Addr,
         /// Port, network byte order.
         pub port: u16,
@@ -45,6 +45,13 @@ impl FrontendKey {
         Self::new(CLUSTER_NET, addr, port, protocol)
     }
 
+    /// The NodePort (network byte order) of the family of `like`: at any address of the node that serves them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_node_port(like: &Addr, port: u16, protocol: u8) -> Self {
+        Self::of_cluster(like.unspecified(), port, protocol)
+    }
+
     /// Whether it is an address itself, and no port of it.
     #[inline(always)]
     #[must_use]
@@ -71,10 +78,12 @@ crate::layout! {
 pub struct FrontendFlags;
 
 impl FrontendFlags {
-    /// Clients get the external set; else the internal one (ClusterIP).
+    /// Clients get the external set, those of this node the cluster's; else all get the internal one (ClusterIP).
     pub const EXTERNAL: u32 = 1;
     /// No frontend, but a ClusterIP itself: its ports that no Service port defines are refused aloud.
     pub const ADDRESS: u32 = 2;
+    /// One beside the frontend that its Service port is numbered by.
+    pub const FURTHER: u32 = 4;
 }
 
 crate::layout! {
@@ -114,12 +123,40 @@ crate::layout! {
     }
 }
 
-impl Balancer {
-    /// The set for clients of a frontend with these flags.
+/// Which clients of a Service port: each have a set of members.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Clients {
+    /// Of internal frontends.
+    Internal,
+    /// From elsewhere, of external frontends.
+    External,
+    /// Of this node, of external frontends: its workloads and the host itself.
+    OfNode,
+}
+
+impl Clients {
+    /// Those of a frontend with these [`FrontendFlags`]; `of_node`: who is this node's workload, or the host itself.
     #[inline(always)]
     #[must_use]
-    pub const fn set_of(&self, flags: u32) -> &MemberSet {
-        if flags & FrontendFlags::EXTERNAL == 0 { &self.internal } else { &self.external }
+    pub const fn of(flags: u32, of_node: bool) -> Self {
+        match (flags & FrontendFlags::EXTERNAL != 0, of_node) {
+            (false, _) => Self::Internal,
+            (true, false) => Self::External,
+            (true, true) => Self::OfNode,
+        }
+    }
+}
+
+impl Balancer {
+    /// The set for these clients.
+    #[inline(always)]
+    #[must_use]
+    pub const fn set_of(&self, clients: Clients) -> &MemberSet {
+        match clients {
+            Clients::Internal => &self.internal,
+            Clients::External => &self.external,
+            Clients::OfNode => &self.cluster,
+        }
     }
 
     /// Its sets; equal ones have one number.
@@ -204,11 +241,15 @@ impl BackendFlags {
     /// The bit of each set, in the order of [`Balancer::sets`].
     pub const OF_SETS: [u32; 3] = [Self::INTERNAL, Self::EXTERNAL, Self::CLUSTER];
 
-    /// The bit of the set for clients of a frontend with these [`FrontendFlags`]: that of [`Balancer::set_of`].
+    /// The bit of the set for these clients: that of [`Balancer::set_of`].
     #[inline(always)]
     #[must_use]
-    pub const fn of_clients(flags: u32) -> u32 {
-        if flags & FrontendFlags::EXTERNAL == 0 { Self::INTERNAL } else { Self::EXTERNAL }
+    pub const fn of_clients(clients: Clients) -> u32 {
+        match clients {
+            Clients::Internal => Self::INTERNAL,
+            Clients::External => Self::EXTERNAL,
+            Clients::OfNode => Self::CLUSTER,
+        }
     }
 }
 

@@ -29,6 +29,10 @@ crate::layout! {
 /// Stands for an ifindex in the key of a [`Share`]: all ports together.
 pub const ALL_PORTS: u32 = 0;
 
+/// Beside the number of a Service port ([`crate::Way::service`]) it stands for an ifindex in the key of a [`Share`]: what the Service
+/// leads on from beyond the node to other nodes and the outside. No device has such an index, nor has a class.
+pub const LED_ON: u32 = 1 << 30;
+
 crate::layout! {
     /// A port's use of what all share, keyed by its ifindex; [`ALL_PORTS`]: of all ports together.
     ///

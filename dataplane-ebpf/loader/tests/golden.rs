@@ -17,6 +17,8 @@ mod connection;
 mod events;
 #[path = "golden/fragments.rs"]
 mod fragments;
+#[path = "golden/frontends.rs"]
+mod frontends;
 #[path = "golden/hop_limit.rs"]
 mod hop_limit;
 #[path = "golden/hostile.rs"]

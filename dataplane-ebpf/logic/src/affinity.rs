@@ -2,20 +2,20 @@
 //! `sessionAffinity: ClientIP`: a client of a Service port gets the backend of its last new connection, as long as that may be chosen
 //! and is not too long ago.
 
-use weft_abi::{Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, Frontend};
+use weft_abi::{Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, Clients};
 
 use crate::{
     Tables,
     walk::{Decision, Question},
 };
 
-/// Whether the client's last backend is one of the set for this frontend, and not too long ago: it is `target` then. In any case
+/// Whether the client's last backend is one of the set for such `clients`, and not too long ago: it is `target` then. In any case
 /// [`remembered`] is to be kept once the connection stands. `balancer` keeps clients.
 #[inline(always)]
 pub fn recall<T: Tables>(
     tables: &T,
     question: &Question,
-    frontend: &Frontend,
+    (service, clients): (u32, Clients),
     balancer: &Balancer,
     decision: &mut Decision,
 ) -> bool {
@@ -25,8 +25,8 @@ pub fn recall<T: Tables>(
     if is_over(question.now, last.last, balancer.affinity) {
         return false;
     }
-    let backend = BackendKey::new(frontend.service, last.addr, last.port);
-    if tables.backend(&backend) & BackendFlags::of_clients(frontend.flags) == 0 {
+    let backend = BackendKey::new(service, last.addr, last.port);
+    if tables.backend(&backend) & BackendFlags::of_clients(clients) == 0 {
         return false;
     }
     (decision.target, decision.target_port) = (last.addr, last.port);

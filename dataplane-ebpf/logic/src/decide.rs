@@ -3,13 +3,13 @@
 //! question, turned round.
 
 use weft_abi::{
-    Addr, AddressKey, BackendFlags, BackendKey, ConnectionFlags, DropReason, Flow, Frontend, FrontendKey, MemberKey,
-    RemoteKind, generation,
+    Addr, AddressKey, BackendFlags, BackendKey, Clients, ConnectionFlags, DropReason, Flow, Frontend, FrontendKey,
+    MemberKey, RemoteKind, generation,
 };
 
 use crate::{
-    Tables, address, admit, affinity, flow, locate, policy, protocol, select,
-    walk::{Decision, GenerationRef, Question},
+    Tables, address, admit, affinity, flow, frontend, locate, policy, protocol, select,
+    walk::{Decision, GenerationRef, Question, Sender},
 };
 
 /// A part of a decision.
@@ -74,6 +74,7 @@ pub fn decide<T: Tables>(
         tables.enter(Step::Locate);
         locate::server(tables, config, question, decision)
             .map_err(|reason| refusal(tables, decision.net, question, reason))?;
+        locate::bring_answers_back(config, question, decision)?;
     }
     tables.enter(Step::Judge);
     judge(tables, decision)
@@ -108,7 +109,7 @@ fn translate<T: Tables>(
     decision.target_port = question.key.dport;
     decision.translated = 0;
     decision.service = GenerationRef::default();
-    let frontend = tables.frontend(&FrontendKey::new(decision.net, question.key.dst, question.key.dport, protocol));
+    let frontend = frontend::find(tables, decision.net, &question.key);
     if let Some(frontend) = frontend {
         let generation = tables.service_generation(frontend.service);
         decision.service = GenerationRef { slot: frontend.service, generation };
@@ -121,9 +122,7 @@ fn translate<T: Tables>(
     }
     let Some(frontend) = frontend else { return Ok(()) };
     // A set may go between the two look-ups: by then the balancer leads to the next one.
-    if !choose(tables, question, frontend, decision) && !choose(tables, question, frontend, decision) {
-        return Err(DropReason::NoBackend);
-    }
+    choose(tables, question, frontend, decision).or_else(|_| choose(tables, question, frontend, decision))?;
     if protocol == protocol::SCTP && decision.target_port != question.key.dport {
         // SCTP's CRC32c covers the ports and cannot be updated from a difference in bounded time.
         return Err(DropReason::Unrewritable);
@@ -131,22 +130,37 @@ fn translate<T: Tables>(
     Ok(())
 }
 
-/// A member of the set for clients of this frontend: sets `target` and `target_port`. It is the one that the client had last, where
-/// the Service keeps clients.
+/// A member of the set for such clients of this frontend: sets `target` and `target_port`. It is the one that the client had last,
+/// where the Service keeps clients.
+///
+/// # Errors
+/// [`DropReason::NoBackend`]: nobody serves; [`DropReason::NoLocalBackend`]: nobody on this node, where a traffic policy wants that.
 #[inline(always)]
-fn choose<T: Tables>(tables: &T, question: &Question, frontend: &Frontend, decision: &mut Decision) -> bool {
-    let Some(balancer) = tables.balancer(&frontend.service) else { return false };
-    let set = balancer.set_of(frontend.flags);
-    if balancer.affinity != 0 && set.count != 0 && affinity::recall(tables, question, frontend, balancer, decision) {
-        return true;
+fn choose<T: Tables>(
+    tables: &T,
+    question: &Question,
+    frontend: &Frontend,
+    decision: &mut Decision,
+) -> Result<(), DropReason> {
+    let balancer = tables.balancer(&frontend.service).ok_or(DropReason::NoBackend)?;
+    let of_node = question.is_from(Sender::Workload) || decision.own_host != 0;
+    let clients = Clients::of(frontend.flags, of_node);
+    let set = balancer.set_of(clients);
+    if set.count == 0 && balancer.cluster.count != 0 {
+        return Err(DropReason::NoLocalBackend);
+    }
+    if balancer.affinity != 0
+        && set.count != 0
+        && affinity::recall(tables, question, (frontend.service, clients), balancer, decision)
+    {
+        return Ok(());
     }
     let index = select::index(question.random, set.count);
-    let Some(member) = tables.member(&MemberKey { service: frontend.service, set: set.set, index }) else {
-        return false;
-    };
+    let key = MemberKey { service: frontend.service, set: set.set, index };
+    let member = tables.member(&key).ok_or(DropReason::NoBackend)?;
     decision.target = member.addr;
     decision.target_port = member.port;
-    true
+    Ok(())
 }
 
 /// A connection stays with its backend: TCP while backends and the Service itself come and go (Kubernetes' contract), any other

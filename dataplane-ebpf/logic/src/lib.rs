@@ -15,6 +15,7 @@ pub mod checksum;
 pub mod decide;
 pub mod flow;
 pub mod fragment;
+pub mod frontend;
 pub mod hash;
 pub mod header;
 pub mod locate;

@@ -34,8 +34,9 @@ pub(crate) fn server<T: Tables>(
         admit::set_workload(tables, &mut decision.server, owner.ifindex, port, false);
         return Ok(());
     }
-    // What came through a tunnel ends here: with routes of two times, nodes would send it to each other for ever.
-    if question.is_from(Sender::Overlay) {
+    // What came through a tunnel ends here, unless it is a NodePort's: with routes of two times, nodes would send it to each other for
+    // ever.
+    if question.is_from(Sender::Overlay) && decision.translated == 0 {
         return Err(DropReason::NoEndpoint);
     }
     let Some(remote) = tables.remote(decision.net, &decision.target) else {
@@ -45,7 +46,12 @@ pub(crate) fn server<T: Tables>(
         kind if kind == RemoteKind::Node as u32 => {
             refuse_encapsulation(decision, config)?;
             if !goes_by_tunnel(question, config, remote) {
-                return outside(tables, config, question, decision);
+                let is_plain = remote.flags & RemoteFlags::PLAIN != 0 && remote.via.is_unspecified();
+                return if is_plain {
+                    leave(tables, config, decision)
+                } else {
+                    outside(tables, config, question, decision)
+                };
             }
         }
         kind if kind == RemoteKind::Plain as u32 => return leave(tables, config, decision),
@@ -107,6 +113,33 @@ fn outside<T: Tables>(
         decision.source = masquerade::source(config, question.is_v6 != 0);
     }
     Ok(())
+}
+
+/// Lets what somebody beyond this node asks of a Service be answered through it: towards another node and the outside it leaves with
+/// this node's address, and towards the host with one whose packets the host sends through `weft0`. A workload of this node answers
+/// through its port, and sees who asks.
+///
+/// # Errors
+/// [`DropReason::NoRoute`]: the node has no address of this family.
+#[inline(always)]
+pub(crate) fn bring_answers_back(
+    config: &Config,
+    question: &Question,
+    decision: &mut Decision,
+) -> Result<(), DropReason> {
+    let of_node = decision.client.is_here() || decision.own_host != 0;
+    if decision.translated == 0 || of_node || decision.server.is_here() {
+        return Ok(());
+    }
+    let is_v6 = question.is_v6 != 0;
+    if decision.server.is_at(Place::Host) {
+        decision.masquerade = masquerade::WITH_PORT;
+        decision.source = if is_v6 { HAIRPIN_V6 } else { HAIRPIN_V4 };
+        return Ok(());
+    }
+    decision.masquerade = masquerade::kind_of(question.key.protocol);
+    decision.source = *admit::known_address(config, is_v6);
+    if decision.source.is_unspecified() { Err(DropReason::NoRoute) } else { Ok(()) }
 }
 
 /// To the outside with the addresses that the packet has.

@@ -19,6 +19,8 @@ pub const BY_PORT: u8 = 1;
 pub const BY_ADDRESS: u8 = 2;
 /// As decided before.
 pub const KEPT: u8 = 3;
+/// By address, under the port that it has where that is free.
+pub const WITH_PORT: u8 = 4;
 
 /// Ports that are tried for one flow: what a full range costs in softirq is bounded.
 pub const ATTEMPTS: u32 = 64;
@@ -41,9 +43,15 @@ pub fn kind(config: &Config, key: &FlowKey6, is_v6: bool) -> Result<u8, DropReas
     }
     match key.protocol as u8 {
         protocol::ICMP | protocol::ICMPV6 if key.sport == 0 && key.dport != 0 => Err(DropReason::Unrewritable),
-        _ if has_ports(key.protocol) => Ok(BY_PORT),
-        _ => Ok(BY_ADDRESS),
+        _ => Ok(kind_of(key.protocol)),
     }
+}
+
+/// How a protocol is masqueraded, where it is.
+#[inline(always)]
+#[must_use]
+pub const fn kind_of(protocol_number: u32) -> u8 {
+    if has_ports(protocol_number) { BY_PORT } else { BY_ADDRESS }
 }
 
 /// Whether a protocol has ports, or an identifier in their place, that can change.

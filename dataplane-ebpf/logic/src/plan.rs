@@ -83,11 +83,26 @@ fn lead(way: &mut Way, decision: &Decision, [from, to]: [&End; 2], service: Gene
         place if place == Place::Neighbour as u8 => Deliver::Neighbour as u8,
         _ => Deliver::Route as u8,
     };
-    // What comes through a tunnel ends here: it has no next hop.
     way.remote = if from.is_at(Place::Tunnel) { from.peer } else { to.next_hop };
     way.sender_mac = from.mac;
     way.flags = if from.checks_mac != 0 { WayFlags::CHECK_MAC } else { 0 };
     stand_by(way, from.generation, to.generation, service);
+    if from.is_at(Place::Tunnel) {
+        lead_on(way, to);
+    }
+}
+
+/// What came through a tunnel ends here, unless a Service leads it on. A way has room for its peer or for its next hop.
+#[inline(always)]
+fn lead_on(way: &mut Way, to: &End) {
+    if way.deliver == Deliver::Route as u8 {
+        way.flags |= WayFlags::BY_ROUTES;
+    } else if way.deliver == Deliver::Tunnel as u8 || way.deliver == Deliver::Neighbour as u8 {
+        // Each of its packets is decided on, and its peer with it.
+        way.remote = to.next_hop;
+        way.epoch = way.epoch.wrapping_sub(1);
+        flow::void(way);
+    }
 }
 
 /// Lets a way stand as long as these generations do.
@@ -176,7 +191,7 @@ fn new_source(key: &FlowKey6, decision: &Decision, is_v6: bool) -> Addr {
 fn kept_source_port(question: &Question, decision: &Decision, old: &Flow) -> u16 {
     let by_port = decision.masquerade == masquerade::BY_PORT;
     let had = question.stands()
-        && (by_port || decision.masquerade == masquerade::NONE)
+        && (by_port || decision.masquerade == masquerade::NONE || decision.masquerade == masquerade::WITH_PORT)
         && old.connection.flags & ConnectionFlags::REWRITE_SRC != 0
         && (by_port || old.connection.sport != question.key.sport)
         && old.connection.src == new_source(&question.key, decision, question.is_v6 != 0)

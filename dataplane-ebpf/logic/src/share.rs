@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a port may take of what all share: tokens by time, room by count.
 
-use weft_abi::{Config, FlowAccount, OPENED, RECEIVED};
+use weft_abi::{Config, Deliver, FlowAccount, LED_ON, OPENED, RECEIVED, Way};
 
 use crate::flow;
 
@@ -63,20 +63,25 @@ pub const fn is_remembered(config: &Config, v6: bool, account: u32, all: u32) ->
     share != 0 && (account >= share / 2 || all >= most / 2)
 }
 
-/// The account of a connection: whose, and its index in [`weft_abi::Share::flows`]. `from`: the `ifindex` of its opener's key;
-/// `to`: the device that it leads to; `forwarded`: see [`weft_abi::ConnectionFlags::FORWARDED`]. None: it is the host's, which is not
-/// held to a share.
+/// The account of a connection: whose, and its index in [`weft_abi::Share::flows`]. `from`: the `ifindex` of its opener's key; `way`: its
+/// opener's; `forwarded`: see [`weft_abi::ConnectionFlags::FORWARDED`]. None: the host opened it, which is not held to a share.
 ///
 /// What comes from other nodes and the outside, also by way of the host's stack, is booked on its receiver: nobody here opened
-/// it, and a flood closes for the one that it is aimed at.
+/// it, and a flood closes for the one that it is aimed at. What does not stay here a Service leads on, and it is booked on that.
 #[inline(always)]
 #[must_use]
-pub const fn account(from: u32, to: u32, v6: bool, host: u32, forwarded: bool) -> Option<(u32, usize)> {
+pub const fn account(from: u32, way: &Way, v6: bool, host: u32, forwarded: bool) -> Option<(u32, usize)> {
     let received = flow::is_from_outside(from) || (from == host && forwarded);
-    let (ifindex, first) = if received { (to, RECEIVED) } else { (from, OPENED) };
-    if ifindex == host {
+    if from == host && !received {
         return None;
     }
+    let (ifindex, first) = if !received {
+        (from, OPENED)
+    } else if way.deliver >= Deliver::Tunnel as u8 {
+        (LED_ON | way.service, RECEIVED)
+    } else {
+        (way.ifindex, RECEIVED)
+    };
     Some((ifindex, first + v6 as usize))
 }
 
@@ -121,12 +126,18 @@ mod tests {
 
     #[test]
     fn connections_are_booked_on_who_opened_them_or_who_receives_them() {
-        assert_eq!(account(7, 9, false, 1, false), Some((7, OPENED)));
-        assert_eq!(account(7, 9, true, 1, false), Some((7, OPENED + 1)));
-        assert_eq!(account(weft_abi::OVERLAY, 9, true, 1, false), Some((9, RECEIVED + 1)));
-        assert_eq!(account(1, 9, false, 1, true), Some((9, RECEIVED)), "what the host forwards");
-        assert_eq!(account(1, 9, false, 1, false), None, "what it sends");
-        assert_eq!(account(weft_abi::OVERLAY, 1, false, 1, false), None, "what it gets");
+        let to = |ifindex, deliver: Deliver| Way { ifindex, deliver: deliver as u8, service: 5, ..Way::default() };
+        let (pod, host) = (to(9, Deliver::Peer), to(1, Deliver::Host));
+        assert_eq!(account(7, &pod, false, 1, false), Some((7, OPENED)));
+        assert_eq!(account(7, &pod, true, 1, false), Some((7, OPENED + 1)));
+        assert_eq!(account(weft_abi::OVERLAY, &pod, true, 1, false), Some((9, RECEIVED + 1)));
+        assert_eq!(account(1, &pod, false, 1, true), Some((9, RECEIVED)), "what the host forwards");
+        assert_eq!(account(1, &pod, false, 1, false), None, "what it sends");
+        assert_eq!(account(weft_abi::OVERLAY, &host, false, 1, false), Some((1, RECEIVED)), "what it gets");
+        for on in [Deliver::Tunnel, Deliver::Neighbour, Deliver::Route] {
+            assert_eq!(account(weft_abi::UPLINK, &to(3, on), true, 1, false), Some((LED_ON | 5, RECEIVED + 1)));
+        }
+        assert_eq!(account(7, &to(3, Deliver::Route), false, 1, false), Some((7, OPENED)));
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //! The slow path: ask, let the logic decide, insert what it decided.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Addr, CLUSTER_NET, DropReason, Flow, FlowState, Hook, Owner, PortKind};
+use weft_abi::{Addr, CLUSTER_NET, ConnectionFlags, DropReason, Flow, FlowState, Hook, Owner, PortKind};
 use weft_logic::{
     Frame as _, Tables as _, admit, decide,
     flow::{self as life, Lifetime},
+    frontend,
     header::{Ethernet, TcpFlags},
     plan, protocol,
     walk::{Origin, Sender, Standing, Walk},
@@ -53,7 +54,9 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     walk.question.sender_mac = skb.read::<Ethernet>(0).ok_or(DropReason::Truncated)?.src;
     walk.question.related = 0;
     table::begin();
-    let may_be_the_hosts = hook::is_shared(hook) && !is_workload_of_cluster(&walk.question.key.dst);
+    let may_be_the_hosts = hook::is_shared(hook)
+        && !is_workload_of_cluster(&walk.question.key.dst)
+        && (!skb.is_for_host() || weft_addresses_service() == 0);
     if is_held(skb, walk, may_be_the_hosts) {
         return Err(DropReason::Takeover.into());
     }
@@ -72,7 +75,7 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
     if let Some(reason) = table::refusal() {
         return Err(reason.into());
     }
-    if may_be_the_hosts && !walk.question.answers() {
+    if may_be_the_hosts && !walk.question.answers() && !goes_on(walk) {
         return Err(for_host());
     }
     if let Err(reason) = answer(skb) {
@@ -85,6 +88,21 @@ fn slow(skb: &Skb, hook: u8) -> Result<(), Stop> {
         report::decided(skb, hook);
     }
     Ok(())
+}
+
+/// Whether a connection that a Service took from the host goes on without it: TCP does.
+#[inline(always)]
+fn goes_on(walk: &Walk) -> bool {
+    walk.question.stands()
+        && walk.question.key.protocol == u32::from(protocol::TCP)
+        && walk.forward.connection.flags & ConnectionFlags::REWRITE_DST != 0
+}
+
+/// 1: the packet in the walk, from outside, addresses a Service. Exported, and thereby global to the verifier.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_addresses_service() -> u32 {
+    maps::walk().map_or(0, |walk| u32::from(frontend::find(&Kernel, CLUSTER_NET, &walk.question.key).is_some()))
 }
 
 /// Whether a packet without an entry waits to be sent again: connections of another version are being taken over, and it may be of

@@ -2,7 +2,7 @@
 //! Sending a decided packet on.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Addr, Deliver, DropReason, Flow, GATEWAY_MAC, MARK_DELIVERED, OVERLAY_MAC};
+use weft_abi::{Addr, Deliver, DropReason, Flow, GATEWAY_MAC, MARK_DELIVERED, OVERLAY_MAC, WayFlags};
 use weft_logic::{
     Frame as _, Tables as _,
     header::{ETHERNET, ethertype},
@@ -22,7 +22,8 @@ struct Macs {
 pub fn deliver(skb: &Skb, flow: &Flow) -> Result<i32, DropReason> {
     let kind = flow.way.deliver;
     let ifindex = flow.way.ifindex;
-    if kind == Deliver::Route as u8 && flow.way.remote.is_unspecified() {
+    let by_routes = flow.way.flags & WayFlags::BY_ROUTES != 0;
+    if kind == Deliver::Route as u8 && (by_routes || flow.way.remote.is_unspecified()) {
         return Ok(helpers::redirect_route(ifindex));
     }
     if kind == Deliver::Neighbour as u8 || kind == Deliver::Route as u8 {
@@ -64,7 +65,7 @@ extern "C" fn weft_redirect_neighbour(ifindex: u32, next_hop: *const Addr) -> i3
 /// [`helpers::set_tunnel`] with the node's network identifier; 0: the kernel refused.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weft_set_tunnel(skb: *mut __sk_buff, remote: *const Addr) -> u32 {
+pub extern "C" fn weft_set_tunnel(skb: *mut __sk_buff, remote: *const Addr) -> u32 {
     if remote.is_null() {
         return 0;
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-//! ICMP errors of the node's own (RFC 792, RFC 4443): what its workloads and its host are told of their packets.
+//! ICMP errors of the node's own (RFC 792, RFC 4443): what its workloads, its host, and those whose packets it forwards are told of
+//! them.
 
 use aya_ebpf::bindings::__sk_buff;
 use weft_abi::{Addr, Counter, DropReason, GATEWAY_MAC, MARK_DELIVERED};
@@ -10,13 +11,15 @@ use weft_logic::{
 };
 
 use crate::{
+    deliver,
     family::Family,
-    helpers,
-    maps::Kernel,
+    helpers, hook,
+    maps::{self, Kernel},
     report,
     share::{self, Tokens},
     skb::Skb,
     stop::{self, Stop},
+    tunnel,
 };
 
 /// Bytes of an ICMP or ICMPv6 header.
@@ -77,7 +80,8 @@ struct Error<H> {
 #[inline(always)]
 pub fn tell<F: Family>(skb: &Skb, transport: &Transport, about: u32, otherwise: DropReason) -> Result<i32, Stop> {
     let near = ETHERNET + if F::IS_V6 { IPV6 } else { IPV4 };
-    if transport.offset != near || transport.piece == Piece::Later || transport.kind != Kind::FLOW {
+    if transport.offset != near || transport.piece == Piece::Later || transport.kind != Kind::FLOW || !may_go_back(skb)
+    {
         return Err(otherwise.into());
     }
     share::take(skb.ifindex(), Tokens::Answers)?;
@@ -144,8 +148,8 @@ fn answer_v4<const WORDS: usize>(skb: &Skb, about: u32) -> Result<i32, Stop> {
     );
     let sum = u64::from(u16::from_ne_bytes(kind)) + u64::from(second_word(about)) + quoted;
     let error = Error {
-        dst: ethernet.src,
-        src: GATEWAY_MAC,
+        dst: ethernet.dst,
+        src: ethernet.src,
         ethertype: ethernet.ethertype,
         ip,
         kind,
@@ -185,8 +189,8 @@ fn answer_v6<const WORDS: usize>(skb: &Skb, about: u32) -> Result<i32, Stop> {
         + u64::from(second_word(about))
         + quoted;
     let error = Error {
-        dst: ethernet.src,
-        src: GATEWAY_MAC,
+        dst: ethernet.dst,
+        src: ethernet.src,
         ethertype: ethernet.ethertype,
         ip,
         kind,
@@ -221,16 +225,58 @@ fn send_back<H: Copy>(skb: &Skb, error: &Error<H>, quoted: usize) -> Result<i32,
     // SAFETY: `at` checked the bounds.
     unsafe { *frame = *error };
     report::count(Counter::IcmpAnswered);
-    Ok(back(skb))
+    Ok(BACK)
 }
 
-/// Sends a packet, whose addresses are turned round, back to whoever sent it.
+/// Whether what came by this device can be answered by it: without Ethernet addresses, as `l3` has it, it cannot.
+#[inline(always)]
+pub fn may_go_back(skb: &Skb) -> bool {
+    skb.read::<Ethernet>(0).is_some_and(|ethernet| ethernet.src != [0; 6])
+}
+
+/// What comes of a packet whose IP addresses are turned round: it goes [`back`], once whoever has turned it has given its stack back.
+pub const BACK: i32 = 0x7d;
+
+/// Sends a packet back to whoever sent it.
 #[inline(always)]
 pub fn back(skb: &Skb) -> i32 {
     let ifindex = skb.ifindex();
-    if Kernel.config().is_some_and(|config| config.host_ifindex == ifindex) {
+    let Some(config) = Kernel.config() else { return hook::DROP };
+    // By the overlay all frames have the same Ethernet addresses.
+    let turned =
+        if config.overlay_ifindex == ifindex { weft_tunnel_back(skb.raw()) } else { weft_turn_frame(skb.raw()) };
+    if turned == 0 {
+        return hook::DROP;
+    }
+    if config.host_ifindex == ifindex {
         return helpers::redirect_in(ifindex);
     }
     skb.set_mark(MARK_DELIVERED);
     helpers::redirect_out(ifindex)
+}
+
+/// Lets a frame go to who sent it, from the gateway of this node's ports, elsewhere from whom it went to; 0: there is none. Exported, and
+/// thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_turn_frame(skb: *mut __sk_buff) -> u32 {
+    let skb = Skb::of(skb);
+    let Some(asked) = skb.read::<Ethernet>(0) else { return 0 };
+    let ifindex = skb.ifindex();
+    let is_own = Kernel.port(ifindex).is_some() || Kernel.config().is_some_and(|config| config.host_ifindex == ifindex);
+    let written = if is_own {
+        deliver::write_macs(&skb, &asked.src, &GATEWAY_MAC)
+    } else {
+        deliver::write_macs(&skb, &asked.src, &asked.dst)
+    };
+    u32::from(written.is_ok())
+}
+
+/// Lets a packet go to the node that it came from; 0: the kernel refused. Exported, and thereby global to the verifier, as in `far`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_tunnel_back(skb: *mut __sk_buff) -> u32 {
+    let found = tunnel::find_peer(&Skb::of(skb));
+    let Some(walk) = maps::walk() else { return 0 };
+    if found.is_err() { 0 } else { deliver::weft_set_tunnel(skb, &raw const walk.question.tunnel_peer) }
 }

@@ -103,7 +103,10 @@ fn is_ours<F: Family>(skb: Skb) -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     walk.question.key = F::widen(&F::key(UPLINK, &ip, &transport));
     table::begin();
-    if F::find(&walk.question.key, Buffer::One).is_some() || decide::is_workload_of_cluster(&walk.question.key.dst) {
+    if F::find(&walk.question.key, Buffer::One).is_some()
+        || decide::is_workload_of_cluster(&walk.question.key.dst)
+        || decide::weft_addresses_service() != 0
+    {
         return OURS;
     }
     if let Some(reason) = table::refusal() {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-//! Refusing aloud: who asks a Service that nobody serves is told at once, as by a host on whose port nobody listens.
+//! Refusing aloud: who asks a Service that nobody serves is told at once, as by a host on whose port nobody listens. From wherever it
+//! asks: the answer goes back to the device that the packet came by.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Counter, DropReason, GATEWAY_MAC, Hook};
+use weft_abi::{Counter, DropReason};
 use weft_logic::{
     Frame as _, checksum,
-    header::{ETHERNET, Ethernet, IPV4, IPV6, Kind, TcpFlags, ethertype},
+    header::{ETHERNET, IPV4, IPV6, Kind, TcpFlags, ethertype},
     protocol,
 };
 
@@ -24,12 +25,6 @@ type Tcp = [u32; 4];
 
 const RST: u8 = 0x04;
 const RST_ACK: u8 = 0x14;
-
-/// Whether the sender of a packet that is dropped is of this node, and is told.
-#[inline(always)]
-pub const fn is_told(hook: u8, reason: DropReason) -> bool {
-    (hook == Hook::FromWorkload as u8 || hook == Hook::FromHost as u8) && reason.is_told()
-}
 
 /// Counts a packet that is dropped, and tells its sender. Without tokens, and of what is no packet to answer, it hears nothing.
 #[inline(always)]
@@ -60,7 +55,11 @@ extern "C" fn weft_may_answer(skb: *mut __sk_buff, is_v6: u32) -> u32 {
     let found =
         if is_v6 == 0 { V4::parse(&skb).map(|(_, found)| found) } else { V6::parse(&skb).map(|(_, found)| found) };
     let Ok(Some(transport)) = found else { return NOT };
-    if transport.flags.rst() || transport.kind != Kind::FLOW || share::take(skb.ifindex(), Tokens::Answers).is_err() {
+    if transport.flags.rst()
+        || transport.kind != Kind::FLOW
+        || !icmp_answer::may_go_back(&skb)
+        || share::take(skb.ifindex(), Tokens::Answers).is_err()
+    {
         return NOT;
     }
     if transport.protocol == protocol::TCP { BY_RESET } else { BY_ERROR }
@@ -86,20 +85,17 @@ fn answer<const SIZE: usize>(skb: &Skb, l4: usize, addresses: usize) -> Result<i
     let ends: [[u8; SIZE]; 2] = skb.load(addresses).ok_or(DropReason::Truncated)?;
     let asked: Tcp = skb.load(l4).ok_or(DropReason::Truncated)?;
     let length: u16 = skb.load(ETHERNET + if SIZE == 4 { 2 } else { 4 }).ok_or(DropReason::Truncated)?;
-    let ethernet: Ethernet = skb.read(0).ok_or(DropReason::Truncated)?;
     let segment = u32::from(u16::from_be(length)) - if SIZE == 4 { IPV4 as u32 } else { 0 };
     let answer = answer_to(&asked, segment);
     let diff = (0..4).map(|word| checksum::word_diff(asked[word], answer[word])).sum();
-    let macs = [ethernet.src, GATEWAY_MAC];
-    let stored = helpers::store(skb.raw(), 0, &macs)
-        && helpers::store(skb.raw(), addresses, &[ends[1], ends[0]])
+    let stored = helpers::store(skb.raw(), addresses, &[ends[1], ends[0]])
         && helpers::store(skb.raw(), l4, &answer)
         && helpers::replace_l4_checksum(skb.raw(), l4 + 16, checksum::fold32(diff), false, false);
     if !stored {
         return Err(DropReason::Kernel.into());
     }
     report::count(Counter::Reset);
-    Ok(icmp_answer::back(skb))
+    Ok(icmp_answer::BACK)
 }
 
 /// The header that answers a segment of `length` bytes, its own header included.

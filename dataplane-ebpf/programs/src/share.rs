@@ -21,6 +21,9 @@ use crate::{
 /// Connections of a port that are looked at for one that makes room.
 const ROOM_ATTEMPTS: u32 = 16;
 
+/// As many times a port's tokens are those of a device that many send by.
+const SHARED_RATE: u32 = 10;
+
 /// What tokens are for.
 #[derive(Clone, Copy)]
 #[repr(u32)]
@@ -69,10 +72,11 @@ fn try_take(ifindex: u32, tokens: u32) -> Result<(), DropReason> {
         1 => (config.answer_rate, DropReason::AnswerRate),
         _ => (config.fragment_rate, DropReason::FragmentShare),
     };
-    // Neither the host nor all of the wire are held to the rate of one workload.
+    // The host is not held to the rate of one workload, and what all of the wire asks for is held to that of some.
     if rate == 0 || ifindex == config.host_ifindex || life::is_from_outside(ifindex) {
         return Ok(());
     }
+    let rate = if Kernel.port(ifindex).is_some() { rate } else { rate.saturating_mul(SHARED_RATE) };
     let share = of(ifindex).ok_or(reason)?;
     let full_at = match tokens {
         0 => &mut share.flows_full_at,
@@ -196,20 +200,15 @@ fn give_up<F: Family>([key, answer]: &mut [FlowKey6; 2], now: u32) -> Option<boo
 #[inline(always)]
 fn booked_on(walk: &Walk, config: &Config) -> Option<(u32, usize)> {
     let forwarded = walk.forward.connection.flags & ConnectionFlags::FORWARDED != 0;
-    share::account(
-        walk.question.key.ifindex,
-        walk.forward.way.ifindex,
-        walk.question.is_v6 != 0,
-        config.host_ifindex,
-        forwarded,
-    )
+    let (from, way) = (walk.question.key.ifindex, &walk.forward.way);
+    share::account(from, way, walk.question.is_v6 != 0, config.host_ifindex, forwarded)
 }
 
 /// The account of a connection, by its opener's entry and key.
 #[inline(always)]
 pub fn account_of(opener: &Flow, key: &FlowKey6, config: &Config) -> Option<(u32, usize)> {
     let forwarded = opener.connection.flags & ConnectionFlags::FORWARDED != 0;
-    share::account(key.ifindex, opener.way.ifindex, !key.src.is_v4(), config.host_ifindex, forwarded)
+    share::account(key.ifindex, &opener.way, !key.src.is_v4(), config.host_ifindex, forwarded)
 }
 
 /// Takes a connection that has made room off its account.

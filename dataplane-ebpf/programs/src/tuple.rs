@@ -244,7 +244,8 @@ fn keeps_port(walk: &mut Walk, config: &Config) -> bool {
     let port = u16::from_be(sport);
     let keeps = masquerade::in_range(config, port)
         && (masquerade::is_own(config, walk.question.key.ifindex, port)
-            || share::of(walk.question.key.ifindex).is_some_and(|share| masquerade::may_keep(config, share.kept)));
+            || !life::is_from_outside(walk.question.key.ifindex)
+                && share::of(walk.question.key.ifindex).is_some_and(|share| masquerade::may_keep(config, share.kept)));
     if keeps {
         plan::leave_under(walk, sport);
     }

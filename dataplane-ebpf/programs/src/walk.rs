@@ -17,7 +17,7 @@ use crate::{
     arp, decide, deliver,
     family::{Family, V4, V6},
     far::{self, Far},
-    helpers, hook, hop_limit,
+    helpers, hook, hop_limit, icmp_answer,
     icmp_error::{self, Inner},
     maps::{self, Kernel},
     mss, neighbour, offload, refuse, report,
@@ -45,11 +45,12 @@ pub fn run<const HOOK: u8>(skb: Skb) -> i32 {
         Ok(ASK_AGAIN) => ask_again::<HOOK>(&skb),
         passed => passed,
     };
-    match passed {
+    let action = match passed {
         Ok(action) | Err(Stop::Return(action)) => action,
-        Err(Stop::Drop(reason)) if refuse::is_told(HOOK, reason) => refuse::refuse(&skb, HOOK, reason),
+        Err(Stop::Drop(reason)) if reason.is_told() => refuse::refuse(&skb, HOOK, reason),
         Err(Stop::Drop(reason)) => report::dropped(&skb, HOOK, reason),
-    }
+    };
+    if action == icmp_answer::BACK { icmp_answer::back(&skb) } else { action }
 }
 
 /// Lets the packet in the walk be decided on.

@@ -94,6 +94,7 @@ pub(super) fn class(name: &str) -> Option<Reason> {
         "policy-egress" => Reason::Egress,
         "policy-ingress" => Reason::Ingress,
         "no-backend" => Reason::NoBackend,
+        "no-local-backend" => Reason::NoLocalBackend,
         "no-service" => Reason::NoService,
         "no-service-port" => Reason::NoServicePort,
         "no-endpoint" | "no-route" => Reason::Unreachable,

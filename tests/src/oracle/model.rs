@@ -69,6 +69,8 @@ pub(super) enum Reason {
     Ingress,
     /// The Service has no endpoint to use.
     NoBackend,
+    /// It has some, and none on this node, where its traffic policy wants one.
+    NoLocalBackend,
     /// No Service has this address.
     NoService,
     /// It is a Service's ClusterIP, and the Service has no such port.
@@ -156,7 +158,11 @@ pub(super) fn answer(
                 backends = vec![last];
             }
             if backends.is_empty() {
-                return vec![Verdict::Dropped(Reason::NoBackend)];
+                return vec![Verdict::Dropped(service::without_backend(
+                    world,
+                    &frontend,
+                    packet.destination.is_ipv4(),
+                ))];
             }
             or_taken(packet, backends.iter().map(|backend| to_backend(world, here, packet, *backend, quirks)).collect())
         }

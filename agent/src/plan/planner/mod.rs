@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Addr, FrontendKey};
+use weft_abi::{Addr, AddressKey, FrontendKey};
 use weft_api::PodRef;
 
 use self::{addresses::Addresses, services::Services};
@@ -412,11 +412,18 @@ impl Planner {
         known.or_else(|| self.desired.isolation.get(id).cloned()).unwrap_or_default()
     }
 
-    /// `namespace/name` of the Service that has a frontend.
+    /// `namespace/name` of the Service that has a frontend, or the NodePort that an address of the node leads to.
     #[must_use]
     pub fn service_name(&self, frontend: &FrontendKey) -> Option<String> {
-        let holder = self.services.holder(frontend).filter(|_| self.desired.frontends.contains_key(frontend));
-        holder.map(ToString::to_string).or_else(|| self.desired.service_names.get(frontend).cloned())
+        let served = |frontend: &FrontendKey| {
+            let holder = self.services.holder(frontend).filter(|_| self.desired.frontends.contains_key(frontend));
+            holder.map(ToString::to_string).or_else(|| self.desired.service_names.get(frontend).cloned())
+        };
+        served(frontend).or_else(|| {
+            let key = AddressKey { net: frontend.net, addr: frontend.addr };
+            self.desired.addresses.get(&key).filter(|owner| owner.serves_node_ports())?;
+            served(&FrontendKey::of_node_port(&frontend.addr, frontend.port, frontend.protocol))
+        })
     }
 
     /// The addresses that the pod `namespace/name` is believed to have.
@@ -443,7 +450,8 @@ impl Planner {
     pub fn frontends_of(&self, service: &str) -> Vec<IpAddr> {
         let frontends = self.desired.frontends.keys();
         let own = frontends.filter(|frontend| self.service_name(frontend).as_deref() == Some(service));
-        own.map(|frontend| IpAddr::from(frontend.addr)).collect::<BTreeSet<_>>().into_iter().collect()
+        let addresses = own.map(|frontend| IpAddr::from(frontend.addr)).filter(|address| !address.is_unspecified());
+        addresses.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// How many frontends Services have.

@@ -18,7 +18,7 @@ impl Planner {
         let of_node = self.facts.iter().flat_map(move |facts| {
             let services = self.snapshot.services.range::<ObjectKey, _>((first, Bound::Unbounded));
             services.filter_map(|(key, service)| {
-                services::report_one(key, service, &self.services.slices_of(&self.snapshot, key), &facts.name)
+                services::report_one(key, service, &self.services.slices_of(&self.snapshot, key), facts)
             })
         });
         made.chain(of_node)

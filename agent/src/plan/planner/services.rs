@@ -4,16 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_abi::{Addr, CLUSTER_NET, FrontendKey};
+use weft_abi::{Addr, CLUSTER_NET, FrontendFlags, FrontendKey};
 
 use super::set;
 use crate::{
     apply::Patch,
-    model::{Desired, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
+    model::{Desired, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
     plan::{
         backends,
         numbers::{Given, Turnover},
-        services::{self, Planned},
+        services::{self, Lead, Planned},
     },
 };
 
@@ -40,10 +40,12 @@ pub(super) struct Services {
     pub(super) planned_whole: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Standing {
     wanted: Vec<FrontendKey>,
     frontends: Vec<FrontendKey>,
+    /// Those of them that Service ports are numbered by.
+    first: BTreeSet<FrontendKey>,
     backends: usize,
     problems: Vec<String>,
 }
@@ -54,7 +56,7 @@ pub(super) struct Found {
     /// Whether any Service changed.
     pub(super) any: bool,
     pub(super) numbers: Turnover<FrontendKey>,
-    frontends: BTreeMap<FrontendKey, DesiredBalancer>,
+    frontends: BTreeMap<FrontendKey, Lead>,
     touched: BTreeSet<FrontendKey>,
 }
 
@@ -102,16 +104,19 @@ impl Services {
                 self.dirty.extend(later.cloned());
             }
             self.totals[0] += frontends.len();
-            let mut standing = Standing { wanted, frontends: Vec::new(), backends: 0, problems };
-            for (frontend, balancer) in frontends {
+            let mut standing = Standing { wanted, problems, ..Standing::default() };
+            for (frontend, lead) in frontends {
                 self.holders.insert(frontend, key.clone());
-                standing.backends += balancer.internal.len() + balancer.keeping.len();
-                if !found.numbers.gone.remove(&frontend) {
-                    found.numbers.new.insert(frontend);
+                if let Lead::First(balancer) = &lead {
+                    standing.backends += balancer.room();
+                    standing.first.insert(frontend);
+                    if !found.numbers.gone.remove(&frontend) {
+                        found.numbers.new.insert(frontend);
+                    }
                 }
                 found.touched.insert(frontend);
                 standing.frontends.push(frontend);
-                found.frontends.insert(frontend, balancer);
+                found.frontends.insert(frontend, lead);
             }
             self.totals[1] += standing.backends;
             if !standing.wanted.is_empty() || !standing.problems.is_empty() {
@@ -128,7 +133,7 @@ impl Services {
             let holder = self.holders.get(frontend).filter(|holder| *holder < key)?;
             snapshot.services.get_key_value(holder).map(|(holder, _)| holder)
         };
-        services::plan_one(key, service, &slices, &facts.name, taken)
+        services::plan_one(key, service, &slices, facts, taken)
     }
 
     /// The slices of a Service, in their order.
@@ -139,7 +144,9 @@ impl Services {
 
     /// Takes what a Service had away from it; tells its frontends.
     fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> Vec<FrontendKey> {
-        let Some(Standing { wanted, frontends, backends, .. }) = self.planned.remove(key) else { return Vec::new() };
+        let Some(Standing { wanted, frontends, first, backends, .. }) = self.planned.remove(key) else {
+            return Vec::new();
+        };
         for want in wanted {
             if let Some(wanting) = self.wanting.get_mut(&want) {
                 wanting.remove(key);
@@ -156,7 +163,7 @@ impl Services {
                 found.frontends.remove(frontend);
             }
             // One that has another holder by now keeps its number.
-            if !found.numbers.new.remove(frontend) {
+            if first.contains(frontend) && !found.numbers.new.remove(frontend) {
                 found.numbers.gone.insert(*frontend);
             }
             found.touched.insert(*frontend);
@@ -179,16 +186,19 @@ impl Services {
         let touched = std::mem::take(&mut found.touched);
         // Numbers may have changed hands.
         for key in &touched {
-            let old = desired.frontends.get(key).map(|frontend| frontend.service);
-            if let Some(old) = old.filter(|old| numbers.services.get(key) != Some(old)) {
+            let old = desired.frontends.get(key).filter(|frontend| frontend.flags & FrontendFlags::FURTHER == 0);
+            if let Some(old) = old.map(|old| old.service).filter(|old| numbers.services.get(key) != Some(old)) {
                 set(&mut desired.balancers, &mut patch.balancers, old, None);
             }
         }
         for key in &touched {
-            let number = numbers.services.get(key).copied().filter(|_| self.holders.contains_key(key));
-            set(&mut desired.frontends, &mut patch.frontends, *key, number.map(services::frontend));
-            // Where it has another holder, which has not changed, nothing is found.
-            if let Some((number, balancer)) = number.zip(found.frontends.remove(key)) {
+            // Whoever holds a frontend that was touched was planned in this turn.
+            let lead = found.frontends.remove(key);
+            let first = lead.as_ref().map(|lead| if let Lead::Further(first) = lead { first } else { key });
+            let number = first.and_then(|first| numbers.services.get(first).copied());
+            let entry = number.zip(lead.as_ref()).map(|(number, lead)| services::entry(number, lead));
+            set(&mut desired.frontends, &mut patch.frontends, *key, entry);
+            if let Some((number, Lead::First(balancer))) = number.zip(lead) {
                 set(&mut desired.balancers, &mut patch.balancers, number, Some(balancer));
             }
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The addresses of Services that are in no prefix of Services: each is routed by itself, and follows its Services.
+//! The addresses of Services that are in no prefix of Services: each is routed by itself, and follows its Services. One beyond the
+//! cluster is not: all of its ports would lead here, also those that are no Service's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_abi::{Addr, CidrKey, Frontend, FrontendKey, Remote, RemoteKind};
+use weft_abi::{Addr, CidrKey, Frontend, FrontendFlags, FrontendKey, Remote, RemoteKind};
 
 use super::{Base, SPECIAL, Use};
 use crate::{
@@ -43,8 +44,8 @@ impl Routes {
         let Base { remotes, host_routes, reports, .. } = &routes.base;
         let (mut remotes, mut host_routes) = (remotes.clone(), host_routes.clone());
         let addresses: BTreeSet<Addr> = frontends.keys().map(|frontend| frontend.addr).collect();
-        for addr in addresses {
-            match routes.base.lead(addr.into(), facts) {
+        for (addr, serves) in addresses.into_iter().filter_map(|addr| Some((addr, Serves::at(frontends, addr)?))) {
+            match routes.base.lead_to(addr.into(), serves, facts) {
                 Lead::Led => {}
                 Lead::Own => {
                     remotes.insert(cidr_key(IpAddr::from(addr).into()), services_remote());
@@ -69,7 +70,8 @@ impl Routes {
         let addresses: BTreeSet<Addr> = patch.frontends.keys().map(|frontend| frontend.addr).collect();
         let before = desired.routes_digest;
         for addr in addresses {
-            let lead = is_served(&desired.frontends, addr).then(|| self.base.lead(addr.into(), facts));
+            let serves = Serves::at(&desired.frontends, addr);
+            let lead = serves.map(|serves| self.base.lead_to(addr.into(), serves, facts));
             let is_own = matches!(lead, Some(Lead::Own));
             self.refused.remove(&addr);
             if let Some(Lead::Refused(why)) = lead {
@@ -109,13 +111,37 @@ impl Routes {
     ) -> Vec<String> {
         let refused = self.refused.iter().filter_map(|(addr, why)| {
             let (frontend, _) = frontends.range(ports_of(*addr)).next()?;
-            Some(format!("Service {}: spec.clusterIPs: {why}", name(frontend)))
+            let what = match Serves::at(frontends, *addr)? {
+                Serves::ClusterIp => "spec.clusterIPs",
+                Serves::External => "external address",
+            };
+            Some(format!("Service {}: {what}: {why}", name(frontend)))
         });
         self.base.problems.iter().cloned().chain(refused).collect()
     }
 }
 
 impl Base {
+    /// What is external leads nowhere, and where somebody has the address it is not served (`weft_logic::frontend`).
+    fn lead_to(&self, address: IpAddr, serves: Serves, facts: &NodeFacts) -> Lead {
+        if serves == Serves::ClusterIp {
+            return self.lead(address, facts);
+        }
+        let whose = match self.prefixes.find(address) {
+            Some((net, Use::Services)) => Some(format!("is in {net}, which is for ClusterIPs")),
+            Some((net, Use::Pods)) => Some(format!("is in the pod CIDR {net}")),
+            None if [facts.config.node_v4, facts.config.node_v6].contains(&address.into()) => {
+                Some("is what others know this node by".to_owned())
+            }
+            None => {
+                let key = cidr_key(address.into());
+                let is_nodes = self.remotes.get(&key).is_some_and(|remote| remote.kind == RemoteKind::Node as u32);
+                is_nodes.then(|| "is an address of another node".to_owned())
+            }
+        };
+        whose.map_or(Lead::Led, |whose| Lead::Refused(format!("{address} {whose}, and is not served")))
+    }
+
     fn lead(&self, address: IpAddr, facts: &NodeFacts) -> Lead {
         let refused = |why: String| {
             Lead::Refused(format!("{address} {why}; the host does not reach it, give the Service another clusterIP"))
@@ -148,8 +174,25 @@ fn host_route(addr: Addr) -> HostRoute {
     HostRoute { dst: IpAddr::from(addr).into(), via: None }
 }
 
-fn is_served(frontends: &Frontends, addr: Addr) -> bool {
-    frontends.range(ports_of(addr)).next().is_some()
+/// What Services serve at an address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Serves {
+    ClusterIp,
+    /// External frontends alone: other ports of the address are no matter of theirs.
+    External,
+}
+
+impl Serves {
+    /// None: nothing. NodePorts are at the node's own addresses.
+    fn at(frontends: &Frontends, addr: Addr) -> Option<Self> {
+        if IpAddr::from(addr).is_unspecified() {
+            return None;
+        }
+        let mut of_address = frontends.range(ports_of(addr)).map(|(_, frontend)| frontend.flags).peekable();
+        of_address.peek()?;
+        let is_cluster_ip = of_address.any(|flags| flags & FrontendFlags::EXTERNAL == 0);
+        Some(if is_cluster_ip { Self::ClusterIp } else { Self::External })
+    }
 }
 
 /// Of all but the Ethernet address: a flow that remembers another one is decided again by itself. Those of all prefixes are

@@ -51,12 +51,16 @@ impl Base {
         }
     }
 
-    /// The other nodes' own addresses: what may come from them by the tunnel beside their pods, and where nobody else may
-    /// encapsulate to. Nodes say themselves which they have (kubelets write them): none is a pod's or a Service's.
+    /// The other nodes' own addresses: what may come from them by the tunnel beside their pods, where nobody else may encapsulate to,
+    /// and what no Service may take from them. Nodes say themselves which they have (kubelets write them): none is a pod's or a Service's.
     pub(super) fn add_node_addresses(&mut self, snapshot: &Snapshot, facts: &NodeFacts) {
         let mut claims: BTreeMap<IpAddr, Vec<Claim<'_>>> = BTreeMap::new();
         for (key, node) in snapshot.nodes.iter().filter(|(key, _)| key.name != facts.name) {
-            let Some(via) = tunnel_peer(node, &facts.config) else { continue };
+            let via = match facts.mode {
+                Mode::Vxlan => tunnel_peer(node, &facts.config),
+                Mode::Native => Some(IpAddr::from(Addr::UNSPECIFIED)),
+            };
+            let Some(via) = via else { continue };
             for address in addresses(node, |kind| matches!(kind, "InternalIP" | "ExternalIP")) {
                 claims.entry(address).or_default().push(Claim { node: &key.name, via });
             }

@@ -83,6 +83,7 @@ impl Default for World {
             pod_cidrs: vec![],
             devices: BTreeMap::new(),
             plain_cidrs: Vec::new(),
+            externals: Default::default(),
             host_addresses: vec![],
             reserved: vec![],
             service_cidrs: vec![],
@@ -162,6 +163,13 @@ impl World {
     fn service(&mut self, name: &str, spec: Value) -> &mut Self {
         let service = from_value(json!({"metadata": {"namespace": "x", "name": name}, "spec": spec})).unwrap();
         self.snapshot.services.insert(ObjectKey::new("x", name), Arc::new(service));
+        self
+    }
+
+    /// Lets a load balancer have given the Service these addresses.
+    fn load_balancer(&mut self, name: &str, ingress: Value) -> &mut Self {
+        let service = self.snapshot.services.get_mut(&ObjectKey::new("x", name)).unwrap();
+        Arc::make_mut(service).status = serde_json::from_value(json!({"loadBalancer": {"ingress": ingress}})).unwrap();
         self
     }
 

@@ -51,19 +51,31 @@ const VIPS: &[&str] = &[
     "nowhere",
 ];
 
+/// Free ones, and what is somebody's or nobody's.
+const EXTERNAL: &[&str] =
+    &["203.0.113.1", "203.0.113.2", "2001:db8:77::1", "10.96.0.2", "10.2.0.1", "127.0.0.1", "nowhere"];
+
 fn service() -> impl Strategy<Value = (u8, Value)> {
     let port = (select(&["", "a", "b"][..]), select(&[80, 81, 0][..]), select(&["TCP", "UDP"][..]));
     let vips = vec(select(VIPS), 1..3);
+    let port = (port, select(&[0, 0, 30_000, 30_001, 70_000][..]));
     let affinity = select(&[("None", 0), ("ClientIP", 10), ("ClientIP", 0), ("Cookie", 0)][..]);
-    (0..4u8, vips, vec(port, 0..4), any::<bool>(), affinity).prop_map(|(number, vips, ports, local, affinity)| {
+    let external = vec(select(EXTERNAL), 0..3);
+    let locals = (any::<bool>(), any::<bool>());
+    let parts = (0..4u8, vips, vec(port, 0..4), locals, affinity, external);
+    parts.prop_map(|(number, vips, ports, (local, locally), affinity, external)| {
         let ports: Vec<Value> = ports
             .into_iter()
-            .map(|(name, port, protocol)| json!({"name": name, "port": port, "protocol": protocol}))
+            .map(|((name, port, protocol), node_port)| {
+                json!({"name": name, "port": port, "protocol": protocol, "nodePort": node_port})
+            })
             .collect();
-        let policy = if local { "Local" } else { "Cluster" };
+        let of = |local| if local { "Local" } else { "Cluster" };
+        let policy = of(local);
         let (affinity, seconds) = affinity;
         let config = json!({"clientIP": {"timeoutSeconds": seconds}});
-        let mut spec = json!({"clusterIP": vips[0], "clusterIPs": vips, "ports": ports});
+        let mut spec = json!({"clusterIP": vips[0], "clusterIPs": vips, "ports": ports, "externalIPs": external});
+        spec["externalTrafficPolicy"] = json!(of(locally));
         spec["internalTrafficPolicy"] = json!(policy);
         (spec["sessionAffinity"], spec["sessionAffinityConfig"]) = (json!(affinity), config);
         (number, spec)

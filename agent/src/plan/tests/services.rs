@@ -235,7 +235,7 @@ fn bad_objects_are_named_and_leave_the_others_alone() {
             "Service x/bad: spec.clusterIPs: '10.96.0.300' is not an IP address",
             "Service x/odd: spec.ports '': port: 0 is not between 1 and 65535",
             "Service x/odd: spec.ports 'p': protocol: 'ICMP' is not TCP, UDP or SCTP",
-            "Service x/zz: 10.96.0.1 port 80/TCP is taken by Service x/web; give one of them another clusterIP or port",
+            "Service x/zz: 10.96.0.1 port 80/TCP is taken by Service x/web; give one of them another address or port",
         ]
     );
 }
@@ -260,4 +260,124 @@ fn equal_sets_are_one() {
     let desired = world.plan();
     let balancer = &desired.balancers[&number(&desired, "10.96.0.1", 80)];
     assert!(balancer.sets().iter().all(|set| Arc::ptr_eq(set, &balancer.internal)), "stored once here too");
+}
+
+/// What leads to a Service port beside its ClusterIP, as `address:port`.
+fn further(desired: &Desired, vip: &str, port: u16) -> Vec<String> {
+    let service = number(desired, vip, port);
+    let beside = desired.frontends.iter().filter(|(key, frontend)| {
+        frontend.service == service && !key.is_address() && frontend.flags & FrontendFlags::FURTHER != 0
+    });
+    let text = |(key, frontend): (&FrontendKey, &Frontend)| {
+        assert_eq!(frontend.flags, FrontendFlags::EXTERNAL | FrontendFlags::FURTHER);
+        std::net::SocketAddr::new(key.addr.into(), u16::from_be(key.port)).to_string()
+    };
+    beside.map(text).collect()
+}
+
+fn spread(world: &mut World) {
+    let endpoints =
+        json!([{"addresses": ["10.0.0.1"], "nodeName": "here"}, {"addresses": ["10.0.0.2"], "nodeName": "there"}]);
+    world.slice("s", "web", json!({"ports": [{"port": 80}], "endpoints": endpoints}));
+}
+
+#[test]
+fn node_ports_external_ips_and_load_balancers_lead_where_the_cluster_ip_does() {
+    let mut world = World::default();
+    world.service(
+        "web",
+        json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00:96::1"],
+            "externalIPs": ["203.0.113.1", "2001:db8:77::1"], "ports": [{"port": 80, "nodePort": 30_080}]}),
+    );
+    world.load_balancer(
+        "web",
+        json!([{"ip": "203.0.113.9"}, {"ip": "203.0.113.10", "ipMode": "Proxy"}, {"hostname": "lb.example"},
+            {"ip": "203.0.113.11", "ipMode": "VIP"}, {"ip": "2001:db8:77::9"}]),
+    );
+    let desired = world.plan();
+    assert!(desired.problems.is_empty(), "{:?}", desired.problems);
+    let four = ["0.0.0.0:30080", "203.0.113.1:80", "203.0.113.9:80", "203.0.113.11:80"];
+    let six = ["[::]:30080", "[2001:db8:77::1]:80", "[2001:db8:77::9]:80"];
+    let sorted = |mut all: Vec<String>| {
+        all.sort();
+        all
+    };
+    assert_eq!(sorted(further(&desired, "10.96.0.1", 80)), sorted(four.map(str::to_owned).into()));
+    assert_eq!(sorted(further(&desired, "fd00:96::1", 80)), sorted(six.map(str::to_owned).into()));
+    // Other ports of addresses beyond the cluster are no Service's: no route leads all of them here.
+    let routes: Vec<_> = desired.host_routes.iter().map(|route| route.dst.to_string()).collect();
+    assert!(!routes.iter().any(|dst| dst.starts_with("203.0.113.") || dst.starts_with("0.0.0.0")), "{routes:?}");
+    let external: IpAddr = "203.0.113.9".parse().unwrap();
+    assert!(!desired.remotes.contains_key(&crate::plan::address::cidr_key(external.into())));
+    // Another type has no load balancer, whatever its status says.
+    world.service("web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+    world.load_balancer("web", json!([{"ip": "203.0.113.9"}]));
+    assert_eq!(further(&world.plan(), "10.96.0.1", 80), [""; 0]);
+}
+
+#[rstest]
+#[case::everywhere("Cluster", "Cluster", &["1", "2"], &["1", "2"])]
+#[case::from_elsewhere("Cluster", "Local", &["1", "2"], &["1"])]
+#[case::from_pods("Local", "Cluster", &["1"], &["1", "2"])]
+#[case::nowhere("Local", "Local", &["1"], &["1"])]
+fn traffic_policies_are_of_their_own_clients(
+    #[case] internal: &str,
+    #[case] external: &str,
+    #[case] expected: &[&str],
+    #[case] expected_externally: &[&str],
+) {
+    let mut world = World::default();
+    world.service(
+        "web",
+        json!({"type": "NodePort", "clusterIP": "10.96.0.1", "internalTrafficPolicy": internal,
+            "externalTrafficPolicy": external, "ports": [{"port": 80, "nodePort": 30_080}]}),
+    );
+    spread(&mut world);
+    let desired = world.plan();
+    let balancer = &desired.balancers[&number(&desired, "10.96.0.1", 80)];
+    let last = |set: &Arc<[weft_abi::Member]>| -> Vec<String> {
+        let octet =
+            |member: &weft_abi::Member| IpAddr::from(member.addr).to_string().rsplit('.').next().unwrap().to_owned();
+        set.iter().map(octet).collect()
+    };
+    assert_eq!(
+        (last(&balancer.internal), last(&balancer.external)),
+        (
+            expected.iter().map(ToString::to_string).collect(),
+            expected_externally.iter().map(ToString::to_string).collect(),
+        )
+    );
+    assert_eq!(last(&balancer.cluster), ["1", "2"], "clients of this node");
+    assert!(balancer.keeping.is_empty());
+}
+
+#[test]
+fn external_addresses_can_be_limited_and_what_is_none_is_named() {
+    let mut world = World::default();
+    let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": ["203.0.113.1", "198.51.100.1", "127.0.0.1", "x"],
+        "ports": [{"port": 80}]});
+    world.service("web", spec);
+    world.facts.externals.cidrs = vec!["203.0.113.0/24".parse().unwrap()];
+    let desired = world.plan();
+    assert_eq!(further(&desired, "10.96.0.1", 80), ["203.0.113.1:80"]);
+    let named = |what: &str| desired.problems.iter().filter(|problem| problem.contains(what)).count();
+    assert_eq!((named("198.51.100.1 is in none of services.allowedCIDRs"), named("'x' is not an IP address")), (1, 1));
+    world.facts.externals.external_ips = false;
+    let desired = world.plan();
+    assert_eq!(further(&desired, "10.96.0.1", 80), [""; 0]);
+    assert!(desired.problems.iter().any(|problem| problem.contains("services.externalIPs is off")));
+}
+
+#[test]
+fn a_node_port_that_two_ask_for_is_the_first_ones() {
+    let mut world = World::default();
+    let spec = |vip: &str| json!({"type": "NodePort", "clusterIP": vip, "ports": [{"port": 80, "nodePort": 30_080}]});
+    world.service("b", spec("10.96.0.2")).service("a", spec("10.96.0.1"));
+    let desired = world.plan();
+    assert_eq!(further(&desired, "10.96.0.1", 80), ["0.0.0.0:30080"]);
+    assert_eq!(further(&desired, "10.96.0.2", 80), [""; 0]);
+    assert_eq!(
+        desired.problems,
+        ["Service x/b: nodePort 30080/TCP is taken by Service x/a; give one of them another nodePort"]
+    );
 }

@@ -28,6 +28,7 @@ fn facts() -> NodeFacts {
         pod_cidrs: vec![],
         devices: BTreeMap::new(),
         plain_cidrs: Vec::new(),
+        externals: Default::default(),
         host_addresses: vec![],
         reserved: vec![],
         service_cidrs: vec![],
@@ -181,7 +182,7 @@ proptest! {
             for service in services_of(page) {
                 let other = match told.last_mut() {
                     None => Some(service),
-                    Some(last) => last.extend(service).err(),
+                    Some(last) => last.extend(service).err().map(|other| *other),
                 };
                 told.extend(other);
             }
@@ -214,6 +215,7 @@ fn a_service_of_many_ports_is_cut_between_them_too() {
         name: format!("p{number}"),
         protocol: "TCP".into(),
         port: number,
+        node_port: None,
         backends: (1..=backends)
             .map(|last| weft_api::BackendReport {
                 address: std::net::Ipv4Addr::from([10, 1, (last >> 8) as u8, last as u8]).into(),
@@ -230,6 +232,7 @@ fn a_service_of_many_ports_is_cut_between_them_too() {
             namespace: "x".into(),
             name: "s".into(),
             cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+            external_ips: Vec::new(),
             ports: ports.collect(),
             affinity_seconds: None,
         };

@@ -141,8 +141,9 @@ fn parts_of_a_service_are_put_together() {
         let backend =
             |last: &u8| json!({"address": format!("10.0.0.{last}"), "port": 80, "node": null, "state": "ready"});
         let backends: Vec<_> = backends.iter().map(backend).collect();
-        json!({"namespace": "x", "name": name, "cluster_ips": [], "affinity_seconds": 10_800,
-            "ports": [{"name": "", "protocol": "TCP", "port": 80, "backends": backends}]})
+        json!({"namespace": "x", "name": name, "cluster_ips": [], "external_ips": [],
+            "affinity_seconds": 10_800,
+            "ports": [{"name": "", "protocol": "TCP", "port": 80, "node_port": null, "backends": backends}]})
     };
     let page = |services: Vec<Value>, next: Option<&str>, partial: bool| {
         let page = json!({"entries": {"services": services}, "continue": next, "partial": partial});

@@ -190,9 +190,25 @@ fn service_type(spec: &ServiceSpec) -> Check {
             return invalid("spec.type", format!("'{other}' is not ClusterIP, NodePort, LoadBalancer or ExternalName"));
         }
     }
-    match spec.internal_traffic_policy.as_deref() {
-        None | Some("Cluster" | "Local") => Ok(()),
-        Some(other) => invalid("spec.internalTrafficPolicy", format!("'{other}' is not Cluster or Local")),
+    for (field, policy) in [
+        ("spec.internalTrafficPolicy", &spec.internal_traffic_policy),
+        ("spec.externalTrafficPolicy", &spec.external_traffic_policy),
+    ] {
+        if let Some(other) = policy.as_deref().filter(|policy| !matches!(*policy, "Cluster" | "Local")) {
+            return invalid(field, format!("'{other}' is not Cluster or Local"));
+        }
+    }
+    for (index, text) in spec.external_ips.iter().flatten().enumerate() {
+        address(text, format!("spec.externalIPs[{index}]"))?;
+    }
+    Ok(())
+}
+
+/// In a cluster the API server gives NodePorts out, and takes none beyond its range; nobody else is to have one of the host's.
+fn node_port(port: &ServicePort, field: &str) -> Check {
+    match port.node_port {
+        None | Some(0 | 1024..=65_535) => Ok(()),
+        Some(other) => invalid(format!("{field}.nodePort"), format!("{other} is not between 1024 and 65535")),
     }
 }
 
@@ -236,6 +252,7 @@ fn service_ports(ports: &[ServicePort]) -> Check {
         let field = format!("spec.ports[{index}]");
         protocol(port.protocol.as_deref(), &field)?;
         port_number(port.port, format!("{field}.port"))?;
+        node_port(port, &field)?;
         match &port.target_port {
             Some(IntOrString::Int(number)) => port_number(*number, format!("{field}.targetPort"))?,
             Some(IntOrString::String(name)) if !is_port_name(name) => {

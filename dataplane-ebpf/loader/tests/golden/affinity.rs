@@ -219,7 +219,7 @@ fn a_set_without_members_refuses_whoever_was_there_before() {
 #[test]
 fn each_frontend_has_its_own_set_and_the_same_clients() {
     let node = node();
-    let (number, external) = (service(0, 6), "10.96.200.9");
+    let (number, external) = (service(0, 6), "203.0.113.9");
     node.set_frontend((external, 80, 6), Frontend { service: number, flags: FrontendFlags::EXTERNAL });
     let to_external = |sport| send(&node, CLIENTS[0], 0, external, L4::Tcp(sport, 80, SYN)).redirected().tuple.dst;
     let first = backend(&node, CLIENTS[0], 0, 6, 1000);
@@ -227,7 +227,7 @@ fn each_frontend_has_its_own_set_and_the_same_clients() {
         assert_eq!(to_external(sport), first);
     }
     let mut balancer = node.maps().balancers().get(&number).unwrap().expect("a balancer");
-    balancer.external = node.set_members(number, 2, &[(VM_IP[0], 8080)]);
+    balancer.cluster = node.set_members(number, 2, &[(VM_IP[0], 8080)]);
     node.maps().balancers().insert(&number, &balancer).unwrap();
     set_flags(&node, number, first, BackendFlags::SERVING | BackendFlags::INTERNAL);
     assert_eq!(to_external(2000), ip(VM_IP[0]));

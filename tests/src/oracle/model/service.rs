@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use super::{
     super::world::{Affinity, Endpoint, Protocol, Service, ServicePort, Slice, World},
-    Client,
+    Client, Reason,
 };
 
 /// `timeoutSeconds` by default: three hours.
@@ -68,8 +68,18 @@ pub(super) fn is_cluster_ip(world: &World, address: IpAddr) -> bool {
 /// The endpoints that new connections from node `here` go to: the ready ones; if there is none, those that serve while they
 /// end. With `internalTrafficPolicy: Local` only the node's own count.
 pub(super) fn backends(world: &World, here: &str, frontend: &Frontend<'_>, ipv4: bool) -> Vec<(IpAddr, u16)> {
+    used(world, frontend.service.local.then_some(here), frontend, ipv4)
+}
+
+/// Why there is none: a refusal that clients hear of only where nobody serves at all.
+pub(super) fn without_backend(world: &World, frontend: &Frontend<'_>, ipv4: bool) -> Reason {
+    if used(world, None, frontend, ipv4).is_empty() { Reason::NoBackend } else { Reason::NoLocalBackend }
+}
+
+/// Those that are used, of all or of one node's alone.
+fn used(world: &World, node: Option<&str>, frontend: &Frontend<'_>, ipv4: bool) -> Vec<(IpAddr, u16)> {
     let usable: Vec<(&Endpoint, (IpAddr, u16))> = endpoints(world, frontend, ipv4)
-        .filter(|(endpoint, _)| !frontend.service.local || endpoint.node.as_deref() == Some(here))
+        .filter(|(endpoint, _)| node.is_none() || endpoint.node.as_deref() == node)
         .collect();
     let chosen = |condition: fn(&Endpoint) -> bool| -> BTreeSet<(IpAddr, u16)> {
         usable.iter().filter(|(endpoint, _)| condition(endpoint)).map(|(_, backend)| *backend).collect()

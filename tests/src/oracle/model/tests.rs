@@ -331,7 +331,7 @@ fn a_service_without_endpoints_and_a_port_of_none_are_told_apart() {
     assert_eq!(one(&foreign, &vip("red/a", 80)), Verdict::Dropped(Reason::NoService));
     let mut local = served(vec![endpoint(of_pod(2, 11), 2, READY)]);
     local.services[0].local = true;
-    assert_eq!(one(&local, &vip("red/a", 80)), Verdict::Dropped(Reason::NoBackend));
+    assert_eq!(one(&local, &vip("red/a", 80)), Verdict::Dropped(Reason::NoLocalBackend));
 }
 
 #[test]

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How Services are reached from beyond the cluster.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Externals, NodePortAddresses};
+
+/// What stands for the addresses that other nodes know the node by.
+const PRIMARY: &str = "primary";
+
+/// The addresses of Services beyond the cluster.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ServiceExposure {
+    /// Where NodePorts are served: `primary`, and prefixes that addresses of the node are in.
+    pub node_port_addresses: Vec<NodePortAddress>,
+    /// Whether `externalIPs` of Services count. Who may write a Service may ask for any address with them (CVE-2020-8554).
+    #[serde(rename = "externalIPs")]
+    pub external_ips: bool,
+    /// Prefixes that `externalIPs` and addresses of load balancers have to be in; none: they may be anything but a pod's, a node's or
+    /// another Service's.
+    #[serde(rename = "allowedCIDRs")]
+    pub allowed_cidrs: Vec<IpNet>,
+}
+
+impl Default for ServiceExposure {
+    fn default() -> Self {
+        Self { node_port_addresses: vec![NodePortAddress::Primary], external_ips: true, allowed_cidrs: Vec::new() }
+    }
+}
+
+/// Addresses of the node that NodePorts are served at.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum NodePortAddress {
+    /// Those that other nodes know it by, one of each family.
+    Primary,
+    /// Those in this prefix.
+    In(IpNet),
+}
+
+impl TryFrom<String> for NodePortAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == PRIMARY {
+            return Ok(Self::Primary);
+        }
+        text.parse().map(Self::In).map_err(|_| {
+            format!("services.nodePortAddresses: '{text}' is neither 'primary' nor a prefix, such as 192.0.2.0/24")
+        })
+    }
+}
+
+impl From<NodePortAddress> for String {
+    fn from(address: NodePortAddress) -> Self {
+        match address {
+            NodePortAddress::Primary => PRIMARY.to_owned(),
+            NodePortAddress::In(net) => net.to_string(),
+        }
+    }
+}
+
+impl ServiceExposure {
+    /// As the plan has it.
+    #[must_use]
+    pub fn externals(&self) -> Externals {
+        let cidr = |address: &NodePortAddress| match address {
+            NodePortAddress::Primary => None,
+            NodePortAddress::In(net) => Some(*net),
+        };
+        let addresses = &self.node_port_addresses;
+        let node_ports = NodePortAddresses {
+            primary: addresses.contains(&NodePortAddress::Primary),
+            cidrs: addresses.iter().filter_map(cidr).collect(),
+        };
+        Externals { node_ports, external_ips: self.external_ips, cidrs: self.allowed_cidrs.clone() }
+    }
+}

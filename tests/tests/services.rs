@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Services from beyond the cluster: NodePorts, addresses of load balancers, traffic policies, refusals.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use weft_testbed::{
+    Bed, Container, Mode, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol, Shell, Vm, service, until_ok,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+/// Of a load balancer, beyond the cluster.
+const LOAD_BALANCER: [&str; 2] = ["198.18.7.7", "2001:db8:18::7"];
+const NODE_PORT: u16 = 30_080;
+const PORT: u16 = 8080;
+
+/// A Service of type `LoadBalancer` with everything that such a one has.
+fn exposed(name: &str, vips: [&str; 2], node_port: u16, policy: &str) -> Value {
+    let mut object = service(name, vips, 80, PORT, &[("app", name.trim_start_matches("default/"))]);
+    object["spec"]["type"] = json!("LoadBalancer");
+    object["spec"]["externalTrafficPolicy"] = json!(policy);
+    for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        port["nodePort"] = json!(node_port);
+    }
+    object
+}
+
+fn node_ports(node: &Node, port: u16) -> [SocketAddr; 2] {
+    [node.v4().into(), node.v6().into()].map(|address: IpAddr| SocketAddr::new(address, port))
+}
+
+/// A guest on the first node and a container on the second one serve the same Service.
+struct Site {
+    guest: Vm,
+    far: Container,
+    bed: Bed,
+}
+
+impl Site {
+    fn new(mode: Mode) -> Result<Self> {
+        let bed = Bed::with(&Options { mode, ..Options::default() })?;
+        let labels = [("app", "web")];
+        let (guest, far) = (bed.vm(1, "default/guest", &labels)?, bed.container(2, "default/far", &labels)?);
+        guest.serve("guest", PORT)?;
+        far.serve("far", PORT)?;
+        Ok(Self { guest, far, bed })
+    }
+
+    fn publish(&self, object: &Value) -> Result<()> {
+        self.bed.apply(object)
+    }
+
+    /// `client` meets exactly these servers at `to`, each of which sees one of its addresses.
+    fn meets(&self, client: &dyn Shell, to: SocketAddr, wanted: &[(&str, &[IpAddr])]) -> Result<()> {
+        let all: BTreeSet<&str> = wanted.iter().map(|(name, _)| *name).collect();
+        for protocol in BOTH {
+            let what = format!("{} meets {all:?} at {protocol} {to}", client.label());
+            until_ok(&what, SOON, || client.ask(protocol, to).map(drop))?;
+            let mut met = BTreeSet::new();
+            for _ in 0..60 {
+                let answer = client.ask(protocol, to).with_context(|| what.clone())?;
+                let known = wanted.iter().find(|(name, _)| *name == answer.server);
+                let (name, addresses) = known.with_context(|| format!("{what}: answered by {}", answer.server))?;
+                let seen = answer.client;
+                ensure!(addresses.contains(&seen), "{what}: {name} sees {seen} instead of one of {addresses:?}");
+                met.insert(*name);
+                if met == all {
+                    break;
+                }
+            }
+            ensure!(met == all, "{what}: met {met:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Whoever asks whichever node: outside, pods and guests of both nodes, the other node's host. A backend here sees who asks; one of
+/// another node sees the node.
+#[test]
+fn a_node_port_leads_to_all_backends_from_everywhere() -> Result<()> {
+    for mode in [Mode::Vxlan, Mode::Native] {
+        let site = Site::new(mode)?;
+        site.publish(&exposed("default/web", VIPS, NODE_PORT, "Cluster"))?;
+        let (first, second) = (site.bed.node(1), site.bed.node(2));
+        let pod = site.bed.container(1, "default/pod", &[])?;
+        for (index, (here, there)) in [(first, second), (second, first)].into_iter().enumerate() {
+            for to in node_ports(here, NODE_PORT) {
+                let outside = site.bed.outside().address_for(to.ip());
+                let of_node = here.address_for(to.ip());
+                let of_family = |machine: &[IpAddr]| -> Vec<IpAddr> {
+                    machine.iter().filter(|own| own.is_ipv4() == to.is_ipv4()).copied().collect()
+                };
+                let (near, far) = (("guest", "far"), ("far", "guest"));
+                let (local, remote) = if index == 0 { near } else { far };
+                site.meets(site.bed.outside(), to, &[(local, &[outside]), (remote, &[of_node])])
+                    .with_context(|| here.agent_log())?;
+                let host = there.address_for(to.ip());
+                site.meets(&**there, to, &[(local, &[host]), (remote, &[of_node])])?;
+                let own = of_family(pod.addresses());
+                if index == 0 {
+                    // Of the node that it asks.
+                    site.meets(&pod, to, &[(local, &own), (remote, &own)])?;
+                    let guests = of_family(site.guest.addresses());
+                    site.meets(&site.guest, to, &[(remote, &guests), (local, &[guests[0], hairpin(to.ip())])])?;
+                } else {
+                    let masqueraded = there.address_for(to.ip());
+                    site.meets(&pod, to, &[(local, &[masqueraded, own[0]]), (remote, &[of_node])])?;
+                }
+            }
+        }
+        ensure!(site.far.addresses().len() == 2, "both families were asked");
+    }
+    Ok(())
+}
+
+/// What a workload that reaches itself through a Service is seen as.
+fn hairpin(like: IpAddr) -> IpAddr {
+    let text = if like.is_ipv4() { "169.254.119.101" } else { "fd77:6566:7400::1" };
+    text.parse().expect("an address")
+}
+
+/// `externalTrafficPolicy: Local`: from elsewhere only what is on the node is met, which sees who asks; a node without it is silent.
+/// Who is on the node meets all.
+#[test]
+fn a_local_policy_is_for_those_from_elsewhere() -> Result<()> {
+    let site = Site::new(Mode::Vxlan)?;
+    site.publish(&exposed("default/web", VIPS, NODE_PORT, "Local"))?;
+    let third = site.bed.container(2, "default/other", &[("app", "other")])?;
+    third.serve("other", PORT)?;
+    let vips = ["10.96.0.11", "fd00:96::11"];
+    site.publish(&exposed("default/other", vips, NODE_PORT + 1, "Local"))?;
+    let pod = site.bed.container(1, "default/pod", &[])?;
+    let (first, second) = (site.bed.node(1), site.bed.node(2));
+    for family in 0..2 {
+        let (here, there) = (node_ports(first, NODE_PORT)[family], node_ports(second, NODE_PORT)[family]);
+        let outside = site.bed.outside().address_for(here.ip());
+        site.meets(site.bed.outside(), here, &[("guest", &[outside])])?;
+        site.meets(site.bed.outside(), there, &[("far", &[outside])])?;
+        let own: Vec<IpAddr> = pod.addresses().iter().filter(|own| own.is_ipv4() == here.is_ipv4()).copied().collect();
+        site.meets(&pod, here, &[("guest", &own), ("far", &own)])?;
+        let (silent, heard) = (node_ports(first, NODE_PORT + 1)[family], node_ports(second, NODE_PORT + 1)[family]);
+        site.meets(site.bed.outside(), heard, &[("other", &[outside])])?;
+        for protocol in BOTH {
+            site.bed.outside().is_kept_out(protocol, silent)?;
+        }
+        site.meets(&pod, silent, &[("other", &own)])?;
+    }
+    ensure!(first.drops("no-local-backend")? > 0, "it is counted");
+    Ok(())
+}
+
+/// An address that a load balancer gave the Service, routed to a node: from outside and from pods.
+#[test]
+fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
+    let site = Site::new(Mode::Vxlan)?;
+    let mut object = exposed("default/web", VIPS, NODE_PORT, "Cluster");
+    object["status"] = json!({"loadBalancer": {"ingress": [
+        {"ip": LOAD_BALANCER[0]}, {"ip": LOAD_BALANCER[1]}, {"ip": "198.18.7.8", "ipMode": "Proxy"}]}});
+    site.publish(&object)?;
+    let node = site.bed.node(1);
+    let routes = format!(
+        "ip route add {}/32 via {} src {OUTSIDE_V4} && ip -6 route add {}/128 via {} src {OUTSIDE_V6}",
+        LOAD_BALANCER[0],
+        node.v4(),
+        LOAD_BALANCER[1],
+        node.v6()
+    );
+    site.bed.outside().sh(&routes)?.ok()?;
+    let pod = site.bed.container(1, "default/pod", &[])?;
+    for address in LOAD_BALANCER {
+        let to = SocketAddr::new(address.parse()?, 80);
+        let of_node = node.address_for(to.ip());
+        let outside = site.bed.outside().address_for(to.ip());
+        site.meets(site.bed.outside(), to, &[("guest", &[outside]), ("far", &[of_node])])
+            .with_context(|| node.agent_log())?;
+        let own: Vec<IpAddr> = pod.addresses().iter().filter(|own| own.is_ipv4() == to.is_ipv4()).copied().collect();
+        site.meets(&pod, to, &[("guest", &own), ("far", &own)])?;
+    }
+    let told = node.sh("weft services")?.ok()?;
+    ensure!(told.contains("198.18.7.7 external") && told.contains("nodePort 30080"), "{told}");
+    ensure!(!told.contains("198.18.7.8"), "what the load balancer does itself is its own: {told}");
+    Ok(())
+}
+
+/// Whom nobody serves is told so, wherever it asks from, and once there is somebody it is served.
+#[test]
+fn a_node_port_that_nobody_serves_is_refused_aloud() -> Result<()> {
+    let bed = Bed::with(&Options::default())?;
+    bed.apply(&exposed("default/web", VIPS, NODE_PORT, "Cluster"))?;
+    let pod = bed.container(1, "default/pod", &[])?;
+    let ends: [&dyn Shell; 3] = [bed.outside(), &pod, &**bed.node(2)];
+    for to in node_ports(bed.node(1), NODE_PORT) {
+        for client in ends {
+            for protocol in BOTH {
+                until_ok(&format!("{} is refused at {protocol} {to}", client.label()), SOON, || {
+                    let error = client.ask_within(protocol, to, Duration::from_secs(1)).err().context("answered")?;
+                    let why = format!("{error:#}");
+                    ensure!(why.ends_with("refused"), "{why}");
+                    Ok(())
+                })
+                .with_context(|| bed.node(1).agent_log())?;
+            }
+        }
+    }
+    let web = bed.container(2, "default/web", &[("app", "web")])?;
+    web.serve("web", PORT)?;
+    for to in node_ports(bed.node(1), NODE_PORT) {
+        for protocol in BOTH {
+            until_ok("it is served", SOON, || bed.outside().reaches(protocol, to, "web").map(drop))?;
+        }
+    }
+    Ok(())
+}
+
+/// Endpoints that are the node itself: its own routes would lead its answers past Weft.
+#[test]
+fn a_node_port_leads_to_the_node_itself() -> Result<()> {
+    let bed = Bed::with(&Options::default())?;
+    let node = bed.node(1);
+    node.serve("host", PORT)?;
+    let mut object = exposed("default/web", VIPS, NODE_PORT, "Cluster");
+    object["spec"]["selector"] = Value::Null;
+    bed.apply(&object)?;
+    let ports =
+        json!([{"name": "tcp", "protocol": "TCP", "port": PORT}, {"name": "udp", "protocol": "UDP", "port": PORT}]);
+    for (kind, address) in [("IPv4", IpAddr::from(node.v4())), ("IPv6", node.v6().into())] {
+        bed.apply(&json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
+            "metadata": {"namespace": "default", "name": format!("web-{}", kind.to_lowercase()),
+                "labels": {"kubernetes.io/service-name": "web"}},
+            "ports": ports, "endpoints": [{"addresses": [address], "nodeName": node.name()}],
+        }))?;
+    }
+    for number in 1..=2 {
+        for to in node_ports(bed.node(number), NODE_PORT) {
+            for protocol in BOTH {
+                until_ok(&format!("{protocol} {to} leads to the host"), SOON, || {
+                    bed.outside().reaches(protocol, to, "host").map(drop)
+                })
+                .with_context(|| bed.node(number).agent_log())?;
+            }
+        }
+    }
+    Ok(())
+}
