@@ -151,7 +151,7 @@ fn what_an_earlier_version_left_is_not_adopted() {
     assert_eq!(packets(&sandbox.open()), [None, None]);
 }
 
-/// Tables of another size are made beside those that are there, whose connections come along; shares have a place for each port.
+/// Tables of another size are made beside those that are there, whose connections come along; shares have places for ports and Services.
 #[test]
 fn another_size_takes_connections_over() {
     let sandbox = Sandbox::enter();
@@ -166,7 +166,7 @@ fn another_size_takes_connections_over() {
         dataplane.take_over_other_versions().expect("take over");
         assert_eq!(packets(&dataplane), [Some(44), Some(66)]);
         assert_eq!(dataplane.maps().flows4().capacity(), options.sizes.flows4.next_multiple_of(6));
-        assert_eq!(dataplane.maps().shares().capacity(), 2 * options.sizes.ports + 2);
+        assert_eq!(dataplane.maps().shares().capacity(), 2 * options.sizes.ports + 16_386, "and for each Service");
         assert_eq!(dataplane.maps().takeover().get(0).expect("look up"), 0);
         drop(dataplane);
         let again = Dataplane::open(&options).expect("open");
