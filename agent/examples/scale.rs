@@ -154,7 +154,7 @@ fn policy() -> Value {
 fn main() {
     let facts = NodeFacts {
         plain_cidrs: Vec::new(),
-        externals: Default::default(),
+        exposure: Default::default(),
         name: "n0".into(),
         mode: Mode::Vxlan,
         config: weft_abi::Config { host_ifindex: 2, ..weft_abi::Config::default() },

@@ -3,7 +3,6 @@
 
 mod address;
 mod check;
-mod services;
 mod timeouts;
 
 use std::{
@@ -18,12 +17,8 @@ use serde::{Deserialize, Serialize};
 use weft_api::DnsSettings;
 use weft_dataplane::MapSizes;
 
-pub use self::{
-    address::MetricsAddress,
-    services::{NodePortAddress, ServiceExposure},
-    timeouts::ConnectionTimeouts,
-};
-use crate::model::Mode;
+pub use self::{address::MetricsAddress, timeouts::ConnectionTimeouts};
+use crate::model::{Mode, ServiceExposure};
 
 /// Where the configuration file is unless `--config` says otherwise. Only this one may be absent.
 pub const DEFAULT_PATH: &str = "/etc/weft/agent.yaml";

@@ -19,6 +19,7 @@ use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteRep
 use crate::heap;
 
 pub(crate) mod address;
+mod exposure;
 mod labels;
 mod name;
 pub mod objects;
@@ -26,6 +27,7 @@ pub(crate) mod protocol;
 mod text_hash;
 mod watched;
 
+pub use exposure::{NodePortAddress, ServiceExposure};
 pub use labels::Labels;
 pub(crate) use name::Known;
 pub use name::Name;
@@ -107,48 +109,23 @@ pub struct NodeFacts {
     pub next_hops: BTreeMap<IpAddr, NextHop>,
     /// Pods of a node that is a neighbour are heard from that node's Ethernet address only (native mode).
     pub checks_neighbours: bool,
-    /// How the cluster is reached from beyond.
-    pub externals: Externals,
-}
-
-/// How the cluster is reached from beyond.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Externals {
-    /// Addresses of the node that NodePorts are served at.
-    pub node_ports: NodePortAddresses,
-    /// `externalIPs` of Services count.
-    pub external_ips: bool,
-    /// Prefixes that `externalIPs` and addresses of load balancers have to be in; none: they may be anything.
-    pub cidrs: Vec<IpNet>,
-}
-
-impl Default for Externals {
-    fn default() -> Self {
-        Self { node_ports: NodePortAddresses::default(), external_ips: true, cidrs: Vec::new() }
-    }
-}
-
-/// Which addresses of the node NodePorts are served at.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct NodePortAddresses {
-    /// Those that other nodes know it by.
-    pub primary: bool,
-    /// Those in these prefixes.
-    pub cidrs: Vec<IpNet>,
-}
-
-impl Default for NodePortAddresses {
-    fn default() -> Self {
-        Self { primary: true, cidrs: Vec::new() }
-    }
+    /// How Services are reached from beyond the cluster.
+    pub exposure: ServiceExposure,
 }
 
 impl NodeFacts {
+    /// Whether other nodes know this one by an address.
+    pub(crate) fn is_known_by(&self, address: IpAddr) -> bool {
+        [self.config.node_v4, self.config.node_v6].contains(&address.into())
+    }
+
     /// Whether NodePorts are served at an address of the host.
     pub(crate) fn serves_node_ports(&self, address: IpAddr) -> bool {
-        let NodePortAddresses { primary, cidrs } = &self.externals.node_ports;
-        let known = [self.config.node_v4, self.config.node_v6].contains(&Addr::from(address));
-        !address.is_loopback() && (*primary && known || cidrs.iter().any(|cidr| cidr.contains(&address)))
+        let serves = |at: &NodePortAddress| match at {
+            NodePortAddress::Primary => self.is_known_by(address),
+            NodePortAddress::In(net) => net.contains(&address),
+        };
+        !address.is_loopback() && self.exposure.node_port_addresses.iter().any(serves)
     }
 }
 

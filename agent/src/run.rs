@@ -225,7 +225,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired, addresses }: 
         masquerade_addresses: config.masquerade_addresses.iter().map(|address| address.0).collect(),
         pool_devices: device::PoolDevices::new(),
         plain_cidrs: config.non_masquerade_cidrs.clone(),
-        externals: config.services.externals(),
+        exposure: config.services.clone(),
         masquerade_ports: config.masquerade_ports.map(|ports| ports.first..=ports.last),
         // Once the maps are there.
         limits: Limits::default(),

@@ -54,10 +54,6 @@ impl Site {
         Ok(Self { guest, far, bed })
     }
 
-    fn publish(&self, object: &Value) -> Result<()> {
-        self.bed.apply(object)
-    }
-
     /// `client` meets exactly these servers at `to`, each of which sees one of its addresses.
     fn meets(&self, client: &dyn Shell, to: SocketAddr, wanted: &[(&str, &[IpAddr])]) -> Result<()> {
         let all: BTreeSet<&str> = wanted.iter().map(|(name, _)| *name).collect();
@@ -88,7 +84,7 @@ impl Site {
 fn a_node_port_leads_to_all_backends_from_everywhere() -> Result<()> {
     for mode in [Mode::Vxlan, Mode::Native] {
         let site = Site::new(mode)?;
-        site.publish(&exposed("default/web", VIPS, NODE_PORT, "Cluster"))?;
+        site.bed.apply(&exposed("default/web", VIPS, NODE_PORT, "Cluster"))?;
         let (first, second) = (site.bed.node(1), site.bed.node(2));
         let pod = site.bed.container(1, "default/pod", &[])?;
         for (index, (here, there)) in [(first, second), (second, first)].into_iter().enumerate() {
@@ -132,11 +128,11 @@ fn hairpin(like: IpAddr) -> IpAddr {
 #[test]
 fn a_local_policy_is_for_those_from_elsewhere() -> Result<()> {
     let site = Site::new(Mode::Vxlan)?;
-    site.publish(&exposed("default/web", VIPS, NODE_PORT, "Local"))?;
+    site.bed.apply(&exposed("default/web", VIPS, NODE_PORT, "Local"))?;
     let third = site.bed.container(2, "default/other", &[("app", "other")])?;
     third.serve("other", PORT)?;
     let vips = ["10.96.0.11", "fd00:96::11"];
-    site.publish(&exposed("default/other", vips, NODE_PORT + 1, "Local"))?;
+    site.bed.apply(&exposed("default/other", vips, NODE_PORT + 1, "Local"))?;
     let pod = site.bed.container(1, "default/pod", &[])?;
     let (first, second) = (site.bed.node(1), site.bed.node(2));
     for family in 0..2 {
@@ -164,7 +160,7 @@ fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
     let mut object = exposed("default/web", VIPS, NODE_PORT, "Cluster");
     object["status"] = json!({"loadBalancer": {"ingress": [
         {"ip": LOAD_BALANCER[0]}, {"ip": LOAD_BALANCER[1]}, {"ip": "198.18.7.8", "ipMode": "Proxy"}]}});
-    site.publish(&object)?;
+    site.bed.apply(&object)?;
     let node = site.bed.node(1);
     let routes = format!(
         "ip route add {}/32 via {} src {OUTSIDE_V4} && ip -6 route add {}/128 via {} src {OUTSIDE_V6}",

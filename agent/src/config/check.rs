@@ -21,7 +21,8 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
     check_cidrs(&config.service_cidrs, false).map_err(|e| ("serviceCIDRs", e))?;
     check_overlap(&config.pod_cidrs, &config.service_cidrs).map_err(|e| ("serviceCIDRs", e))?;
     check_cidrs(&config.services.allowed_cidrs, false).map_err(|e| ("services.allowedCIDRs", e))?;
-    check_cidrs(&config.services.externals().node_ports.cidrs, false).map_err(|e| ("services.nodePortAddresses", e))?;
+    let node_ports: Vec<IpNet> = config.services.node_port_cidrs().collect();
+    check_cidrs(&node_ports, false).map_err(|e| ("services.nodePortAddresses", e))?;
     check_plain(&config.non_masquerade_cidrs).map_err(|e| ("nonMasqueradeCIDRs", e))?;
     check_own(config).map_err(|e| ("masqueradeAddresses", e))?;
     one_per_family(config.node_addresses.iter().map(IpAddr::is_ipv4)).map_err(|e| ("nodeAddresses", e))?;

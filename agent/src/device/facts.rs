@@ -124,7 +124,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
         plain_cidrs: config.plain_cidrs.clone(),
         next_hops: BTreeMap::new(),
         checks_neighbours: config.checks_neighbours,
-        externals: config.externals.clone(),
+        exposure: config.exposure.clone(),
     };
     config.limits.put(&mut facts.config);
     facts

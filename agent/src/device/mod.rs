@@ -67,7 +67,7 @@ use self::{
     links::{Framing, Link},
     netlink::Netlink,
 };
-use crate::model::{Externals, HostRoute, Mode, NextHop, NodeFacts};
+use crate::model::{HostRoute, Mode, NextHop, NodeFacts, ServiceExposure};
 
 /// The host's own port.
 pub const HOST_PORT: &str = "weft0";
@@ -96,8 +96,8 @@ pub struct DeviceConfig {
     pub retired_pod_cidrs: Vec<IpNet>,
     /// Service CIDRs.
     pub service_cidrs: Vec<IpNet>,
-    /// See [`NodeFacts::externals`].
-    pub externals: Externals,
+    /// See [`NodeFacts::exposure`].
+    pub exposure: ServiceExposure,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
     /// UDP port of VXLAN.

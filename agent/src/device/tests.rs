@@ -15,7 +15,7 @@ use weft_abi::GATEWAY_MAC;
 use weft_api::Mac;
 
 use super::{DeviceConfig, HOST_PORT, HOST_PORT_PEER, OVERLAY, RouteChanges, links};
-use crate::model::{Externals, HostRoute, Mode, NextHop};
+use crate::model::{HostRoute, Mode, NextHop, ServiceExposure};
 
 mod changes;
 mod pools;
@@ -98,7 +98,7 @@ fn config(mode: Mode) -> DeviceConfig {
         masquerade_addresses: Vec::new(),
         pool_devices: super::PoolDevices::new(),
         plain_cidrs: Vec::new(),
-        externals: Externals::default(),
+        exposure: ServiceExposure::default(),
         masquerade_ports: Some(61000..=65535),
         mss_clamp: 0,
         timeouts: weft_abi::Timeouts::DEFAULT,

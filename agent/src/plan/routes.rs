@@ -58,8 +58,13 @@ enum Use {
 /// The shortest prefix that a ServiceCIDR may have, of IPv4 and IPv6: a slip of the pen must not cut the node off.
 const WIDEST_SERVICES: [u8; 2] = [8, 32];
 /// What no Service has an address of: this host, loopback, link-local, multicast (RFC 6890).
-pub(super) const SPECIAL: [&str; 8] =
+const SPECIAL: [&str; 8] =
     ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/127", "fe80::/10", "ff00::/8", "::ffff:0:0/96"];
+
+/// [`SPECIAL`] as prefixes.
+pub(super) fn special() -> impl Iterator<Item = IpNet> {
+    SPECIAL.iter().filter_map(|text| text.parse().ok())
+}
 
 impl Prefixes {
     fn insert(&mut self, net: IpNet, of: Use) {
@@ -172,8 +177,7 @@ impl Base {
         if let Some((address, whose)) = self.reserved.range(net.network()..=net.broadcast()).next() {
             return Err(format!("{net} has {address} in it, an address of {whose}; use a prefix without it"));
         }
-        let special = SPECIAL.iter().filter_map(|text| text.parse::<IpNet>().ok());
-        match special.into_iter().find(|special| special.contains(&net) || net.contains(special)) {
+        match special().find(|special| special.contains(&net) || net.contains(special)) {
             Some(special) => Err(format!("{net} overlaps {special}, which is for no Service; use another prefix")),
             None => Ok(()),
         }

@@ -5,7 +5,7 @@ mod external;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, iter,
+    fmt,
     net::IpAddr,
     sync::Arc,
 };
@@ -93,7 +93,7 @@ pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Fronte
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
     for (key, service) in &snapshot.services {
         if let Some(spec) = programmed_spec(service) {
-            frontends.add_service(key, (service, spec), slices.of(key), facts);
+            frontends.add_service(key, (service, spec), slices.of(key), facts, &|_| None);
         }
     }
     frontends
@@ -190,17 +190,8 @@ pub(crate) fn plan_one<'a>(
     taken: impl Fn(&FrontendKey) -> Option<&'a ObjectKey>,
 ) -> Planned {
     let Some(spec) = programmed_spec(service) else { return Planned::default() };
-    let (mut frontends, ips) = (Frontends::default(), addresses(spec));
-    let external = external::addresses(service, spec, &facts.externals, &mut Vec::new());
-    for port in spec.ports.iter().flatten().filter_map(|port| NamedPort::of(port).ok()) {
-        for vip in ips.iter().filter_map(|(_, vip)| *vip) {
-            let further = port.further(vip.is_ipv4(), &external);
-            for key in iter::once(port.at(vip)).chain(further) {
-                frontends.keys.extend(taken(&key).map(|holder| (key, holder)));
-            }
-        }
-    }
-    frontends.add_service(key, (service, spec), slices, facts);
+    let mut frontends = Frontends::default();
+    frontends.add_service(key, (service, spec), slices, facts, &taken);
     let planned = |frontend: Frontend<'_>| (frontend.key, frontend.leads);
     Planned {
         wanted: frontends.wanted,
@@ -217,14 +208,12 @@ pub(crate) fn report_one(
     facts: &NodeFacts,
 ) -> Option<ServiceReport> {
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
-    frontends.add_service(key, (service, programmed_spec(service)?), slices, facts);
+    frontends.add_service(key, (service, programmed_spec(service)?), slices, facts, &|_| None);
     frontends.reports?.pop()
 }
 
-/// The ClusterIPs, as they stand there and what they are.
-fn addresses(spec: &ServiceSpec) -> Vec<(&str, Option<IpAddr>)> {
-    cluster_ips(spec).into_iter().map(|text| (text, parse_ip(text))).collect()
-}
+/// Which Service has a frontend, beside those that are being planned.
+type Taken<'t, 'a> = &'t dyn Fn(&FrontendKey) -> Option<&'a ObjectKey>;
 
 impl<'a> Frontends<'a> {
     fn add_service(
@@ -233,13 +222,16 @@ impl<'a> Frontends<'a> {
         (service, spec): (&'a Service, &'a ServiceSpec),
         slices: &[&EndpointSlice],
         facts: &NodeFacts,
+        taken: Taken<'_, 'a>,
     ) {
-        let mut problems = Vec::new();
-        let ips = addresses(spec);
-        let bad = ips.iter().filter(|(_, vip)| vip.is_none());
-        problems.extend(bad.map(|(text, _)| format!("spec.clusterIPs: '{text}' is not an IP address")));
-        let vips: Vec<IpAddr> = ips.iter().filter_map(|(_, vip)| *vip).collect();
-        let external = external::addresses(service, spec, &facts.externals, &mut problems);
+        let (mut vips, mut problems) = (Vec::new(), Vec::new());
+        for text in cluster_ips(spec) {
+            match parse_ip(text) {
+                Some(vip) => vips.push(vip),
+                None => problems.push(format!("spec.clusterIPs: '{text}' is not an IP address")),
+            }
+        }
+        let external = external::addresses(service, spec, &facts.exposure, &mut problems);
         let (seconds, why) = affinity::seconds_of(spec);
         problems.extend(why);
         let policies = Policies::of(spec, &facts.name);
@@ -264,11 +256,11 @@ impl<'a> Frontends<'a> {
             for (vip, serving) in chosen {
                 let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), vip.is_ipv4());
                 let first = Lead::First(balancer_of(&serving, policies, affinity));
-                if !self.add_frontend(key, &named, named.at(vip), first) {
+                if !self.add_frontend(key, &named, (named.at(vip), first), taken) {
                     continue;
                 }
                 for further in named.further(vip.is_ipv4(), &external) {
-                    self.add_frontend(key, &named, further, Lead::Further(named.at(vip)));
+                    self.add_frontend(key, &named, (further, Lead::Further(named.at(vip))), taken);
                 }
             }
         }
@@ -289,9 +281,15 @@ impl<'a> Frontends<'a> {
     }
 
     /// Whether nobody else has it.
-    fn add_frontend(&mut self, service: &'a ObjectKey, port: &NamedPort<'a>, key: FrontendKey, leads: Lead) -> bool {
+    fn add_frontend(
+        &mut self,
+        service: &'a ObjectKey,
+        port: &NamedPort<'a>,
+        (key, leads): (FrontendKey, Lead),
+        taken: Taken<'_, 'a>,
+    ) -> bool {
         self.wanted.push(key);
-        if let Some(first) = self.keys.get(&key) {
+        if let Some(first) = self.keys.get(&key).copied().or_else(|| taken(&key)) {
             let (address, number) = (IpAddr::from(key.addr), u16::from_be(key.port));
             let (what, fix) = if address.is_unspecified() {
                 (format!("nodePort {number}"), "nodePort")

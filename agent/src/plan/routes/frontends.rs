@@ -8,10 +8,9 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::IpNet;
 use weft_abi::{Addr, CidrKey, Frontend, FrontendFlags, FrontendKey, Remote, RemoteKind};
 
-use super::{Base, SPECIAL, Use};
+use super::{Base, Use, special};
 use crate::{
     apply::{Changes, Patch},
     model::{Desired, HostRoute, NodeFacts, Snapshot},
@@ -130,9 +129,7 @@ impl Base {
         let whose = match self.prefixes.find(address) {
             Some((net, Use::Services)) => Some(format!("is in {net}, which is for ClusterIPs")),
             Some((net, Use::Pods)) => Some(format!("is in the pod CIDR {net}")),
-            None if [facts.config.node_v4, facts.config.node_v6].contains(&address.into()) => {
-                Some("is what others know this node by".to_owned())
-            }
+            None if facts.is_known_by(address) => Some("is what others know this node by".to_owned()),
             None => {
                 let key = cidr_key(address.into());
                 let is_nodes = self.remotes.get(&key).is_some_and(|remote| remote.kind == RemoteKind::Node as u32);
@@ -158,8 +155,7 @@ impl Base {
         if facts.host_addresses.contains(&address) {
             return Lead::Led;
         }
-        let special = SPECIAL.iter().filter_map(|text| text.parse::<IpNet>().ok());
-        match special.into_iter().find(|special| special.contains(&address)) {
+        match special().find(|special| special.contains(&address)) {
             Some(special) => refused(format!("is in {special}, which is for no Service")),
             None => Lead::Own,
         }

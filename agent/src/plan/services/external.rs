@@ -3,22 +3,21 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use ipnet::IpNet;
 use weft_abi::{HAIRPIN_V4, HAIRPIN_V6};
 
 use crate::{
     model::{
-        Externals,
+        ServiceExposure,
         objects::{Service, ServiceSpec},
     },
-    plan::{address::parse_ip, routes::SPECIAL},
+    plan::{address::parse_ip, routes::special},
 };
 
 /// Those that count; `problems` tells of the others. The programs leave out of these what is a pod's, a node's or another Service's.
 pub(super) fn addresses(
     service: &Service,
     spec: &ServiceSpec,
-    externals: &Externals,
+    exposure: &ServiceExposure,
     problems: &mut Vec<String>,
 ) -> BTreeSet<IpAddr> {
     let is_limited = spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty());
@@ -33,7 +32,7 @@ pub(super) fn addresses(
     let mut found = BTreeSet::new();
     let mut take = |field: &str, text: &str| match parse_ip(text) {
         None => problems.push(format!("{field}: '{text}' is not an IP address")),
-        Some(address) if !is_allowed(address, externals) => problems.push(format!(
+        Some(address) if !exposure.allows(address) => problems.push(format!(
             "{field}: {address} is in none of services.allowedCIDRs of the agent's configuration, and is not served"
         )),
         Some(address) if is_special(address) => {
@@ -52,7 +51,7 @@ pub(super) fn addresses(
         }
     }
     let external_ips = spec.external_ips.iter().flatten();
-    if externals.external_ips {
+    if exposure.external_ips {
         external_ips.for_each(|text| take("spec.externalIPs", text));
     } else if let Some(first) = external_ips.map(|text| &**text).next() {
         problems.push(format!(
@@ -62,12 +61,7 @@ pub(super) fn addresses(
     found
 }
 
-fn is_allowed(address: IpAddr, externals: &Externals) -> bool {
-    externals.cidrs.is_empty() || externals.cidrs.iter().any(|cidr| cidr.contains(&address))
-}
-
 /// Whether it is nobody's in any network, or means something within this node.
 fn is_special(address: IpAddr) -> bool {
-    let mut special = SPECIAL.iter().filter_map(|text| text.parse::<IpNet>().ok());
-    special.any(|special| special.contains(&address)) || [HAIRPIN_V4, HAIRPIN_V6].contains(&address.into())
+    special().any(|special| special.contains(&address)) || [HAIRPIN_V4, HAIRPIN_V6].contains(&address.into())
 }

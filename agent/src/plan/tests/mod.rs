@@ -83,7 +83,7 @@ impl Default for World {
             pod_cidrs: vec![],
             devices: BTreeMap::new(),
             plain_cidrs: Vec::new(),
-            externals: Default::default(),
+            exposure: Default::default(),
             host_addresses: vec![],
             reserved: vec![],
             service_cidrs: vec![],

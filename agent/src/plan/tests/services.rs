@@ -357,12 +357,12 @@ fn external_addresses_can_be_limited_and_what_is_none_is_named() {
     let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": ["203.0.113.1", "198.51.100.1", "127.0.0.1", "x"],
         "ports": [{"port": 80}]});
     world.service("web", spec);
-    world.facts.externals.cidrs = vec!["203.0.113.0/24".parse().unwrap()];
+    world.facts.exposure.allowed_cidrs = vec!["203.0.113.0/24".parse().unwrap()];
     let desired = world.plan();
     assert_eq!(further(&desired, "10.96.0.1", 80), ["203.0.113.1:80"]);
     let named = |what: &str| desired.problems.iter().filter(|problem| problem.contains(what)).count();
     assert_eq!((named("198.51.100.1 is in none of services.allowedCIDRs"), named("'x' is not an IP address")), (1, 1));
-    world.facts.externals.external_ips = false;
+    world.facts.exposure.external_ips = false;
     let desired = world.plan();
     assert_eq!(further(&desired, "10.96.0.1", 80), [""; 0]);
     assert!(desired.problems.iter().any(|problem| problem.contains("services.externalIPs is off")));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! External frontends: NodePorts and addresses of load balancers, from outside, from workloads, and whom they must not take anything
-//! from.
+//! External frontends: NodePorts and addresses of load balancers, from outside and from workloads, and which addresses they must not
+//! take.
 
 use weft_abi::{
     Addr, AddressKey, Balancer, Config, ConnectionFlags, Deliver, DropReason, Frontend, FrontendFlags, FrontendKey,
@@ -9,8 +9,9 @@ use weft_abi::{
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, HOST_OTHER_IP, MASQUERADE, NATIVE_IP, NODE_IP, Node,
-        OUTSIDE_IP, OVERLAY, SERVER, SERVER_IP, UPLINK, VIP, VM_IP, delivers, key, mac, service_number, tunnel_end,
+        CLIENT, CLIENT_IP, FAR_IP, HAIRPIN_IP, HOST, HOST_IP, HOST_MAC, HOST_OTHER_IP, MASQUERADE, NATIVE_IP, NODE_IP,
+        Node, OUTSIDE_IP, OVERLAY, SERVER, SERVER_IP, UPLINK, VIP, VM_IP, delivers, key, mac, service_number,
+        tunnel_end,
     },
     packet::{ACK, L4, SYN, SYN_ACK, frame, ip, ip_headers, tuple, word},
     support::ip as run_ip,
@@ -19,8 +20,6 @@ use crate::{
 const NODE_PORT: u16 = 30_080;
 /// Of a load balancer, beyond the cluster.
 const LOAD_BALANCER: [&str; 2] = ["203.0.113.9", "2001:db8:77::9"];
-/// What stands for a client whom the host answers.
-const HAIRPIN_IP: [&str; 2] = ["169.254.119.101", "fd77:6566:7400::1"];
 /// Of whoever sends frames on the uplink.
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 const EXTERNAL: u32 = FrontendFlags::EXTERNAL | FrontendFlags::FURTHER;
@@ -125,8 +124,8 @@ fn a_node_port_leads_to_a_pod_of_another_node_with_the_nodes_address() {
             last[24..26].copy_from_slice(&checksum.to_be_bytes());
         }
         let outcome = node.from_uplink(&last);
-        let told = crate::packet::parse(&outcome.bytes);
-        assert_eq!((told.dst_mac, &told.transport[..2]), (ROUTER_MAC, [[11, 0], [3, 0]][family].as_slice()));
+        let answer = crate::packet::parse(&outcome.bytes);
+        assert_eq!((answer.dst_mac, &answer.transport[..2]), (ROUTER_MAC, [[11, 0], [3, 0]][family].as_slice()));
     }
 }
 

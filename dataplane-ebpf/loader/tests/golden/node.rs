@@ -61,6 +61,8 @@ pub(crate) const FAR_IP: [&str; 2] = ["10.2.0.5", "fd02::5"];
 /// A workload on a node that is reached natively.
 pub(crate) const NATIVE_IP: [&str; 2] = ["10.3.0.5", "fd03::5"];
 pub(crate) const OUTSIDE_IP: [&str; 2] = ["198.51.100.7", "2001:db8:ffff::7"];
+/// The source that the host sees of clients whose answers have to come back by its port: itself, and those from beyond the node.
+pub(crate) const HAIRPIN_IP: [&str; 2] = ["169.254.119.101", "fd77:6566:7400::1"];
 /// Frontends: (address, port 80) leads to (server, port 8080).
 pub(crate) const VIP: [&str; 2] = ["10.96.0.10", "fd96::10"];
 

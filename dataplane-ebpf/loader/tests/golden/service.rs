@@ -7,14 +7,11 @@ use weft_abi::{
 
 use crate::{
     node::{
-        CLIENT, CLIENT_IP, FAR_IP, HOST, HOST_IP, HOST_MAC, Node, OVERLAY, SERVER, SERVER_IP, VIP, VM, VM_IP, delivers,
-        key, mac, service_number, tunnel_end,
+        CLIENT, CLIENT_IP, FAR_IP, HAIRPIN_IP, HOST, HOST_IP, HOST_MAC, Node, OVERLAY, SERVER, SERVER_IP, VIP, VM,
+        VM_IP, delivers, key, mac, service_number, tunnel_end,
     },
     packet::{ACK, L4, RST, SYN, SYN_ACK, frame, ip, ip_headers, tuple, word},
 };
-
-/// What stands for the client where client and backend are one.
-const HAIRPIN_IP: [&str; 2] = ["169.254.119.101", "fd77:6566:7400::1"];
 
 /// Protocol, a client's packet to a port, the answer.
 type Exchange = (u8, fn(u16, u16) -> L4, fn(u16, u16) -> L4);

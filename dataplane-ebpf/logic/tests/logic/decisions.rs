@@ -125,7 +125,7 @@ fn is_brought_back(walk: &Walk) -> bool {
     walk.decision.translated != 0 && !of_node && !walk.decision.server.is_here()
 }
 
-/// From one tunnel into another, a way has no room for whom its packets must be from.
+/// From one tunnel into another, a way has no room for the peer that its packets must come from.
 fn is_decided_each_time(walk: &Walk) -> bool {
     let leads_on = |way: &Way| [Deliver::Tunnel as u8, Deliver::Neighbour as u8].contains(&way.deliver);
     let both = walk.decision.client.is_at(Place::Tunnel) && walk.decision.server.is_at(Place::Tunnel);

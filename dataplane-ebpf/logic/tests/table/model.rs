@@ -107,19 +107,24 @@ fn a_reader_never_takes_the_next_tenant_of_a_line_for_the_one_before() {
     });
 }
 
+/// Two CPUs add at once: the first the key 1, the other one `key`. What each came to.
+fn add_at_once(table: &Arc<Table>, key: u64) -> (Written, Written) {
+    let mut other = Written::Busy;
+    let one = meanwhile(
+        table,
+        |table| table.write(1, SLOT, 10, Mode::Add),
+        |table| {
+            other = table.write(key, SLOT, 20, Mode::Add);
+        },
+    );
+    (one, other)
+}
+
 #[test]
 fn of_two_cpus_that_add_the_same_key_one_is_first() {
     loom::model(|| {
         let table = table();
-        let mut other = Written::Busy;
-        let one = meanwhile(
-            &table,
-            |table| table.write(1, SLOT, 10, Mode::Add),
-            |table| {
-                other = table.write(1, SLOT, 20, Mode::Add);
-            },
-        );
-        let expected = match (one, other) {
+        let expected = match add_at_once(&table, 1) {
             (Written::Done, Written::Other) => 10,
             (Written::Other, Written::Done) => 20,
             // The lock is not waited for for ever.
@@ -136,14 +141,7 @@ fn of_two_cpus_that_add_the_same_key_one_is_first() {
 fn two_cpus_that_add_to_one_set_take_two_ways() {
     loom::model(|| {
         let table = table();
-        let mut other = Written::Busy;
-        let one = meanwhile(
-            &table,
-            |table| table.write(1, SLOT, 10, Mode::Add),
-            |table| {
-                other = table.write(2, SLOT, 20, Mode::Add);
-            },
-        );
+        let (one, other) = add_at_once(&table, 2);
         assert_eq!(table.find(1, SLOT), (one == Written::Done).then_some(10));
         assert_eq!(table.find(2, SLOT), (other == Written::Done).then_some(20));
         assert!(one == Written::Done || other == Written::Done);

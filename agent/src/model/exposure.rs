@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How Services are reached from beyond the cluster.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-
-use crate::model::{Externals, NodePortAddresses};
 
 /// What stands for the addresses that other nodes know the node by.
 const PRIMARY: &str = "primary";
@@ -63,18 +63,16 @@ impl From<NodePortAddress> for String {
 }
 
 impl ServiceExposure {
-    /// As the plan has it.
-    #[must_use]
-    pub fn externals(&self) -> Externals {
-        let cidr = |address: &NodePortAddress| match address {
+    /// The prefixes of `node_port_addresses`.
+    pub(crate) fn node_port_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.node_port_addresses.iter().filter_map(|address| match address {
             NodePortAddress::Primary => None,
             NodePortAddress::In(net) => Some(*net),
-        };
-        let addresses = &self.node_port_addresses;
-        let node_ports = NodePortAddresses {
-            primary: addresses.contains(&NodePortAddress::Primary),
-            cidrs: addresses.iter().filter_map(cidr).collect(),
-        };
-        Externals { node_ports, external_ips: self.external_ips, cidrs: self.allowed_cidrs.clone() }
+        })
+    }
+
+    /// Whether a Service may have an address beyond the cluster.
+    pub(crate) fn allows(&self, address: IpAddr) -> bool {
+        self.allowed_cidrs.is_empty() || self.allowed_cidrs.iter().any(|cidr| cidr.contains(&address))
     }
 }
