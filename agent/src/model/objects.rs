@@ -360,6 +360,17 @@ pub struct Endpoint {
     pub readiness: Option<Readiness>,
     /// The name of its node.
     pub node: Option<Name>,
+    /// For whom it is meant; none: for everybody.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whose clients an endpoint is meant for (KEP-2433, KEP-3015).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Hints {
+    /// Nodes.
+    pub nodes: Box<[Name]>,
+    /// Zones.
+    pub zones: Box<[Name]>,
 }
 
 /// Whether an endpoint takes new connections by right, for want of a better one, or not at all.

@@ -8,12 +8,35 @@ use std::{
 };
 
 use crate::model::{
-    Labels, ObjectKey,
-    objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Readiness},
+    Labels, Name, NodeFacts, ObjectKey, Snapshot,
+    objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Hints, Node, Readiness},
 };
 
 /// Labels of Services and slices that are another proxy's business, whatever their value.
 const FOREIGN_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+
+/// Label of a Node that names its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// Where clients are: this node, and its zone where it is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Here<'a> {
+    pub(crate) facts: &'a NodeFacts,
+    pub(crate) zone: Option<&'a str>,
+}
+
+impl<'a> Here<'a> {
+    /// This node, in the zone that its Node object tells.
+    pub(crate) fn of(snapshot: &'a Snapshot, facts: &'a NodeFacts) -> Self {
+        let node = snapshot.nodes.get(&ObjectKey::new("", &facts.name));
+        Self { facts, zone: node.and_then(|node| zone_of(node)) }
+    }
+}
+
+/// The zone that a Node is labelled with.
+pub(crate) fn zone_of(node: &Node) -> Option<&str> {
+    node.metadata.labels.as_deref()?.get(ZONE)
+}
 
 /// Label of a slice that names its Service.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -39,6 +62,7 @@ pub(crate) struct Endpoint<'a> {
     pub(crate) port: u16,
     pub(crate) node: Option<&'a str>,
     pub(crate) readiness: Readiness,
+    hints: Option<&'a Hints>,
 }
 
 /// Slices by the namespace and the name of the Service that they belong to.
@@ -85,19 +109,41 @@ pub(crate) struct Wanted<'a> {
 pub(crate) struct Serving<'a>(Vec<Endpoint<'a>>);
 
 impl<'a> Serving<'a> {
-    /// Those that new connections go to: the ones that are ready, and where none is, those that terminate (KEP-1669), of all or of
-    /// those of `node` alone. Whoever is left keeps the connections that it has.
-    pub(crate) fn chosen(&self, node: Option<&str>) -> impl Iterator<Item = &Endpoint<'a>> {
-        let of_node = move |endpoint: &&Endpoint<'_>| node.is_none() || endpoint.node == node;
-        let any_ready = self.0.iter().filter(of_node).any(|endpoint| endpoint.readiness == Readiness::Ready);
-        let best = if any_ready { Readiness::Ready } else { Readiness::Terminating };
-        self.0.iter().filter(of_node).filter(move |endpoint| endpoint.readiness == best)
+    /// Those that new connections go to, of this node alone (a traffic policy `Local`) or of all that are meant for it. Whoever is left
+    /// keeps the connections that it has.
+    pub(crate) fn chosen(&self, local: bool, here: Here<'_>) -> Vec<&Endpoint<'a>> {
+        let is_here = |endpoint: &&Endpoint<'_>| endpoint.node == Some(here.facts.name.as_str());
+        let best = if local { best(self.0.iter().filter(is_here)) } else { best(self.0.iter()) };
+        if local || best.iter().any(|endpoint| endpoint.readiness != Readiness::Ready) {
+            return best;
+        }
+        meant_for(best, here)
     }
 
     /// All of them.
     pub(crate) fn all(&self) -> &[Endpoint<'a>] {
         &self.0
     }
+}
+
+/// The ones that are ready, and where none is, those that terminate (KEP-1669).
+fn best<'e, 'a: 'e>(endpoints: impl Iterator<Item = &'e Endpoint<'a>> + Clone) -> Vec<&'e Endpoint<'a>> {
+    let any_ready = endpoints.clone().any(|endpoint| endpoint.readiness == Readiness::Ready);
+    let best = if any_ready { Readiness::Ready } else { Readiness::Terminating };
+    endpoints.filter(|endpoint| endpoint.readiness == best).collect()
+}
+
+/// Those that hints give to clients of this node, else to those of its zone; all of them unless each is given to somebody, and one to
+/// these clients (`CategorizeEndpoints` of kube-proxy, KEP-2433, KEP-3015).
+fn meant_for<'e, 'a>(ready: Vec<&'e Endpoint<'a>>, here: Here<'_>) -> Vec<&'e Endpoint<'a>> {
+    let by = |names: fn(&Hints) -> &[Name], client: Option<&str>| {
+        let of = |endpoint: &Endpoint<'a>| endpoint.hints.map(names).filter(|names| !names.is_empty());
+        let is_meant = |endpoint: &Endpoint<'a>| of(endpoint)?.iter().any(|name| Some(&**name) == client).then_some(());
+        let applies = ready.iter().all(|endpoint| of(endpoint).is_some());
+        let meant: Vec<_> = ready.iter().copied().filter(|endpoint| is_meant(endpoint).is_some()).collect();
+        (applies && !meant.is_empty()).then_some(meant)
+    };
+    by(|hints| &hints.nodes, Some(&here.facts.name)).or_else(|| by(|hints| &hints.zones, here.zone)).unwrap_or(ready)
 }
 
 /// The endpoints that serve, sorted by address and port, none twice.
@@ -124,7 +170,8 @@ fn number_of(port: &EndpointPort, wanted: Wanted<'_>) -> Option<u16> {
 
 fn usable_endpoint<'a>(endpoint: &'a SliceEndpoint, port: u16, wanted: Wanted<'_>) -> Option<Endpoint<'a>> {
     let addr = endpoint.address.filter(|addr| addr.is_ipv4() == wanted.ipv4)?;
-    Some(Endpoint { addr, port, node: endpoint.node.as_deref(), readiness: endpoint.readiness? })
+    let (node, hints) = (endpoint.node.as_deref(), endpoint.hints.as_deref());
+    Some(Endpoint { addr, port, node, readiness: endpoint.readiness?, hints })
 }
 
 /// An endpoint may stand in two slices while it moves between them: what takes more connections wins, and whoever tells the node.
@@ -136,6 +183,7 @@ fn merge<'a>(usable: &mut BTreeMap<(IpAddr, u16), Endpoint<'a>>, new: Endpoint<'
         Entry::Occupied(mut known) => {
             let known = known.get_mut();
             known.node = known.node.or(new.node);
+            known.hints = known.hints.or(new.hints);
             known.readiness = known.readiness.min(new.readiness);
         }
     }

@@ -21,7 +21,7 @@ use crate::{
     plan::{
         address::parse_ip,
         affinity,
-        backends::{self, Endpoint, Serving, SliceIndex, Wanted, is_foreign},
+        backends::{self, Endpoint, Here, Serving, SliceIndex, Wanted, is_foreign},
         protocol,
         share::{self, Wish},
     },
@@ -91,9 +91,10 @@ pub(crate) struct Frontends<'a> {
 pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Frontends<'a> {
     let slices = SliceIndex::new(&snapshot.slices);
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
+    let here = Here::of(snapshot, facts);
     for (key, service) in &snapshot.services {
         if let Some(spec) = programmed_spec(service) {
-            frontends.add_service(key, (service, spec), slices.of(key), facts, &|_| None);
+            frontends.add_service(key, (service, spec), slices.of(key), here, &|_| None);
         }
     }
     frontends
@@ -129,34 +130,30 @@ pub(crate) struct Planned {
 /// Which endpoints clients get.
 #[derive(Clone, Copy)]
 struct Policies<'n> {
-    /// The node whose endpoints clients of ClusterIPs get (`internalTrafficPolicy: Local`), none: those of all.
-    internal: Option<&'n str>,
-    /// The same of clients from elsewhere of every other frontend (`externalTrafficPolicy`).
-    external: Option<&'n str>,
+    /// Clients of ClusterIPs get those of this node alone (`internalTrafficPolicy: Local`).
+    internal: bool,
+    /// So do clients from elsewhere of every other frontend (`externalTrafficPolicy`).
+    external: bool,
+    /// Where clients are.
+    here: Here<'n>,
 }
 
 impl<'n> Policies<'n> {
-    fn of(spec: &ServiceSpec, node: &'n str) -> Self {
-        let local = |policy: Option<&str>| (policy == Some("Local")).then_some(node);
+    fn of(spec: &ServiceSpec, here: Here<'n>) -> Self {
+        let is_local = |policy: Option<&str>| policy == Some("Local");
         let (internal, external) = (&spec.internal_traffic_policy, &spec.external_traffic_policy);
-        Self { internal: local(internal.as_deref()), external: local(external.as_deref()) }
+        Self { internal: is_local(internal.as_deref()), external: is_local(external.as_deref()), here }
     }
 }
 
 fn balancer_of(serving: &Serving<'_>, policies: Policies<'_>, affinity: DesiredAffinity) -> DesiredBalancer {
-    let cluster = members_of(serving, None);
-    let of = |node: Option<&str>| match node {
-        None => Arc::clone(&cluster),
-        node => members_of(serving, node),
-    };
+    let set = |local| serving.chosen(local, policies.here).into_iter().map(member_of).collect::<Arc<[Member]>>();
+    let cluster = set(false);
+    let of = |local| if local { set(true) } else { Arc::clone(&cluster) };
     let (internal, external) = (of(policies.internal), of(policies.external));
     let is_chosen = |member: &Member| [&internal, &external, &cluster].iter().any(|set| set.contains(member));
     let keeping = serving.all().iter().map(member_of).filter(|member| !is_chosen(member)).collect();
     DesiredBalancer { internal, external, cluster, keeping, affinity }
-}
-
-fn members_of(serving: &Serving<'_>, node: Option<&str>) -> Arc<[Member]> {
-    serving.chosen(node).map(member_of).collect()
 }
 
 /// The entry of a frontend, under the number of its Service port.
@@ -186,12 +183,12 @@ pub(crate) fn plan_one<'a>(
     key: &'a ObjectKey,
     service: &'a Service,
     slices: &[&'a EndpointSlice],
-    facts: &NodeFacts,
+    here: Here<'_>,
     taken: impl Fn(&FrontendKey) -> Option<&'a ObjectKey>,
 ) -> Planned {
     let Some(spec) = programmed_spec(service) else { return Planned::default() };
     let mut frontends = Frontends::default();
-    frontends.add_service(key, (service, spec), slices, facts, &taken);
+    frontends.add_service(key, (service, spec), slices, here, &taken);
     let planned = |frontend: Frontend<'_>| (frontend.key, frontend.leads);
     Planned {
         wanted: frontends.wanted,
@@ -205,10 +202,10 @@ pub(crate) fn report_one(
     key: &ObjectKey,
     service: &Service,
     slices: &[&EndpointSlice],
-    facts: &NodeFacts,
+    here: Here<'_>,
 ) -> Option<ServiceReport> {
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
-    frontends.add_service(key, (service, programmed_spec(service)?), slices, facts, &|_| None);
+    frontends.add_service(key, (service, programmed_spec(service)?), slices, here, &|_| None);
     frontends.reports?.pop()
 }
 
@@ -221,7 +218,7 @@ impl<'a> Frontends<'a> {
         key: &'a ObjectKey,
         (service, spec): (&'a Service, &'a ServiceSpec),
         slices: &[&EndpointSlice],
-        facts: &NodeFacts,
+        here: Here<'_>,
         taken: Taken<'_, 'a>,
     ) {
         let (mut vips, mut problems) = (Vec::new(), Vec::new());
@@ -231,10 +228,10 @@ impl<'a> Frontends<'a> {
                 None => problems.push(format!("spec.clusterIPs: '{text}' is not an IP address")),
             }
         }
-        let external = external::addresses(service, spec, &facts.exposure, &mut problems);
+        let external = external::addresses(service, spec, &here.facts.exposure, &mut problems);
         let (seconds, why) = affinity::seconds_of(spec);
         problems.extend(why);
-        let policies = Policies::of(spec, &facts.name);
+        let policies = Policies::of(spec, here);
         let (mut reports, mut names) = (Vec::new(), BTreeSet::new());
         for port in spec.ports.iter().flatten() {
             let named = match NamedPort::of(port) {
@@ -448,12 +445,11 @@ impl<'a> NamedPort<'a> {
     fn report<'e>(
         &self,
         serving: impl Iterator<Item = &'e Serving<'e>>,
-        Policies { internal, external }: Policies<'_>,
+        Policies { internal, external, here }: Policies<'_>,
     ) -> ServicePortReport {
         let chosen = serving.flat_map(|serving| {
-            let is_chosen = |endpoint: &&Endpoint<'_>| {
-                [internal, external].into_iter().any(|node| serving.chosen(node).any(|chosen| chosen == *endpoint))
-            };
+            let chosen = [internal, external].map(|local| serving.chosen(local, here));
+            let is_chosen = |endpoint: &&Endpoint<'_>| chosen.iter().any(|chosen| chosen.contains(endpoint));
             serving.all().iter().filter(is_chosen).collect::<Vec<_>>()
         });
         ServicePortReport {

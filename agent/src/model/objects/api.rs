@@ -122,6 +122,43 @@ pub(super) struct Endpoint {
     conditions: Option<Conditions>,
     #[serde(deserialize_with = "Name::deserialize_shared")]
     node_name: Option<Name>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hints: Option<Hints>,
+}
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Hints {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    for_nodes: Option<Vec<Hint>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    for_zones: Option<Vec<Hint>>,
+}
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default)]
+struct Hint {
+    #[serde(deserialize_with = "Name::deserialize_shared")]
+    name: Option<Name>,
+}
+
+impl Hints {
+    fn of(super::Hints { nodes, zones }: &super::Hints) -> Self {
+        let hints = |names: &[Name]| {
+            let hints = names.iter().map(|name| Hint { name: Some(name.clone()) });
+            (!names.is_empty()).then(|| hints.collect())
+        };
+        Self { for_nodes: hints(nodes), for_zones: hints(zones) }
+    }
+}
+
+/// None: nobody is named.
+impl From<Hints> for Option<Box<super::Hints>> {
+    fn from(Hints { for_nodes, for_zones }: Hints) -> Self {
+        let names = |hints: Option<Vec<Hint>>| hints.into_iter().flatten().filter_map(|hint| hint.name).collect();
+        let hints = super::Hints { nodes: names(for_nodes), zones: names(for_zones) };
+        (hints != super::Hints::default()).then(|| Box::new(hints))
+    }
 }
 
 #[derive(Clone, Copy, Default, Deserialize, Serialize)]
@@ -185,8 +222,9 @@ impl Visitor<'_> for Parsed {
 }
 
 impl From<Endpoint> for super::Endpoint {
-    fn from(Endpoint { addresses: FirstAddress(address), conditions, node_name }: Endpoint) -> Self {
-        Self { address, readiness: readiness_of(conditions.unwrap_or_default()), node: node_name }
+    fn from(Endpoint { addresses: FirstAddress(address), conditions, node_name, hints }: Endpoint) -> Self {
+        let readiness = readiness_of(conditions.unwrap_or_default());
+        Self { address, readiness, node: node_name, hints: hints.and_then(Into::into) }
     }
 }
 
@@ -203,14 +241,15 @@ fn readiness_of(Conditions { ready, serving, terminating }: Conditions) -> Optio
 }
 
 impl From<super::Endpoint> for Endpoint {
-    fn from(super::Endpoint { address, readiness, node }: super::Endpoint) -> Self {
+    fn from(super::Endpoint { address, readiness, node, hints }: super::Endpoint) -> Self {
         let is_terminating = readiness == Some(Readiness::Terminating);
         let conditions = Conditions {
             ready: Some(readiness == Some(Readiness::Ready)),
             serving: Some(readiness.is_some()),
             terminating: Some(is_terminating),
         };
-        Self { addresses: FirstAddress(address), conditions: Some(conditions), node_name: node }
+        let hints = hints.as_deref().map(Hints::of);
+        Self { addresses: FirstAddress(address), conditions: Some(conditions), node_name: node, hints }
     }
 }
 
@@ -231,10 +270,13 @@ mod tests {
         for (addresses, first) in
             [(json!(["10.0.0.1", "what"]), Some("10.0.0.1")), (json!(["what", "10.0.0.1"]), None), (json!([]), None)]
         {
-            let endpoint = json!({"addresses": addresses, "conditions": conditions, "nodeName": "n", "zone": "z"});
+            let hints = json!({"forZones": [{"name": "a"}, {"name": "b"}], "forNodes": []});
+            let endpoint = json!({"addresses": addresses, "conditions": conditions, "nodeName": "n", "zone": "z",
+                "hints": hints});
             let endpoint: Endpoint = from_value(endpoint).unwrap();
             assert_eq!(endpoint.address, first.map(|text| text.parse().unwrap()));
             assert_eq!((endpoint.readiness, endpoint.node.as_deref()), (readiness, Some("n")));
+            assert_eq!(endpoint.hints.as_ref().map(|hints| (hints.nodes.len(), hints.zones.len())), Some((0, 2)));
             assert_eq!(from_value::<Endpoint>(to_value(&endpoint).unwrap()).unwrap(), endpoint);
         }
     }

@@ -9,7 +9,7 @@
 //! | attachment, Pod of this node | the node's ports, who isolates them, the classes of their addresses |
 //! | Namespace | what the classes of its pods match |
 //! | NetworkPolicy that selects pods here, or a workload that brings a list of its own | that list, and what classes match of peers that come or go |
-//! | Node | routes, and the classes of addresses of its pod CIDRs |
+//! | Node | routes, and the classes of addresses of its pod CIDRs; of this node's zone all Services |
 //! | ServiceCIDR | routes |
 //!
 //! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is
@@ -32,6 +32,7 @@ use weft_api::PodRef;
 
 use self::{addresses::Addresses, services::Services};
 use super::{
+    backends::zone_of,
     numbers::{Given, Turnover},
     pods::PodEntry,
     policy::{JudgesByWorkload, Policies, isolation::Forms, rules::PolicyForm},
@@ -170,10 +171,14 @@ impl Planner {
             self.versions.isolation += 1;
             self.due.namespaces.insert(key.name);
         }
-        for _ in nodes.put(&mut self.snapshot.nodes) {
+        for (key, before) in nodes.put(&mut self.snapshot.nodes) {
             objects += 1;
             self.versions.nodes += 1;
             (self.due.places, self.due.routes) = (true, true);
+            let after = self.snapshot.nodes.get(&key).and_then(|node| zone_of(node));
+            if here == Some(&*key.name) && before.as_deref().and_then(zone_of) != after {
+                self.services.touch_all(&self.snapshot);
+            }
         }
         for _ in service_cidrs.put(&mut self.snapshot.service_cidrs) {
             objects += 1;

@@ -7,7 +7,10 @@ use std::ops::Bound;
 use weft_api::{PolicyReport, RouteReport, ServiceReport};
 
 use super::Planner;
-use crate::{model::ObjectKey, plan::services};
+use crate::{
+    model::ObjectKey,
+    plan::{backends::Here, services},
+};
 
 impl Planner {
     /// For `weft services`, in the order of their names: those from `first` on.
@@ -16,9 +19,10 @@ impl Planner {
         let made = self.desired.service_reports.iter().filter(|_| self.facts.is_none());
         let made = made.filter(move |report| is_from(first, &report.namespace, &report.name)).cloned();
         let of_node = self.facts.iter().flat_map(move |facts| {
+            let here = Here::of(&self.snapshot, facts);
             let services = self.snapshot.services.range::<ObjectKey, _>((first, Bound::Unbounded));
-            services.filter_map(|(key, service)| {
-                services::report_one(key, service, &self.services.slices_of(&self.snapshot, key), facts)
+            services.filter_map(move |(key, service)| {
+                services::report_one(key, service, &self.services.slices_of(&self.snapshot, key), here)
             })
         });
         made.chain(of_node)

@@ -66,6 +66,11 @@ impl Services {
         self.dirty.insert(service.clone());
     }
 
+    /// The node's zone has changed, and hints may mean other endpoints.
+    pub(super) fn touch_all(&mut self, snapshot: &Snapshot) {
+        self.dirty.extend(snapshot.services.keys().cloned());
+    }
+
     /// A slice has changed; `service`: the name of the one that it belonged to, and of the one that it belongs to.
     pub(super) fn touch_slice(&mut self, key: &ObjectKey, before: Option<&str>, after: Option<&str>) {
         let of = |name: &str| ObjectKey::new(&key.namespace, name);
@@ -133,7 +138,7 @@ impl Services {
             let holder = self.holders.get(frontend).filter(|holder| *holder < key)?;
             snapshot.services.get_key_value(holder).map(|(holder, _)| holder)
         };
-        services::plan_one(key, service, &slices, facts, taken)
+        services::plan_one(key, service, &slices, backends::Here::of(snapshot, facts), taken)
     }
 
     /// The slices of a Service, in their order.

@@ -142,6 +142,14 @@ impl World {
         self
     }
 
+    /// Labels a node with a zone; empty: with none.
+    fn zone(&mut self, node: &str, zone: &str) -> &mut Self {
+        let node = self.snapshot.nodes.get_mut(&ObjectKey::new("", node)).unwrap();
+        let labels = if zone.is_empty() { json!({}) } else { json!({"topology.kubernetes.io/zone": zone}) };
+        Arc::make_mut(node).metadata.labels = Some(Arc::new(from_value(labels).unwrap()));
+        self
+    }
+
     /// A pod of this node; its port has the next free interface index.
     fn local(&mut self, key: (&str, &str), labels: Value, ips: &[&str], more: Value) -> u32 {
         self.pod(key, labels, ips, more);

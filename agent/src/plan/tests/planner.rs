@@ -26,7 +26,7 @@ mod room;
 struct More {
     services: Vec<(u8, Value)>,
     slices: Vec<(u8, u8, Value)>,
-    nodes: Vec<(u8, Vec<&'static str>)>,
+    nodes: Vec<(u8, Vec<&'static str>, &'static str)>,
     service_cidrs: Vec<(u8, Vec<&'static str>)>,
     configured: bool,
     own_cidr: bool,
@@ -83,9 +83,11 @@ fn service() -> impl Strategy<Value = (u8, Value)> {
 }
 
 fn slice() -> impl Strategy<Value = (u8, u8, Value)> {
-    let endpoint = (1..6u8, any::<bool>(), any::<bool>()).prop_map(|(last, ready, here)| {
+    let hint = select(&["a", "a", "b", ""][..]);
+    let endpoint = (1..6u8, any::<bool>(), any::<bool>(), hint).prop_map(|(last, ready, here, zone)| {
         let node = if here { "here" } else { "there" };
-        json!({"addresses": [format!("10.2.0.{last}")], "conditions": {"ready": ready, "serving": true, "terminating": !ready}, "nodeName": node})
+        let zones = (!zone.is_empty()).then(|| json!([{"name": zone}]));
+        json!({"hints": {"forZones": zones},"addresses": [format!("10.2.0.{last}")], "conditions": {"ready": ready, "serving": true, "terminating": !ready}, "nodeName": node})
     });
     let port = select(&["", "a", "b"][..]).prop_map(|name| json!({"name": name, "port": 8080, "protocol": "TCP"}));
     (0..5u8, 0..4u8, vec(endpoint, 0..4), vec(port, 0..3)).prop_map(|(number, service, endpoints, ports)| {
@@ -102,7 +104,7 @@ fn more() -> impl Strategy<Value = More> {
     (
         vec(service(), 0..5),
         vec(slice(), 0..5),
-        vec((0..3u8, cidrs), 0..3),
+        vec((0..3u8, cidrs, select(&["", "a", "b"][..])), 0..4),
         vec((0..3u8, prefixes), 0..3),
         any::<bool>(),
         any::<bool>(),
@@ -140,8 +142,9 @@ fn build_all(world: &mut World, parts: &Parts, more: &More) {
     for (number, service, slice) in &more.slices {
         world.slice(&format!("e{number}"), &format!("s{service}"), slice.clone());
     }
-    for (number, cidrs) in &more.nodes {
-        world.node(["there", "elsewhere", "here"][usize::from(*number)], cidrs);
+    for (number, cidrs, zone) in &more.nodes {
+        let name = ["there", "elsewhere", "here"][usize::from(*number)];
+        world.node(name, cidrs).zone(name, zone);
     }
     for (number, cidrs) in &more.service_cidrs {
         world.service_cidr(&format!("c{number}"), cidrs);

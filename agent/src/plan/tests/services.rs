@@ -351,6 +351,62 @@ fn traffic_policies_are_of_their_own_clients(
     assert!(balancer.keeping.is_empty());
 }
 
+/// Of `CategorizeEndpoints`: each endpoint is `node hints/zone hints`, and how it is.
+#[rstest]
+#[case::nobody_is_hinted_at(&["/", "/"], &[], &["1", "2"])]
+#[case::of_this_zone(&["/a", "/b"], &[], &["1"])]
+#[case::of_several_zones(&["/b,a", "/b", "/a"], &[], &["1", "3"])]
+#[case::of_this_node(&["here/b", "there/a"], &[], &["1"])]
+#[case::of_other_nodes_and_this_zone(&["there/b", "there/a"], &[], &["2"])]
+#[case::of_other_nodes(&["there/", "there/"], &[], &["1", "2"])]
+#[case::of_other_zones(&["/b", "/c"], &[], &["1", "2"])]
+#[case::not_all_are_hinted_at(&["/a", "/"], &[], &["1", "2"])]
+#[case::not_all_of_nodes_but_of_zones(&["here/b", "/a"], &[], &["2"])]
+#[case::what_is_not_ready_does_not_count(&["/a", "/b", "/"], &[3], &["1"])]
+#[case::nothing_of_this_zone_is_ready(&["/a", "/b"], &[1], &["2"])]
+#[case::where_all_terminate_hints_do_not_count(&["/a", "/b"], &[1, 2], &["1", "2"])]
+fn hints_keep_traffic_in_its_zone_or_node(
+    #[case] endpoints: &[&str],
+    #[case] terminating: &[usize],
+    #[case] expected: &[&str],
+) {
+    let mut world = World::default();
+    world.node("here", &[]).zone("here", "a");
+    world.service("web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+    let hints = |names: &str| -> Vec<Value> {
+        names.split(',').filter(|name| !name.is_empty()).map(|name| json!({"name": name})).collect()
+    };
+    let endpoint = |(number, text): (usize, &&str)| {
+        let (nodes, zones) = text.split_once('/').unwrap();
+        let ready = !terminating.contains(&number);
+        json!({"addresses": [format!("10.0.0.{number}")], "hints": {"forNodes": hints(nodes), "forZones": hints(zones)},
+            "conditions": {"ready": ready, "serving": true, "terminating": !ready}})
+    };
+    let endpoints: Vec<Value> = (1..).zip(endpoints).map(endpoint).collect();
+    world.slice("s", "web", json!({"ports": [{"port": 80}], "endpoints": endpoints}));
+    let expected: Vec<String> = expected.iter().map(|last| format!("10.0.0.{last}:80")).collect();
+    let desired = world.plan();
+    assert_eq!(backends(&desired, "10.96.0.1", 80, TCP).unwrap(), expected);
+    let told: Vec<String> =
+        desired.service_reports[0].ports[0].backends.iter().map(|told| format!("{}:80", told.address)).collect();
+    assert_eq!(told, expected, "what is told is what is done");
+    let other = &desired.balancers[&number(&desired, "10.96.0.1", 80)].keeping;
+    let ready = world.snapshot.slices.values().next().unwrap().endpoints.as_ref().unwrap().len();
+    assert_eq!(other.len(), ready - expected.len(), "who is not meant for this node keeps what it has");
+}
+
+/// Of nodes that are labelled with none, hints mean nothing.
+#[test]
+fn without_a_zone_hints_for_zones_do_not_count() {
+    let mut world = World::default();
+    world.node("here", &[]).node("there", &[]).zone("there", "a");
+    world.service("web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+    let endpoints = json!([{"addresses": ["10.0.0.1"], "hints": {"forZones": [{"name": "a"}]}},
+        {"addresses": ["10.0.0.2"], "hints": {"forZones": [{"name": "b"}]}}]);
+    world.slice("s", "web", json!({"ports": [{"port": 80}], "endpoints": endpoints}));
+    assert_eq!(backends(&world.plan(), "10.96.0.1", 80, TCP).unwrap(), ["10.0.0.1:80", "10.0.0.2:80"]);
+}
+
 #[test]
 fn external_addresses_can_be_limited_and_what_is_none_is_named() {
     let mut world = World::default();
