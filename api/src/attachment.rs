@@ -101,6 +101,61 @@ pub struct AttachmentSpec {
     /// The group that may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<u32>,
+    /// Ports of the host that lead to the workload (the `portMappings` capability).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the host that leads to a workload: CNI conventions, "portMappings"; `hostPort` of a Pod's container.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct HostPort {
+    /// The host's address that has it; none: all of them, of the families that the workload has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The host's port, not 0.
+    pub port: u16,
+    /// The workload's port, not 0.
+    pub target: u16,
+    /// Of which protocol.
+    pub protocol: HostPortProtocol,
+}
+
+/// Protocols that a [`HostPort`] can have.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostPortProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl HostPortProtocol {
+    /// The number of IANA.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            HostPortProtocol::Tcp => "TCP",
+            HostPortProtocol::Udp => "UDP",
+            HostPortProtocol::Sctp => "SCTP",
+        };
+        match self.address {
+            Some(address) => write!(f, "{}/{protocol}", std::net::SocketAddr::new(address, self.port)),
+            None => write!(f, "{}/{protocol}", self.port),
+        }
+    }
 }
 
 fn one() -> u16 {

@@ -20,7 +20,8 @@ mod page;
 mod report;
 
 pub use attachment::{
-    Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, PodRef, PortKind, PortLink, Route,
+    Allocation, AssignedAddress, AttachmentId, AttachmentSpec, DnsSettings, HostPort, HostPortProtocol, PodRef,
+    PortKind, PortLink, Route,
 };
 pub use client::{Client, ClientError, Pages};
 pub use explain::{ExplainQuery, ExplainStep, Explanation};

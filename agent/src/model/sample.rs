@@ -25,6 +25,7 @@ impl Attachment {
                 queues: 1,
                 owner: None,
                 group: None,
+                host_ports: Vec::new(),
             },
             allocation: Allocation {
                 addresses: assigned.collect(),
