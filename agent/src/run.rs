@@ -239,7 +239,8 @@ fn limits(config: &Config, maps: &Maps) -> Limits {
 }
 
 fn open(config: &Config) -> Result<Dataplane> {
-    let options = Options { sizes: config.map_sizes, ..Options::new(&config.pin_dir) };
+    let options =
+        Options { sizes: config.map_sizes, cgroup: Some(vhost::cgroup_root()), ..Options::new(&config.pin_dir) };
     let dataplane = Dataplane::open(&options).context("cannot open the dataplane")?;
     let report = dataplane.report();
     let adopted = report.maps.iter().filter(|map| map.origin == weft_dataplane::Origin::Adopted).count();

@@ -88,6 +88,7 @@ fn plug(node: &Node, tap: &str, queues: u16) -> Attachment {
             queues,
             owner: Some(107),
             group: Some(36),
+            host_ports: Vec::new(),
         },
         allocation: Allocation {
             addresses: Vec::new(),

@@ -31,6 +31,7 @@ mount -t tmpfs run /run
 mkdir -p /run/netns
 mount -t sysfs sysfs /sys
 mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 hostname \"$1\"
 echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad
 echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad

@@ -109,7 +109,7 @@ impl Numbers {
         // Those that were freed lately are likely beyond it, or far before it.
         let highest = slots.filter(|slot| SLOTS.contains(slot)).max().unwrap_or_default();
         // Others share the number of the first one, and addresses have none.
-        let numbered = frontends.iter().filter(|(_, frontend)| frontend.flags == 0);
+        let numbered = frontends.iter().filter(|(_, frontend)| frontend.is_numbered());
         let services: BTreeMap<FrontendKey, u32> = numbered.map(|(key, frontend)| (*key, frontend.service)).collect();
         let has_members = |number: &u32| balancers.get(number).is_some_and(|balancer| balancer.internal.count > 0);
         let lists = ports.values().flat_map(|port| [port.ingress_list, port.egress_list]);
@@ -246,7 +246,7 @@ mod tests {
             (service(3), value(7, 0)),
             (service(4), value(101, 0)),
             (service(5), value(0, 0)),
-            (service(6), value(7, FrontendFlags::EXTERNAL)),
+            (service(6), value(7, FrontendFlags::EXTERNAL | FrontendFlags::FURTHER)),
             (service(7), value(0, FrontendFlags::ADDRESS)),
         ]);
         let set = MemberSet { set: 1, count: 1 };

@@ -2,6 +2,7 @@
 //! Services to frontends.
 
 mod external;
+pub(crate) mod host_ports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +14,7 @@ use std::{
 use weft_abi::{Addr, CLUSTER_NET, Frontend as Entry, FrontendFlags, FrontendKey, Member};
 use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
+use self::host_ports::HostPorts;
 use crate::{
     model::{
         Desired, DesiredAffinity, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
@@ -43,23 +45,40 @@ pub(crate) struct Frontend<'a> {
 pub(crate) enum Lead {
     /// A ClusterIP's: its Service port and family are numbered by it.
     First(DesiredBalancer),
-    /// Any other one: where the first one of its Service port and family does.
+    /// Any other one of a Service: where the first one of its Service port and family does.
     Further(FrontendKey),
+    /// A port of the host: to a workload of this node.
+    HostPort(DesiredBalancer),
+}
+
+impl Lead {
+    /// Of all but what leads where another frontend does.
+    pub(crate) const fn balancer(&self) -> Option<&DesiredBalancer> {
+        match self {
+            Self::First(balancer) | Self::HostPort(balancer) => Some(balancer),
+            Self::Further(_) => None,
+        }
+    }
+
+    /// See [`Lead::balancer`].
+    pub(crate) fn into_balancer(self) -> Option<DesiredBalancer> {
+        match self {
+            Self::First(balancer) | Self::HostPort(balancer) => Some(balancer),
+            Self::Further(_) => None,
+        }
+    }
 }
 
 impl Frontend<'_> {
     /// The balancer, of the first frontend of a Service port.
     const fn balancer(&self) -> Option<&DesiredBalancer> {
-        match &self.leads {
-            Lead::First(balancer) => Some(balancer),
-            Lead::Further(_) => None,
-        }
+        self.leads.balancer()
     }
 
     /// The frontend that its Service port is numbered by.
     const fn first(&self) -> FrontendKey {
         match &self.leads {
-            Lead::First(_) => self.key,
+            Lead::First(_) | Lead::HostPort(_) => self.key,
             Lead::Further(first) => *first,
         }
     }
@@ -88,7 +107,7 @@ pub(crate) struct Frontends<'a> {
 }
 
 /// Finds every frontend and its endpoints.
-pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Frontends<'a> {
+pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts, host_ports: &'a HostPorts) -> Frontends<'a> {
     let slices = SliceIndex::new(&snapshot.slices);
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
     let here = Here::of(snapshot, facts);
@@ -96,6 +115,9 @@ pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts) -> Fronte
         if let Some(spec) = programmed_spec(service) {
             frontends.add_service(key, (service, spec), slices.of(key), here, &|_| None);
         }
+    }
+    for (key, attachment) in host_ports {
+        frontends.add_host_ports(key, attachment, &|_| None);
     }
     frontends
 }
@@ -161,6 +183,7 @@ pub(crate) const fn entry(service: u32, lead: &Lead) -> Entry {
     let flags = match lead {
         Lead::First(_) => 0,
         Lead::Further(_) => FrontendFlags::EXTERNAL | FrontendFlags::FURTHER,
+        Lead::HostPort(_) => FrontendFlags::EXTERNAL | FrontendFlags::HOST_PORT,
     };
     Entry { service, flags }
 }
@@ -189,11 +212,13 @@ pub(crate) fn plan_one<'a>(
     let Some(spec) = programmed_spec(service) else { return Planned::default() };
     let mut frontends = Frontends::default();
     frontends.add_service(key, (service, spec), slices, here, &taken);
-    let planned = |frontend: Frontend<'_>| (frontend.key, frontend.leads);
-    Planned {
-        wanted: frontends.wanted,
-        frontends: frontends.all.into_iter().map(planned).collect(),
-        problems: frontends.problems,
+    frontends.into()
+}
+
+impl From<Frontends<'_>> for Planned {
+    fn from(Frontends { wanted, all, problems, .. }: Frontends<'_>) -> Self {
+        let planned = |frontend: Frontend<'_>| (frontend.key, frontend.leads);
+        Self { wanted, frontends: all.into_iter().map(planned).collect(), problems }
     }
 }
 
@@ -288,13 +313,14 @@ impl<'a> Frontends<'a> {
         self.wanted.push(key);
         if let Some(first) = self.keys.get(&key).copied().or_else(|| taken(&key)) {
             let (address, number) = (IpAddr::from(key.addr), u16::from_be(key.port));
-            let (what, fix) = if address.is_unspecified() {
-                (format!("nodePort {number}"), "nodePort")
-            } else {
-                (format!("{address} port {number}"), "address or port")
+            let (what, fix) = match leads {
+                Lead::HostPort(_) => (format!("hostPort {number} of {address}"), "hostPort"),
+                _ if address.is_unspecified() => (format!("nodePort {number}"), "nodePort"),
+                _ => (format!("{address} port {number}"), "address or port"),
             };
+            let [service, first] = [service, first].map(host_ports::name_of);
             self.problems.push(format!(
-                "Service {service}: {what}/{} is taken by Service {first}; give one of them another {fix}",
+                "{service}: {what}/{} is taken by {first}; give one of them another {fix}",
                 port.protocol
             ));
             return false;
@@ -363,13 +389,13 @@ impl<'a> Frontends<'a> {
             let refused = self.refused.get(&frontend.key);
             if let Some(why) = refused {
                 let why = format!("does not fit: new flows to {frontend} are refused: {why}");
-                desired.problems.push(format!("Service {}: {why}", frontend.service));
-                let uid = snapshot
-                    .services
-                    .get(frontend.service)
-                    .and_then(|service| service.metadata.uid.as_ref().map(Uid::to_string));
-                let key = frontend.service.clone();
-                desired.refusals.insert(Refusal { kind: RefusedKind::Service, key, uid, why });
+                desired.problems.push(format!("{}: {why}", host_ports::name_of(frontend.service)));
+                // What stands for a workload is no object.
+                if let Some(service) = snapshot.services.get(frontend.service) {
+                    let uid = service.metadata.uid.as_ref().map(Uid::to_string);
+                    let key = frontend.service.clone();
+                    desired.refusals.insert(Refusal { kind: RefusedKind::Service, key, uid, why });
+                }
             }
             if self.left_out.contains(&frontend.first()) {
                 continue;
@@ -377,8 +403,8 @@ impl<'a> Frontends<'a> {
             // As many have numbers as fit.
             let Some(&service) = numbers.services.get(&frontend.first()) else { continue };
             desired.frontends.insert(frontend.key, entry(service, &frontend.leads));
-            desired.service_names.insert(frontend.key, frontend.service.to_string());
-            if let Lead::First(balancer) = frontend.leads {
+            desired.service_names.insert(frontend.key, host_ports::shown(frontend.service));
+            if let Some(balancer) = frontend.leads.into_balancer() {
                 let affinity = balancer.affinity;
                 let nobody = || DesiredBalancer { affinity, ..DesiredBalancer::of([], []) };
                 desired.balancers.insert(service, if refused.is_some() { nobody() } else { balancer });

@@ -38,6 +38,14 @@ const REMOVE_TRIES: u32 = 100;
 /// Between two of them.
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
+/// The root of the hierarchy of version 2, as this process sees it; where distributions mount it, if it sees none.
+#[must_use]
+pub fn root() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<Mount<'_>> = mounts.lines().filter_map(Mount::parse).filter(Mount::shows_groups).collect();
+    mounts.iter().rfind(|mount| mount.version_2).map_or(MOUNTED, |mount| mount.point).into()
+}
+
 /// The control groups of this node's devices. Clones share what has been warned of.
 #[derive(Clone, Debug, Default)]
 pub struct Cgroups {

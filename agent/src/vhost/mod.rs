@@ -40,7 +40,7 @@ use weft_api::{ApiError, AttachmentId, ErrorCode};
 
 pub use self::{
     board::{Board, DeviceState, DeviceStatus},
-    cgroup::Cgroups,
+    cgroup::{Cgroups, root as cgroup_root},
     spec::{DeviceSpec, MAX_QUEUES, check_folder, socket_path},
 };
 use crate::model::Attachment;

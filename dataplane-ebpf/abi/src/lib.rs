@@ -28,6 +28,7 @@ mod record;
 mod service;
 mod share;
 mod skb;
+mod socket;
 
 pub use address::{Addr, AddressKey, CLUSTER_NET, CidrKey, MAX_NET};
 pub use clock::{Jiffies, TICK_SHIFT};
@@ -59,6 +60,7 @@ pub use service::{
 };
 pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, LED_ON, OPENED, RECEIVED, Share};
 pub use skb::SkbLayout;
+pub use socket::{SocketEnd, SocketKey};
 
 /// Version of what the fields of keys and values mean, which [`LAYOUT`] does not see: change it when a number in a field means
 /// something else than before.
@@ -86,6 +88,11 @@ pub mod program {
     /// On no device: writes to this version's flow table for user space, see [`crate::EditRequest`]. Pinned beside the maps under this
     /// name.
     pub const EDIT_FLOWS: &str = "edit_flows";
+
+    /// On the root of the control groups: sockets of the host that name a port of the host, see `weft_logic::socket`. The names are those
+    /// of the hooks.
+    pub const SOCKETS: [&str; 8] =
+        ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
     /// All that belong on devices.
     pub const ALL: [&str; 6] = [FROM_WORKLOAD, TO_WORKLOAD, FROM_HOST, FROM_UPLINK, FROM_L3, FROM_OVERLAY];

@@ -82,6 +82,9 @@ macro_rules! for_each_map {
             /// ports that are gone. Every port has one; the host and devices of the wire do, ports that are just gone, and Services that
             /// lead connections on from beyond the node (`weft_abi::LED_ON`).
             SHARES shares: OnDemandHashMap<u32, $crate::Share>, carried, per(ports, 2, 16_386);
+            /// What sockets of the host asked for that were led elsewhere (`weft_logic::socket`): they are told so when they ask who is at the
+            /// other end. Who is evicted is told where it was led.
+            SOCKETS sockets: LruHashMap<$crate::SocketKey, $crate::SocketEnd>, carried, fixed(16_384);
             /// What was dropped, by `weft_abi::DropReason`.
             DROPS drops: PerCpuArray<u32, $crate::Tally>, carried, fixed($crate::DROP_REASONS.len() as u32);
             /// What was counted, by `weft_abi::Counter`.

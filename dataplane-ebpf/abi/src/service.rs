@@ -73,6 +73,37 @@ crate::layout! {
     }
 }
 
+impl Frontend {
+    /// Whether it is one beyond the cluster: of external clients.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_external(&self) -> bool {
+        self.flags & FrontendFlags::EXTERNAL != 0
+    }
+
+    /// Whether it is a port of the host, and no Service's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_host_port(&self) -> bool {
+        self.flags & FrontendFlags::HOST_PORT != 0
+    }
+
+    /// Whether its Service port is numbered by it: no other frontend has the number before it does.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_numbered(&self) -> bool {
+        self.flags & (FrontendFlags::FURTHER | FrontendFlags::ADDRESS) == 0
+    }
+
+    /// Whether it, of any address of the node, is served at the one that `owner` has: a port of the host at all of the host's, a NodePort
+    /// where those are.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_served_at(&self, owner: &crate::Owner) -> bool {
+        owner.serves_node_ports() || (self.is_host_port() && owner.is_host())
+    }
+}
+
 /// Bits of [`Frontend::flags`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FrontendFlags;
@@ -84,6 +115,9 @@ impl FrontendFlags {
     pub const ADDRESS: u32 = 2;
     /// One beside the frontend that its Service port is numbered by.
     pub const FURTHER: u32 = 4;
+    /// A port of the host that leads to a workload of this node (`hostPort` of a Pod), at the host's own address of the key: no
+    /// Service's.
+    pub const HOST_PORT: u32 = 8;
 }
 
 crate::layout! {

@@ -32,6 +32,7 @@ mod memory;
 mod options;
 mod pin;
 mod program;
+mod socket;
 #[expect(unsafe_code, reason = "bpf(2) takes addresses as numbers")]
 mod sys;
 mod table;
@@ -49,6 +50,11 @@ use nix::time::{ClockId, clock_getres};
 use weft_abi::{FlowSeeds, Jiffies, SkbLayout, map};
 use zerocopy::IntoBytes as _;
 
+use crate::{
+    error::chain,
+    kernel_types::KernelSkb,
+    pin::{PinDir, UndoPins, remove_map, unless_gone},
+};
 pub use crate::{
     error::{Error, Result, Source},
     events::Events,
@@ -62,10 +68,6 @@ pub use crate::{
     table::{Array, Iter, PerCpuArray, Record, Ring, Table},
     test_run::{Arrival, TestRunReport},
     upgrade::remove_everything,
-};
-use crate::{
-    kernel_types::KernelSkb,
-    pin::{PinDir, UndoPins, remove_map, unless_gone},
 };
 
 /// The object that the build script made.
@@ -89,6 +91,8 @@ pub struct OpenReport {
     pub links: LinkReport,
     /// How checksums that workloads leave to the kernel are checked.
     pub offload: OffloadCheck,
+    /// Why sockets of the host do not reach its own ports; none: they do, or nobody asked for it.
+    pub sockets: Option<String>,
 }
 
 /// How the programs see what a workload asks the kernel to do to its packet.
@@ -138,6 +142,11 @@ impl Dataplane {
         let mut dataplane =
             Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload, ..OpenReport::default() } };
         dataplane.report.links = dataplane.adopt_links()?;
+        if let Some(Err(error)) = options.cgroup.as_deref().map(|cgroup| dataplane.attach_sockets(cgroup)) {
+            let why = chain(&error);
+            tracing::warn!(error = why, "sockets of the host do not reach its own ports");
+            dataplane.report.sockets = Some(why);
+        }
         // What other programs found may not be what these find.
         dataplane.maps.verdicts().retain(|_, _| false)?;
         Ok(dataplane)
@@ -210,6 +219,12 @@ fn create_maps(pins: &PinDir, plan: &[MapReport], skb: &KernelSkb, options: &Opt
     loader.override_global(SkbLayout::GLOBAL, &skb.layout, true);
     let jiffies = jiffies();
     loader.override_global(Jiffies::GLOBAL, &jiffies, true);
+    // Without one no socket is the host's.
+    let netns = sys::netns_cookie().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the kernel does not tell the network namespace's cookie: sockets of the host do not reach its ports");
+        0
+    });
+    loader.override_global("NETNS_COOKIE", &netns, true);
     // x86 reads in the order of the program.
     let reorders_reads = u32::from(!cfg!(target_arch = "x86_64"));
     loader.override_global("REORDERS_READS", &reorders_reads, true);

@@ -23,6 +23,7 @@ use crate::{
     filter,
     pin::list,
     program::{Anchor, Direction},
+    socket::is_socket_pin,
     sys::{self, LinkInfo},
 };
 
@@ -141,7 +142,7 @@ impl Dataplane {
     /// Swaps every pinned link and every filter to this version's programs; removes the pins that no longer do anything.
     pub(crate) fn adopt_links(&mut self) -> Result<LinkReport> {
         let mut report = LinkReport::default();
-        for name in list(&self.pins.links)? {
+        for name in list(&self.pins.links)?.into_iter().filter(|name| !is_socket_pin(name)) {
             let pin = self.pins.links.join(&name);
             match Attachment::from_pin_name(&name) {
                 Some(attachment) if self.swap_if_live(attachment, &pin)? => report.adopted.push(attachment),

@@ -18,6 +18,9 @@ pub struct Options {
     pub sizes: MapSizes,
     /// For tests: what kernel 6.1 has not is not used: it tells no source of a route (6.7) and shows programs no `struct sk_buff` (6.2).
     pub as_kernel_6_1: bool,
+    /// The root of the control groups (version 2): sockets of the host then reach ports of the host at its own addresses. None: they do
+    /// not.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Options {
@@ -27,7 +30,7 @@ impl Options {
     /// The given folder and [`MapSizes::default`].
     #[must_use]
     pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
-        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), as_kernel_6_1: false }
+        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), as_kernel_6_1: false, cgroup: None }
     }
 }
 

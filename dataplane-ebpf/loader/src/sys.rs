@@ -381,6 +381,19 @@ impl RawMap {
     }
 }
 
+/// The number of the calling thread's network namespace (`SO_NETNS_COOKIE`, kernel 5.14, commit e8b9eab99232).
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0_u64;
+    let mut size = size_of::<u64>() as libc::socklen_t;
+    let value: *mut u64 = &raw mut cookie;
+    // SAFETY: the kernel writes at most `size` bytes to `cookie`, whose every bit pattern is valid.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, value.cast(), &raw mut size) };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Waits until every program that runs now has ended (`membarrier(2)`, `MEMBARRIER_CMD_GLOBAL`, kernel 4.3: an RCU grace period; not on
 /// kernels with CPUs that have no timer tick).
 pub(crate) fn wait_for_programs() -> io::Result<()> {

@@ -13,6 +13,7 @@ use crate::{
     link::{Attachment, LinkReport, live_attachments, remove_pin},
     pin::{PinDir, exists, list, pins, remove_map, unless_gone, version_dirs},
     program::Anchor,
+    socket::is_socket_pin,
     sys,
 };
 
@@ -97,7 +98,8 @@ impl Dataplane {
         }
         for version in self.pins.others()? {
             let other = PinDir::of_version(&version);
-            for name in unless_gone(list(&other.links))?.unwrap_or_default() {
+            let links = unless_gone(list(&other.links))?.unwrap_or_default();
+            for name in links.into_iter().filter(|name| !is_socket_pin(name)) {
                 let taken = match Attachment::from_pin_name(&name) {
                     Some(attachment) => {
                         self.take_over(attachment, &other.links.join(&name)).map(|is| is.then_some(attachment))

@@ -22,6 +22,14 @@ pub fn is_unroutable(addr: &Addr) -> bool {
     }
 }
 
+/// Whether `addr` is a host's name for itself (127.0.0.0/8, ::1).
+#[inline(always)]
+#[must_use]
+pub fn is_loopback(addr: &Addr) -> bool {
+    let [first, ..] = addr.v4_word().to_ne_bytes();
+    (addr.is_v4() && first == 127) || addr.0 == [0, 0, 0, 1_u32.to_be()]
+}
+
 /// Whether `addr` is IPv4 link-local (RFC 3927).
 #[inline(always)]
 #[must_use]

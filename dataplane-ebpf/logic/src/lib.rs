@@ -27,6 +27,7 @@ pub mod policy;
 pub mod select;
 pub mod set;
 pub mod share;
+pub mod socket;
 pub mod walk;
 
 mod frame;

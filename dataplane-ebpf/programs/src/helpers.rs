@@ -53,6 +53,20 @@ pub fn coarse_ns() -> u64 {
     unsafe { raw::bpf_ktime_get_coarse_ns() }
 }
 
+/// The number of the network namespace of the socket that a hook on control groups is called for.
+#[inline(always)]
+pub fn netns_cookie(ctx: *mut c_void) -> u64 {
+    // SAFETY: `ctx` is the program's context.
+    unsafe { raw::bpf_get_netns_cookie(ctx) }
+}
+
+/// The number of that socket.
+#[inline(always)]
+pub fn socket_cookie(ctx: *mut c_void) -> u64 {
+    // SAFETY: `ctx` is the program's context.
+    unsafe { raw::bpf_get_socket_cookie(ctx) }
+}
+
 /// A random word.
 #[inline(always)]
 pub fn random() -> u32 {

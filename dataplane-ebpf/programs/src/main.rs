@@ -36,6 +36,7 @@ mod rewrite;
 mod route;
 mod share;
 mod skb;
+mod socket;
 mod stop;
 mod table;
 mod to_workload;
@@ -44,7 +45,10 @@ mod tunnel;
 mod tuple;
 mod walk;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
 use weft_abi::Hook;
 
 use crate::skb::Skb;
@@ -95,6 +99,54 @@ pub fn export_connections(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn edit_flows(ctx: TcContext) -> i32 {
     edit::run(Skb::new(&ctx))
+}
+
+/// A socket of IPv4 connects.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::lead::<socket::V4>(&ctx)
+}
+
+/// A socket of IPv6 connects.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    socket::lead::<socket::V6>(&ctx)
+}
+
+/// A socket of IPv4 sends a datagram to whom it names with it.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::lead::<socket::V4>(&ctx)
+}
+
+/// A socket of IPv6 sends a datagram to whom it names with it.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket::lead::<socket::V6>(&ctx)
+}
+
+/// A socket of IPv4 gets a datagram.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::name::<socket::V4>(&ctx)
+}
+
+/// A socket of IPv6 gets a datagram.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::name::<socket::V6>(&ctx)
+}
+
+/// A socket of IPv4 asks who is at the other end.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::name::<socket::V4>(&ctx)
+}
+
+/// A socket of IPv6 asks who is at the other end.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    socket::name::<socket::V6>(&ctx)
 }
 
 /// Nothing panics; the verifier would refuse a program that could.

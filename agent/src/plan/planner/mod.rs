@@ -6,7 +6,7 @@
 //! |---|---|
 //! | Service, EndpointSlice | the frontends of that Service, and the ways to its addresses |
 //! | Pod of another node | the classes of its addresses |
-//! | attachment, Pod of this node | the node's ports, who isolates them, the classes of their addresses |
+//! | attachment, Pod of this node | the node's ports, host ports of the workload, who isolates them, the classes of their addresses |
 //! | Namespace | what the classes of its pods match |
 //! | NetworkPolicy that selects pods here, or a workload that brings a list of its own | that list, and what classes match of peers that come or go |
 //! | Node | routes, and the classes of addresses of its pod CIDRs; of this node's zone all Services |
@@ -38,6 +38,7 @@ use super::{
     policy::{JudgesByWorkload, Policies, isolation::Forms, rules::PolicyForm},
     ports,
     routes::Routes,
+    services::host_ports,
 };
 use crate::{
     apply::{Changes, Patch},
@@ -299,6 +300,7 @@ impl Planner {
             return Turnover::default();
         }
         self.addresses.follow_attachments(&self.attachments);
+        self.services.follow_attachments(&self.attachments);
         let pods = self.attachments.iter().filter_map(|attachment| attachment.spec.pod.as_ref());
         self.local = pods.map(|PodRef { namespace, name, .. }| ObjectKey::new(namespace, name)).collect();
         let workloads = ports::number_keys(&self.attachments);
@@ -422,12 +424,14 @@ impl Planner {
     pub fn service_name(&self, frontend: &FrontendKey) -> Option<String> {
         let served = |frontend: &FrontendKey| {
             let holder = self.services.holder(frontend).filter(|_| self.desired.frontends.contains_key(frontend));
-            holder.map(ToString::to_string).or_else(|| self.desired.service_names.get(frontend).cloned())
+            holder.map(host_ports::shown).or_else(|| self.desired.service_names.get(frontend).cloned())
         };
         served(frontend).or_else(|| {
             let key = AddressKey { net: frontend.net, addr: frontend.addr };
-            self.desired.addresses.get(&key).filter(|owner| owner.serves_node_ports())?;
-            served(&FrontendKey::of_node_port(&frontend.addr, frontend.port, frontend.protocol))
+            let owner = self.desired.addresses.get(&key)?;
+            let of_any = FrontendKey::of_node_port(&frontend.addr, frontend.port, frontend.protocol);
+            self.desired.frontends.get(&of_any).filter(|served| served.is_served_at(owner))?;
+            served(&of_any)
         })
     }
 

@@ -2,18 +2,24 @@
 //! Services that follow their changes: a slice changes its Service, a Service its frontends, and a frontend that changes hands
 //! the Services that want it as well.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use weft_abi::{Addr, CLUSTER_NET, FrontendFlags, FrontendKey};
+use weft_abi::{Addr, CLUSTER_NET, FrontendKey};
 
 use super::set;
 use crate::{
     apply::Patch,
-    model::{Desired, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
+    model::{Attachment, Desired, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
     plan::{
         backends,
         numbers::{Given, Turnover},
-        services::{self, Lead, Planned},
+        services::{
+            self, Lead, Planned,
+            host_ports::{self, HostPorts},
+        },
     },
 };
 
@@ -26,6 +32,8 @@ pub(super) struct Services {
     holders: BTreeMap<FrontendKey, ObjectKey>,
     /// Slices by their Services.
     slices: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// Workloads that have ports of the host.
+    host_ports: HostPorts,
     dirty: BTreeSet<ObjectKey>,
     /// Frontends, and backends of them all.
     totals: [usize; 2],
@@ -71,6 +79,15 @@ impl Services {
         self.dirty.extend(snapshot.services.keys().cloned());
     }
 
+    /// Workloads have come or gone.
+    pub(super) fn follow_attachments(&mut self, attachments: &[Arc<Attachment>]) {
+        let before = std::mem::replace(&mut self.host_ports, host_ports::of(attachments));
+        let after = &self.host_ports;
+        let changed = before.iter().filter(|(key, attachment)| after.get(*key) != Some(*attachment));
+        let new = after.keys().filter(|key| !before.contains_key(*key));
+        self.dirty.extend(changed.map(|(key, _)| key).chain(new).cloned());
+    }
+
     /// A slice has changed; `service`: the name of the one that it belonged to, and of the one that it belongs to.
     pub(super) fn touch_slice(&mut self, key: &ObjectKey, before: Option<&str>, after: Option<&str>) {
         let of = |name: &str| ObjectKey::new(&key.namespace, name);
@@ -112,7 +129,7 @@ impl Services {
             let mut standing = Standing { wanted, problems, ..Standing::default() };
             for (frontend, lead) in frontends {
                 self.holders.insert(frontend, key.clone());
-                if let Lead::First(balancer) = &lead {
+                if let Some(balancer) = lead.balancer() {
                     standing.backends += balancer.room();
                     standing.first.insert(frontend);
                     if !found.numbers.gone.remove(&frontend) {
@@ -132,12 +149,12 @@ impl Services {
     }
 
     fn plan(&self, key: &ObjectKey, snapshot: &Snapshot, facts: &NodeFacts) -> Planned {
+        let taken = |frontend: &FrontendKey| self.holders.get(frontend).filter(|holder| *holder < key);
+        if let Some((key, attachment)) = self.host_ports.get_key_value(key) {
+            return host_ports::plan_one(key, attachment, taken);
+        }
         let Some((key, service)) = snapshot.services.get_key_value(key) else { return Planned::default() };
         let slices = self.slices_of(snapshot, key);
-        let taken = |frontend: &FrontendKey| {
-            let holder = self.holders.get(frontend).filter(|holder| *holder < key)?;
-            snapshot.services.get_key_value(holder).map(|(holder, _)| holder)
-        };
         services::plan_one(key, service, &slices, backends::Here::of(snapshot, facts), taken)
     }
 
@@ -191,7 +208,7 @@ impl Services {
         let touched = std::mem::take(&mut found.touched);
         // Numbers may have changed hands.
         for key in &touched {
-            let old = desired.frontends.get(key).filter(|frontend| frontend.flags & FrontendFlags::FURTHER == 0);
+            let old = desired.frontends.get(key).filter(|frontend| frontend.is_numbered());
             if let Some(old) = old.map(|old| old.service).filter(|old| numbers.services.get(key) != Some(old)) {
                 set(&mut desired.balancers, &mut patch.balancers, old, None);
             }
@@ -203,7 +220,7 @@ impl Services {
             let number = first.and_then(|first| numbers.services.get(first).copied());
             let entry = number.zip(lead.as_ref()).map(|(number, lead)| services::entry(number, lead));
             set(&mut desired.frontends, &mut patch.frontends, *key, entry);
-            if let Some((number, Lead::First(balancer))) = number.zip(lead) {
+            if let Some((number, balancer)) = number.zip(lead.and_then(Lead::into_balancer)) {
                 set(&mut desired.balancers, &mut patch.balancers, number, Some(balancer));
             }
         }
@@ -227,7 +244,7 @@ impl Services {
         {
             self.planned_whole += 1;
         }
-        let mut frontends = services::frontends(snapshot, facts);
+        let mut frontends = services::frontends(snapshot, facts, &self.host_ports);
         frontends.fit(room, numbers);
         numbers.assign_slots(workloads);
         numbers.assign_services(&frontends.number_keys(), room.services);

@@ -184,7 +184,9 @@ impl Serves {
         if IpAddr::from(addr).is_unspecified() {
             return None;
         }
-        let mut of_address = frontends.range(ports_of(addr)).map(|(_, frontend)| frontend.flags).peekable();
+        let flags = frontends.range(ports_of(addr)).map(|(_, frontend)| frontend.flags);
+        // Those are the host's.
+        let mut of_address = flags.filter(|flags| flags & FrontendFlags::HOST_PORT == 0).peekable();
         of_address.peek()?;
         let is_cluster_ip = of_address.any(|flags| flags & FrontendFlags::EXTERNAL == 0);
         Some(if is_cluster_ip { Self::ClusterIp } else { Self::External })

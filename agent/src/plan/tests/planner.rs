@@ -153,6 +153,12 @@ fn build_all(world: &mut World, parts: &Parts, more: &More) {
     world.facts.reserved = if more.configured { vec!["192.0.2.254".parse().unwrap()] } else { vec![] };
     let mut kept = more.attached.iter();
     world.attachments.retain(|_| *kept.next().unwrap_or(&true));
+    // Each has one of few host ports, some a NodePort.
+    for (number, attachment) in world.attachments.iter_mut().enumerate() {
+        let (port, protocol) = (30_000 + u16::try_from(number % 3).unwrap(), weft_api::HostPortProtocol::Tcp);
+        let host_port = weft_api::HostPort { address: None, port, target: 80, protocol };
+        Arc::make_mut(attachment).spec.host_ports = vec![host_port];
+    }
     world.facts.pod_cidrs = if more.own_cidr { vec!["10.3.0.0/16".parse().unwrap()] } else { vec![] };
     world.facts.host_addresses = if more.own_cidr { vec!["10.3.0.1".parse().unwrap()] } else { vec![] };
     world.snapshot.remembered = (!more.synced).then_some(7);

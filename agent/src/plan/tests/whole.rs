@@ -34,7 +34,8 @@ pub(in crate::plan) fn plan(
     numbers: &mut Numbers,
 ) -> Desired {
     let mut desired = Desired { config: facts.config, devices: facts.devices.clone(), ..Desired::default() };
-    let mut frontends = services::frontends(snapshot, facts);
+    let host_ports = services::host_ports::of(attachments);
+    let mut frontends = services::frontends(snapshot, facts, &host_ports);
     let workloads = ports::number_keys(attachments);
     frontends.fit(room, numbers);
     numbers.assign_slots(&workloads);

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where sockets of the host are led that ask the host itself. What goes from the host to an address of its own never comes by a
+//! device, so that ports of the host and NodePorts have to be found when a socket names them.
+//!
+//! A port of the host leads to the one workload that has it. A NodePort leads to the hairpin address instead, with the same port: what
+//! goes there leaves by `weft0`, where it is balanced, translated, counted and refused as every other packet is.
+
+use weft_abi::{
+    AddressKey, CLUSTER_NET, Frontend, FrontendKey, HAIRPIN_V4, HAIRPIN_V6, Member, MemberKey, MemberSet, Owner,
+    SocketEnd,
+};
+
+use crate::{address, protocol};
+
+/// Look-ups without room that packets share: a packet may come between two of them.
+pub trait Sockets {
+    /// `ADDRESSES`.
+    fn owner(&self, key: &AddressKey) -> Option<Owner>;
+    /// `FRONTENDS`.
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// The set of clients of this node in `BALANCERS`.
+    fn set(&self, service: u32) -> Option<MemberSet>;
+    /// `MEMBERS`.
+    fn member(&self, key: &MemberKey) -> Option<Member>;
+}
+
+/// Where a socket of the host is led that asks for `asked`; none: there.
+#[inline(always)]
+pub fn lead<S: Sockets>(sockets: &S, asked: SocketEnd, protocol: u8) -> Option<SocketEnd> {
+    if !protocol::names_ports(protocol) {
+        return None;
+    }
+    let is_loopback = address::is_loopback(&asked.addr);
+    let owner = sockets.owner(&AddressKey { net: CLUSTER_NET, addr: asked.addr });
+    if !is_loopback && !owner.is_some_and(|owner| owner.is_host()) {
+        return None;
+    }
+    let exact = sockets.frontend(&FrontendKey::of_cluster(asked.addr, asked.port, protocol));
+    if let Some(frontend) = exact.filter(Frontend::is_host_port) {
+        return workload(sockets, frontend);
+    }
+    let of_any = sockets.frontend(&FrontendKey::of_node_port(&asked.addr, asked.port, protocol))?;
+    if of_any.is_host_port() {
+        return workload(sockets, of_any);
+    }
+    let is_served = is_loopback || owner.is_some_and(|owner| owner.serves_node_ports());
+    let hairpin = if asked.addr.is_v4() { HAIRPIN_V4 } else { HAIRPIN_V6 };
+    is_served.then_some(SocketEnd::new(hairpin, asked.port))
+}
+
+/// The workload that has a port of the host.
+#[inline(always)]
+fn workload<S: Sockets>(sockets: &S, Frontend { service, .. }: Frontend) -> Option<SocketEnd> {
+    let set = sockets.set(service)?;
+    let member = sockets.member(&MemberKey { service, set: set.set, index: 0 })?;
+    Some(SocketEnd::new(member.addr, member.port))
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::collections::HashMap;
+
+    use weft_abi::{Addr, FrontendFlags};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Node {
+        owners: HashMap<Addr, Owner>,
+        frontends: HashMap<FrontendKey, Frontend>,
+        members: HashMap<u32, Member>,
+    }
+
+    impl Sockets for Node {
+        fn owner(&self, key: &AddressKey) -> Option<Owner> {
+            self.owners.get(&key.addr).copied()
+        }
+
+        fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+            self.frontends.get(key).copied()
+        }
+
+        fn set(&self, service: u32) -> Option<MemberSet> {
+            Some(MemberSet { set: service, count: 1 })
+        }
+
+        fn member(&self, key: &MemberKey) -> Option<Member> {
+            self.members.get(&key.service).filter(|_| (key.set, key.index) == (key.service, 0)).copied()
+        }
+    }
+
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<core::net::IpAddr>().unwrap().into()
+    }
+
+    fn end(text: &str, port: u16) -> SocketEnd {
+        SocketEnd::new(addr(text), port.to_be())
+    }
+
+    /// A node with a NodePort, ports of the host for one workload each, and a ClusterIP and an external address that it has itself.
+    fn node() -> Node {
+        let mut node = Node::default();
+        for (text, owner) in [("192.0.2.1", Owner::node_ports(1)), ("198.51.100.1", Owner::host(1))] {
+            node.owners.insert(addr(text), owner);
+        }
+        node.owners.insert(addr("2001:db8::1"), Owner::node_ports(1));
+        node.owners.insert(addr("10.1.0.2"), Owner::workload(7));
+        let mut add = |text: &str, port: u16, service, flags| {
+            let key = FrontendKey::of_cluster(addr(text), port.to_be(), TCP);
+            node.frontends.insert(key, Frontend { service, flags });
+        };
+        let further = FrontendFlags::EXTERNAL | FrontendFlags::FURTHER;
+        let host_port = FrontendFlags::EXTERNAL | FrontendFlags::HOST_PORT;
+        add("0.0.0.0", 30_080, 1, further);
+        add("::", 30_080, 2, further);
+        add("0.0.0.0", 8080, 3, host_port);
+        add("127.0.0.1", 8081, 4, host_port);
+        add("192.0.2.1", 8081, 5, host_port);
+        add("192.0.2.1", 8082, 6, further);
+        add("198.51.100.1", 30_080, 6, further);
+        add("192.0.2.1", 8083, 7, host_port);
+        for service in 3..=5_u16 {
+            let member = Member { addr: addr("10.1.0.2"), port: (service * 100).to_be(), flags: 0 };
+            node.members.insert(service.into(), member);
+        }
+        node
+    }
+
+    #[test]
+    fn what_the_host_serves_itself_is_found_by_its_own_sockets() {
+        let node = node();
+        let to = |text: &str, port| lead(&node, end(text, port), TCP);
+        let (hairpin_v4, hairpin_v6) =
+            (SocketEnd::new(HAIRPIN_V4, 30_080_u16.to_be()), SocketEnd::new(HAIRPIN_V6, 30_080_u16.to_be()));
+        assert_eq!(to("192.0.2.1", 30_080), Some(hairpin_v4), "a NodePort");
+        assert_eq!(to("127.0.0.1", 30_080), Some(hairpin_v4));
+        assert_eq!(to("127.9.9.9", 30_080), Some(hairpin_v4));
+        assert_eq!(to("::1", 30_080), Some(hairpin_v6));
+        assert_eq!(to("2001:db8::1", 30_080), Some(hairpin_v6));
+        for text in ["192.0.2.1", "198.51.100.1", "127.0.0.1"] {
+            assert_eq!(to(text, 8080), Some(end("10.1.0.2", 300)), "a port of the host, at all of its addresses");
+        }
+        assert_eq!(to("127.0.0.1", 8081), Some(end("10.1.0.2", 400)), "each address by itself");
+        assert_eq!(to("192.0.2.1", 8081), Some(end("10.1.0.2", 500)));
+    }
+
+    #[test]
+    fn everything_else_goes_where_it_says() {
+        let node = node();
+        let to = |text: &str, port| lead(&node, end(text, port), TCP);
+        assert_eq!(
+            to("198.51.100.1", 30_080),
+            None,
+            "NodePorts are not served there, and no Service takes what is the host's"
+        );
+        assert_eq!(to("192.0.2.1", 8082), None, "no Service takes what is the host's");
+        assert_eq!(to("198.51.100.1", 8081), None);
+        assert_eq!(to("203.0.113.1", 30_080), None, "somebody else's");
+        assert_eq!(to("10.1.0.2", 8080), None, "a workload's");
+        assert_eq!(to("::1", 8080), None, "of the other family");
+        assert_eq!(to("192.0.2.1", 8083), None, "its workload is not there yet");
+        assert_eq!(to("127.0.0.1", 22), None);
+        assert_eq!(lead(&node, end("192.0.2.1", 30_080), UDP), None, "of another protocol");
+        assert_eq!(lead(&node, end("192.0.2.1", 30_080), 1), None);
+    }
+}
