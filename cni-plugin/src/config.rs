@@ -6,12 +6,13 @@
 
 mod capabilities;
 mod fields;
+mod host_ports;
 
 use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
 
 use serde_json::{Map, Value};
 use tracing::level_filters::LevelFilter;
-use weft_api::{DEFAULT_SOCKET, Mac, PortKind};
+use weft_api::{DEFAULT_SOCKET, HostPort, Mac, PortKind};
 
 use crate::{
     config::{capabilities::DEVICE_ID, fields::Fields},
@@ -107,6 +108,8 @@ pub struct NetworkConfig {
     pub addresses: Vec<IpAddr>,
     /// The `mac` capability.
     pub mac: Option<Mac>,
+    /// The `portMappings` capability.
+    pub host_ports: Vec<HostPort>,
     /// The `CNIDeviceInfoFile` capability.
     pub device_info_file: Option<PathBuf>,
     /// `cni.dev/valid-attachments`, of GC.
@@ -155,6 +158,7 @@ impl NetworkConfig {
             prev_result: fields.parsed::<Map<String, Value>>("prevResult", "a CNI result").map(Value::Object),
             addresses: addresses(&mut fields),
             mac: mac(&mut fields),
+            host_ports: host_ports::read(&mut fields),
             device_info_file: device_info_file(&mut fields),
             valid_attachments: valid_attachments(&mut fields),
         };
@@ -298,7 +302,7 @@ mod tests {
         let config = strict(json!({
             "port": "tap", "mtu": 9000, "queues": 4, "owner": 107, "group": 107, "agentSocket": "/a", "stateDir": "/s",
             "pendingDir": "/p", "logFile": "/l", "logLevel": "debug", "dns": {"nameservers": ["10.0.0.10"]},
-            "capabilities": {"ips": true, "mac": true, "portMappings": false},
+            "capabilities": {"ips": true, "mac": true, "portMappings": true, "bandwidth": false},
             "runtimeConfig": {"ips": ["10.1.0.9/24", "2001:db8::9"], "mac": "02:00:00:00:00:09"},
             "args": {"cni": {"ips": ["10.1.0.9", "2001:db8::9"]}}, "disableCheck": true, "disableGC": false,
             "cniVersions": ["1.0.0", "1.1.0"], "cni.dev/valid-attachments": [{"containerID": "c", "ifname": "e"}],
@@ -326,7 +330,7 @@ mod tests {
             (json!({"logLevel": "loud"}), "field 'logLevel'"),
             (json!({"dns": 7}), "field 'dns'"),
             (json!({"name": "a/b"}), "field 'name' is 'a/b'"),
-            (json!({"capabilities": {"portMappings": true}}), "capabilities.portMappings"),
+            (json!({"capabilities": {"bandwidth": true}}), "capabilities.bandwidth"),
             (json!({"capabilities": {"infinibandGUID": true}}), "capabilities.infinibandGUID"),
             (json!({"deviceID": 7}), "field 'deviceID'"),
             (json!({"pciBusId": "0000:05:00.1"}), "unknown field 'pciBusId'"),
@@ -384,8 +388,8 @@ mod tests {
         assert_eq!(code(r#"{"cniVersion": "1.1.0"}"#), Code::Config);
         assert_eq!(code(r#"{"name": "n"}"#), Code::IncompatibleVersion);
         assert_eq!(code(r#"{"name": "n", "cniVersion": "2.0.0"}"#), Code::IncompatibleVersion);
-        let ports = strict(json!({"runtimeConfig": {"portMappings": []}})).unwrap_err();
-        assert_eq!(ports.code, Code::UnsupportedField);
+        let bandwidth = strict(json!({"runtimeConfig": {"bandwidth": {}}})).unwrap_err();
+        assert_eq!(bandwidth.code, Code::UnsupportedField);
     }
 
     #[test]

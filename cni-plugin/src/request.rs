@@ -52,7 +52,7 @@ pub(crate) fn spec(environment: &Environment, config: &NetworkConfig) -> Result<
         queues: config.queues.unwrap_or(1),
         owner: config.owner,
         group: config.group,
-        host_ports: Vec::new(),
+        host_ports: config.host_ports.clone(),
     })
 }
 

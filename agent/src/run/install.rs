@@ -92,7 +92,7 @@ fn network(config: &Config) -> serde_json::Value {
             "agentSocket": config.socket,
             "pendingDir": pending::folder(&config.state_dir),
             "stateDir": plugin_records(config),
-            "capabilities": {"ips": true, "mac": true},
+            "capabilities": {"ips": true, "mac": true, "portMappings": true},
         }],
     })
 }
@@ -132,6 +132,8 @@ mod tests {
         // Runtimes take the latest version they know, those before 1.1.0 the single one.
         assert_eq!(list["cniVersions"], serde_json::json!(["0.4.0", "1.0.0", "1.1.0"]));
         assert_eq!(list["cniVersion"], "1.0.0");
+        // Without it the runtime keeps the pods' hostPorts to itself.
+        assert_eq!(list["plugins"][0]["capabilities"]["portMappings"], true);
         assert_eq!(fs::read_dir(&config.cni.conf_dir).unwrap().count(), 1);
         remove(&config).unwrap();
         remove(&config).unwrap();

@@ -16,11 +16,13 @@ pub(super) const DEVICE_ID: &str = "deviceID";
 /// See [`DEVICE_ID`].
 pub(super) const PCI_BUS_ID: &str = "pciBusID";
 const DEVICE_INFO_FILE: &str = "CNIDeviceInfoFile";
+/// Ports of the host: by this, `hostPort` of a pod's container arrives.
+pub(super) const PORT_MAPPINGS: &str = "portMappings";
 /// Capabilities that Weft serves, or that ask nothing of it.
-const CAPABILITIES: [&str; 4] = ["ips", "mac", DEVICE_INFO_FILE, DEVICE_ID];
+const CAPABILITIES: [&str; 5] = ["ips", "mac", PORT_MAPPINGS, DEVICE_INFO_FILE, DEVICE_ID];
 
-/// Refuses what is not served. A capability that is declared and not served would be lost silently: a pod whose hostPort does not
-/// answer.
+/// Refuses what is not served. A capability that is declared and not served would be lost silently: a pod whose bandwidth has no
+/// limit.
 pub(super) fn check(fields: &mut Fields, port: PortKind) {
     check_device(fields);
     let served = format!("weft serves {}", CAPABILITIES.join(", "));

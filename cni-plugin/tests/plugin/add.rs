@@ -5,6 +5,7 @@ use std::thread;
 
 use rstest::rstest;
 use serde_json::{Value, json};
+use weft_api::{HostPort, HostPortProtocol};
 
 use crate::{
     fake_agent::GATEWAY_MAC,
@@ -59,6 +60,35 @@ fn the_agent_hears_of_the_pod_and_of_the_link() {
     let weft_api::Request::Attach { link, .. } = node.agent.latest("attach") else { panic!() };
     assert_eq!(node.netns.link(&link.ifname).unwrap()["ifindex"], link.ifindex);
     assert_eq!(sandbox.link("eth0").unwrap()["address"], "02:00:00:00:00:77");
+}
+
+/// Under containerd's names and CRI-O's, and whatever is plugged in.
+#[rstest]
+fn the_agent_is_asked_for_exactly_the_host_ports(#[values("veth", "tap", "vhost-user")] port: &str) {
+    let (node, sandbox) = (Node::new(), Netns::new());
+    let more = json!({"port": port, "capabilities": {"portMappings": true}});
+    let call = Call::new(sandbox.path(), more).with(
+        "runtimeConfig",
+        json!({"portMappings": [
+            {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""},
+            {"hostPort": 0, "containerPort": 81, "protocol": "tcp"},
+            {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.7"},
+            {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "::"},
+        ]}),
+    );
+    let result = node.call("ADD", &call).result();
+    let (tcp, udp) = (HostPortProtocol::Tcp, HostPortProtocol::Udp);
+    let (one, all) = ("192.0.2.7".parse().unwrap(), "::".parse().unwrap());
+    let expected = [
+        HostPort { address: None, port: 8080, target: 80, protocol: tcp },
+        HostPort { address: Some(one), port: 53, target: 5353, protocol: udp },
+        HostPort { address: Some(all), port: 53, target: 5353, protocol: udp },
+    ];
+    assert_eq!(node.agent.asked().host_ports, expected);
+
+    node.call("CHECK", &call.clone().with("prevResult", result)).result();
+    node.call("DEL", &call).result();
+    assert!(node.agent.held().is_empty());
 }
 
 #[test]

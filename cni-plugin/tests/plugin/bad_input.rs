@@ -14,8 +14,9 @@ use crate::node::{Call, Netns, Node};
 #[case(json!({"queues": 4}), 7, "'queues' is for a tap and contradicts port 'veth'")]
 #[case(json!({"mtu": 70000}), 7, "'mtu' is 70000")]
 #[case(json!({"runtimeConfig": {"ips": ["10.0.0.1", "10.0.0.300"]}}), 7, "runtimeConfig.ips")]
-#[case(json!({"capabilities": {"portMappings": true}}), 7, "capabilities.portMappings")]
-#[case(json!({"runtimeConfig": {"portMappings": []}}), 2, "runtimeConfig.portMappings")]
+#[case(json!({"capabilities": {"bandwidth": true}}), 7, "capabilities.bandwidth")]
+#[case(json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}), 2, "runtimeConfig.bandwidth")]
+#[case(json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 0}]}}), 7, "portMappings[0].containerPort")]
 #[case(json!({"cniVersion": "0.2.0"}), 1, "'0.2.0'")]
 #[case(json!({"prevResult": {"ips": [{"address": "10.0.0.1/8", "interface": 3}]}}), 7, "prevResult.ips")]
 fn a_wrong_configuration(#[case] more: Value, #[case] code: u64, #[case] part: &str) {

@@ -139,7 +139,8 @@ fn del_goes_on_with_a_configuration_that_add_would_refuse() {
     let (node, sandbox) = (Node::new(), Netns::new());
     let call = Call::new(sandbox.path(), json!({}));
     node.call("ADD", &call).result();
-    let odd = json!({"cniVersion": "9.9.9", "prot": "tap", "mtu": "big", "queues": 4});
+    let odd = json!({"cniVersion": "9.9.9", "prot": "tap", "mtu": "big", "queues": 4,
+        "runtimeConfig": {"portMappings": [{"hostPort": "http"}]}});
     node.call("DEL", &Call { args: "what", ..Call::new(sandbox.path(), odd) }).result();
     assert_nothing_left(&node);
     assert!(node.agent.held().is_empty());
