@@ -58,7 +58,7 @@ use crate::{
     event::Events,
     model::{Attachment, Mode, Standing},
     plan::Planner,
-    serve::{Command, Shared, View, api, flows, health},
+    serve::{Command, Shared, View, api, flows, health, node_health},
     vhost::{self, Cgroups, Devices},
     watch::{self as cluster, ApiServer, Feed},
 };
@@ -148,6 +148,9 @@ async fn serve(config: &Config, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -
     tasks.spawn(api::serve(api, shared.clone()));
     for listener in health {
         tasks.spawn(health::serve(listener, shared.clone()));
+    }
+    if let Some(port) = config.healthz_port() {
+        tasks.spawn(node_health::serve(port.get(), shared.clone()));
     }
     Ok(())
 }

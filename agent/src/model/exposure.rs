@@ -22,11 +22,19 @@ pub struct ServiceExposure {
     /// another Service's.
     #[serde(rename = "allowedCIDRs")]
     pub allowed_cidrs: Vec<IpNet>,
+    /// TCP port, on every address of the node, at which load balancers ask whether the node takes new connections; 0: nobody is
+    /// told. None: kube-proxy's where there is an API server, else 0.
+    pub healthz_port: Option<u16>,
 }
 
 impl Default for ServiceExposure {
     fn default() -> Self {
-        Self { node_port_addresses: vec![NodePortAddress::Primary], external_ips: true, allowed_cidrs: Vec::new() }
+        Self {
+            node_port_addresses: vec![NodePortAddress::Primary],
+            external_ips: true,
+            allowed_cidrs: Vec::new(),
+            healthz_port: None,
+        }
     }
 }
 

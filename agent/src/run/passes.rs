@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The cluster's side of a pass: the plan is made and brought to the maps.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use anyhow::{Context as _, Result};
 use weft_dataplane::Maps;
@@ -20,8 +23,8 @@ pub(super) struct Passes {
     applier: Applier,
     /// Which state of the cluster was applied last.
     planned: Option<Versions>,
-    /// One has worked.
-    ready: bool,
+    /// When one last worked.
+    updated: Option<SystemTime>,
     /// What the last one could not do.
     problems: Vec<String>,
     broken_off: BrokenOff,
@@ -78,8 +81,8 @@ impl Passes {
     }
 
     /// The maps are as planned.
-    pub(super) const fn succeed(&mut self) {
-        self.ready = true;
+    pub(super) fn succeed(&mut self) {
+        self.updated = Some(SystemTime::now());
     }
 
     /// How it ended.
@@ -97,8 +100,14 @@ impl Passes {
         self.broken_off.passes > 0 || !self.problems.is_empty()
     }
 
+    /// Whether one has worked.
     pub(super) const fn ready(&self) -> bool {
-        self.ready
+        self.updated.is_some()
+    }
+
+    /// When one last worked.
+    pub(super) const fn updated(&self) -> Option<SystemTime> {
+        self.updated
     }
 
     pub(super) const fn planned(&self) -> Option<Versions> {

@@ -15,6 +15,7 @@ use super::{
     Shared,
     http::{self, Reply},
     metrics,
+    port::is_switched_off,
 };
 use crate::config::MetricsAddress;
 
@@ -63,11 +64,6 @@ pub async fn listen_for_metrics(address: &MetricsAddress) -> io::Result<TcpListe
         }
         bound => bound.map_err(|error| named("metricsAddress", wanted, &error)),
     }
-}
-
-/// `EADDRNOTAVAIL` and `EAFNOSUPPORT`: what a node without a family says.
-fn is_switched_off(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
 }
 
 fn named(field: &str, address: SocketAddr, error: &io::Error) -> io::Error {

@@ -38,6 +38,8 @@ pub struct Work {
     failures: AtomicU64,
     writes: AtomicU64,
     mended: [AtomicU64; Mended::ALL.len()],
+    /// Answers to each of [`Probe::ALL`]: 200, and 503.
+    probes: [[AtomicU64; 2]; Probe::ALL.len()],
     /// What the services of guests count.
     pub guests: Arc<guest::Counters>,
 }
@@ -70,6 +72,19 @@ impl Mended {
     }
 }
 
+/// What load balancers ask of the node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Probe {
+    /// `/healthz`.
+    Healthz,
+    /// `/livez`.
+    Livez,
+}
+
+impl Probe {
+    const ALL: [Self; 2] = [Self::Healthz, Self::Livez];
+}
+
 impl Default for Work {
     fn default() -> Self {
         let buckets = || exponential_buckets(0.000_1, 4.0, 9);
@@ -81,6 +96,7 @@ impl Default for Work {
             failures: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             mended: Default::default(),
+            probes: Default::default(),
             guests: Arc::default(),
         }
     }
@@ -107,6 +123,13 @@ impl Work {
     pub fn mended(&self, what: Mended, changes: usize) {
         if let Some(counter) = self.mended.get(what as usize) {
             counter.fetch_add(changes as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Somebody asked, and was answered 200 or 503.
+    pub fn probed(&self, probe: Probe, good: bool) {
+        if let Some([ok, unavailable]) = self.probes.get(probe as usize) {
+            (if good { ok } else { unavailable }).fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What load balancers, and others that know kube-proxy, ask.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::{PATIENCE, health::get};
+use crate::serve::{
+    Shared, View, node_health,
+    port::{Owner, everywhere},
+};
+
+const LATE: Duration = Duration::from_secs(61);
+
+/// Code, headers in lower case, body.
+async fn ask(address: SocketAddr, path: &'static str) -> (u16, String, Value) {
+    let text = get(address, path).await;
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, head.to_lowercase(), serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+async fn bound() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_balancers_hear_of_the_node_and_of_what_waits() {
+    let (shared, _commands) = Shared::new(View { updated: Some(SystemTime::UNIX_EPOCH), ..View::default() });
+    let (listener, address) = bound().await;
+    tokio::spawn(node_health::serve_on(listener, shared.clone()));
+    let (code, head, body) = ask(address, "/healthz").await;
+    assert_eq!(code, 200, "{body}");
+    for header in ["content-type: application/json", "x-content-type-options: nosniff"] {
+        assert!(head.contains(header), "{head}");
+    }
+    assert_eq!((&body["healthy"], &body["nodeEligible"]), (&json!(true), &json!(true)));
+    // Whoever has nothing to do is up to date.
+    assert_eq!(body["lastUpdated"], body["currentTime"]);
+    for family in ["IPv4", "IPv6"] {
+        assert_eq!(body["status"][family], json!({"lastUpdated": body["lastUpdated"], "healthy": true}));
+    }
+    let (code, _, body) = ask(address, "/livez").await;
+    assert_eq!((code, body.get("nodeEligible"), &body["healthy"]), (200, None, &json!(true)));
+
+    // A node that goes is well, and gets no new connections.
+    shared.publish(|view| view.leaving = true);
+    let (code, _, body) = ask(address, "/healthz").await;
+    assert_eq!((code, &body["healthy"], &body["nodeEligible"]), (503, &json!(true), &json!(false)));
+    assert_eq!(ask(address, "/livez").await.0, 200);
+
+    shared.publish(|view| (view.leaving, view.behind_since) = (false, Some(Instant::now() - LATE)));
+    for path in ["/healthz", "/livez"] {
+        let (code, _, body) = ask(address, path).await;
+        assert_eq!((code, &body["healthy"]), (503, &json!(false)));
+        assert_eq!(
+            (&body["lastUpdated"], &body["status"]["IPv6"]["healthy"]),
+            (&json!("1970-01-01T00:00:00Z"), &json!(false))
+        );
+    }
+    shared.publish(|view| view.behind_since = None);
+    assert_eq!(ask(address, "/healthz").await.0, 200);
+    assert_eq!(ask(address, "/").await.0, 404);
+}
+
+#[test]
+fn what_waits_may_wait_for_a_minute() {
+    let (shared, _commands) = Shared::new(View { not_ready: Some("starting".into()), ..View::default() });
+    let now = Instant::now();
+    // At first everything waits.
+    assert!(shared.keeps_up_at(now) && !shared.keeps_up_at(now + LATE));
+    shared.publish(|view| view.not_ready = None);
+    assert!(shared.keeps_up_at(now + LATE), "what an earlier agent has left is whole");
+    // The devices are others: what stands is served.
+    shared.publish(|view| (view.updated, view.not_ready) = (Some(SystemTime::now()), Some("once more".into())));
+    assert!(shared.keeps_up_at(now + LATE));
+    shared.publish(|view| view.behind_since = Some(now));
+    assert!(shared.keeps_up_at(now + LATE / 2) && !shared.keeps_up_at(now + LATE));
+    shared.publish(|view| view.behind_since = None);
+    // An engine that hangs hears of nothing that waits.
+    std::thread::sleep(Duration::from_millis(2));
+    shared.beat();
+    assert!(shared.keeps_up_at(Instant::now()) && !shared.keeps_up_at(Instant::now() + LATE));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_taken_is_named_and_tried_again() {
+    let (shared, _commands) = Shared::new(View::default());
+    let (taken, address) = bound().await;
+    let waiting = tokio::spawn({
+        let shared: Arc<Shared> = shared.clone();
+        async move { shared.missing.listen(&Owner::Field("services.healthzPort"), address).await }
+    });
+    let problem = tokio::time::timeout(PATIENCE.unwrap(), async {
+        loop {
+            if let Some(problem) = shared.problems().pop() {
+                return problem;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let problem = problem.await.unwrap();
+    assert!(problem.starts_with(&format!("services.healthzPort: cannot listen on {address}")), "{problem}");
+    assert!(problem.contains("0: none"), "{problem}");
+    drop(taken);
+    assert!(waiting.await.unwrap().is_some());
+    assert_eq!(shared.problems(), [""; 0]);
+}
+
+/// Whatever the node says of sockets of IPv6 alone.
+#[tokio::test]
+async fn both_families_have_a_port_each() {
+    let (shared, _commands) = Shared::new(View::default());
+    let owner = Owner::Field("x");
+    let [v4, _] = everywhere(0);
+    let v4 = shared.missing.listen(&owner, v4).await.unwrap();
+    let [_, v6] = everywhere(v4.local_addr().unwrap().port());
+    if let Some(v6) = shared.missing.listen(&owner, v6).await {
+        assert_eq!(v4.local_addr().unwrap().port(), v6.local_addr().unwrap().port());
+    }
+}
