@@ -58,7 +58,7 @@ use crate::{
     event::Events,
     model::{Attachment, Mode, Standing},
     plan::Planner,
-    serve::{Command, Shared, View, api, flows, health, node_health},
+    serve::{Command, Shared, View, api, flows, health, node_health, service_health},
     vhost::{self, Cgroups, Devices},
     watch::{self as cluster, ApiServer, Feed},
 };
@@ -152,6 +152,7 @@ async fn serve(config: &Config, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -
     if let Some(port) = config.healthz_port() {
         tasks.spawn(node_health::serve(port.get(), shared.clone()));
     }
+    tasks.spawn(service_health::serve(shared.clone()));
     Ok(())
 }
 

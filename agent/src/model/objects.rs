@@ -319,6 +319,8 @@ object! {
         external_ips: Option<Box<[Box<str>]>>,
         /// Prefixes that clients of a load balancer's addresses have to be in; none: they may be anybody.
         load_balancer_source_ranges: Option<Box<[Box<str>]>>,
+        /// Where load balancers ask whether a node has endpoints of it; none or 0: nowhere.
+        health_check_node_port: Option<i32>,
         /// `None` where it is none.
         session_affinity: Option<Box<str>>,
         /// Of `ClientIP`.

@@ -2,6 +2,7 @@
 //! Services to frontends.
 
 mod external;
+mod health_check;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +27,8 @@ use crate::{
         share::{self, Wish},
     },
 };
+
+pub(crate) use self::health_check::health_check;
 
 /// One address, port and protocol that clients may name.
 #[derive(Debug)]

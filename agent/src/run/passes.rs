@@ -12,7 +12,7 @@ use weft_dataplane::Maps;
 use crate::{
     apply::Applier,
     heap,
-    model::{Attachment, NodeFacts},
+    model::{Attachment, HealthChecks, NodeFacts},
     plan::Versions,
     serve::Shared,
 };
@@ -28,6 +28,8 @@ pub(super) struct Passes {
     /// What the last one could not do.
     problems: Vec<String>,
     broken_off: BrokenOff,
+    /// What load balancers are to be told once it is in the maps.
+    checks: HealthChecks,
 }
 
 /// Writes of a pass that leaves much memory free: a first one, or one after a list. The largest change of one Service is a fifth
@@ -139,7 +141,9 @@ impl Passes {
             if !follows {
                 planner.distrust();
             }
-            planner.patch(&room)
+            let patch = planner.patch(&room);
+            self.checks.extend(planner.take_health_checks());
+            patch
         };
         shared.work.planned(started.elapsed());
         let started = Instant::now();
@@ -148,6 +152,7 @@ impl Passes {
             self.applier.patch(maps, planner.desired(), &patch).context("cannot write the dataplane's maps")?;
         let before = self.planned.replace(planner.versions());
         drop(planner);
+        shared.checks.put(std::mem::take(&mut self.checks));
         shared.work.applied(started.elapsed(), summary.written + summary.removed);
         if before.is_none() || summary.written + summary.removed > LARGE {
             shared.planner_mut().pack();

@@ -68,7 +68,7 @@ impl Told {
         let pools = ports.pools();
         let (standing, leaving) = {
             let planner = shared.planner();
-            self.events.tell(&planner.desired().refusals, host.refusal());
+            self.events.tell(&planner.desired().refusals, host.refusal().into_iter().chain(shared.missing.refusals()));
             let own = planner.snapshot().nodes.get(&ObjectKey::new("", &config.node_name));
             (planner.snapshot().standing(), own.is_some_and(|node| node.is_leaving()))
         };

@@ -16,6 +16,7 @@ pub mod node_health;
 mod page;
 pub mod port;
 pub mod report;
+pub mod service_health;
 #[cfg(test)]
 mod tests;
 mod vms;
@@ -113,6 +114,8 @@ pub struct Shared {
     pub work: metrics::Work,
     /// Ports that could not be had.
     pub missing: port::Missing,
+    /// What load balancers are to be told of Services.
+    pub checks: service_health::Changes,
     maps: OnceLock<Arc<Maps>>,
     started: Instant,
     /// Milliseconds after `started` at which the engine was last seen to work; 0: it has not begun yet.
@@ -138,6 +141,7 @@ impl Shared {
             devices: Board::default(),
             work: metrics::Work::default(),
             missing: port::Missing::default(),
+            checks: service_health::Changes::default(),
             maps: OnceLock::new(),
             started: Instant::now(),
             beat: AtomicU64::new(0),

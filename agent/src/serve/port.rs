@@ -2,7 +2,7 @@
 //! Ports that the agent can do without: where somebody else has one, that is a problem, and it is tried again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -15,6 +15,8 @@ use tokio::{
     time::sleep,
 };
 
+use crate::model::{ObjectKey, Refusal, RefusedKind};
+
 /// Between attempts.
 const RETRY: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(5) };
 /// Connections that wait to be accepted.
@@ -25,6 +27,8 @@ const BACKLOG: u32 = 256;
 pub enum Owner {
     /// A field of the configuration.
     Field(&'static str),
+    /// A Service, and its uid.
+    Service(ObjectKey, Option<String>),
 }
 
 impl Owner {
@@ -32,6 +36,7 @@ impl Owner {
     const fn fix(&self) -> &'static str {
         match self {
             Self::Field(_) => "end what has the port, or configure another one (0: none)",
+            Self::Service(..) => "end what has the port, or give the Service another one",
         }
     }
 }
@@ -40,6 +45,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Field(field) => f.write_str(field),
+            Self::Service(service, _) => write!(f, "Service {service}: healthCheckNodePort"),
         }
     }
 }
@@ -72,6 +78,17 @@ impl Missing {
     pub fn problems(&self) -> Vec<String> {
         let missing = self.lock();
         missing.iter().map(|((owner, _), why)| format!("{owner}: {why}")).collect()
+    }
+
+    /// Those of Services, for their Events.
+    #[must_use]
+    pub fn refusals(&self) -> BTreeSet<Refusal> {
+        let missing = self.lock();
+        let of_services = missing.iter().filter_map(|((owner, _), why)| {
+            let Owner::Service(key, uid) = owner else { return None };
+            Some(Refusal { kind: RefusedKind::HealthCheck, key: key.clone(), uid: uid.clone(), why: why.clone() })
+        });
+        of_services.collect()
     }
 
     /// Listens, as soon as that is possible; none: the node has no addresses of this family.

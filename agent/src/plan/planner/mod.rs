@@ -42,8 +42,8 @@ use crate::{
     apply::{Changes, Patch},
     heap,
     model::{
-        Attachment, Deltas, Desired, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing,
-        address::address_key,
+        Attachment, Deltas, Desired, HealthChecks, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot,
+        Standing, address::address_key,
     },
 };
 
@@ -286,6 +286,11 @@ impl Planner {
         self.patch_routes(&facts, &mut patch);
         self.due = Due::default();
         patch
+    }
+
+    /// What load balancers are to be told of Services, as far as it is planned otherwise since this was asked last.
+    pub fn take_health_checks(&mut self) -> HealthChecks {
+        self.services.take_checks()
     }
 
     /// Which workloads came and went.

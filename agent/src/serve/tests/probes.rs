@@ -2,7 +2,8 @@
 //! What load balancers, and others that know kube-proxy, ask.
 
 use std::{
-    net::SocketAddr,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -11,9 +12,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use super::{PATIENCE, health::get};
-use crate::serve::{
-    Shared, View, node_health,
-    port::{Owner, everywhere},
+use crate::{
+    model::{HealthCheck, HealthChecks, ObjectKey, RefusedKind},
+    serve::{
+        Shared, View, node_health,
+        port::{Owner, everywhere},
+        service_health,
+    },
 };
 
 const LATE: Duration = Duration::from_secs(61);
@@ -99,15 +104,8 @@ async fn a_port_that_is_taken_is_named_and_tried_again() {
         let shared: Arc<Shared> = shared.clone();
         async move { shared.missing.listen(&Owner::Field("services.healthzPort"), address).await }
     });
-    let problem = tokio::time::timeout(PATIENCE.unwrap(), async {
-        loop {
-            if let Some(problem) = shared.problems().pop() {
-                return problem;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    let problem = problem.await.unwrap();
+    until(|| !shared.problems().is_empty()).await;
+    let problem = shared.problems().pop().unwrap();
     assert!(problem.starts_with(&format!("services.healthzPort: cannot listen on {address}")), "{problem}");
     assert!(problem.contains("0: none"), "{problem}");
     drop(taken);
@@ -126,4 +124,107 @@ async fn both_families_have_a_port_each() {
     if let Some(v6) = shared.missing.listen(&owner, v6).await {
         assert_eq!(v4.local_addr().unwrap().port(), v6.local_addr().unwrap().port());
     }
+}
+
+fn checks(name: &str, port: u16, ready: Option<u32>) -> HealthChecks {
+    let check = ready.map(|ready| HealthCheck {
+        port: port.try_into().unwrap(),
+        ready: [Some(ready), None],
+        uid: Some("u".into()),
+    });
+    [(ObjectKey::new("x", name), check)].into()
+}
+
+async fn until(mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE.unwrap(), wait).await.unwrap();
+}
+
+/// What is answered, unless the port is being closed.
+fn text_at(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(PATIENCE)?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Somebody else may have taken the port since: the problem says so, and the test goes on.
+fn listens(shared: &Shared, port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok() && shared.missing.problems().is_empty()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_balancers_hear_of_a_service_as_it_changes() {
+    let (shared, _commands) = Shared::new(View::default());
+    tokio::spawn(service_health::serve(shared.clone()));
+    let (listener, address) = bound().await;
+    drop(listener);
+    let port = address.port();
+    shared.checks.put(checks("web", port, Some(2)));
+    until(|| listens(&shared, port)).await;
+    let (code, head, body) = ask(address, "/whatever").await;
+    let service = json!({"namespace": "x", "name": "web"});
+    assert_eq!(body, json!({"service": service, "localEndpoints": 2, "serviceProxyHealthy": true}));
+    assert_eq!(code, 200);
+    let headers =
+        ["content-type: application/json", "x-content-type-options: nosniff", "x-load-balancing-endpoint-weight: 2"];
+    for header in headers {
+        assert!(head.contains(header), "{head}");
+    }
+
+    shared.publish(|view| view.behind_since = Some(Instant::now() - LATE));
+    let (code, _, body) = ask(address, "/").await;
+    assert_eq!((code, &body["localEndpoints"], &body["serviceProxyHealthy"]), (503, &json!(2), &json!(false)));
+    shared.publish(|view| view.behind_since = None);
+
+    // The last one terminates. What stands before is taken first.
+    shared.checks.put(checks("web", port, Some(0)));
+    let mut answer = ask(address, "/").await;
+    while answer.2["localEndpoints"] == 2 {
+        answer = ask(address, "/").await;
+    }
+    assert_eq!(
+        (answer.0, &answer.2["localEndpoints"], &answer.2["serviceProxyHealthy"]),
+        (503, &json!(0), &json!(true))
+    );
+    assert!(answer.1.contains("x-load-balancing-endpoint-weight: 0"), "{}", answer.1);
+
+    shared.checks.put(checks("web", port, None));
+    until(|| !listens(&shared, port)).await;
+    // And back, at once in the hands of another one.
+    shared.checks.put(checks("web", port, Some(1)));
+    until(|| listens(&shared, port)).await;
+    let mut swapped = checks("web", port, None);
+    swapped.extend(checks("api", port, Some(1)));
+    shared.checks.put(swapped);
+    until(|| text_at(address).is_ok_and(|text| text.contains("\"name\":\"api\""))).await;
+    assert_eq!(shared.problems(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_services_port_that_is_taken_is_a_problem_and_an_event_of_it() {
+    let (shared, _commands) = Shared::new(View::default());
+    tokio::spawn(service_health::serve(shared.clone()));
+    let taken = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    shared.checks.put(checks("web", port, Some(1)));
+    until(|| !shared.missing.refusals().is_empty()).await;
+    let refusal = shared.missing.refusals().pop_first().unwrap();
+    assert_eq!((refusal.kind, &refusal.key), (RefusedKind::HealthCheck, &ObjectKey::new("x", "web")));
+    assert_eq!(refusal.uid.as_deref(), Some("u"));
+    let problem = shared.problems().pop().unwrap();
+    assert!(
+        problem.starts_with(&format!("Service x/web: healthCheckNodePort: cannot listen on 0.0.0.0:{port}")),
+        "{problem}"
+    );
+    // The Service goes, and its problem with it.
+    shared.checks.put(checks("web", port, None));
+    until(|| shared.problems().is_empty()).await;
+    assert!(shared.missing.refusals().is_empty());
 }
