@@ -26,6 +26,8 @@ pub const DEFAULT_PATH: &str = "/etc/weft/agent.yaml";
 
 /// kube-proxy's port for load balancers.
 const HEALTHZ_PORT: u16 = 10_256;
+/// kube-proxy's port for the node's own programs.
+const METRICS_PORT: u16 = 10_249;
 
 /// Flags that go above the file.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -426,6 +428,12 @@ impl Config {
     #[must_use]
     pub fn healthz_port(&self) -> Option<NonZeroU16> {
         self.port(self.services.healthz_port, HEALTHZ_PORT)
+    }
+
+    /// Port at which what kube-proxy would tell of itself is told; none: it is switched off.
+    #[must_use]
+    pub fn metrics_port(&self) -> Option<NonZeroU16> {
+        self.port(self.services.metrics_port, METRICS_PORT)
     }
 
     /// What is configured, else kube-proxy's port, which a host that is in no cluster does not open of itself.

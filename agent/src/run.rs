@@ -58,7 +58,7 @@ use crate::{
     event::Events,
     model::{Attachment, Mode, Standing},
     plan::Planner,
-    serve::{Command, Shared, View, api, flows, health, node_health, service_health},
+    serve::{Command, Shared, View, api, flows, health, node_health, proxy, service_health},
     vhost::{self, Cgroups, Devices},
     watch::{self as cluster, ApiServer, Feed},
 };
@@ -151,6 +151,9 @@ async fn serve(config: &Config, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -
     }
     if let Some(port) = config.healthz_port() {
         tasks.spawn(node_health::serve(port.get(), shared.clone()));
+    }
+    if let Some(port) = config.metrics_port() {
+        tasks.spawn(proxy::serve(port.get(), shared.clone()));
     }
     tasks.spawn(service_health::serve(shared.clone()));
     Ok(())

@@ -214,6 +214,9 @@ impl Engine {
         let news = self.feed.take();
         let since = news.since;
         let changed = self.shared.planner_mut().take(news);
+        if changed {
+            self.shared.work.heard();
+        }
         self.read = self.read.or(since.filter(|_| changed));
         changed
     }

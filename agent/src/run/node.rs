@@ -114,7 +114,9 @@ impl Node {
 
     /// Plans and applies everything.
     pub(super) async fn pass(&mut self, shared: &Shared) -> Result<()> {
+        let began = Instant::now();
         let result = self.try_pass(shared).await;
+        shared.work.passed(began.elapsed());
         if result.is_err() {
             shared.work.failed();
         }

@@ -2,7 +2,7 @@
 //! Health over HTTP, `/healthz` and `/readyz`, for probes of this node; and metrics, `/metrics`, at an address of their own.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -86,13 +86,7 @@ pub async fn serve_metrics(listener: TcpListener, shared: Arc<Shared>) {
 
 fn health(request: &Request<Incoming>, shared: &Shared) -> Reply {
     match request.uri().path() {
-        "/healthz" => match shared.since_beat().filter(|since| *since > HUNG) {
-            None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
-            Some(since) => {
-                let text = format!("the engine has not worked for {} s\n", since.as_secs());
-                http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
-            }
-        },
+        "/healthz" => alive(shared),
         "/readyz" => match shared.unfit() {
             None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
             Some(why) => http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{why}\n")),
@@ -102,16 +96,32 @@ fn health(request: &Request<Incoming>, shared: &Shared) -> Reply {
     }
 }
 
+/// Whether the engine works.
+pub(super) fn alive(shared: &Shared) -> Reply {
+    match shared.since_beat().filter(|since| *since > HUNG) {
+        None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
+        Some(since) => {
+            let text = format!("the engine has not worked for {} s\n", since.as_secs());
+            http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
+        }
+    }
+}
+
 async fn scraped(request: Request<Incoming>, shared: Arc<Shared>) -> Reply {
     if request.uri().path() != "/metrics" {
         return not_found("there is /metrics\n");
     }
-    match metrics::text(shared).await {
+    exposition(metrics::text(shared).await)
+}
+
+/// Metrics, as they are scraped.
+pub(super) fn exposition(text: Result<String, fmt::Error>) -> Reply {
+    match text {
         Ok(text) => http::text(StatusCode::OK, OPEN_METRICS, text),
         Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
     }
 }
 
-fn not_found(text: &str) -> Reply {
+pub(super) fn not_found(text: &str) -> Reply {
     http::text(StatusCode::NOT_FOUND, PLAIN, text.to_owned())
 }

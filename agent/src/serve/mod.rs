@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod node_health;
 mod page;
 pub mod port;
+pub mod proxy;
 pub mod report;
 pub mod service_health;
 #[cfg(test)]

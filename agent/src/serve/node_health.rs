@@ -4,13 +4,13 @@
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
-use hyper::{Request, StatusCode, body::Incoming};
+use hyper::{Request, body::Incoming};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use super::{
-    Shared,
+    Shared, health,
     http::{self, Reply},
     metrics::Probe,
     port::{Owner, everywhere},
@@ -41,7 +41,7 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Reply {
     let (probe, eligible) = match request.uri().path() {
         "/healthz" => (Probe::Healthz, Some(!shared.view().leaving)),
         "/livez" => (Probe::Livez, None),
-        _ => return http::text(StatusCode::NOT_FOUND, "text/plain", "there is /healthz and /livez\n".to_owned()),
+        _ => return health::not_found("there is /healthz and /livez\n"),
     };
     let healthy = shared.keeps_up();
     let good = healthy && eligible.unwrap_or(true);

@@ -13,11 +13,11 @@ use tokio::net::TcpListener;
 
 use super::{PATIENCE, health::get};
 use crate::{
-    model::{HealthCheck, HealthChecks, ObjectKey, RefusedKind},
+    model::{Deltas, HealthCheck, HealthChecks, News, ObjectKey, RefusedKind, Snapshot, Standing},
     serve::{
         Shared, View, node_health,
         port::{Owner, everywhere},
-        service_health,
+        proxy, service_health,
     },
 };
 
@@ -227,4 +227,54 @@ async fn a_services_port_that_is_taken_is_a_problem_and_an_event_of_it() {
     shared.checks.put(checks("web", port, None));
     until(|| shared.problems().is_empty()).await;
     assert!(shared.missing.refusals().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_asks_for_kube_proxy_finds_its_mode_and_metrics() {
+    let (shared, _commands) = Shared::new(View::default());
+    let (listener, address) = bound().await;
+    tokio::spawn(proxy::serve_on(listener, shared.clone()));
+    let mode = get(address, "/proxyMode").await;
+    assert!(mode.starts_with("HTTP/1.1 200") && mode.ends_with("\r\n\r\nweft"), "{mode}");
+    assert!(get(address, "/healthz").await.ends_with("ok\n"));
+    assert!(get(address, "/debug").await.starts_with("HTTP/1.1 404"));
+    let before = get(address, "/metrics").await;
+    assert!(!before.contains("timestamp"), "nothing has happened yet: {before}");
+
+    let mut snapshot = Snapshot::default();
+    let slice = serde_json::from_value(json!({"metadata": {"name": "s"}, "addressType": "IPv4"})).unwrap();
+    snapshot.services.insert(ObjectKey::new("x", "web"), Arc::default());
+    snapshot.slices.insert(ObjectKey::new("x", "s"), Arc::new(slice));
+    let news = |snapshot: &Snapshot| News {
+        deltas: Deltas::whole(snapshot),
+        standing: Standing { synced: true, ..Standing::default() },
+        since: None,
+    };
+    shared.planner_mut().take(news(&snapshot));
+    let planned = Some(shared.planner().versions());
+    shared.publish(|view| {
+        (view.planned, view.updated) = (planned, Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500)));
+    });
+    // One more, which no pass has brought to the maps.
+    snapshot.services.clear();
+    shared.planner_mut().take(news(&snapshot));
+    shared.work.heard();
+    shared.work.passed(Duration::from_millis(3));
+    shared.work.probed(crate::serve::metrics::Probe::Livez, false);
+    let metrics = get(address, "/metrics").await;
+    for line in [
+        "sync_proxy_rules_service_changes_total 2",
+        "sync_proxy_rules_service_changes_pending 1",
+        "sync_proxy_rules_endpoint_changes_total 1",
+        "sync_proxy_rules_endpoint_changes_pending 0",
+        "sync_proxy_rules_last_timestamp_seconds 1.5",
+        "sync_proxy_rules_duration_seconds_count 1",
+        "sync_proxy_rules_duration_seconds_bucket{le=\"0.004\"} 1",
+        "proxy_livez_total{code=\"503\"} 1",
+        "proxy_healthz_total{code=\"200\"} 0",
+    ] {
+        assert!(metrics.contains(&format!("\nkubeproxy_{line}\n")), "{line} in {metrics}");
+    }
+    assert!(metrics.contains("\nkubeproxy_sync_proxy_rules_last_queued_timestamp_seconds "), "{metrics}");
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
 }
