@@ -8,6 +8,7 @@ mod timeouts;
 use std::{
     fmt, fs, io,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     path::PathBuf,
     str::FromStr,
 };
@@ -22,6 +23,11 @@ use crate::model::{Mode, ServiceExposure};
 
 /// Where the configuration file is unless `--config` says otherwise. Only this one may be absent.
 pub const DEFAULT_PATH: &str = "/etc/weft/agent.yaml";
+
+/// kube-proxy's port for load balancers.
+const HEALTHZ_PORT: u16 = 10_256;
+/// kube-proxy's port for the node's own programs.
+const METRICS_PORT: u16 = 10_249;
 
 /// Flags that go above the file.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -416,6 +422,24 @@ impl Config {
         config.override_with(flags);
         check::check(&config).map_err(|(field, problem)| ConfigError::Invalid { origin, field, problem })?;
         Ok(config)
+    }
+
+    /// Port at which load balancers ask for the node; none: it is switched off.
+    #[must_use]
+    pub fn healthz_port(&self) -> Option<NonZeroU16> {
+        self.port(self.services.healthz_port, HEALTHZ_PORT)
+    }
+
+    /// Port at which what kube-proxy would tell of itself is told; none: it is switched off.
+    #[must_use]
+    pub fn metrics_port(&self) -> Option<NonZeroU16> {
+        self.port(self.services.metrics_port, METRICS_PORT)
+    }
+
+    /// What is configured, else kube-proxy's port, which a host that is in no cluster does not open of itself.
+    fn port(&self, configured: Option<u16>, of_kube_proxy: u16) -> Option<NonZeroU16> {
+        let default = if self.source == Source::Kubernetes { of_kube_proxy } else { 0 };
+        NonZeroU16::new(configured.unwrap_or(default))
     }
 
     fn parse(text: &str) -> Result<Self, serde_yaml::Error> {

@@ -63,15 +63,16 @@ impl Events {
         Self(Some(sender))
     }
 
-    /// Tells what does not fit now, and what is refused of the node itself. Returns at once.
-    pub(crate) fn tell(&self, refusals: &BTreeSet<Refusal>, of_node: Option<Refusal>) {
+    /// Tells what does not fit now, and what else is refused, of the node itself and of its ports. Returns at once.
+    pub(crate) fn tell(&self, refusals: &BTreeSet<Refusal>, others: impl IntoIterator<Item = Refusal>) {
         let Some(sender) = &self.0 else { return };
+        let others: BTreeSet<Refusal> = others.into_iter().collect();
         sender.send_if_modified(|known| {
-            let same = known.len() == refusals.len() + usize::from(of_node.is_some())
-                && refusals.iter().chain(&of_node).all(|refusal| known.contains(refusal));
+            let same = known.len() == refusals.len() + others.len()
+                && refusals.iter().chain(&others).all(|refusal| known.contains(refusal));
             if !same {
                 known.clone_from(refusals);
-                known.extend(of_node);
+                known.extend(others);
             }
             !same
         });
@@ -132,6 +133,8 @@ fn event(refusal: &Refusal) -> Event {
         RefusedKind::Pod => ("WorkloadClosed", "CloseWorkload"),
         RefusedKind::Namespace => ("PodsDoNotFit", "CloseWorkloads"),
         RefusedKind::Service => ("ServiceDoesNotFit", "RefuseFlows"),
+        // As kube-proxy has it.
+        RefusedKind::HealthCheck => ("FailedToStartServiceHealthcheck", "Listen"),
         RefusedKind::Node => ("NoMasqueradeAddress", "RefuseFlows"),
     };
     Event {
@@ -148,7 +151,7 @@ fn reference(refusal: &Refusal) -> ObjectReference {
         RefusedKind::Policy => ("networking.k8s.io/v1", "NetworkPolicy"),
         RefusedKind::Pod => ("v1", "Pod"),
         RefusedKind::Namespace => ("v1", "Namespace"),
-        RefusedKind::Service => ("v1", "Service"),
+        RefusedKind::Service | RefusedKind::HealthCheck => ("v1", "Service"),
         RefusedKind::Node => ("v1", "Node"),
     };
     let namespace = Some(refusal.key.namespace.to_string()).filter(|namespace| !namespace.is_empty());

@@ -27,7 +27,7 @@ pub(crate) mod protocol;
 mod text_hash;
 mod watched;
 
-pub use exposure::{NodePortAddress, ServiceExposure};
+pub use exposure::{HealthCheck, HealthChecks, NodePortAddress, ServiceExposure};
 pub use labels::Labels;
 pub(crate) use name::Known;
 pub use name::Name;
@@ -211,6 +211,8 @@ pub enum RefusedKind {
     Namespace,
     /// A Service: new flows are refused.
     Service,
+    /// A Service: load balancers cannot ask for it at this node.
+    HealthCheck,
     /// The node itself: workloads do not leave it.
     Node,
 }

@@ -58,7 +58,7 @@ use crate::{
     event::Events,
     model::{Attachment, Mode, Standing},
     plan::Planner,
-    serve::{Command, Shared, View, api, flows, health},
+    serve::{Command, Shared, View, api, flows, health, node_health, proxy, service_health},
     vhost::{self, Cgroups, Devices},
     watch::{self as cluster, ApiServer, Feed},
 };
@@ -149,6 +149,13 @@ async fn serve(config: &Config, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -
     for listener in health {
         tasks.spawn(health::serve(listener, shared.clone()));
     }
+    if let Some(port) = config.healthz_port() {
+        tasks.spawn(node_health::serve(port.get(), shared.clone()));
+    }
+    if let Some(port) = config.metrics_port() {
+        tasks.spawn(proxy::serve(port.get(), shared.clone()));
+    }
+    tasks.spawn(service_health::serve(shared.clone()));
     Ok(())
 }
 

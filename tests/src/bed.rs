@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     binaries::Binaries,
@@ -167,6 +167,16 @@ impl Bed {
     pub fn container(&self, number: usize, pod: &str, labels: &[(&str, &str)]) -> Result<Container> {
         self.apply(&manifest::pod(pod, self.node(number).name(), labels))?;
         Container::new(self.node(number), pod)
+    }
+
+    /// As [`Bed::container`], with these `portMappings` of the runtime.
+    ///
+    /// # Errors
+    /// The CNI plugin refused.
+    pub fn container_with_ports(&self, number: usize, pod: &str, mappings: &Value) -> Result<Container> {
+        self.apply(&manifest::pod(pod, self.node(number).name(), &[]))?;
+        let config = json!({"portMappings": mappings});
+        Container::with_runtime_config(self.node(number), pod, &config)
     }
 
     /// Makes a Pod `namespace/name` with `labels` on node `number` and boots a guest as its workload.

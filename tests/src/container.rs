@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 use crate::{
     bed::SHARED,
@@ -31,7 +32,18 @@ impl Container {
     /// # Errors
     /// The CNI plugin refused.
     pub fn new(node: &Rc<Node>, pod: &str) -> Result<Self> {
+        Self::with_runtime_config(node, pod, &Value::Null)
+    }
+
+    /// As [`Container::new`], where the runtime hands this over below `runtimeConfig`.
+    ///
+    /// # Errors
+    /// The CNI plugin refused.
+    pub fn with_runtime_config(node: &Rc<Node>, pod: &str, config: &Value) -> Result<Self> {
         let mut attachment = Attachment::new(node, pod, Plug::Veth)?;
+        if !config.is_null() {
+            attachment.config["runtimeConfig"] = config.clone();
+        }
         attachment.add()?;
         let addresses = attachment.addresses()?;
         Ok(Self { pod: pod.to_owned(), attachment, addresses })

@@ -32,6 +32,19 @@ fn health_is_on_loopback_of_both_families_and_metrics_nowhere() {
 }
 
 #[test]
+fn load_balancers_ask_at_kube_proxys_port_where_there_is_a_cluster() {
+    let ports = |text: &str| {
+        let config = load(&format!("nodeName: n1\n{text}")).unwrap();
+        [config.healthz_port(), config.metrics_port()].map(|port| port.map(u16::from))
+    };
+    assert_eq!(ports(""), [Some(10_256), Some(10_249)]);
+    assert_eq!(ports("source: dir:/m"), [None, None]);
+    assert_eq!(ports("source: dir:/m\nservices: {healthzPort: 10256}"), [Some(10_256), None]);
+    assert_eq!(ports("services: {healthzPort: 0}"), [None, Some(10_249)]);
+    assert_eq!(ports("services: {metricsPort: 0}"), [Some(10_256), None]);
+}
+
+#[test]
 fn every_field_is_read() {
     let text = "
 nodeName: n1

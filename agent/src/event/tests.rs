@@ -91,7 +91,15 @@ async fn each_object_is_told_of_once_with_its_kind_and_why() {
     assert_eq!(path, "/apis/events.k8s.io/v1/namespaces/default/events");
     assert_eq!(next["regarding"], json!({"apiVersion": "v1", "kind": "Node", "name": "node1", "uid": "uid of node1"}));
     assert_eq!((&next["reason"], &next["note"]), (&json!("NoMasqueradeAddress"), &json!("no address")));
-    events.tell(&refusals, Some(of_node));
+    events.tell(&refusals, Some(of_node.clone()));
+    assert!(taken.try_recv().is_err());
+
+    // Of a Service that is served, at a port of its own.
+    let of_port = refusal(RefusedKind::HealthCheck, "s", "cannot listen");
+    events.tell(&refusals, [of_node, of_port]);
+    let (_, _, next) = taken.recv().await.unwrap();
+    assert_eq!((&next["regarding"]["kind"], &next["regarding"]["name"]), (&json!("Service"), &json!("s")));
+    assert_eq!((&next["reason"], &next["type"]), (&json!("FailedToStartServiceHealthcheck"), &json!("Warning")));
     assert!(taken.try_recv().is_err());
 }
 

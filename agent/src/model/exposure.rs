@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How Services are reached from beyond the cluster.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use super::{ObjectKey, objects::Uid};
 
 /// What stands for the addresses that other nodes know the node by.
 const PRIMARY: &str = "primary";
@@ -22,13 +24,43 @@ pub struct ServiceExposure {
     /// another Service's.
     #[serde(rename = "allowedCIDRs")]
     pub allowed_cidrs: Vec<IpNet>,
+    /// TCP port, on every address of the node, at which load balancers ask whether the node takes new connections; 0: nobody is
+    /// told. None: kube-proxy's where there is an API server, else 0.
+    pub healthz_port: Option<u16>,
+    /// TCP port of 127.0.0.1 at which the node tells what kube-proxy would tell of itself, its metrics among it; 0: nobody is told.
+    /// None: kube-proxy's where there is an API server, else 0.
+    pub metrics_port: Option<u16>,
+    /// Whether load balancers are answered at the `healthCheckNodePort` of Services.
+    pub health_check_node_ports: bool,
 }
 
 impl Default for ServiceExposure {
     fn default() -> Self {
-        Self { node_port_addresses: vec![NodePortAddress::Primary], external_ips: true, allowed_cidrs: Vec::new() }
+        Self {
+            node_port_addresses: vec![NodePortAddress::Primary],
+            external_ips: true,
+            allowed_cidrs: Vec::new(),
+            healthz_port: None,
+            metrics_port: None,
+            health_check_node_ports: true,
+        }
     }
 }
+
+/// What load balancers that ask for a Service at this node are told: one that has its clients served by the backends of the node that
+/// they come to (`externalTrafficPolicy: Local`) has a port for that.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HealthCheck {
+    /// `healthCheckNodePort`, a TCP port of every address of the node.
+    pub port: NonZeroU16,
+    /// Addresses of endpoints of this node that are ready, each once, of IPv4 and of IPv6; none: the Service is not of that family.
+    pub ready: [Option<u32>; 2],
+    /// The Service's, for its Events.
+    pub uid: Option<Uid>,
+}
+
+/// Services whose [`HealthCheck`] has changed; none: it has gone.
+pub type HealthChecks = BTreeMap<ObjectKey, Option<HealthCheck>>;
 
 /// Addresses of the node that NodePorts are served at.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

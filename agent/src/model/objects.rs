@@ -21,6 +21,9 @@ mod api;
 /// On the API's copy of a static pod: the uid that the kubelet and the container runtime know it by.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
+/// By which the cluster autoscaler says that it removes a node.
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// The one copy of these labels: most pods share theirs with others.
 fn interned(labels: Labels) -> Arc<Labels> {
     static KNOWN: LazyLock<Known<Arc<Labels>>> = LazyLock::new(Known::default);
@@ -40,6 +43,13 @@ fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<
     let annotations = Option::<BTreeMap<String, String>>::deserialize(deserializer)?.unwrap_or_default();
     let kept: Labels = annotations.into_iter().filter(|(key, _)| key == MIRROR_ANNOTATION).collect();
     Ok((!kept.is_empty()).then(|| Box::new(kept)))
+}
+
+/// Of the taints only the one that says that the node goes: most nodes have none of it, and the others change often.
+fn leaving_taint<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<[Taint]>>, D::Error> {
+    let taints = Option::<Vec<Taint>>::deserialize(deserializer)?.unwrap_or_default();
+    let kept: Box<[Taint]> = taints.into_iter().filter(|taint| &*taint.key == LEAVING_TAINT).take(1).collect();
+    Ok((!kept.is_empty()).then_some(kept))
 }
 
 /// What tells an object from others of its name, before and after it.
@@ -213,6 +223,25 @@ object! {
         /// All pod CIDRs.
         #[serde(rename = "podCIDRs")]
         pod_cidrs: Option<Vec<String>>,
+        /// Of its taints only the one that counts, see [`Node::is_leaving`].
+        #[serde(deserialize_with = "leaving_taint", skip_serializing_if = "Option::is_none")]
+        taints: Option<Box<[Taint]>>,
+    }
+}
+object! {
+    /// A taint of a node.
+    Taint {
+        /// What it is called.
+        key: Box<str>,
+    }
+}
+
+impl Node {
+    /// Whether it is about to go, so that load balancers should send new connections elsewhere (KEP-3836).
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        let mut taints = self.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+        self.metadata.deletion_timestamp.is_some() || taints.any(|taint| &*taint.key == LEAVING_TAINT)
     }
 }
 object! {
@@ -290,6 +319,8 @@ object! {
         external_ips: Option<Box<[Box<str>]>>,
         /// Prefixes that clients of a load balancer's addresses have to be in; none: they may be anybody.
         load_balancer_source_ranges: Option<Box<[Box<str>]>>,
+        /// Where load balancers ask whether a node has endpoints of it; none or 0: nowhere.
+        health_check_node_port: Option<i32>,
         /// `None` where it is none.
         session_affinity: Option<Box<str>>,
         /// Of `ClientIP`.
@@ -441,5 +472,30 @@ object! {
     ServiceCidrSpec {
         /// Prefixes that addresses of Services are taken from, one per family at most.
         cidrs: Option<Vec<String>>,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, from_value, json, to_value};
+
+    use super::Node;
+
+    #[rstest]
+    #[case::not_ready(json!({"spec": {"taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]}}), false)]
+    #[case::cordoned(json!({"spec": {"unschedulable": true}}), false)]
+    #[case::no_taints(json!({"spec": {"taints": null}}), false)]
+    #[case::to_be_deleted(
+        json!({"spec": {"taints": [{"key": "a"}, {"key": "ToBeDeletedByClusterAutoscaler", "value": "1"}]}}), true
+    )]
+    #[case::deleted(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}), true)]
+    fn a_node_that_is_about_to_go_says_so(#[case] node: Value, #[case] leaving: bool) {
+        let node: Node = from_value(node).unwrap();
+        assert_eq!(node.is_leaving(), leaving);
+        assert_eq!(from_value::<Node>(to_value(&node).unwrap()).unwrap(), node);
+        // What nobody reads is no change, and what is read is one.
+        let staying = from_value(json!({"spec": {}})).unwrap();
+        assert_eq!(Node { spec: Some(node.spec.clone().unwrap_or_default()), ..node.clone() } != staying, leaving);
     }
 }

@@ -2,6 +2,7 @@
 //! Services to frontends.
 
 mod external;
+mod health_check;
 pub(crate) mod host_ports;
 
 use std::{
@@ -28,6 +29,8 @@ use crate::{
         share::{self, Wish},
     },
 };
+
+pub(crate) use self::health_check::health_check;
 
 /// One address, port and protocol that clients may name.
 #[derive(Debug)]

@@ -49,6 +49,8 @@ pub(super) struct Engine {
     feed: Feed,
     /// When the first change was read that no pass has brought to the maps yet.
     read: Option<Moment>,
+    /// Since when passes have broken off, one after the other.
+    failing_since: Option<Moment>,
     changes: Changes,
     node: Node,
     /// While what an earlier agent has left is served, and nothing else is known.
@@ -82,7 +84,7 @@ impl Engine {
         node: Node,
         interim: Option<Interim>,
     ) -> Self {
-        Self { shared, commands, feed, read: None, changes, node, interim }
+        Self { shared, commands, feed, read: None, failing_since: None, changes, node, interim }
     }
 
     /// Works until nobody can ask any more or the source ends.
@@ -165,14 +167,21 @@ impl Engine {
     /// The second half: one pass for everybody, then what becomes of the ports.
     async fn finish(&mut self, replan: bool) {
         let wanted = self.node.ports_want_pass();
+        let began = Moment::now();
         let outcome = if replan || wanted { Some(self.pass().await) } else { None };
+        match &outcome {
+            Some(Ok(())) => self.failing_since = None,
+            Some(Err(_)) => drop(self.failing_since.get_or_insert(began)),
+            None => {}
+        }
         self.node.settle_ports(outcome.as_ref()).await;
         self.publish();
     }
 
     fn publish(&self) {
         let goes_on = self.interim.as_ref().is_some_and(|interim| interim.is_on(Instant::now()));
-        self.node.publish(&self.shared, goes_on);
+        let behind_since = self.read.into_iter().chain(self.failing_since).min();
+        self.node.publish(&self.shared, goes_on, behind_since);
     }
 
     /// Once the source has told everything, or does not answer: what was held goes on, after the pass that it asked for.
@@ -205,6 +214,9 @@ impl Engine {
         let news = self.feed.take();
         let since = news.since;
         let changed = self.shared.planner_mut().take(news);
+        if changed {
+            self.shared.work.heard();
+        }
         self.read = self.read.or(since.filter(|_| changed));
         changed
     }

@@ -114,7 +114,9 @@ impl Node {
 
     /// Plans and applies everything.
     pub(super) async fn pass(&mut self, shared: &Shared) -> Result<()> {
+        let began = Instant::now();
         let result = self.try_pass(shared).await;
+        shared.work.passed(began.elapsed());
         if result.is_err() {
             shared.work.failed();
         }
@@ -255,8 +257,8 @@ impl Node {
     }
 
     /// Publishes what readers see.
-    pub(super) fn publish(&self, shared: &Shared, goes_on: bool) {
+    pub(super) fn publish(&self, shared: &Shared, goes_on: bool, behind_since: Option<std::time::Instant>) {
         let Self { config, dataplane, ports, host, passes, told, .. } = self;
-        told.publish(&Parts { config, dataplane, ports, host, passes, goes_on }, shared);
+        told.publish(&Parts { config, dataplane, ports, host, passes, goes_on, behind_since }, shared);
     }
 }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The cluster's side of a pass: the plan is made and brought to the maps.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use anyhow::{Context as _, Result};
 use weft_dataplane::Maps;
@@ -9,7 +12,7 @@ use weft_dataplane::Maps;
 use crate::{
     apply::Applier,
     heap,
-    model::{Attachment, NodeFacts},
+    model::{Attachment, HealthChecks, NodeFacts},
     plan::Versions,
     serve::Shared,
 };
@@ -20,11 +23,13 @@ pub(super) struct Passes {
     applier: Applier,
     /// Which state of the cluster was applied last.
     planned: Option<Versions>,
-    /// One has worked.
-    ready: bool,
+    /// When one last worked.
+    updated: Option<SystemTime>,
     /// What the last one could not do.
     problems: Vec<String>,
     broken_off: BrokenOff,
+    /// What load balancers are to be told once it is in the maps.
+    checks: HealthChecks,
 }
 
 /// Writes of a pass that leaves much memory free: a first one, or one after a list. The largest change of one Service is a fifth
@@ -78,8 +83,8 @@ impl Passes {
     }
 
     /// The maps are as planned.
-    pub(super) const fn succeed(&mut self) {
-        self.ready = true;
+    pub(super) fn succeed(&mut self) {
+        self.updated = Some(SystemTime::now());
     }
 
     /// How it ended.
@@ -97,8 +102,14 @@ impl Passes {
         self.broken_off.passes > 0 || !self.problems.is_empty()
     }
 
+    /// Whether one has worked.
     pub(super) const fn ready(&self) -> bool {
-        self.ready
+        self.updated.is_some()
+    }
+
+    /// When one last worked.
+    pub(super) const fn updated(&self) -> Option<SystemTime> {
+        self.updated
     }
 
     pub(super) const fn planned(&self) -> Option<Versions> {
@@ -130,7 +141,9 @@ impl Passes {
             if !follows {
                 planner.distrust();
             }
-            planner.patch(&room)
+            let patch = planner.patch(&room);
+            self.checks.extend(planner.take_health_checks());
+            patch
         };
         shared.work.planned(started.elapsed());
         let started = Instant::now();
@@ -139,6 +152,7 @@ impl Passes {
             self.applier.patch(maps, planner.desired(), &patch).context("cannot write the dataplane's maps")?;
         let before = self.planned.replace(planner.versions());
         drop(planner);
+        shared.checks.put(std::mem::take(&mut self.checks));
         shared.work.applied(started.elapsed(), summary.written + summary.removed);
         if before.is_none() || summary.written + summary.removed > LARGE {
             shared.planner_mut().pack();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is told of the node: to readers, to the log, and as Events to those whose objects do not fit.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use weft_api::SourceState;
 use weft_dataplane::{Dataplane, OffloadCheck};
@@ -15,7 +15,7 @@ use crate::{
     attachment::Pool,
     config::Config,
     event::Events,
-    model::Standing,
+    model::{ObjectKey, Standing},
     serve::{
         Shared,
         metrics::{Mended, Work},
@@ -40,6 +40,8 @@ pub(super) struct Parts<'a> {
     pub(super) passes: &'a Passes,
     /// What an earlier agent has left is served.
     pub(super) goes_on: bool,
+    /// See [`View::behind_since`](crate::serve::View::behind_since).
+    pub(super) behind_since: Option<Instant>,
 }
 
 impl Told {
@@ -64,10 +66,11 @@ impl Told {
     pub(super) fn publish(&self, parts: &Parts<'_>, shared: &Shared) {
         let Parts { config, ports, host, passes, .. } = parts;
         let pools = ports.pools();
-        let standing = {
+        let (standing, leaving) = {
             let planner = shared.planner();
-            self.events.tell(&planner.desired().refusals, host.refusal());
-            planner.snapshot().standing()
+            self.events.tell(&planner.desired().refusals, host.refusal().into_iter().chain(shared.missing.refusals()));
+            let own = planner.snapshot().nodes.get(&ObjectKey::new("", &config.node_name));
+            (planner.snapshot().standing(), own.is_some_and(|node| node.is_leaving()))
         };
         let problems = self.problems(parts);
         shared.publish(|view| {
@@ -83,6 +86,9 @@ impl Told {
             view.problems = problems;
             view.attachments = ports.records().cloned().collect();
             view.planned = passes.planned();
+            view.updated = passes.updated();
+            view.behind_since = parts.behind_since;
+            view.leaving = leaving;
         });
     }
 

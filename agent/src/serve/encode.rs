@@ -24,6 +24,12 @@ pub(super) fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str,
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
 
+/// A gauge of seconds without labels.
+pub(super) fn seconds(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> Encoded {
+    let metric = ConstGauge::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), metric.metric_type())?)
+}
+
 /// A counter without labels.
 pub(super) fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Encoded {
     let metric = ConstCounter::new(value);

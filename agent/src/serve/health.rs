@@ -2,7 +2,7 @@
 //! Health over HTTP, `/healthz` and `/readyz`, for probes of this node; and metrics, `/metrics`, at an address of their own.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -15,6 +15,7 @@ use super::{
     Shared,
     http::{self, Reply},
     metrics,
+    port::is_switched_off,
 };
 use crate::config::MetricsAddress;
 
@@ -65,11 +66,6 @@ pub async fn listen_for_metrics(address: &MetricsAddress) -> io::Result<TcpListe
     }
 }
 
-/// `EADDRNOTAVAIL` and `EAFNOSUPPORT`: what a node without a family says.
-fn is_switched_off(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
-}
-
 fn named(field: &str, address: SocketAddr, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{field}: cannot listen on {address}: {error}"))
 }
@@ -90,13 +86,7 @@ pub async fn serve_metrics(listener: TcpListener, shared: Arc<Shared>) {
 
 fn health(request: &Request<Incoming>, shared: &Shared) -> Reply {
     match request.uri().path() {
-        "/healthz" => match shared.since_beat().filter(|since| *since > HUNG) {
-            None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
-            Some(since) => {
-                let text = format!("the engine has not worked for {} s\n", since.as_secs());
-                http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
-            }
-        },
+        "/healthz" => alive(shared),
         "/readyz" => match shared.unfit() {
             None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
             Some(why) => http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{why}\n")),
@@ -106,16 +96,32 @@ fn health(request: &Request<Incoming>, shared: &Shared) -> Reply {
     }
 }
 
+/// Whether the engine works.
+pub(super) fn alive(shared: &Shared) -> Reply {
+    match shared.since_beat().filter(|since| *since > HUNG) {
+        None => http::text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
+        Some(since) => {
+            let text = format!("the engine has not worked for {} s\n", since.as_secs());
+            http::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
+        }
+    }
+}
+
 async fn scraped(request: Request<Incoming>, shared: Arc<Shared>) -> Reply {
     if request.uri().path() != "/metrics" {
         return not_found("there is /metrics\n");
     }
-    match metrics::text(shared).await {
+    exposition(metrics::text(shared).await)
+}
+
+/// Metrics, as they are scraped.
+pub(super) fn exposition(text: Result<String, fmt::Error>) -> Reply {
+    match text {
         Ok(text) => http::text(StatusCode::OK, OPEN_METRICS, text),
         Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
     }
 }
 
-fn not_found(text: &str) -> Reply {
+pub(super) fn not_found(text: &str) -> Reply {
     http::text(StatusCode::NOT_FOUND, PLAIN, text.to_owned())
 }

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use prometheus_client::{
@@ -35,9 +35,14 @@ pub struct Work {
     plan: Histogram,
     apply: Histogram,
     lag: Histogram,
+    pass: Histogram,
+    /// When a change was last heard of, in milliseconds since 1970; 0: none was.
+    heard: AtomicU64,
     failures: AtomicU64,
     writes: AtomicU64,
     mended: [AtomicU64; Mended::ALL.len()],
+    /// Answers to each of [`Probe::ALL`]: 200, and 503.
+    probes: [[AtomicU64; 2]; Probe::ALL.len()],
     /// What the services of guests count.
     pub guests: Arc<guest::Counters>,
 }
@@ -70,6 +75,19 @@ impl Mended {
     }
 }
 
+/// What load balancers ask of the node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Probe {
+    /// `/healthz`.
+    Healthz,
+    /// `/livez`.
+    Livez,
+}
+
+impl Probe {
+    const ALL: [Self; 2] = [Self::Healthz, Self::Livez];
+}
+
 impl Default for Work {
     fn default() -> Self {
         let buckets = || exponential_buckets(0.000_1, 4.0, 9);
@@ -78,9 +96,13 @@ impl Default for Work {
             plan,
             apply,
             lag,
+            // kube-proxy's: a millisecond to half a minute.
+            pass: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            heard: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             mended: Default::default(),
+            probes: Default::default(),
             guests: Arc::default(),
         }
     }
@@ -103,10 +125,45 @@ impl Work {
         self.lag.observe(lag.as_secs_f64());
     }
 
+    /// A whole pass took this long, whatever became of it.
+    pub fn passed(&self, took: Duration) {
+        self.pass.observe(took.as_secs_f64());
+    }
+
+    /// How long passes take.
+    pub(super) const fn passes(&self) -> &Histogram {
+        &self.pass
+    }
+
+    /// The source has told of a change.
+    pub fn heard(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.heard.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// When it last did, since 1970; none: it never has.
+    pub(super) fn last_heard(&self) -> Option<Duration> {
+        let heard = self.heard.load(Ordering::Relaxed);
+        (heard != 0).then(|| Duration::from_millis(heard))
+    }
+
+    /// How often somebody was answered 200, and 503.
+    pub(super) fn answers(&self, probe: Probe) -> [u64; 2] {
+        let counts = self.probes.get(probe as usize);
+        counts.map(|counts| counts.each_ref().map(|count| count.load(Ordering::Relaxed))).unwrap_or_default()
+    }
+
     /// So many changes put something back that others had changed.
     pub fn mended(&self, what: Mended, changes: usize) {
         if let Some(counter) = self.mended.get(what as usize) {
             counter.fetch_add(changes as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Somebody asked, and was answered 200 or 503.
+    pub fn probed(&self, probe: Probe, good: bool) {
+        if let Some([ok, unavailable]) = self.probes.get(probe as usize) {
+            (if good { ok } else { unavailable }).fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -246,10 +303,10 @@ impl Live {
     }
 }
 
-fn label(name: &'static str, value: impl fmt::Display) -> Labels {
+pub(super) fn label(name: &'static str, value: impl fmt::Display) -> Labels {
     vec![(name, value.to_string())]
 }
 
-fn count(number: usize) -> i64 {
+pub(super) fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -12,8 +12,12 @@ pub mod flows;
 pub mod health;
 mod http;
 pub mod metrics;
+pub mod node_health;
 mod page;
+pub mod port;
+pub mod proxy;
 pub mod report;
+pub mod service_health;
 #[cfg(test)]
 mod tests;
 mod vms;
@@ -24,7 +28,7 @@ use std::{
         Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
@@ -43,6 +47,9 @@ pub type Command = (Request, oneshot::Sender<Result<Answer, ApiError>>);
 
 /// A turn of the engine takes milliseconds, the first one of a large cluster seconds: one that takes longer ends readiness.
 const STUCK: Duration = Duration::from_secs(20);
+
+/// What has waited for longer is late: twice kube-proxy's period of synchronization.
+const LATE: Duration = Duration::from_secs(60);
 
 /// How many requests may wait for the engine.
 pub const COMMANDS: usize = 1024;
@@ -78,6 +85,12 @@ pub struct View {
     pub attachments: Vec<Arc<Attachment>>,
     /// Which state of the cluster was applied last; none before the first one.
     pub planned: Option<Versions>,
+    /// When a pass over the dataplane last worked; none: none has yet.
+    pub updated: Option<SystemTime>,
+    /// Since when something has waited that no pass has brought to the dataplane; none: nothing waits.
+    pub behind_since: Option<Instant>,
+    /// The node is about to go: load balancers should send new connections elsewhere.
+    pub leaving: bool,
 }
 
 impl View {
@@ -100,6 +113,10 @@ pub struct Shared {
     pub devices: Board,
     /// Numbers of the engine's work.
     pub work: metrics::Work,
+    /// Ports that could not be had.
+    pub missing: port::Missing,
+    /// What load balancers are to be told of Services.
+    pub checks: service_health::Changes,
     maps: OnceLock<Arc<Maps>>,
     started: Instant,
     /// Milliseconds after `started` at which the engine was last seen to work; 0: it has not begun yet.
@@ -124,6 +141,8 @@ impl Shared {
             flows: flows::Flows::default(),
             devices: Board::default(),
             work: metrics::Work::default(),
+            missing: port::Missing::default(),
+            checks: service_health::Changes::default(),
             maps: OnceLock::new(),
             started: Instant::now(),
             beat: AtomicU64::new(0),
@@ -158,11 +177,12 @@ impl Shared {
         self.planner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything that wants the operator's eye, each once: the node's, the source's, the plan's.
+    /// Everything that wants the operator's eye, each once: the node's, the source's, the plan's, and ports that are missing.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let (view, planner) = (self.view(), self.planner());
         let all = view.problems.iter().chain(&planner.snapshot().problems).cloned().chain(planner.problems());
+        let all = all.chain(self.missing.problems());
         let mut seen = BTreeSet::new();
         all.filter(|problem| seen.insert(problem.clone())).collect()
     }
@@ -175,6 +195,20 @@ impl Shared {
         self.view().unfit().map(str::to_owned).or(stuck)
     }
 
+    /// Whether Services are served as the cluster has them: whoever has nothing to do keeps up (kube-proxy's `healthy`).
+    #[must_use]
+    pub fn keeps_up(&self) -> bool {
+        self.keeps_up_at(Instant::now())
+    }
+
+    fn keeps_up_at(&self, now: Instant) -> bool {
+        let view = self.view();
+        // At first everything waits, unless what an earlier agent has left is whole.
+        let is_empty = view.updated.is_none() && view.not_ready.is_some();
+        let behind = view.behind_since.into_iter().chain(is_empty.then_some(self.started));
+        behind.chain(self.last_beat()).all(|since| now.saturating_duration_since(since) <= LATE)
+    }
+
     /// The engine works.
     pub fn beat(&self) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -184,9 +218,13 @@ impl Shared {
     /// How long ago the engine was seen to work; none: it has not begun yet.
     #[must_use]
     pub fn since_beat(&self) -> Option<Duration> {
+        self.last_beat().map(|beat| beat.elapsed())
+    }
+
+    fn last_beat(&self) -> Option<Instant> {
         match self.beat.load(Ordering::Relaxed) {
             0 => None,
-            beat => Some(self.started.elapsed().saturating_sub(Duration::from_millis(beat))),
+            beat => Some(self.started + Duration::from_millis(beat)),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::{model::Desired, plan::Planner};
 
 mod health;
 mod pages;
+mod probes;
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
 

@@ -44,8 +44,8 @@ use crate::{
     apply::{Changes, Patch},
     heap,
     model::{
-        Attachment, Deltas, Desired, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, Standing,
-        address::address_key,
+        Attachment, Deltas, Desired, HealthChecks, Name, News, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot,
+        Standing, address::address_key,
     },
 };
 
@@ -79,7 +79,7 @@ pub struct Planner {
     compiled: usize,
 }
 
-/// Counts what the state on disk is made of.
+/// Counts changes of what the plan and the state on disk are made of.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Versions {
     /// Of all objects.
@@ -88,6 +88,10 @@ pub struct Versions {
     pub isolation: u64,
     /// Of the nodes.
     pub nodes: u64,
+    /// Of Services.
+    pub services: u64,
+    /// Of EndpointSlices.
+    pub slices: u64,
 }
 
 /// What changed since the last patch, beside Services and addresses.
@@ -187,10 +191,12 @@ impl Planner {
         }
         for (key, _) in services.put(&mut self.snapshot.services) {
             objects += 1;
+            self.versions.services += 1;
             self.services.touch(&key);
         }
         for (key, before) in slices.put(&mut self.snapshot.slices) {
             objects += 1;
+            self.versions.slices += 1;
             let before = before.and_then(|slice| services::service_of(&slice));
             let after = self.snapshot.slices.get(&key).and_then(|slice| services::service_of(slice));
             self.services.touch_slice(&key, before.as_deref(), after.as_deref());
@@ -292,6 +298,11 @@ impl Planner {
         self.patch_routes(&facts, &mut patch);
         self.due = Due::default();
         patch
+    }
+
+    /// What load balancers are to be told of Services, as far as it is planned otherwise since this was asked last.
+    pub fn take_health_checks(&mut self) -> HealthChecks {
+        self.services.take_checks()
     }
 
     /// Which workloads came and went.

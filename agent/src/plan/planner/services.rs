@@ -12,7 +12,10 @@ use weft_abi::{Addr, CLUSTER_NET, FrontendKey};
 use super::set;
 use crate::{
     apply::Patch,
-    model::{Attachment, Desired, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot, objects::EndpointSlice},
+    model::{
+        Attachment, Desired, HealthCheck, HealthChecks, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot,
+        objects::EndpointSlice,
+    },
     plan::{
         backends,
         numbers::{Given, Turnover},
@@ -35,6 +38,10 @@ pub(super) struct Services {
     /// Workloads that have ports of the host.
     host_ports: HostPorts,
     dirty: BTreeSet<ObjectKey>,
+    /// What load balancers ask for.
+    checks: BTreeMap<ObjectKey, HealthCheck>,
+    /// Those of them that are others since they were told.
+    changed_checks: HealthChecks,
     /// Frontends, and backends of them all.
     totals: [usize; 2],
     /// Numbers and entries are as the whole plan would have them: not before the first plan, nor where something was refused.
@@ -110,6 +117,7 @@ impl Services {
     pub(super) fn find(&mut self, snapshot: &Snapshot, facts: &NodeFacts) -> Found {
         let mut found = Found { any: !self.dirty.is_empty(), ..Found::default() };
         while let Some(key) = self.dirty.pop_first() {
+            self.follow_check(&key, snapshot, facts);
             let Planned { wanted, frontends, problems } = self.plan(&key, snapshot, facts);
             let old = self.withdraw(&key, &mut found);
             let mut changed: BTreeSet<FrontendKey> = old.iter().copied().collect();
@@ -156,6 +164,24 @@ impl Services {
         let Some((key, service)) = snapshot.services.get_key_value(key) else { return Planned::default() };
         let slices = self.slices_of(snapshot, key);
         services::plan_one(key, service, &slices, backends::Here::of(snapshot, facts), taken)
+    }
+
+    fn follow_check(&mut self, key: &ObjectKey, snapshot: &Snapshot, facts: &NodeFacts) {
+        let service = snapshot.services.get(key);
+        let check = service.and_then(|one| services::health_check(one, &self.slices_of(snapshot, key), facts));
+        if self.checks.get(key) == check.as_ref() {
+            return;
+        }
+        match &check {
+            Some(check) => drop(self.checks.insert(key.clone(), check.clone())),
+            None => drop(self.checks.remove(key)),
+        }
+        self.changed_checks.insert(key.clone(), check);
+    }
+
+    /// What load balancers are to be told, as far as it has changed since this was asked last.
+    pub(super) fn take_checks(&mut self) -> HealthChecks {
+        std::mem::take(&mut self.changed_checks)
     }
 
     /// The slices of a Service, in their order.

@@ -15,6 +15,7 @@ use crate::model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Roo
 mod affinity;
 mod capacity;
 mod classes;
+mod health_checks;
 mod host_ports;
 mod lists;
 mod oracle;

@@ -25,7 +25,7 @@ async fn serve_metrics(shared: &Arc<Shared>) -> SocketAddr {
     address
 }
 
-async fn get(address: SocketAddr, path: &'static str) -> String {
+pub(super) async fn get(address: SocketAddr, path: &'static str) -> String {
     let ask = move || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(PATIENCE).unwrap();
