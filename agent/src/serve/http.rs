@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A small HTTP server for probes and scrapes: one request per connection, every connection is accepted, and when there are too
-//! many the one that has been silent for longest goes. Idle clients keep nobody out.
+//! many the one that has been silent for longest goes. Idle clients keep nobody out. Listeners may share their connections: how many
+//! file descriptors clients take does not grow with the number of ports then.
 
 use std::{
     convert::Infallible,
+    fmt,
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -27,8 +29,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Connections at a time, of one address.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at a time, of one listener, or of those that share them.
+pub(super) const MAX_CONNECTIONS: usize = 64;
 /// A client that takes longer for its request is cut off.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 /// A client that takes longer for everything is cut off: metrics of many devices take two seconds.
@@ -43,14 +45,54 @@ struct Connection {
     is_asking: Arc<AtomicBool>,
 }
 
+/// Connections that are open, oldest first.
+#[derive(Clone, Default)]
+pub(super) struct Connections(Arc<Mutex<Vec<Connection>>>);
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Connections").field(&self.lock().len()).finish()
+    }
+}
+
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one more; where there are too many, another one goes.
+    fn add(&self, conversation: impl Future<Output = ()> + Send + 'static, is_asking: Arc<AtomicBool>) {
+        let mut open = self.lock();
+        open.retain(|connection| !connection.task.is_finished());
+        if open.len() >= MAX_CONNECTIONS {
+            let silent = open.iter().position(|connection| !connection.is_asking.load(Ordering::Relaxed));
+            open.remove(silent.unwrap_or(0)).task.abort();
+        }
+        open.push(Connection { task: tokio::spawn(conversation), is_asking });
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.lock().len()
+    }
+}
+
 /// Answers the requests of all connections by `answer`, for ever.
 pub(super) async fn serve<A, F>(listener: TcpListener, answer: A)
 where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    // Oldest first.
-    let mut open: Vec<Connection> = Vec::new();
+    serve_among(listener, Connections::default(), answer).await;
+}
+
+/// As [`serve`], of a listener whose connections count together with those of others.
+pub(super) async fn serve_among<A, F>(listener: TcpListener, connections: Connections, answer: A)
+where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -60,14 +102,8 @@ where
                 continue;
             }
         };
-        open.retain(|connection| !connection.task.is_finished());
-        if open.len() >= MAX_CONNECTIONS {
-            let silent = open.iter().position(|connection| !connection.is_asking.load(Ordering::Relaxed));
-            open.remove(silent.unwrap_or(0)).task.abort();
-        }
         let is_asking = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(converse(stream, answer.clone(), is_asking.clone()));
-        open.push(Connection { task, is_asking });
+        connections.add(converse(stream, answer.clone(), is_asking.clone()), is_asking);
     }
 }
 

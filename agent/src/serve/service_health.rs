@@ -19,18 +19,20 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Shared,
-    http::{self, Reply},
+    http::{self, Connections, Reply},
     port::{Owner, everywhere},
 };
 use crate::model::{HealthCheck, HealthChecks, ObjectKey, objects::Uid};
 
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
-/// What is to be told from now on, on its way from the engine to the ports.
+/// What is to be told from now on, on its way from the engine to the ports, and who asks there.
 #[derive(Debug, Default)]
 pub struct Changes {
     waiting: Mutex<HealthChecks>,
     news: Notify,
+    /// Of all ports together: there may be as many ports as Services, and whoever reaches the node reaches each of them.
+    pub(super) connections: Connections,
 }
 
 impl Changes {
@@ -121,7 +123,8 @@ impl Answering {
         let (count, shared, service) = (ready.clone(), shared.clone(), service.clone());
         let task = async move {
             let Some(listener) = shared.missing.listen(&owner, address).await else { return };
-            http::serve(listener, move |_| {
+            let connections = shared.checks.connections.clone();
+            http::serve_among(listener, connections, move |_| {
                 let reply = answer(&service, count.load(Ordering::Relaxed), shared.keeps_up());
                 async { reply }
             })

@@ -15,7 +15,9 @@ use super::{PATIENCE, health::get};
 use crate::{
     model::{Deltas, HealthCheck, HealthChecks, News, ObjectKey, RefusedKind, Snapshot, Standing},
     serve::{
-        Shared, View, node_health,
+        Shared, View,
+        http::MAX_CONNECTIONS,
+        node_health,
         port::{Owner, everywhere},
         proxy, service_health,
     },
@@ -227,6 +229,28 @@ async fn a_services_port_that_is_taken_is_a_problem_and_an_event_of_it() {
     shared.checks.put(checks("web", port, None));
     until(|| shared.problems().is_empty()).await;
     assert!(shared.missing.refusals().is_empty());
+}
+
+/// However many Services have a port: clients that say nothing take no more file descriptors, and keep nobody out.
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_of_services_share_their_connections() {
+    let (shared, _commands) = Shared::new(View::default());
+    tokio::spawn(service_health::serve(shared.clone()));
+    // Both at once: they differ.
+    let ((one, web), (other, api)) = (bound().await, bound().await);
+    drop((one, other));
+    let mut both = checks("web", web.port(), Some(1));
+    both.extend(checks("api", api.port(), Some(1)));
+    shared.checks.put(both);
+    until(|| listens(&shared, web.port()) && listens(&shared, api.port())).await;
+    let idle = move || [web, api].map(|address| [(); MAX_CONNECTIONS].map(|()| TcpStream::connect(address).unwrap()));
+    let idle = tokio::task::spawn_blocking(idle).await.unwrap();
+    until(|| shared.checks.connections.count() == MAX_CONNECTIONS).await;
+    for address in [web, api] {
+        assert_eq!(ask(address, "/").await.0, 200);
+        assert!(shared.checks.connections.count() <= MAX_CONNECTIONS);
+    }
+    drop(idle);
 }
 
 #[tokio::test(flavor = "multi_thread")]
