@@ -27,7 +27,7 @@ pub struct ServiceExposure {
     /// TCP port, on every address of the node, at which load balancers ask whether the node takes new connections; 0: nobody is
     /// told. None: kube-proxy's where there is an API server, else 0.
     pub healthz_port: Option<u16>,
-    /// TCP port of 127.0.0.1 at which the node tells what kube-proxy would tell of itself, its metrics among it; 0: nobody is told.
+    /// TCP port of 127.0.0.1 and ::1 at which the node tells what kube-proxy would tell of itself, its metrics among it; 0: nobody is told.
     /// None: kube-proxy's where there is an API server, else 0.
     pub metrics_port: Option<u16>,
     /// Whether load balancers are answered at the `healthCheckNodePort` of Services.

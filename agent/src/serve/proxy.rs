@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What programs on the node ask kube-proxy for, by default at 127.0.0.1:10249: its mode, whether it lives, and those of its metrics that
+//! What programs on the node ask kube-proxy for, by default at port 10249 of 127.0.0.1 and ::1: its mode, whether it lives, and those of its metrics that
 //! Weft can tell of itself, under their names, so that dashboards go on. What has no counterpart is left out. A pass is for both
 //! families: no metric has the label `ip_family`.
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::SystemTime,
 };
@@ -30,7 +30,11 @@ use crate::plan::Versions;
 
 /// Serves this node's own programs, for ever.
 pub async fn serve(port: u16, shared: Arc<Shared>) {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let [v4, v6] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    tokio::join!(serve_at((v4, port).into(), shared.clone()), serve_at((v6, port).into(), shared));
+}
+
+async fn serve_at(address: SocketAddr, shared: Arc<Shared>) {
     if let Some(listener) = shared.missing.listen(&Owner::Field("services.metricsPort"), address).await {
         serve_on(listener, shared).await;
     }

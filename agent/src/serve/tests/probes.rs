@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpStream},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -251,6 +251,23 @@ async fn ports_of_services_share_their_connections() {
         assert!(shared.checks.connections.count() <= MAX_CONNECTIONS);
     }
     drop(idle);
+}
+
+/// Whatever its own name leads to there.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_own_programs_ask_by_either_family() {
+    let (shared, _commands) = Shared::new(View::default());
+    let (listener, address) = bound().await;
+    drop(listener);
+    tokio::spawn(proxy::serve(address.port(), shared.clone()));
+    until(|| listens(&shared, address.port())).await;
+    assert!(get(address, "/proxyMode").await.ends_with("weft"));
+    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, address.port()));
+    // Where the node has it.
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok() {
+        until(|| TcpStream::connect(v6).is_ok()).await;
+        assert!(get(v6, "/proxyMode").await.ends_with("weft"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
