@@ -132,6 +132,7 @@ impl Dataplane {
         let plan = pins.plan_maps(&options.sizes)?;
         let undo = UndoPins::new(&pins, &plan);
         let (mut ebpf, offload) = load(&pins, &plan, options)?;
+        let sockets = options.cgroup.as_deref().map(|cgroup| (cgroup, socket::load(&mut ebpf)));
         // Not before: the programs name the maps by the descriptors that this gives back.
         let maps = Arc::new(Maps::take(&mut ebpf, &pins.maps)?);
         undo.disarm();
@@ -142,10 +143,10 @@ impl Dataplane {
         let mut dataplane =
             Self { ebpf, maps, pins, report: OpenReport { maps: plan, offload, ..OpenReport::default() } };
         dataplane.report.links = dataplane.adopt_links()?;
-        if let Some(Err(error)) = options.cgroup.as_deref().map(|cgroup| dataplane.attach_sockets(cgroup)) {
-            let why = chain(&error);
-            tracing::warn!(error = why, "sockets of the host do not reach its own ports");
-            dataplane.report.sockets = Some(why);
+        let attached = sockets.map(|(cgroup, loaded)| loaded.and_then(|()| dataplane.attach_sockets(cgroup)));
+        if let Some(Err(error)) = attached {
+            tracing::warn!(error = chain(&error), "sockets of the host do not reach its own ports");
+            dataplane.report.sockets = Some(error.to_string());
         }
         // What other programs found may not be what these find.
         dataplane.maps.verdicts().retain(|_, _| false)?;

@@ -4,13 +4,12 @@
 //! Each link is pinned as `links/socket-<program>`. It sees the sockets of all network namespaces of the machine and minds those of
 //! one: several nodes can share a machine. Others' programs there stay, and run before or after.
 
-use std::{
-    fs::File,
-    os::fd::AsFd as _,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, os::fd::AsFd as _, path::Path};
 
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, links::FdLink};
+use aya::{
+    Ebpf,
+    programs::{CgroupAttachMode, CgroupSockAddr, links::FdLink},
+};
 use weft_abi::program;
 
 use crate::{
@@ -30,6 +29,19 @@ pub(crate) fn is_socket_pin(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
+/// Loads the programs.
+pub(crate) fn load(ebpf: &mut Ebpf) -> Result<()> {
+    for name in program::SOCKETS {
+        let loaded = socket_program(ebpf, name)?.load();
+        loaded.map_err(|error| Error::Program { program: name, operation: "load", source: error.into() })?;
+    }
+    Ok(())
+}
+
+fn socket_program<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut CgroupSockAddr> {
+    ebpf.program_mut(name).ok_or_else(|| missing(name))?.try_into().map_err(wrong_type(name))
+}
+
 impl Dataplane {
     /// Lets sockets of the network namespace that [`Dataplane::open`] was called in reach ports of the host and NodePorts at the host's own
     /// addresses. `cgroup`: the root of the control groups (version 2). In place of what an earlier run attached there: both are there
@@ -45,24 +57,16 @@ impl Dataplane {
 
     fn attach_socket(&mut self, name: &'static str, root: &File) -> Result<()> {
         let failed = |operation, source: Source| Error::Program { program: name, operation, source };
-        let loaded = self.ebpf.program_mut(name).ok_or_else(|| missing(name))?;
-        let program: &mut CgroupSockAddr = loaded.try_into().map_err(wrong_type(name))?;
-        match program.load() {
-            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-            Err(error) => return Err(failed("load", error.into())),
-        }
-        let link = program.attach(root, CgroupAttachMode::AllowMultiple).and_then(|id| program.take_link(id));
+        let program = socket_program(&mut self.ebpf, name)?;
+        // Links stand beside others' always, and take no flag that says so.
+        let link = program.attach(root, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
         let link = link.map_err(|error| failed("attach", error.into()))?;
         let link = FdLink::try_from(link).map_err(|error| failed("attach", error.into()))?;
-        let pin = self.socket_pin(name);
+        let pin = self.pins.links.join(format!("{PREFIX}{name}"));
         if let Some(old) = unless_gone(sys::object_get(&pin).map_err(Error::path("open pinned link", &pin)))? {
             remove_pin(&pin, old.as_fd())?;
         }
         link.pin(&pin).map_err(|error| failed("pin", error.into()))?;
         Ok(())
-    }
-
-    fn socket_pin(&self, name: &str) -> PathBuf {
-        self.pins.links.join(format!("{PREFIX}{name}"))
     }
 }

@@ -15,13 +15,13 @@ use crate::{address, protocol};
 /// Look-ups without room that packets share: a packet may come between two of them.
 pub trait Sockets {
     /// `ADDRESSES`.
-    fn owner(&self, key: &AddressKey) -> Option<Owner>;
+    fn owner(&self, key: &AddressKey) -> Option<&Owner>;
     /// `FRONTENDS`.
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend>;
     /// The set of clients of this node in `BALANCERS`.
-    fn set(&self, service: u32) -> Option<MemberSet>;
+    fn set(&self, service: u32) -> Option<&MemberSet>;
     /// `MEMBERS`.
-    fn member(&self, key: &MemberKey) -> Option<Member>;
+    fn member(&self, key: &MemberKey) -> Option<&Member>;
 }
 
 /// Where a socket of the host is led that asks for `asked`; none: there.
@@ -32,25 +32,27 @@ pub fn lead<S: Sockets>(sockets: &S, asked: SocketEnd, protocol: u8) -> Option<S
     }
     let is_loopback = address::is_loopback(&asked.addr);
     let owner = sockets.owner(&AddressKey { net: CLUSTER_NET, addr: asked.addr });
-    if !is_loopback && !owner.is_some_and(|owner| owner.is_host()) {
+    if !is_loopback && !owner.is_some_and(Owner::is_host) {
         return None;
     }
     let exact = sockets.frontend(&FrontendKey::of_cluster(asked.addr, asked.port, protocol));
-    if let Some(frontend) = exact.filter(Frontend::is_host_port) {
-        return workload(sockets, frontend);
+    if let Some(frontend) = exact
+        && frontend.is_host_port()
+    {
+        return workload(sockets, frontend.service);
     }
     let of_any = sockets.frontend(&FrontendKey::of_node_port(&asked.addr, asked.port, protocol))?;
     if of_any.is_host_port() {
-        return workload(sockets, of_any);
+        return workload(sockets, of_any.service);
     }
-    let is_served = is_loopback || owner.is_some_and(|owner| owner.serves_node_ports());
+    let is_served = is_loopback || owner.is_some_and(Owner::serves_node_ports);
     let hairpin = if asked.addr.is_v4() { HAIRPIN_V4 } else { HAIRPIN_V6 };
     is_served.then_some(SocketEnd::new(hairpin, asked.port))
 }
 
 /// The workload that has a port of the host.
 #[inline(always)]
-fn workload<S: Sockets>(sockets: &S, Frontend { service, .. }: Frontend) -> Option<SocketEnd> {
+fn workload<S: Sockets>(sockets: &S, service: u32) -> Option<SocketEnd> {
     let set = sockets.set(service)?;
     let member = sockets.member(&MemberKey { service, set: set.set, index: 0 })?;
     Some(SocketEnd::new(member.addr, member.port))
@@ -70,24 +72,25 @@ mod tests {
     struct Node {
         owners: HashMap<Addr, Owner>,
         frontends: HashMap<FrontendKey, Frontend>,
+        sets: HashMap<u32, MemberSet>,
         members: HashMap<u32, Member>,
     }
 
     impl Sockets for Node {
-        fn owner(&self, key: &AddressKey) -> Option<Owner> {
-            self.owners.get(&key.addr).copied()
+        fn owner(&self, key: &AddressKey) -> Option<&Owner> {
+            self.owners.get(&key.addr)
         }
 
-        fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-            self.frontends.get(key).copied()
+        fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+            self.frontends.get(key)
         }
 
-        fn set(&self, service: u32) -> Option<MemberSet> {
-            Some(MemberSet { set: service, count: 1 })
+        fn set(&self, service: u32) -> Option<&MemberSet> {
+            self.sets.get(&service)
         }
 
-        fn member(&self, key: &MemberKey) -> Option<Member> {
-            self.members.get(&key.service).filter(|_| (key.set, key.index) == (key.service, 0)).copied()
+        fn member(&self, key: &MemberKey) -> Option<&Member> {
+            self.members.get(&key.service).filter(|_| (key.set, key.index) == (key.service, 0))
         }
     }
 
@@ -126,6 +129,7 @@ mod tests {
         add("192.0.2.1", 8083, 7, host_port);
         for service in 3..=5_u16 {
             let member = Member { addr: addr("10.1.0.2"), port: (service * 100).to_be(), flags: 0 };
+            node.sets.insert(service.into(), MemberSet { set: service.into(), count: 1 });
             node.members.insert(service.into(), member);
         }
         node

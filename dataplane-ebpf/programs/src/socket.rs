@@ -136,26 +136,26 @@ struct Maps;
 
 impl Sockets for Maps {
     #[inline(always)]
-    fn owner(&self, key: &AddressKey) -> Option<Owner> {
+    fn owner(&self, key: &AddressKey) -> Option<&Owner> {
         // SAFETY: user space replaces whole values; a reader under RCU sees one or the other element.
-        unsafe { ADDRESSES.get(key) }.copied()
+        unsafe { ADDRESSES.get(key) }
     }
 
     #[inline(always)]
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
         // SAFETY: as for `owner`.
-        unsafe { FRONTENDS.get(key) }.copied()
+        unsafe { FRONTENDS.get(key) }
     }
 
     #[inline(always)]
-    fn set(&self, service: u32) -> Option<MemberSet> {
+    fn set(&self, service: u32) -> Option<&MemberSet> {
         // SAFETY: as for `owner`.
-        unsafe { BALANCERS.get(service) }.map(|balancer| balancer.cluster)
+        unsafe { BALANCERS.get(service) }.map(|balancer| &balancer.cluster)
     }
 
     #[inline(always)]
-    fn member(&self, key: &MemberKey) -> Option<Member> {
+    fn member(&self, key: &MemberKey) -> Option<&Member> {
         // SAFETY: as for `owner`.
-        unsafe { MEMBERS.get(key) }.copied()
+        unsafe { MEMBERS.get(key) }
     }
 }
