@@ -475,6 +475,13 @@ object! {
     }
 }
 
+impl ServiceCidr {
+    /// Its prefixes, as they are written.
+    pub(crate) fn cidrs(&self) -> &[String] {
+        self.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

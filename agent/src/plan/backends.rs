@@ -7,9 +7,12 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
+use super::policy::peers::parse_cidr;
 use crate::model::{
     Labels, Name, NodeFacts, ObjectKey, Snapshot,
-    objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Hints, Node, Readiness},
+    objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Hints, Node, Readiness, ServiceCidr},
 };
 
 /// Labels of Services and slices that are another proxy's business, whatever their value.
@@ -23,13 +26,24 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 pub(crate) struct Here<'a> {
     pub(crate) facts: &'a NodeFacts,
     pub(crate) zone: Option<&'a str>,
+    service_cidrs: &'a BTreeMap<ObjectKey, Arc<ServiceCidr>>,
 }
 
 impl<'a> Here<'a> {
     /// This node, in the zone that its Node object tells.
     pub(crate) fn of(snapshot: &'a Snapshot, facts: &'a NodeFacts) -> Self {
         let node = snapshot.nodes.get(&ObjectKey::new("", &facts.name));
-        Self { facts, zone: node.and_then(|node| zone_of(node)) }
+        Self { facts, zone: node.and_then(|node| zone_of(node)), service_cidrs: &snapshot.service_cidrs }
+    }
+
+    /// The prefix of ClusterIPs that an address is in.
+    pub(crate) fn service_cidr_of(&self, address: IpAddr) -> Option<IpNet> {
+        let objects = self
+            .service_cidrs
+            .values()
+            .flat_map(|object| object.cidrs().iter().filter_map(|cidr| parse_cidr(cidr).ok()));
+        let all = self.facts.service_cidrs.iter().copied().chain(objects);
+        all.filter(|cidr| cidr.contains(&address)).max_by_key(IpNet::prefix_len)
     }
 }
 

@@ -153,8 +153,7 @@ impl Base {
     }
 
     fn add_service_cidr(&mut self, name: &str, cidr: &ServiceCidr) {
-        let cidrs = cidr.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
-        for text in cidrs {
+        for text in cidr.cidrs() {
             match parse_cidr(text).and_then(|net| self.check_services(net).map(|()| net)) {
                 Ok(net) => self.add_services(net, &format!("ServiceCIDR {name}")),
                 Err(why) => self.problems.push(format!(

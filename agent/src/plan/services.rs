@@ -256,7 +256,7 @@ impl<'a> Frontends<'a> {
                 None => problems.push(format!("spec.clusterIPs: '{text}' is not an IP address")),
             }
         }
-        let external = external::addresses(service, spec, &here.facts.exposure, &mut problems);
+        let external = external::addresses(service, spec, here, &mut problems);
         let (seconds, why) = affinity::seconds_of(spec);
         problems.extend(why);
         let policies = Policies::of(spec, here);

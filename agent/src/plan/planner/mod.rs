@@ -10,7 +10,7 @@
 //! | Namespace | what the classes of its pods match |
 //! | NetworkPolicy that selects pods here, or a workload that brings a list of its own | that list, and what classes match of peers that come or go |
 //! | Node | routes, and the classes of addresses of its pod CIDRs; of this node's zone all Services |
-//! | ServiceCIDR | routes |
+//! | ServiceCIDR | routes, and all Services: none has an address beyond the cluster in it |
 //!
 //! Where something does not fit, or may not, the part that shares the map is planned whole, so that who is refused is
 //! decided among all that want room: Services where one of them changes, policies where a list comes, changes or goes, or what stood
@@ -188,6 +188,7 @@ impl Planner {
         for _ in service_cidrs.put(&mut self.snapshot.service_cidrs) {
             objects += 1;
             self.due.routes = true;
+            self.services.touch_all(&self.snapshot);
         }
         for (key, _) in services.put(&mut self.snapshot.services) {
             objects += 1;
@@ -220,6 +221,9 @@ impl Planner {
     /// Takes what the node is, and what is plugged into it.
     pub fn observe(&mut self, facts: &NodeFacts, attachments: Vec<Arc<Attachment>>) {
         if self.facts.as_ref() != Some(facts) {
+            if self.facts.as_ref().is_some_and(|known| known.service_cidrs != facts.service_cidrs) {
+                self.services.touch_all(&self.snapshot);
+            }
             self.facts = Some(facts.clone());
             (self.due.places, self.due.routes, self.due.ports) = (true, true, true);
         }

@@ -6,18 +6,15 @@ use std::{collections::BTreeSet, net::IpAddr};
 use weft_abi::{HAIRPIN_V4, HAIRPIN_V6};
 
 use crate::{
-    model::{
-        ServiceExposure,
-        objects::{Service, ServiceSpec},
-    },
-    plan::{address::parse_ip, routes::special},
+    model::objects::{Service, ServiceSpec},
+    plan::{address::parse_ip, backends::Here, routes::special},
 };
 
 /// Those that count; `problems` tells of the others. The programs leave out of these what is a pod's, a node's or another Service's.
 pub(super) fn addresses(
     service: &Service,
     spec: &ServiceSpec,
-    exposure: &ServiceExposure,
+    here: Here<'_>,
     problems: &mut Vec<String>,
 ) -> BTreeSet<IpAddr> {
     let is_limited = spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty());
@@ -29,6 +26,7 @@ pub(super) fn addresses(
                 .to_owned(),
         );
     }
+    let exposure = &here.facts.exposure;
     let mut found = BTreeSet::new();
     let mut take = |field: &str, text: &str| match parse_ip(text) {
         None => problems.push(format!("{field}: '{text}' is not an IP address")),
@@ -37,6 +35,10 @@ pub(super) fn addresses(
         )),
         Some(address) if is_special(address) => {
             problems.push(format!("{field}: {address} is no address that a Service can have beyond the cluster"));
+        }
+        // Whoever has it, now or later, is another Service: it must not lose a port to this one.
+        Some(address) if let Some(cidr) = here.service_cidr_of(address) => {
+            problems.push(format!("{field}: {address} is in {cidr}, which is for ClusterIPs, and is not served"));
         }
         Some(address) => drop(found.insert(address)),
     };

@@ -424,6 +424,29 @@ fn external_addresses_can_be_limited_and_what_is_none_is_named() {
     assert!(desired.problems.iter().any(|problem| problem.contains("services.externalIPs is off")));
 }
 
+/// Who may write a Service must not be able to take a port from another's ClusterIP, whatever the names of both.
+#[rstest]
+#[case::of_the_configuration(true)]
+#[case::of_a_service_cidr(false)]
+fn an_external_address_takes_no_port_of_a_cluster_ip(#[case] configured: bool) {
+    let mut world = World::default();
+    let dns = json!({"clusterIP": "172.30.0.10", "ports": [{"port": 53}]});
+    world.service("kube-dns", dns);
+    let thief = json!({"clusterIP": "172.30.0.66", "externalIPs": ["172.30.0.10"], "ports": [{"port": 53}]});
+    world.service("a-thief", thief);
+    if configured {
+        world.facts.service_cidrs = vec!["172.30.0.0/16".parse().unwrap()];
+    } else {
+        world.service_cidr("kubernetes", &["172.30.0.0/16"]);
+    }
+    spread(&mut world);
+    let desired = world.plan();
+    assert_eq!(desired.frontends[&key("172.30.0.10", 53, TCP)].flags, 0, "the ClusterIP's");
+    let why = "Service x/a-thief: spec.externalIPs: 172.30.0.10 is in 172.30.0.0/16, which is for ClusterIPs, and is not served";
+    assert!(desired.problems.iter().any(|problem| problem == why), "{:?}", desired.problems);
+    assert_eq!(desired.problems.len(), 1, "{:?}", desired.problems);
+}
+
 #[test]
 fn a_node_port_that_two_ask_for_is_the_first_ones() {
     let mut world = World::default();
