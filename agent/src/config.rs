@@ -430,7 +430,7 @@ impl Config {
         self.port(self.services.healthz_port, HEALTHZ_PORT)
     }
 
-    /// Port at which what kube-proxy would tell of itself is told; none: it is switched off.
+    /// Port of kube-proxy's metrics and mode; none: it is switched off.
     #[must_use]
     pub fn metrics_port(&self) -> Option<NonZeroU16> {
         self.port(self.services.metrics_port, METRICS_PORT)

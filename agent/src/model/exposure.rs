@@ -24,10 +24,10 @@ pub struct ServiceExposure {
     /// another Service's.
     #[serde(rename = "allowedCIDRs")]
     pub allowed_cidrs: Vec<IpNet>,
-    /// TCP port, on every address of the node, at which load balancers ask whether the node takes new connections; 0: nobody is
-    /// told. None: kube-proxy's where there is an API server, else 0.
+    /// TCP port, on every address of the node, at which load balancers ask whether the node takes new connections; 0: it is
+    /// switched off. None: kube-proxy's where there is an API server, else 0.
     pub healthz_port: Option<u16>,
-    /// TCP port of 127.0.0.1 and ::1 at which the node tells what kube-proxy would tell of itself, its metrics among it; 0: nobody is told.
+    /// TCP port of 127.0.0.1 and ::1 of kube-proxy's metrics and mode; 0: it is switched off.
     /// None: kube-proxy's where there is an API server, else 0.
     pub metrics_port: Option<u16>,
     /// Whether load balancers are answered at the `healthCheckNodePort` of Services.
@@ -47,7 +47,7 @@ impl Default for ServiceExposure {
     }
 }
 
-/// What load balancers that ask for a Service at this node are told: one that has its clients served by the backends of the node that
+/// The answer to load balancers that ask for a Service at this node: one that has its clients served by the backends of the node that
 /// they come to (`externalTrafficPolicy: Local`) has a port for that.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct HealthCheck {

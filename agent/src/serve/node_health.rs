@@ -2,7 +2,7 @@
 //! What load balancers and others that know kube-proxy ask of the node: `/healthz` and `/livez`, by default at port 10256 of every
 //! address. Bodies and codes are kube-proxy's (KEP-3836).
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::SystemTime};
 
 use hyper::{Request, body::Incoming};
 use k8s_openapi::jiff::Timestamp;
@@ -13,20 +13,12 @@ use super::{
     Shared, health,
     http::{self, Reply},
     metrics::Probe,
-    port::{Owner, everywhere},
+    port::{everywhere, serve_both},
 };
 
 /// Serves every address of the node, for ever.
 pub async fn serve(port: u16, shared: Arc<Shared>) {
-    let [v4, v6] = everywhere(port);
-    tokio::join!(serve_at(v4, shared.clone()), serve_at(v6, shared));
-}
-
-async fn serve_at(address: SocketAddr, shared: Arc<Shared>) {
-    let owner = Owner::Field("services.healthzPort");
-    if let Some(listener) = shared.missing.listen(&owner, address).await {
-        serve_on(listener, shared).await;
-    }
+    serve_both("services.healthzPort", everywhere(port), shared, serve_on).await;
 }
 
 pub(super) async fn serve_on(listener: TcpListener, shared: Arc<Shared>) {

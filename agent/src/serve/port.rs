@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use tokio::{
     time::sleep,
 };
 
+use super::Shared;
 use crate::model::{ObjectKey, Refusal, RefusedKind};
 
 /// Between attempts.
@@ -117,6 +118,30 @@ impl Missing {
 /// Every address of the node, by family. Apart, so that each is there whatever `net.ipv6.bindv6only` says.
 pub(super) fn everywhere(port: u16) -> [SocketAddr; 2] {
     [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].map(|any| SocketAddr::new(any, port))
+}
+
+/// The host's two names for itself.
+pub(super) fn on_loopback(port: u16) -> [SocketAddr; 2] {
+    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].map(|own| SocketAddr::new(own, port))
+}
+
+/// Answers at both addresses of the port that `field` of the configuration names, once each can be had, for ever.
+pub(super) async fn serve_both<F, Served>(
+    field: &'static str,
+    [v4, v6]: [SocketAddr; 2],
+    shared: Arc<Shared>,
+    serve_on: F,
+) where
+    F: Fn(TcpListener, Arc<Shared>) -> Served,
+    Served: Future<Output = ()>,
+{
+    let owner = Owner::Field(field);
+    let at = async |address| {
+        if let Some(listener) = shared.missing.listen(&owner, address).await {
+            serve_on(listener, shared.clone()).await;
+        }
+    };
+    tokio::join!(at(v4), at(v6));
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What programs on the node ask kube-proxy for, by default at port 10249 of 127.0.0.1 and ::1: its mode, whether it lives, and those of its metrics that
-//! Weft can tell of itself, under their names, so that dashboards go on. What has no counterpart is left out. A pass is for both
-//! families: no metric has the label `ip_family`.
+//! What programs on the node ask kube-proxy for, by default at port 10249 of 127.0.0.1 and ::1: its mode, whether it lives, and its
+//! metrics as far as Weft has a counterpart, under their names, so that dashboards go on. A pass is for both families: no metric has the
+//! label `ip_family`.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use hyper::{Request, StatusCode, body::Incoming};
 use prometheus_client::{
@@ -24,20 +19,13 @@ use super::{
     health,
     http::{self, Reply},
     metrics::{Probe, count, label},
-    port::Owner,
+    port::{on_loopback, serve_both},
 };
 use crate::plan::Versions;
 
 /// Serves this node's own programs, for ever.
 pub async fn serve(port: u16, shared: Arc<Shared>) {
-    let [v4, v6] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    tokio::join!(serve_at((v4, port).into(), shared.clone()), serve_at((v6, port).into(), shared));
-}
-
-async fn serve_at(address: SocketAddr, shared: Arc<Shared>) {
-    if let Some(listener) = shared.missing.listen(&Owner::Field("services.metricsPort"), address).await {
-        serve_on(listener, shared).await;
-    }
+    serve_both("services.metricsPort", on_loopback(port), shared, serve_on).await;
 }
 
 pub(super) async fn serve_on(listener: TcpListener, shared: Arc<Shared>) {

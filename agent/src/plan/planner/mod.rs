@@ -304,7 +304,7 @@ impl Planner {
         patch
     }
 
-    /// What load balancers are to be told of Services, as far as it is planned otherwise since this was asked last.
+    /// The answers to load balancers that changed since the last call, by Service.
     pub fn take_health_checks(&mut self) -> HealthChecks {
         self.services.take_checks()
     }
