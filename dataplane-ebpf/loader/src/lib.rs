@@ -43,7 +43,7 @@ mod upgrade;
 use std::{collections::BTreeMap, io, panic::resume_unwind, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, VerifierLogLevel,
     programs::{ProgramError, SchedClassifier},
 };
 use nix::time::{ClockId, clock_getres};
@@ -196,8 +196,9 @@ fn load(pins: &PinDir, plan: &[MapReport], options: &Options) -> Result<(Ebpf, O
         let mut ebpf = create_maps(pins, plan, &skb, options)?;
         match load_programs(&mut ebpf) {
             Ok(()) => return Ok((ebpf, skb.check())),
-            Err(Error::Verifier { source, .. }) => {
-                tracing::warn!(error = %source, way = ?skb.check(), "the kernel refused programs that look at struct sk_buff");
+            Err(Error::Verifier { program, source, log }) => {
+                let way = skb.check();
+                tracing::warn!(program, error = %source, ?way, log, "the kernel refused programs that look at struct sk_buff");
                 unseen = format!("the kernel refused programs that read its memory: {source}");
             }
             Err(error) => return Err(error),
@@ -214,6 +215,8 @@ fn create_maps(pins: &PinDir, plan: &[MapReport], skb: &KernelSkb, options: &Opt
     let mut loader = EbpfLoader::new();
     // The programs relocate nothing by kernel types: no need to parse the kernel's BTF.
     loader.btf(None);
+    // The log ends with why a program was refused. All its steps, which aya asks for again and again until they fit, take a minute.
+    loader.verifier_log_level(VerifierLogLevel::STATS);
     for (report, path) in plan.iter().zip(&paths) {
         loader.map_max_entries(report.map, report.max_entries).map_pin_path(report.map, path.as_path());
     }

@@ -27,14 +27,16 @@ pub fn find<'t, T: Tables>(tables: &'t T, net: u32, key: &FlowKey6) -> Option<&'
     if net != CLUSTER_NET {
         return None;
     }
-    let owner = tables.owner(net, &key.dst).copied();
+    // What nobody has is not the host's. A value in either case: of an `Option`, the compiler may copy what `None` left unset, which the
+    // verifier refuses.
+    let owner = tables.owner(net, &key.dst).map_or(Owner::workload(0), |owner| *owner);
     // What the host's sockets ask of the host itself comes by there (`crate::socket`).
     let is_by_socket = key.ifindex == config.host_ifindex && (key.dst == HAIRPIN_V4 || key.dst == HAIRPIN_V6);
-    if !is_by_socket && !owner.is_some_and(|owner| owner.is_host()) {
+    if !is_by_socket && !owner.is_host() {
         return None;
     }
     let of_any = tables.frontend(&FrontendKey::of_node_port(&key.dst, key.dport, protocol))?;
-    (is_by_socket || owner.is_some_and(|owner| of_any.is_served_at(&owner))).then_some(of_any)
+    (is_by_socket || of_any.is_served_at(&owner)).then_some(of_any)
 }
 
 /// Whether a frontend at just this address counts.
