@@ -16,6 +16,7 @@ use weft_abi::{
 };
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
+use self::address::cidr_key;
 use crate::heap;
 
 pub(crate) mod address;
@@ -179,7 +180,7 @@ pub struct Room {
     /// Service frontends (`FRONTENDS`, half of it: the other half is for their addresses), and as many Service ports (`BALANCERS`,
     /// `SERVICE_GENERATIONS`).
     pub services: usize,
-    /// Backends of all Service ports (`MEMBERS`, `BACKENDS`).
+    /// Backends and `loadBalancerSourceRanges` of all Service ports (`MEMBERS`, `BACKENDS`, `SOURCES`).
     pub members: usize,
     /// Addresses of pods (`PEERS`).
     pub peers: usize,
@@ -198,6 +199,11 @@ pub struct Room {
 impl Room {
     /// A second or two of work.
     pub const WORK: u64 = 1 << 27;
+
+    /// What Services share: frontends, and what they lead to.
+    pub(crate) const fn of_services(&self) -> [usize; 2] {
+        [self.services, self.members]
+    }
 }
 
 /// What kind of object does not fit.
@@ -247,6 +253,8 @@ pub struct Desired {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// `BALANCERS`, `MEMBERS` and `BACKENDS`, by the number of the Service port; the apply step numbers the sets.
     pub balancers: BTreeMap<u32, DesiredBalancer>,
+    /// `SOURCES`: those of `balancers`.
+    pub sources: BTreeMap<CidrKey, u32>,
     /// `PEERS`.
     pub peers: BTreeMap<AddressKey, u64>,
     /// `CLASSES`.
@@ -289,10 +297,11 @@ pub struct Desired {
 impl Desired {
     /// See [`heap::pack`].
     pub(crate) fn pack(&mut self) {
-        let Self { remotes, frontends, balancers, peers, classes, rules, blocks, .. } = self;
+        let Self { remotes, frontends, balancers, sources, peers, classes, rules, blocks, .. } = self;
         heap::pack(remotes);
         heap::pack(frontends);
         heap::pack(balancers);
+        heap::pack(sources);
         heap::pack(peers);
         heap::pack(classes);
         heap::pack(rules);
@@ -313,7 +322,12 @@ pub struct DesiredBalancer {
     pub keeping: Arc<[Member]>,
     /// Whether clients keep their backend.
     pub affinity: DesiredAffinity,
+    /// Whom limited frontends of it serve; in order, none twice.
+    pub sources: Arc<[IpNet]>,
 }
+
+/// The value of all entries of `SOURCES`.
+const SERVED: u32 = 1;
 
 /// For how long clients of a Service port keep their backend.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -329,7 +343,14 @@ impl DesiredBalancer {
     pub(crate) fn of(chosen: impl Into<Arc<[Member]>>, keeping: impl Into<Arc<[Member]>>) -> Self {
         let chosen = chosen.into();
         let [internal, external] = [&chosen, &chosen].map(Arc::clone);
-        Self { internal, external, cluster: chosen, keeping: keeping.into(), affinity: DesiredAffinity::default() }
+        Self {
+            internal,
+            external,
+            cluster: chosen,
+            keeping: keeping.into(),
+            affinity: DesiredAffinity::default(),
+            sources: Arc::default(),
+        }
     }
 
     /// Its sets, as [`weft_abi::Balancer::sets`] has them.
@@ -337,11 +358,18 @@ impl DesiredBalancer {
         [&self.internal, &self.external, &self.cluster]
     }
 
-    /// How many members its sets have, each set counted once, with those that keep flows.
+    /// How many members its sets have, each set counted once, with those that keep flows and its sources.
     pub(crate) fn room(&self) -> usize {
         let sets = self.sets();
         let is_first = |place: &usize| !sets[..*place].contains(&sets[*place]);
-        (0..sets.len()).filter(is_first).map(|place| sets[place].len()).sum::<usize>() + self.keeping.len()
+        (0..sets.len()).filter(is_first).map(|place| sets[place].len()).sum::<usize>()
+            + self.keeping.len()
+            + self.sources.len()
+    }
+
+    /// The entries that its sources have under this number.
+    pub(crate) fn source_entries(&self, service: u32) -> impl Iterator<Item = (CidrKey, u32)> {
+        self.sources.iter().map(move |source| (CidrKey { net: service, ..cidr_key(*source) }, SERVED))
     }
 
     /// The names that all backends have under this number, those that get no new flows included, and the [`BackendFlags`] of each.

@@ -54,6 +54,18 @@ impl Site {
         Ok(Self { guest, far, bed })
     }
 
+    /// Leads the outside to the load balancer's addresses by a node.
+    fn route_to_load_balancer(&self, node: &Node) -> Result<()> {
+        let routes = format!(
+            "ip route add {}/32 via {} src {OUTSIDE_V4} && ip -6 route add {}/128 via {} src {OUTSIDE_V6}",
+            LOAD_BALANCER[0],
+            node.v4(),
+            LOAD_BALANCER[1],
+            node.v6()
+        );
+        self.bed.outside().sh(&routes)?.ok().map(drop)
+    }
+
     /// `client` meets exactly these servers at `to`, each of which sees one of its addresses.
     fn meets(&self, client: &dyn Shell, to: SocketAddr, wanted: &[(&str, &[IpAddr])]) -> Result<()> {
         let all: BTreeSet<&str> = wanted.iter().map(|(name, _)| *name).collect();
@@ -76,6 +88,14 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// With addresses of a load balancer, one of which serves by itself.
+fn balanced() -> Value {
+    let mut object = exposed("default/web", VIPS, NODE_PORT, "Cluster");
+    object["status"] = json!({"loadBalancer": {"ingress": [
+        {"ip": LOAD_BALANCER[0]}, {"ip": LOAD_BALANCER[1]}, {"ip": "198.18.7.8", "ipMode": "Proxy"}]}});
+    object
 }
 
 /// Whoever asks whichever node: outside, pods and guests of both nodes, the other node's host. A backend here sees who asks; one of
@@ -157,19 +177,9 @@ fn a_local_policy_is_for_those_from_elsewhere() -> Result<()> {
 #[test]
 fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
     let site = Site::new(Mode::Vxlan)?;
-    let mut object = exposed("default/web", VIPS, NODE_PORT, "Cluster");
-    object["status"] = json!({"loadBalancer": {"ingress": [
-        {"ip": LOAD_BALANCER[0]}, {"ip": LOAD_BALANCER[1]}, {"ip": "198.18.7.8", "ipMode": "Proxy"}]}});
-    site.bed.apply(&object)?;
+    site.bed.apply(&balanced())?;
     let node = site.bed.node(1);
-    let routes = format!(
-        "ip route add {}/32 via {} src {OUTSIDE_V4} && ip -6 route add {}/128 via {} src {OUTSIDE_V6}",
-        LOAD_BALANCER[0],
-        node.v4(),
-        LOAD_BALANCER[1],
-        node.v6()
-    );
-    site.bed.outside().sh(&routes)?.ok()?;
+    site.route_to_load_balancer(node)?;
     let pod = site.bed.container(1, "default/pod", &[])?;
     for address in LOAD_BALANCER {
         let to = SocketAddr::new(address.parse()?, 80);
@@ -183,6 +193,40 @@ fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
     let told = node.sh("weft services")?.ok()?;
     ensure!(told.contains("198.18.7.7 external") && told.contains("nodePort 30080"), "{told}");
     ensure!(!told.contains("198.18.7.8"), "what the load balancer does itself is its own: {told}");
+    Ok(())
+}
+
+/// A client that is in none of them hears nothing, by the load balancer's address alone.
+#[test]
+fn a_load_balancer_serves_those_in_its_source_ranges_alone() -> Result<()> {
+    let site = Site::new(Mode::Vxlan)?;
+    let node = site.bed.node(1);
+    site.route_to_load_balancer(node)?;
+    let pod = site.bed.container(1, "default/pod", &[])?;
+    let mut object = balanced();
+    let mut limit = |ranges: [String; 2]| {
+        object["spec"]["loadBalancerSourceRanges"] = json!(ranges);
+        site.bed.apply(&object)
+    };
+    let outside = [format!("{OUTSIDE_V4}/32"), format!("{OUTSIDE_V6}/64")];
+    let pods = pod.addresses().iter().map(|own| format!("{own}/{}", if own.is_ipv4() { 32 } else { 128 }));
+    let pods = [pods.clone().find(|own| own.contains('.')), pods.clone().find(|own| own.contains(':'))];
+    let pods = pods.map(|own| own.expect("an address of each family"));
+    let clients: [(&dyn Shell, [String; 2]); 2] = [(site.bed.outside(), outside), (&pod, pods)];
+    for (served, refused) in [(0, 1), (1, 0)] {
+        limit(clients[served].1.clone())?;
+        for address in LOAD_BALANCER {
+            let to = SocketAddr::new(address.parse()?, 80);
+            for protocol in BOTH {
+                let client = clients[served].0;
+                until_ok("it is served", SOON, || client.ask(protocol, to)).with_context(|| node.agent_log())?;
+                until_ok("it is not", SOON, || clients[refused].0.is_kept_out(protocol, to))?;
+            }
+        }
+        let node_port = node_ports(node, NODE_PORT)[0];
+        clients[refused].0.ask(Protocol::Tcp, node_port).context("other frontends are for all")?;
+    }
+    ensure!(node.drops("source-range")? > 0, "it is counted");
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 //!
 //! 1. what is about to change (`digests`); the node's facts, its addresses before the devices that masquerade with them; prefixes,
 //!    the longest first (removals: the shortest first), so that each address goes from its old answer straight to its new one;
-//! 2. Services: frontends that go; new sets of members, then the balancer that leads to them, then frontends that come; then the
+//! 2. Services: clients that limited frontends serve, before the frontends are limited; frontends that go; new sets of members, then the balancer that leads to them, then frontends that come; then the
 //!    names of backends go that serve no more (`services`);
 //! 3. policy: never is anything allowed that neither the old nor the new state allows (`policy`);
 //! 4. ports, then the addresses that lead to them; removals in reverse; rules that nobody uses any more;
@@ -62,6 +62,7 @@ struct Observed {
     balancers: Known<u32, Balancer>,
     members: Known<MemberKey, Member>,
     backends: Known<BackendKey, u32>,
+    sources: Known<CidrKey, u32>,
     peers: Known<AddressKey, u64>,
     classes: Known<u64, Class>,
     lists: Known<u64, List>,
@@ -130,8 +131,19 @@ impl Applier {
 
     /// Packs what it knows, once much has been written at once.
     pub fn pack(&mut self) {
-        let Some(Observed { remotes, frontends, balancers, members, backends, peers, classes, rules, blocks, .. }) =
-            &mut self.observed
+        let Some(Observed {
+            remotes,
+            frontends,
+            balancers,
+            members,
+            backends,
+            sources,
+            peers,
+            classes,
+            rules,
+            blocks,
+            ..
+        }) = &mut self.observed
         else {
             return;
         };
@@ -140,6 +152,7 @@ impl Applier {
         heap::pack(&mut balancers.0);
         heap::pack(&mut members.0);
         heap::pack(&mut backends.0);
+        heap::pack(&mut sources.0);
         heap::pack(&mut peers.0);
         heap::pack(&mut classes.0);
         heap::pack(&mut rules.0);
@@ -246,6 +259,7 @@ impl Observed {
             balancers: Known::observe(tables.balancers())?,
             members: Known::observe(tables.members())?,
             backends: Known::observe(tables.backends())?,
+            sources: Known::observe(tables.sources())?,
             peers: Known::observe(tables.peers())?,
             classes: Known::observe(tables.classes())?,
             lists: Known::observe(tables.lists())?,
@@ -267,7 +281,9 @@ impl Pass<'_> {
         self.put_hosts()?;
         self.put_node_devices()?;
         self.put_remotes(&patch.remotes)?;
+        self.put_sources();
         self.put_services()?;
+        self.take_sources();
         self.make_room_for_lists();
         self.put_policy(&policy)?;
         self.put_places()?;

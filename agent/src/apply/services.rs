@@ -117,6 +117,20 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Whom limited frontends serve from now on. A client that has no entry is not served.
+    pub(super) fn put_sources(&mut self) {
+        let (table, known) = (self.tables.sources(), &mut self.observed.sources);
+        let failed = known.put_all(table, &self.patch.sources, &mut self.summary);
+        failed.tell("loadBalancerSourceRanges", "new flows from there are dropped", &mut self.summary);
+    }
+
+    /// And whom they do not serve any more, once frontends that served them and are not limited any more are told so.
+    pub(super) fn take_sources(&mut self) {
+        let (table, known) = (self.tables.sources(), &mut self.observed.sources);
+        let failed = known.take_gone(table, &self.patch.sources, &mut self.summary);
+        failed.tell("old loadBalancerSourceRanges", "new flows from there are still served", &mut self.summary);
+    }
+
     /// What a pass that broke off has not published.
     fn find_unpublished(&mut self) -> Result<(), Error> {
         let generations = self.tables.service_generations();

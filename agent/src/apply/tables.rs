@@ -64,6 +64,7 @@ pub trait Tables {
     fn balancers(&self) -> &dyn Table<u32, Balancer>;
     fn members(&self) -> &dyn Table<MemberKey, Member>;
     fn backends(&self) -> &dyn Table<BackendKey, u32>;
+    fn sources(&self) -> &dyn Table<CidrKey, u32>;
     fn peers(&self) -> &dyn Table<AddressKey, u64>;
     fn classes(&self) -> &dyn Table<u64, Class>;
     fn lists(&self) -> &dyn Table<u64, List>;
@@ -159,6 +160,10 @@ impl Tables for Maps {
 
     fn backends(&self) -> &dyn Table<BackendKey, u32> {
         self.backends()
+    }
+
+    fn sources(&self) -> &dyn Table<CidrKey, u32> {
+        self.sources()
     }
 
     fn peers(&self) -> &dyn Table<AddressKey, u64> {

@@ -45,3 +45,15 @@ pub(crate) fn covers_mapped(net: IpNet) -> bool {
 pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
     text.parse().ok().filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()))
 }
+
+/// Reads a prefix; host bits are cleared, as the API server's older validation and all implementations do.
+///
+/// # Errors
+/// No prefix, or one of IPv4-mapped IPv6 addresses.
+pub(crate) fn parse_cidr(text: &str) -> Result<IpNet, String> {
+    let net: IpNet = text.parse().map_err(|_| format!("'{text}' is not a prefix such as 10.0.0.0/8 or fd00::/8"))?;
+    if is_mapped(net) || parse_ip(&net.addr().to_string()).is_none() {
+        return Err(format!("'{text}' is an IPv4 prefix in IPv6 form; write it as IPv4"));
+    }
+    Ok(net.trunc())
+}

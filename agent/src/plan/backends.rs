@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::policy::peers::parse_cidr;
+use super::address::parse_cidr;
 use crate::model::{
     Labels, Name, NodeFacts, ObjectKey, Snapshot,
     objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Hints, Node, Readiness, ServiceCidr},

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Balancer, CLOSED_LIST, Class, Frontend, FrontendKey, NO_LIST, Port, generation};
+use weft_abi::{CLOSED_LIST, Class, Frontend, FrontendKey, NO_LIST, Port, generation};
 
 use crate::{
     model::{Attachment, HashKey, Numbers},
@@ -90,13 +90,13 @@ fn terms_of(class: &Class) -> Box<[u64]> {
 }
 
 impl Numbers {
-    /// What an earlier agent gave out, as the maps `FRONTENDS` and `PORTS` have it; `key`: the one that it numbered by. Whatever
-    /// stands there, also by mistake, does no harm: a number that cannot be is given anew, and one that is another's stands for
+    /// What an earlier agent gave out, as the maps `FRONTENDS` and `PORTS` have it; `key`: the one that it numbered by; `serving`: the
+    /// numbers of Service ports that have backends, or clients to serve. Whatever stands there, also by mistake, does no harm: a number that cannot be is given anew, and one that is another's stands for
     /// other digests and backends, so that its generation moves.
     #[must_use]
     pub fn recovered(
         key: HashKey,
-        (frontends, balancers): (&BTreeMap<FrontendKey, Frontend>, &BTreeMap<u32, Balancer>),
+        (frontends, serving): (&BTreeMap<FrontendKey, Frontend>, &BTreeSet<u32>),
         classes: &BTreeMap<u64, Class>,
         ports: &BTreeMap<u32, Port>,
         attachments: &[Arc<Attachment>],
@@ -111,13 +111,12 @@ impl Numbers {
         // Others share the number of the first one, and addresses have none.
         let numbered = frontends.iter().filter(|(_, frontend)| frontend.is_numbered());
         let services: BTreeMap<FrontendKey, u32> = numbered.map(|(key, frontend)| (*key, frontend.service)).collect();
-        let has_members = |number: &u32| balancers.get(number).is_some_and(|balancer| balancer.internal.count > 0);
         let lists = ports.values().flat_map(|port| [port.ingress_list, port.egress_list]);
         Self {
             key,
             workloads: attachments.iter().filter_map(slot_of).collect(),
             next_slot: highest + 1,
-            refused: services.iter().filter(|(_, number)| !has_members(number)).map(|(key, _)| *key).collect(),
+            refused: services.iter().filter(|(_, number)| !serving.contains(number)).map(|(key, _)| *key).collect(),
             // Where a damaged map has one that cannot be, the first ones come next.
             next_service: services.values().max().map_or(0, |highest| highest.saturating_add(1)),
             services,
@@ -198,7 +197,7 @@ impl Given {
 
 #[cfg(test)]
 mod tests {
-    use weft_abi::{FrontendFlags, MemberSet};
+    use weft_abi::FrontendFlags;
 
     use super::*;
 
@@ -249,8 +248,6 @@ mod tests {
             (service(6), value(7, FrontendFlags::EXTERNAL | FrontendFlags::FURTHER)),
             (service(7), value(0, FrontendFlags::ADDRESS)),
         ]);
-        let set = MemberSet { set: 1, count: 1 };
-        let balancers = [(7, Balancer { internal: set, ..Balancer::default() }), (8, Balancer::default())].into();
         let port = |workload| Port { workload, ingress_list: 5, egress_list: CLOSED_LIST, ..Port::default() };
         let ports = BTreeMap::from([(10, port(9)), (11, port(8)), (12, port(9))]);
         let attachment = |ifindex: u32| {
@@ -261,7 +258,7 @@ mod tests {
         let attachments = [10, 11, 13].map(attachment);
         let ids = attachments.clone().map(|attachment| attachment.spec.id.to_string());
         let mut numbers =
-            Numbers::recovered(HashKey([1, 2]), (&frontends, &balancers), &BTreeMap::new(), &ports, &attachments);
+            Numbers::recovered(HashKey([1, 2]), (&frontends, &[7].into()), &BTreeMap::new(), &ports, &attachments);
         assert_eq!(numbers.refused, [2, 4, 5].map(service).into());
         assert_eq!(numbers.standing_lists, [5].into(), "neither none nor closed");
         assert_eq!((numbers.key, numbers.next_slot), (HashKey([1, 2]), 10), "after the highest");

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::{
     model::{NodeFacts, Snapshot},
-    plan::{policy::peers::parse_cidr, routes},
+    plan::{address::parse_cidr, routes},
 };
 
 /// The pod CIDRs of all nodes. A node speaks for the pods on it, and a kubelet writes their status: only what lies within the

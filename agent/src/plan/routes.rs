@@ -21,10 +21,7 @@ pub(super) use self::frontends::Routes;
 pub(crate) use self::nodes::pod_cidrs;
 use crate::{
     model::{HostRoute, NodeFacts, Snapshot, objects::ServiceCidr},
-    plan::{
-        address::{cidr_key, covers_mapped},
-        policy::peers::parse_cidr,
-    },
+    plan::address::{cidr_key, covers_mapped, parse_cidr},
 };
 
 /// What prefixes lead to, but for the addresses of Services that are in none of them.

@@ -4,6 +4,7 @@
 mod external;
 mod health_check;
 pub(crate) mod host_ports;
+mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +16,7 @@ use std::{
 use weft_abi::{Addr, CLUSTER_NET, Frontend as Entry, FrontendFlags, FrontendKey, Member};
 use weft_api::{BackendReport, ServicePortReport, ServiceReport};
 
-use self::host_ports::HostPorts;
+use self::{host_ports::HostPorts, sources::Sources};
 use crate::{
     model::{
         Desired, DesiredAffinity, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
@@ -49,7 +50,12 @@ pub(crate) enum Lead {
     /// A ClusterIP's: its Service port and family are numbered by it.
     First(DesiredBalancer),
     /// Any other one of a Service: where the first one of its Service port and family does.
-    Further(FrontendKey),
+    Further {
+        /// The first one.
+        first: FrontendKey,
+        /// Only clients among the balancer's sources are served.
+        is_limited: bool,
+    },
     /// A port of the host: to a workload of this node.
     HostPort(DesiredBalancer),
 }
@@ -59,7 +65,7 @@ impl Lead {
     pub(crate) const fn balancer(&self) -> Option<&DesiredBalancer> {
         match self {
             Self::First(balancer) | Self::HostPort(balancer) => Some(balancer),
-            Self::Further(_) => None,
+            Self::Further { .. } => None,
         }
     }
 
@@ -67,7 +73,7 @@ impl Lead {
     pub(crate) fn into_balancer(self) -> Option<DesiredBalancer> {
         match self {
             Self::First(balancer) | Self::HostPort(balancer) => Some(balancer),
-            Self::Further(_) => None,
+            Self::Further { .. } => None,
         }
     }
 }
@@ -82,7 +88,7 @@ impl Frontend<'_> {
     const fn first(&self) -> FrontendKey {
         match &self.leads {
             Lead::First(_) | Lead::HostPort(_) => self.key,
-            Lead::Further(first) => *first,
+            Lead::Further { first, .. } => *first,
         }
     }
 }
@@ -178,14 +184,17 @@ fn balancer_of(serving: &Serving<'_>, policies: Policies<'_>, affinity: DesiredA
     let (internal, external) = (of(policies.internal), of(policies.external));
     let is_chosen = |member: &Member| [&internal, &external, &cluster].iter().any(|set| set.contains(member));
     let keeping = serving.all().iter().map(member_of).filter(|member| !is_chosen(member)).collect();
-    DesiredBalancer { internal, external, cluster, keeping, affinity }
+    DesiredBalancer { internal, external, cluster, keeping, affinity, sources: Arc::default() }
 }
 
 /// The entry of a frontend, under the number of its Service port.
 pub(crate) const fn entry(service: u32, lead: &Lead) -> Entry {
     let flags = match lead {
         Lead::First(_) => 0,
-        Lead::Further(_) => FrontendFlags::EXTERNAL | FrontendFlags::FURTHER,
+        Lead::Further { is_limited: false, .. } => FrontendFlags::EXTERNAL | FrontendFlags::FURTHER,
+        Lead::Further { is_limited: true, .. } => {
+            FrontendFlags::EXTERNAL | FrontendFlags::FURTHER | FrontendFlags::LIMITED
+        }
         Lead::HostPort(_) => FrontendFlags::EXTERNAL | FrontendFlags::HOST_PORT,
     };
     Entry { service, flags }
@@ -257,6 +266,12 @@ impl<'a> Frontends<'a> {
             }
         }
         let external = external::addresses(service, spec, here, &mut problems);
+        let sources = Sources::of(spec, &mut problems);
+        let limited = external::limited(service, spec, &sources);
+        for open in external.iter().filter(|address| sources.leave_open(address.is_ipv4())) {
+            problems
+                .push(format!("spec.loadBalancerSourceRanges has none of the family of {open}: it serves everybody"));
+        }
         let (seconds, why) = affinity::seconds_of(spec);
         problems.extend(why);
         let policies = Policies::of(spec, here);
@@ -280,12 +295,16 @@ impl<'a> Frontends<'a> {
             }
             for (vip, serving) in chosen {
                 let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), vip.is_ipv4());
-                let first = Lead::First(balancer_of(&serving, policies, affinity));
+                let balancer = balancer_of(&serving, policies, affinity);
+                let sources = if limited.is_empty() { Arc::default() } else { sources.ranges(vip.is_ipv4()) };
+                let first = Lead::First(DesiredBalancer { sources, ..balancer });
                 if !self.add_frontend(key, &named, (named.at(vip), first), taken) {
                     continue;
                 }
                 for further in named.further(vip.is_ipv4(), &external) {
-                    self.add_frontend(key, &named, (further, Lead::Further(named.at(vip))), taken);
+                    let is_limited = limited.contains(&further.addr.into());
+                    let lead = Lead::Further { first: named.at(vip), is_limited };
+                    self.add_frontend(key, &named, (further, lead), taken);
                 }
             }
         }
@@ -342,25 +361,33 @@ impl<'a> Frontends<'a> {
         for frontend in &self.all {
             *further.entry(frontend.first()).or_default() += 1;
         }
-        for key in self.without_room(most, numbers, |frontend, _| further.get(&frontend.key).copied().unwrap_or(1)) {
+        // Who was left out has no number.
+        let has_entry = |frontend: &Frontend<'_>, _: &_| numbers.services.contains_key(&frontend.key);
+        let cost = |frontend: &Frontend<'_>, _: &_| further.get(&frontend.key).copied().unwrap_or(1);
+        for key in self.without_room(most, has_entry, cost) {
             let why =
                 format!("more than {most} Service addresses times ports: remove Services or raise mapSizes.services");
             self.left_out.insert(key);
             self.refused.insert(key, why);
         }
-        for key in self.without_room(room.members, numbers, |_, balancer| balancer.room() as u64) {
+        let serves = |frontend: &Frontend<'_>, balancer: &DesiredBalancer| {
+            has_entry(frontend, balancer) && !numbers.refused.contains(&frontend.key)
+        };
+        for key in self.without_room(room.members, serves, |_, balancer| balancer.room() as u64) {
             let most = room.members;
-            let why =
-                format!("more than {most} backends of all Services: use fewer endpoints or raise mapSizes.members");
+            let why = format!(
+                "more than {most} backends and source ranges of all Services: use fewer or raise mapSizes.members"
+            );
             self.refused.insert(key, why);
         }
         numbers.refused = self.refused.keys().copied().collect();
     }
 
+    /// Those that ask for more than there is, by fair shares of their namespaces; who stood already goes last.
     fn without_room(
         &self,
         most: usize,
-        numbers: &Numbers,
+        stood: impl Fn(&Frontend<'_>, &DesiredBalancer) -> bool,
         cost: impl Fn(&Frontend<'_>, &DesiredBalancer) -> u64,
     ) -> Vec<FrontendKey> {
         let asking = || {
@@ -370,8 +397,7 @@ impl<'a> Frontends<'a> {
         let wish = |(frontend, balancer): (&Frontend<'a>, &DesiredBalancer)| Wish {
             namespace: &frontend.service.namespace,
             cost: cost(frontend, balancer),
-            stood: numbers.services.contains_key(&frontend.key)
-                && (balancer.internal.is_empty() || !numbers.refused.contains(&frontend.key)),
+            stood: stood(frontend, balancer),
         };
         let granted = share::grant(most as u64, &asking().map(wish).collect::<Vec<_>>());
         let refused = asking().zip(granted).filter(|(_, granted)| !granted);
@@ -410,7 +436,9 @@ impl<'a> Frontends<'a> {
             if let Some(balancer) = frontend.leads.into_balancer() {
                 let affinity = balancer.affinity;
                 let nobody = || DesiredBalancer { affinity, ..DesiredBalancer::of([], []) };
-                desired.balancers.insert(service, if refused.is_some() { nobody() } else { balancer });
+                let balancer = if refused.is_some() { nobody() } else { balancer };
+                desired.sources.extend(balancer.source_entries(service));
+                desired.balancers.insert(service, balancer);
             }
         }
         let addresses: BTreeSet<Addr> = desired.frontends.keys().map(|key| key.addr).collect();

@@ -35,6 +35,9 @@ macro_rules! for_each_map {
             MEMBERS members: OnDemandHashMap<$crate::MemberKey, $crate::Member>, derived, sized(members);
             /// Backends by their names; the value is `weft_abi::BackendFlags`.
             BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
+            /// Prefixes of clients whom Service ports serve at frontends with `weft_abi::FrontendFlags::LIMITED`: in the place of a
+            /// network their keys have the number of the Service port. The value is 1.
+            SOURCES sources: LpmTrie<$crate::CidrKey, u32>, derived, sized(members);
             /// Which backend clients of Services with `sessionAffinity` had last. Who is evicted chooses anew, and nothing worse.
             AFFINITIES affinities: LruHashMap<$crate::AffinityKey, $crate::Affinity>, carried, sized(affinities);
             /// Classes of pods' addresses.

@@ -73,6 +73,7 @@ numbered! {
     Takeover = "takeover", "programs of another version are being exchanged for these, and a connection that only they know must not begin anew: it is sent again";
     FlowBusy = "flow-busy", "other CPUs write to this part of the flow table all the time: it is sent again";
     NoLocalBackend = "no-local-backend", "the Service's traffic policy is Local, and none of its ready backends is on this node";
+    SourceRange = "source-range", "the client is in none of the Service's loadBalancerSourceRanges";
 }
 
 numbered! {

@@ -88,6 +88,13 @@ impl Frontend {
         self.flags & FrontendFlags::HOST_PORT != 0
     }
 
+    /// Whether it serves only some clients.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_limited(&self) -> bool {
+        self.flags & FrontendFlags::LIMITED != 0
+    }
+
     /// Whether its Service port is numbered by it: no other frontend has the number before it does.
     #[inline(always)]
     #[must_use]
@@ -118,6 +125,8 @@ impl FrontendFlags {
     /// A port of the host that leads to a workload of this node (`hostPort` of a Pod), at the host's own address of the key: no
     /// Service's.
     pub const HOST_PORT: u32 = 8;
+    /// New flows only of clients in `SOURCES` (`loadBalancerSourceRanges`).
+    pub const LIMITED: u32 = 16;
 }
 
 crate::layout! {

@@ -55,7 +55,7 @@ pub struct MapSizes {
     pub remotes: u32,
     /// Service addresses times ports, of the cluster. Beside 56 bytes for each that may come, memory is taken as they come.
     pub services: u32,
-    /// Backends of all Service ports; twice those of one while it changes.
+    /// Backends and `loadBalancerSourceRanges` of all Service ports; twice those of one while it changes.
     pub members: u32,
     /// Clients of Services with `sessionAffinity`, one for each Service port that a client has used; about 120 bytes each. The
     /// least recently used one makes room. Whole.

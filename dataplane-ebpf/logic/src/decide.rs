@@ -123,11 +123,24 @@ fn translate<T: Tables>(
     let Some(frontend) = frontend else { return Ok(()) };
     // A set may go between the two look-ups: by then the balancer leads to the next one.
     choose(tables, question, frontend, decision).or_else(|_| choose(tables, question, frontend, decision))?;
+    // After it: where nobody serves, that is what everybody hears.
+    if frontend.is_limited() && !tables.admits(frontend.service, client_of(tables, question, decision)) {
+        return Err(DropReason::SourceRange);
+    }
     if protocol == protocol::SCTP && decision.target_port != question.key.dport {
         // SCTP's CRC32c covers the ports and cannot be updated from a difference in bounded time.
         return Err(DropReason::Unrewritable);
     }
     Ok(())
+}
+
+/// The address that a client is known by: the host has many, and is the node.
+#[inline(always)]
+fn client_of<'t, T: Tables>(tables: &'t T, question: &'t Question, decision: &Decision) -> &'t Addr {
+    match tables.config() {
+        Some(config) if decision.own_host != 0 => admit::known_address(config, question.is_v6 != 0),
+        _ => &question.key.src,
+    }
 }
 
 /// A member of the set for such clients of this frontend: sets `target` and `target_port`. It is the one that the client had last,

@@ -29,6 +29,8 @@ pub trait Tables {
     fn member(&self, key: &MemberKey) -> Option<&Member>;
     /// `BACKENDS`: [`weft_abi::BackendFlags`], none of one that is not there.
     fn backend(&self, backend: &BackendKey) -> u32;
+    /// `SOURCES`: whether a client is one of those whom the Service port serves at its limited frontends.
+    fn admits(&self, service: u32, client: &Addr) -> bool;
     /// `AFFINITIES`, which may have another client's backend there; who does not remember any chooses anew.
     #[inline(always)]
     fn affinity(&self, _key: &AffinityKey) -> Option<Affinity> {

@@ -282,6 +282,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn admits(&self, service: u32, client: &Addr) -> bool {
+        wanted(service, client).is_some_and(|key| SOURCES.get(key).is_some())
+    }
+
+    #[inline(always)]
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         // SAFETY: plain words of an entry that may become another one's meanwhile: they are copied, and whoever asks judges the copy.
         AFFINITIES.get_ptr(key).map(|found| unsafe { found.read_volatile() })

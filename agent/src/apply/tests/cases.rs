@@ -6,10 +6,11 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use proptest::{
     collection::{btree_map, btree_set, vec},
     prelude::*,
-    sample::select,
+    sample::{select, subsequence},
 };
 use weft_abi::{
     Addr, AddressKey, BlockKey, CLUSTER_NET, CidrKey, Class, Device, Frontend, FrontendFlags, FrontendKey, Interval,
@@ -176,14 +177,20 @@ fn members(most: usize) -> impl Strategy<Value = Arc<[Member]>> {
     })
 }
 
+/// What limited frontends may serve.
+pub(super) fn source_ranges() -> [IpNet; 3] {
+    ["10.0.0.0/8", "10.0.0.0/16", "192.0.2.0/24"].map(|range| range.parse().unwrap())
+}
+
 /// Whose sets are one more often than not.
 fn balancer() -> impl Strategy<Value = DesiredBalancer> {
     let set = || members(5);
     let others = prop_oneof![3 => Just(None), 1 => (set(), set()).prop_map(Some)];
     let affinity = select(vec![(0, 0), (1, 1), (2, 1), (2, 2)]);
-    (set(), others, members(3), affinity).prop_map(|(internal, others, keeping, (ticks, name))| {
+    let sources = subsequence(source_ranges().to_vec(), 0..=3);
+    (set(), others, members(3), affinity, sources).prop_map(|(internal, others, keeping, (ticks, name), sources)| {
         let affinity = DesiredAffinity { ticks, name };
-        let of_one = DesiredBalancer { affinity, ..DesiredBalancer::of(internal, keeping) };
+        let of_one = DesiredBalancer { affinity, sources: sources.into(), ..DesiredBalancer::of(internal, keeping) };
         match others {
             Some((external, cluster)) => DesiredBalancer { external, cluster, ..of_one },
             None => of_one,
@@ -194,22 +201,30 @@ fn balancer() -> impl Strategy<Value = DesiredBalancer> {
 /// Frontends that share numbers, and numbers that change hands.
 fn services() -> impl Strategy<Value = (BTreeMap<FrontendKey, Frontend>, BTreeMap<u32, DesiredBalancer>)> {
     // Of one number, an address is a ClusterIP or not for as long as it has it.
-    let flags = |last: u8| if last < 4 { 0 } else { FrontendFlags::EXTERNAL };
-    let frontends = btree_map(0_u8..6, SERVICES, 0..6);
+    let flags = |last: u8, limited: bool| match (last, limited) {
+        (0..4, _) => 0,
+        (_, false) => FrontendFlags::EXTERNAL,
+        (_, true) => FrontendFlags::EXTERNAL | FrontendFlags::LIMITED,
+    };
+    let frontends = btree_map(0_u8..6, (SERVICES, any::<bool>()), 0..6);
     (frontends, vec(balancer(), SERVICES.len())).prop_map(move |(frontends, balancers)| {
-        let numbers: BTreeSet<u32> = frontends.values().copied().collect();
+        let numbers: BTreeSet<u32> = frontends.values().map(|(service, _)| *service).collect();
         let balancers = SERVICES.zip(balancers).filter(|(service, _)| numbers.contains(service)).collect();
-        let cluster_ips = frontends.keys().filter(|last| flags(**last) == 0).map(|last| {
+        let cluster_ips = frontends.keys().filter(|last| flags(**last, false) == 0).map(|last| {
             (
                 FrontendKey::of_address(CLUSTER_NET, frontend(*last).addr),
                 Frontend { service: 0, flags: FrontendFlags::ADDRESS },
             )
         });
-        let entries = frontends
-            .iter()
-            .map(|(last, service)| (frontend(*last), Frontend { service: *service, flags: flags(*last) }));
+        let entries = frontends.iter().map(|(last, (service, limited))| {
+            (frontend(*last), Frontend { service: *service, flags: flags(*last, *limited) })
+        });
         (entries.chain(cluster_ips).collect(), balancers)
     })
+}
+
+fn sources_of(balancers: &BTreeMap<u32, DesiredBalancer>) -> BTreeMap<CidrKey, u32> {
+    balancers.iter().flat_map(|(service, balancer)| balancer.source_entries(*service)).collect()
 }
 
 pub(super) fn desired() -> impl Strategy<Value = Desired> {
@@ -231,6 +246,7 @@ pub(super) fn desired() -> impl Strategy<Value = Desired> {
                 devices,
                 addresses: ports.iter().map(owner).chain(hosts).collect(),
                 frontends,
+                sources: sources_of(&balancers),
                 balancers,
                 classes,
                 peers,

@@ -33,6 +33,7 @@ pub(crate) struct Fake {
     pub(crate) ports: FakeTable<u32, Port>,
     pub(crate) addresses: FakeTable<AddressKey, Owner>,
     pub(crate) remotes: FakeTable<CidrKey, Remote>,
+    pub(crate) sources: FakeTable<CidrKey, u32>,
     pub(crate) frontends: FakeTable<FrontendKey, Frontend>,
     pub(crate) balancers: FakeTable<u32, Balancer>,
     pub(crate) members: FakeTable<MemberKey, Member>,
@@ -79,6 +80,7 @@ impl Fake {
             ports: FakeTable::new(owner),
             addresses: FakeTable::new(owner),
             remotes: FakeTable::new(owner),
+            sources: FakeTable::new(owner),
             frontends: FakeTable::new(owner),
             balancers: FakeTable::new(owner),
             members: FakeTable::new(owner),
@@ -258,6 +260,10 @@ impl Tables for Fake {
 
     fn remotes(&self) -> &dyn Table<CidrKey, Remote> {
         &self.remotes
+    }
+
+    fn sources(&self) -> &dyn Table<CidrKey, u32> {
+        &self.sources
     }
 
     fn frontends(&self) -> &dyn Table<FrontendKey, Frontend> {

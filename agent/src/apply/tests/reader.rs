@@ -3,15 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, Device, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,
-    Pool, Remote,
+    Addr, AddressKey, BackendKey, Balancer, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member, MemberKey,
+    MemberSet, Pool, Remote,
 };
 use weft_logic::{Tables as _, policy};
 
-use super::{cases::addresses, fake::Fake};
+use super::{
+    cases::{addresses, source_ranges},
+    fake::Fake,
+};
 use crate::{
-    model::{Desired, DesiredAffinity, DesiredBalancer},
+    model::{Desired, DesiredAffinity, DesiredBalancer, address::cidr_key},
     plan::tests::programs::Programs,
 };
 
@@ -55,6 +59,7 @@ impl From<&Fake> for State {
                 addresses: fake.addresses.all(),
                 remotes: fake.remotes.all(),
                 frontends: fake.frontends.all(),
+                sources: fake.sources.all(),
                 peers: fake.peers.all(),
                 classes: fake.classes.all(),
                 lists: fake.lists.all(),
@@ -69,7 +74,7 @@ impl From<&Fake> for State {
 impl From<&Desired> for State {
     fn from(desired: &Desired) -> Self {
         let sets = |balancer: &DesiredBalancer| balancer.sets().map(|set| set.iter().copied().map(Some).collect());
-        let Desired { ports, addresses, remotes, frontends, peers, classes, lists, rules, blocks, .. } =
+        let Desired { ports, addresses, remotes, frontends, sources, peers, classes, lists, rules, blocks, .. } =
             desired.clone();
         Self {
             pools: pools(&desired.devices),
@@ -81,6 +86,7 @@ impl From<&Desired> for State {
                 addresses,
                 remotes,
                 frontends,
+                sources,
                 peers,
                 classes,
                 lists,
@@ -125,6 +131,14 @@ impl State {
         hosts.map(|(address, _)| *address).collect()
     }
 
+    /// Whether a frontend serves clients of this prefix.
+    fn serves(&self, key: &FrontendKey, source: IpNet) -> bool {
+        self.maps.frontends.get(key).is_some_and(|frontend| {
+            let key = CidrKey { net: frontend.service, ..cidr_key(source) };
+            !frontend.is_limited() || self.maps.sources.contains_key(&key)
+        })
+    }
+
     /// (port, direction) to what it lets in or out.
     fn policies(&self, ifindex: u32) -> Option<[u64; 2]> {
         self.maps.ports.get(&ifindex).map(|port| [port.ingress_list, port.egress_list])
@@ -138,6 +152,17 @@ pub(super) fn check(now: &State, old: &State, new: &State) {
     for (key, frontend) in &old.maps.frontends {
         let stays = new.maps.frontends.get(key).is_some_and(|new| new.service == frontend.service);
         assert!(!stays || now.maps.frontends.contains_key(key), "{key:?} is not there for a moment");
+    }
+    for key in old.maps.frontends.keys() {
+        let of_one = |state: &State| state.maps.frontends.get(key).map(|frontend| frontend.service);
+        if of_one(old) != of_one(new) || of_one(old) != of_one(now) {
+            continue;
+        }
+        for source in source_ranges() {
+            let is_served = |state: &State| state.serves(key, source);
+            let asked = [is_served(old), is_served(new)];
+            assert!(asked.contains(&is_served(now)), "{key:?}, {source}: {asked:?} has another answer for a moment");
+        }
     }
     let hosts = now.hosts();
     for address in now.pools.values().flatten().flatten().flatten() {

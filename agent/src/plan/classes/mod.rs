@@ -99,6 +99,12 @@ impl Group {
 }
 
 impl Classes {
+    /// The keys that they were made by.
+    #[cfg(test)]
+    pub(crate) const fn asked(&self) -> Asked {
+        self.asked
+    }
+
     /// `asked`: keys that controllers give each pod by itself and terms ask for; `most`: terms that one class holds.
     pub(crate) fn new(hash: HashKey, asked: Asked, most: usize) -> Self {
         Self { hash, asked, most, ..Self::default() }

@@ -7,14 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Addr, CLUSTER_NET, FrontendKey};
+use weft_abi::{Addr, CLUSTER_NET, CidrKey, FrontendKey};
 
 use super::set;
 use crate::{
     apply::Patch,
     model::{
-        Attachment, Desired, HealthCheck, HealthChecks, NodeFacts, Numbers, ObjectKey, Refusal, Room, Snapshot,
-        objects::EndpointSlice,
+        Attachment, Desired, DesiredBalancer, HealthCheck, HealthChecks, NodeFacts, Numbers, ObjectKey, Refusal, Room,
+        Snapshot, objects::EndpointSlice,
     },
     plan::{
         backends,
@@ -42,11 +42,11 @@ pub(super) struct Services {
     checks: BTreeMap<ObjectKey, HealthCheck>,
     /// Those of them that are others since they were told.
     changed_checks: HealthChecks,
-    /// Frontends, and backends of them all.
+    /// What they all take of [`Room::of_services`].
     totals: [usize; 2],
     /// Numbers and entries are as the whole plan would have them: not before the first plan, nor where something was refused.
     settled: bool,
-    /// Of the last whole plan: room for Service ports, and for members.
+    /// Of the last whole plan.
     room: Option<[usize; 2]>,
     /// Of the last whole plan.
     refused: (Vec<String>, BTreeSet<Refusal>),
@@ -61,7 +61,8 @@ struct Standing {
     frontends: Vec<FrontendKey>,
     /// Those of them that Service ports are numbered by.
     first: BTreeSet<FrontendKey>,
-    backends: usize,
+    /// What it takes of [`Room::of_services`].
+    room: [usize; 2],
     problems: Vec<String>,
 }
 
@@ -133,12 +134,11 @@ impl Services {
                 let later = self.wanting.get(&frontend).into_iter().flatten().filter(|other| **other > key);
                 self.dirty.extend(later.cloned());
             }
-            self.totals[0] += frontends.len();
-            let mut standing = Standing { wanted, problems, ..Standing::default() };
+            let mut standing = Standing { wanted, problems, room: [frontends.len(), 0], ..Standing::default() };
             for (frontend, lead) in frontends {
                 self.holders.insert(frontend, key.clone());
                 if let Some(balancer) = lead.balancer() {
-                    standing.backends += balancer.room();
+                    standing.room[1] += balancer.room();
                     standing.first.insert(frontend);
                     if !found.numbers.gone.remove(&frontend) {
                         found.numbers.new.insert(frontend);
@@ -148,7 +148,9 @@ impl Services {
                 standing.frontends.push(frontend);
                 found.frontends.insert(frontend, lead);
             }
-            self.totals[1] += standing.backends;
+            for (total, more) in self.totals.iter_mut().zip(standing.room) {
+                *total += more;
+            }
             if !standing.wanted.is_empty() || !standing.problems.is_empty() {
                 self.planned.insert(key, standing);
             }
@@ -192,7 +194,7 @@ impl Services {
 
     /// Takes what a Service had away from it; tells its frontends.
     fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> Vec<FrontendKey> {
-        let Some(Standing { wanted, frontends, first, backends, .. }) = self.planned.remove(key) else {
+        let Some(Standing { wanted, frontends, first, room, .. }) = self.planned.remove(key) else {
             return Vec::new();
         };
         for want in wanted {
@@ -203,8 +205,9 @@ impl Services {
                 }
             }
         }
-        self.totals[0] -= frontends.len();
-        self.totals[1] -= backends;
+        for (total, less) in self.totals.iter_mut().zip(room) {
+            *total -= less;
+        }
         for frontend in &frontends {
             if self.holders.get(frontend) == Some(key) {
                 self.holders.remove(frontend);
@@ -221,12 +224,12 @@ impl Services {
 
     /// Whether everything fits by far enough that nobody has to be asked who goes.
     pub(super) fn fits(&self, room: &Room) -> bool {
-        self.settled && self.totals[0] <= room.services && self.totals[1] <= room.members
+        self.settled && self.totals.iter().zip(room.of_services()).all(|(total, room)| *total <= room)
     }
 
     /// Whether the last whole plan was made with this room: where no Service has changed since, it stands.
     pub(super) fn is_planned_for(&self, room: &Room) -> bool {
-        self.room == Some([room.services, room.members])
+        self.room == Some(room.of_services())
     }
 
     /// Writes what was found, under the numbers that it was given since.
@@ -236,18 +239,18 @@ impl Services {
         for key in &touched {
             let old = desired.frontends.get(key).filter(|frontend| frontend.is_numbered());
             if let Some(old) = old.map(|old| old.service).filter(|old| numbers.services.get(key) != Some(old)) {
-                set(&mut desired.balancers, &mut patch.balancers, old, None);
+                set_balancer(desired, patch, old, None);
             }
         }
         for key in &touched {
             // Whoever holds a frontend that was touched was planned in this turn.
             let lead = found.frontends.remove(key);
-            let first = lead.as_ref().map(|lead| if let Lead::Further(first) = lead { first } else { key });
+            let first = lead.as_ref().map(|lead| if let Lead::Further { first, .. } = lead { first } else { key });
             let number = first.and_then(|first| numbers.services.get(first).copied());
             let entry = number.zip(lead.as_ref()).map(|(number, lead)| services::entry(number, lead));
             set(&mut desired.frontends, &mut patch.frontends, *key, entry);
             if let Some((number, balancer)) = number.zip(lead.and_then(Lead::into_balancer)) {
-                set(&mut desired.balancers, &mut patch.balancers, number, Some(balancer));
+                set_balancer(desired, patch, number, Some(balancer));
             }
         }
         let addresses: BTreeSet<Addr> = touched.iter().map(|key| key.addr).collect();
@@ -279,8 +282,9 @@ impl Services {
         frontends.describe(snapshot, numbers, &mut whole);
         super::set_all(&mut desired.frontends, &mut patch.frontends, whole.frontends);
         super::set_all(&mut desired.balancers, &mut patch.balancers, whole.balancers);
+        super::set_all(&mut desired.sources, &mut patch.sources, whole.sources);
         self.settled = numbers.refused.is_empty();
-        self.room = Some([room.services, room.members]);
+        self.room = Some(room.of_services());
         // Where everything fits each Service tells its own.
         self.refused = if self.settled { Default::default() } else { (whole.problems, whole.refusals) };
     }
@@ -299,6 +303,18 @@ impl Services {
     pub(super) fn holder(&self, frontend: &FrontendKey) -> Option<&ObjectKey> {
         self.holders.get(frontend)
     }
+}
+
+/// With its sources.
+fn set_balancer(desired: &mut Desired, patch: &mut Patch, number: u32, balancer: Option<DesiredBalancer>) {
+    let entries = |balancer: Option<&DesiredBalancer>| -> BTreeMap<CidrKey, u32> {
+        balancer.into_iter().flat_map(|balancer| balancer.source_entries(number)).collect()
+    };
+    let (old, new) = (entries(desired.balancers.get(&number)), entries(balancer.as_ref()));
+    for key in old.keys().chain(new.keys()) {
+        set(&mut desired.sources, &mut patch.sources, *key, new.get(key).copied());
+    }
+    set(&mut desired.balancers, &mut patch.balancers, number, balancer);
 }
 
 /// The name of the Service of a slice, owned.

@@ -104,6 +104,8 @@ pub(crate) type JudgesByWorkload = BTreeMap<String, Judges>;
 pub(crate) struct Held {
     closed: BTreeMap<SetKey, Shortage>,
     unknown: BTreeMap<Name, Shortage>,
+    /// What classes were made by, where somebody held them: also for lists that turned out not to fit.
+    asked: Option<Asked>,
 }
 
 /// Compiles all policies that matter to the workloads of this node, as far as there is room, and writes them down. `standing`: the
@@ -197,7 +199,7 @@ fn classify(
         (classes, peers)
     };
     let keys = |list: &KnownList| Asked::of(list.terms.iter().map(|term| &**term));
-    let asked = lists.values().fold(Asked::default(), |all, list| all.and(keys(list)));
+    let asked = held.asked.unwrap_or_else(|| lists.values().fold(Asked::default(), |all, list| all.and(keys(list))));
     let (classes, peers) = grouped(asked);
     if asked == Asked::default() || fit::unknown(&classes, room).is_empty() {
         return (classes, peers);
@@ -240,7 +242,11 @@ impl Policies {
     #[cfg(test)]
     pub(crate) fn held(&self) -> Held {
         let closed = self.closed.iter().filter(|(_, why)| !matches!(why, Shortage::TooLong(_)));
-        Held { closed: closed.map(|(key, why)| (key.clone(), why.clone())).collect(), unknown: self.unknown.clone() }
+        Held {
+            closed: closed.map(|(key, why)| (key.clone(), why.clone())).collect(),
+            unknown: self.unknown.clone(),
+            asked: Some(self.classes.asked()),
+        }
     }
 
     /// Whether a list that is closed would stand if others took less.

@@ -9,7 +9,7 @@ use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer};
 use crate::{
     model::HashKey,
     plan::{
-        address::{is_mapped, parse_ip},
+        address::parse_cidr,
         policy::{
             list::term_of,
             selector::{Labels, Selector},
@@ -164,18 +164,6 @@ impl Block {
         }
         Ok(Self { cidr, except })
     }
-}
-
-/// Reads a prefix; host bits are cleared, as the API server's older validation and all implementations do.
-///
-/// # Errors
-/// No prefix, or one of IPv4-mapped IPv6 addresses.
-pub(crate) fn parse_cidr(text: &str) -> Result<IpNet, String> {
-    let net: IpNet = text.parse().map_err(|_| format!("'{text}' is not a prefix such as 10.0.0.0/8 or fd00::/8"))?;
-    if is_mapped(net) || parse_ip(&net.addr().to_string()).is_none() {
-        return Err(format!("'{text}' is an IPv4 prefix in IPv6 form; write it as IPv4"));
-    }
-    Ok(net.trunc())
 }
 
 impl fmt::Display for NamedPort {

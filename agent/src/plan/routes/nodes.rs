@@ -10,7 +10,7 @@ use weft_api::{Mac, RouteReport};
 use super::{Base, Use};
 use crate::{
     model::{HostRoute, Mode, NextHop, NodeFacts, Snapshot, objects::Node},
-    plan::{address::parse_ip, policy::peers::parse_cidr},
+    plan::address::{parse_cidr, parse_ip},
 };
 
 /// A node that says that an address is its own, and the address that it encapsulates from.

@@ -10,6 +10,8 @@ use crate::{
     plan::{address::parse_ip, backends::Here, routes::special},
 };
 
+use super::sources::{Sources, is_load_balancer};
+
 /// Those that count; `problems` tells of the others. The programs leave out of these what is a pod's, a node's or another Service's.
 pub(super) fn addresses(
     service: &Service,
@@ -17,50 +19,67 @@ pub(super) fn addresses(
     here: Here<'_>,
     problems: &mut Vec<String>,
 ) -> BTreeSet<IpAddr> {
-    let is_limited = spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty());
-    let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
-    if is_limited && is_load_balancer {
-        // Closed rather than open to all.
-        problems.push(
-            "spec.loadBalancerSourceRanges: Weft does not limit sources yet; addresses of its load balancer are not served"
-                .to_owned(),
-        );
-    }
-    let exposure = &here.facts.exposure;
     let mut found = BTreeSet::new();
-    let mut take = |field: &str, text: &str| match parse_ip(text) {
-        None => problems.push(format!("{field}: '{text}' is not an IP address")),
-        Some(address) if !exposure.allows(address) => problems.push(format!(
-            "{field}: {address} is in none of services.allowedCIDRs of the agent's configuration, and is not served"
-        )),
-        Some(address) if is_special(address) => {
-            problems.push(format!("{field}: {address} is no address that a Service can have beyond the cluster"));
+    for (field, text) in ingress(service, spec).map(|text| (INGRESS, text)).chain(external_ips(spec, here, problems)) {
+        match allowed(text, here) {
+            Ok(address) => drop(found.insert(address)),
+            Err(why) => problems.push(format!("{field}: {why}")),
         }
-        // Whoever has it, now or later, is another Service: it must not lose a port to this one.
-        Some(address) if let Some(cidr) = here.service_cidr_of(address) => {
-            problems.push(format!("{field}: {address} is in {cidr}, which is for ClusterIPs, and is not served"));
-        }
-        Some(address) => drop(found.insert(address)),
-    };
-    let of_load_balancer = service.status.iter().filter(|_| is_load_balancer && !is_limited);
-    let ingress =
-        of_load_balancer.flat_map(|status| &status.load_balancer).flat_map(|status| &status.ingress).flatten();
-    for ingress in ingress {
-        match (ingress.ip.as_deref(), ingress.ip_mode.as_deref()) {
-            // What goes there has to leave the node: the load balancer may do more than Weft knows (KEP-1860).
-            (None | Some(""), _) | (_, Some("Proxy")) => {}
-            (Some(text), _) => take("status.loadBalancer.ingress", text),
-        }
-    }
-    let external_ips = spec.external_ips.iter().flatten();
-    if exposure.external_ips {
-        external_ips.for_each(|text| take("spec.externalIPs", text));
-    } else if let Some(first) = external_ips.map(|text| &**text).next() {
-        problems.push(format!(
-            "spec.externalIPs: {first} is not served: services.externalIPs is off in the agent's configuration"
-        ));
     }
     found
+}
+
+const INGRESS: &str = "status.loadBalancer.ingress";
+
+/// The addresses of a Service's load balancer that are served by nodes.
+fn ingress<'s>(service: &'s Service, spec: &ServiceSpec) -> impl Iterator<Item = &'s str> {
+    let status = service.status.as_ref().filter(|_| is_load_balancer(spec));
+    let ingress = status.and_then(|status| status.load_balancer.as_ref()).and_then(|status| status.ingress.as_ref());
+    // What goes to others has to leave the node: the load balancer may do more than Weft knows (KEP-1860).
+    let ingress = ingress.into_iter().flatten().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    ingress.filter_map(|ingress| ingress.ip.as_deref()).filter(|text| !text.is_empty())
+}
+
+/// Those that a load balancer serves only some at, by its `loadBalancerSourceRanges`.
+pub(super) fn limited(service: &Service, spec: &ServiceSpec, sources: &Sources) -> BTreeSet<IpAddr> {
+    let addresses = ingress(service, spec).filter_map(parse_ip);
+    addresses.filter(|address| sources.limit(address.is_ipv4())).collect()
+}
+
+fn external_ips<'s>(
+    spec: &'s ServiceSpec,
+    here: Here<'_>,
+    problems: &mut Vec<String>,
+) -> impl Iterator<Item = (&'static str, &'s str)> + use<'s> {
+    const FIELD: &str = "spec.externalIPs";
+    let is_on = here.facts.exposure.external_ips;
+    let mut all = spec.external_ips.iter().flatten().map(|text| (FIELD, &**text));
+    if !is_on && let Some((_, first)) = all.next() {
+        problems
+            .push(format!("{FIELD}: {first} is not served: services.externalIPs is off in the agent's configuration"));
+    }
+    all.filter(move |_| is_on)
+}
+
+/// An address that a Service may have beyond the cluster.
+///
+/// # Errors
+/// Why it may not.
+fn allowed(text: &str, here: Here<'_>) -> Result<IpAddr, String> {
+    let address = parse_ip(text).ok_or_else(|| format!("'{text}' is not an IP address"))?;
+    if !here.facts.exposure.allows(address) {
+        return Err(format!(
+            "{address} is in none of services.allowedCIDRs of the agent's configuration, and is not served"
+        ));
+    }
+    if is_special(address) {
+        return Err(format!("{address} is no address that a Service can have beyond the cluster"));
+    }
+    // Whoever has it, now or later, is another Service: it must not lose a port to this one.
+    match here.service_cidr_of(address) {
+        Some(cidr) => Err(format!("{address} is in {cidr}, which is for ClusterIPs, and is not served")),
+        None => Ok(address),
+    }
 }
 
 /// Whether it is nobody's in any network, or means something within this node.

@@ -157,10 +157,29 @@ fn a_service_without_room_has_no_backend_and_the_others_have_theirs() {
     assert_eq!(keys(&desired, RefusedKind::Service), ["x/s2"]);
     assert!(format!("{:?}", desired.problems).contains("raise mapSizes.members"), "{:?}", desired.problems);
     world.service("s0", json!({"clusterIP": "10.96.0.100", "ports": [{"port": 80}]}));
+    // Who is refused aloud for its backends has an entry for that, and keeps it.
     let desired = world.plan();
-    assert_eq!((counts(&desired).len(), keys(&desired, RefusedKind::Service)), (3, vec!["x/s2".into()]));
+    assert_eq!(counts(&desired).len(), 3);
+    assert_eq!(keys(&desired, RefusedKind::Service), ["x/s0", "x/s2"]);
     assert!(format!("{:?}", desired.problems).contains("raise mapSizes.services"), "{:?}", desired.problems);
     assert_eq!(world.plan(), desired);
+}
+
+#[test]
+fn a_service_with_more_source_ranges_than_there_is_room_for_serves_nobody() {
+    let mut world = World::default();
+    world.limits.members = 10;
+    for (n, count) in [(1, 4), (2, 20)] {
+        let name = format!("s{n}");
+        let ranges: Vec<String> = (0..count).map(|range| format!("20.0.{range}.0/24")).collect();
+        let spec = json!({"type": "LoadBalancer", "clusterIP": format!("10.96.0.{n}"), "ports": [{"port": 80}],
+            "loadBalancerSourceRanges": ranges});
+        world.service(&name, spec).load_balancer(&name, json!([{"ip": format!("203.0.113.{n}")}]));
+        world.slice(&name, &name, json!({"ports": [{"port": 80}], "endpoints": [{"addresses": ["10.2.0.1"]}]}));
+    }
+    let desired = world.plan();
+    assert_eq!((desired.sources.len(), keys(&desired, RefusedKind::Service)), (4, vec!["x/s2".into()]));
+    assert!(format!("{:?}", desired.problems).contains("raise mapSizes.members"), "{:?}", desired.problems);
 }
 
 #[test]

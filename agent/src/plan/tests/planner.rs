@@ -24,7 +24,7 @@ mod room;
 /// Services with the slices of their endpoints, and nodes: few names, so that they get in each other's way.
 #[derive(Clone, Debug)]
 struct More {
-    services: Vec<(u8, Value)>,
+    services: Vec<(u8, Value, Vec<&'static str>)>,
     slices: Vec<(u8, u8, Value)>,
     nodes: Vec<(u8, Vec<&'static str>, &'static str)>,
     service_cidrs: Vec<(u8, Vec<&'static str>)>,
@@ -55,15 +55,18 @@ const VIPS: &[&str] = &[
 const EXTERNAL: &[&str] =
     &["203.0.113.1", "203.0.113.2", "2001:db8:77::1", "10.96.0.2", "10.2.0.1", "127.0.0.1", "nowhere"];
 
-fn service() -> impl Strategy<Value = (u8, Value)> {
+/// Its number, its spec, and the addresses of its load balancer.
+fn service() -> impl Strategy<Value = (u8, Value, Vec<&'static str>)> {
     let port = (select(&["", "a", "b"][..]), select(&[80, 81, 0][..]), select(&["TCP", "UDP"][..]));
     let vips = vec(select(VIPS), 1..3);
     let port = (port, select(&[0, 0, 30_000, 30_001, 70_000][..]));
     let affinity = select(&[("None", 0), ("ClientIP", 10), ("ClientIP", 0), ("Cookie", 0)][..]);
     let external = vec(select(EXTERNAL), 0..3);
     let locals = (any::<bool>(), any::<bool>());
-    let parts = (0..4u8, vips, vec(port, 0..4), locals, affinity, external);
-    parts.prop_map(|(number, vips, ports, (local, locally), affinity, external)| {
+    let ranges = vec(select(&["192.0.2.0/24", "192.0.2.0/25", "2001:db8::/32", "nowhere"][..]), 0..3);
+    let balanced = (vec(select(EXTERNAL), 0..3), ranges);
+    let parts = (0..4u8, vips, vec(port, 0..4), locals, affinity, external, balanced);
+    parts.prop_map(|(number, vips, ports, (local, locally), affinity, external, (ingress, ranges))| {
         let ports: Vec<Value> = ports
             .into_iter()
             .map(|((name, port, protocol), node_port)| {
@@ -78,7 +81,8 @@ fn service() -> impl Strategy<Value = (u8, Value)> {
         spec["externalTrafficPolicy"] = json!(of(locally));
         spec["internalTrafficPolicy"] = json!(policy);
         (spec["sessionAffinity"], spec["sessionAffinityConfig"]) = (json!(affinity), config);
-        (number, spec)
+        (spec["type"], spec["loadBalancerSourceRanges"]) = (json!("LoadBalancer"), json!(ranges));
+        (number, spec, ingress)
     })
 }
 
@@ -136,8 +140,10 @@ fn build_all(world: &mut World, parts: &Parts, more: &More) {
         }
     }
     build(world, &parts);
-    for (number, spec) in &more.services {
-        world.service(&format!("s{number}"), spec.clone());
+    for (number, spec, ingress) in &more.services {
+        let ingress: Vec<Value> = ingress.iter().map(|address| json!({"ip": address})).collect();
+        let name = format!("s{number}");
+        world.service(&name, spec.clone()).load_balancer(&name, json!(ingress));
     }
     for (number, service, slice) in &more.slices {
         world.slice(&format!("e{number}"), &format!("s{service}"), slice.clone());
@@ -382,14 +388,10 @@ proptest! {
 }
 
 fn recovered(fake: &Fake, attachments: &[Arc<crate::model::Attachment>]) -> Numbers {
-    let (frontends, balancers) = (fake.frontends.all(), fake.balancers.all());
-    Numbers::recovered(
-        HashKey::default(),
-        (&frontends, &balancers),
-        &fake.classes.all(),
-        &fake.ports.all(),
-        attachments,
-    )
+    let (frontends, backends, sources) = (fake.frontends.all(), fake.backends.all(), fake.sources.all());
+    let serving =
+        backends.keys().map(|backend| backend.service).chain(sources.keys().map(|source| source.net)).collect();
+    Numbers::recovered(HashKey::default(), (&frontends, &serving), &fake.classes.all(), &fake.ports.all(), attachments)
 }
 
 /// A number that may be somebody's, nobody's or none.

@@ -53,6 +53,10 @@ impl Tables for Programs<'_> {
         0
     }
 
+    fn admits(&self, service: u32, client: &Addr) -> bool {
+        self.0.sources.keys().any(|key| key.net == service && truncated(client, key.address_bits()) == key.addr)
+    }
+
     fn class_of(&self, net: u32, addr: &Addr) -> Option<u64> {
         self.0.peers.get(&AddressKey { net, addr: *addr }).copied()
     }

@@ -2,7 +2,7 @@
 //! Services and endpoint choice (reference: kube-proxy's contract).
 
 use rstest::rstest;
-use weft_abi::{CLUSTER_NET, Frontend, FrontendFlags, FrontendKey};
+use weft_abi::{CLUSTER_NET, CidrKey, Frontend, FrontendFlags, FrontendKey};
 
 use super::*;
 
@@ -273,6 +273,42 @@ fn further(desired: &Desired, vip: &str, port: u16) -> Vec<String> {
         std::net::SocketAddr::new(key.addr.into(), u16::from_be(key.port)).to_string()
     };
     beside.map(text).collect()
+}
+
+/// The frontends beside a ClusterIP that serve only some, and whom.
+fn limited(desired: &Desired, vip: &str, port: u16) -> (Vec<String>, Vec<String>) {
+    let service = number(desired, vip, port);
+    let frontends =
+        desired.frontends.iter().filter(|(_, frontend)| frontend.service == service && frontend.is_limited());
+    let sources = desired.sources.keys().filter(|key| key.net == service);
+    let prefix = |key: &CidrKey| format!("{}/{}", IpAddr::from(key.addr), key.address_bits());
+    (frontends.map(|(key, _)| IpAddr::from(key.addr).to_string()).collect(), sources.map(prefix).collect())
+}
+
+#[test]
+fn source_ranges_are_of_the_load_balancers_addresses_and_of_their_family() {
+    let mut world = World::default();
+    let spec = |ranges: Value| {
+        json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00:96::1"],
+            "externalIPs": ["203.0.113.1", "203.0.113.9"], "ports": [{"port": 80, "nodePort": 30_080}],
+            "loadBalancerSourceRanges": ranges})
+    };
+    world.service("web", spec(json!(["198.51.100.7/24", " 192.0.2.1/32", "198.51.100.0/24"])));
+    world.load_balancer("web", json!([{"ip": "203.0.113.9"}, {"ip": "2001:db8:77::9"}]));
+    let desired = world.plan();
+    let ranges = ["198.51.100.0/120".to_owned(), "192.0.2.1/128".into()];
+    // An external IP that is the load balancer's too is limited as that.
+    assert_eq!(limited(&desired, "10.96.0.1", 80), (vec!["203.0.113.9".into()], ranges.into()));
+    assert_eq!(limited(&desired, "fd00:96::1", 80), (vec![], vec![]));
+    let [open] = &*desired.problems else { panic!("{:?}", desired.problems) };
+    assert!(open.contains("Service x/web") && open.contains("2001:db8:77::9"), "{open}");
+    // What nobody understands admits nobody.
+    world.service("web", spec(json!(["198.51.100.0", "2001:db8::/32"])));
+    world.load_balancer("web", json!([{"ip": "203.0.113.9"}, {"ip": "2001:db8:77::9"}]));
+    let desired = world.plan();
+    assert_eq!(limited(&desired, "10.96.0.1", 80), (vec!["203.0.113.9".into()], vec![]));
+    assert_eq!(limited(&desired, "fd00:96::1", 80), (vec!["2001:db8:77::9".into()], vec!["2001:db8::/32".into()]));
+    assert!(desired.problems[0].contains("loadBalancerSourceRanges: '198.51.100.0'"), "{:?}", desired.problems);
 }
 
 fn spread(world: &mut World) {

@@ -41,6 +41,8 @@ pub(crate) trait Reads {
     fn member(&self, key: &MemberKey) -> Read<Member>;
     /// `BACKENDS`.
     fn backend(&self, key: &BackendKey) -> Read<u32>;
+    /// `SOURCES`, longest prefix of one Service port.
+    fn source(&self, service: u32, client: &Addr) -> Read<u32>;
     /// `AFFINITIES`.
     fn affinity(&self, key: &AffinityKey) -> Read<Affinity>;
     /// `PEERS`, of one network.
@@ -92,6 +94,10 @@ impl Reads for Maps {
 
     fn backend(&self, key: &BackendKey) -> Read<u32> {
         self.backends().get(key)
+    }
+
+    fn source(&self, service: u32, client: &Addr) -> Read<u32> {
+        self.sources().get(&CidrKey::new(service, *client, 128))
     }
 
     fn affinity(&self, key: &AffinityKey) -> Read<Affinity> {

@@ -91,6 +91,14 @@ impl<R: Reads> Tables for Recorder<'_, R> {
         flags.unwrap_or(0)
     }
 
+    fn admits(&self, service: u32, client: &Addr) -> bool {
+        let source = self.read(self.maps.source(service, client));
+        let key = format!("{} of Service number {service}", self.name(client));
+        self.note("SOURCES", &key, source.map(|_| "served".to_owned()));
+        self.compare("SOURCES", &key, source.as_ref(), longest(&self.desired.sources, service, client));
+        source.is_some()
+    }
+
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         let last = self.read(self.maps.affinity(key));
         let ago = |last: &Affinity| u64::from(now_ticks().saturating_sub(last.last)) << TICK_SHIFT;

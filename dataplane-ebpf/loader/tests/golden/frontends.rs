@@ -3,8 +3,8 @@
 //! take.
 
 use weft_abi::{
-    Addr, AddressKey, Balancer, Config, ConnectionFlags, Deliver, DropReason, Frontend, FrontendFlags, FrontendKey,
-    MemberSet, Owner, UPLINK as FROM_UPLINK, WayFlags,
+    Addr, AddressKey, Balancer, CidrKey, Config, ConnectionFlags, Deliver, DropReason, Frontend, FrontendFlags,
+    FrontendKey, MemberSet, Owner, UPLINK as FROM_UPLINK, WayFlags,
 };
 
 use crate::{
@@ -265,6 +265,46 @@ fn an_address_of_a_load_balancer_is_served_wherever_it_is() {
         node.maps().addresses().insert(&address, &Owner::node_ports(HOST)).unwrap();
         let seen = node.from_uplink(&outside(family, LOAD_BALANCER[family], L4::Tcp(4001, 80, SYN))).redirected();
         assert_eq!(seen.tuple, tuple(OUTSIDE_IP[family], 4001, SERVER_IP[family], 8080));
+    }
+}
+
+/// `loadBalancerSourceRanges`.
+#[test]
+fn a_limited_address_serves_only_those_in_its_ranges() {
+    let node = with_node_port();
+    for family in 0..2 {
+        let service = service_number(500, 6, family);
+        let frontend = Frontend { service, flags: EXTERNAL | FrontendFlags::LIMITED };
+        node.set_frontend((LOAD_BALANCER[family], 80, 6), frontend);
+        let there = |sport| outside(family, LOAD_BALANCER[family], L4::Tcp(sport, 80, SYN));
+        let from_pod = |sport| workloads(CLIENT, CLIENT_IP[family], LOAD_BALANCER[family], L4::Tcp(sport, 80, SYN));
+        let range = |addr: &str, bits| CidrKey::new(service, Addr::from(ip(addr)), bits);
+        node.from_uplink(&there(4000)).dropped(DropReason::SourceRange);
+        node.from_workload(CLIENT, &from_pod(4000)).dropped(DropReason::SourceRange);
+        // Of another Service.
+        let other = CidrKey { net: service + 1, ..range(OUTSIDE_IP[family], 128) };
+        node.maps().sources().insert(&other, &1).unwrap();
+        node.from_uplink(&there(4001)).dropped(DropReason::SourceRange);
+        let own = range(OUTSIDE_IP[family], [120, 64][family]);
+        node.maps().sources().insert(&own, &1).unwrap();
+        let seen = node.from_uplink(&there(4002)).redirected();
+        assert_eq!(seen.tuple, tuple(OUTSIDE_IP[family], 4002, SERVER_IP[family], 8080));
+        node.from_workload(CLIENT, &from_pod(4002)).dropped(DropReason::SourceRange);
+        // A connection goes on whose client is served no more; it alone.
+        node.maps().sources().remove(&own).unwrap();
+        node.publish_service(service);
+        assert_eq!(node.from_uplink(&there(4002)).redirected().tuple, seen.tuple);
+        node.from_uplink(&there(4003)).dropped(DropReason::SourceRange);
+        // Other frontends of the Service are for all.
+        assert_eq!(
+            node.from_uplink(&outside(family, HOST_IP[family], L4::Tcp(4004, NODE_PORT, SYN))).redirected().tuple.dst,
+            ip(SERVER_IP[family])
+        );
+        // Where nobody serves, everybody hears that.
+        set_balancer(&node, family, 6, |balancer, _| {
+            (balancer.internal, balancer.external, balancer.cluster) = Default::default();
+        });
+        node.from_uplink(&there(4005)).refused(DropReason::NoBackend);
     }
 }
 

@@ -114,6 +114,9 @@ impl Tables for World {
     fn backend(&self, _: &BackendKey) -> u32 {
         0
     }
+    fn admits(&self, _: u32, _: &Addr) -> bool {
+        true
+    }
     fn class_of(&self, _: u32, addr: &Addr) -> Option<u64> {
         self.peers.get(addr).copied()
     }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tables and a packet in memory, and what lives in them.
 
-use std::{cell::Cell, collections::HashMap};
+use std::{
+    cell::Cell,
+    collections::{HashMap, HashSet},
+};
 
 use weft_abi::{
     Addr, AddressKey, Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, BlockKey, CLUSTER_NET, Class, Config,
@@ -33,6 +36,8 @@ pub(crate) struct World {
     pub(crate) balancers: HashMap<u32, Balancer>,
     /// By Service number, set and index.
     pub(crate) members: HashMap<(u32, u32, u32), Member>,
+    /// Clients of limited frontends, by Service number.
+    pub(crate) sources: HashSet<(u32, Addr)>,
     pub(crate) affinities: HashMap<AffinityKey, Affinity>,
     /// So many look-ups of members come after their set has gone.
     pub(crate) late: Cell<u32>,
@@ -201,6 +206,10 @@ impl Tables for World {
         let flags = balancer.sets().into_iter().zip(BackendFlags::OF_SETS);
         let flags = flags.filter(|(set, _)| sets.contains(&set.set)).fold(0, |flags, (_, flag)| flags | flag);
         if sets.is_empty() { 0 } else { flags | BackendFlags::SERVING }
+    }
+
+    fn admits(&self, service: u32, client: &Addr) -> bool {
+        self.sources.contains(&(service, *client))
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
