@@ -7,14 +7,16 @@ set -eu
 # Build: the compiler for the eBPF programs (rustc-web carries LLVM 22 and the sources of core), bpf-linker's libraries.
 build='rustc-web rust-web-src cargo-web llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev libxml2-dev gcc libc6-dev pkg-config
 libseccomp-dev make git ca-certificates'
-# Test: simulated nodes, traffic, what an operator would look with; systemd-analyze for the unit file.
-test='iproute2 iputils-ping bpftool util-linux mount procps kmod systemd'
+# Test: simulated nodes, traffic, what an operator would look with; systemd-analyze for the unit file;
+# what a kube-proxy leaves.
+test='iproute2 iputils-ping bpftool util-linux mount procps kmod systemd
+nftables iptables ipset'
 # Guests: QEMU by software emulation, Debian's cloud kernel, an initramfs of busybox.
 guest='qemu-system-x86 busybox-static cpio gzip linux-image-cloud-amd64'
 # Front ends of the vhost-user-net device besides QEMU: DPDK's testpmd.
 frontend='dpdk-dev'
 # Images and the Kubernetes testbed.
-cluster='mmdebstrap openssl binutils nftables conntrack'
+cluster='mmdebstrap openssl binutils conntrack'
 
 linker_version=0.13.0
 rust_minimum=1.95

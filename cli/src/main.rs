@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod frame;
+mod kube_proxy;
 mod print;
 mod show;
 mod table;
@@ -35,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[command(
     name = "weft",
     version,
-    after_help = "Exit status: 0 done, 1 the agent cannot be asked or refuses, 3 `weft status`: the agent is not ready, 4 `weft explain`: the packet is dropped."
+    after_help = "Exit status: 0 done, 1 the agent cannot be asked or refuses, or something could not be removed, 3 `weft status`: the agent is not ready, 4 `weft explain`: the packet is dropped."
 )]
 struct Arguments {
     /// The agent's socket
@@ -53,7 +54,7 @@ enum Format {
     /// Aligned columns
     #[default]
     Table,
-    /// JSON; `flows --follow` and `vm trace` print one object a line
+    /// JSON; `flows --follow`, `vm trace` and `kube-proxy cleanup` print one object a line
     Json,
 }
 
@@ -108,6 +109,11 @@ enum Command {
         #[command(subcommand)]
         command: Option<VmCommand>,
     },
+    /// What a kube-proxy left on this node
+    KubeProxy {
+        #[command(subcommand)]
+        command: KubeProxyCommand,
+    },
     /// Print the manual page of `weft` in roff: `weft man | man -l -`
     Man,
 }
@@ -127,6 +133,24 @@ enum VmCommand {
         /// End after this many frames
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         frames: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KubeProxyCommand {
+    /// Remove it from this network namespace, whatever the mode: chains `KUBE-*` of iptables (both backends) and the jumps to
+    /// them, ipsets, the device kube-ipvs0 and nftables' tables kube-proxy
+    ///
+    /// Runs as root on the node itself, where `iptables` is. The agent is not asked. Where kube-ipvs0 is, all virtual servers of
+    /// ipvs go with it, since ipvs does not know whose they are. What is kubelet's stays (KUBE-FIREWALL, KUBE-IPTABLES-HINT,
+    /// KUBE-KUBELET-CANARY), and so do conntrack entries, nfacct counters and sysctls. May be run again.
+    Cleanup {
+        /// Say what would be removed, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Go on though a kube-proxy runs, which writes its rules again
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -166,8 +190,12 @@ fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
     if matches!(command, Command::Man) {
         return manual(&mut io::stdout().lock());
     }
+    let json = matches!(output, Format::Json);
+    let mut output = Output::new(json, io::stdout().lock());
+    if let Command::KubeProxy { command: KubeProxyCommand::Cleanup { dry_run, force } } = command {
+        return kube_proxy::cleanup(*dry_run, *force, &mut output).map(|()| ExitCode::SUCCESS);
+    }
     let mut client = connect(socket, command)?;
-    let mut output = Output::new(matches!(output, Format::Json), io::stdout().lock());
     let client = &mut client;
     match command {
         Command::Status => {
@@ -214,7 +242,7 @@ fn run(Arguments { socket, output, command }: &Arguments) -> Result<ExitCode> {
             other => return unexpected(&other),
         },
         Command::Flows { last, follow } => flows(client, &mut output, *last, *follow)?,
-        Command::Man => {}
+        Command::KubeProxy { .. } | Command::Man => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -297,7 +325,7 @@ mod tests {
         let mut page = Vec::new();
         super::manual(&mut page).unwrap();
         let page = String::from_utf8(page).unwrap();
-        for name in ["status", "endpoints", "services", "policies", "flows", "drops", "vm"] {
+        for name in ["status", "endpoints", "services", "policies", "flows", "drops", "vm", "kube-proxy"] {
             assert!(page.contains(&format!(".SH \"weft {name}\"")), "{name} is missing");
         }
     }

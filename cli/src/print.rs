@@ -68,6 +68,14 @@ impl<W: Write> Output<W> {
         Ok(self.writer.flush()?)
     }
 
+    /// A remark for people; programs see that there is nothing.
+    pub(crate) fn remark(&mut self, text: &str) -> Result<()> {
+        if !self.json {
+            writeln!(self.writer, "{text}")?;
+        }
+        Ok(self.writer.flush()?)
+    }
+
     /// One line per value, at once.
     pub(crate) fn print_lines<T: Serialize>(&mut self, values: &[T], show: impl Fn(&T) -> String) -> Result<()> {
         for value in values {

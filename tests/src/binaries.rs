@@ -67,6 +67,15 @@ impl Binaries {
         existing(&target.join(profile).join("weft-agent-other-layout"))
     }
 
+    /// The operator's command alone, for tests without an agent.
+    ///
+    /// # Errors
+    /// It is missing: it is built by `cargo xtask build`.
+    pub fn command() -> Result<PathBuf> {
+        let (target, profile) = running()?;
+        existing(&target.join(profile).join("weft"))
+    }
+
     fn built(target: &Path, profile: &str, probe_profile: &str) -> Result<Self> {
         let folder = target.join(profile);
         Ok(Self {
