@@ -104,7 +104,6 @@ fn translate<T: Tables>(
     standing: &Flow,
     decision: &mut Decision,
 ) -> Result<(), DropReason> {
-    let protocol = question.key.protocol as u8;
     decision.target = question.key.dst;
     decision.target_port = question.key.dport;
     decision.translated = 0;
@@ -122,12 +121,7 @@ fn translate<T: Tables>(
     }
     let Some(frontend) = frontend else { return Ok(()) };
     // A set may go between the two look-ups: by then the balancer leads to the next one.
-    choose(tables, question, frontend, decision).or_else(|_| choose(tables, question, frontend, decision))?;
-    if protocol == protocol::SCTP && decision.target_port != question.key.dport {
-        // SCTP's CRC32c covers the ports and cannot be updated from a difference in bounded time.
-        return Err(DropReason::Unrewritable);
-    }
-    Ok(())
+    choose(tables, question, frontend, decision).or_else(|_| choose(tables, question, frontend, decision))
 }
 
 /// A member of the set for such clients of this frontend: sets `target` and `target_port`. It is the one that the client had last,
