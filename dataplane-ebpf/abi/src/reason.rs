@@ -52,7 +52,7 @@ numbered! {
     MasqueradeFull = "masquerade-full", "no free port towards this destination in the masquerade range";
     FlowTable = "flow-table", "the flow table refused an entry";
     IcmpUnrelated = "icmp-unrelated", "an ICMP error about a packet that no flow knows";
-    Unrewritable = "unrewritable", "the packet's protocol cannot be translated (SCTP with another port)";
+    Unrewritable = "unrewritable", "the packet's protocol cannot be translated (SCTP in pieces with another port)";
     TunnelPeer = "tunnel-peer", "encapsulated by somebody who is no node or does not own the source address, or for another network";
     Unmarked = "unmarked", "reached a workload's interface past the dataplane";
     Kernel = "kernel", "a kernel helper refused the packet";

@@ -51,6 +51,8 @@ mod packet;
 mod policy;
 #[path = "golden/pool.rs"]
 mod pool;
+#[path = "golden/sctp.rs"]
+mod sctp;
 #[path = "golden/service.rs"]
 mod service;
 #[path = "golden/share.rs"]

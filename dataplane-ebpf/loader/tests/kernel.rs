@@ -9,6 +9,8 @@ mod filters;
 mod links;
 #[path = "kernel/maps.rs"]
 mod maps;
+#[path = "kernel/offload.rs"]
+mod offload;
 #[path = "kernel/open.rs"]
 mod open;
 #[path = "kernel/run.rs"]

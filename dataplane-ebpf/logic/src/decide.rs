@@ -104,7 +104,6 @@ fn translate<T: Tables>(
     standing: &Flow,
     decision: &mut Decision,
 ) -> Result<(), DropReason> {
-    let protocol = question.key.protocol as u8;
     decision.target = question.key.dst;
     decision.target_port = question.key.dport;
     decision.translated = 0;
@@ -126,10 +125,6 @@ fn translate<T: Tables>(
     // After it: where nobody serves, that is what everybody hears.
     if frontend.is_limited() && !tables.admits(frontend.service, client_of(tables, question, decision)) {
         return Err(DropReason::SourceRange);
-    }
-    if protocol == protocol::SCTP && decision.target_port != question.key.dport {
-        // SCTP's CRC32c covers the ports and cannot be updated from a difference in bounded time.
-        return Err(DropReason::Unrewritable);
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::{address, protocol, select};
 pub const NONE: u8 = 0;
 /// Under a port or echo identifier that is to be found.
 pub const BY_PORT: u8 = 1;
-/// By address alone: the protocol has no ports, or they cannot change (SCTP's checksum covers them).
+/// By address alone: the protocol has no ports, or Weft does not know where.
 pub const BY_ADDRESS: u8 = 2;
 /// As decided before.
 pub const KEPT: u8 = 3;
@@ -58,7 +58,7 @@ pub const fn kind_of(protocol_number: u32) -> u8 {
 #[inline(always)]
 #[must_use]
 pub const fn has_ports(protocol_number: u32) -> bool {
-    matches!(protocol_number as u8, protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6)
+    matches!(protocol_number as u8, protocol::SCTP | protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6)
 }
 
 /// Whether packets of a family keep their addresses.
@@ -300,7 +300,7 @@ mod tests {
         .map(|key| kind(&config, key, false))
         .collect();
         let by_address = Ok(BY_ADDRESS);
-        assert_eq!(kinds, [Ok(BY_PORT), Ok(BY_PORT), by_address, by_address, by_address, by_address]);
+        assert_eq!(kinds, [Ok(BY_PORT), Ok(BY_PORT), Ok(BY_PORT), by_address, by_address, by_address]);
         assert_eq!(kind(&config, &key(protocol::ICMP, 0, 5), false), Err(DropReason::Unrewritable));
         assert_eq!(kind(&config, &key(protocol::TCP, 1, 2), true), Err(DropReason::NoRoute));
         let plain = Config { flags: ConfigFlags::PLAIN_V6, ..config };

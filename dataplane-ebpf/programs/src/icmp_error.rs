@@ -17,7 +17,7 @@ use crate::{
     far::OFFSETS,
     helpers, hook,
     maps::{self, Kernel},
-    report,
+    report, sctp,
     skb::Skb,
     stop::{self, Stop},
     table::{self, Buffer},
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Bytes of an ICMP or ICMPv6 error before the packet inside.
-const ERROR_HEADER: usize = 8;
+pub const ERROR_HEADER: usize = 8;
 
 /// A family whose packets can be inside an ICMP error.
 pub trait Inner: Family {
@@ -122,7 +122,11 @@ pub fn translate<F: Inner, const HOOK: u8>(
         return Err(Stop::Return(walk::ASK_AGAIN));
     }
     stop::check(F::rewrite_inner(skb, offset)).map_err(failed::<HOOK>)?;
-    Ok(&maps::walk().ok_or(DropReason::Kernel)?.forward)
+    let walk = maps::walk().ok_or(DropReason::Kernel)?;
+    if walk.about.protocol == u32::from(protocol::SCTP) {
+        stop::check(sctp::weft_keep_inner_sctp(skb.raw(), offset)).map_err(failed::<HOOK>)?;
+    }
+    Ok(&walk.forward)
 }
 
 /// What becomes of an error that cannot be translated: on the uplink it may be the host's own.
@@ -311,7 +315,7 @@ fn rewrite<F: Inner>(skb: &Skb, offset: usize) -> Result<(), DropReason> {
 #[inline(always)]
 fn write_inner_ports(skb: &Skb, l4: usize, packet: &FlowKey6, change: &FlowKey6) -> Option<()> {
     let stored = match packet.protocol as u8 {
-        protocol::TCP | protocol::UDP => helpers::store(skb.raw(), l4, &[change.sport, change.dport]),
+        protocol::TCP | protocol::UDP | protocol::SCTP => helpers::store(skb.raw(), l4, &[change.sport, change.dport]),
         protocol::ICMP | protocol::ICMPV6 => {
             let id = if packet.sport != 0 { change.sport } else { change.dport };
             helpers::store(skb.raw(), l4 + 4, &id)
@@ -322,7 +326,7 @@ fn write_inner_ports(skb: &Skb, l4: usize, packet: &FlowKey6, change: &FlowKey6)
 }
 
 /// Keeps the inner transport checksum right, where it is there: RFC 792 asks for 8 bytes of the packet's data, so TCP's may
-/// be cut off; UDP's may be 0, that is none. The difference that this makes to the error's checksum.
+/// be cut off; UDP's may be 0, that is none; of SCTP see `sctp`. The difference that this makes to the error's checksum.
 #[inline(always)]
 fn update_inner_checksum(skb: &Skb, l4: usize, protocol_number: u8, addresses: u64, ports: u64) -> Option<u64> {
     let (field, has_pseudo_header) = match protocol_number {

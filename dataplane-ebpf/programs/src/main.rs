@@ -34,6 +34,7 @@ mod refuse;
 mod report;
 mod rewrite;
 mod route;
+mod sctp;
 mod share;
 mod skb;
 mod socket;

@@ -51,9 +51,7 @@ pub fn check(skb: &Skb, transport: &Transport, summed: &mut Summed) -> Result<()
     } else {
         JUDGED_HEADERS
     };
-    // SAFETY: a valid static; volatile, as the loader sets another value than the compiler sees. The map behind it is
-    // frozen, so that the verifier knows the value.
-    let layout = unsafe { ptr::read_volatile(&raw const SKB_LAYOUT) };
+    let layout = layout();
     if layout.start == 0 {
         return Ok(());
     }
@@ -65,6 +63,24 @@ pub fn check(skb: &Skb, transport: &Transport, summed: &mut Summed) -> Result<()
         }
         None => Ok(()),
     }
+}
+
+/// Who has summed a packet up of which nothing is to be checked.
+#[inline(always)]
+pub fn summed(skb: &Skb) -> Summed {
+    let (layout, mut summed) = (layout(), Summed::UNKNOWN);
+    if layout.start != 0 {
+        // Where it cannot be read it stays unknown.
+        let _where = unwritten(skb, &layout, &mut summed);
+    }
+    summed
+}
+
+#[inline(always)]
+fn layout() -> SkbLayout {
+    // SAFETY: a valid static; volatile, as the loader sets another value than the compiler sees. The map behind it is
+    // frozen, so that the verifier knows the value.
+    unsafe { ptr::read_volatile(&raw const SKB_LAYOUT) }
 }
 
 /// The checksum of the packet that is left to somebody else, if one is.
@@ -98,8 +114,7 @@ extern "C" fn weft_check_checksum(skb: *mut __sk_buff, checksum: u32, protocol: 
 
 #[inline(always)]
 fn try_check(skb: *mut __sk_buff, checksum: u32, protocol: u8, offset: u32, judged: u32) -> Result<(), DropReason> {
-    // SAFETY: as in `check`.
-    let layout = unsafe { ptr::read_volatile(&raw const SKB_LAYOUT) };
+    let layout = layout();
     let mac_header = mac_header(skb, &layout).ok_or(DropReason::Kernel)?;
     // On this hook the packet begins with its Ethernet header.
     let start = (checksum & 0xffff).wrapping_sub(u32::from(mac_header));

@@ -8,7 +8,7 @@ use weft_logic::{
     protocol,
 };
 
-use crate::{far, helpers, maps, skb::Skb, stop};
+use crate::{far, helpers, maps, sctp, skb::Skb, stop};
 
 const BOTH: u16 = ConnectionFlags::REWRITE_SRC | ConnectionFlags::REWRITE_DST;
 
@@ -109,19 +109,24 @@ fn l4(
     address_diff: u64,
     near: usize,
 ) -> Result<(), DropReason> {
-    if transport.piece == Piece::Later {
-        return Ok(());
-    }
     let Connection { flags, .. } = flow.connection;
     let sport = if flags & ConnectionFlags::REWRITE_SRC != 0 { flow.connection.sport } else { transport.sport };
     let dport = if flags & ConnectionFlags::REWRITE_DST != 0 { flow.connection.dport } else { transport.dport };
     let ports_move = sport != transport.sport || dport != transport.dport;
+    if transport.piece == Piece::Later {
+        // Of SCTP the first piece was refused as well.
+        let is_lost = ports_move && transport.protocol == protocol::SCTP;
+        return if is_lost { Err(DropReason::Unrewritable) } else { Ok(()) };
+    }
     let port_diff = checksum::half_diff(transport.sport, sport) + checksum::half_diff(transport.dport, dport);
     let ports_at = match transport.protocol {
         protocol::ICMP | protocol::ICMPV6 => transport.offset + 4,
         _ => transport.offset,
     };
-    if ports_move && transport.protocol != protocol::SCTP {
+    if ports_move {
+        if transport.protocol == protocol::SCTP {
+            return sctp::move_ports(skb, transport, sport, dport);
+        }
         write_ports(skb, transport, sport, dport, ports_at, near)?;
     }
     if summed.is_in_packet() && transport.offset == near {

@@ -98,8 +98,6 @@ pub(super) fn class(name: &str) -> Option<Reason> {
         "no-service" => Reason::NoService,
         "no-service-port" => Reason::NoServicePort,
         "no-endpoint" | "no-route" => Reason::Unreachable,
-        "unrewritable" => Reason::Untranslatable,
-        "masquerade-taken" | "tuple-taken" => Reason::Taken,
         _ => return None,
     })
 }

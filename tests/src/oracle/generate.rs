@@ -318,7 +318,7 @@ fn slice_port(random: &mut Random, port: &ServicePort) -> Option<SlicePort> {
     }
     let name = (!port.name.is_empty() || random.chance(50)).then(|| port.name.clone());
     let protocol = if port.protocol == Protocol::Tcp && random.chance(30) { None } else { Some(port.protocol) };
-    let number = if port.protocol == Protocol::Sctp && random.chance(70) { port.port } else { *random.pick(&PORTS) };
+    let number = *random.pick(&PORTS);
     Some(SlicePort { name, protocol, port: (!random.chance(4)).then_some(number) })
 }
 

@@ -41,15 +41,6 @@ impl Lookalikes {
             .is_some_and(|others| others.iter().any(|other| *other != meant))
     }
 
-    /// Whether its sender has a connection to somebody else from the same port: one of them may have no port to leave under, where
-    /// ports cannot change.
-    pub(super) fn may_refuse(&self, packet: &Packet) -> bool {
-        let client = (packet.source, packet.sport);
-        let meant = (packet.destination, packet.dport);
-        let mut same = self.0.iter().filter(|((protocol, from, _), _)| (*protocol, *from) == (packet.protocol, client));
-        packet.protocol == Protocol::Sctp && same.any(|(_, others)| others.iter().any(|other| *other != meant))
-    }
-
     /// Begins anew.
     pub(super) fn clear(&mut self) {
         self.0.clear();
@@ -61,10 +52,6 @@ pub(super) const KNOWN: &[Known] = &[
     Known {
         name: "B2: a connection whose backend's pod is gone from this node, and listed still, moves to another backend",
         quirk: || Quirks { leaves_gone_pod: true, ..Quirks::default() },
-    },
-    Known {
-        name: "SCTP to an endpoint with another port is refused (`unrewritable`)",
-        quirk: || Quirks { sctp_keeps_port: true, ..Quirks::default() },
     },
     // Nobody sends from such an address but the node that has the CIDR.
     Known {

@@ -77,10 +77,6 @@ pub(super) enum Reason {
     NoServicePort,
     /// A node's pods, and none of them has this address.
     Unreachable,
-    /// This protocol cannot be translated so.
-    Untranslatable,
-    /// It has no ports to tell workloads apart, and another one speaks it to this destination.
-    Taken,
 }
 
 /// Where a Service leads: address and port.
@@ -121,7 +117,6 @@ impl Quirks {
     pub(super) fn and(self, other: Self) -> Self {
         Self {
             leaves_gone_pod: self.leaves_gone_pod || other.leaves_gone_pod,
-            sctp_keeps_port: self.sctp_keeps_port || other.sctp_keeps_port,
             pods_by_prefix: self.pods_by_prefix || other.pods_by_prefix,
         }
     }
@@ -132,8 +127,6 @@ impl Quirks {
 pub(super) struct Quirks {
     /// What went to a pod that is gone from this node chooses again.
     pub(super) leaves_gone_pod: bool,
-    /// SCTP to another port is refused.
-    pub(super) sctp_keeps_port: bool,
     /// An address in another node's pod CIDR that no pod has counts as a pod's where all pods are meant.
     pub(super) pods_by_prefix: bool,
 }
@@ -151,7 +144,7 @@ pub(super) fn answer(
         return vec![Verdict::Dropped(Reason::Source)];
     }
     match service::frontend(world, packet.destination, packet.dport, packet.protocol) {
-        None => or_taken(packet, vec![onward(world, here, packet, (packet.destination, packet.dport), false, quirks)]),
+        None => vec![onward(world, here, packet, (packet.destination, packet.dport), false, quirks)],
         Some(frontend) => {
             let mut backends = service::backends(world, here, &frontend, packet.destination.is_ipv4());
             if let Some(last) = last.filter(|last| backends.contains(last)) {
@@ -164,18 +157,9 @@ pub(super) fn answer(
                     packet.destination.is_ipv4(),
                 ))];
             }
-            or_taken(packet, backends.iter().map(|backend| to_backend(world, here, packet, *backend, quirks)).collect())
+            backends.iter().map(|backend| onward(world, here, packet, *backend, true, quirks)).collect()
         }
     }
-}
-
-/// SCTP leaves the node by its address alone, and to one destination for one workload at a time.
-fn or_taken(packet: &Packet, mut verdicts: Vec<Verdict>) -> Vec<Verdict> {
-    let masqueraded = |verdict: &Verdict| matches!(verdict, Verdict::Delivered { source: Source::Masqueraded, .. });
-    if packet.protocol == Protocol::Sctp && verdicts.iter().any(masqueraded) {
-        verdicts.push(Verdict::Dropped(Reason::Taken));
-    }
-    verdicts
 }
 
 /// What may become of the next packet of a connection that went to `backend` when it began, or was not translated. A
@@ -194,7 +178,7 @@ pub(super) fn answer_standing(
     }
     let gone = route::place(world, here, backend.0) == Place::OwnUnused;
     if stands(world, packet, backend) && !(quirks.leaves_gone_pod && gone) {
-        return or_taken(packet, vec![to_backend(world, here, packet, backend, quirks)]);
+        return vec![onward(world, here, packet, backend, true, quirks)];
     }
     answer(world, here, packet, last, quirks)
 }
@@ -280,13 +264,6 @@ fn ends(world: &World, here: &str, packet: &Packet, verdict: Verdict) -> Final {
 /// Whether an address is that of the outside of a simulated site.
 pub(super) fn is_outside(address: IpAddr) -> bool {
     [IpAddr::V4(crate::OUTSIDE_V4), IpAddr::V6(crate::OUTSIDE_V6)].contains(&address)
-}
-
-fn to_backend(world: &World, here: &str, packet: &Packet, to: (IpAddr, u16), quirks: Quirks) -> Verdict {
-    if quirks.sctp_keeps_port && packet.protocol == Protocol::Sctp && to.1 != packet.dport {
-        return Verdict::Dropped(Reason::Untranslatable);
-    }
-    onward(world, here, packet, to, true, quirks)
 }
 
 /// After the choice of a backend: where it is, and whether both ends allow it.

@@ -191,7 +191,7 @@ impl Session {
     }
 
     /// Compares what was seen with the oracle. The oracle sees one connection at a time: where another one would look the same, this
-    /// one leaves under another port, or not at all.
+    /// one leaves under another port.
     fn judge(&self, seen: &Seen, packet: &Packet, world: &World, oracle: impl Fn(Quirks) -> Vec<Verdict>) -> Outcome {
         let mut seen = seen.clone();
         if let Seen::Sent(sent) = &mut seen
@@ -200,13 +200,6 @@ impl Session {
         {
             sent.sport = packet.sport;
         }
-        let oracle = |quirks| {
-            let mut verdicts = oracle(quirks);
-            if self.lookalikes.may_refuse(packet) {
-                verdicts.push(Verdict::Dropped(model::Reason::Taken));
-            }
-            verdicts
-        };
         check::judge(&seen, packet, world, HERE, oracle)
     }
 

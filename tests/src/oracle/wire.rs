@@ -337,8 +337,7 @@ impl Wire {
     ) -> Result<Option<Arrival>, String> {
         let expected = oracle(Quirks::default());
         let plain = self.under_own_port(packet, seen);
-        let refused = self.lookalikes.may_refuse(packet).then_some(Final::Dropped(Reason::Taken));
-        let fits = |finals: &[Final]| finals.iter().chain(&refused).any(|one| fits(&plain, one, packet, world));
+        let fits = |finals: &[Final]| finals.iter().any(|one| fits(&plain, one, packet, world));
         let known = KNOWN.iter().find(|known| fits(&oracle((known.quirk)())));
         if !fits(&expected) {
             let Some(known) = known else { return Err(format!("seen {seen:?}, expected one of {expected:?}")) };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connections as a whole: unique tuples, refused attempts, and one decision for both directions.
 
-use weft_abi::{ConnectionFlags, Deliver, DropReason};
+use weft_abi::{ConnectionFlags, Deliver};
 use weft_dataplane::{Arrival, Program};
 
 use crate::{
@@ -30,7 +30,8 @@ fn back(node: &Node, arrived: Tuple, l4: impl Fn(u16, u16) -> L4) -> Tuple {
 
 type Kind = (fn(u16, u16) -> L4, fn(u16, u16) -> L4);
 
-const KINDS: [Kind; 2] = [(|s, d| L4::Tcp(s, d, SYN), |s, d| L4::Tcp(s, d, SYN_ACK)), (L4::Udp, L4::Udp)];
+const KINDS: [Kind; 3] =
+    [(|s, d| L4::Tcp(s, d, SYN), |s, d| L4::Tcp(s, d, SYN_ACK)), (L4::Udp, L4::Udp), (L4::Sctp, L4::Sctp)];
 
 /// Two Services with one backend, and the backend itself, from one source port: each is answered by whom it asked.
 #[test]
@@ -38,7 +39,7 @@ fn connections_that_would_look_alike_leave_under_different_ports() {
     for family in 0..2 {
         for (request, answer) in KINDS {
             let node = Node::new();
-            for protocol in [6, 17] {
+            for protocol in [6, 17, 132] {
                 node.set_service(OTHER_VIP[family], 80, protocol, 600, 1, &[(SERVER_IP[family], 8080)]);
             }
             let asked = [(VIP[family], 80), (OTHER_VIP[family], 80), (SERVER_IP[family], 8080)];
@@ -70,21 +71,6 @@ fn tuples_are_unique_beyond_the_node() {
     let [one, other] = [VIP[0], OTHER_VIP[0]].map(|vip| to(&node, 0, vip, L4::Udp(4000, 80)));
     assert_eq!((one.dst, other.dst, one.sport), (ip(FAR_IP[0]), ip(FAR_IP[0]), 4000));
     assert_ne!(other.sport, 4000);
-}
-
-/// SCTP's checksum covers its ports, which therefore cannot change.
-#[test]
-fn sctp_that_would_look_alike_is_refused() {
-    let node = Node::new();
-    for (vip, id) in [(VIP[0], 700), (OTHER_VIP[0], 701)] {
-        node.set_service(vip, 80, 132, id, 1, &[(SERVER_IP[0], 80)]);
-    }
-    to(&node, 0, VIP[0], L4::Sctp(4000, 80));
-    let packet = |sport| frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[0]), ip(OTHER_VIP[0])), L4::Sctp(sport, 80), b"x");
-    node.from_workload(CLIENT, &packet(4000)).dropped(DropReason::TupleTaken);
-    node.from_workload(CLIENT, &packet(4001)).redirected();
-    // The first one goes on.
-    assert_eq!(to(&node, 0, VIP[0], L4::Sctp(4000, 80)).dst, ip(SERVER_IP[0]));
 }
 
 /// Somebody on the wire with the addresses and ports of a connection that came another way takes none of its answers.

@@ -95,7 +95,7 @@ fn headers_too_long_or_too_many_are_refused() {
 }
 
 /// A datagram of the client in two pieces: 24 bytes of the transport part, and the rest.
-fn pieces(family: usize, dst: &str, l4: L4, id: u16) -> [Vec<u8>; 2] {
+pub(crate) fn pieces(family: usize, dst: &str, l4: L4, id: u16) -> [Vec<u8>; 2] {
     pieces_of(CLIENT, CLIENT_IP[family], dst, l4, id)
 }
 
@@ -135,7 +135,7 @@ fn pieces_v6(whole: &[u8], id: u16) -> [Vec<u8>; 2] {
 }
 
 /// The transport bytes of both pieces, put together.
-fn assemble(seen: &[Seen; 2]) -> Vec<u8> {
+pub(crate) fn assemble(seen: &[Seen; 2]) -> Vec<u8> {
     assert!(seen.iter().all(|seen| seen.fragment), "still in pieces");
     [seen[0].transport.clone(), seen[1].transport.clone()].concat()
 }

@@ -52,8 +52,11 @@ fn ips(src: &str, dst: &str) -> [IpAddr; 2] {
     [ip(src), ip(dst)]
 }
 
-const EXCHANGES: [(L4, L4); 2] =
-    [(L4::Tcp(4000, 80, SYN), L4::Tcp(8080, 4000, SYN_ACK)), (L4::Udp(4000, 80), L4::Udp(8080, 4000))];
+const EXCHANGES: [(L4, L4); 3] = [
+    (L4::Tcp(4000, 80, SYN), L4::Tcp(8080, 4000, SYN_ACK)),
+    (L4::Udp(4000, 80), L4::Udp(8080, 4000)),
+    (L4::Sctp(4000, 80), L4::Sctp(8080, 4000)),
+];
 
 /// All of the inner packet, TCP's header without more, and the 8 bytes that RFC 792 asks for.
 const LENGTHS: [usize; 3] = [1000, 20, 8];
@@ -107,7 +110,7 @@ fn an_error_from_the_outside_finds_the_masqueraded_flow() {
     let node = Node::new();
     const ROUTER: [&str; 2] = ["203.0.113.1", "2001:db8:aaaa::1"];
     for family in 0..2 {
-        for l4 in [L4::Tcp(4000, 443, SYN), L4::Udp(4000, 443), L4::Echo(66)] {
+        for l4 in [L4::Tcp(4000, 443, SYN), L4::Udp(4000, 443), L4::Sctp(4000, 443), L4::Echo(66)] {
             let there = frame(mac(CLIENT), ip_headers(ip(CLIENT_IP[family]), ip(OUTSIDE_IP[family])), l4, b"hello");
             let outcome = node.from_workload(CLIENT, &there);
             let node_ip = outcome.redirected().tuple.src;

@@ -228,9 +228,9 @@ fn an_echo_with_identifier_0_goes_out_and_its_answer_comes_back() {
     }
 }
 
-/// Protocols without ports that Weft rewrites, and SCTP, whose checksum covers its ports.
+/// Protocols without ports that Weft rewrites.
 const GRE: u8 = 47;
-const PORTLESS: [u8; 5] = [GRE, 50, 4, 132, UDP_LITE];
+const PORTLESS: [u8; 4] = [GRE, 50, 4, UDP_LITE];
 const UDP_LITE: u8 = 136;
 
 /// A packet of `protocol` with something behind the IP header that starts with two ports and a checksum as UDP has.

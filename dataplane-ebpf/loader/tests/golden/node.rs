@@ -129,7 +129,7 @@ impl Node {
         }
         node.add_routes();
         for family in 0..2 {
-            for protocol in [6, 17] {
+            for protocol in [6, 17, 132] {
                 node.set_service(VIP[family], 80, protocol, 500, 1, &[(SERVER_IP[family], 8080)]);
             }
         }

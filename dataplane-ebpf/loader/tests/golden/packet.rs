@@ -20,7 +20,6 @@ pub(crate) enum L4 {
     /// Identifier.
     Echo(u16),
     EchoReply(u16),
-    /// Ports; the checksum is not looked at.
     Sctp(u16, u16),
 }
 
@@ -54,8 +53,10 @@ pub(crate) fn frame(mac: [u8; 6], headers: IpHeaders, l4: L4, payload: &[u8]) ->
     match l4 {
         L4::Sctp(sport, dport) => {
             let mut bytes = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
-            bytes.extend([0; 8]);
+            bytes.extend([0, 0, 0, 9, 0, 0, 0, 0]);
             bytes.extend(payload);
+            let crc = crc32c(&bytes);
+            bytes[8..12].copy_from_slice(&crc.to_le_bytes());
             builder.write(&mut out, IpNumber::SCTP, &bytes)
         }
         L4::Udp(sport, dport) => builder.udp(sport, dport).write(&mut out, payload),
@@ -95,7 +96,7 @@ pub(crate) fn tuple(src: &str, sport: u16, dst: &str, dport: u16) -> Tuple {
 pub(crate) struct Seen {
     pub(crate) dst_mac: [u8; 6],
     pub(crate) src_mac: [u8; 6],
-    /// Ports of TCP and UDP, else 0.
+    /// Ports of TCP, UDP and SCTP, else 0.
     pub(crate) tuple: Tuple,
     pub(crate) protocol: u8,
     /// Bytes from the transport header on.
@@ -125,7 +126,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Seen {
         check_transport(src, dst, protocol, &transport);
     }
     let (sport, dport) = match protocol {
-        6 | 17 => (word(&transport, 0), word(&transport, 2)),
+        6 | 17 | 132 => (word(&transport, 0), word(&transport, 2)),
         _ => (0, 0),
     };
     let tuple = Tuple { src, sport, dst, dport };
@@ -142,6 +143,11 @@ pub(crate) fn word(bytes: &[u8], at: usize) -> u16 {
 pub(crate) fn check_transport(src: IpAddr, dst: IpAddr, protocol: u8, transport: &[u8]) {
     if protocol == 17 && word(transport, 6) == 0 && src.is_ipv4() {
         return;
+    }
+    if protocol == 132 {
+        let mut cleared = transport.to_vec();
+        cleared[8..12].fill(0);
+        assert_eq!(crc32c(&cleared).to_le_bytes(), transport[8..12], "checksum of SCTP: {transport:02x?}");
     }
     let found = match protocol {
         1 => sum(&[transport]),
@@ -178,6 +184,13 @@ pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     u16::try_from(sum).expect("folded")
+}
+
+/// RFC 9260, appendix A, bit by bit.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    })
 }
 
 /// The octets of an IPv4 address.

@@ -324,33 +324,6 @@ fn a_remote_backend_is_reached_through_the_tunnel_and_its_answer_translated() {
 }
 
 #[test]
-fn sctp_passes_where_its_ports_stay_and_is_refused_where_they_would_move() {
-    let node = Node::new();
-    for family in 0..2 {
-        for (port, backend_port) in [(3868, 3868), (3869, 3868)] {
-            node.set_service(VIP[family], port, 132, 950 + u32::from(port), 1, &[(SERVER_IP[family], backend_port)]);
-            let mut there = packet(CLIENT, CLIENT_IP[family], VIP[family], L4::Udp(4000, port));
-            let at = if family == 0 { 23 } else { 20 };
-            there[at] = 132;
-            if family == 0 {
-                // Protocol 17 became 132: by the IPv4 header's checksum 115 less.
-                let checksum = word(&there, 24).wrapping_sub(115);
-                there[24..26].copy_from_slice(&checksum.to_be_bytes());
-            }
-            let outcome = node.from_workload(CLIENT, &there);
-            if port == backend_port {
-                let seen = outcome.redirected();
-                assert_eq!((seen.protocol, seen.tuple.dst), (132, ip(SERVER_IP[family])));
-                let l4 = there.len() - seen.transport.len();
-                assert_eq!(seen.transport, there[l4..], "the CRC covers all of it");
-            } else {
-                outcome.dropped(DropReason::Unrewritable);
-            }
-        }
-    }
-}
-
-#[test]
 fn backends_are_chosen_over_all_of_them() {
     let node = Node::new();
     let vip = "10.96.0.13";
