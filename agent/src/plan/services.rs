@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services to frontends.
 
+pub(crate) mod claim;
 mod external;
 mod health_check;
 pub(crate) mod host_ports;
+mod shape;
 mod sources;
 
 use std::{
@@ -14,19 +16,22 @@ use std::{
 };
 
 use weft_abi::{Addr, CLUSTER_NET, Frontend as Entry, FrontendFlags, FrontendKey, Member};
-use weft_api::{BackendReport, ServicePortReport, ServiceReport};
+use weft_api::ServiceReport;
 
-use self::{host_ports::HostPorts, sources::Sources};
+use self::{
+    claim::{Asked, Claim, Rank},
+    host_ports::HostPorts,
+    shape::{NamedPort, Shape},
+    sources::Sources,
+};
 use crate::{
     model::{
         Desired, DesiredAffinity, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
-        objects::{EndpointSlice, Service, ServicePort, ServiceSpec, Uid},
+        objects::{EndpointSlice, Service, ServiceSpec, Uid},
     },
     plan::{
-        address::parse_ip,
         affinity,
-        backends::{self, Endpoint, Here, Serving, SliceIndex, Wanted, is_foreign},
-        protocol,
+        backends::{self, Endpoint, Here, Serving, SliceIndex, is_foreign},
         share::{self, Wish},
     },
 };
@@ -104,7 +109,7 @@ impl fmt::Display for Frontend<'_> {
 pub(crate) struct Frontends<'a> {
     all: Vec<Frontend<'a>>,
     /// What any Service wants, whether it gets it or not.
-    wanted: Vec<FrontendKey>,
+    wanted: Vec<(Claim, FrontendKey)>,
     keys: BTreeMap<FrontendKey, &'a ObjectKey>,
     /// None: they are not asked for.
     reports: Option<Vec<ServiceReport>>,
@@ -120,15 +125,38 @@ pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts, host_port
     let slices = SliceIndex::new(&snapshot.slices);
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
     let here = Here::of(snapshot, facts);
+    let holders = claim::holders(asked(snapshot, here, host_ports));
+    let taken =
+        |own: &ObjectKey, frontend: &FrontendKey| holders.get(frontend).filter(|holder| *holder != own).cloned();
     for (key, service) in &snapshot.services {
         if let Some(spec) = programmed_spec(service) {
-            frontends.add_service(key, (service, spec), slices.of(key), here, &|_| None);
+            frontends.add_service(key, (service, spec), slices.of(key), here, &|_, frontend| taken(key, frontend));
         }
     }
     for (key, attachment) in host_ports {
-        frontends.add_host_ports(key, attachment, &|_| None);
+        frontends.add_host_ports(key, attachment, &|_, frontend| taken(key, frontend));
     }
     frontends
+}
+
+/// Everything that somebody asks for.
+fn asked(snapshot: &Snapshot, here: Here<'_>, host_ports: &HostPorts) -> Vec<Asked> {
+    let mut all = Vec::new();
+    for (key, service) in &snapshot.services {
+        let Some(spec) = programmed_spec(service) else { continue };
+        let shape = Shape::of(service, spec, here, &mut Vec::new());
+        let rank = |claim| rank_of(claim, key, service);
+        all.extend(shape.asked().map(|(claim, frontend, first)| (rank(claim), frontend, first)));
+    }
+    for (key, attachment) in host_ports {
+        all.extend(host_ports::asked(attachment).map(|frontend| (host_ports::rank_of(key), frontend, None)));
+    }
+    all
+}
+
+/// That of a Service.
+pub(crate) fn rank_of(claim: Claim, key: &ObjectKey, service: &Service) -> Rank {
+    Rank { claim, created: service.metadata.creation_timestamp.clone(), object: key.clone() }
 }
 
 /// The spec of a Service that has frontends (`ShouldSkipService` of kube-proxy).
@@ -151,7 +179,7 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<&str> {
 #[derive(Debug, Default)]
 pub(crate) struct Planned {
     /// What it wants, whether it gets it or not.
-    pub(crate) wanted: Vec<FrontendKey>,
+    pub(crate) wanted: Vec<(Claim, FrontendKey)>,
     /// The frontends that it gets, each first one before those that lead where it does.
     pub(crate) frontends: Vec<(FrontendKey, Lead)>,
     /// What is wrong with it.
@@ -213,13 +241,13 @@ pub(crate) fn ports_of(addr: Addr) -> std::ops::RangeInclusive<FrontendKey> {
     key(1, 0, 0)..=key(u16::MAX, u8::MAX, u8::MAX)
 }
 
-/// Plans one Service by itself. `taken` tells which Service before it has a frontend.
+/// Plans one Service by itself. `taken` tells who has a frontend rather than it.
 pub(crate) fn plan_one<'a>(
     key: &'a ObjectKey,
     service: &'a Service,
     slices: &[&'a EndpointSlice],
     here: Here<'_>,
-    taken: impl Fn(&FrontendKey) -> Option<&'a ObjectKey>,
+    taken: impl Fn(Claim, &FrontendKey) -> Option<ObjectKey>,
 ) -> Planned {
     let Some(spec) = programmed_spec(service) else { return Planned::default() };
     let mut frontends = Frontends::default();
@@ -242,12 +270,12 @@ pub(crate) fn report_one(
     here: Here<'_>,
 ) -> Option<ServiceReport> {
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
-    frontends.add_service(key, (service, programmed_spec(service)?), slices, here, &|_| None);
+    frontends.add_service(key, (service, programmed_spec(service)?), slices, here, &|_, _| None);
     frontends.reports?.pop()
 }
 
-/// Which Service has a frontend, beside those that are being planned.
-type Taken<'t, 'a> = &'t dyn Fn(&FrontendKey) -> Option<&'a ObjectKey>;
+/// Who has a frontend rather than the one that is being planned, which has this claim to it.
+type Taken<'t> = &'t dyn Fn(Claim, &FrontendKey) -> Option<ObjectKey>;
 
 impl<'a> Frontends<'a> {
     fn add_service(
@@ -256,62 +284,47 @@ impl<'a> Frontends<'a> {
         (service, spec): (&'a Service, &'a ServiceSpec),
         slices: &[&EndpointSlice],
         here: Here<'_>,
-        taken: Taken<'_, 'a>,
+        taken: Taken<'_>,
     ) {
-        let (mut vips, mut problems) = (Vec::new(), Vec::new());
-        for text in cluster_ips(spec) {
-            match parse_ip(text) {
-                Some(vip) => vips.push(vip),
-                None => problems.push(format!("spec.clusterIPs: '{text}' is not an IP address")),
-            }
-        }
-        let external = external::addresses(service, spec, here, &mut problems);
+        let mut problems = Vec::new();
+        let Shape { vips, external, ports } = Shape::of(service, spec, here, &mut problems);
         let sources = Sources::of(spec, &mut problems);
-        let limited = external::limited(service, spec, &sources);
-        for open in external.iter().filter(|address| sources.leave_open(address.is_ipv4())) {
+        let balanced: Vec<&IpAddr> =
+            external.iter().filter(|(_, claim)| **claim == Claim::LoadBalancer).map(|(address, _)| address).collect();
+        for open in balanced.iter().filter(|address| sources.leave_open(address.is_ipv4())) {
             problems
                 .push(format!("spec.loadBalancerSourceRanges has none of the family of {open}: it serves everybody"));
         }
         let (seconds, why) = affinity::seconds_of(spec);
         problems.extend(why);
         let policies = Policies::of(spec, here);
-        let (mut reports, mut names) = (Vec::new(), BTreeSet::new());
-        for port in spec.ports.iter().flatten() {
-            let named = match NamedPort::of(port) {
-                Ok(named) => named,
-                Err(why) => {
-                    problems.push(format!("spec.ports '{}': {why}", name_of(port)));
-                    continue;
-                }
-            };
+        let mut reports = Vec::new();
+        for named in ports {
             let serving = |vip: &IpAddr| backends::serving(slices, named.wanted(vip.is_ipv4()));
             let chosen: Vec<_> = vips.iter().map(|vip| (*vip, serving(vip))).collect();
             if self.reports.is_some() {
                 reports.push(named.report(chosen.iter().map(|(_, serving)| serving), policies));
             }
-            if !names.insert((named.name, named.protocol)) {
-                problems.push(format!("spec.ports has two ports named '{}'", named.name));
-                continue;
-            }
             for (vip, serving) in chosen {
-                let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), vip.is_ipv4());
-                let balancer = balancer_of(&serving, policies, affinity);
-                let sources = if limited.is_empty() { Arc::default() } else { sources.ranges(vip.is_ipv4()) };
-                let first = Lead::First(DesiredBalancer { sources, ..balancer });
-                if !self.add_frontend(key, &named, (named.at(vip), first), taken) {
+                let ipv4 = vip.is_ipv4();
+                let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), ipv4);
+                let ranges = if balanced.is_empty() { Arc::default() } else { sources.ranges(ipv4) };
+                let first =
+                    Lead::First(DesiredBalancer { sources: ranges, ..balancer_of(&serving, policies, affinity) });
+                if !self.add_frontend(key, &named, (Claim::ClusterIp, named.at(vip), first), taken) {
                     continue;
                 }
-                for further in named.further(vip.is_ipv4(), &external) {
-                    let is_limited = limited.contains(&further.addr.into());
+                for (claim, further) in named.further(ipv4, &external) {
+                    let is_limited = claim == Claim::LoadBalancer && sources.limit(ipv4);
                     let lead = Lead::Further { first: named.at(vip), is_limited };
-                    self.add_frontend(key, &named, (further, lead), taken);
+                    self.add_frontend(key, &named, (claim, further, lead), taken);
                 }
             }
         }
         self.problems.extend(problems.into_iter().map(|why| format!("Service {key}: {why}")));
         if let Some(all) = &mut self.reports {
             let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
-            let external_ips = external.iter().copied().collect();
+            let external_ips = external.into_keys().collect();
             let affinity_seconds = seconds;
             all.push(ServiceReport {
                 namespace,
@@ -329,18 +342,18 @@ impl<'a> Frontends<'a> {
         &mut self,
         service: &'a ObjectKey,
         port: &NamedPort<'a>,
-        (key, leads): (FrontendKey, Lead),
-        taken: Taken<'_, 'a>,
+        (claim, key, leads): (Claim, FrontendKey, Lead),
+        taken: Taken<'_>,
     ) -> bool {
-        self.wanted.push(key);
-        if let Some(first) = self.keys.get(&key).copied().or_else(|| taken(&key)) {
+        self.wanted.push((claim, key));
+        if let Some(first) = self.keys.get(&key).copied().cloned().or_else(|| taken(claim, &key)) {
             let (address, number) = (IpAddr::from(key.addr), u16::from_be(key.port));
             let (what, fix) = match leads {
                 Lead::HostPort(_) => (format!("hostPort {number} of {address}"), "hostPort"),
                 _ if address.is_unspecified() => (format!("nodePort {number}"), "nodePort"),
                 _ => (format!("{address} port {number}"), "address or port"),
             };
-            let [service, first] = [service, first].map(host_ports::name_of);
+            let [service, first] = [service, &first].map(host_ports::name_of);
             self.problems.push(format!(
                 "{service}: {what}/{} is taken by {first}; give one of them another {fix}",
                 port.protocol
@@ -451,77 +464,4 @@ impl<'a> Frontends<'a> {
 
 fn member_of(endpoint: &Endpoint<'_>) -> Member {
     Member { addr: Addr::from(endpoint.addr), port: endpoint.port.to_be(), flags: 0 }
-}
-
-/// A Service port with its defaults filled in.
-struct NamedPort<'a> {
-    name: &'a str,
-    protocol: &'a str,
-    number: u8,
-    port: u16,
-    /// 0: it has none.
-    node_port: u16,
-}
-
-fn name_of(port: &ServicePort) -> &str {
-    port.name.as_deref().unwrap_or_default()
-}
-
-impl<'a> NamedPort<'a> {
-    fn of(port: &'a ServicePort) -> Result<Self, String> {
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        let number =
-            protocol::number(protocol).ok_or_else(|| format!("protocol: '{protocol}' is not TCP, UDP or SCTP"))?;
-        let port_number = u16::try_from(port.port)
-            .ok()
-            .filter(|number| *number != 0)
-            .ok_or_else(|| format!("port: {} is not between 1 and 65535", port.port))?;
-        let asked = port.node_port.unwrap_or_default();
-        let node_port = u16::try_from(asked).map_err(|_| format!("nodePort: {asked} is not between 1 and 65535"))?;
-        Ok(Self { name: name_of(port), protocol, number, port: port_number, node_port })
-    }
-
-    const fn wanted(&self, ipv4: bool) -> Wanted<'a> {
-        Wanted { port: self.name, protocol: self.protocol, ipv4 }
-    }
-
-    /// Its frontend at this address.
-    fn at(&self, address: IpAddr) -> FrontendKey {
-        FrontendKey::of_cluster(Addr::from(address), self.port.to_be(), self.number)
-    }
-
-    /// Its frontends beside that of a ClusterIP of this family.
-    fn further(&self, ipv4: bool, external: &BTreeSet<IpAddr>) -> Vec<FrontendKey> {
-        let like = if ipv4 { Addr::v4(0) } else { Addr::UNSPECIFIED };
-        let node_port = FrontendKey::of_node_port(&like, self.node_port.to_be(), self.number);
-        let addresses = external.iter().filter(|address| address.is_ipv4() == ipv4).map(|address| self.at(*address));
-        (self.node_port != 0).then_some(node_port).into_iter().chain(addresses).collect()
-    }
-
-    /// Who its clients get, of ClusterIPs or from elsewhere.
-    fn report<'e>(
-        &self,
-        serving: impl Iterator<Item = &'e Serving<'e>>,
-        Policies { internal, external, here }: Policies<'_>,
-    ) -> ServicePortReport {
-        let chosen = serving.flat_map(|serving| {
-            let chosen = [internal, external].map(|local| serving.chosen(local, here));
-            let is_chosen = |endpoint: &&Endpoint<'_>| chosen.iter().any(|chosen| chosen.contains(endpoint));
-            serving.all().iter().filter(is_chosen).collect::<Vec<_>>()
-        });
-        ServicePortReport {
-            name: self.name.to_owned(),
-            protocol: self.protocol.to_owned(),
-            port: self.port,
-            node_port: (self.node_port != 0).then_some(self.node_port),
-            backends: chosen
-                .map(|endpoint| BackendReport {
-                    address: endpoint.addr,
-                    port: endpoint.port,
-                    node: endpoint.node.map(str::to_owned),
-                    state: backends::name_of(endpoint.readiness).to_owned(),
-                })
-                .collect(),
-        }
-    }
 }

@@ -21,6 +21,7 @@ use crate::{
         numbers::{Given, Turnover},
         services::{
             self, Lead, Planned,
+            claim::{Claim, Rank},
             host_ports::{self, HostPorts},
         },
     },
@@ -30,9 +31,11 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Services {
     planned: BTreeMap<ObjectKey, Standing>,
-    /// Services that want a frontend, whether they have it or not.
-    wanting: BTreeMap<FrontendKey, BTreeSet<ObjectKey>>,
-    holders: BTreeMap<FrontendKey, ObjectKey>,
+    /// Who wants a frontend, whether it has it or not.
+    wanting: BTreeMap<FrontendKey, BTreeSet<Rank>>,
+    holders: BTreeMap<FrontendKey, Rank>,
+    /// Those of them that Service ports are numbered by.
+    numbered: BTreeSet<FrontendKey>,
     /// Slices by their Services.
     slices: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// Workloads that have ports of the host.
@@ -57,10 +60,8 @@ pub(super) struct Services {
 
 #[derive(Debug, Default)]
 struct Standing {
-    wanted: Vec<FrontendKey>,
-    frontends: Vec<FrontendKey>,
-    /// Those of them that Service ports are numbered by.
-    first: BTreeSet<FrontendKey>,
+    wanted: Vec<(Rank, FrontendKey)>,
+    frontends: BTreeMap<FrontendKey, Rank>,
     /// What it takes of [`Room::of_services`].
     room: [usize; 2],
     problems: Vec<String>,
@@ -73,7 +74,26 @@ pub(super) struct Found {
     pub(super) any: bool,
     pub(super) numbers: Turnover<FrontendKey>,
     frontends: BTreeMap<FrontendKey, Lead>,
-    touched: BTreeSet<FrontendKey>,
+    /// Those that changed, and whether Service ports were numbered by them.
+    touched: BTreeMap<FrontendKey, bool>,
+}
+
+impl Found {
+    /// A frontend changes; `numbered`: those that Service ports are numbered by, as they were before it does.
+    fn touch(&mut self, frontend: FrontendKey, numbered: &BTreeSet<FrontendKey>) {
+        self.touched.entry(frontend).or_insert_with(|| numbered.contains(&frontend));
+    }
+
+    /// Finds out which numbers come and go, now that `numbered` is what it will be.
+    fn settle(&mut self, numbered: &BTreeSet<FrontendKey>) {
+        for (frontend, before) in &self.touched {
+            match (*before, numbered.contains(frontend)) {
+                (false, true) => drop(self.numbers.new.insert(*frontend)),
+                (true, false) => drop(self.numbers.gone.insert(*frontend)),
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Services {
@@ -114,52 +134,79 @@ impl Services {
         }
     }
 
-    /// Plans what has changed, Services in their order: a frontend that one of them lets go goes to the next.
+    /// Plans what has changed, and whoever may get, or lose, a frontend by that.
     pub(super) fn find(&mut self, snapshot: &Snapshot, facts: &NodeFacts) -> Found {
         let mut found = Found { any: !self.dirty.is_empty(), ..Found::default() };
         while let Some(key) = self.dirty.pop_first() {
             self.follow_check(&key, snapshot, facts);
-            let Planned { wanted, frontends, problems } = self.plan(&key, snapshot, facts);
+            let planned = self.plan(&key, snapshot, facts);
             let old = self.withdraw(&key, &mut found);
-            let mut changed: BTreeSet<FrontendKey> = old.iter().copied().collect();
-            for frontend in frontends.iter().map(|(frontend, _)| *frontend) {
-                if !changed.remove(&frontend) {
-                    changed.insert(frontend);
-                }
-            }
-            for want in &wanted {
-                self.wanting.entry(*want).or_default().insert(key.clone());
-            }
-            for frontend in changed {
-                let later = self.wanting.get(&frontend).into_iter().flatten().filter(|other| **other > key);
-                self.dirty.extend(later.cloned());
-            }
-            let mut standing = Standing { wanted, problems, room: [frontends.len(), 0], ..Standing::default() };
-            for (frontend, lead) in frontends {
-                self.holders.insert(frontend, key.clone());
-                if let Some(balancer) = lead.balancer() {
-                    standing.room[1] += balancer.room();
-                    standing.first.insert(frontend);
-                    if !found.numbers.gone.remove(&frontend) {
-                        found.numbers.new.insert(frontend);
-                    }
-                }
-                found.touched.insert(frontend);
-                standing.frontends.push(frontend);
-                found.frontends.insert(frontend, lead);
-            }
-            for (total, more) in self.totals.iter_mut().zip(standing.room) {
-                *total += more;
-            }
+            let standing = self.stand(&key, planned, snapshot, &mut found);
+            self.touch_weaker(&key, &old, &standing.frontends);
             if !standing.wanted.is_empty() || !standing.problems.is_empty() {
                 self.planned.insert(key, standing);
             }
         }
+        found.settle(&self.numbered);
         found
     }
 
+    /// Those whose claims come after that of one who has a frontend now, had it, or has it by another claim.
+    fn touch_weaker(&mut self, key: &ObjectKey, old: &BTreeMap<FrontendKey, Rank>, new: &BTreeMap<FrontendKey, Rank>) {
+        for frontend in old.keys().chain(new.keys()) {
+            let (before, after) = (old.get(frontend), new.get(frontend));
+            if before == after {
+                continue;
+            }
+            let Some(strongest) = before.into_iter().chain(after).min() else { continue };
+            let others = self.wanting.get(frontend).into_iter().flat_map(|wanting| wanting.range(strongest..));
+            self.dirty.extend(others.filter(|other| other.object != *key).map(|other| other.object.clone()));
+        }
+    }
+
+    /// Enters what was planned for somebody.
+    fn stand(&mut self, key: &ObjectKey, planned: Planned, snapshot: &Snapshot, found: &mut Found) -> Standing {
+        let Planned { wanted, frontends, problems } = planned;
+        let wanted = wanted.into_iter().map(|(claim, frontend)| (self.rank(claim, key, snapshot), frontend));
+        let wanted: Vec<(Rank, FrontendKey)> = wanted.collect();
+        let mut standing = Standing { problems, room: [frontends.len(), 0], ..Standing::default() };
+        for (rank, want) in &wanted {
+            self.wanting.entry(*want).or_default().insert(rank.clone());
+        }
+        let ranks: BTreeMap<FrontendKey, &Rank> = wanted.iter().rev().map(|(rank, want)| (*want, rank)).collect();
+        for (frontend, lead) in frontends {
+            let Some(rank) = ranks.get(&frontend).copied() else { continue };
+            found.touch(frontend, &self.numbered);
+            self.holders.insert(frontend, rank.clone());
+            match lead.balancer() {
+                Some(balancer) => {
+                    standing.room[1] += balancer.room();
+                    self.numbered.insert(frontend);
+                }
+                None => drop(self.numbered.remove(&frontend)),
+            }
+            standing.frontends.insert(frontend, rank.clone());
+            found.frontends.insert(frontend, lead);
+        }
+        for (total, more) in self.totals.iter_mut().zip(standing.room) {
+            *total += more;
+        }
+        standing.wanted = wanted;
+        standing
+    }
+
+    fn rank(&self, claim: Claim, key: &ObjectKey, snapshot: &Snapshot) -> Rank {
+        match snapshot.services.get(key) {
+            Some(service) => services::rank_of(claim, key, service),
+            None => host_ports::rank_of(key),
+        }
+    }
+
     fn plan(&self, key: &ObjectKey, snapshot: &Snapshot, facts: &NodeFacts) -> Planned {
-        let taken = |frontend: &FrontendKey| self.holders.get(frontend).filter(|holder| *holder < key);
+        let taken = |claim: Claim, frontend: &FrontendKey| {
+            let holder = self.holders.get(frontend).filter(|holder| holder.object != *key)?;
+            (*holder < self.rank(claim, key, snapshot)).then(|| holder.object.clone())
+        };
         if let Some((key, attachment)) = self.host_ports.get_key_value(key) {
             return host_ports::plan_one(key, attachment, taken);
         }
@@ -192,14 +239,12 @@ impl Services {
         slices.map(|slice| &**slice).collect()
     }
 
-    /// Takes what a Service had away from it; tells its frontends.
-    fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> Vec<FrontendKey> {
-        let Some(Standing { wanted, frontends, first, room, .. }) = self.planned.remove(key) else {
-            return Vec::new();
-        };
-        for want in wanted {
+    /// Takes what somebody had away from it; tells its frontends.
+    fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> BTreeMap<FrontendKey, Rank> {
+        let Some(Standing { wanted, frontends, room, .. }) = self.planned.remove(key) else { return BTreeMap::new() };
+        for (rank, want) in wanted {
             if let Some(wanting) = self.wanting.get_mut(&want) {
-                wanting.remove(key);
+                wanting.remove(&rank);
                 if wanting.is_empty() {
                     self.wanting.remove(&want);
                 }
@@ -208,16 +253,14 @@ impl Services {
         for (total, less) in self.totals.iter_mut().zip(room) {
             *total -= less;
         }
-        for frontend in &frontends {
-            if self.holders.get(frontend) == Some(key) {
+        for frontend in frontends.keys() {
+            found.touch(*frontend, &self.numbered);
+            // Another one may have it by now.
+            if self.holders.get(frontend).is_some_and(|holder| holder.object == *key) {
                 self.holders.remove(frontend);
+                self.numbered.remove(frontend);
                 found.frontends.remove(frontend);
             }
-            // One that has another holder by now keeps its number.
-            if first.contains(frontend) && !found.numbers.new.remove(frontend) {
-                found.numbers.gone.insert(*frontend);
-            }
-            found.touched.insert(*frontend);
         }
         frontends
     }
@@ -236,13 +279,13 @@ impl Services {
     pub(super) fn put(&self, mut found: Found, numbers: &Numbers, desired: &mut Desired, patch: &mut Patch) {
         let touched = std::mem::take(&mut found.touched);
         // Numbers may have changed hands.
-        for key in &touched {
+        for key in touched.keys() {
             let old = desired.frontends.get(key).filter(|frontend| frontend.is_numbered());
             if let Some(old) = old.map(|old| old.service).filter(|old| numbers.services.get(key) != Some(old)) {
                 set_balancer(desired, patch, old, None);
             }
         }
-        for key in &touched {
+        for key in touched.keys() {
             // Whoever holds a frontend that was touched was planned in this turn.
             let lead = found.frontends.remove(key);
             let first = lead.as_ref().map(|lead| if let Lead::Further { first, .. } = lead { first } else { key });
@@ -253,7 +296,7 @@ impl Services {
                 set_balancer(desired, patch, number, Some(balancer));
             }
         }
-        let addresses: BTreeSet<Addr> = touched.iter().map(|key| key.addr).collect();
+        let addresses: BTreeSet<Addr> = touched.keys().map(|key| key.addr).collect();
         for addr in addresses {
             let entry = services::address_entry(&desired.frontends, addr);
             set(&mut desired.frontends, &mut patch.frontends, FrontendKey::of_address(CLUSTER_NET, addr), entry);
@@ -301,7 +344,7 @@ impl Services {
 
     /// Whose a frontend is.
     pub(super) fn holder(&self, frontend: &FrontendKey) -> Option<&ObjectKey> {
-        self.holders.get(frontend)
+        self.holders.get(frontend).map(|holder| &holder.object)
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Addresses beyond the cluster that lead to a Service: `externalIPs`, and those that a load balancer gave it.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_abi::{HAIRPIN_V4, HAIRPIN_V6};
 
@@ -10,7 +10,7 @@ use crate::{
     plan::{address::parse_ip, backends::Here, routes::special},
 };
 
-use super::sources::{Sources, is_load_balancer};
+use super::{claim::Claim, sources::is_load_balancer};
 
 /// Those that count; `problems` tells of the others. The programs leave out of these what is a pod's, a node's or another Service's.
 pub(super) fn addresses(
@@ -18,18 +18,21 @@ pub(super) fn addresses(
     spec: &ServiceSpec,
     here: Here<'_>,
     problems: &mut Vec<String>,
-) -> BTreeSet<IpAddr> {
-    let mut found = BTreeSet::new();
-    for (field, text) in ingress(service, spec).map(|text| (INGRESS, text)).chain(external_ips(spec, here, problems)) {
+) -> BTreeMap<IpAddr, Claim> {
+    let ingress = ingress(service, spec).map(|text| (Claim::LoadBalancer, "status.loadBalancer.ingress", text));
+    let external_ips = external_ips(spec, here, problems).map(|text| (Claim::ExternalIp, EXTERNAL_IPS, text));
+    let mut found = BTreeMap::new();
+    for (claim, field, text) in ingress.chain(external_ips) {
         match allowed(text, here) {
-            Ok(address) => drop(found.insert(address)),
+            // What is both is the load balancer's.
+            Ok(address) => drop(found.entry(address).or_insert(claim)),
             Err(why) => problems.push(format!("{field}: {why}")),
         }
     }
     found
 }
 
-const INGRESS: &str = "status.loadBalancer.ingress";
+const EXTERNAL_IPS: &str = "spec.externalIPs";
 
 /// The addresses of a Service's load balancer that are served by nodes.
 fn ingress<'s>(service: &'s Service, spec: &ServiceSpec) -> impl Iterator<Item = &'s str> {
@@ -40,23 +43,17 @@ fn ingress<'s>(service: &'s Service, spec: &ServiceSpec) -> impl Iterator<Item =
     ingress.filter_map(|ingress| ingress.ip.as_deref()).filter(|text| !text.is_empty())
 }
 
-/// Those that a load balancer serves only some at, by its `loadBalancerSourceRanges`.
-pub(super) fn limited(service: &Service, spec: &ServiceSpec, sources: &Sources) -> BTreeSet<IpAddr> {
-    let addresses = ingress(service, spec).filter_map(parse_ip);
-    addresses.filter(|address| sources.limit(address.is_ipv4())).collect()
-}
-
 fn external_ips<'s>(
     spec: &'s ServiceSpec,
     here: Here<'_>,
     problems: &mut Vec<String>,
-) -> impl Iterator<Item = (&'static str, &'s str)> + use<'s> {
-    const FIELD: &str = "spec.externalIPs";
+) -> impl Iterator<Item = &'s str> + use<'s> {
     let is_on = here.facts.exposure.external_ips;
-    let mut all = spec.external_ips.iter().flatten().map(|text| (FIELD, &**text));
-    if !is_on && let Some((_, first)) = all.next() {
-        problems
-            .push(format!("{FIELD}: {first} is not served: services.externalIPs is off in the agent's configuration"));
+    let mut all = spec.external_ips.iter().flatten().map(|text| &**text);
+    if !is_on && let Some(first) = all.next() {
+        problems.push(format!(
+            "{EXTERNAL_IPS}: {first} is not served: services.externalIPs is off in the agent's configuration"
+        ));
     }
     all.filter(move |_| is_on)
 }

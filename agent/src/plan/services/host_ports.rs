@@ -7,11 +7,14 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use weft_abi::{Addr, FrontendKey, Member};
 use weft_api::{HostPort, HostPortProtocol};
 
-use super::{Frontends, Lead, NamedPort, Planned, Taken};
+use super::{
+    Frontends, Lead, Planned, Taken,
+    claim::{Claim, Rank},
+    shape::NamedPort,
+};
 use crate::model::{Attachment, DesiredBalancer, ObjectKey};
 
-/// Namespace of what stands for a workload among Services. No object has one of this name, and all others come before it: where a
-/// workload and a Service want one port, the Service has it.
+/// Namespace of what stands for a workload among Services. No object has one of this name.
 const NAMESPACE: &str = "~workload";
 
 /// Who has ports of the host.
@@ -41,33 +44,48 @@ pub(crate) fn shown(key: &ObjectKey) -> String {
     if &*key.namespace == NAMESPACE { name_of(key) } else { key.to_string() }
 }
 
-/// Plans the ports of one workload. `taken` tells who before it has a frontend.
-pub(crate) fn plan_one<'a>(
-    key: &'a ObjectKey,
+/// Plans the ports of one workload. `taken` tells who has a frontend rather than it.
+pub(crate) fn plan_one(
+    key: &ObjectKey,
     attachment: &Attachment,
-    taken: impl Fn(&FrontendKey) -> Option<&'a ObjectKey>,
+    taken: impl Fn(Claim, &FrontendKey) -> Option<ObjectKey>,
 ) -> Planned {
     let mut frontends = Frontends::default();
     frontends.add_host_ports(key, attachment, &taken);
     frontends.into()
 }
 
+/// The rank of a workload: of several that ask for one port the first by name has it.
+pub(crate) fn rank_of(key: &ObjectKey) -> Rank {
+    Rank { claim: Claim::HostPort, created: None, object: key.clone() }
+}
+
+/// What a workload asks for.
+pub(super) fn asked(attachment: &Attachment) -> impl Iterator<Item = FrontendKey> {
+    of_families(attachment).map(|(address, port)| frontend_of(port, address.is_ipv4()))
+}
+
 impl<'a> Frontends<'a> {
-    pub(super) fn add_host_ports(&mut self, key: &'a ObjectKey, attachment: &Attachment, taken: Taken<'_, 'a>) {
-        let assigned = attachment.allocation.addresses.iter().map(|assigned| assigned.address.addr());
-        for family in [true, false] {
-            // Several of one family: clients get the first, as from the portmap plugin.
-            let Some(address) = assigned.clone().find(|address| address.is_ipv4() == family) else { continue };
-            let of_family = attachment.spec.host_ports.iter().filter(|port| is_of(port, family));
-            for port in of_family {
-                let (protocol, number) = (protocol_of(port.protocol), port.protocol.number());
-                let named = NamedPort { name: "", protocol, number, port: port.port, node_port: 0 };
-                let member = Member { addr: Addr::from(address), port: port.target.to_be(), flags: 0 };
-                let lead = Lead::HostPort(DesiredBalancer::of([member], []));
-                self.add_frontend(key, &named, (frontend_of(port, family), lead), taken);
-            }
+    pub(super) fn add_host_ports(&mut self, key: &'a ObjectKey, attachment: &Attachment, taken: Taken<'_>) {
+        for (address, port) in of_families(attachment) {
+            let (protocol, number) = (protocol_of(port.protocol), port.protocol.number());
+            let named = NamedPort { name: "", protocol, number, port: port.port, node_port: 0 };
+            let member = Member { addr: Addr::from(address), port: port.target.to_be(), flags: 0 };
+            let lead = Lead::HostPort(DesiredBalancer::of([member], []));
+            self.add_frontend(key, &named, (Claim::HostPort, frontend_of(port, address.is_ipv4()), lead), taken);
         }
     }
+}
+
+/// Its ports by families, and the address that each leads to: of several of one family the first, as from the portmap plugin.
+fn of_families(attachment: &Attachment) -> impl Iterator<Item = (IpAddr, &HostPort)> {
+    let assigned = attachment.allocation.addresses.iter().map(|assigned| assigned.address.addr());
+    let first = [true, false].map(|family| assigned.clone().find(|address| address.is_ipv4() == family));
+    let of_family = |address: IpAddr| {
+        let ports = attachment.spec.host_ports.iter().filter(move |port| is_of(port, address.is_ipv4()));
+        ports.map(move |port| (address, port))
+    };
+    first.into_iter().flatten().flat_map(of_family)
 }
 
 fn is_of(port: &HostPort, ipv4: bool) -> bool {

@@ -176,6 +176,14 @@ impl World {
         self
     }
 
+    /// Lets a Service be made at this second.
+    fn created(&mut self, name: &str, second: i64) -> &mut Self {
+        let service = self.snapshot.services.get_mut(&ObjectKey::new("x", name)).unwrap();
+        let time = format!("2026-01-01T00:00:{second:02}Z");
+        Arc::make_mut(service).metadata.creation_timestamp = Some(from_value(json!(time)).unwrap());
+        self
+    }
+
     /// Lets a load balancer have given the Service these addresses.
     fn load_balancer(&mut self, name: &str, ingress: Value) -> &mut Self {
         let service = self.snapshot.services.get_mut(&ObjectKey::new("x", name)).unwrap();

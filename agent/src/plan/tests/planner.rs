@@ -24,7 +24,7 @@ mod room;
 /// Services with the slices of their endpoints, and nodes: few names, so that they get in each other's way.
 #[derive(Clone, Debug)]
 struct More {
-    services: Vec<(u8, Value, Vec<&'static str>)>,
+    services: Vec<(u8, Value, Vec<&'static str>, i64)>,
     slices: Vec<(u8, u8, Value)>,
     nodes: Vec<(u8, Vec<&'static str>, &'static str)>,
     service_cidrs: Vec<(u8, Vec<&'static str>)>,
@@ -55,8 +55,8 @@ const VIPS: &[&str] = &[
 const EXTERNAL: &[&str] =
     &["203.0.113.1", "203.0.113.2", "2001:db8:77::1", "10.96.0.2", "10.2.0.1", "127.0.0.1", "nowhere"];
 
-/// Its number, its spec, and the addresses of its load balancer.
-fn service() -> impl Strategy<Value = (u8, Value, Vec<&'static str>)> {
+/// Its number, its spec, the addresses of its load balancer, and when it was made.
+fn service() -> impl Strategy<Value = (u8, Value, Vec<&'static str>, i64)> {
     let port = (select(&["", "a", "b"][..]), select(&[80, 81, 0][..]), select(&["TCP", "UDP"][..]));
     let vips = vec(select(VIPS), 1..3);
     let port = (port, select(&[0, 0, 30_000, 30_001, 70_000][..]));
@@ -64,9 +64,9 @@ fn service() -> impl Strategy<Value = (u8, Value, Vec<&'static str>)> {
     let external = vec(select(EXTERNAL), 0..3);
     let locals = (any::<bool>(), any::<bool>());
     let ranges = vec(select(&["192.0.2.0/24", "192.0.2.0/25", "2001:db8::/32", "nowhere"][..]), 0..3);
-    let balanced = (vec(select(EXTERNAL), 0..3), ranges);
+    let balanced = (vec(select(EXTERNAL), 0..3), ranges, 0..3_i64);
     let parts = (0..4u8, vips, vec(port, 0..4), locals, affinity, external, balanced);
-    parts.prop_map(|(number, vips, ports, (local, locally), affinity, external, (ingress, ranges))| {
+    parts.prop_map(|(number, vips, ports, (local, locally), affinity, external, (ingress, ranges, created))| {
         let ports: Vec<Value> = ports
             .into_iter()
             .map(|((name, port, protocol), node_port)| {
@@ -82,7 +82,7 @@ fn service() -> impl Strategy<Value = (u8, Value, Vec<&'static str>)> {
         spec["internalTrafficPolicy"] = json!(policy);
         (spec["sessionAffinity"], spec["sessionAffinityConfig"]) = (json!(affinity), config);
         (spec["type"], spec["loadBalancerSourceRanges"]) = (json!("LoadBalancer"), json!(ranges));
-        (number, spec, ingress)
+        (number, spec, ingress, created)
     })
 }
 
@@ -140,10 +140,10 @@ fn build_all(world: &mut World, parts: &Parts, more: &More) {
         }
     }
     build(world, &parts);
-    for (number, spec, ingress) in &more.services {
+    for (number, spec, ingress, created) in &more.services {
         let ingress: Vec<Value> = ingress.iter().map(|address| json!({"ip": address})).collect();
         let name = format!("s{number}");
-        world.service(&name, spec.clone()).load_balancer(&name, json!(ingress));
+        world.service(&name, spec.clone()).load_balancer(&name, json!(ingress)).created(&name, *created);
     }
     for (number, service, slice) in &more.slices {
         world.slice(&format!("e{number}"), &format!("s{service}"), slice.clone());

@@ -496,3 +496,35 @@ fn a_node_port_that_two_ask_for_is_the_first_ones() {
         ["Service x/b: nodePort 30080/TCP is taken by Service x/a; give one of them another nodePort"]
     );
 }
+
+/// CVE-2020-8554: whoever may write a Service must not be able to take what another one has.
+#[test]
+fn an_address_that_two_ask_for_is_the_load_balancers_then_the_oldest_ones() {
+    let mut world = World::default();
+    let spec = |vip: &str, external: &[&str]| json!({"type": "LoadBalancer", "clusterIP": vip, "externalIPs": external, "ports": [{"port": 80}]});
+    let beside = |world: &mut World| {
+        let desired = world.plan();
+        let taken = desired.problems.iter().filter(|problem| problem.contains("is taken by")).count();
+        (further(&desired, "10.96.0.1", 80), further(&desired, "10.96.0.2", 80), taken)
+    };
+    let (one, other) = ("203.0.113.1:80".to_owned(), "203.0.113.2:80".to_owned());
+    // The name that comes first is the newer one's.
+    world.service("a", spec("10.96.0.1", &["203.0.113.1", "203.0.113.2"])).created("a", 2);
+    world.service("b", spec("10.96.0.2", &["203.0.113.1"])).created("b", 1);
+    assert_eq!(beside(&mut world), (vec![other.clone()], vec![one.clone()], 1));
+    world.service("b", spec("10.96.0.2", &[])).created("b", 3);
+    assert_eq!(beside(&mut world), (vec![one.clone(), other.clone()], vec![], 0));
+    world.load_balancer("b", json!([{"ip": "203.0.113.2"}]));
+    assert_eq!(beside(&mut world), (vec![one.clone()], vec![other.clone()], 1), "whoever was there before");
+    world.load_balancer("a", json!([{"ip": "203.0.113.2"}]));
+    assert_eq!(
+        beside(&mut world),
+        (vec![one.clone(), other.clone()], vec![], 1),
+        "two load balancers: the oldest one's"
+    );
+    // Nobody asks for it any more but the other one.
+    world.snapshot.services.remove(&ObjectKey::new("x", "a"));
+    let desired = world.plan();
+    assert_eq!(further(&desired, "10.96.0.2", 80), [other]);
+    assert!(desired.problems.is_empty(), "{:?}", desired.problems);
+}
