@@ -106,7 +106,7 @@ fn suite() -> Result<ExitCode> {
     step("churn", || churning(300, 1))?;
     step("hostile", || succeeded(attacked(&Selection::default(), false)?))?;
     step("oracle", || succeeded(oracle::part()?))?;
-    step("equivalence", || equivalent(200, 1))?;
+    step("equivalence", || equivalent(100, 1))?;
     step("Kubernetes for the cluster", || {
         kubernetes.join().map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?
     })?;
