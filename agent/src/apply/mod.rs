@@ -5,8 +5,8 @@
 //!
 //! 1. what is about to change (`digests`); the node's facts, its addresses before the devices that masquerade with them; prefixes,
 //!    the longest first (removals: the shortest first), so that each address goes from its old answer straight to its new one;
-//! 2. Services: clients that limited frontends serve, before the frontends are limited; frontends that go; new sets of members, then the balancer that leads to them, then frontends that come; then the
-//!    names of backends go that serve no more (`services`);
+//! 2. Services: clients whom limited frontends serve; frontends that go; new sets of members, then the balancer that leads to them, then
+//!    frontends that come; then clients go that are served no more, and the names of backends that serve no more (`services`);
 //! 3. policy: never is anything allowed that neither the old nor the new state allows (`policy`);
 //! 4. ports, then the addresses that lead to them; removals in reverse; rules that nobody uses any more;
 //! 5. generations, as [`weft_abi::generation`] says; only then what they stand for now, and the old sets go.
@@ -281,7 +281,8 @@ impl Pass<'_> {
         self.put_hosts()?;
         self.put_node_devices()?;
         self.put_remotes(&patch.remotes)?;
-        self.put_sources();
+        // What does not fit yet is put once more.
+        let _waiting = self.put_sources();
         self.put_services()?;
         self.take_sources();
         self.make_room_for_lists();

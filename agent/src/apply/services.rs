@@ -10,8 +10,8 @@
 use std::collections::BTreeSet;
 
 use weft_abi::{
-    Addr, BackendKey, Balancer, CLUSTER_NET, Frontend, FrontendFlags, FrontendKey, Member, MemberKey, MemberSet,
-    generation,
+    Addr, BackendKey, Balancer, CLUSTER_NET, CidrKey, Frontend, FrontendFlags, FrontendKey, Member, MemberKey,
+    MemberSet, generation,
 };
 use weft_dataplane::Error;
 
@@ -118,17 +118,18 @@ impl Pass<'_> {
     }
 
     /// Whom limited frontends serve from now on. A client that has no entry is not served.
-    pub(super) fn put_sources(&mut self) {
-        let (table, known) = (self.tables.sources(), &mut self.observed.sources);
-        let failed = known.put_all(table, &self.patch.sources, &mut self.summary);
-        failed.tell("loadBalancerSourceRanges", "new flows from there are dropped", &mut self.summary);
+    pub(super) fn put_sources(&mut self) -> Failed<CidrKey> {
+        self.observed.sources.put_all(self.tables.sources(), &self.patch.sources, &mut self.summary)
     }
 
-    /// And whom they do not serve any more, once frontends that served them and are not limited any more are told so.
+    /// And whom they do not serve any more, once frontends that are not limited any more are told so. What did not fit beside those
+    /// fits now.
     pub(super) fn take_sources(&mut self) {
         let (table, known) = (self.tables.sources(), &mut self.observed.sources);
         let failed = known.take_gone(table, &self.patch.sources, &mut self.summary);
         failed.tell("old loadBalancerSourceRanges", "new flows from there are still served", &mut self.summary);
+        let failed = self.put_sources();
+        failed.tell("loadBalancerSourceRanges", "new flows from there are dropped", &mut self.summary);
     }
 
     /// What a pass that broke off has not published.
@@ -218,7 +219,12 @@ impl Pass<'_> {
         for (key, frontend) in ports.into_iter().chain(addresses) {
             let Some(frontend) = frontend.filter(|frontend| !stale.contains(&frontend.service)) else { continue };
             if frontend.service == 0 || self.observed.balancers.0.contains_key(&frontend.service) {
-                failed.note(*key, self.put_frontend(*key, frontend));
+                let put = self.put_frontend(*key, frontend);
+                if put.is_err() && frontend.is_limited() {
+                    // One that stands may serve everybody.
+                    failed.note(*key, self.take_frontend(*key));
+                }
+                failed.note(*key, put);
             }
         }
         failed.tell("frontends of Services", "they are not served", &mut self.summary);

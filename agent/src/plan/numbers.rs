@@ -91,8 +91,8 @@ fn terms_of(class: &Class) -> Box<[u64]> {
 
 impl Numbers {
     /// What an earlier agent gave out, as the maps `FRONTENDS` and `PORTS` have it; `key`: the one that it numbered by; `serving`: the
-    /// numbers of Service ports that have backends, or clients to serve. Whatever stands there, also by mistake, does no harm: a number that cannot be is given anew, and one that is another's stands for
-    /// other digests and backends, so that its generation moves.
+    /// numbers of Service ports that have backends, or clients to serve. Whatever stands there, also by mistake, does no harm: a number
+    /// that cannot be is given anew, and one that is another's stands for other digests and backends, so that its generation moves.
     #[must_use]
     pub fn recovered(
         key: HashKey,

@@ -154,6 +154,11 @@ fn asked(snapshot: &Snapshot, here: Here<'_>, host_ports: &HostPorts) -> Vec<Ask
     all
 }
 
+/// Whether a load balancer gave it an address.
+pub(crate) fn is_balanced(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|spec| external::ingress(service, spec).next().is_some())
+}
+
 /// That of a Service.
 pub(crate) fn rank_of(claim: Claim, key: &ObjectKey, service: &Service) -> Rank {
     Rank { claim, created: service.metadata.creation_timestamp.clone(), object: key.clone() }
@@ -291,13 +296,18 @@ impl<'a> Frontends<'a> {
         let sources = Sources::of(spec, &mut problems);
         let balanced: Vec<&IpAddr> =
             external.iter().filter(|(_, claim)| **claim == Claim::LoadBalancer).map(|(address, _)| address).collect();
-        for open in balanced.iter().filter(|address| sources.leave_open(address.is_ipv4())) {
+        let is_open = |address: &&&IpAddr| {
+            sources.leave_open(address.is_ipv4()) && vips.iter().any(|vip| vip.is_ipv4() == address.is_ipv4())
+        };
+        for open in balanced.iter().filter(is_open) {
             problems
                 .push(format!("spec.loadBalancerSourceRanges has none of the family of {open}: it serves everybody"));
         }
         let (seconds, why) = affinity::seconds_of(spec);
         problems.extend(why);
         let policies = Policies::of(spec, here);
+        // Once for all ports: there may be many of both.
+        let ranges = [true, false].map(|ipv4| if balanced.is_empty() { Arc::default() } else { sources.ranges(ipv4) });
         let mut reports = Vec::new();
         for named in ports {
             let serving = |vip: &IpAddr| backends::serving(slices, named.wanted(vip.is_ipv4()));
@@ -308,9 +318,9 @@ impl<'a> Frontends<'a> {
             for (vip, serving) in chosen {
                 let ipv4 = vip.is_ipv4();
                 let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), ipv4);
-                let ranges = if balanced.is_empty() { Arc::default() } else { sources.ranges(ipv4) };
-                let first =
-                    Lead::First(DesiredBalancer { sources: ranges, ..balancer_of(&serving, policies, affinity) });
+                let sources_of = Arc::clone(&ranges[usize::from(!ipv4)]);
+                let balancer = balancer_of(&serving, policies, affinity);
+                let first = Lead::First(DesiredBalancer { sources: sources_of, ..balancer });
                 if !self.add_frontend(key, &named, (Claim::ClusterIp, named.at(vip), first), taken) {
                     continue;
                 }

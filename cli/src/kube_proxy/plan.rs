@@ -34,8 +34,8 @@ pub(super) fn plan(observed: Observation) -> (Vec<Step>, Vec<Event>) {
     let (mut steps, mut left) = (Vec::new(), Vec::new());
     for (variant, table) in rules {
         let (removal, table) = (table.removal(), table.name);
-        for (chain, rule) in &removal.pinned {
-            left.push(Event::failed(told(chain, &table, variant), format!("a rule leads to it that stays: {rule}")));
+        for (chain, why) in &removal.pinned {
+            left.push(Event::failed(told(chain, &table, variant), why));
         }
         if !removal.is_empty() {
             steps.push(Step::Rules { variant, table, removal });

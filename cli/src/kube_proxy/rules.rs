@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One table of iptables as `iptables-save` prints it, and what of it is kube-proxy's. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::names::is_chain;
+
+/// The chain that marks what is to be masqueraded, and the one that masquerades it.
+const MARK: &str = "KUBE-MARK-MASQ";
+const MASQUERADE: &str = "KUBE-POSTROUTING";
 
 /// A table with its chains and rules, in their order.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -35,8 +39,8 @@ pub(super) struct Removal {
     /// Rules of built-in chains, without the `-A`.
     pub(super) jumps: Vec<String>,
     pub(super) chains: Vec<String>,
-    /// Chains that have to stay, with the rule of somebody else that leads to them.
-    pub(super) pinned: Vec<(String, String)>,
+    /// Chains that have to stay, and why.
+    pub(super) pinned: BTreeMap<String, String>,
 }
 
 /// Reads what `iptables-save` of any family and backend prints; lines that are unknown are nobody's.
@@ -93,30 +97,42 @@ impl Table {
     /// What of this table is kube-proxy's, and the jumps to it.
     pub(super) fn removal(&self) -> Removal {
         let ours: BTreeSet<&str> = self.kube_proxys().collect();
-        let pinned = self.pinned(&ours);
-        let stays = |chain: &str| pinned.iter().any(|(pinned, _)| pinned == chain);
+        let mut pinned = self.pinned(&ours);
+        // Whoever leads to the one has its packets masqueraded by the other.
+        let masquerades = pinned.contains_key(MARK) && ours.contains(MASQUERADE);
+        if masquerades {
+            pinned.insert(MASQUERADE.to_owned(), format!("it masquerades what {MARK} marks, which stays"));
+        }
         let built_in = self.built_in();
-        let jumps = self.leading_to(&ours).filter(|(rule, _)| built_in.contains(&*rule.chain));
+        let goes =
+            |(rule, target): &(&Rule, &str)| built_in.contains(&*rule.chain) && !(masquerades && *target == MASQUERADE);
+        let jumps = self.leading_to(&ours).filter(goes);
         Removal {
             jumps: jumps.map(|(rule, _)| rule.text.clone()).collect(),
-            chains: self.kube_proxys().filter(|chain| !stays(chain)).map(str::to_owned).collect(),
+            chains: self.kube_proxys().filter(|chain| !pinned.contains_key(*chain)).map(str::to_owned).collect(),
             pinned,
         }
     }
 
     /// Chains of `ours` to which a chain of somebody else leads, and those to which these lead.
-    fn pinned(&self, ours: &BTreeSet<&str>) -> Vec<(String, String)> {
+    fn pinned(&self, ours: &BTreeSet<&str>) -> BTreeMap<String, String> {
         let built_in = self.built_in();
-        let mut pinned: Vec<(String, String)> = Vec::new();
-        loop {
-            let stays = |chain: &str| pinned.iter().any(|(pinned, _)| pinned == chain);
-            let somebodys = |chain: &str| !built_in.contains(chain) && !ours.contains(chain) || stays(chain);
-            let more = self.leading_to(ours).find(|(rule, target)| somebodys(&rule.chain) && !stays(target));
-            match more {
-                Some((rule, target)) => pinned.push((target.to_owned(), rule.text.clone())),
-                None => return pinned,
+        let mut leads: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+        for (rule, target) in self.leading_to(ours) {
+            leads.entry(&*rule.chain).or_default().push((target, &*rule.text));
+        }
+        let somebodys = |chain: &&str| !built_in.contains(chain) && !ours.contains(chain);
+        let mut from: Vec<&str> = leads.keys().copied().filter(somebodys).collect();
+        let mut pinned = BTreeMap::new();
+        while let Some(chain) = from.pop() {
+            for (target, rule) in leads.get(chain).into_iter().flatten() {
+                if !pinned.contains_key(*target) {
+                    pinned.insert((*target).to_owned(), format!("a rule leads to it that stays: {rule}"));
+                    from.push(target);
+                }
             }
         }
+        pinned
     }
 
     fn built_in(&self) -> BTreeSet<&str> {

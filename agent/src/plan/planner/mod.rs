@@ -144,6 +144,12 @@ impl Planner {
         self.services.planned_whole
     }
 
+    /// How often a Service was planned by itself.
+    #[cfg(test)]
+    pub(crate) const fn single_services_planned(&self) -> usize {
+        self.services.planned_one
+    }
+
     /// Takes what the source has told; whether there is something to plan.
     pub fn take(&mut self, News { deltas, standing, since: _ }: News) -> bool {
         let Standing { synced, problems, error, remembered } = standing;

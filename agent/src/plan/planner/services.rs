@@ -56,6 +56,9 @@ pub(super) struct Services {
     /// How often all were planned at once.
     #[cfg(test)]
     pub(super) planned_whole: usize,
+    /// How often one was planned.
+    #[cfg(test)]
+    pub(super) planned_one: usize,
 }
 
 #[derive(Debug, Default)]
@@ -137,7 +140,14 @@ impl Services {
     /// Plans what has changed, and whoever may get, or lose, a frontend by that.
     pub(super) fn find(&mut self, snapshot: &Snapshot, facts: &NodeFacts) -> Found {
         let mut found = Found { any: !self.dirty.is_empty(), ..Found::default() };
-        while let Some(key) = self.dirty.pop_first() {
+        let mut queue = BTreeSet::new();
+        loop {
+            queue.extend(std::mem::take(&mut self.dirty).into_iter().map(|key| self.turn(key, snapshot)));
+            let Some(Rank { object: key, .. }) = queue.pop_first() else { break };
+            #[cfg(test)]
+            {
+                self.planned_one += 1;
+            }
             self.follow_check(&key, snapshot, facts);
             let planned = self.plan(&key, snapshot, facts);
             let old = self.withdraw(&key, &mut found);
@@ -149,6 +159,18 @@ impl Services {
         }
         found.settle(&self.numbered);
         found
+    }
+
+    /// When somebody is planned: whose claims are strong first, so that of many who ask for one frontend only one has to be planned again for
+    /// each kind of claim.
+    fn turn(&self, key: ObjectKey, snapshot: &Snapshot) -> Rank {
+        match snapshot.services.get(&key) {
+            Some(service) => {
+                let claim = if services::is_balanced(service) { Claim::LoadBalancer } else { Claim::ExternalIp };
+                services::rank_of(claim, &key, service)
+            }
+            None => host_ports::rank_of(&key),
+        }
     }
 
     /// Those whose claims come after that of one who has a frontend now, had it, or has it by another claim.

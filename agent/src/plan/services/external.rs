@@ -35,7 +35,7 @@ pub(super) fn addresses(
 const EXTERNAL_IPS: &str = "spec.externalIPs";
 
 /// The addresses of a Service's load balancer that are served by nodes.
-fn ingress<'s>(service: &'s Service, spec: &ServiceSpec) -> impl Iterator<Item = &'s str> {
+pub(super) fn ingress<'s>(service: &'s Service, spec: &ServiceSpec) -> impl Iterator<Item = &'s str> {
     let status = service.status.as_ref().filter(|_| is_load_balancer(spec));
     let ingress = status.and_then(|status| status.load_balancer.as_ref()).and_then(|status| status.ingress.as_ref());
     // What goes to others has to leave the node: the load balancer may do more than Weft knows (KEP-1860).

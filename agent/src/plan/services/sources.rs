@@ -25,7 +25,9 @@ impl Sources {
                 Ok(range) => drop(sources.ranges.insert(range)),
                 Err(why) => {
                     sources.is_unclear = true;
-                    problems.push(format!("spec.loadBalancerSourceRanges: {why}; nobody is served by it"));
+                    problems.push(format!(
+                        "spec.loadBalancerSourceRanges: {why}; it admits nobody, and no family is open to all"
+                    ));
                 }
             }
         }

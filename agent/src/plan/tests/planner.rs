@@ -234,6 +234,7 @@ fn laid_over<K: Ord + Copy, V: Clone>(under: &BTreeMap<K, V>, changes: &Changes<
 fn leads(old: &Desired, patch: &Patch, new: &Desired) -> Result<(), TestCaseError> {
     prop_assert_eq!(&laid_over(&old.frontends, &patch.frontends), &new.frontends);
     prop_assert_eq!(&laid_over(&old.balancers, &patch.balancers), &new.balancers);
+    prop_assert_eq!(&laid_over(&old.sources, &patch.sources), &new.sources);
     prop_assert_eq!(&laid_over(&old.ports, &patch.ports), &new.ports);
     prop_assert_eq!(&laid_over(&old.addresses, &patch.addresses), &new.addresses);
     prop_assert_eq!(&laid_over(&old.remotes, &patch.remotes), &new.remotes);
@@ -435,4 +436,33 @@ fn pass_once(
     world.standing = planner.desired().clone();
     prop_assert_eq!(&summary.problems, &Vec::<String>::new());
     Ok(summary)
+}
+
+/// Whoever may write Services may let all of them ask for one address: each is planned once, and those that lose it once more.
+#[test]
+fn many_that_ask_for_one_address_are_planned_in_proportion() {
+    const MANY: usize = 60;
+    let mut world = World::default();
+    for number in 0..MANY {
+        // The name that comes first is the newest one's.
+        let (name, second) = (format!("s{number:03}"), i64::try_from(MANY - 1 - number).unwrap());
+        let vip = format!("10.96.0.{}", number + 1);
+        let spec = json!({"clusterIP": vip, "externalIPs": ["203.0.113.1"], "ports": [{"port": 80}]});
+        world.service(&name, spec).created(&name, second);
+    }
+    let mut planner = Planner::default();
+    let standing = Standing { synced: true, ..Standing::default() };
+    planner.take(News { deltas: Deltas::whole(&world.snapshot), standing, since: None });
+    agree(&mut world, &mut planner).unwrap();
+    assert_eq!(planner.single_services_planned(), MANY);
+    let holders = planner.desired().frontends.keys().filter(|key| key.addr == addr("203.0.113.1"));
+    assert_eq!(holders.count(), 1);
+    // The oldest one lets it go.
+    let name = ObjectKey::new("x", &format!("s{:03}", MANY - 1));
+    world.snapshot.services.remove(&name);
+    let mut deltas = Deltas::default();
+    deltas.services.objects.insert(name, None);
+    planner.take(News { deltas, standing: Standing { synced: true, ..Standing::default() }, since: None });
+    agree(&mut world, &mut planner).unwrap();
+    assert!(planner.single_services_planned() <= 2 * MANY, "{}", planner.single_services_planned());
 }

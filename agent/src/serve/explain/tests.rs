@@ -65,11 +65,11 @@ impl Reads for Fake {
     fn backend(&self, key: &BackendKey) -> Read<u32> {
         Ok(self.0.balancers.get(&key.service).and_then(|balancer| balancer.names(key.service).remove(key)))
     }
-    /// Everybody had the last backend.
     fn source(&self, service: u32, client: &Addr) -> Read<u32> {
         let is_it = |key: &CidrKey| key.net == service && key.address_bits() == 128 && key.addr == *client;
         Ok(self.0.sources.iter().find(|(key, _)| is_it(key)).map(|(_, served)| *served))
     }
+    /// Everybody had the last backend.
     fn affinity(&self, key: &AffinityKey) -> Read<Affinity> {
         let named = self.0.balancers.values().find(|balancer| balancer.affinity.name == key.service);
         let last = named.and_then(|balancer| balancer.internal.last());

@@ -118,9 +118,20 @@ fn what_somebody_elses_chain_leads_to_stays_with_all_that_it_needs() {
     let nat = removal(&saved, "nat");
     assert_eq!(nat.chains, ["KUBE-SERVICES"]);
     assert_eq!(nat.jumps.len(), 2);
-    let pinned: Vec<&str> = nat.pinned.iter().map(|(chain, _)| &**chain).collect();
-    assert_eq!(pinned, ["KUBE-SVC-MVESLFNQFQ4MFYB4", "KUBE-MARK-MASQ"]);
-    assert_eq!(nat.pinned[0].1, "CNI-HOSTPORT -s 10.1.0.0/16 -j KUBE-SVC-MVESLFNQFQ4MFYB4");
+    assert_eq!(nat.pinned.keys().collect::<Vec<_>>(), ["KUBE-MARK-MASQ", "KUBE-SVC-MVESLFNQFQ4MFYB4"]);
+    let why = "a rule leads to it that stays: CNI-HOSTPORT -s 10.1.0.0/16 -j KUBE-SVC-MVESLFNQFQ4MFYB4";
+    assert_eq!(nat.pinned["KUBE-SVC-MVESLFNQFQ4MFYB4"], why);
+}
+
+/// As the plugin portmap does: its marked packets are masqueraded at the end.
+#[test]
+fn who_marks_packets_by_kube_proxys_chain_has_them_masqueraded_on() {
+    let theirs = "-A CNI-HOSTPORT-DNAT -p tcp -j KUBE-MARK-MASQ\nCOMMIT";
+    let saved = IPVS.replace(":KUBE-MARK", ":CNI-HOSTPORT-DNAT - [0:0]\n:KUBE-MARK").replace("COMMIT", theirs);
+    let nat = removal(&saved, "nat");
+    assert_eq!(nat.pinned.keys().collect::<Vec<_>>(), ["KUBE-MARK-MASQ", "KUBE-POSTROUTING"]);
+    assert!(!nat.chains.iter().any(|chain| chain == "KUBE-POSTROUTING"), "{:?}", nat.chains);
+    assert!(!nat.jumps.iter().any(|jump| jump.contains("KUBE-POSTROUTING")), "{:?}", nat.jumps);
 }
 
 #[test]
