@@ -103,7 +103,7 @@ fn suite() -> Result<ExitCode> {
     let kubernetes = thread::spawn(|| build_test_images(&Binaries::build()?).map(drop));
     step("check", || check::run().map(drop))?;
     step("tests of the crates", crates)?;
-    step("churn", || churning(300, 1))?;
+    step("churn", || churning(150, 1))?;
     step("hostile", || succeeded(attacked(&Selection::default(), false)?))?;
     step("oracle", || succeeded(oracle::part()?))?;
     step("equivalence", || equivalent(100, 1))?;
