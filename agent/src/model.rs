@@ -322,7 +322,7 @@ pub struct DesiredBalancer {
     pub keeping: Arc<[Member]>,
     /// Whether clients keep their backend.
     pub affinity: DesiredAffinity,
-    /// Whom limited frontends of it serve; in order, none twice.
+    /// Prefixes of clients that its limited frontends serve; in order, none twice.
     pub sources: Arc<[IpNet]>,
 }
 

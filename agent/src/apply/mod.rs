@@ -5,7 +5,7 @@
 //!
 //! 1. what is about to change (`digests`); the node's facts, its addresses before the devices that masquerade with them; prefixes,
 //!    the longest first (removals: the shortest first), so that each address goes from its old answer straight to its new one;
-//! 2. Services: clients whom limited frontends serve; frontends that go; new sets of members, then the balancer that leads to them, then
+//! 2. Services: clients that limited frontends serve; frontends that go; new sets of members, then the balancer that leads to them, then
 //!    frontends that come; then clients go that are served no more, and the names of backends that serve no more (`services`);
 //! 3. policy: never is anything allowed that neither the old nor the new state allows (`policy`);
 //! 4. ports, then the addresses that lead to them; removals in reverse; rules that nobody uses any more;
@@ -131,32 +131,17 @@ impl Applier {
 
     /// Packs what it knows, once much has been written at once.
     pub fn pack(&mut self) {
-        let Some(Observed {
-            remotes,
-            frontends,
-            balancers,
-            members,
-            backends,
-            sources,
-            peers,
-            classes,
-            rules,
-            blocks,
-            ..
-        }) = &mut self.observed
-        else {
-            return;
-        };
-        heap::pack(&mut remotes.0);
-        heap::pack(&mut frontends.0);
-        heap::pack(&mut balancers.0);
-        heap::pack(&mut members.0);
-        heap::pack(&mut backends.0);
-        heap::pack(&mut sources.0);
-        heap::pack(&mut peers.0);
-        heap::pack(&mut classes.0);
-        heap::pack(&mut rules.0);
-        heap::pack(&mut blocks.0);
+        let Some(observed) = &mut self.observed else { return };
+        heap::pack(&mut observed.remotes.0);
+        heap::pack(&mut observed.frontends.0);
+        heap::pack(&mut observed.balancers.0);
+        heap::pack(&mut observed.members.0);
+        heap::pack(&mut observed.backends.0);
+        heap::pack(&mut observed.sources.0);
+        heap::pack(&mut observed.peers.0);
+        heap::pack(&mut observed.classes.0);
+        heap::pack(&mut observed.rules.0);
+        heap::pack(&mut observed.blocks.0);
     }
 
     /// Moves the maps to `desired`. What cannot be written for one object is named in the summary, and closes that object and
@@ -281,10 +266,9 @@ impl Pass<'_> {
         self.put_hosts()?;
         self.put_node_devices()?;
         self.put_remotes(&patch.remotes)?;
-        // What does not fit yet is put once more.
-        let _waiting = self.put_sources();
+        let waiting = self.put_sources();
         self.put_services()?;
-        self.take_sources();
+        self.take_sources(&waiting);
         self.make_room_for_lists();
         self.put_policy(&policy)?;
         self.put_places()?;

@@ -117,19 +117,21 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Whom limited frontends serve from now on. A client that has no entry is not served.
+    /// Adds clients of limited frontends; those that do not fit beside the ones that go.
     pub(super) fn put_sources(&mut self) -> Failed<CidrKey> {
         self.observed.sources.put_all(self.tables.sources(), &self.patch.sources, &mut self.summary)
     }
 
-    /// And whom they do not serve any more, once frontends that are not limited any more are told so. What did not fit beside those
-    /// fits now.
-    pub(super) fn take_sources(&mut self) {
+    /// Removes clients that limited frontends serve no more, once frontends that are not limited any more are written. Then those fit that
+    /// were `waiting`.
+    pub(super) fn take_sources(&mut self, waiting: &Failed<CidrKey>) {
         let (table, known) = (self.tables.sources(), &mut self.observed.sources);
         let failed = known.take_gone(table, &self.patch.sources, &mut self.summary);
         failed.tell("old loadBalancerSourceRanges", "new flows from there are still served", &mut self.summary);
-        let failed = self.put_sources();
-        failed.tell("loadBalancerSourceRanges", "new flows from there are dropped", &mut self.summary);
+        if !waiting.keys.is_empty() {
+            let failed = self.put_sources();
+            failed.tell("loadBalancerSourceRanges", "new flows from there are dropped", &mut self.summary);
+        }
     }
 
     /// What a pass that broke off has not published.

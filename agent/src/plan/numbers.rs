@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{CLOSED_LIST, Class, Frontend, FrontendKey, NO_LIST, Port, generation};
+use weft_abi::{BackendKey, CLOSED_LIST, CidrKey, Class, Frontend, FrontendKey, NO_LIST, Port, generation};
 
 use crate::{
     model::{Attachment, HashKey, Numbers},
@@ -90,13 +90,14 @@ fn terms_of(class: &Class) -> Box<[u64]> {
 }
 
 impl Numbers {
-    /// What an earlier agent gave out, as the maps `FRONTENDS` and `PORTS` have it; `key`: the one that it numbered by; `serving`: the
-    /// numbers of Service ports that have backends, or clients to serve. Whatever stands there, also by mistake, does no harm: a number
-    /// that cannot be is given anew, and one that is another's stands for other digests and backends, so that its generation moves.
+    /// What an earlier agent gave out, as the maps `FRONTENDS` and `PORTS` have it; `key`: the one that it numbered by. A Service
+    /// port without backends and sources was refused, or has none. Whatever stands there, also by mistake, does no harm: a number that
+    /// cannot be is given anew, and one that is another's stands for other digests and backends, so that its generation moves.
     #[must_use]
     pub fn recovered(
         key: HashKey,
-        (frontends, serving): (&BTreeMap<FrontendKey, Frontend>, &BTreeSet<u32>),
+        frontends: &BTreeMap<FrontendKey, Frontend>,
+        (backends, sources): (&BTreeMap<BackendKey, u32>, &BTreeMap<CidrKey, u32>),
         classes: &BTreeMap<u64, Class>,
         ports: &BTreeMap<u32, Port>,
         attachments: &[Arc<Attachment>],
@@ -111,6 +112,8 @@ impl Numbers {
         // Others share the number of the first one, and addresses have none.
         let numbered = frontends.iter().filter(|(_, frontend)| frontend.is_numbered());
         let services: BTreeMap<FrontendKey, u32> = numbered.map(|(key, frontend)| (*key, frontend.service)).collect();
+        let serving = backends.keys().map(|backend| backend.service).chain(sources.keys().map(|source| source.net));
+        let serving: BTreeSet<u32> = serving.collect();
         let lists = ports.values().flat_map(|port| [port.ingress_list, port.egress_list]);
         Self {
             key,
@@ -197,7 +200,7 @@ impl Given {
 
 #[cfg(test)]
 mod tests {
-    use weft_abi::FrontendFlags;
+    use weft_abi::{Addr, FrontendFlags};
 
     use super::*;
 
@@ -257,8 +260,15 @@ mod tests {
         };
         let attachments = [10, 11, 13].map(attachment);
         let ids = attachments.clone().map(|attachment| attachment.spec.id.to_string());
-        let mut numbers =
-            Numbers::recovered(HashKey([1, 2]), (&frontends, &[7].into()), &BTreeMap::new(), &ports, &attachments);
+        let serving = ([(BackendKey::new(7, Addr::v4(1), 80), 0)].into(), BTreeMap::new());
+        let mut numbers = Numbers::recovered(
+            HashKey([1, 2]),
+            &frontends,
+            (&serving.0, &serving.1),
+            &BTreeMap::new(),
+            &ports,
+            &attachments,
+        );
         assert_eq!(numbers.refused, [2, 4, 5].map(service).into());
         assert_eq!(numbers.standing_lists, [5].into(), "neither none nor closed");
         assert_eq!((numbers.key, numbers.next_slot), (HashKey([1, 2]), 10), "after the highest");

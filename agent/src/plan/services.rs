@@ -15,14 +15,14 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use weft_abi::{Addr, CLUSTER_NET, Frontend as Entry, FrontendFlags, FrontendKey, Member};
 use weft_api::ServiceReport;
 
 use self::{
-    claim::{Asked, Claim, Rank},
+    claim::{Claim, Rank},
     host_ports::HostPorts,
     shape::{NamedPort, Shape},
-    sources::Sources,
 };
 use crate::{
     model::{
@@ -42,6 +42,8 @@ pub(crate) use self::health_check::health_check;
 #[derive(Debug)]
 pub(crate) struct Frontend<'a> {
     key: FrontendKey,
+    /// By what right it is had.
+    claim: Claim,
     service: &'a ObjectKey,
     /// Name of the Service's port.
     port: &'a str,
@@ -125,33 +127,27 @@ pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts, host_port
     let slices = SliceIndex::new(&snapshot.slices);
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
     let here = Here::of(snapshot, facts);
-    let holders = claim::holders(asked(snapshot, here, host_ports));
+    let programmed = |(key, service): (&'a ObjectKey, &'a Arc<Service>)| {
+        let spec = programmed_spec(service)?;
+        Some((key, &**service, spec, Shape::of(service, spec, here)))
+    };
+    let services: Vec<_> = snapshot.services.iter().filter_map(programmed).collect();
+    let of_services = services.iter().flat_map(|(key, service, _, shape)| {
+        shape.asked().map(move |(claim, frontend, first)| (rank_of(claim, key, service), frontend, first))
+    });
+    let of_workloads = host_ports.iter().flat_map(|(key, attachment)| {
+        host_ports::asked(attachment).map(move |frontend| (host_ports::rank_of(key), frontend, None))
+    });
+    let holders = claim::holders(of_services.chain(of_workloads).collect());
     let taken =
         |own: &ObjectKey, frontend: &FrontendKey| holders.get(frontend).filter(|holder| *holder != own).cloned();
-    for (key, service) in &snapshot.services {
-        if let Some(spec) = programmed_spec(service) {
-            frontends.add_service(key, (service, spec), slices.of(key), here, &|_, frontend| taken(key, frontend));
-        }
+    for (key, _, spec, shape) in services {
+        frontends.add_service(key, (shape, spec), slices.of(key), here, &|_, frontend| taken(key, frontend));
     }
     for (key, attachment) in host_ports {
         frontends.add_host_ports(key, attachment, &|_, frontend| taken(key, frontend));
     }
     frontends
-}
-
-/// Everything that somebody asks for.
-fn asked(snapshot: &Snapshot, here: Here<'_>, host_ports: &HostPorts) -> Vec<Asked> {
-    let mut all = Vec::new();
-    for (key, service) in &snapshot.services {
-        let Some(spec) = programmed_spec(service) else { continue };
-        let shape = Shape::of(service, spec, here, &mut Vec::new());
-        let rank = |claim| rank_of(claim, key, service);
-        all.extend(shape.asked().map(|(claim, frontend, first)| (rank(claim), frontend, first)));
-    }
-    for (key, attachment) in host_ports {
-        all.extend(host_ports::asked(attachment).map(|frontend| (host_ports::rank_of(key), frontend, None)));
-    }
-    all
 }
 
 /// Whether a load balancer gave it an address.
@@ -186,7 +182,7 @@ pub(crate) struct Planned {
     /// What it wants, whether it gets it or not.
     pub(crate) wanted: Vec<(Claim, FrontendKey)>,
     /// The frontends that it gets, each first one before those that lead where it does.
-    pub(crate) frontends: Vec<(FrontendKey, Lead)>,
+    pub(crate) frontends: Vec<(Claim, FrontendKey, Lead)>,
     /// What is wrong with it.
     pub(crate) problems: Vec<String>,
 }
@@ -210,23 +206,28 @@ impl<'n> Policies<'n> {
     }
 }
 
-fn balancer_of(serving: &Serving<'_>, policies: Policies<'_>, affinity: DesiredAffinity) -> DesiredBalancer {
+fn balancer_of(
+    serving: &Serving<'_>,
+    policies: Policies<'_>,
+    affinity: DesiredAffinity,
+    sources: Arc<[IpNet]>,
+) -> DesiredBalancer {
     let set = |local| serving.chosen(local, policies.here).into_iter().map(member_of).collect::<Arc<[Member]>>();
     let cluster = set(false);
     let of = |local| if local { set(true) } else { Arc::clone(&cluster) };
     let (internal, external) = (of(policies.internal), of(policies.external));
     let is_chosen = |member: &Member| [&internal, &external, &cluster].iter().any(|set| set.contains(member));
     let keeping = serving.all().iter().map(member_of).filter(|member| !is_chosen(member)).collect();
-    DesiredBalancer { internal, external, cluster, keeping, affinity, sources: Arc::default() }
+    DesiredBalancer { internal, external, cluster, keeping, affinity, sources }
 }
 
 /// The entry of a frontend, under the number of its Service port.
 pub(crate) const fn entry(service: u32, lead: &Lead) -> Entry {
     let flags = match lead {
         Lead::First(_) => 0,
-        Lead::Further { is_limited: false, .. } => FrontendFlags::EXTERNAL | FrontendFlags::FURTHER,
-        Lead::Further { is_limited: true, .. } => {
-            FrontendFlags::EXTERNAL | FrontendFlags::FURTHER | FrontendFlags::LIMITED
+        Lead::Further { is_limited, .. } => {
+            let limited = if *is_limited { FrontendFlags::LIMITED } else { 0 };
+            FrontendFlags::EXTERNAL | FrontendFlags::FURTHER | limited
         }
         Lead::HostPort(_) => FrontendFlags::EXTERNAL | FrontendFlags::HOST_PORT,
     };
@@ -256,13 +257,13 @@ pub(crate) fn plan_one<'a>(
 ) -> Planned {
     let Some(spec) = programmed_spec(service) else { return Planned::default() };
     let mut frontends = Frontends::default();
-    frontends.add_service(key, (service, spec), slices, here, &taken);
+    frontends.add_service(key, (Shape::of(service, spec, here), spec), slices, here, &taken);
     frontends.into()
 }
 
 impl From<Frontends<'_>> for Planned {
     fn from(Frontends { wanted, all, problems, .. }: Frontends<'_>) -> Self {
-        let planned = |frontend: Frontend<'_>| (frontend.key, frontend.leads);
+        let planned = |frontend: Frontend<'_>| (frontend.claim, frontend.key, frontend.leads);
         Self { wanted, frontends: all.into_iter().map(planned).collect(), problems }
     }
 }
@@ -275,7 +276,8 @@ pub(crate) fn report_one(
     here: Here<'_>,
 ) -> Option<ServiceReport> {
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
-    frontends.add_service(key, (service, programmed_spec(service)?), slices, here, &|_, _| None);
+    let spec = programmed_spec(service)?;
+    frontends.add_service(key, (Shape::of(service, spec, here), spec), slices, here, &|_, _| None);
     frontends.reports?.pop()
 }
 
@@ -286,28 +288,17 @@ impl<'a> Frontends<'a> {
     fn add_service(
         &mut self,
         key: &'a ObjectKey,
-        (service, spec): (&'a Service, &'a ServiceSpec),
+        (shape, spec): (Shape<'a>, &ServiceSpec),
         slices: &[&EndpointSlice],
         here: Here<'_>,
         taken: Taken<'_>,
     ) {
-        let mut problems = Vec::new();
-        let Shape { vips, external, ports } = Shape::of(service, spec, here, &mut problems);
-        let sources = Sources::of(spec, &mut problems);
-        let balanced: Vec<&IpAddr> =
-            external.iter().filter(|(_, claim)| **claim == Claim::LoadBalancer).map(|(address, _)| address).collect();
-        let is_open = |address: &&&IpAddr| {
-            sources.leave_open(address.is_ipv4()) && vips.iter().any(|vip| vip.is_ipv4() == address.is_ipv4())
-        };
-        for open in balanced.iter().filter(is_open) {
-            problems
-                .push(format!("spec.loadBalancerSourceRanges has none of the family of {open}: it serves everybody"));
-        }
+        let Shape { vips, external, ports, sources, mut problems } = shape;
         let (seconds, why) = affinity::seconds_of(spec);
         problems.extend(why);
         let policies = Policies::of(spec, here);
         // Once for all ports: there may be many of both.
-        let ranges = [true, false].map(|ipv4| if balanced.is_empty() { Arc::default() } else { sources.ranges(ipv4) });
+        let ranges = [true, false].map(|ipv4| sources.ranges(ipv4));
         let mut reports = Vec::new();
         for named in ports {
             let serving = |vip: &IpAddr| backends::serving(slices, named.wanted(vip.is_ipv4()));
@@ -319,8 +310,7 @@ impl<'a> Frontends<'a> {
                 let ipv4 = vip.is_ipv4();
                 let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), ipv4);
                 let sources_of = Arc::clone(&ranges[usize::from(!ipv4)]);
-                let balancer = balancer_of(&serving, policies, affinity);
-                let first = Lead::First(DesiredBalancer { sources: sources_of, ..balancer });
+                let first = Lead::First(balancer_of(&serving, policies, affinity, sources_of));
                 if !self.add_frontend(key, &named, (Claim::ClusterIp, named.at(vip), first), taken) {
                     continue;
                 }
@@ -356,7 +346,7 @@ impl<'a> Frontends<'a> {
         taken: Taken<'_>,
     ) -> bool {
         self.wanted.push((claim, key));
-        if let Some(first) = self.keys.get(&key).copied().cloned().or_else(|| taken(claim, &key)) {
+        if let Some(first) = self.keys.get(&key).map(|first| (*first).clone()).or_else(|| taken(claim, &key)) {
             let (address, number) = (IpAddr::from(key.addr), u16::from_be(key.port));
             let (what, fix) = match leads {
                 Lead::HostPort(_) => (format!("hostPort {number} of {address}"), "hostPort"),
@@ -372,7 +362,7 @@ impl<'a> Frontends<'a> {
         }
         self.keys.insert(key, service);
         let NamedPort { name: port, protocol, .. } = *port;
-        self.all.push(Frontend { key, service, port, protocol, leads });
+        self.all.push(Frontend { key, claim, service, port, protocol, leads });
         true
     }
 

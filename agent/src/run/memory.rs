@@ -42,12 +42,10 @@ pub(super) fn recover(tables: &dyn Tables, attachments: &[Arc<Attachment>]) -> R
         key = [random()?, random()?];
         tables.numbering().set(0, &key)?;
     }
-    let (frontends, backends, sources) =
-        (tables.frontends().entries()?, tables.backends().entries()?, tables.sources().entries()?);
-    let serving =
-        backends.keys().map(|backend| backend.service).chain(sources.keys().map(|source| source.net)).collect();
+    let frontends = tables.frontends().entries()?;
+    let (backends, sources) = (tables.backends().entries()?, tables.sources().entries()?);
     let (classes, ports) = (tables.classes().entries()?, tables.ports().entries()?);
-    Ok(Numbers::recovered(HashKey(key), (&frontends, &serving), &classes, &ports, attachments))
+    Ok(Numbers::recovered(HashKey(key), &frontends, (&backends, &sources), &classes, &ports, attachments))
 }
 
 /// Where earlier versions kept numbers. They live in the maps now.

@@ -88,7 +88,7 @@ impl Found {
     }
 
     /// Finds out which numbers come and go, now that `numbered` is what it will be.
-    fn settle(&mut self, numbered: &BTreeSet<FrontendKey>) {
+    fn count_numbers(&mut self, numbered: &BTreeSet<FrontendKey>) {
         for (frontend, before) in &self.touched {
             match (*before, numbered.contains(frontend)) {
                 (false, true) => drop(self.numbers.new.insert(*frontend)),
@@ -142,7 +142,7 @@ impl Services {
         let mut found = Found { any: !self.dirty.is_empty(), ..Found::default() };
         let mut queue = BTreeSet::new();
         loop {
-            queue.extend(std::mem::take(&mut self.dirty).into_iter().map(|key| self.turn(key, snapshot)));
+            queue.extend(std::mem::take(&mut self.dirty).into_iter().map(|key| turn(&key, snapshot)));
             let Some(Rank { object: key, .. }) = queue.pop_first() else { break };
             #[cfg(test)]
             {
@@ -157,20 +157,8 @@ impl Services {
                 self.planned.insert(key, standing);
             }
         }
-        found.settle(&self.numbered);
+        found.count_numbers(&self.numbered);
         found
-    }
-
-    /// When somebody is planned: whose claims are strong first, so that of many who ask for one frontend only one has to be planned again for
-    /// each kind of claim.
-    fn turn(&self, key: ObjectKey, snapshot: &Snapshot) -> Rank {
-        match snapshot.services.get(&key) {
-            Some(service) => {
-                let claim = if services::is_balanced(service) { Claim::LoadBalancer } else { Claim::ExternalIp };
-                services::rank_of(claim, &key, service)
-            }
-            None => host_ports::rank_of(&key),
-        }
     }
 
     /// Those whose claims come after that of one who has a frontend now, had it, or has it by another claim.
@@ -189,15 +177,14 @@ impl Services {
     /// Enters what was planned for somebody.
     fn stand(&mut self, key: &ObjectKey, planned: Planned, snapshot: &Snapshot, found: &mut Found) -> Standing {
         let Planned { wanted, frontends, problems } = planned;
-        let wanted = wanted.into_iter().map(|(claim, frontend)| (self.rank(claim, key, snapshot), frontend));
-        let wanted: Vec<(Rank, FrontendKey)> = wanted.collect();
-        let mut standing = Standing { problems, room: [frontends.len(), 0], ..Standing::default() };
-        for (rank, want) in &wanted {
+        let rank = |claim| rank(claim, key, snapshot);
+        let wanted = wanted.into_iter().map(|(claim, frontend)| (rank(claim), frontend)).collect();
+        let mut standing = Standing { wanted, problems, room: [frontends.len(), 0], ..Standing::default() };
+        for (rank, want) in &standing.wanted {
             self.wanting.entry(*want).or_default().insert(rank.clone());
         }
-        let ranks: BTreeMap<FrontendKey, &Rank> = wanted.iter().rev().map(|(rank, want)| (*want, rank)).collect();
-        for (frontend, lead) in frontends {
-            let Some(rank) = ranks.get(&frontend).copied() else { continue };
+        for (claim, frontend, lead) in frontends {
+            let rank = rank(claim);
             found.touch(frontend, &self.numbered);
             self.holders.insert(frontend, rank.clone());
             match lead.balancer() {
@@ -207,27 +194,19 @@ impl Services {
                 }
                 None => drop(self.numbered.remove(&frontend)),
             }
-            standing.frontends.insert(frontend, rank.clone());
+            standing.frontends.insert(frontend, rank);
             found.frontends.insert(frontend, lead);
         }
         for (total, more) in self.totals.iter_mut().zip(standing.room) {
             *total += more;
         }
-        standing.wanted = wanted;
         standing
-    }
-
-    fn rank(&self, claim: Claim, key: &ObjectKey, snapshot: &Snapshot) -> Rank {
-        match snapshot.services.get(key) {
-            Some(service) => services::rank_of(claim, key, service),
-            None => host_ports::rank_of(key),
-        }
     }
 
     fn plan(&self, key: &ObjectKey, snapshot: &Snapshot, facts: &NodeFacts) -> Planned {
         let taken = |claim: Claim, frontend: &FrontendKey| {
             let holder = self.holders.get(frontend).filter(|holder| holder.object != *key)?;
-            (*holder < self.rank(claim, key, snapshot)).then(|| holder.object.clone())
+            (*holder < rank(claim, key, snapshot)).then(|| holder.object.clone())
         };
         if let Some((key, attachment)) = self.host_ports.get_key_value(key) {
             return host_ports::plan_one(key, attachment, taken);
@@ -370,14 +349,34 @@ impl Services {
     }
 }
 
+/// The rank of a Service, or of a workload.
+fn rank(claim: Claim, key: &ObjectKey, snapshot: &Snapshot) -> Rank {
+    match snapshot.services.get(key) {
+        Some(service) => services::rank_of(claim, key, service),
+        None => host_ports::rank_of(key),
+    }
+}
+
+/// When somebody is planned: who has strong claims first, so that of many who ask for one frontend only one has to be planned again for
+/// each kind of claim.
+fn turn(key: &ObjectKey, snapshot: &Snapshot) -> Rank {
+    let is_balanced = snapshot.services.get(key).is_some_and(|service| services::is_balanced(service));
+    rank(if is_balanced { Claim::LoadBalancer } else { Claim::ExternalIp }, key, snapshot)
+}
+
 /// With its sources.
 fn set_balancer(desired: &mut Desired, patch: &mut Patch, number: u32, balancer: Option<DesiredBalancer>) {
-    let entries = |balancer: Option<&DesiredBalancer>| -> BTreeMap<CidrKey, u32> {
-        balancer.into_iter().flat_map(|balancer| balancer.source_entries(number)).collect()
-    };
-    let (old, new) = (entries(desired.balancers.get(&number)), entries(balancer.as_ref()));
-    for key in old.keys().chain(new.keys()) {
-        set(&mut desired.sources, &mut patch.sources, *key, new.get(key).copied());
+    let sources = |balancer: Option<&DesiredBalancer>| balancer.map(|balancer| Arc::clone(&balancer.sources));
+    let old = desired.balancers.get(&number);
+    // There may be many, and most changes are of backends.
+    if sources(old).unwrap_or_default() != sources(balancer.as_ref()).unwrap_or_default() {
+        let entries = |balancer: Option<&DesiredBalancer>| -> BTreeMap<CidrKey, u32> {
+            balancer.into_iter().flat_map(|balancer| balancer.source_entries(number)).collect()
+        };
+        let (old, new) = (entries(old), entries(balancer.as_ref()));
+        for key in old.keys().chain(new.keys()) {
+            set(&mut desired.sources, &mut patch.sources, *key, new.get(key).copied());
+        }
     }
     set(&mut desired.balancers, &mut patch.balancers, number, balancer);
 }

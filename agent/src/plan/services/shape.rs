@@ -9,7 +9,7 @@ use std::{
 use weft_abi::{Addr, FrontendKey};
 use weft_api::{BackendReport, ServicePortReport};
 
-use super::{Policies, claim::Claim, cluster_ips, external};
+use super::{Policies, claim::Claim, cluster_ips, external, sources::Sources};
 use crate::{
     model::objects::{Service, ServicePort, ServiceSpec},
     plan::{
@@ -26,19 +26,23 @@ pub(super) struct Shape<'a> {
     /// Addresses beyond the cluster.
     pub(super) external: BTreeMap<IpAddr, Claim>,
     pub(super) ports: Vec<NamedPort<'a>>,
+    /// Clients of its load balancer; none where that has no address.
+    pub(super) sources: Sources,
+    /// What of it counts for nothing, and what else is wrong.
+    pub(super) problems: Vec<String>,
 }
 
 impl<'a> Shape<'a> {
-    /// That of a Service; `problems` tells what of it counts for nothing.
-    pub(super) fn of(service: &'a Service, spec: &'a ServiceSpec, here: Here<'_>, problems: &mut Vec<String>) -> Self {
-        let mut vips = Vec::new();
+    /// That of a Service.
+    pub(super) fn of(service: &'a Service, spec: &'a ServiceSpec, here: Here<'_>) -> Self {
+        let (mut vips, mut problems) = (Vec::new(), Vec::new());
         for text in cluster_ips(spec) {
             match parse_ip(text) {
                 Some(vip) => vips.push(vip),
                 None => problems.push(format!("spec.clusterIPs: '{text}' is not an IP address")),
             }
         }
-        let mut external = external::addresses(service, spec, here, problems);
+        let mut external = external::addresses(service, spec, here, &mut problems);
         external.retain(|address, _| !vips.contains(address));
         let (mut ports, mut names) = (Vec::new(), BTreeSet::new());
         for port in spec.ports.iter().flatten() {
@@ -50,7 +54,19 @@ impl<'a> Shape<'a> {
                 Ok(named) => ports.push(named),
             }
         }
-        Self { vips, external, ports }
+        let mut sources = Sources::of(spec, &mut problems);
+        let mut balanced =
+            external.iter().filter(|(_, claim)| **claim == Claim::LoadBalancer).map(|(address, _)| address);
+        let is_open = |address: &&IpAddr| {
+            sources.leave_open(address.is_ipv4()) && vips.iter().any(|vip| vip.is_ipv4() == address.is_ipv4())
+        };
+        problems.extend(balanced.clone().filter(is_open).map(|open| {
+            format!("spec.loadBalancerSourceRanges has none of the family of {open}: it serves everybody")
+        }));
+        if balanced.next().is_none() {
+            sources = Sources::default();
+        }
+        Self { vips, external, ports, sources, problems }
     }
 
     /// What it asks for, each with the frontend that leads where this one does, if it is another.

@@ -389,10 +389,14 @@ proptest! {
 }
 
 fn recovered(fake: &Fake, attachments: &[Arc<crate::model::Attachment>]) -> Numbers {
-    let (frontends, backends, sources) = (fake.frontends.all(), fake.backends.all(), fake.sources.all());
-    let serving =
-        backends.keys().map(|backend| backend.service).chain(sources.keys().map(|source| source.net)).collect();
-    Numbers::recovered(HashKey::default(), (&frontends, &serving), &fake.classes.all(), &fake.ports.all(), attachments)
+    Numbers::recovered(
+        HashKey::default(),
+        &fake.frontends.all(),
+        (&fake.backends.all(), &fake.sources.all()),
+        &fake.classes.all(),
+        &fake.ports.all(),
+        attachments,
+    )
 }
 
 /// A number that may be somebody's, nobody's or none.
