@@ -3,9 +3,10 @@
 
 use std::io;
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 
-use super::netlink::{ACK, DUMP, ask, attribute, message, name, name_in, value_in};
+use super::netlink::{ask, attribute, message, name, name_in, value_in};
 
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -90,7 +91,7 @@ impl Family {
 
 /// The families in which nftables has a table of this name.
 pub(super) fn tables(wanted: &str) -> io::Result<Vec<Family>> {
-    let answers = list(message(of(NFTABLES, GET_TABLE), DUMP, &netfilter(0, 0)))?;
+    let answers = list(message(of(NFTABLES, GET_TABLE), NLM_F_DUMP, &netfilter(0, 0)))?;
     let table = |answer: &Vec<u8>| {
         let (header, attributes) = answer.split_at_checked(4)?;
         Family::of(header[0]).filter(|_| name_in(attributes, TABLE_NAME).as_deref() == Some(wanted))
@@ -100,7 +101,7 @@ pub(super) fn tables(wanted: &str) -> io::Result<Vec<Family>> {
 
 /// All chains of nftables of both families.
 pub(super) fn chains() -> io::Result<Vec<Chain>> {
-    let answers = list(message(of(NFTABLES, GET_CHAIN), DUMP, &netfilter(0, 0)))?;
+    let answers = list(message(of(NFTABLES, GET_CHAIN), NLM_F_DUMP, &netfilter(0, 0)))?;
     let chain = |answer: &Vec<u8>| {
         let (header, attributes) = answer.split_at_checked(4)?;
         let (table, name) = (name_in(attributes, CHAIN_TABLE)?, name_in(attributes, CHAIN_NAME)?);
@@ -114,7 +115,7 @@ pub(super) fn delete_table(family: Family, table: &str) -> io::Result<()> {
     let delete = [&netfilter(family.number(), 0)[..], &name(TABLE_NAME, table)].concat();
     let batch = [
         message(BATCH_BEGIN, 0, &netfilter(0, NFTABLES)),
-        message(of(NFTABLES, DELETE_TABLE), ACK, &delete),
+        message(of(NFTABLES, DELETE_TABLE), NLM_F_ACK, &delete),
         message(BATCH_END, 0, &netfilter(0, NFTABLES)),
     ];
     ask(NETLINK_NETFILTER, &batch.concat()).map(drop)
@@ -124,14 +125,14 @@ pub(super) fn delete_table(family: Family, table: &str) -> io::Result<()> {
 pub(super) fn sets() -> io::Result<Vec<String>> {
     let flags = attribute(SET_FLAGS, &NAMES_ALONE.to_be_bytes());
     let request = [&netfilter(0, 0)[..], &attribute(SET_PROTOCOL, &[SET_VERSION]), &flags].concat();
-    let answers = list(message(of(IPSET, LIST_SETS), DUMP, &request))?;
+    let answers = list(message(of(IPSET, LIST_SETS), NLM_F_DUMP, &request))?;
     Ok(answers.iter().filter_map(|answer| name_in(answer.get(4..)?, SET_NAME)).collect())
 }
 
 /// Removes an ipset.
 pub(super) fn destroy_set(set: &str) -> io::Result<()> {
     let request = [&netfilter(0, 0)[..], &attribute(SET_PROTOCOL, &[SET_VERSION]), &name(SET_NAME, set)].concat();
-    ask(NETLINK_NETFILTER, &message(of(IPSET, DESTROY_SET), ACK, &request)).map(drop).map_err(|error| {
+    ask(NETLINK_NETFILTER, &message(of(IPSET, DESTROY_SET), NLM_F_ACK, &request)).map(drop).map_err(|error| {
         let busy = error.raw_os_error().is_some_and(|code| SET_BUSY.contains(&code));
         if busy { io::Error::new(io::ErrorKind::ResourceBusy, "a rule of somebody uses it") } else { error }
     })
@@ -140,7 +141,7 @@ pub(super) fn destroy_set(set: &str) -> io::Result<()> {
 /// Whether there is a device of this name.
 pub(super) fn has_device(device: &str) -> io::Result<bool> {
     let request = [&LINK_HEADER[..], &name(LINK_NAME, device)].concat();
-    match ask(NETLINK_ROUTE, &message(GET_LINK, ACK, &request)) {
+    match ask(NETLINK_ROUTE, &message(GET_LINK, NLM_F_ACK, &request)) {
         Err(error) if error.raw_os_error() == Some(NO_DEVICE) => Ok(false),
         answer => answer.map(|_| true),
     }
@@ -149,17 +150,17 @@ pub(super) fn has_device(device: &str) -> io::Result<bool> {
 /// Removes a device.
 pub(super) fn delete_device(device: &str) -> io::Result<()> {
     let request = [&LINK_HEADER[..], &name(LINK_NAME, device)].concat();
-    ask(NETLINK_ROUTE, &message(DELETE_LINK, ACK, &request)).map(drop)
+    ask(NETLINK_ROUTE, &message(DELETE_LINK, NLM_F_ACK, &request)).map(drop)
 }
 
 /// Removes all virtual servers of ipvs.
 pub(super) fn flush_servers() -> io::Result<()> {
     let generic = |command: u8| vec![command, 1, 0, 0];
     let request = [generic(GET_FAMILY), name(FAMILY_NAME, "IPVS")].concat();
-    let answers = ask(NETLINK_GENERIC, &message(CONTROL, ACK, &request))?;
+    let answers = ask(NETLINK_GENERIC, &message(CONTROL, NLM_F_ACK, &request))?;
     let number = answers.iter().find_map(|answer| value_in(answer.get(4..)?, FAMILY_ID)?.first_chunk());
     let number = number.map(|bytes| u16::from_ne_bytes(*bytes)).ok_or(io::ErrorKind::NotFound)?;
-    ask(NETLINK_GENERIC, &message(number, ACK, &generic(FLUSH_SERVERS))).map(drop)
+    ask(NETLINK_GENERIC, &message(number, NLM_F_ACK, &generic(FLUSH_SERVERS))).map(drop)
 }
 
 const NO_DEVICE: i32 = 19;

@@ -3,37 +3,35 @@
 
 use std::io;
 
+use netlink_packet_core::{
+    DefaultNla, Emitable as _, NLA_HEADER_SIZE, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NlasIterator,
+};
 use netlink_sys::{Socket, SocketAddr};
 
-pub(super) const REQUEST: u16 = 1;
-pub(super) const ACK: u16 = 4;
-pub(super) const DUMP: u16 = 0x300;
-
-/// `NLM_F_DUMP_INTR`: the list changed while it was read.
-const INTERRUPTED: u16 = 0x10;
 /// Bytes of a message's header: length, type, flags, sequence number, port.
 const HEADER: usize = 16;
-/// Message types of netlink itself.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// The list changes all the time.
 const ATTEMPTS: usize = 8;
 
 /// A message of `kind` to the kernel.
 pub(super) fn message(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(HEADER + payload.len()).unwrap_or(u32::MAX);
-    let mut bytes = length.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((REQUEST | flags).to_ne_bytes());
-    bytes.extend([0; 8]);
-    bytes.extend(payload);
-    padded(bytes)
+    let length = HEADER + payload.len();
+    let mut bytes = vec![0; length.next_multiple_of(4)];
+    let mut message = NetlinkBuffer::new(&mut bytes);
+    message.set_length(u32::try_from(length).unwrap_or(u32::MAX));
+    message.set_message_type(kind);
+    message.set_flags(NLM_F_REQUEST | flags);
+    message.payload_mut().copy_from_slice(payload);
+    bytes
 }
 
 /// An attribute of a message.
 pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    padded([&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat())
+    let attribute = DefaultNla::new(kind, value.to_vec());
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
+    bytes
 }
 
 /// An attribute that is a name: it ends with a zero.
@@ -48,17 +46,11 @@ pub(super) fn name_in(bytes: &[u8], kind: u16) -> Option<String> {
 }
 
 /// The value of the attribute `kind` among `bytes`.
-pub(super) fn value_in(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
-        let found = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
-        let value = bytes.get(4..length)?;
-        // The upper bits say that attributes are within, or the order of bytes.
-        if found & 0x3fff == kind {
-            return Some(value);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..)?;
-    }
+pub(super) fn value_in(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    let mut attributes = NlasIterator::new(bytes).map_while(Result::ok);
+    let found = attributes.find(|attribute| attribute.kind() == kind)?;
+    let end = NLA_HEADER_SIZE + found.value_length();
+    found.into_inner().get(NLA_HEADER_SIZE..end)
 }
 
 /// Sends `messages` and gives the payloads of the answers.
@@ -84,11 +76,11 @@ fn collect(socket: &Socket) -> io::Result<Option<Vec<Vec<u8>>>> {
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         for (kind, flags, payload) in Messages(&datagram) {
-            whole &= flags & INTERRUPTED == 0;
+            whole &= flags & NLM_F_DUMP_INTR == 0;
             let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
             match kind {
-                ERROR | DONE if code < 0 => return Err(io::Error::from_raw_os_error(-code)),
-                ERROR | DONE => return Ok(whole.then_some(answers)),
+                NLMSG_ERROR | NLMSG_DONE if code < 0 => return Err(io::Error::from_raw_os_error(-code)),
+                NLMSG_ERROR | NLMSG_DONE => return Ok(whole.then_some(answers)),
                 _ => answers.push(payload.to_vec()),
             }
         }
@@ -102,23 +94,18 @@ impl<'a> Iterator for Messages<'a> {
     type Item = (u16, u16, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let length = usize::try_from(u32::from_ne_bytes(*self.0.first_chunk()?)).ok()?;
-        let kind = u16::from_ne_bytes(*self.0.get(4..)?.first_chunk()?);
-        let flags = u16::from_ne_bytes(*self.0.get(6..)?.first_chunk()?);
-        let payload = self.0.get(HEADER..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, flags, payload))
+        let message = NetlinkBuffer::new_checked(self.0).ok()?;
+        let end = usize::try_from(message.length()).ok()?.next_multiple_of(4);
+        self.0 = self.0.get(end..).unwrap_or_default();
+        Some((message.message_type(), message.flags(), message.payload()))
     }
-}
-
-fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{ACK, Messages, attribute, message, name, name_in, value_in};
+    use netlink_packet_core::NLM_F_ACK;
+
+    use super::{Messages, attribute, message, name, name_in, value_in};
 
     #[test]
     fn attributes_are_found_behind_others_and_lengths_that_lie_end_the_search() {
@@ -133,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_datagram_is_cut_at_its_messages() {
-        let datagram = [message(16, 0, &[1, 2, 3]), message(17, ACK, &[])].concat();
+        let datagram = [message(16, 0, &[1, 2, 3]), message(17, NLM_F_ACK, &[])].concat();
         let found: Vec<_> = Messages(&datagram).collect();
         assert_eq!(found, [(16, 1, &[1, 2, 3][..]), (17, 5, &[])]);
         for lie in [0, 15, 99, u32::MAX] {
