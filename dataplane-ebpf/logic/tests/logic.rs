@@ -9,5 +9,7 @@ mod affinity;
 mod decisions;
 #[path = "logic/headers.rs"]
 mod headers;
+#[path = "logic/sources.rs"]
+mod sources;
 #[path = "logic/world.rs"]
 mod world;
