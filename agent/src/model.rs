@@ -11,8 +11,8 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_abi::{
-    Addr, AddressKey, BackendFlags, BackendKey, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List,
-    Member, Owner, Port, Remote, RuleKey, Run,
+    Addr, AddressKey, Algorithm, BackendFlags, BackendKey, BlockKey, CidrKey, Class, Config, Device, Frontend,
+    FrontendKey, List, Member, Owner, Port, RING_FAN_OUT, Remote, RuleKey, Run,
 };
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
@@ -20,6 +20,7 @@ use self::address::cidr_key;
 use crate::heap;
 
 pub(crate) mod address;
+pub(crate) mod algorithm;
 mod exposure;
 mod labels;
 mod name;
@@ -180,7 +181,7 @@ pub struct Room {
     /// Service frontends (`FRONTENDS`, half of it: the other half is for their addresses), and as many Service ports (`BALANCERS`,
     /// `SERVICE_GENERATIONS`).
     pub services: usize,
-    /// Backends and `loadBalancerSourceRanges` of all Service ports (`MEMBERS`, `BACKENDS`, `SOURCES`).
+    /// Backends, nodes of rings and `loadBalancerSourceRanges` of all Service ports (`MEMBERS`, `RINGS`, `BACKENDS`, `SOURCES`).
     pub members: usize,
     /// Addresses of pods (`PEERS`).
     pub peers: usize,
@@ -251,7 +252,7 @@ pub struct Desired {
     pub remotes: BTreeMap<CidrKey, Remote>,
     /// `FRONTENDS`. Those of one Service port and family have one number.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
-    /// `BALANCERS`, `MEMBERS` and `BACKENDS`, by the number of the Service port; the apply step numbers the sets.
+    /// `BALANCERS`, `MEMBERS`, `RINGS` and `BACKENDS`, by the number of the Service port; the apply step numbers the sets.
     pub balancers: BTreeMap<u32, DesiredBalancer>,
     /// `SOURCES`: those of `balancers`.
     pub sources: BTreeMap<CidrKey, u32>,
@@ -322,8 +323,38 @@ pub struct DesiredBalancer {
     pub keeping: Arc<[Member]>,
     /// Whether clients keep their backend.
     pub affinity: DesiredAffinity,
+    /// How one of a set is chosen.
+    pub choice: DesiredChoice,
     /// Prefixes of clients that its limited frontends serve; in order, none twice.
     pub sources: Arc<[IpNet]>,
+}
+
+/// How new flows of a Service port get their backends.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct DesiredChoice {
+    /// See [`Algorithm`].
+    pub algorithm: Algorithm,
+    /// [`weft_abi::Balancer::seed`]; 0 where the choice is not consistent.
+    pub seed: u64,
+}
+
+impl DesiredChoice {
+    /// How many nodes the ring of a set of these members has at most.
+    pub(crate) fn room(self, members: &[Member]) -> usize {
+        let even = members.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+        let mut level = match self.algorithm {
+            _ if members.len() < 2 => return 0,
+            Algorithm::Consistent => members.iter().map(|member| usize::from(member.weight)).sum::<usize>() + 1,
+            Algorithm::Random | Algorithm::LeastLoaded if even => return 0,
+            Algorithm::Random | Algorithm::LeastLoaded => members.len(),
+        };
+        let mut nodes = 0;
+        while level > 1 {
+            level = level.div_ceil(RING_FAN_OUT);
+            nodes += level;
+        }
+        nodes
+    }
 }
 
 /// The value of all entries of `SOURCES`.
@@ -349,6 +380,7 @@ impl DesiredBalancer {
             cluster: chosen,
             keeping: keeping.into(),
             affinity: DesiredAffinity::default(),
+            choice: DesiredChoice::default(),
             sources: Arc::default(),
         }
     }
@@ -358,13 +390,12 @@ impl DesiredBalancer {
         [&self.internal, &self.external, &self.cluster]
     }
 
-    /// How many members its sets have, each set counted once, with those that keep flows and its sources.
+    /// How many members and nodes of rings its sets have, each set counted once, with those that keep flows and its sources.
     pub(crate) fn room(&self) -> usize {
         let sets = self.sets();
         let is_first = |place: &usize| !sets[..*place].contains(&sets[*place]);
-        (0..sets.len()).filter(is_first).map(|place| sets[place].len()).sum::<usize>()
-            + self.keeping.len()
-            + self.sources.len()
+        let room = |place: usize| sets[place].len() + self.choice.room(sets[place]);
+        (0..sets.len()).filter(is_first).map(room).sum::<usize>() + self.keeping.len() + self.sources.len()
     }
 
     /// The entries that its sources have under this number.

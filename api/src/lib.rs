@@ -29,7 +29,7 @@ pub use mac::{Mac, ParseMacError};
 pub use page::{Entries, List, MAX_PAGE_BYTES, MAX_PAGE_ENTRIES, Page, PageQuery};
 pub use report::{
     BackendReport, DropReport, EndpointReport, FlowEvent, FlowVerdict, MapReport, PolicyReport, RouteReport,
-    ServicePortReport, ServiceReport, SourceState, StatusReport, VmReport,
+    ServicePortReport, ServiceReport, SourceState, StatusReport, USUAL_WEIGHT, VmReport,
 };
 
 use serde::{Deserialize, Serialize};

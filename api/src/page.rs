@@ -153,6 +153,7 @@ mod tests {
             external_ips: Vec::new(),
             ports: ports.iter().map(|name| port(name)).collect(),
             affinity_seconds: None,
+            algorithm: String::new(),
         };
         let mut first = service("a", &["p"]);
         assert_eq!(first.extend(service("b", &["p"])), Err(Box::new(service("b", &["p"]))));

@@ -132,6 +132,9 @@ pub struct ServiceReport {
     /// For how many seconds after its last new connection a client keeps its backend; none: it does not.
     #[serde(default)]
     pub affinity_seconds: Option<u32>,
+    /// How new connections get their backends: `random`, `consistent` or `least-loaded`; empty: the agent does not tell.
+    #[serde(default)]
+    pub algorithm: String,
 }
 
 /// One port of a Service.
@@ -159,8 +162,18 @@ pub struct BackendReport {
     pub port: u16,
     /// The node it is on, if told.
     pub node: Option<String>,
-    /// `ready` or `terminating`.
+    /// `ready`, `migrating` (a VM that moves to another node), or `terminating`.
     pub state: String,
+    /// Its part of new connections in relation to others.
+    #[serde(default = "usual_weight")]
+    pub weight: u16,
+}
+
+/// [`BackendReport::weight`] of a backend of which nobody says anything else.
+pub const USUAL_WEIGHT: u16 = 100;
+
+const fn usual_weight() -> u16 {
+    USUAL_WEIGHT
 }
 
 /// `weft policies`: one NetworkPolicy as it is enforced here.

@@ -9,7 +9,7 @@ use std::{
 
 use weft_api::{
     AttachmentId, DropReport, EndpointReport, ExplainStep, Explanation, FlowEvent, FlowVerdict, PodRef, PolicyReport,
-    ServicePortReport, ServiceReport, StatusReport,
+    ServicePortReport, ServiceReport, StatusReport, USUAL_WEIGHT,
 };
 
 use crate::{print::printable, table::Table};
@@ -76,18 +76,18 @@ pub(crate) fn endpoints(endpoints: &[EndpointReport]) -> Table {
 }
 
 pub(crate) fn services(services: &[ServiceReport]) -> Table {
-    let mut table = Table::new(&["SERVICE", "ADDRESSES", "AFFINITY", "PORT", "BACKENDS"]);
+    let mut table = Table::new(&["SERVICE", "ADDRESSES", "CHOICE", "PORT", "BACKENDS"]);
     for service in services {
         let name = format!("{}/{}", service.namespace, service.name);
         let external = service.external_ips.iter().map(|address| format!("{address} external"));
         let addresses: Vec<_> = service.cluster_ips.iter().map(ToString::to_string).chain(external).collect();
         let addresses = addresses.join("\n");
-        let affinity = service.affinity_seconds.map(|seconds| format!("ClientIP {seconds} s")).unwrap_or_default();
+        let choice = choice(service);
         for (position, port) in service.ports.iter().enumerate() {
             // The name stands once per Service.
-            let [name, addresses, affinity] =
-                [&name, &addresses, &affinity].map(|text| if position == 0 { text.clone() } else { " ".into() });
-            table.row([name, addresses, affinity, port_name(port), backends(port)]);
+            let [name, addresses, choice] =
+                [&name, &addresses, &choice].map(|text| if position == 0 { text.clone() } else { " ".into() });
+            table.row([name, addresses, choice, port_name(port), backends(port)]);
         }
     }
     table
@@ -217,11 +217,21 @@ fn port_name(port: &ServicePortReport) -> String {
     if port.name.is_empty() { number } else { format!("{} {number}", port.name) }
 }
 
+/// How its new connections get a backend, where that is not by chance alone.
+fn choice(service: &ServiceReport) -> String {
+    let algorithm = Some(service.algorithm.clone()).filter(|algorithm| !matches!(algorithm.as_str(), "" | "random"));
+    let affinity = service.affinity_seconds.map(|seconds| format!("ClientIP {seconds} s"));
+    algorithm.into_iter().chain(affinity).collect::<Vec<_>>().join("\n")
+}
+
 fn backends(port: &ServicePortReport) -> String {
     let backends = port.backends.iter().map(|backend| {
         let node = backend.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
-        let state = if backend.state == "ready" { String::new() } else { format!(" ({})", backend.state) };
-        format!("{}{node}{state}", SocketAddr::new(backend.address, backend.port))
+        let weight = Some(format!("weight {}", backend.weight)).filter(|_| backend.weight != USUAL_WEIGHT);
+        let state = Some(backend.state.clone()).filter(|state| state != "ready");
+        let more = state.into_iter().chain(weight).collect::<Vec<_>>().join(", ");
+        let more = if more.is_empty() { more } else { format!(" ({more})") };
+        format!("{}{node}{more}", SocketAddr::new(backend.address, backend.port))
     });
     joined(backends, "\n")
 }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
 use weft_abi::{
-    ACCOUNTS, ALL_PORTS, Config, ConnectionFlags, Deliver, Flow, FlowKey6, LED_ON, OPENED, Share, TICK_SHIFT, Timeouts,
-    UPLINK,
+    ACCOUNTS, ALL_PORTS, BackendKey, Config, ConnectionFlags, Deliver, Flow, FlowKey6, FlowState, LED_ON, OPENED,
+    Share, TICK_SHIFT, Timeouts, UPLINK,
 };
 use weft_dataplane::{Error, FlowTable, Maps, TableKey};
 use weft_logic::{
@@ -31,9 +31,12 @@ pub fn sweep(maps: &Maps) -> Result<usize, Error> {
     let ports = maps.ports().iter().map(|entry| entry.map(|(ifindex, _)| ifindex)).collect::<Result<_, _>>()?;
     // Before the first entry is read: what the programs add from here on is added to what is counted.
     let before: BTreeMap<u32, Share> = maps.shares().iter().collect::<Result<_, _>>()?;
+    let loads: BTreeMap<BackendKey, u32> = maps.loads().iter().collect::<Result<_, _>>()?;
     let mut used = Used::new(config, ports);
+    used.loads = loads.keys().map(|backend| (*backend, 0)).collect();
     let removed = sweep_table(&maps.flows4(), now, &mut used)? + sweep_table(&maps.flows6(), now, &mut used)?;
     put_shares(maps, &before, &used)?;
+    put_loads(maps, &loads, &used)?;
     Ok(removed)
 }
 
@@ -127,11 +130,19 @@ struct Used {
     kept: BTreeMap<u32, u32>,
     /// Ports that there are.
     ports: BTreeSet<u32>,
+    /// Connections of backends that the programs count.
+    loads: BTreeMap<BackendKey, u32>,
 }
 
 impl Used {
     fn new(config: Config, ports: BTreeSet<u32>) -> Self {
-        Self { config, flows: BTreeMap::from([(ALL_PORTS, [0; ACCOUNTS])]), kept: BTreeMap::new(), ports }
+        Self {
+            config,
+            flows: BTreeMap::from([(ALL_PORTS, [0; ACCOUNTS])]),
+            kept: BTreeMap::new(),
+            ports,
+            loads: BTreeMap::new(),
+        }
     }
 
     /// Counts the connection of an entry: by the one that opened it, or where that is gone and the connection rests, by what is left.
@@ -146,6 +157,7 @@ impl Used {
         if answers {
             return;
         }
+        self.count_load(flow);
         let forwarded = flow.connection.flags & ConnectionFlags::FORWARDED != 0;
         let host = self.config.host_ifindex;
         let Some((ifindex, account)) = share::account(key.ifindex, &flow.way, v6, host, forwarded) else {
@@ -164,6 +176,25 @@ impl Used {
         {
             *self.kept.entry(ifindex).or_default() += 1;
         }
+    }
+
+    /// As the programs do: one that closes counts no more.
+    fn count_load(&mut self, flow: &Flow) {
+        let Flow { connection, way } = flow;
+        if connection.flags & ConnectionFlags::COUNTED == 0 || connection.state == FlowState::Closing as u8 {
+            return;
+        }
+        let backend = BackendKey::new(way.service, connection.dst, connection.dport);
+        if let Some(load) = self.loads.get_mut(&backend) {
+            *load += 1;
+        }
+    }
+
+    /// The connections of a backend now: what was counted, and what the programs added and took since they were at `before`.
+    fn load(&self, backend: &BackendKey, before: u32, now: u32) -> u32 {
+        let counted = self.loads.get(backend).copied().unwrap_or_default();
+        let load = counted.wrapping_add(now.wrapping_sub(before));
+        if load > i32::MAX as u32 { 0 } else { load }
     }
 
     /// A port's share as it is now: what was counted, and what the programs added since they were at `before`.
@@ -213,6 +244,20 @@ fn put_shares(maps: &Maps, before: &BTreeMap<u32, Share>, used: &Used) -> Result
     Ok(())
 }
 
+/// Writes the connections of backends; those that have none lose their entry. One that opens or closes between reading and writing is
+/// counted by the next sweep.
+fn put_loads(maps: &Maps, before: &BTreeMap<BackendKey, u32>, used: &Used) -> Result<(), Error> {
+    for (backend, before) in before {
+        let Some(now) = maps.loads().get(backend)? else { continue };
+        match used.load(backend, *before, now) {
+            0 => drop(maps.loads().remove(backend)?),
+            load if load != now => maps.loads().insert(backend, &load)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The programs' clock: `CLOCK_MONOTONIC` in units of 2^[`TICK_SHIFT`] ns.
 pub(crate) fn now_ticks() -> u32 {
     let nanoseconds = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
@@ -230,8 +275,8 @@ mod tests {
     };
 
     use weft_abi::{
-        ALL_PORTS, Addr, Config, Connection, ConnectionFlags, Deliver, Flow, FlowAccount, FlowKey6, OPENED, RECEIVED,
-        Share, Timeouts, Way,
+        ALL_PORTS, Addr, BackendKey, Config, Connection, ConnectionFlags, Deliver, Flow, FlowAccount, FlowKey6,
+        FlowState, OPENED, RECEIVED, Share, Timeouts, Way,
     };
     use weft_logic::flow::answer_key;
 
@@ -323,6 +368,30 @@ mod tests {
         assert!(!used.flows.contains_key(&HOST), "it opened its own");
         used.count(&received, &Flow { way: Way { ifindex: HOST, ..Way::default() }, ..Flow::default() });
         assert_eq!(used.flows[&HOST], [0, 0, 0, 1], "what others opened towards it");
+    }
+
+    #[test]
+    fn backends_have_the_connections_that_stand_and_those_that_came_meanwhile() {
+        let backend = BackendKey::new(5, Addr::v4(2), 80);
+        let flow = |flags, state: FlowState| Flow {
+            connection: Connection { flags, dst: backend.addr, dport: 80, state: state as u8, ..Connection::default() },
+            way: Way { service: 5, ..Way::default() },
+        };
+        let mut used = Used::new(Config::default(), BTreeSet::new());
+        used.loads = [(backend, 0)].into();
+        let counted = ConnectionFlags::COUNTED | ConnectionFlags::REWRITE_DST;
+        for (flags, state) in [
+            (counted, FlowState::New),
+            (counted, FlowState::Established),
+            (counted, FlowState::Closing),
+            (ConnectionFlags::REWRITE_DST, FlowState::Established),
+        ] {
+            used.count(&FlowKey6::default(), &flow(flags, state));
+        }
+        assert_eq!(used.loads, [(backend, 2)].into());
+        assert_eq!(used.load(&backend, 7, 10), 5, "three came meanwhile");
+        assert_eq!(used.load(&backend, 7, 6), 1, "one went");
+        assert_eq!(used.load(&backend, 7, 3), 0, "more went than there are");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod digests;
 pub mod flows;
 mod patch;
 mod policy;
+mod ring;
 mod services;
 mod tables;
 #[cfg(test)]
@@ -30,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_abi::{
     AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Member,
-    MemberKey, Owner, Port, Remote, RuleKey, Run, TERMS_PER_CLASS, generation,
+    MemberKey, Owner, Port, Remote, RingNode, RuleKey, Run, TERMS_PER_CLASS, generation,
 };
 use weft_dataplane::Error;
 
@@ -61,6 +62,7 @@ struct Observed {
     numbered: BTreeSet<(u32, FrontendKey)>,
     balancers: Known<u32, Balancer>,
     members: Known<MemberKey, Member>,
+    rings: Known<MemberKey, RingNode>,
     backends: Known<BackendKey, u32>,
     sources: Known<CidrKey, u32>,
     peers: Known<AddressKey, u64>,
@@ -114,7 +116,7 @@ impl Applier {
     pub fn room(tables: &dyn Tables) -> Room {
         Room {
             services: services::most(tables),
-            members: tables.members().capacity().min(tables.backends().capacity()),
+            members: tables.members().capacity().min(tables.rings().capacity()).min(tables.backends().capacity()),
             peers: tables.peers().capacity(),
             classes: tables.classes().capacity() / 2,
             terms: TERMS_PER_CLASS,
@@ -136,6 +138,7 @@ impl Applier {
         heap::pack(&mut observed.frontends.0);
         heap::pack(&mut observed.balancers.0);
         heap::pack(&mut observed.members.0);
+        heap::pack(&mut observed.rings.0);
         heap::pack(&mut observed.backends.0);
         heap::pack(&mut observed.sources.0);
         heap::pack(&mut observed.peers.0);
@@ -243,6 +246,7 @@ impl Observed {
             frontends,
             balancers: Known::observe(tables.balancers())?,
             members: Known::observe(tables.members())?,
+            rings: Known::observe(tables.rings())?,
             backends: Known::observe(tables.backends())?,
             sources: Known::observe(tables.sources())?,
             peers: Known::observe(tables.peers())?,

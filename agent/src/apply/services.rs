@@ -7,19 +7,19 @@
 //! published. Where the two differ, an earlier pass broke off before it published: this one does it. Balancers that nothing leads to
 //! go last, after that.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, rc::Rc};
 
 use weft_abi::{
     Addr, BackendKey, Balancer, CLUSTER_NET, CidrKey, Frontend, FrontendFlags, FrontendKey, Member, MemberKey,
-    MemberSet, generation,
+    MemberSet, RingNode, generation,
 };
 use weft_dataplane::Error;
 
 use super::{
-    Observed, Pass,
+    Observed, Pass, ring,
     tables::{Failed, Known, Tables},
 };
-use crate::model::{DesiredAffinity, DesiredBalancer};
+use crate::model::{DesiredAffinity, DesiredBalancer, DesiredChoice};
 
 /// How many Service ports there is room for. Each frontend may have its address beside it.
 pub(super) fn most(tables: &dyn Tables) -> usize {
@@ -60,18 +60,23 @@ impl Observed {
         all.take_while(move |(name, _)| name.service == service)
     }
 
-    /// Whether a set is these members.
-    fn is_set(&self, service: u32, MemberSet { set, count }: MemberSet, wanted: &[Member]) -> bool {
+    /// Whether a set is these members, on this ring.
+    fn is_set(&self, service: u32, MemberSet { set, count, levels }: MemberSet, wanted: &WantedSet<'_>) -> bool {
         let key = |index| MemberKey { service, set, index };
-        count as usize == wanted.len()
-            && (0..).zip(wanted).all(|(index, member)| self.members.0.get(&key(index)) == Some(member))
+        let members = self.members.0.range(key(0)..=key(u32::MAX)).map(|(_, member)| member);
+        let ring = self.rings.0.range(key(0)..=key(u32::MAX)).map(|(_, node)| node);
+        (count as usize, levels) == (wanted.members.len(), ring::levels(wanted.ring.len()))
+            && members.eq(wanted.members)
+            && ring.eq(&*wanted.ring)
     }
 
-    fn is_as_wanted(&self, service: u32, wanted: &DesiredBalancer) -> bool {
+    fn is_as_wanted(&self, service: u32, wanted: &DesiredBalancer, sets: &[WantedSet<'_>; 3]) -> bool {
         let Some(standing) = self.balancers.0.get(&service) else { return false };
-        let mut sets = standing.sets().into_iter().zip(wanted.sets());
-        (DesiredAffinity { ticks: standing.affinity, name: standing.name } == wanted.affinity)
-            && sets.all(|(set, members)| self.is_set(service, set, members))
+        let DesiredBalancer { affinity, choice, .. } = wanted;
+        let mut sets = standing.sets().into_iter().zip(sets);
+        (DesiredAffinity { ticks: standing.affinity, name: standing.name } == *affinity)
+            && (standing.algorithm, standing.seed) == (choice.algorithm as u32, choice.seed)
+            && sets.all(|(set, wanted)| self.is_set(service, set, wanted))
             && self.backends(service).eq(wanted.names(service))
     }
 
@@ -80,7 +85,9 @@ impl Observed {
         let highest = self.members.0.range(all_of(service)).next_back().map_or(0, |(key, _)| key.set);
         let is_free = |set: &u32| {
             let of_set = MemberKey { service, set: *set, index: 0 }..=MemberKey { service, set: *set, index: u32::MAX };
-            *set != 0 && self.members.0.range(of_set).next().is_none()
+            *set != 0
+                && self.members.0.range(of_set.clone()).next().is_none()
+                && self.rings.0.range(of_set).next().is_none()
         };
         // There are more numbers than any memory holds members.
         (1..=u32::MAX).map(|step| highest.wrapping_add(step)).find(is_free).unwrap_or(1)
@@ -91,6 +98,33 @@ impl Observed {
         let sets = self.balancers.0.get(&service).map(Balancer::sets).unwrap_or_default();
         let is_live = |key: &MemberKey| sets.iter().any(|set| set.set == key.set && key.index < set.count);
         self.members.0.range(all_of(service)).map(|(key, _)| *key).filter(|key| !is_live(key)).collect()
+    }
+
+    /// Nodes of rings that no set has which the balancer leads to.
+    fn stray_nodes(&self, service: u32) -> Vec<MemberKey> {
+        let sets = self.balancers.0.get(&service).map(Balancer::sets).unwrap_or_default();
+        let is_live = |key: &MemberKey| sets.iter().any(|set| set.set == key.set && set.levels != 0);
+        self.rings.0.range(all_of(service)).map(|(key, _)| *key).filter(|key| !is_live(key)).collect()
+    }
+}
+
+/// A set that a balancer is to have.
+#[derive(Clone)]
+struct WantedSet<'w> {
+    members: &'w [Member],
+    /// Empty: it has none.
+    ring: Rc<[RingNode]>,
+}
+
+impl<'w> WantedSet<'w> {
+    /// Those of a balancer, in their order.
+    fn all_of(balancer: &'w DesiredBalancer) -> [Self; 3] {
+        let of = |members: &'w [Member]| Self { members, ring: ring::nodes(members, balancer.choice).into() };
+        let [internal, external, cluster] = balancer.sets();
+        let cluster = of(cluster);
+        // Most have one set for all.
+        let other = |members: &'w [Member]| if members == cluster.members { cluster.clone() } else { of(members) };
+        [other(internal), other(external), cluster.clone()]
     }
 }
 
@@ -266,7 +300,8 @@ impl Pass<'_> {
     }
 
     fn put_balancer(&mut self, service: u32, wanted: &DesiredBalancer) -> Result<(), Error> {
-        if self.observed.is_as_wanted(service, wanted) {
+        let wanted_sets = WantedSet::all_of(wanted);
+        if self.observed.is_as_wanted(service, wanted, &wanted_sets) {
             return Ok(());
         }
         self.left.insert(service);
@@ -281,10 +316,13 @@ impl Pass<'_> {
         for (name, flags) in names {
             self.observed.backends.put(self.tables.backends(), name, flags, &mut self.summary)?;
         }
-        let sets = self.put_sets(service, old, wanted);
+        let sets = self.put_sets(service, old, &wanted_sets);
         let put = sets.and_then(|[internal, external, cluster]| {
             let DesiredAffinity { ticks: affinity, name } = wanted.affinity;
-            self.put_value(service, Balancer { internal, external, cluster, generation, affinity, name })
+            let DesiredChoice { algorithm, seed } = wanted.choice;
+            let algorithm = algorithm as u32;
+            let value = Balancer { internal, external, cluster, generation, affinity, algorithm, name, seed };
+            self.put_value(service, value)
         });
         if put.is_err() {
             self.take_stray_members(service)?;
@@ -301,30 +339,34 @@ impl Pass<'_> {
         &mut self,
         service: u32,
         old: Option<Balancer>,
-        wanted: &DesiredBalancer,
+        wanted: &[WantedSet<'_>; 3],
     ) -> Result<[MemberSet; 3], Error> {
-        let (standing, wanted) = (old.map(|old| old.sets()).unwrap_or_default(), wanted.sets());
+        let standing = old.map(|old| old.sets()).unwrap_or_default();
         let mut sets = [MemberSet::default(); 3];
         for place in 0..sets.len() {
-            let members = wanted[place];
-            let twin = (0..place).find(|earlier| wanted[*earlier] == members).map(|earlier| sets[earlier]);
-            let known = twin.or_else(|| standing.into_iter().find(|set| self.observed.is_set(service, *set, members)));
+            let set = &wanted[place];
+            let twin = (0..place).find(|earlier| wanted[*earlier].members == set.members).map(|earlier| sets[earlier]);
+            let known = twin.or_else(|| standing.into_iter().find(|known| self.observed.is_set(service, *known, set)));
             sets[place] = match known {
-                Some(set) => set,
-                None if members.is_empty() => MemberSet::default(),
-                None => self.put_set(service, members)?,
+                Some(known) => known,
+                None if set.members.is_empty() => MemberSet::default(),
+                None => self.put_set(service, set)?,
             };
         }
         Ok(sets)
     }
 
-    fn put_set(&mut self, service: u32, members: &[Member]) -> Result<MemberSet, Error> {
+    fn put_set(&mut self, service: u32, wanted: &WantedSet<'_>) -> Result<MemberSet, Error> {
         let set = self.observed.free_set(service);
-        for (index, member) in (0..).zip(members) {
-            let key = MemberKey { service, set, index };
-            self.observed.members.put(self.tables.members(), key, *member, &mut self.summary)?;
+        let key = |index| MemberKey { service, set, index };
+        for (index, member) in (0..).zip(wanted.members) {
+            self.observed.members.put(self.tables.members(), key(index), *member, &mut self.summary)?;
         }
-        Ok(MemberSet { set, count: u32::try_from(members.len()).unwrap_or(u32::MAX) })
+        for (index, node) in (0..).zip(&*wanted.ring) {
+            self.observed.rings.put(self.tables.rings(), key(index), *node, &mut self.summary)?;
+        }
+        let count = u32::try_from(wanted.members.len()).unwrap_or(u32::MAX);
+        Ok(MemberSet { set, count, levels: ring::levels(wanted.ring.len()) })
     }
 
     /// Takes all members away. A Service port without a balancer has no frontend either.
@@ -378,7 +420,7 @@ impl Pass<'_> {
         };
         let Some(wanted) = wanted else { return observed.names(service).collect() };
         let sets = observed.balancers.0.get(&service).map(Balancer::sets).unwrap_or_default();
-        let led_to = sets.into_iter().flat_map(|MemberSet { set, count }| {
+        let led_to = sets.into_iter().flat_map(|MemberSet { set, count, .. }| {
             let key = |index| MemberKey { service, set, index };
             observed.members.0.range(key(0)..key(count)).map(|(_, member)| member)
         });
@@ -404,13 +446,17 @@ impl Pass<'_> {
             }
         }
         let numbers: BTreeSet<u32> = if self.observed.fresh {
-            self.observed.members.0.keys().map(|key| key.service).collect()
+            let keys = self.observed.members.0.keys().chain(self.observed.rings.0.keys());
+            keys.map(|key| key.service).collect()
         } else {
             self.left.clone()
         };
         for service in numbers {
             for key in self.observed.stray_members(service) {
                 members.note(key, self.observed.members.take(self.tables.members(), key, &mut self.summary));
+            }
+            for key in self.observed.stray_nodes(service) {
+                members.note(key, self.observed.rings.take(self.tables.rings(), key, &mut self.summary));
             }
         }
         balancers.tell("old Service ports", "they are still there", &mut self.summary);
@@ -420,6 +466,9 @@ impl Pass<'_> {
     fn take_stray_members(&mut self, service: u32) -> Result<(), Error> {
         let stray = self.observed.stray_members(service);
         let known = &mut self.observed.members;
-        stray.into_iter().try_for_each(|key| known.take(self.tables.members(), key, &mut self.summary))
+        stray.into_iter().try_for_each(|key| known.take(self.tables.members(), key, &mut self.summary))?;
+        let stray = self.observed.stray_nodes(service);
+        let known = &mut self.observed.rings;
+        stray.into_iter().try_for_each(|key| known.take(self.tables.rings(), key, &mut self.summary))
     }
 }

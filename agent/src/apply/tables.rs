@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use weft_abi::{
     AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Member,
-    MemberKey, Owner, Port, Remote, RuleKey, Run,
+    MemberKey, Owner, Port, Remote, RingNode, RuleKey, Run,
 };
 use weft_dataplane::{Error, Maps, Record};
 
@@ -63,6 +63,7 @@ pub trait Tables {
     fn frontends(&self) -> &dyn Table<FrontendKey, Frontend>;
     fn balancers(&self) -> &dyn Table<u32, Balancer>;
     fn members(&self) -> &dyn Table<MemberKey, Member>;
+    fn rings(&self) -> &dyn Table<MemberKey, RingNode>;
     fn backends(&self) -> &dyn Table<BackendKey, u32>;
     fn sources(&self) -> &dyn Table<CidrKey, u32>;
     fn peers(&self) -> &dyn Table<AddressKey, u64>;
@@ -156,6 +157,10 @@ impl Tables for Maps {
 
     fn members(&self) -> &dyn Table<MemberKey, Member> {
         self.members()
+    }
+
+    fn rings(&self) -> &dyn Table<MemberKey, RingNode> {
+        self.rings()
     }
 
     fn backends(&self) -> &dyn Table<BackendKey, u32> {

@@ -33,11 +33,30 @@ fn apply_watched(applier: &mut Applier, fake: &Rc<Fake>, desired: &Desired) -> S
     let (now, new) = (State::from(&**fake), State::from(desired));
     assert_eq!(format!("{now:?}"), format!("{new:?}"));
     assert_eq!(fake.members.all().len(), members_of(desired), "old sets are left, or one stands twice");
+    check_room(fake, desired);
     for (service, balancer) in fake.balancers.all() {
         let published = fake.service_generations.all().get(&service).copied().unwrap_or_default();
         assert_eq!(published, balancer.generation, "not published");
     }
     summary
+}
+
+/// Rings take as much as the plan says, and are those of sets that stand.
+fn check_room(fake: &Fake, desired: &Desired) {
+    let rooms = desired.balancers.iter().map(|(service, balancer)| {
+        let stand = fake.rings.all().keys().filter(|key| key.service == *service).count();
+        let others = balancer.keeping.len() + balancer.sources.len();
+        let members = fake.members.all().keys().filter(|key| key.service == *service).count();
+        (*service, stand + members + others, balancer.room())
+    });
+    for (service, taken, planned) in rooms {
+        assert!(taken <= planned, "Service number {service} takes {taken}, planned are {planned}");
+    }
+    let is_led_to = |key: &&weft_abi::MemberKey| {
+        let balancer = fake.balancers.find(&key.service);
+        balancer.is_some_and(|balancer| balancer.sets().iter().any(|set| set.set == key.set && set.levels != 0))
+    };
+    assert!(fake.rings.all().keys().all(|key| is_led_to(&key)), "old rings are left");
 }
 
 /// How many members stand where equal sets of a Service port are one.

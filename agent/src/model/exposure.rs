@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use weft_abi::Algorithm;
 
-use super::{ObjectKey, objects::Uid};
+use super::{ObjectKey, algorithm, objects::Uid};
 
 /// What stands for the addresses that other nodes know the node by.
 const PRIMARY: &str = "primary";
@@ -24,6 +25,9 @@ pub struct ServiceExposure {
     /// another Service's.
     #[serde(rename = "allowedCIDRs")]
     pub allowed_cidrs: Vec<IpNet>,
+    /// How Services that do not say give new connections to their backends.
+    #[serde(with = "algorithm")]
+    pub algorithm: Algorithm,
     /// TCP port, on every address of the node, at which load balancers ask whether the node takes new connections; 0: it is
     /// switched off. None: kube-proxy's where there is an API server, else 0.
     pub healthz_port: Option<u16>,
@@ -40,6 +44,7 @@ impl Default for ServiceExposure {
             node_port_addresses: vec![NodePortAddress::Primary],
             external_ips: true,
             allowed_cidrs: Vec::new(),
+            algorithm: Algorithm::Random,
             healthz_port: None,
             metrics_port: None,
             health_check_node_ports: true,

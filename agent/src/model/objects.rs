@@ -38,10 +38,20 @@ fn write_labels<S: Serializer>(labels: &Option<Arc<Labels>>, serializer: S) -> R
     labels.as_deref().serialize(serializer)
 }
 
-/// Of the annotations only the one that counts.
+/// On a Service: how new connections get their backends.
+pub const ALGORITHM_ANNOTATION: &str = "weft.dev/algorithm";
+
+/// On a Pod: its part of new connections in relation to other backends.
+pub const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
+
+/// On the Pod of a VM that is being migrated: by how much it answers later than another one, see [`Pod::weight`].
+pub const PENALTY_ANNOTATION: &str = "weft.dev/migration-penalty";
+
+/// Of the annotations only those that count.
 fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<Labels>>, D::Error> {
     let annotations = Option::<BTreeMap<String, String>>::deserialize(deserializer)?.unwrap_or_default();
-    let kept: Labels = annotations.into_iter().filter(|(key, _)| key == MIRROR_ANNOTATION).collect();
+    const KEPT: [&str; 4] = [MIRROR_ANNOTATION, ALGORITHM_ANNOTATION, WEIGHT_ANNOTATION, PENALTY_ANNOTATION];
+    let kept: Labels = annotations.into_iter().filter(|(key, _)| KEPT.contains(&key.as_str())).collect();
     Ok((!kept.is_empty()).then(|| Box::new(kept)))
 }
 
@@ -115,7 +125,7 @@ pub struct Meta {
         skip_serializing_if = "Option::is_none"
     )]
     pub labels: Option<Arc<Labels>>,
-    /// The annotation of a static pod's copy.
+    /// The annotations that count: of a static pod's copy, and those of Weft.
     #[serde(default, deserialize_with = "annotations", skip_serializing_if = "Option::is_none")]
     pub annotations: Option<Box<Labels>>,
     /// Which state of it this is; the watcher takes it out.
@@ -140,7 +150,13 @@ impl Meta {
     /// The uid that the container runtime knows a static pod by.
     #[must_use]
     pub fn mirrored(&self) -> Option<&str> {
-        self.annotations.as_ref()?.get(MIRROR_ANNOTATION)
+        self.annotation(MIRROR_ANNOTATION)
+    }
+
+    /// One of the annotations that count.
+    #[must_use]
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(key)
     }
 }
 
@@ -391,6 +407,8 @@ pub struct Endpoint {
     pub readiness: Option<Readiness>,
     /// The name of its node.
     pub node: Option<Name>,
+    /// The name of its Pod, which is in the namespace of its slice.
+    pub pod: Option<Name>,
     /// For whom it is meant; none: for everybody.
     pub hints: Option<Box<Hints>>,
 }

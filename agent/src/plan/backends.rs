@@ -9,7 +9,12 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::address::parse_cidr;
+use weft_abi::DEFAULT_WEIGHT;
+
+use super::{
+    address::parse_cidr,
+    choice::{Weight, Weights},
+};
 use crate::model::{
     Labels, Name, NodeFacts, ObjectKey, Snapshot,
     objects::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, Hints, Node, Readiness, ServiceCidr},
@@ -27,13 +32,14 @@ pub(crate) struct Here<'a> {
     pub(crate) facts: &'a NodeFacts,
     pub(crate) zone: Option<&'a str>,
     service_cidrs: &'a BTreeMap<ObjectKey, Arc<ServiceCidr>>,
+    weights: &'a Weights,
 }
 
 impl<'a> Here<'a> {
     /// This node, in the zone that its Node object tells.
-    pub(crate) fn of(snapshot: &'a Snapshot, facts: &'a NodeFacts) -> Self {
+    pub(crate) fn of(snapshot: &'a Snapshot, facts: &'a NodeFacts, weights: &'a Weights) -> Self {
         let node = snapshot.nodes.get(&ObjectKey::new("", &facts.name));
-        Self { facts, zone: node.and_then(|node| zone_of(node)), service_cidrs: &snapshot.service_cidrs }
+        Self { facts, zone: node.and_then(|node| zone_of(node)), service_cidrs: &snapshot.service_cidrs, weights }
     }
 
     /// The prefix of ClusterIPs that an address is in.
@@ -60,15 +66,6 @@ pub(crate) fn is_foreign(labels: Option<&Labels>) -> bool {
     labels.is_some_and(|labels| FOREIGN_LABELS.iter().any(|label| labels.contains_key(label)))
 }
 
-/// The name shown to people.
-pub(crate) const fn name_of(readiness: Readiness) -> &'static str {
-    match readiness {
-        Readiness::Ready => "ready",
-        Readiness::Terminating => "terminating",
-        Readiness::Serving => "serving",
-    }
-}
-
 /// One endpoint of one Service port.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Endpoint<'a> {
@@ -76,7 +73,26 @@ pub(crate) struct Endpoint<'a> {
     pub(crate) port: u16,
     pub(crate) node: Option<&'a str>,
     pub(crate) readiness: Readiness,
+    pub(crate) weight: Weight,
     hints: Option<&'a Hints>,
+}
+
+impl Endpoint<'_> {
+    /// What it is, for people.
+    pub(crate) const fn state(&self) -> &'static str {
+        match self.readiness {
+            Readiness::Ready if self.weight.is_migrating => "migrating",
+            Readiness::Ready => "ready",
+            Readiness::Terminating => "terminating",
+            Readiness::Serving => "serving",
+        }
+    }
+
+    /// Its part of new connections among others that are chosen with it.
+    pub(crate) const fn parts(&self) -> u16 {
+        // One that has none is chosen where nobody has any.
+        if self.weight.parts == 0 { DEFAULT_WEIGHT } else { self.weight.parts }
+    }
 }
 
 /// Slices by the namespace and the name of the Service that they belong to.
@@ -129,9 +145,9 @@ impl<'a> Serving<'a> {
         let is_here = |endpoint: &&Endpoint<'_>| endpoint.node == Some(here.facts.name.as_str());
         let best = if local { best(self.0.iter().filter(is_here)) } else { best(self.0.iter()) };
         if local || best.iter().any(|endpoint| endpoint.readiness != Readiness::Ready) {
-            return best;
+            return weighty(best);
         }
-        meant_for(best, here)
+        weighty(meant_for(best, here))
     }
 
     /// All of them.
@@ -145,6 +161,15 @@ fn best<'e, 'a: 'e>(endpoints: impl Iterator<Item = &'e Endpoint<'a>> + Clone) -
     let any_ready = endpoints.clone().any(|endpoint| endpoint.readiness == Readiness::Ready);
     let best = if any_ready { Readiness::Ready } else { Readiness::Terminating };
     endpoints.filter(|endpoint| endpoint.readiness == best).collect()
+}
+
+/// Those that have a part of new connections, and where nobody has, all.
+fn weighty<'e, 'a>(mut endpoints: Vec<&'e Endpoint<'a>>) -> Vec<&'e Endpoint<'a>> {
+    let has_parts = |endpoint: &&Endpoint<'a>| endpoint.weight.parts != 0;
+    if endpoints.iter().any(has_parts) {
+        endpoints.retain(has_parts);
+    }
+    endpoints
 }
 
 /// Those that hints give to clients of this node, else to those of its zone; all of them unless each is given to somebody, and one to
@@ -161,13 +186,17 @@ fn meant_for<'e, 'a>(ready: Vec<&'e Endpoint<'a>>, here: Here<'_>) -> Vec<&'e En
 }
 
 /// The endpoints that serve, sorted by address and port, none twice.
-pub(crate) fn serving<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>) -> Serving<'a> {
+pub(crate) fn serving<'a>(slices: &[&'a EndpointSlice], wanted: Wanted<'_>, here: Here<'_>) -> Serving<'a> {
     let mut usable = BTreeMap::new();
     let address_type = if wanted.ipv4 { "IPv4" } else { "IPv6" };
     for slice in slices.iter().filter(|slice| &*slice.address_type == address_type) {
+        let weight_of = |pod: Option<&Name>| match &slice.metadata.namespace {
+            Some(namespace) => here.weights.find(namespace, pod),
+            None => Weight::USUAL,
+        };
         for port in slice.ports.iter().flatten().filter_map(|port| number_of(port, wanted)) {
             for endpoint in slice.endpoints.iter().flatten() {
-                if let Some(endpoint) = usable_endpoint(endpoint, port, wanted) {
+                if let Some(endpoint) = usable_endpoint(endpoint, port, wanted, weight_of(endpoint.pod.as_ref())) {
                     merge(&mut usable, endpoint);
                 }
             }
@@ -182,13 +211,19 @@ fn number_of(port: &EndpointPort, wanted: Wanted<'_>) -> Option<u16> {
     port.port.and_then(|number| u16::try_from(number).ok()).filter(|number| matches && *number != 0)
 }
 
-fn usable_endpoint<'a>(endpoint: &'a SliceEndpoint, port: u16, wanted: Wanted<'_>) -> Option<Endpoint<'a>> {
+fn usable_endpoint<'a>(
+    endpoint: &'a SliceEndpoint,
+    port: u16,
+    wanted: Wanted<'_>,
+    weight: Weight,
+) -> Option<Endpoint<'a>> {
     let addr = endpoint.address.filter(|addr| addr.is_ipv4() == wanted.ipv4)?;
     let (node, hints) = (endpoint.node.as_deref(), endpoint.hints.as_deref());
-    Some(Endpoint { addr, port, node, readiness: endpoint.readiness?, hints })
+    Some(Endpoint { addr, port, node, readiness: endpoint.readiness?, weight, hints })
 }
 
-/// An endpoint may stand in two slices while it moves between them: what takes more connections wins, and whoever tells the node.
+/// An endpoint may stand in two slices while it moves between them: what takes more connections wins, and whoever tells the node. A VM's
+/// may be of two Pods while it is migrated.
 fn merge<'a>(usable: &mut BTreeMap<(IpAddr, u16), Endpoint<'a>>, new: Endpoint<'a>) {
     match usable.entry((new.addr, new.port)) {
         Entry::Vacant(vacant) => {
@@ -199,6 +234,8 @@ fn merge<'a>(usable: &mut BTreeMap<(IpAddr, u16), Endpoint<'a>>, new: Endpoint<'
             known.node = known.node.or(new.node);
             known.hints = known.hints.or(new.hints);
             known.readiness = known.readiness.min(new.readiness);
+            known.weight.parts = known.weight.parts.min(new.weight.parts);
+            known.weight.is_migrating |= new.weight.is_migrating;
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::model::{Snapshot, address, protocol};
 
 mod affinity;
 mod backends;
+mod choice;
 mod classes;
 mod digest;
 mod numbers;

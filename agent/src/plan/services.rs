@@ -26,12 +26,14 @@ use self::{
 };
 use crate::{
     model::{
-        Desired, DesiredAffinity, DesiredBalancer, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind, Room, Snapshot,
+        Desired, DesiredAffinity, DesiredBalancer, DesiredChoice, NodeFacts, Numbers, ObjectKey, Refusal, RefusedKind,
+        Room, Snapshot, algorithm,
         objects::{EndpointSlice, Service, ServiceSpec, Uid},
     },
     plan::{
         affinity,
         backends::{self, Endpoint, Here, Serving, SliceIndex, is_foreign},
+        choice::Weights,
         share::{self, Wish},
     },
 };
@@ -123,13 +125,17 @@ pub(crate) struct Frontends<'a> {
 }
 
 /// Finds every frontend and its endpoints.
-pub(crate) fn frontends<'a>(snapshot: &'a Snapshot, facts: &NodeFacts, host_ports: &'a HostPorts) -> Frontends<'a> {
+pub(crate) fn frontends<'a>(
+    snapshot: &'a Snapshot,
+    facts: &NodeFacts,
+    (host_ports, weights): (&'a HostPorts, &Weights),
+) -> Frontends<'a> {
     let slices = SliceIndex::new(&snapshot.slices);
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
-    let here = Here::of(snapshot, facts);
+    let here = Here::of(snapshot, facts, weights);
     let programmed = |(key, service): (&'a ObjectKey, &'a Arc<Service>)| {
         let spec = programmed_spec(service)?;
-        Some((key, &**service, spec, Shape::of(service, spec, here)))
+        Some((key, &**service, spec, Shape::of(key, service, spec, here)))
     };
     let services: Vec<_> = snapshot.services.iter().filter_map(programmed).collect();
     let of_services = services.iter().flat_map(|(key, service, _, shape)| {
@@ -209,7 +215,7 @@ impl<'n> Policies<'n> {
 fn balancer_of(
     serving: &Serving<'_>,
     policies: Policies<'_>,
-    affinity: DesiredAffinity,
+    (affinity, choice): (DesiredAffinity, DesiredChoice),
     sources: Arc<[IpNet]>,
 ) -> DesiredBalancer {
     let set = |local| serving.chosen(local, policies.here).into_iter().map(member_of).collect::<Arc<[Member]>>();
@@ -218,7 +224,7 @@ fn balancer_of(
     let (internal, external) = (of(policies.internal), of(policies.external));
     let is_chosen = |member: &Member| [&internal, &external, &cluster].iter().any(|set| set.contains(member));
     let keeping = serving.all().iter().map(member_of).filter(|member| !is_chosen(member)).collect();
-    DesiredBalancer { internal, external, cluster, keeping, affinity, sources }
+    DesiredBalancer { internal, external, cluster, keeping, affinity, choice, sources }
 }
 
 /// The entry of a frontend, under the number of its Service port.
@@ -257,7 +263,7 @@ pub(crate) fn plan_one<'a>(
 ) -> Planned {
     let Some(spec) = programmed_spec(service) else { return Planned::default() };
     let mut frontends = Frontends::default();
-    frontends.add_service(key, (Shape::of(service, spec, here), spec), slices, here, &taken);
+    frontends.add_service(key, (Shape::of(key, service, spec, here), spec), slices, here, &taken);
     frontends.into()
 }
 
@@ -277,7 +283,7 @@ pub(crate) fn report_one(
 ) -> Option<ServiceReport> {
     let mut frontends = Frontends { reports: Some(Vec::new()), ..Frontends::default() };
     let spec = programmed_spec(service)?;
-    frontends.add_service(key, (Shape::of(service, spec, here), spec), slices, here, &|_, _| None);
+    frontends.add_service(key, (Shape::of(key, service, spec, here), spec), slices, here, &|_, _| None);
     frontends.reports?.pop()
 }
 
@@ -293,7 +299,7 @@ impl<'a> Frontends<'a> {
         here: Here<'_>,
         taken: Taken<'_>,
     ) {
-        let Shape { vips, external, ports, sources, mut problems } = shape;
+        let Shape { vips, external, ports, sources, choice, mut problems } = shape;
         let (seconds, why) = affinity::seconds_of(spec);
         problems.extend(why);
         let policies = Policies::of(spec, here);
@@ -301,7 +307,7 @@ impl<'a> Frontends<'a> {
         let ranges = [true, false].map(|ipv4| sources.ranges(ipv4));
         let mut reports = Vec::new();
         for named in ports {
-            let serving = |vip: &IpAddr| backends::serving(slices, named.wanted(vip.is_ipv4()));
+            let serving = |vip: &IpAddr| backends::serving(slices, named.wanted(vip.is_ipv4()), here);
             let chosen: Vec<_> = vips.iter().map(|vip| (*vip, serving(vip))).collect();
             if self.reports.is_some() {
                 reports.push(named.report(chosen.iter().map(|(_, serving)| serving), policies));
@@ -310,7 +316,7 @@ impl<'a> Frontends<'a> {
                 let ipv4 = vip.is_ipv4();
                 let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), ipv4);
                 let sources_of = Arc::clone(&ranges[usize::from(!ipv4)]);
-                let first = Lead::First(balancer_of(&serving, policies, affinity, sources_of));
+                let first = Lead::First(balancer_of(&serving, policies, (affinity, choice), sources_of));
                 if !self.add_frontend(key, &named, (Claim::ClusterIp, named.at(vip), first), taken) {
                     continue;
                 }
@@ -326,6 +332,7 @@ impl<'a> Frontends<'a> {
             let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
             let external_ips = external.into_keys().collect();
             let affinity_seconds = seconds;
+            let algorithm = algorithm::name(choice.algorithm).to_owned();
             all.push(ServiceReport {
                 namespace,
                 name,
@@ -333,6 +340,7 @@ impl<'a> Frontends<'a> {
                 external_ips,
                 ports: reports,
                 affinity_seconds,
+                algorithm,
             });
         }
     }
@@ -389,7 +397,7 @@ impl<'a> Frontends<'a> {
         for key in self.without_room(room.members, serves, |_, balancer| balancer.room() as u64) {
             let most = room.members;
             let why = format!(
-                "more than {most} backends and source ranges of all Services: use fewer or raise mapSizes.members"
+                "more than {most} backends, source ranges and ring nodes of all Services: use fewer or raise mapSizes.members"
             );
             self.refused.insert(key, why);
         }
@@ -447,8 +455,8 @@ impl<'a> Frontends<'a> {
             desired.frontends.insert(frontend.key, entry(service, &frontend.leads));
             desired.service_names.insert(frontend.key, host_ports::shown(frontend.service));
             if let Some(balancer) = frontend.leads.into_balancer() {
-                let affinity = balancer.affinity;
-                let nobody = || DesiredBalancer { affinity, ..DesiredBalancer::of([], []) };
+                let DesiredBalancer { affinity, choice, .. } = balancer;
+                let nobody = || DesiredBalancer { affinity, choice, ..DesiredBalancer::of([], []) };
                 let balancer = if refused.is_some() { nobody() } else { balancer };
                 desired.sources.extend(balancer.source_entries(service));
                 desired.balancers.insert(service, balancer);
@@ -463,5 +471,5 @@ impl<'a> Frontends<'a> {
 }
 
 fn member_of(endpoint: &Endpoint<'_>) -> Member {
-    Member { addr: Addr::from(endpoint.addr), port: endpoint.port.to_be(), flags: 0 }
+    Member { addr: Addr::from(endpoint.addr), port: endpoint.port.to_be(), weight: endpoint.parts() }
 }

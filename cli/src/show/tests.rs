@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-use weft_api::{FlowEvent, FlowVerdict, RouteReport, ServicePortReport, ServiceReport, SourceState, StatusReport};
+use weft_api::{
+    BackendReport, FlowEvent, FlowVerdict, RouteReport, ServicePortReport, ServiceReport, SourceState, StatusReport,
+};
 
 use super::{bytes, drops, duration, flow, flows, services, status, time_of_day};
 
@@ -48,11 +50,12 @@ fn a_service_without_backends_says_so() {
         external_ips: vec!["203.0.113.9".parse().unwrap()],
         ports: vec![port],
         affinity_seconds: None,
+        algorithm: "random".into(),
     };
     let table = services(&[service]).render();
     let lines: Vec<&str> = table.lines().skip(1).map(str::trim_end).collect();
     let expected = [
-        "default/web  10.96.0.7             -         http 80/TCP, nodePort 30080  -",
+        "default/web  10.96.0.7             -       http 80/TCP, nodePort 30080  -",
         "             203.0.113.9 external",
     ];
     assert_eq!(lines, expected, "{table}");
@@ -74,10 +77,41 @@ fn a_service_tells_once_for_how_long_clients_keep_their_backend() {
         external_ips: Vec::new(),
         ports: vec![port(80), port(81)],
         affinity_seconds: Some(10_800),
+        algorithm: String::new(),
     };
     let table = services(&[service]).render();
     let affine: Vec<bool> = table.lines().map(|line| line.contains("ClientIP 10800 s")).collect();
     assert_eq!(affine, [false, true, false], "{table}");
+}
+
+#[test]
+fn a_service_tells_how_it_chooses_and_which_backends_are_unlike_others() {
+    let backend = |last, state: &str, weight| BackendReport {
+        address: format!("10.1.0.{last}").parse().unwrap(),
+        port: 8080,
+        node: Some("n1".into()),
+        state: state.into(),
+        weight,
+    };
+    let backends = vec![backend(1, "ready", 100), backend(2, "migrating", 25), backend(3, "ready", 300)];
+    let port = ServicePortReport { name: String::new(), protocol: "TCP".into(), port: 80, node_port: None, backends };
+    let service = ServiceReport {
+        namespace: "default".into(),
+        name: "web".into(),
+        cluster_ips: vec!["10.96.0.7".parse().unwrap()],
+        external_ips: Vec::new(),
+        ports: vec![port],
+        affinity_seconds: Some(60),
+        algorithm: "consistent".into(),
+    };
+    let table = services(&[service]).render();
+    let lines: Vec<&str> = table.lines().skip(1).map(str::trim_end).collect();
+    let expected = [
+        "default/web  10.96.0.7  consistent     80/TCP  10.1.0.1:8080 on n1",
+        "                        ClientIP 60 s          10.1.0.2:8080 on n1 (migrating, weight 25)",
+        "                                               10.1.0.3:8080 on n1 (weight 300)",
+    ];
+    assert_eq!(lines, expected, "{table}");
 }
 
 #[test]

@@ -96,6 +96,8 @@ impl ConnectionFlags {
     pub const FROM_HOST: u16 = 8;
     /// The host forwards it for somebody else: it is booked on its receiver.
     pub const FORWARDED: u16 = 16;
+    /// The opener's: its backend's connections are counted, and this one is among them until it closes (`LOADS`).
+    pub const COUNTED: u16 = 32;
 }
 
 /// Bits of [`Way::flags`].

@@ -55,8 +55,8 @@ pub use port::{Device, Owner, OwnerKind, POOL_ADDRESSES, Pool, Port, PortKind, R
 pub use reason::{COUNTERS, Counter, DROP_REASONS, DropReason, Tally};
 pub use record::{ConnectionRecord, ExportRequest};
 pub use service::{
-    Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, Clients, Frontend, FrontendFlags, FrontendKey, Member,
-    MemberKey, MemberSet,
+    Affinity, AffinityKey, Algorithm, BackendFlags, BackendKey, Balancer, Clients, DEFAULT_WEIGHT, Frontend,
+    FrontendFlags, FrontendKey, MAX_RING_LEVELS, Member, MemberKey, MemberSet, RING_FAN_OUT, RingNode,
 };
 pub use share::{ACCOUNTS, ALL_PORTS, FlowAccount, LED_ON, OPENED, RECEIVED, Share};
 pub use skb::SkbLayout;

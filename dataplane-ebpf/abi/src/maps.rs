@@ -33,6 +33,11 @@ macro_rules! for_each_map {
             BALANCERS balancers: OnDemandHashMap<u32, $crate::Balancer>, derived, sized(services);
             /// Members of sets.
             MEMBERS members: OnDemandHashMap<$crate::MemberKey, $crate::Member>, derived, sized(members);
+            /// Rings of sets whose members have unequal parts, or are chosen consistently, by number of the node.
+            RINGS rings: OnDemandHashMap<$crate::MemberKey, $crate::RingNode>, derived, sized(members);
+            /// Connections of this node to backends of Services with `weft_abi::Algorithm::LeastLoaded`: the programs add new ones, the
+            /// agent's sweep counts anew. Who has no entry has none.
+            LOADS loads: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
             /// Backends by their names; the value is `weft_abi::BackendFlags`.
             BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
             /// Prefixes of clients whom Service ports serve at frontends with `weft_abi::FrontendFlags::LIMITED`: in the place of a

@@ -138,6 +138,61 @@ crate::layout! {
         pub set: u32,
         /// How many members; 0: there is none, and new flows are refused.
         pub count: u32,
+        /// Levels of its ring in `RINGS` ([`RingNode`]), [`MAX_RING_LEVELS`] at most; 0: it has none, all members have equal parts.
+        pub levels: u32,
+    }
+}
+
+impl MemberSet {
+    /// A set whose members have equal parts.
+    #[must_use]
+    pub const fn even(set: u32, count: u32) -> Self {
+        Self { set, count, levels: 0 }
+    }
+}
+
+/// How a new flow gets its backend: the values of [`Balancer::algorithm`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(u32)]
+pub enum Algorithm {
+    /// By a random number, in proportion to weights.
+    #[default]
+    Random = 0,
+    /// By a hash of the client (with `sessionAffinity` its address, else its port, too), which falls on a ring of the members: the
+    /// same on every node and after every restart.
+    Consistent = 1,
+    /// Of two by random numbers the one with fewer connections of this node for its weight ([`crate::map::LOADS`]).
+    LeastLoaded = 2,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Random, Self::Consistent, Self::LeastLoaded];
+
+    /// The one with this number.
+    #[must_use]
+    pub fn of(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| *known as u32 == number)
+    }
+}
+
+/// Entries of a [`RingNode`].
+pub const RING_FAN_OUT: usize = 32;
+/// As many levels lead to 2^30 arcs.
+pub const MAX_RING_LEVELS: u32 = 6;
+
+crate::layout! {
+    /// A node of a set's ring. The ring is all numbers of 32 bits, divided into arcs that members have: where members are chosen at
+    /// random each has one as long as its weight, where they are chosen consistently as many as its weight, that end at hashes of its
+    /// address. The nodes are a search tree over the ends of arcs; node 0 is the root, and leaves are at one depth
+    /// ([`MemberSet::levels`]). Like its set, a ring never changes.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+    pub struct RingNode {
+        /// Last positions of the arcs, or of the nodes below, ascending; `u32::MAX` from the last one on.
+        pub ends: [u32; RING_FAN_OUT],
+        /// For each the member that has the arc ([`MemberKey::index`]), or the number of the node below.
+        pub next: [u32; RING_FAN_OUT],
     }
 }
 
@@ -161,8 +216,12 @@ crate::layout! {
         /// For how many ticks ([`crate::TICK_SHIFT`]) after its last new connection a client gets the same backend again
         /// (`sessionAffinity: ClientIP`); 0: every new connection chooses.
         pub affinity: u32,
+        /// [`Algorithm`].
+        pub algorithm: u32,
         /// The Service port and family in [`AffinityKey::service`].
         pub name: u64,
+        /// What clients are hashed with where they are chosen for consistently: every node has the same, and clients do not know it.
+        pub seed: u64,
     }
 }
 
@@ -232,8 +291,19 @@ crate::layout! {
         pub addr: Addr,
         /// Port, network byte order.
         pub port: u16,
-        /// Reserved, zero.
-        pub flags: u16,
+        /// Its part of new flows in relation to others of its set, from 1 on.
+        pub weight: u16,
+    }
+}
+
+/// [`Member::weight`] of a backend of which nobody says anything else.
+pub const DEFAULT_WEIGHT: u16 = 100;
+
+impl Member {
+    /// One of the usual weight; `port`: network byte order.
+    #[must_use]
+    pub const fn new(addr: Addr, port: u16) -> Self {
+        Self { addr, port, weight: DEFAULT_WEIGHT }
     }
 }
 
@@ -341,10 +411,12 @@ crate::layout! {
     }
 }
 
-crate::pod!(FrontendKey, Frontend, MemberSet, Balancer, MemberKey, Member, BackendKey, AffinityKey, Affinity);
+crate::pod!(FrontendKey, Frontend, MemberSet, Balancer, MemberKey, Member, RingNode, BackendKey, AffinityKey, Affinity);
 
 const _: () = assert!(size_of::<FrontendKey>() == 24);
-const _: () = assert!(size_of::<Balancer>() == 40);
+// One cache line.
+const _: () = assert!(size_of::<Balancer>() == 64);
 const _: () = assert!(size_of::<Member>() == 20);
+const _: () = assert!(size_of::<RingNode>() == 256);
 const _: () = assert!(size_of::<AffinityKey>() == 32);
 const _: () = assert!(size_of::<Affinity>() == 24);

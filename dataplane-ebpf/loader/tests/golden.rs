@@ -11,6 +11,8 @@ mod support;
 
 #[path = "golden/affinity.rs"]
 mod affinity;
+#[path = "golden/choice.rs"]
+mod choice;
 #[path = "golden/connection.rs"]
 mod connection;
 #[path = "golden/events.rs"]

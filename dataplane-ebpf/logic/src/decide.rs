@@ -3,8 +3,8 @@
 //! question, turned round.
 
 use weft_abi::{
-    Addr, AddressKey, BackendFlags, BackendKey, Clients, ConnectionFlags, DropReason, Flow, Frontend, FrontendKey,
-    MemberKey, RemoteKind, generation,
+    Addr, AddressKey, Algorithm, BackendFlags, BackendKey, Clients, ConnectionFlags, DropReason, Flow, Frontend,
+    FrontendKey, RemoteKind, generation,
 };
 
 use crate::{
@@ -52,7 +52,7 @@ pub fn decide<T: Tables>(
 ) -> Result<(), DropReason> {
     decision.epoch = tables.generation(generation::EPOCH);
     decision.rules = [0; 2];
-    decision.keeps_client = 0;
+    (decision.keeps_client, decision.counts_load) = (0, 0);
     let config = tables.config().ok_or(DropReason::UnknownPort)?;
     tables.enter(Step::Admit);
     if question.answers() {
@@ -157,15 +157,14 @@ fn choose<T: Tables>(
     if set.count == 0 && balancer.cluster.count != 0 {
         return Err(DropReason::NoLocalBackend);
     }
+    decision.counts_load = (balancer.algorithm == Algorithm::LeastLoaded as u32).into();
     if balancer.affinity != 0
         && set.count != 0
         && affinity::recall(tables, question, (frontend.service, clients), balancer, decision)
     {
         return Ok(());
     }
-    let index = select::index(question.random, set.count);
-    let key = MemberKey { service: frontend.service, set: set.set, index };
-    let member = tables.member(&key).ok_or(DropReason::NoBackend)?;
+    let member = select::member(tables, question, frontend.service, (balancer, set)).ok_or(DropReason::NoBackend)?;
     decision.target = member.addr;
     decision.target_port = member.port;
     Ok(())

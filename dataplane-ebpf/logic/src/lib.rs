@@ -24,6 +24,7 @@ pub mod mss;
 pub mod offload;
 pub mod plan;
 pub mod policy;
+pub mod ring;
 pub mod sctp;
 pub mod select;
 pub mod set;

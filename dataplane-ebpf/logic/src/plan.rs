@@ -151,7 +151,11 @@ const fn begin(flow: &mut Flow) {
 fn plan_sources(question: &Question, decision: &mut Decision, flow: &mut Flow) {
     let key = &question.key;
     let kept = kept_source_port(question, decision, flow);
-    flow.connection.flags = if decision.translated == 0 { 0 } else { ConnectionFlags::REWRITE_DST };
+    let counted = if question.stands() { flow.connection.flags & ConnectionFlags::COUNTED } else { 0 };
+    flow.connection.flags = if decision.translated == 0 { 0 } else { ConnectionFlags::REWRITE_DST | counted };
+    if decision.counts_load != 0 {
+        flow.connection.flags |= ConnectionFlags::COUNTED;
+    }
     if decision.own_host != 0 {
         flow.connection.flags |= ConnectionFlags::FROM_HOST;
     }

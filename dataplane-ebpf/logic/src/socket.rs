@@ -128,8 +128,8 @@ mod tests {
         add("198.51.100.1", 30_080, 6, further);
         add("192.0.2.1", 8083, 7, host_port);
         for service in 3..=5_u16 {
-            let member = Member { addr: addr("10.1.0.2"), port: (service * 100).to_be(), flags: 0 };
-            node.sets.insert(service.into(), MemberSet { set: service.into(), count: 1 });
+            let member = Member::new(addr("10.1.0.2"), (service * 100).to_be());
+            node.sets.insert(service.into(), MemberSet::even(service.into(), 1));
             node.members.insert(service.into(), member);
         }
         node

@@ -3,12 +3,13 @@
 
 use weft_abi::{
     Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, Class, Config, Frontend, FrontendKey,
-    KnownVerdict, List, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, VerdictKey,
+    KnownVerdict, List, Member, MemberKey, MemberSet, Owner, Port, Remote, RingNode, RuleKey, Run, VerdictKey,
 };
 
 use crate::{
     decide::Step,
     policy::{self, Judged},
+    ring,
 };
 
 /// Look-ups that a decision needs; see `weft_abi::map` for what each table holds.
@@ -27,6 +28,18 @@ pub trait Tables {
     fn balancer(&self, service: &u32) -> Option<&Balancer>;
     /// `MEMBERS`.
     fn member(&self, key: &MemberKey) -> Option<&Member>;
+    /// `RINGS`.
+    fn ring(&self, key: &MemberKey) -> Option<&RingNode>;
+    /// [`ring::find`]; the kernel's implementation is a function of its own.
+    #[inline(always)]
+    fn on_ring(&self, service: u32, set: &MemberSet, position: u32) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        ring::find(self, service, set, position)
+    }
+    /// `LOADS`: connections of this node to a backend.
+    fn load(&self, backend: &BackendKey) -> u32;
     /// `BACKENDS`: [`weft_abi::BackendFlags`], none of one that is not there.
     fn backend(&self, backend: &BackendKey) -> u32;
     /// `SOURCES`: whether a client is one of those whom the Service port serves at its limited frontends.

@@ -211,8 +211,10 @@ pub struct Decision {
     pub own_host: u8,
     /// A backend was chosen for a client that the Service keeps there: `affinity` names it.
     pub keeps_client: u8,
+    /// A backend was chosen whose connections are counted.
+    pub counts_load: u8,
     /// Reserved, zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 impl Decision {

@@ -13,6 +13,7 @@ use weft_logic::{
 };
 
 use crate::{
+    balance,
     family::{Family, V4, V6},
     helpers, hook, insert,
     maps::{self, Kernel},
@@ -155,8 +156,8 @@ fn answer(skb: &Skb) -> Result<(), DropReason> {
         insert::weft_forget_answers();
     }
     // The functions have written to it.
-    if maps::walk().is_some_and(|walk| walk.decision.keeps_client != 0) {
-        insert::weft_remember_backend();
+    if maps::walk().is_some_and(|walk| walk.decision.keeps_client | walk.decision.counts_load != 0) {
+        balance::weft_remember_backend();
     }
     Ok(())
 }

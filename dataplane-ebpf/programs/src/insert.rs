@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //! Writing down what was decided. The functions are exported, and thereby global to the verifier, as in `far`.
 
-use aya_ebpf::bindings::BPF_ANY;
 use weft_abi::{ConnectionFlags, DropReason, FlowKey6, WayFlags};
-use weft_logic::{affinity, flow as life, header::TcpFlags, walk::Walk};
+use weft_logic::{flow as life, header::TcpFlags, walk::Walk};
 
 use crate::{
+    balance,
     family::{Family, V4, V6},
-    maps::{self, AFFINITIES},
-    share, stop,
+    maps, share, stop,
     table::{self, Buffer},
 };
 
@@ -18,7 +17,11 @@ use crate::{
 #[inline(never)]
 pub extern "C" fn weft_insert(len: u32) -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
+    let before = walk.forward.connection.state;
     life::record(&mut walk.forward.connection, len, TcpFlags(walk.question.tcp_flags));
+    if walk.forward.connection.state != before && walk.forward.connection.flags & ConnectionFlags::COUNTED != 0 {
+        balance::weft_count_closed(&raw const walk.forward);
+    }
     stop::code(if walk.question.is_v6 == 0 { insert::<V4>(walk) } else { insert::<V6>(walk) })
 }
 
@@ -91,17 +94,6 @@ fn remember_refusal<F: Family>(walk: &Walk, flag: u32) {
     flow.way.epoch = walk.decision.epoch;
     // Whoever has replaced the entry meanwhile has decided on it as well.
     let _is_it_yet = F::put_over(&walk.question.key, flow, found.control);
-}
-
-/// Remembers for the walk's client which backend its new connection has, where the Service keeps it there. What is refused comes
-/// before this: it binds nobody. Always 0.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weft_remember_backend() -> u32 {
-    let Some(walk) = maps::walk() else { return 0 };
-    let (client, last) = (&walk.decision.affinity, &affinity::remembered(&walk.question, &walk.decision));
-    let _chosen_anew_at_worst = AFFINITIES.insert(client, last, u64::from(BPF_ANY));
-    0
 }
 
 /// A connection that opens again on its five-tuple, or goes on another way, takes the place of what was before, whose answers may

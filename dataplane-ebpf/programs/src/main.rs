@@ -12,6 +12,7 @@
 #![expect(missing_docs, reason = "the entry points that the macro makes have none")]
 
 mod arp;
+mod balance;
 mod decide;
 mod deliver;
 mod edit;

@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use weft_abi::{
     Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, FlowKey6,
-    Frontend, FrontendKey, KnownVerdict, Line4, Line6, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote,
-    RuleKey, Run, Share, Tally, VerdictKey, rule,
+    Frontend, FrontendKey, KnownVerdict, Line4, Line6, List, MAX_STEPS, Member, MemberKey, MemberSet, Owner, Port,
+    Remote, RingNode, RuleKey, Run, Share, Tally, VerdictKey, rule,
 };
 use weft_logic::{
     Tables,
@@ -20,7 +20,7 @@ use weft_logic::{
 };
 
 use crate::{
-    helpers,
+    balance, helpers,
     table::{BUFFERS, Copied},
 };
 
@@ -273,6 +273,26 @@ impl Tables for Kernel {
     fn member(&self, key: &MemberKey) -> Option<&Member> {
         // SAFETY: as for `port`.
         unsafe { MEMBERS.get(key) }
+    }
+
+    #[inline(always)]
+    fn ring(&self, key: &MemberKey) -> Option<&RingNode> {
+        // SAFETY: as for `port`.
+        unsafe { RINGS.get(key) }
+    }
+
+    #[inline(always)]
+    fn on_ring(&self, service: u32, set: &MemberSet, position: u32) -> Option<u32> {
+        let found = balance::weft_find_on_ring(service, set.set, set.levels, position);
+        (found != balance::NOBODY).then_some(found)
+    }
+
+    #[inline(always)]
+    fn load(&self, backend: &BackendKey) -> u32 {
+        // SAFETY: as for `port`.
+        let load = unsafe { LOADS.get(backend) }.copied().unwrap_or(0);
+        // Where more close than were counted since the last sweep, it is below none.
+        if load as i32 > 0 { load } else { 0 }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 //! Where no decision stands it ends, the decision has the stack to itself, and the packet passes again.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{Counter, DropReason, Flow, Hook, OVERLAY, UPLINK, WayFlags, generation};
+use weft_abi::{ConnectionFlags, Counter, DropReason, Flow, Hook, OVERLAY, UPLINK, WayFlags, generation};
 use weft_logic::{
     Frame as _, Tables as _,
     checksum::Summed,
@@ -14,7 +14,7 @@ use weft_logic::{
 };
 
 use crate::{
-    arp, decide, deliver,
+    arp, balance, decide, deliver,
     family::{Family, V4, V6},
     far::{self, Far},
     helpers, hook, hop_limit, icmp_answer,
@@ -295,7 +295,11 @@ fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &T
     if found.flow.way.flags & WayFlags::REFUSED != 0 {
         return Entry::Refused(&found.flow);
     }
-    found.flow.connection.state = life::next_state(found.flow.connection.state, transport.flags);
+    let before = found.flow.connection.state;
+    found.flow.connection.state = life::next_state(before, transport.flags);
+    if found.flow.connection.state != before && found.flow.connection.flags & ConnectionFlags::COUNTED != 0 {
+        balance::weft_count_closed(&raw const found.flow);
+    }
     F::touch(key, found, skb.len(), now);
     report::count(Counter::FlowHits);
     Entry::Stands(&found.flow)

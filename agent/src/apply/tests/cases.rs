@@ -13,11 +13,11 @@ use proptest::{
     sample::{select, subsequence},
 };
 use weft_abi::{
-    Addr, AddressKey, BlockKey, CLUSTER_NET, CidrKey, Class, Device, Frontend, FrontendFlags, FrontendKey, Interval,
-    List, ListFlags, Member, NO_LIST, Owner, Pool, Port, Remote, RemoteKind, RuleKey, Run, part,
+    Addr, AddressKey, Algorithm, BlockKey, CLUSTER_NET, CidrKey, Class, Device, Frontend, FrontendFlags, FrontendKey,
+    Interval, List, ListFlags, Member, NO_LIST, Owner, Pool, Port, Remote, RemoteKind, RuleKey, Run, part,
 };
 
-use crate::model::{Desired, DesiredAffinity, DesiredBalancer};
+use crate::model::{Desired, DesiredAffinity, DesiredBalancer, DesiredChoice};
 
 /// Addresses of the test's world.
 const ADDRESSES: std::ops::Range<u8> = 0..16;
@@ -170,10 +170,11 @@ pub(super) fn frontend(last: u8) -> FrontendKey {
 /// Nobody twice.
 fn members(most: usize) -> impl Strategy<Value = Arc<[Member]>> {
     let ends = btree_map((0_u8..5, 1_u16..3), any::<u8>(), 0..most);
-    ends.prop_map(|ends| {
+    (ends, any::<bool>()).prop_map(|(ends, unequal)| {
         let mut ends: Vec<_> = ends.into_iter().map(|(end, order)| (order, end)).collect();
         ends.sort_unstable();
-        ends.into_iter().map(|(_, (last, port))| Member { addr: address(last), port, flags: 0 }).collect()
+        let weight = |last: u8| if unequal && last % 2 == 1 { 33 } else { 100 };
+        ends.into_iter().map(|(_, (last, port))| Member { addr: address(last), port, weight: weight(last) }).collect()
     })
 }
 
@@ -188,9 +189,14 @@ fn balancer() -> impl Strategy<Value = DesiredBalancer> {
     let others = prop_oneof![3 => Just(None), 1 => (set(), set()).prop_map(Some)];
     let affinity = select(vec![(0, 0), (1, 1), (2, 1), (2, 2)]);
     let sources = subsequence(source_ranges().to_vec(), 0..=3);
-    (set(), others, members(3), affinity, sources).prop_map(|(internal, others, keeping, (ticks, name), sources)| {
-        let affinity = DesiredAffinity { ticks, name };
-        let of_one = DesiredBalancer { affinity, sources: sources.into(), ..DesiredBalancer::of(internal, keeping) };
+    let choices =
+        [(Algorithm::Random, 0), (Algorithm::LeastLoaded, 0), (Algorithm::Consistent, 1), (Algorithm::Consistent, 2)];
+    let how = (affinity, select(choices.to_vec()));
+    (set(), others, members(3), how, sources).prop_map(|(internal, others, keeping, how, sources)| {
+        let ((ticks, name), (algorithm, seed)) = how;
+        let (affinity, choice) = (DesiredAffinity { ticks, name }, DesiredChoice { algorithm, seed });
+        let of_one =
+            DesiredBalancer { affinity, choice, sources: sources.into(), ..DesiredBalancer::of(internal, keeping) };
         match others {
             Some((external, cluster)) => DesiredBalancer { external, cluster, ..of_one },
             None => of_one,

@@ -10,7 +10,7 @@ use std::{
 
 use weft_abi::{
     AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Device, Frontend, FrontendKey, List, Member,
-    MemberKey, Owner, Port, Remote, RuleKey, Run, generation,
+    MemberKey, MemberSet, Owner, Port, Remote, RingNode, RuleKey, Run, generation,
 };
 use weft_dataplane::Error;
 
@@ -37,6 +37,7 @@ pub(crate) struct Fake {
     pub(crate) frontends: FakeTable<FrontendKey, Frontend>,
     pub(crate) balancers: FakeTable<u32, Balancer>,
     pub(crate) members: FakeTable<MemberKey, Member>,
+    pub(crate) rings: FakeTable<MemberKey, RingNode>,
     pub(crate) backends: FakeTable<BackendKey, u32>,
     pub(crate) peers: FakeTable<AddressKey, u64>,
     pub(crate) classes: FakeTable<u64, Class>,
@@ -84,6 +85,7 @@ impl Fake {
             frontends: FakeTable::new(owner),
             balancers: FakeTable::new(owner),
             members: FakeTable::new(owner),
+            rings: FakeTable::new(owner),
             backends: FakeTable::new(owner),
             peers: FakeTable::new(owner),
             classes: FakeTable::new(owner),
@@ -225,6 +227,17 @@ impl<V: Copy + Default> Array<V> for FakeArray<V> {
     }
 }
 
+impl Fake {
+    /// The member of a set, by its index, that has this position on its ring.
+    pub(crate) fn find_on_ring(&self, service: u32, set: &MemberSet, position: u32) -> Option<u32> {
+        (0..set.levels).try_fold(0, |index, _| {
+            let node = self.rings.find(&MemberKey { service, set: set.set, index })?;
+            let place = node.ends.iter().position(|end| *end >= position)?;
+            Some(node.next[place])
+        })
+    }
+}
+
 impl Tables for Fake {
     fn config(&self) -> &dyn Array<Config> {
         &self.config
@@ -276,6 +289,10 @@ impl Tables for Fake {
 
     fn members(&self) -> &dyn Table<MemberKey, Member> {
         &self.members
+    }
+
+    fn rings(&self) -> &dyn Table<MemberKey, RingNode> {
+        &self.rings
     }
 
     fn backends(&self) -> &dyn Table<BackendKey, u32> {

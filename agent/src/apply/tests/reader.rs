@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use weft_abi::{
-    Addr, AddressKey, BackendKey, Balancer, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member, MemberKey,
-    MemberSet, Pool, Remote,
+    Addr, AddressKey, Algorithm, BackendKey, Balancer, CidrKey, Device, Frontend, FrontendFlags, FrontendKey, Member,
+    MemberKey, MemberSet, Pool, Remote,
 };
-use weft_logic::{Tables as _, policy};
+use weft_logic::{Tables as _, policy, ring, select};
 
 use super::{
     cases::{addresses, source_ranges},
     fake::Fake,
 };
 use crate::{
-    model::{Desired, DesiredAffinity, DesiredBalancer, address::cidr_key},
+    model::{Desired, DesiredAffinity, DesiredBalancer, DesiredChoice, address::cidr_key},
     plan::tests::programs::Programs,
 };
 
@@ -24,11 +24,12 @@ use crate::{
 pub(super) struct State {
     /// The pools of each device, of both families; none: the host's own address.
     pub(super) pools: BTreeMap<u32, [Option<Vec<Addr>>; 2]>,
-    /// The sets of each Service port: internal, external, cluster.
+    /// The sets of each Service port: internal, external, cluster; of each its members, then who has each of [`POSITIONS`].
     pub(super) balancers: BTreeMap<u32, [Vec<Option<Member>>; 3]>,
     /// Backends, and which sets each is of.
     pub(super) serving: BTreeMap<BackendKey, u32>,
-    pub(super) affinities: BTreeMap<u32, DesiredAffinity>,
+    /// Who keeps clients, and by which algorithm and seed new ones get a backend.
+    pub(super) affinities: BTreeMap<u32, (DesiredAffinity, u32, u64)>,
     /// The maps that are the plan's as they are.
     pub(super) maps: Desired,
 }
@@ -38,15 +39,50 @@ fn pools(devices: &BTreeMap<u32, Device>) -> BTreeMap<u32, [Option<Vec<Addr>>; 2
     devices.iter().map(|(index, device)| (*index, [of_pool(&device.pool_v4), of_pool(&device.pool_v6)])).collect()
 }
 
-const fn affinity_of(balancer: &Balancer) -> DesiredAffinity {
-    DesiredAffinity { ticks: balancer.affinity, name: balancer.name }
+const fn affinity_of(balancer: &Balancer) -> (DesiredAffinity, u32, u64) {
+    (DesiredAffinity { ticks: balancer.affinity, name: balancer.name }, balancer.algorithm, balancer.seed)
+}
+
+const fn kept_of(DesiredBalancer { affinity, choice, .. }: &DesiredBalancer) -> (DesiredAffinity, u32, u64) {
+    (*affinity, choice.algorithm as u32, choice.seed)
+}
+
+/// Positions between none and all of a set, at which somebody has to be found.
+const POSITIONS: [u32; 8] = [0, 0x1000_0001, 0x3333_3333, 0x5555_5555, 0x7fff_ffff, 0x9999_9999, 0xd555_5555, u32::MAX];
+
+/// Who has a position, found slowly.
+fn planned_at(members: &[Member], choice: DesiredChoice, position: u32) -> Member {
+    let ends = members.iter().flat_map(|member| (0..member.weight.into()).map(move |arc| (member, arc)));
+    let ends = ends.map(|(member, arc)| (ring::end(choice.seed, &member.addr, member.port, arc), member));
+    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
+    let mut left = (u64::from(position) * total) >> 32;
+    let is_it = |member: &&Member| {
+        let is_it = left < u64::from(member.weight);
+        left = left.wrapping_sub(member.weight.into());
+        is_it
+    };
+    let (next, first) = (ends.clone().filter(|(end, _)| *end >= position), ends);
+    let first_of =
+        |ends: &mut dyn Iterator<Item = (u32, &Member)>| ends.min_by_key(|(end, _)| *end).map(|(_, member)| *member);
+    match choice.algorithm {
+        Algorithm::Consistent => first_of(&mut next.into_iter()).or_else(|| first_of(&mut first.into_iter())),
+        Algorithm::Random | Algorithm::LeastLoaded => members.iter().find(is_it).copied(),
+    }
+    .unwrap()
 }
 
 impl From<&Fake> for State {
     fn from(fake: &Fake) -> Self {
-        let members = |service: u32, MemberSet { set, count }: MemberSet| {
-            let key = |index| MemberKey { service, set, index };
-            (0..count).map(|index| fake.members.find(&key(index))).collect()
+        let members = |service: u32, set: MemberSet| {
+            let member = |index| fake.members.find(&MemberKey { service, set: set.set, index });
+            let chosen = POSITIONS.into_iter().filter(|_| set.count != 0).map(|position| {
+                let index = match set.levels {
+                    0 => select::index(position, set.count),
+                    _ => fake.find_on_ring(service, &set, position)?,
+                };
+                member(index)
+            });
+            (0..set.count).map(member).chain(chosen).collect()
         };
         let balancers = fake.balancers.all().into_iter();
         Self {
@@ -73,14 +109,20 @@ impl From<&Fake> for State {
 
 impl From<&Desired> for State {
     fn from(desired: &Desired) -> Self {
-        let sets = |balancer: &DesiredBalancer| balancer.sets().map(|set| set.iter().copied().map(Some).collect());
+        let sets = |balancer: &DesiredBalancer| {
+            balancer.sets().map(|set| {
+                let chosen = POSITIONS.into_iter().filter(|_| !set.is_empty());
+                let chosen = chosen.map(|position| planned_at(set, balancer.choice, position));
+                set.iter().copied().chain(chosen).map(Some).collect()
+            })
+        };
         let Desired { ports, addresses, remotes, frontends, sources, peers, classes, lists, rules, blocks, .. } =
             desired.clone();
         Self {
             pools: pools(&desired.devices),
             balancers: desired.balancers.iter().map(|(id, balancer)| (*id, sets(balancer))).collect(),
             serving: desired.balancers.iter().flat_map(|(id, balancer)| balancer.names(*id)).collect(),
-            affinities: desired.balancers.iter().map(|(id, balancer)| (*id, balancer.affinity)).collect(),
+            affinities: desired.balancers.iter().map(|(id, balancer)| (*id, kept_of(balancer))).collect(),
             maps: Desired {
                 ports,
                 addresses,
@@ -183,7 +225,7 @@ pub(super) fn check_what_is_open(now: &State, old: &State, new: &State) {
     for (service, affinity) in &now.affinities {
         let asked = [old, new].iter().any(|state| state.affinities.get(service) == Some(affinity));
         // One that is closed keeps nobody.
-        assert!(asked || *affinity == DesiredAffinity::default(), "{service}: nobody asked for {affinity:?}");
+        assert!(asked || *affinity == (DesiredAffinity::default(), 0, 0), "{service}: nobody asked for {affinity:?}");
     }
     for (index, pools) in &now.pools {
         let asked = [old, new].map(|state| state.pools.get(index));

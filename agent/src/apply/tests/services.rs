@@ -14,7 +14,7 @@ use crate::{
 };
 
 fn member(last: u8) -> Member {
-    Member { addr: address(last), port: 1, flags: 0 }
+    Member::new(address(last), 1)
 }
 
 /// A Service port: its number, frontends, members, and those that terminate.

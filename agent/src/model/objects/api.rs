@@ -123,7 +123,21 @@ pub(super) struct Endpoint {
     #[serde(deserialize_with = "Name::deserialize_shared")]
     node_name: Option<Name>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    target_ref: Option<TargetRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     hints: Option<Hints>,
+}
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default)]
+struct TargetRef {
+    kind: String,
+    #[serde(deserialize_with = "Name::deserialize_shared")]
+    name: Option<Name>,
+}
+
+impl TargetRef {
+    const POD: &str = "Pod";
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -222,9 +236,11 @@ impl Visitor<'_> for Parsed {
 }
 
 impl From<Endpoint> for super::Endpoint {
-    fn from(Endpoint { addresses: FirstAddress(address), conditions, node_name, hints }: Endpoint) -> Self {
+    fn from(endpoint: Endpoint) -> Self {
+        let Endpoint { addresses: FirstAddress(address), conditions, node_name, target_ref, hints } = endpoint;
         let readiness = readiness_of(conditions.unwrap_or_default());
-        Self { address, readiness, node: node_name, hints: hints.and_then(Into::into) }
+        let pod = target_ref.filter(|target| target.kind == TargetRef::POD).and_then(|target| target.name);
+        Self { address, readiness, node: node_name, pod, hints: hints.and_then(Into::into) }
     }
 }
 
@@ -241,7 +257,7 @@ fn readiness_of(Conditions { ready, serving, terminating }: Conditions) -> Optio
 }
 
 impl From<super::Endpoint> for Endpoint {
-    fn from(super::Endpoint { address, readiness, node, hints }: super::Endpoint) -> Self {
+    fn from(super::Endpoint { address, readiness, node, pod, hints }: super::Endpoint) -> Self {
         let is_terminating = readiness == Some(Readiness::Terminating);
         let conditions = Conditions {
             ready: Some(readiness == Some(Readiness::Ready)),
@@ -249,7 +265,8 @@ impl From<super::Endpoint> for Endpoint {
             terminating: Some(is_terminating),
         };
         let hints = hints.as_deref().map(Hints::of);
-        Self { addresses: FirstAddress(address), conditions: Some(conditions), node_name: node, hints }
+        let target_ref = pod.map(|name| TargetRef { kind: TargetRef::POD.to_owned(), name: Some(name) });
+        Self { addresses: FirstAddress(address), conditions: Some(conditions), node_name: node, target_ref, hints }
     }
 }
 
@@ -272,10 +289,11 @@ mod tests {
         {
             let hints = json!({"forZones": [{"name": "a"}, {"name": "b"}], "forNodes": []});
             let endpoint = json!({"addresses": addresses, "conditions": conditions, "nodeName": "n", "zone": "z",
-                "hints": hints});
+                "targetRef": {"kind": "Pod", "name": "p", "uid": "u"}, "hints": hints});
             let endpoint: Endpoint = from_value(endpoint).unwrap();
             assert_eq!(endpoint.address, first.map(|text| text.parse().unwrap()));
             assert_eq!((endpoint.readiness, endpoint.node.as_deref()), (readiness, Some("n")));
+            assert_eq!(endpoint.pod.as_deref(), Some("p"));
             assert_eq!(endpoint.hints.as_ref().map(|hints| (hints.nodes.len(), hints.zones.len())), Some((0, 2)));
             assert_eq!(from_value::<Endpoint>(to_value(&endpoint).unwrap()).unwrap(), endpoint);
         }

@@ -5,7 +5,7 @@
 //! | What changed | What is planned anew |
 //! |---|---|
 //! | Service, EndpointSlice | the frontends of that Service, and the ways to its addresses |
-//! | Pod of another node | the classes of its addresses |
+//! | Pod of another node | the classes of its addresses; where its weight changes, the Services that it is an endpoint of |
 //! | attachment, Pod of this node | the node's ports, host ports of the workload, who isolates them, the classes of their addresses |
 //! | Namespace | what the classes of its pods match |
 //! | NetworkPolicy that selects pods here, or a workload that brings a list of its own | that list, and what classes match of peers that come or go |
@@ -171,6 +171,7 @@ impl Planner {
                 self.versions.isolation += 1;
             }
             self.addresses.touch(&key, before, after);
+            self.services.touch_pod(&key, &self.snapshot);
             if self.local.contains(&key) {
                 self.addresses.touch_attached(&key);
                 self.due.isolation.namespaces.insert(key.namespace);

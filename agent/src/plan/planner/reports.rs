@@ -19,7 +19,7 @@ impl Planner {
         let made = self.desired.service_reports.iter().filter(|_| self.facts.is_none());
         let made = made.filter(move |report| is_from(first, &report.namespace, &report.name)).cloned();
         let of_node = self.facts.iter().flat_map(move |facts| {
-            let here = Here::of(&self.snapshot, facts);
+            let here = Here::of(&self.snapshot, facts, &self.services.weights);
             let services = self.snapshot.services.range::<ObjectKey, _>((first, Bound::Unbounded));
             services.filter_map(move |(key, service)| {
                 services::report_one(key, service, &self.services.slices_of(&self.snapshot, key), here)

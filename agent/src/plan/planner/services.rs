@@ -18,6 +18,7 @@ use crate::{
     },
     plan::{
         backends,
+        choice::Weights,
         numbers::{Given, Turnover},
         services::{
             self, Lead, Planned,
@@ -40,6 +41,8 @@ pub(super) struct Services {
     slices: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// Workloads that have ports of the host.
     host_ports: HostPorts,
+    /// What Pods tell of their part of new connections.
+    pub(super) weights: Weights,
     dirty: BTreeSet<ObjectKey>,
     /// What load balancers ask for.
     checks: BTreeMap<ObjectKey, HealthCheck>,
@@ -137,6 +140,22 @@ impl Services {
         }
     }
 
+    /// A Pod has changed: where its part of new connections has, so do the Services that it is an endpoint of. They are looked for in
+    /// its namespace: few Pods tell anything, and seldom something else.
+    pub(super) fn touch_pod(&mut self, key: &ObjectKey, snapshot: &Snapshot) {
+        if !self.weights.follow(key, snapshot.pods.get(key)) {
+            return;
+        }
+        let is_of = |slice: &&ObjectKey| {
+            let endpoints = snapshot.slices.get(*slice).into_iter().flat_map(|slice| slice.endpoints.iter().flatten());
+            endpoints.filter_map(|endpoint| endpoint.pod.as_ref()).any(|pod| *pod == key.name)
+        };
+        let services = self.slices.range(ObjectKey::new(&key.namespace, "")..);
+        let of_namespace = services.take_while(|(service, _)| service.namespace == key.namespace);
+        let touched = of_namespace.filter(|(_, slices)| slices.iter().any(|slice| is_of(&slice)));
+        self.dirty.extend(touched.map(|(service, _)| service.clone()));
+    }
+
     /// Plans what has changed, and whoever may get, or lose, a frontend by that.
     pub(super) fn find(&mut self, snapshot: &Snapshot, facts: &NodeFacts) -> Found {
         let mut found = Found { any: !self.dirty.is_empty(), ..Found::default() };
@@ -213,7 +232,7 @@ impl Services {
         }
         let Some((key, service)) = snapshot.services.get_key_value(key) else { return Planned::default() };
         let slices = self.slices_of(snapshot, key);
-        services::plan_one(key, service, &slices, backends::Here::of(snapshot, facts), taken)
+        services::plan_one(key, service, &slices, backends::Here::of(snapshot, facts, &self.weights), taken)
     }
 
     fn follow_check(&mut self, key: &ObjectKey, snapshot: &Snapshot, facts: &NodeFacts) {
@@ -317,7 +336,7 @@ impl Services {
         {
             self.planned_whole += 1;
         }
-        let mut frontends = services::frontends(snapshot, facts, &self.host_ports);
+        let mut frontends = services::frontends(snapshot, facts, (&self.host_ports, &self.weights));
         frontends.fit(room, numbers);
         numbers.assign_slots(workloads);
         numbers.assign_services(&frontends.number_keys(), room.services);
@@ -340,7 +359,8 @@ impl Services {
 
     /// What is wrong.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.planned.values().flat_map(|standing| &standing.problems).chain(&self.refused.0)
+        let of_services = self.planned.values().flat_map(|standing| &standing.problems);
+        of_services.chain(&self.refused.0).chain(self.weights.problems())
     }
 
     /// Whose a frontend is.

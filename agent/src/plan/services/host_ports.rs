@@ -70,7 +70,7 @@ impl<'a> Frontends<'a> {
         for (address, port) in of_families(attachment) {
             let (protocol, number) = (protocol_of(port.protocol), port.protocol.number());
             let named = NamedPort { name: "", protocol, number, port: port.port, node_port: 0 };
-            let member = Member { addr: Addr::from(address), port: port.target.to_be(), flags: 0 };
+            let member = Member::new(Addr::from(address), port.target.to_be());
             let lead = Lead::HostPort(DesiredBalancer::of([member], []));
             self.add_frontend(key, &named, (Claim::HostPort, frontend_of(port, address.is_ipv4()), lead), taken);
         }

@@ -11,11 +11,14 @@ use weft_api::{BackendReport, ServicePortReport};
 
 use super::{Policies, claim::Claim, cluster_ips, external, sources::Sources};
 use crate::{
-    model::objects::{Service, ServicePort, ServiceSpec},
+    model::{
+        DesiredChoice, ObjectKey,
+        objects::{Service, ServicePort, ServiceSpec},
+    },
     plan::{
         address::parse_ip,
-        backends::{self, Endpoint, Here, Serving, Wanted},
-        protocol,
+        backends::{Endpoint, Here, Serving, Wanted},
+        choice, protocol,
     },
 };
 
@@ -26,6 +29,7 @@ pub(super) struct Shape<'a> {
     /// Addresses beyond the cluster.
     pub(super) external: BTreeMap<IpAddr, Claim>,
     pub(super) ports: Vec<NamedPort<'a>>,
+    pub(super) choice: DesiredChoice,
     /// Clients of its load balancer; none where that has no address.
     pub(super) sources: Sources,
     /// What of it counts for nothing, and what else is wrong.
@@ -34,8 +38,10 @@ pub(super) struct Shape<'a> {
 
 impl<'a> Shape<'a> {
     /// That of a Service.
-    pub(super) fn of(service: &'a Service, spec: &'a ServiceSpec, here: Here<'_>) -> Self {
+    pub(super) fn of(key: &ObjectKey, service: &'a Service, spec: &'a ServiceSpec, here: Here<'_>) -> Self {
         let (mut vips, mut problems) = (Vec::new(), Vec::new());
+        let (choice, why) = choice::of(key, service, here.facts.exposure.algorithm);
+        problems.extend(why);
         for text in cluster_ips(spec) {
             match parse_ip(text) {
                 Some(vip) => vips.push(vip),
@@ -66,7 +72,7 @@ impl<'a> Shape<'a> {
         if balanced.next().is_none() {
             sources = Sources::default();
         }
-        Self { vips, external, ports, sources, problems }
+        Self { vips, external, ports, choice, sources, problems }
     }
 
     /// What it asks for, each with the frontend that leads where this one does, if it is another.
@@ -149,7 +155,8 @@ impl<'a> NamedPort<'a> {
                     address: endpoint.addr,
                     port: endpoint.port,
                     node: endpoint.node.map(str::to_owned),
-                    state: backends::name_of(endpoint.readiness).to_owned(),
+                    state: endpoint.state().to_owned(),
+                    weight: endpoint.parts(),
                 })
                 .collect(),
         }

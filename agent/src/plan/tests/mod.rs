@@ -14,6 +14,7 @@ use crate::model::{Attachment, Desired, Mode, NodeFacts, Numbers, ObjectKey, Roo
 
 mod affinity;
 mod capacity;
+mod choice;
 mod classes;
 mod health_checks;
 mod host_ports;
@@ -181,6 +182,14 @@ impl World {
         let service = self.snapshot.services.get_mut(&ObjectKey::new("x", name)).unwrap();
         let time = format!("2026-01-01T00:00:{second:02}Z");
         Arc::make_mut(service).metadata.creation_timestamp = Some(from_value(json!(time)).unwrap());
+        self
+    }
+
+    /// Lets a Service say how its backends are chosen.
+    fn algorithm(&mut self, name: &str, algorithm: &str) -> &mut Self {
+        let service = self.snapshot.services.get_mut(&ObjectKey::new("x", name)).unwrap();
+        let annotations = json!({"weft.dev/algorithm": algorithm});
+        Arc::make_mut(service).metadata.annotations = from_value(annotations).unwrap();
         self
     }
 

@@ -24,7 +24,7 @@ mod room;
 /// Services with the slices of their endpoints, and nodes: few names, so that they get in each other's way.
 #[derive(Clone, Debug)]
 struct More {
-    services: Vec<(u8, Value, Vec<&'static str>, i64)>,
+    services: Vec<ServicePlan>,
     slices: Vec<(u8, u8, Value)>,
     nodes: Vec<(u8, Vec<&'static str>, &'static str)>,
     service_cidrs: Vec<(u8, Vec<&'static str>)>,
@@ -55,8 +55,10 @@ const VIPS: &[&str] = &[
 const EXTERNAL: &[&str] =
     &["203.0.113.1", "203.0.113.2", "2001:db8:77::1", "10.96.0.2", "10.2.0.1", "127.0.0.1", "nowhere"];
 
-/// Its number, its spec, the addresses of its load balancer, and when it was made.
-fn service() -> impl Strategy<Value = (u8, Value, Vec<&'static str>, i64)> {
+/// Its number, its spec, the addresses of its load balancer, when it was made, and its algorithm.
+type ServicePlan = (u8, Value, Vec<&'static str>, (i64, &'static str));
+
+fn service() -> impl Strategy<Value = ServicePlan> {
     let port = (select(&["", "a", "b"][..]), select(&[80, 81, 0][..]), select(&["TCP", "UDP"][..]));
     let vips = vec(select(VIPS), 1..3);
     let port = (port, select(&[0, 0, 30_000, 30_001, 70_000][..]));
@@ -64,7 +66,8 @@ fn service() -> impl Strategy<Value = (u8, Value, Vec<&'static str>, i64)> {
     let external = vec(select(EXTERNAL), 0..3);
     let locals = (any::<bool>(), any::<bool>());
     let ranges = vec(select(&["192.0.2.0/24", "192.0.2.0/25", "2001:db8::/32", "nowhere"][..]), 0..3);
-    let balanced = (vec(select(EXTERNAL), 0..3), ranges, 0..3_i64);
+    let algorithm = select(&["random", "random", "consistent", "least-loaded", "none"][..]);
+    let balanced = (vec(select(EXTERNAL), 0..3), ranges, (0..3_i64, algorithm));
     let parts = (0..4u8, vips, vec(port, 0..4), locals, affinity, external, balanced);
     parts.prop_map(|(number, vips, ports, (local, locally), affinity, external, (ingress, ranges, created))| {
         let ports: Vec<Value> = ports
@@ -88,10 +91,11 @@ fn service() -> impl Strategy<Value = (u8, Value, Vec<&'static str>, i64)> {
 
 fn slice() -> impl Strategy<Value = (u8, u8, Value)> {
     let hint = select(&["a", "a", "b", ""][..]);
-    let endpoint = (1..6u8, any::<bool>(), any::<bool>(), hint).prop_map(|(last, ready, here, zone)| {
+    let endpoint = (1..6u8, any::<bool>(), any::<bool>(), hint, 0..8u8).prop_map(|(last, ready, here, zone, pod)| {
         let node = if here { "here" } else { "there" };
         let zones = (!zone.is_empty()).then(|| json!([{"name": zone}]));
-        json!({"hints": {"forZones": zones},"addresses": [format!("10.2.0.{last}")], "conditions": {"ready": ready, "serving": true, "terminating": !ready}, "nodeName": node})
+        let pod = json!({"kind": "Pod", "name": format!("p{pod}")});
+        json!({"targetRef": pod, "hints": {"forZones": zones}, "addresses": [format!("10.2.0.{last}")], "conditions": {"ready": ready, "serving": true, "terminating": !ready}, "nodeName": node})
     });
     let port = select(&["", "a", "b"][..]).prop_map(|name| json!({"name": name, "port": 8080, "protocol": "TCP"}));
     (0..5u8, 0..4u8, vec(endpoint, 0..4), vec(port, 0..3)).prop_map(|(number, service, endpoints, ports)| {
@@ -140,10 +144,14 @@ fn build_all(world: &mut World, parts: &Parts, more: &More) {
         }
     }
     build(world, &parts);
-    for (number, spec, ingress, created) in &more.services {
+    for (number, spec, ingress, (created, algorithm)) in &more.services {
         let ingress: Vec<Value> = ingress.iter().map(|address| json!({"ip": address})).collect();
         let name = format!("s{number}");
-        world.service(&name, spec.clone()).load_balancer(&name, json!(ingress)).created(&name, *created);
+        world
+            .service(&name, spec.clone())
+            .load_balancer(&name, json!(ingress))
+            .created(&name, *created)
+            .algorithm(&name, algorithm);
     }
     for (number, service, slice) in &more.slices {
         world.slice(&format!("e{number}"), &format!("s{service}"), slice.clone());
@@ -359,7 +367,7 @@ proptest! {
             let new = FrontendKey::of_cluster(addr("10.96.0.9"), 1, TCP);
             let value = Frontend { service, flags };
             fake.frontends.insert(known.get(place as usize).unwrap_or(&new), &value).unwrap();
-            let set = MemberSet { set: generation, count: place };
+            let set = MemberSet::even(generation, place);
             let value = Balancer { internal: set, external: set, generation, ..Balancer::default() };
             fake.balancers.insert(&service, &value).unwrap();
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use weft_abi::{
     Addr, AddressKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Frontend, FrontendKey, List, Member,
-    MemberKey, Owner, Port, Remote, RuleKey, Run,
+    MemberKey, Owner, Port, Remote, RingNode, RuleKey, Run,
 };
 use weft_logic::{Tables, policy::truncated};
 
@@ -47,6 +47,14 @@ impl Tables for Programs<'_> {
 
     fn member(&self, _: &MemberKey) -> Option<&Member> {
         None
+    }
+
+    fn ring(&self, _: &MemberKey) -> Option<&RingNode> {
+        None
+    }
+
+    fn load(&self, _: &BackendKey) -> u32 {
+        0
     }
 
     fn backend(&self, _: &BackendKey) -> u32 {

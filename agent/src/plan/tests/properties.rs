@@ -139,14 +139,17 @@ pub(super) struct PodPlan {
     over: bool,
     on_host: bool,
     ports: Vec<(&'static str, u16)>,
+    /// Its part of new connections; empty: it says nothing.
+    weight: &'static str,
 }
 
 fn pod() -> impl Strategy<Value = PodPlan> {
     let port = (select(&["http", "dns"][..]), select(&[53u16, 80, 8080][..]));
-    (select(&NAMESPACES[..]), labels(), any::<bool>(), 0..12u8, vec(port, 0..3)).prop_map(
-        |(namespace, labels, local, fate, ports)| {
+    let weight = select(&["", "", "0", "250", "much"][..]);
+    (select(&NAMESPACES[..]), labels(), any::<bool>(), 0..12u8, vec(port, 0..3), weight).prop_map(
+        |(namespace, labels, local, fate, ports, weight)| {
             let (over, on_host) = (fate == 0 && !local, fate == 1 && !local);
-            PodPlan { namespace, labels, local, over, on_host, ports }
+            PodPlan { namespace, labels, local, over, on_host, ports, weight }
         },
     )
 }
@@ -172,6 +175,14 @@ pub(super) fn build(world: &mut World, (pods, namespaces, policies): &Parts) {
         let ports: Vec<Value> = pod.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": if *name == "dns" { "UDP" } else { "TCP" }})).collect();
         let phase = if pod.over { "Succeeded" } else { "Running" };
         let more = json!({"spec": {"containers": [{"name": "c", "ports": ports}], "hostNetwork": pod.on_host}, "status": {"phase": phase}});
+        let more = match pod.weight {
+            "" => more,
+            weight => {
+                let mut more = more;
+                more["metadata"] = json!({"annotations": {"weft.dev/weight": weight}});
+                more
+            }
+        };
         let name = format!("p{index}");
         world.pod((pod.namespace, &name), pod.labels.clone(), &ips, more);
         if pod.local {

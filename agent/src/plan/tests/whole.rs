@@ -12,6 +12,7 @@ use weft_api::PodRef;
 use crate::{
     model::{Attachment, Desired, NodeFacts, Numbers, Room, Snapshot},
     plan::{
+        choice::Weights,
         places::Places,
         pods::{Owners, PodEntry, find, in_order, tell_foreign},
         policy::{self, Held, isolation::Forms, rules::PolicyForm},
@@ -35,7 +36,9 @@ pub(in crate::plan) fn plan(
 ) -> Desired {
     let mut desired = Desired { config: facts.config, devices: facts.devices.clone(), ..Desired::default() };
     let host_ports = services::host_ports::of(attachments);
-    let mut frontends = services::frontends(snapshot, facts, &host_ports);
+    let weights = Weights::of(&snapshot.pods);
+    desired.problems.extend(weights.problems().cloned());
+    let mut frontends = services::frontends(snapshot, facts, (&host_ports, &weights));
     let workloads = ports::number_keys(attachments);
     frontends.fit(room, numbers);
     numbers.assign_slots(&workloads);

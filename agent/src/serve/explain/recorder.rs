@@ -8,7 +8,8 @@ use std::{
 
 use weft_abi::{
     Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, CidrKey, Class, Config, Frontend,
-    FrontendKey, KnownVerdict, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RuleKey, Run, VerdictKey,
+    FrontendKey, KnownVerdict, List, MAX_STEPS, Member, MemberKey, Owner, Port, Remote, RingNode, RuleKey, Run,
+    VerdictKey,
 };
 use weft_api::ExplainStep;
 use weft_dataplane::Maps;
@@ -39,6 +40,10 @@ pub(crate) trait Reads {
     fn balancer(&self, service: u32) -> Read<Balancer>;
     /// `MEMBERS`.
     fn member(&self, key: &MemberKey) -> Read<Member>;
+    /// `RINGS`.
+    fn ring(&self, key: &MemberKey) -> Read<RingNode>;
+    /// `LOADS`.
+    fn load(&self, key: &BackendKey) -> Read<u32>;
     /// `BACKENDS`.
     fn backend(&self, key: &BackendKey) -> Read<u32>;
     /// `SOURCES`, longest prefix of one Service port.
@@ -90,6 +95,14 @@ impl Reads for Maps {
 
     fn member(&self, key: &MemberKey) -> Read<Member> {
         self.members().get(key)
+    }
+
+    fn ring(&self, key: &MemberKey) -> Read<RingNode> {
+        self.rings().get(key)
+    }
+
+    fn load(&self, key: &BackendKey) -> Read<u32> {
+        self.loads().get(key)
     }
 
     fn backend(&self, key: &BackendKey) -> Read<u32> {
@@ -168,6 +181,7 @@ pub(super) struct Recorder<'a, R> {
     pub(super) frontends: Shelf<Frontend>,
     pub(super) balancers: Shelf<Balancer>,
     pub(super) members: Shelf<Member>,
+    pub(super) rings: Shelf<RingNode>,
     /// Each is looked at when a list is begun, and when it is done.
     pub(super) classes: Shelf<Class, { 2 * MAX_LISTS }>,
     pub(super) lists: Shelf<List, { 2 * MAX_LISTS }>,
@@ -191,6 +205,7 @@ impl<'a, R: Reads> Recorder<'a, R> {
             frontends: Shelf::new(),
             balancers: Shelf::new(),
             members: Shelf::new(),
+            rings: Shelf::new(),
             classes: Shelf::new(),
             lists: Shelf::new(),
             runs: Shelf::new(),

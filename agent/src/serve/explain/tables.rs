@@ -4,14 +4,19 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_abi::{
-    Addr, AddressKey, Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, BlockKey, CLOSED_LIST, CidrKey, Class,
-    Config, Frontend, FrontendFlags, FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, NO_LIST,
-    Owner, PROTOCOL_ANY, Port, Remote, RemoteKind, RuleKey, Run, TICK_SHIFT, Verdict, VerdictKey, part,
+    Addr, AddressKey, Affinity, AffinityKey, Algorithm, BackendFlags, BackendKey, Balancer, BlockKey, CLOSED_LIST,
+    CidrKey, Class, Config, Frontend, FrontendFlags, FrontendKey, Interval, KnownVerdict, List, ListFlags, Member,
+    MemberKey, NO_LIST, Owner, PROTOCOL_ANY, Port, Remote, RemoteKind, RingNode, RuleKey, Run, TICK_SHIFT, Verdict,
+    VerdictKey, part,
 };
 use weft_logic::{Tables, decide::Step};
 
 use super::recorder::{Reads, Recorder};
-use crate::{apply::flows::now_ticks, model::address::MAPPED_PREFIX, serve::flows};
+use crate::{
+    apply::flows::now_ticks,
+    model::{address::MAPPED_PREFIX, algorithm},
+    serve::flows,
+};
 
 impl<R: Reads> Tables for Recorder<'_, R> {
     fn config(&self) -> Option<&Config> {
@@ -63,7 +68,8 @@ impl<R: Reads> Tables for Recorder<'_, R> {
             balancer.as_ref().map(Balancer::sets).unwrap_or_default().map(|set| set.count);
         let described = |balancer: &Balancer| {
             let keeps = if balancer.affinity == 0 { "" } else { "; clients keep theirs" };
-            format!("{internal} backends (internal), {external} (external), {cluster} (cluster){keeps}")
+            let how = Algorithm::of(balancer.algorithm).map_or("unknown", algorithm::name);
+            format!("{how}; {internal} backends (internal), {external} (external), {cluster} (cluster){keeps}")
         };
         self.note("BALANCERS", &text, balancer.as_ref().map(described));
         let found = balancer.as_ref().map(|_| [internal, external, cluster].map(|count| count as usize));
@@ -78,6 +84,20 @@ impl<R: Reads> Tables for Recorder<'_, R> {
         self.note("MEMBERS", &text, member.as_ref().map(|member| self.end(member.addr, member.port)));
         self.compare("MEMBERS", &text, member.as_ref(), self.planned_member(key));
         self.members.keep(member?)
+    }
+
+    fn ring(&self, key: &MemberKey) -> Option<&RingNode> {
+        let node = self.read(self.maps.ring(key));
+        let text = format!("node {} of set {} of Service number {}", key.index, key.set, key.service);
+        self.note("RINGS", &text, node.as_ref().map(|_| "divides the members by their parts".to_owned()));
+        self.rings.keep(node?)
+    }
+
+    fn load(&self, backend: &BackendKey) -> u32 {
+        let load = self.read(self.maps.load(backend));
+        let text = format!("{} of Service number {}", self.end(backend.addr, backend.port), backend.service);
+        self.note("LOADS", &text, Some(format!("{} connections of this node", load.unwrap_or_default())));
+        load.unwrap_or_default()
     }
 
     /// The first packet of a connection is explained: what is asked for is what the client had before.

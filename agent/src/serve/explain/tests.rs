@@ -7,7 +7,7 @@ use rstest::rstest;
 use weft_abi::{
     Addr, AddressKey, Affinity, AffinityKey, BackendKey, Balancer, BlockKey, CLUSTER_NET, CidrKey, Class, Config,
     Frontend, FrontendFlags, FrontendKey, Interval, KnownVerdict, List, ListFlags, Member, MemberKey, MemberSet, Owner,
-    Port, Remote, RemoteKind, RuleKey, Run, VerdictKey, part,
+    Port, Remote, RemoteKind, RingNode, RuleKey, Run, VerdictKey, part,
 };
 use weft_api::{ErrorCode, ExplainQuery, Explanation};
 
@@ -51,16 +51,24 @@ impl Reads for Fake {
         Ok(self.0.frontends.get(key).copied())
     }
     fn balancer(&self, service: u32) -> Read<Balancer> {
-        let set = |planned: &DesiredBalancer| MemberSet { set: 5, count: planned.internal.len().try_into().unwrap() };
+        let set = |planned: &DesiredBalancer| MemberSet::even(5, planned.internal.len().try_into().unwrap());
         let balancer = |planned: &DesiredBalancer| {
             let (set, DesiredAffinity { ticks: affinity, name }) = (set(planned), planned.affinity);
-            Balancer { internal: set, external: set, cluster: set, generation: 1, affinity, name }
+            let balancer =
+                Balancer { internal: set, external: set, cluster: set, generation: 1, ..Balancer::default() };
+            Balancer { affinity, name, ..balancer }
         };
         Ok(self.0.balancers.get(&service).map(balancer))
     }
     fn member(&self, key: &MemberKey) -> Read<Member> {
         let balancer = self.0.balancers.get(&key.service).filter(|_| key.set == 5);
         Ok(balancer.and_then(|balancer| balancer.internal.get(key.index as usize)).copied())
+    }
+    fn ring(&self, _: &MemberKey) -> Read<RingNode> {
+        Ok(None)
+    }
+    fn load(&self, _: &BackendKey) -> Read<u32> {
+        Ok(None)
     }
     fn backend(&self, key: &BackendKey) -> Read<u32> {
         Ok(self.0.balancers.get(&key.service).and_then(|balancer| balancer.names(key.service).remove(key)))
@@ -113,7 +121,7 @@ fn desired() -> Desired {
     let head = List { flags: ListFlags::ANY | ListFlags::ISOLATES, isolated_by: 21, ..List::EMPTY };
     let prefix = |net: &str| CidrKey::of_cluster(addr(net), 96 + 24);
     let vip = FrontendKey::of_cluster(addr("10.96.0.10"), 8000_u16.to_be(), TCP);
-    let member = Member { addr: addr("10.1.0.6"), port: 80_u16.to_be(), flags: 0 };
+    let member = Member::new(addr("10.1.0.6"), 80_u16.to_be());
     Desired {
         config: Config {
             uplink_ifindex: UPLINK,
@@ -227,7 +235,7 @@ fn a_client_that_keeps_its_backend_is_told_which() {
     let mut planned = desired();
     let balancer = planned.balancers.get_mut(&70).unwrap();
     let first = balancer.internal[0];
-    let last = Member { addr: addr("10.2.0.9"), port: 90_u16.to_be(), flags: 0 };
+    let last = Member::new(addr("10.2.0.9"), 90_u16.to_be());
     *balancer =
         DesiredBalancer { affinity: DesiredAffinity { ticks: 9, name: 8 }, ..DesiredBalancer::of([first, last], []) };
     let planner = Planner::of(planned.clone());

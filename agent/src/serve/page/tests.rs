@@ -222,6 +222,7 @@ fn a_service_of_many_ports_is_cut_between_them_too() {
                 port: 8080,
                 node: None,
                 state: "ready".into(),
+                weight: 100,
             })
             .collect(),
     };
@@ -235,6 +236,7 @@ fn a_service_of_many_ports_is_cut_between_them_too() {
             external_ips: Vec::new(),
             ports: ports.collect(),
             affinity_seconds: None,
+            algorithm: "random".into(),
         };
         let (mut rest, mut told, mut end) = (whole.clone(), None::<ServiceReport>, None);
         loop {

@@ -138,11 +138,10 @@ fn an_agent_that_knows_no_pages_is_asked_for_all_at_once() {
 #[test]
 fn parts_of_a_service_are_put_together() {
     let service = |name: &str, backends: &[u8]| {
-        let backend =
-            |last: &u8| json!({"address": format!("10.0.0.{last}"), "port": 80, "node": null, "state": "ready"});
+        let backend = |last: &u8| json!({"address": format!("10.0.0.{last}"), "port": 80, "node": null, "state": "ready", "weight": 7});
         let backends: Vec<_> = backends.iter().map(backend).collect();
         json!({"namespace": "x", "name": name, "cluster_ips": [], "external_ips": [],
-            "affinity_seconds": 10_800,
+            "affinity_seconds": 10_800, "algorithm": "random",
             "ports": [{"name": "", "protocol": "TCP", "port": 80, "node_port": null, "backends": backends}]})
     };
     let page = |services: Vec<Value>, next: Option<&str>, partial: bool| {

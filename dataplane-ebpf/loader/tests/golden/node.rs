@@ -222,12 +222,12 @@ impl Node {
     /// Writes a set of members, whose backends are of all sets to the map that tells of each.
     pub(crate) fn set_members(&self, service: u32, set: u32, backends: &[(&str, u16)]) -> MemberSet {
         for (index, (backend, port)) in (0..).zip(backends) {
-            let member = Member { addr: Addr::from(ip(backend)), port: port.to_be(), flags: 0 };
+            let member = Member::new(Addr::from(ip(backend)), port.to_be());
             let name = BackendKey::new(service, member.addr, member.port);
             self.maps().backends().insert(&name, &IN_ALL_SETS).unwrap();
             self.maps().members().insert(&MemberKey { service, set, index }, &member).unwrap();
         }
-        MemberSet { set, count: u32::try_from(backends.len()).expect("few") }
+        MemberSet::even(set, u32::try_from(backends.len()).expect("few"))
     }
 
     /// Lets an address, port and protocol lead to a Service port.

@@ -17,7 +17,7 @@ use crate::support::Sandbox;
 
 fn member(index: u32) -> (MemberKey, Member) {
     let key = MemberKey { service: 1, set: 1, index };
-    (key, Member { addr: Addr::v4(index), port: 80, flags: 0 })
+    (key, Member::new(Addr::v4(index), 80))
 }
 
 #[test]

@@ -70,10 +70,10 @@ fn fill(maps: &Maps, client: u32, server: u32) {
             .insert(&AddressKey::of_cluster(v4(address)), &Owner::workload(ifindex))
             .expect("write the map");
     }
-    let set = MemberSet { set: 1, count: 1 };
+    let set = MemberSet::even(1, 1);
     let balancer = Balancer { internal: set, external: set, cluster: set, name: 7, ..Balancer::default() };
     maps.balancers().insert(&SERVICE, &balancer).expect("write the map");
-    let member = Member { addr: v4(SERVER), port: 8080_u16.to_be(), flags: 0 };
+    let member = Member::new(v4(SERVER), 8080_u16.to_be());
     maps.members().insert(&MemberKey { service: SERVICE, set: 1, index: 0 }, &member).expect("write the map");
     let serves = BackendFlags::SERVING | BackendFlags::INTERNAL;
     maps.backends().insert(&BackendKey::new(SERVICE, member.addr, member.port), &serves).expect("write the map");

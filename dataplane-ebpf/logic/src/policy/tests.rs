@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::BTreeMap, vec, vec::Vec};
 
 use weft_abi::{
     BackendKey, Balancer, Config, Frontend, FrontendKey, INTERVALS_PER_RUN, MAX_MORE_RUNS, MAX_RUNS, Member, MemberKey,
-    Owner, Port, Remote, RemoteKind,
+    Owner, Port, Remote, RemoteKind, RingNode,
 };
 
 use super::*;
@@ -110,6 +110,12 @@ impl Tables for World {
     }
     fn member(&self, _: &MemberKey) -> Option<&Member> {
         None
+    }
+    fn ring(&self, _: &MemberKey) -> Option<&RingNode> {
+        None
+    }
+    fn load(&self, _: &BackendKey) -> u32 {
+        0
     }
     fn backend(&self, _: &BackendKey) -> u32 {
         0

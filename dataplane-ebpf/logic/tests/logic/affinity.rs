@@ -18,9 +18,9 @@ const PORT: u16 = 8080_u16.to_be();
 /// The workload 0 asks a Service of the backends workload 1 and `10.2.0.5` that keeps its clients.
 fn world() -> World {
     let mut world = World::new([[false; 2]; 3], true);
-    world.members.insert((SERVICE, 3, 1), Member { addr: v4(2, 5), port: PORT, flags: 0 });
+    world.members.insert((SERVICE, 3, 1), Member::new(v4(2, 5), PORT));
     let balancer = world.balancers.get_mut(&SERVICE).expect("a balancer");
-    let set = MemberSet { set: 3, count: 2 };
+    let set = MemberSet::even(3, 2);
     (balancer.internal, balancer.affinity, balancer.name) = (set, TIMEOUT, NAME);
     world
 }
@@ -51,13 +51,13 @@ fn the_last_backend_counts_up_to_the_timeout_and_while_it_is_of_the_set() {
     // It serves on, of another set.
     had(&mut world, v4(2, 5), 0);
     world.members.remove(&(SERVICE, 3, 1));
-    world.members.insert((SERVICE, 4, 0), Member { addr: v4(2, 5), port: PORT, flags: 0 });
+    world.members.insert((SERVICE, 4, 0), Member::new(v4(2, 5), PORT));
     let balancer = world.balancers.get_mut(&SERVICE).unwrap();
     balancer.internal.count = 1;
-    balancer.external = MemberSet { set: 4, count: 1 };
+    balancer.external = MemberSet::even(4, 1);
     assert_eq!(ask(&world).unwrap().decision.target, workload(1));
     // At another port it is another one.
-    world.balancers.get_mut(&SERVICE).unwrap().external = MemberSet { set: 3, count: 1 };
+    world.balancers.get_mut(&SERVICE).unwrap().external = MemberSet::even(3, 1);
     had(&mut world, workload(1), 0);
     world.affinities.get_mut(&key()).unwrap().port = 1;
     assert_eq!(ask(&world).unwrap().decision.target_port, PORT);

@@ -9,7 +9,7 @@ use std::{
 use weft_abi::{
     Addr, AddressKey, Affinity, AffinityKey, BackendFlags, BackendKey, Balancer, BlockKey, CLUSTER_NET, Class, Config,
     DropReason, Frontend, FrontendFlags, FrontendKey, Interval, List, ListFlags, Member, MemberKey, MemberSet, Owner,
-    PROTOCOL_ANY, Port, PortKind, Remote, RemoteKind, RuleKey, Run, generation, part,
+    PROTOCOL_ANY, Port, PortKind, Remote, RemoteKind, RingNode, RuleKey, Run, generation, part,
 };
 use weft_logic::{
     Frame, Tables, admit, decide,
@@ -36,6 +36,9 @@ pub(crate) struct World {
     pub(crate) balancers: HashMap<u32, Balancer>,
     /// By Service number, set and index.
     pub(crate) members: HashMap<(u32, u32, u32), Member>,
+    /// By Service number, set and number of the node.
+    pub(crate) rings: HashMap<(u32, u32, u32), RingNode>,
+    pub(crate) loads: HashMap<BackendKey, u32>,
     /// Clients of limited frontends, by Service number.
     pub(crate) sources: HashSet<(u32, Addr)>,
     pub(crate) affinities: HashMap<AffinityKey, Affinity>,
@@ -141,11 +144,11 @@ impl World {
             let service = 1000 + u32::from(index) * 2 + u32::from(protocol == 17);
             let key = (vip(index).v4_word(), 80, protocol);
             self.frontends.insert(key, Frontend { service, flags: 0 });
-            let set = MemberSet { set: 3, count: 1 };
+            let set = MemberSet::even(3, 1);
             let name = u64::from(service) << 32;
             let balancer = Balancer { internal: set, external: set, cluster: set, name, ..Balancer::default() };
             self.balancers.insert(service, balancer);
-            self.members.insert((service, 3, 0), Member { addr: target, port: 8080_u16.to_be(), flags: 0 });
+            self.members.insert((service, 3, 0), Member::new(target, 8080_u16.to_be()));
         }
         self.frontends.insert((vip(index).v4_word(), 0, 0), Frontend { service: 0, flags: FrontendFlags::ADDRESS });
     }
@@ -195,6 +198,14 @@ impl Tables for World {
         let late = self.late.get();
         self.late.set(late.saturating_sub(1));
         self.members.get(&(key.service, key.set, key.index)).filter(|_| late == 0)
+    }
+
+    fn ring(&self, key: &MemberKey) -> Option<&RingNode> {
+        self.rings.get(&(key.service, key.set, key.index))
+    }
+
+    fn load(&self, backend: &BackendKey) -> u32 {
+        self.loads.get(backend).copied().unwrap_or_default()
     }
 
     /// One that is a member of any set serves, and is of the sets of the balancer that it is in.

@@ -127,9 +127,9 @@ pub(super) fn configure(dataplane: &Dataplane) -> Result<()> {
     let far = Remote::new(addr(PEER_IP), RemoteKind::Tunnel);
     maps.remotes().insert(&CidrKey::of_cluster(addr([10, 2, 0, 0]), 96 + 24), &far)?;
     let key = FrontendKey::of_cluster(addr(VIP), 80_u16.to_be(), 6);
-    let member = Member { addr: addr(SERVER_IP), port: 8080_u16.to_be(), flags: 0 };
+    let member = Member::new(addr(SERVER_IP), 8080_u16.to_be());
     maps.members().insert(&MemberKey { service: SERVICE, set: 1, index: 0 }, &member)?;
-    let set = MemberSet { set: 1, count: 1 };
+    let set = MemberSet::even(1, 1);
     let balancer = Balancer { internal: set, external: set, cluster: set, ..Balancer::default() };
     maps.balancers().insert(&SERVICE, &balancer)?;
     Ok(maps.frontends().insert(&key, &Frontend { service: SERVICE, flags: 0 })?)
