@@ -99,12 +99,11 @@ fn jobs_for(cases: u64) -> usize {
     usize::try_from(cases / 2500).map_or(16, |jobs| jobs.clamp(2, 16))
 }
 
-/// The suite's part of it.
+/// The suite's part of it. The programs are built.
 ///
 /// # Errors
 /// As [`run`].
 pub(crate) fn part() -> Result<ExitCode> {
-    build::programs()?;
     let options = OracleOptions { cases: 2000, seed: 1, jobs: 2, programs: None, failures: Some(failures()) };
     let loaded = tell(&oracle(&options)?);
     let taps = tell(&oracle_wire(&OracleOptions { cases: 100, ..options.clone() }, OraclePath::Tap)?);

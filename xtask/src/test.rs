@@ -2,6 +2,8 @@
 
 //! `cargo xtask test`: the whole suite that CI runs, or one part of it.
 
+mod beside;
+
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -25,6 +27,9 @@ pub(crate) struct Arguments {
     /// Without one: all of them.
     #[command(subcommand)]
     part: Option<Part>,
+    /// Build nothing: the programs are there.
+    #[arg(long, hide = true)]
+    built: bool,
 }
 
 /// A part of the suite.
@@ -78,11 +83,24 @@ enum Part {
     Cluster,
 }
 
+impl Part {
+    /// Whether it runs agents, plugins and the CLI.
+    const fn needs_programs(&self) -> bool {
+        !matches!(self, Self::Vhost | Self::Hostile { list: true, .. })
+    }
+}
+
+/// Parts that run beside the tests of the crates. Attacks do not: floods are to come faster than a busy machine sends them.
+const BESIDE: [&str; 3] = ["churn --ops 150 --seed 1", "oracle", "equivalence --cases 100 --seed 1"];
+
 /// Runs what `arguments` ask for.
 ///
 /// # Errors
 /// A part that failed; the others after it do not run.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.part.as_ref().is_some_and(Part::needs_programs) && !arguments.built {
+        build::programs()?;
+    }
     match arguments.part.clone() {
         None => suite(),
         Some(Part::Crates) => crates().map(|()| ExitCode::SUCCESS),
@@ -102,11 +120,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn suite() -> Result<ExitCode> {
     let kubernetes = thread::spawn(|| build_test_images(&Binaries::build()?).map(drop));
     step("check", || check::run().map(drop))?;
-    step("tests of the crates", crates)?;
-    step("churn", || churning(150, 1))?;
+    // Before two of them run: none may find a program that is being replaced.
+    step("programs and tests", build_tests)?;
+    let beside = beside::start(&BESIDE);
+    let crates = step("tests of the crates", crates);
+    let beside = beside.finish();
+    crates.and(beside)?;
+    build::programs()?;
     step("hostile", || succeeded(attacked(&Selection::default(), false)?))?;
-    step("oracle", || succeeded(oracle::part()?))?;
-    step("equivalence", || equivalent(100, 1))?;
     step("Kubernetes for the cluster", || {
         kubernetes.join().map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?
     })?;
@@ -136,13 +157,19 @@ fn succeeded(code: ExitCode) -> Result<()> {
 }
 
 /// Programs first: the tests run them.
-fn crates() -> Result<()> {
+fn build_tests() -> Result<()> {
     build::programs()?;
-    build::run(build::cargo().args(["test", "--workspace", "--exclude", "weft-ebpf", "--no-fail-fast"]))
+    build::run(build::cargo().args(TESTS).arg("--no-run"))
+}
+
+/// The tests of all crates that run on the host.
+const TESTS: [&str; 4] = ["test", "--workspace", "--exclude", "weft-ebpf"];
+
+fn crates() -> Result<()> {
+    build::run(build::cargo().args(TESTS).arg("--no-fail-fast"))
 }
 
 fn bed(tests: &str) -> Result<()> {
-    build::programs()?;
     let testbed = ["test", "-p", "weft-testbed", "--no-fail-fast", "--test", tests];
     build::run(build::cargo().args(testbed).args(["--", "--test-threads=2"]))
 }
@@ -152,7 +179,6 @@ fn vhost() -> Result<()> {
 }
 
 fn churning(ops: usize, seed: u64) -> Result<()> {
-    build::programs()?;
     let counts = churn(ops, seed)?;
     println!("churn: {ops} operations of seed {seed}, nothing is left: {counts:?}");
     Ok(())
@@ -164,20 +190,17 @@ fn attacked(selection: &Selection, list: bool) -> Result<ExitCode> {
         hostile_names(selection)?.iter().for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
-    build::programs()?;
     let tally = hostile(selection)?;
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn equivalent(cases: usize, seed: u64) -> Result<()> {
-    build::programs()?;
     let answers = equivalence(cases, seed)?;
     println!("equivalence: {cases} cases of seed {seed}, none differs: {answers:?}");
     Ok(())
 }
 
 fn on_cluster() -> Result<ExitCode> {
-    build::programs()?;
     cluster::conformance("test")
 }

@@ -10,7 +10,7 @@ use weft_logic::set::WAYS;
 use crate::{Error, error::Result, flows::ENTRIES_OF_A_SET};
 
 /// How to open the dataplane.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Options {
     /// Folder on a bpf filesystem; everything is pinned below [`weft_abi::PinFolder`] in it. Its parent must exist.
     pub pin_dir: PathBuf,

@@ -13,6 +13,8 @@ mod maps;
 mod offload;
 #[path = "kernel/open.rs"]
 mod open;
+#[path = "kernel/reuse.rs"]
+mod reuse;
 #[path = "kernel/run.rs"]
 mod run;
 #[path = "kernel/upgrade.rs"]

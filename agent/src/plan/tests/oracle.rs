@@ -3,7 +3,7 @@
 //! Shares no code with it.
 
 use k8s_openapi::{
-    api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort},
+    api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec},
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
@@ -13,16 +13,30 @@ use crate::model::{
     objects::{NetworkPolicy, Pod},
 };
 
+/// A cluster, with what its policies ask for: read once, and not for each packet.
+pub(super) struct Oracle<'a> {
+    snapshot: &'a Snapshot,
+    policies: Vec<(&'a NetworkPolicy, NetworkPolicySpec)>,
+}
+
+impl<'a> Oracle<'a> {
+    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
+        let policies = snapshot.policies.values().filter_map(|policy| Some((&**policy, policy.spec()?)));
+        Self { snapshot, policies: policies.collect() }
+    }
+}
+
 /// The other end of a packet: an address, and the pod that has it.
 struct Peer<'a> {
     ip: &'a str,
     pod: Option<&'a Pod>,
 }
 
-pub(super) fn ingress(snapshot: &Snapshot, receiver: &Pod, from: &str, packet: Packet) -> bool {
+pub(super) fn ingress(oracle: &Oracle<'_>, receiver: &Pod, from: &str, packet: Packet) -> bool {
+    let snapshot = oracle.snapshot;
     let peer = Peer { ip: from, pod: owner(snapshot, from) };
-    allowed(snapshot, receiver, "Ingress", |policy| {
-        let rules = policy.spec()?.ingress?;
+    allowed(oracle, receiver, "Ingress", |policy, spec| {
+        let rules = spec.ingress.as_ref()?;
         let rule = rules.iter().find(|rule| {
             peers_match(snapshot, policy, rule.from.as_ref(), &peer)
                 && ports_match(rule.ports.as_ref(), packet, Some(receiver))
@@ -31,10 +45,11 @@ pub(super) fn ingress(snapshot: &Snapshot, receiver: &Pod, from: &str, packet: P
     })
 }
 
-pub(super) fn egress(snapshot: &Snapshot, sender: &Pod, to: &str, packet: Packet) -> bool {
+pub(super) fn egress(oracle: &Oracle<'_>, sender: &Pod, to: &str, packet: Packet) -> bool {
+    let snapshot = oracle.snapshot;
     let peer = Peer { ip: to, pod: owner(snapshot, to) };
-    allowed(snapshot, sender, "Egress", |policy| {
-        let rules = policy.spec()?.egress?;
+    allowed(oracle, sender, "Egress", |policy, spec| {
+        let rules = spec.egress.as_ref()?;
         let rule = rules.iter().find(|rule| match (&rule.to, &rule.ports) {
             // A port by name is of the pod that the peer selects, so that both must be by the same peer.
             (Some(peers), Some(ports)) if !peers.is_empty() && !ports.is_empty() => peers.iter().any(|one| {
@@ -49,11 +64,15 @@ pub(super) fn egress(snapshot: &Snapshot, sender: &Pod, to: &str, packet: Packet
     })
 }
 
-fn allowed(snapshot: &Snapshot, subject: &Pod, direction: &str, allows: impl Fn(&NetworkPolicy) -> Option<()>) -> bool {
+fn allowed(
+    oracle: &Oracle<'_>,
+    subject: &Pod,
+    direction: &str,
+    allows: impl Fn(&NetworkPolicy, &NetworkPolicySpec) -> Option<()>,
+) -> bool {
     let mut isolated = false;
-    for policy in snapshot.policies.values() {
-        let Some(spec) = policy.spec() else { continue };
-        let types = spec.policy_types.clone().unwrap_or_default();
+    for (policy, spec) in &oracle.policies {
+        let types = spec.policy_types.as_deref().unwrap_or_default();
         let applies = if types.is_empty() {
             direction == "Ingress" || spec.egress.as_ref().is_some_and(|rules| !rules.is_empty())
         } else {
@@ -63,7 +82,7 @@ fn allowed(snapshot: &Snapshot, subject: &Pod, direction: &str, allows: impl Fn(
             && spec.pod_selector.as_ref().is_none_or(|selector| selected(selector, subject.metadata.labels.as_deref()));
         if applies && selects {
             isolated = true;
-            if allows(policy).is_some() {
+            if allows(policy, spec).is_some() {
                 return true;
             }
         }

@@ -215,6 +215,7 @@ pub(super) fn verdicts_of(world: &World, desired: &Desired, ifindex: u32) -> Vec
 }
 
 fn agrees(world: &World, desired: &Desired) -> Result<(), TestCaseError> {
+    let oracle = oracle::Oracle::of(&world.snapshot);
     for attachment in &world.attachments {
         let reference = attachment.spec.pod.as_ref().unwrap();
         let pod = &world.snapshot.pods[&ObjectKey::new(&reference.namespace, &reference.name)];
@@ -222,10 +223,8 @@ fn agrees(world: &World, desired: &Desired) -> Result<(), TestCaseError> {
         for peer in probes(world) {
             for packet in PACKETS {
                 let said = (lets_in(desired, ifindex, &peer, packet), lets_out(desired, ifindex, &peer, packet));
-                let expected = (
-                    oracle::ingress(&world.snapshot, pod, &peer, packet),
-                    oracle::egress(&world.snapshot, pod, &peer, packet),
-                );
+                let expected =
+                    (oracle::ingress(&oracle, pod, &peer, packet), oracle::egress(&oracle, pod, &peer, packet));
                 prop_assert_eq!(said, expected, "(in, out) of {} and {} at {:?}", reference.name, peer, packet);
             }
         }

@@ -13,11 +13,11 @@ use weft_abi::{
     Event, EventKind, Flow, FlowKey4, FlowKey6, Frontend, FrontendFlags, FrontendKey, MARK_DELIVERED, Member,
     MemberKey, MemberSet, Owner, Port, PortKind, Remote, RemoteKind, Timeouts, generation,
 };
-use weft_dataplane::{Arrival, Dataplane, Maps, Options, Program};
+use weft_dataplane::{Arrival, Maps, Options, Program};
 
 use crate::{
     packet::{self, Seen, ip},
-    support::{Sandbox, ip as run_ip},
+    support::{Sandbox, ip as run_ip, pool::Pooled},
 };
 
 /// `TC_ACT_REDIRECT`.
@@ -80,9 +80,10 @@ pub(crate) fn workload(ifindex: u32) -> u32 {
     ifindex + 1000
 }
 
+/// In namespaces of its own, with programs and maps that other tests have had before and that are as new ones.
 pub(crate) struct Node {
-    dataplane: Dataplane,
-    /// Last: the programs go before their namespace.
+    dataplane: Pooled,
+    /// Last: the programs are given back before their namespaces go.
     _sandbox: Sandbox,
 }
 
@@ -119,8 +120,7 @@ impl Node {
         }
         let mut options = sandbox.options();
         change(&mut options);
-        let dataplane = Dataplane::open(&options).unwrap_or_else(|error| panic!("open the dataplane: {error}"));
-        let node = Self { dataplane, _sandbox: sandbox };
+        let node = Self { dataplane: Pooled::take(&sandbox, &options), _sandbox: sandbox };
         node.configure();
         for (ifindex, kind, addresses) in
             [(CLIENT, PortKind::Veth, CLIENT_IP), (SERVER, PortKind::Veth, SERVER_IP), (VM, PortKind::Tap, VM_IP)]

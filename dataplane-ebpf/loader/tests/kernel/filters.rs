@@ -29,6 +29,9 @@ const FROM_WORKLOAD: Program = Program::FromWorkload;
 const TO_WORKLOAD: Program = Program::ToWorkload;
 const PROGRAMS: [Program; 2] = [FROM_WORKLOAD, TO_WORKLOAD];
 
+/// The programs as they were built.
+pub(crate) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-dataplane.o"));
+
 /// Runs `tc` in the calling thread's namespaces; what it says.
 fn tc(arguments: &str) -> String {
     let output = Command::new("tc").args(arguments.split(' ')).output().expect("run tc (iproute2)");
@@ -58,7 +61,7 @@ fn attach(dataplane: &mut Dataplane, veth: &Veth) {
 #[test]
 fn ports_are_filtered_until_they_are_detached_and_nothing_is_left() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (netns, veth) = workload("pod");
     attach(&mut dataplane, &veth);
     assert_eq!(dataplane.attachments().unwrap(), attached(&veth));
@@ -82,7 +85,7 @@ fn ports_are_filtered_until_they_are_detached_and_nothing_is_left() {
 #[test]
 fn attaching_twice_changes_nothing() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     attach(&mut dataplane, &veth);
     let before = filters(&veth, "ingress");
@@ -153,7 +156,7 @@ fn no_packet_passes_while_programs_are_swapped() {
 #[test]
 fn what_others_have_on_the_device_stays() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     tc(&format!("qdisc add dev {} clsact", veth.name));
     attach(&mut dataplane, &veth);
@@ -173,7 +176,7 @@ fn what_others_have_on_the_device_stays() {
 #[test]
 fn a_filter_of_somebody_else_in_weft_s_place_is_named_and_stays() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     tc(&format!("qdisc add dev {} clsact", veth.name));
     tc(&format!("filter add dev {} ingress pref 1 protocol ip u32 match u32 0 0 flowid 1:1", veth.name));
@@ -194,7 +197,7 @@ fn a_filter_of_somebody_else_in_weft_s_place_is_named_and_stays() {
 #[test]
 fn what_somebody_removed_is_missed_and_can_be_put_back() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     attach(&mut dataplane, &veth);
     tc(&format!("filter del dev {} ingress pref 1", veth.name));
@@ -212,7 +215,7 @@ fn what_somebody_removed_is_missed_and_can_be_put_back() {
 #[test]
 fn names_and_indexes_that_do_not_fit_are_refused() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     let error = dataplane.attach(FROM_WORKLOAD, &veth.name, veth.ifindex + 100).unwrap_err();
     assert!(
@@ -227,7 +230,7 @@ fn names_and_indexes_that_do_not_fit_are_refused() {
 #[test]
 fn a_device_that_got_the_index_of_one_that_is_gone_has_nothing() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     let ifindex = veth.ifindex;
     attach(&mut dataplane, &veth);
@@ -241,7 +244,6 @@ fn a_device_that_got_the_index_of_one_that_is_gone_has_nothing() {
 
 /// Makes a pinned tcx link on a port, as builds before the filters did: `version` is that of its folder.
 fn old_link(sandbox: &Sandbox, veth: &Veth, version: &str) -> PathBuf {
-    static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-dataplane.o"));
     let mut ebpf = aya::EbpfLoader::new().btf(None).load(OBJECT).expect("load the object");
     let program: &mut SchedClassifier =
         ebpf.program_mut("from_workload").expect("a link of the old kind").try_into().expect("a link of the old kind");

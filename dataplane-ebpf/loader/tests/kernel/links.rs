@@ -44,7 +44,7 @@ pub(crate) fn program_ids(ifname: &str) -> Vec<u32> {
 #[test]
 fn an_attached_program_sees_packets_until_it_is_detached() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (netns, veth) = workload("pod");
     send(&netns);
     assert_eq!(dropped(dataplane.maps()), 0, "nothing is attached yet");
@@ -67,7 +67,7 @@ fn an_attached_program_sees_packets_until_it_is_detached() {
 #[test]
 fn attaching_twice_changes_nothing() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
     let programs = program_ids(&veth.name);
@@ -135,7 +135,7 @@ fn links_of_devices_that_are_gone_are_removed() {
 #[test]
 fn a_device_that_got_the_index_of_one_that_is_gone_is_attached_anew() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     let ifindex = veth.ifindex;
     dataplane.attach(FROM_OVERLAY, &veth.name, ifindex).unwrap();
@@ -151,7 +151,7 @@ fn a_device_that_got_the_index_of_one_that_is_gone_is_attached_anew() {
 #[test]
 fn detach_of_a_device_that_is_gone_removes_the_pin() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     let ifindex = veth.ifindex;
     dataplane.attach(FROM_OVERLAY, &veth.name, ifindex).unwrap();
@@ -163,7 +163,7 @@ fn detach_of_a_device_that_is_gone_removes_the_pin() {
 #[test]
 fn the_pin_of_a_device_that_went_unnoticed_is_swept() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let [(_gone_netns, gone), (_netns, veth)] = ["gone", "pod"].map(workload);
     for veth in [&gone, &veth] {
         dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex).unwrap();
@@ -180,7 +180,7 @@ fn the_pin_of_a_device_that_went_unnoticed_is_swept() {
 #[test]
 fn a_name_with_another_index_is_refused_and_left_alone() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let (_netns, veth) = workload("pod");
     let error = dataplane.attach(FROM_OVERLAY, &veth.name, veth.ifindex + 100).unwrap_err();
     assert!(
@@ -194,7 +194,7 @@ fn a_name_with_another_index_is_refused_and_left_alone() {
 #[test]
 fn a_device_that_is_not_here_is_named_in_the_error() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let error = dataplane.attach(FROM_OVERLAY, "nowhere0", 77).unwrap_err();
     assert!(matches!(error, Error::Link { program: FROM_OVERLAY, ifindex: 77, .. }), "{error}");
     assert!(error.to_string().contains("nowhere0"), "{error}");

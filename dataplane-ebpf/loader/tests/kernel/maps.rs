@@ -23,7 +23,7 @@ fn member(index: u32) -> (MemberKey, Member) {
 #[test]
 fn a_hash_holds_what_was_put_in() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let members = dataplane.maps().members();
     assert!(members.is_empty().unwrap());
     // More than one batch of a listing.
@@ -46,7 +46,7 @@ fn a_hash_holds_what_was_put_in() {
 #[test]
 fn a_listing_ends_while_entries_come_and_go() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let maps = dataplane.maps().clone();
     let stays: Vec<_> = (0..1000).map(member).collect();
     for (key, value) in &stays {
@@ -73,7 +73,7 @@ fn a_listing_ends_while_entries_come_and_go() {
 #[test]
 fn a_full_map_says_which_and_how_large() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let ports = dataplane.maps().ports();
     for ifindex in 0..256 {
         ports.insert(&ifindex, &Port::default()).unwrap();
@@ -86,7 +86,7 @@ fn a_full_map_says_which_and_how_large() {
 #[test]
 fn a_trie_answers_with_the_longest_prefix() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let remotes = dataplane.maps().remotes();
     let prefix = |octets: [u8; 4], bits: u32| CidrKey::of_cluster(Addr::v4(u32::from_ne_bytes(octets)), 96 + bits);
     let remote = |kind| Remote { via: Addr::UNSPECIFIED, kind, mac: [0; 6], flags: 0, prefix_len: 0 };
@@ -112,7 +112,7 @@ fn a_trie_answers_with_the_longest_prefix() {
 #[test]
 fn a_trie_of_many_prefixes_is_listed_and_emptied_whole() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let remotes = dataplane.maps().remotes();
     for number in 0..1500_u32 {
         let key = CidrKey::of_cluster(Addr::v4(number.to_be()), 128);
@@ -130,7 +130,7 @@ fn a_trie_of_many_prefixes_is_listed_and_emptied_whole() {
 #[test]
 fn flows_are_listed_and_removed() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let flows = dataplane.maps().flows4();
     for ifindex in [3, 4] {
         let key = FlowKey4 { ifindex, src: 1, dst: 2, sport: 3, dport: 4, protocol: 6 };
@@ -146,7 +146,7 @@ fn flows_are_listed_and_removed() {
 #[test]
 fn arrays_have_every_index_and_no_other() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let maps = dataplane.maps();
     let config = Config { vni: 7, masquerade_count: 100, ..Config::default() };
     maps.config().set(0, &config).unwrap();
@@ -173,7 +173,7 @@ fn counters_start_at_zero_for_every_reason() {
 #[test]
 fn memory_is_told_for_every_map() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let memory = dataplane.maps().memory().unwrap();
     assert_eq!(memory.iter().map(|entry| entry.map).collect::<Vec<_>>(), map::ALL);
     let lines = memory.iter().find(|entry| entry.map == map::FLOWS4).unwrap();

@@ -89,7 +89,7 @@ fn v4(octets: [u8; 4]) -> Addr {
 #[test]
 fn an_sctp_checksum_that_is_left_to_others_stays_0() {
     let sandbox = Sandbox::enter();
-    let mut dataplane = sandbox.open();
+    let mut dataplane = sandbox.pooled();
     let [client, server] = [(); 2].map(|()| Netns::new());
     let [client_veth, server_veth] = [("client", &client), ("server", &server)].map(|(name, end)| Veth::new(name, end));
     fill(dataplane.maps(), client_veth.ifindex, server_veth.ifindex);

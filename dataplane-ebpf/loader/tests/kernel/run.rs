@@ -11,11 +11,11 @@ use crate::support::{Netns, Sandbox, Veth};
 /// `TC_ACT_SHOT`.
 const SHOT: u32 = 2;
 
-fn through(ifindex: u32) -> Arrival {
+pub(crate) fn through(ifindex: u32) -> Arrival {
     Arrival { ifindex, received_by: ifindex, ..Arrival::default() }
 }
 
-fn packet() -> Vec<u8> {
+pub(crate) fn packet() -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], GATEWAY_MAC);
     let builder = builder.ipv4([10, 9, 9, 1], [10, 9, 9, 2], 64).udp(1000, 2000);
     let mut packet = Vec::with_capacity(builder.size(4));
@@ -26,7 +26,7 @@ fn packet() -> Vec<u8> {
 #[test]
 fn a_test_run_tells_verdict_and_packet_and_counts() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let netns = Netns::new();
     let veth = Veth::new("pod", &netns);
     let report = dataplane.test_run(Program::FromWorkload, &packet(), through(veth.ifindex), 3).unwrap();
@@ -38,7 +38,7 @@ fn a_test_run_tells_verdict_and_packet_and_counts() {
 #[test]
 fn events_come_through_the_ring_and_make_it_readable() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     let netns = Netns::new();
     let veth = Veth::new("pod", &netns);
     let mut events = dataplane.events().unwrap();
@@ -62,7 +62,7 @@ fn readable(events: &weft_dataplane::Events, timeout: PollTimeout) -> bool {
 #[test]
 fn a_test_run_without_its_device_or_header_is_an_error() {
     let sandbox = Sandbox::enter();
-    let dataplane = sandbox.open();
+    let dataplane = sandbox.pooled();
     for (packet, ifindex) in [(packet(), 4_000_000), (vec![0; 13], 1)] {
         let error = dataplane.test_run(Program::FromUplink, &packet, through(ifindex), 1).unwrap_err();
         assert!(matches!(error, Error::Program { program: "from_uplink", .. }), "{error}");

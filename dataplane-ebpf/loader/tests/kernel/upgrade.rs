@@ -88,8 +88,8 @@ fn packets(dataplane: &Dataplane) -> [Option<u64>; 2] {
     found.map(|flow| flow.expect("look up").map(|flow| flow.connection.packets))
 }
 
-/// A sandbox after one of another layout that had connections, and generations.
-fn after_connections(sandbox: &Sandbox) -> PathBuf {
+/// A sandbox after one that had connections, and generations.
+fn leave_connections(sandbox: &Sandbox) {
     let before = sandbox.open();
     let (four, six) = keys();
     let after = |packets| Flow { connection: Connection { packets, ..Connection::default() }, ..Flow::default() };
@@ -98,6 +98,11 @@ fn after_connections(sandbox: &Sandbox) -> PathBuf {
     before.maps().generations().set(EPOCH, &7).expect("write");
     before.maps().generations().set(5, &9).expect("write");
     before.maps().service_generations().set(3, &4).expect("write");
+}
+
+/// The same of one of another layout: where it has pinned.
+fn after_connections(sandbox: &Sandbox) -> PathBuf {
+    leave_connections(sandbox);
     let root = sandbox.options().pin_dir;
     let other = root.join(format!("v{ABI_VERSION}-{:016x}", LAYOUT ^ 1));
     fs::rename(root.join(PinFolder.to_string()), &other).expect("rename the pin folder");
@@ -155,8 +160,7 @@ fn what_an_earlier_version_left_is_not_adopted() {
 #[test]
 fn another_size_takes_connections_over() {
     let sandbox = Sandbox::enter();
-    drop(after_connections(&sandbox));
-    sandbox.open().take_over_other_versions().expect("take over");
+    leave_connections(&sandbox);
     let mut options = sandbox.options();
     for (ports, flows4) in [(2, 2), (1, 1)] {
         options.sizes.ports *= ports;
@@ -179,23 +183,28 @@ fn another_size_takes_connections_over() {
 fn what_another_version_tells_counts_by_the_last_packet() {
     const TOLD: u64 = 44;
     const OWN: u64 = 5;
-    for (own_seen, is_decided, packets_then) in
-        [(99, true, TOLD), (100, true, OWN), (100, false, TOLD), (101, true, OWN), (101, false, OWN)]
-    {
-        let sandbox = Sandbox::enter();
-        let before = sandbox.open();
-        let entry = |packets, last_seen, egress| Flow {
-            connection: Connection { packets, ..Connection::default() },
-            way: Way { last_seen, egress, ..Way::default() },
-        };
-        let (key, _) = keys();
+    let cases =
+        [(99, true, TOLD), (100, true, OWN), (100, false, TOLD), (101, true, OWN), (101, false, OWN)].into_iter();
+    let cases = (1..).map(|sport| FlowKey4 { sport, ..keys().0 }).zip(cases);
+    let entry = |packets, last_seen, egress| Flow {
+        connection: Connection { packets, ..Connection::default() },
+        way: Way { last_seen, egress, ..Way::default() },
+    };
+    let sandbox = Sandbox::enter();
+    let before = sandbox.open();
+    for (key, _) in cases.clone() {
         before.maps().flows4().insert(&key, &entry(TOLD, 100, 1)).expect("write");
-        let mut options = sandbox.options();
-        options.sizes.flows4 *= 2;
-        let mut dataplane = Dataplane::open(&options).expect("open");
+    }
+    let mut options = sandbox.options();
+    options.sizes.flows4 *= 2;
+    let mut dataplane = Dataplane::open(&options).expect("open");
+    for (key, (own_seen, is_decided, _)) in cases.clone() {
         dataplane.maps().flows4().insert(&key, &entry(OWN, own_seen, u16::from(is_decided))).expect("write");
-        dataplane.take_over_other_versions().expect("take over");
-        assert_eq!(packets(&dataplane)[0], Some(packets_then), "{own_seen} {is_decided}");
+    }
+    dataplane.take_over_other_versions().expect("take over");
+    for (key, (own_seen, is_decided, packets_then)) in cases {
+        let flow = dataplane.maps().flows4().get(&key).expect("look up").expect("an entry");
+        assert_eq!(flow.connection.packets, packets_then, "{own_seen} {is_decided}");
     }
 }
 
@@ -203,8 +212,7 @@ fn what_another_version_tells_counts_by_the_last_packet() {
 #[test]
 fn what_was_set_aside_is_put_back() {
     let sandbox = Sandbox::enter();
-    drop(after_connections(&sandbox));
-    sandbox.open().take_over_other_versions().expect("take over");
+    leave_connections(&sandbox);
     let carried = sandbox.options().pin_dir.join("carried").join(CarriedPin(&MapInfo::COUNTS).to_string());
     fs::remove_file(&carried).expect("remove pin");
     let foreign = aya::maps::HashMap::<_, u32, u64>::create(16, 0).expect("make a map");
@@ -224,8 +232,7 @@ fn what_was_set_aside_is_put_back() {
 #[test]
 fn fewer_services_make_every_connection_decide_again() {
     let sandbox = Sandbox::enter();
-    drop(after_connections(&sandbox));
-    sandbox.open().take_over_other_versions().expect("take over");
+    leave_connections(&sandbox);
     let mut options = sandbox.options();
     options.sizes.services /= 2;
     let mut dataplane = Dataplane::open(&options).expect("open");
@@ -240,8 +247,7 @@ fn fewer_services_make_every_connection_decide_again() {
 #[test]
 fn connections_of_a_version_that_cannot_tell_begin_anew() {
     let sandbox = Sandbox::enter();
-    drop(after_connections(&sandbox));
-    sandbox.open().take_over_other_versions().expect("take over");
+    leave_connections(&sandbox);
     fs::remove_file(sandbox.pins("maps").join(program::EXPORT_CONNECTIONS)).expect("remove pins");
     let mut options = sandbox.options();
     options.sizes.flows4 *= 2;
@@ -253,8 +259,7 @@ fn connections_of_a_version_that_cannot_tell_begin_anew() {
 #[test]
 fn a_map_whose_pin_was_removed_begins_anew() {
     let sandbox = Sandbox::enter();
-    drop(after_connections(&sandbox));
-    sandbox.open().take_over_other_versions().expect("take over");
+    leave_connections(&sandbox);
     fs::remove_file(sandbox.pins("maps").join(map::FLOWS4)).expect("remove pins");
     assert_eq!(packets(&sandbox.open()), [None, Some(66)]);
     // Builds of other layouts find the map that is in use.

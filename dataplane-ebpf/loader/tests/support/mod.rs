@@ -4,8 +4,11 @@
 //! Needs root: without it every test fails and says so. Tests run at the same time, each in namespaces of its thread, so
 //! names of devices need not be unique.
 
+pub(crate) mod content;
+pub(crate) mod pool;
+
 use std::{
-    fs::File,
+    fs::{self, File},
     marker::PhantomData,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
@@ -18,13 +21,17 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
 };
-use tempfile::TempDir;
 use weft_dataplane::{Dataplane, MapSizes, Options};
+
+use self::pool::Pooled;
+
+/// Where every sandbox has its bpf filesystem. One place for all, so that a dataplane of another sandbox pins its links in the one that
+/// it is used in.
+const BPFFS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bpf");
 
 /// Puts the calling thread into a network namespace and a mount namespace of its own, with a fresh bpf filesystem. Dropping
 /// it brings the thread back; what was made inside goes with the namespaces.
 pub(crate) struct Sandbox {
-    bpffs: TempDir,
     outside: [(File, CloneFlags); 2],
     /// The namespaces are the thread's.
     not_send: PhantomData<*const ()>,
@@ -34,18 +41,18 @@ impl Sandbox {
     pub(crate) fn enter() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test loads eBPF programs: run it as root");
         let outside = [(namespace("mnt"), CloneFlags::CLONE_NEWNS), (namespace("net"), CloneFlags::CLONE_NEWNET)];
-        let bpffs = tempfile::tempdir().expect("temporary folder");
+        fs::create_dir_all(BPFFS).expect("make the mount point");
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("unshare mount and network namespace");
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("make mounts private");
-        mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), none).expect("mount bpffs");
+        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).expect("mount bpffs");
         ip(&["link", "set", "lo", "up"]);
-        Self { bpffs, outside, not_send: PhantomData }
+        Self { outside, not_send: PhantomData }
     }
 
     /// Mount point of the bpf filesystem.
     pub(crate) fn bpffs(&self) -> &Path {
-        self.bpffs.path()
+        Path::new(BPFFS)
     }
 
     /// Folder of this version's pins, `maps` or `links`.
@@ -74,9 +81,14 @@ impl Sandbox {
         Options { sizes, ..Options::new(self.bpffs().join("weft")) }
     }
 
+    /// Opens a dataplane on what is pinned here, or a new one.
     pub(crate) fn open(&self) -> Dataplane {
-        // Not expect: a verifier log is for reading.
-        Dataplane::open(&self.options()).unwrap_or_else(|error| panic!("open the dataplane: {error}"))
+        pool::open(&self.options())
+    }
+
+    /// A dataplane as new, where it does not matter that others have used it and that its maps are not pinned.
+    pub(crate) fn pooled(&self) -> Pooled {
+        Pooled::take(self, &self.options())
     }
 }
 
