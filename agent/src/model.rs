@@ -415,11 +415,14 @@ impl DesiredBalancer {
     }
 }
 
-/// A route of the host's main table that Weft owns (route protocol 119).
+/// A route of the host that Weft owns (route protocol 119).
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct HostRoute {
     /// Destination.
     pub dst: IpNet,
+    /// For what the host itself sends alone, in a table of its own: addresses of Services beyond the cluster, of which what the host
+    /// forwards goes on. Others are in the main table.
+    pub for_own: bool,
     /// Next hop through the uplink; none: on-link through `weft0`.
     pub via: Option<IpAddr>,
 }

@@ -173,7 +173,8 @@ fn a_local_policy_is_for_those_from_elsewhere() -> Result<()> {
     Ok(())
 }
 
-/// An address that a load balancer gave the Service, routed to a node: from outside and from pods.
+/// An address that a load balancer gave the Service: from outside, routed to a node, from pods, and from the node itself. Its other ports
+/// are whose they were.
 #[test]
 fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
     let site = Site::new(Mode::Vxlan)?;
@@ -189,6 +190,25 @@ fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
             .with_context(|| node.agent_log())?;
         let own: Vec<IpAddr> = pod.addresses().iter().filter(|own| own.is_ipv4() == to.is_ipv4()).copied().collect();
         site.meets(&pod, to, &[("guest", &own), ("far", &own)])?;
+    }
+    for address in LOAD_BALANCER {
+        let to = SocketAddr::new(address.parse()?, 80);
+        let known = node_ports(node, 0)[usize::from(to.is_ipv6())].ip();
+        site.meets(&**node, to, &[("guest", &[known]), ("far", &[known])]).with_context(|| node.agent_log())?;
+        let length = if to.is_ipv4() { 32 } else { 128 };
+        let outside = site.bed.outside();
+        outside
+            .sh(&format!(
+                "ip addr add {address}/{length} dev lo nodad 2>/dev/null || ip addr add {address}/{length} dev lo"
+            ))?
+            .ok()?;
+        let other = SocketAddr::new(to.ip(), 81);
+        outside.serve_at("real", other)?;
+        for client in [&**node as &dyn Shell, &pod] {
+            let what = format!("{} meets the real load balancer", client.label());
+            let answer = until_ok(&what, SOON, || client.ask(Protocol::Tcp, other))?;
+            ensure!(answer.server == "real", "{what}: answered by {}", answer.server);
+        }
     }
     let told = node.sh("weft services")?.ok()?;
     ensure!(told.contains("198.18.7.7 external") && told.contains("nodePort 30080"), "{told}");

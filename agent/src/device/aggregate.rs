@@ -79,7 +79,12 @@ mod tests {
     }
 
     fn routes(prefixes: &str) -> BTreeMap<IpNet, Route> {
-        set(prefixes).into_iter().map(|dst| (dst, Route { dst, via: None, ifindex: 7, source: None })).collect()
+        set(prefixes)
+            .into_iter()
+            .map(|dst| {
+                (dst, Route { table: super::super::routes::MAIN_TABLE, dst, via: None, ifindex: 7, source: None })
+            })
+            .collect()
     }
 
     fn check(prefixes: &str, foreign: &str, expected: &str) {
