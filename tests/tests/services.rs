@@ -11,7 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{
-    Bed, Container, Mode, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol, Shell, Vm, service, until_ok,
+    Bed, Container, Mode, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol, Shell, TcpConnection, Vm, pod, service,
+    until_ok,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -310,4 +311,72 @@ fn a_node_port_leads_to_the_node_itself() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Which backend each of so many client ports outside has at this address.
+fn choices(site: &Site, to: SocketAddr) -> Result<Vec<String>> {
+    (40_000..40_040)
+        .map(|port| Ok(TcpConnection::from_port(site.bed.outside(), port, to)?.greeting().server.clone()))
+        .collect()
+}
+
+/// With `consistent`, a client has one backend, whichever node it comes to and by whichever frontend.
+#[test]
+fn a_consistent_choice_is_the_same_on_every_node_and_frontend() -> Result<()> {
+    let site = Site::new(Mode::Vxlan)?;
+    let mut object = balanced();
+    object["metadata"]["annotations"] = json!({"weft.dev/algorithm": "consistent"});
+    object["metadata"]["uid"] = json!("0a1b2c3d-0000-4000-8000-000000000001");
+    site.bed.apply(&object)?;
+    site.route_to_load_balancer(site.bed.node(1))?;
+    for (family, address) in LOAD_BALANCER.into_iter().enumerate() {
+        let all = [1, 2].map(|number| node_ports(site.bed.node(number), NODE_PORT)[family]);
+        let to_load_balancer = SocketAddr::new(address.parse()?, 80);
+        for to in all.into_iter().chain([to_load_balancer]) {
+            until_ok(&format!("{to} is served"), SOON, || site.bed.outside().ask(Protocol::Tcp, to).map(drop))?;
+        }
+        let first = choices(&site, all[0])?;
+        ensure!(first.iter().collect::<BTreeSet<_>>().len() == 2, "both backends have clients: {first:?}");
+        ensure!(choices(&site, all[1])? == first, "another node chooses otherwise");
+        ensure!(choices(&site, to_load_balancer)? == first, "another frontend leads elsewhere");
+    }
+    let told = site.bed.node(1).weft("services")?;
+    ensure!(told.contains("consistent"), "{told}");
+    Ok(())
+}
+
+/// A backend of weight 0 keeps its connections, and gets no new ones.
+#[test]
+fn a_drained_backend_keeps_its_connections() -> Result<()> {
+    let site = Site::new(Mode::Vxlan)?;
+    site.bed.apply(&exposed("default/web", VIPS, NODE_PORT, "Cluster"))?;
+    let to = node_ports(site.bed.node(1), NODE_PORT)[0];
+    let all = until_ok("both serve", SOON, || {
+        let met: BTreeSet<String> = choices(&site, to)?.into_iter().collect();
+        ensure!(met.len() == 2, "{met:?}");
+        Ok(met)
+    })?;
+    let mut kept = until_ok("one of the container's", SOON, || {
+        let connection = TcpConnection::open(site.bed.outside(), to)?;
+        ensure!(connection.greeting().server == "far");
+        Ok(connection)
+    })?;
+    let mut pod = pod("default/far", site.bed.node(2).name(), &[("app", "web")]);
+    pod["metadata"]["annotations"] = json!({"weft.dev/weight": "0"});
+    site.bed.apply(&pod)?;
+    until_ok("it gets no more", SOON, || {
+        let met = choices(&site, to)?;
+        ensure!(met.iter().all(|server| server == "guest"), "{met:?}");
+        Ok(())
+    })
+    .with_context(|| site.bed.node(1).agent_log())?;
+    kept.goes_on()?;
+    pod["metadata"]["annotations"] = json!({});
+    site.bed.apply(&pod)?;
+    until_ok("it is back", SOON, || {
+        let met: BTreeSet<String> = choices(&site, to)?.into_iter().collect();
+        ensure!(met == all, "{met:?}");
+        Ok(())
+    })?;
+    kept.goes_on()
 }

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! `cargo xtask demo`: two nodes, containers and virtual machines, one Service over all of them, policies that let some in
-//! and keep others out.
+//! and keep others out, a Service that the outside reaches, one that is drained, and one that nobody serves.
 
 mod checks;
 
-use std::{collections::BTreeSet, net::SocketAddr, process::ExitCode};
+use std::{collections::BTreeSet, net::SocketAddr, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
-use serde_json::json;
-use weft_testbed::{Bed, Container, Options, Protocol, Shell, Vm, ingress_policy, namespace, service};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use weft_testbed::{
+    Bed, Container, Options, Protocol, Shell, TcpConnection, Vm, ingress_policy, namespace, pod, service, until_ok,
+};
 
 use crate::build;
 use checks::Checks;
@@ -21,6 +23,13 @@ const STRANGER: (&str, &str) = ("role", "stranger");
 const CLERK: (&str, &str) = ("role", "clerk");
 const WEB: (&str, &str) = ("app", "web");
 const STORE: (&str, &str) = ("app", "store");
+const SHOP: (&str, &str) = ("app", "shop");
+const CLOSED: [&str; 2] = ["10.96.0.30", "fd00:96::30"];
+const LOAD_BALANCER: [&str; 2] = ["198.18.7.7", "2001:db8:18::7"];
+const NODE_PORT: u16 = 30_080;
+const CLOSED_NODE_PORT: u16 = 30_081;
+/// Until what was applied is served.
+const SOON: Duration = Duration::from_secs(20);
 const TAP_VM: &str = "demo/vm";
 const VHOST_VM: &str = "demo/vhost-vm";
 
@@ -41,6 +50,9 @@ fn demonstrate(checks: &mut Checks) -> Result<()> {
     site.strangers_are_kept_out(checks);
     site.the_guests_are_kept_out_of_the_store(checks);
     site.the_outside_sees_the_node(checks);
+    site.the_outside_reaches_the_shop(checks)?;
+    site.a_backend_is_drained(checks)?;
+    site.nobody_there_is_told_at_once(checks);
     site.show()
 }
 
@@ -52,6 +64,7 @@ struct Site {
     stores: Vec<Container>,
     friends: Vec<Container>,
     strangers: Vec<Container>,
+    shops: Vec<Container>,
     clerk: Container,
     bed: Bed,
 }
@@ -63,6 +76,8 @@ impl Site {
         let bed = Bed::with(&Options { config: json!({ "flowSample": 1 }), ..Options::default() })?;
         bed.apply(&namespace("demo", &[]))?;
         bed.apply(&service("demo/web", SERVICE, 80, PORT, &[WEB]))?;
+        bed.apply(&shop())?;
+        bed.apply(&closed())?;
         bed.apply(&ingress_policy("demo/friends-reach-web", &[WEB], &[FRIEND]))?;
         bed.apply(&ingress_policy("demo/clerks-reach-store", &[STORE], &[CLERK]))?;
         step("containers on both nodes");
@@ -73,6 +88,7 @@ impl Site {
         let stores = on_both("store", STORE)?;
         let friends = on_both("friend", FRIEND)?;
         let strangers = on_both("stranger", STRANGER)?;
+        let shops = on_both("shop", SHOP)?;
         let clerk = bed.container(1, "demo/clerk", &[CLERK])?;
         step(
             "a virtual machine on a tap of the first node: Debian's kernel, configured by DHCP and router advertisements",
@@ -80,13 +96,13 @@ impl Site {
         let tap = bed.vm(1, TAP_VM, &[WEB, FRIEND])?;
         step("a virtual machine on the second node, its network card a vhost-user socket");
         let vhost = bed.vhost_vm(2, VHOST_VM, &[WEB, FRIEND])?;
-        let site = Self { guests: [tap, vhost], webs, stores, friends, strangers, clerk, bed };
+        let site = Self { guests: [tap, vhost], webs, stores, friends, strangers, shops, clerk, bed };
         site.start_servers()?;
         Ok(site)
     }
 
     fn start_servers(&self) -> Result<()> {
-        for server in self.webs.iter().chain(&self.stores) {
+        for server in self.webs.iter().chain(&self.stores).chain(&self.shops) {
             server.serve(&server.label(), PORT)?;
         }
         self.guests_by_name().try_for_each(|(name, guest)| guest.serve(name, PORT))?;
@@ -168,6 +184,72 @@ impl Site {
         }
     }
 
+    /// By a NodePort of either node, and by an address that a load balancer gave it; the nodes themselves by that, too.
+    fn the_outside_reaches_the_shop(&self, checks: &mut Checks) -> Result<()> {
+        step("the outside reaches the shop by NodePort and load balancer, and so do the nodes");
+        let [first, second] = [1, 2].map(|number| self.bed.node(number));
+        for (address, via) in LOAD_BALANCER.into_iter().zip([first.v4().to_string(), first.v6().to_string()]) {
+            self.bed.outside().sh(&format!("ip route add {address} via {via}"))?.ok()?;
+        }
+        let all = self.shops.iter().map(Container::label).collect();
+        for node in [first, second] {
+            for address in [node.v4().into(), node.v6().into()] {
+                checks.spread_over(self.bed.outside(), SocketAddr::new(address, NODE_PORT), &all);
+            }
+        }
+        for to in sockets(LOAD_BALANCER) {
+            for client in [self.bed.outside() as &dyn Shell, &**first, &**second, &self.friends[0]] {
+                checks.spread_over(client, to, &all);
+            }
+        }
+        Ok(())
+    }
+
+    /// With weight 0 its connections go on, and others get the new ones.
+    fn a_backend_is_drained(&self, checks: &mut Checks) -> Result<()> {
+        step("a shop is drained: its connections go on, new ones go to the other");
+        let (drained, other) = (self.shops[1].label(), self.shops[0].label());
+        let to = SocketAddr::new(self.bed.node(1).v4().into(), NODE_PORT);
+        let mut connection = until_ok("a connection of it", SOON, || {
+            let connection = TcpConnection::open(self.bed.outside(), to)?;
+            ensure!(connection.greeting().server == drained, "{} answers", connection.greeting().server);
+            Ok(connection)
+        })?;
+        let mut object = pod(&drained, self.bed.node(2).name(), &[SHOP]);
+        object["metadata"]["annotations"] = json!({"weft.dev/weight": "0"});
+        self.bed.apply(&object)?;
+        until_ok("the other has all new ones", SOON, || {
+            for _ in 0..20 {
+                let met = self.bed.outside().ask(Protocol::Tcp, to)?.server;
+                ensure!(met == other, "{met} answers");
+            }
+            Ok(())
+        })?;
+        checks
+            .count(&format!("{drained}, drained"), connection.goes_on().map(|()| "its connection goes on".to_owned()));
+        let next = (0..20).try_for_each(|_| {
+            let met = self.bed.outside().ask(Protocol::Tcp, to)?.server;
+            ensure!(met == other, "{met} answers");
+            Ok(())
+        });
+        checks.count(&format!("outside -> Service {to}"), next.map(|()| format!("20 of 20 new ones go to {other}")));
+        Ok(())
+    }
+
+    fn nobody_there_is_told_at_once(&self, checks: &mut Checks) {
+        step("a Service without backends refuses at once: nobody waits");
+        let node = self.bed.node(1);
+        let of_node = [node.v4().into(), node.v6().into()].map(|address| SocketAddr::new(address, CLOSED_NODE_PORT));
+        for to in of_node {
+            checks.refused(self.bed.outside(), to);
+        }
+        for to in sockets(CLOSED) {
+            for client in [&self.friends[0] as &dyn Shell, &**node] {
+                checks.refused(client, to);
+            }
+        }
+    }
+
     fn show(&self) -> Result<()> {
         let on_the_first = ["status", "endpoints", "services", "policies", "flows --last 30", "drops"];
         let details = format!("vm show {VHOST_VM}");
@@ -183,7 +265,34 @@ impl Site {
 }
 
 fn service_sockets() -> impl Iterator<Item = SocketAddr> {
-    SERVICE.iter().filter_map(|address| Some(SocketAddr::new(address.parse().ok()?, 80)))
+    sockets(SERVICE)
+}
+
+fn sockets(addresses: [&str; 2]) -> impl Iterator<Item = SocketAddr> {
+    addresses.into_iter().filter_map(|address| Some(SocketAddr::new(address.parse().ok()?, 80)))
+}
+
+/// A Service with everything that one of type `LoadBalancer` has.
+fn shop() -> Value {
+    let mut object = service("demo/shop", ["10.96.0.20", "fd00:96::20"], 80, PORT, &[SHOP]);
+    object["spec"]["type"] = json!("LoadBalancer");
+    set_node_port(&mut object, NODE_PORT);
+    object["status"] = json!({"loadBalancer": {"ingress": LOAD_BALANCER.map(|address| json!({"ip": address}))}});
+    object
+}
+
+/// One that nobody serves.
+fn closed() -> Value {
+    let mut object = service("demo/closed", CLOSED, 80, PORT, &[("app", "nobody")]);
+    object["spec"]["type"] = json!("NodePort");
+    set_node_port(&mut object, CLOSED_NODE_PORT);
+    object
+}
+
+fn set_node_port(object: &mut Value, number: u16) {
+    for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        port["nodePort"] = json!(number);
+    }
 }
 
 fn step(what: &str) {

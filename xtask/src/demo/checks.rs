@@ -22,7 +22,8 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
-    fn count(&mut self, what: &str, outcome: Result<String>) {
+    /// Counts what came out.
+    pub(crate) fn count(&mut self, what: &str, outcome: Result<String>) {
         match outcome {
             Ok(detail) => {
                 self.passed += 1;
@@ -67,6 +68,16 @@ impl Checks {
     pub(crate) fn kept_out(&mut self, client: &dyn Shell, protocol: Protocol, to: SocketAddr) {
         let outcome = client.is_kept_out(protocol, to).map(|()| "kept out".to_owned());
         self.count(&format!("{} -> {protocol} {to}", client.label()), outcome);
+    }
+
+    /// `client` is told at once that nobody serves `to`.
+    pub(crate) fn refused(&mut self, client: &dyn Shell, to: SocketAddr) {
+        let outcome = match client.ask(Protocol::Tcp, to) {
+            Ok(answer) => Err(anyhow::anyhow!("answered by {}", answer.server)),
+            Err(error) if format!("{error:#}").ends_with("refused") => Ok("refused".to_owned()),
+            Err(error) => Err(error),
+        };
+        self.count(&format!("{} -> Service {to}", client.label()), outcome);
     }
 
     /// The server at `to` sees `client` as `address`.

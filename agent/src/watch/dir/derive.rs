@@ -9,7 +9,7 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        core::v1::{Pod, Service, ServicePort, ServiceSpec},
+        core::v1::{ObjectReference, Pod, Service, ServicePort, ServiceSpec},
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -66,6 +66,12 @@ fn of_family(key: &ObjectKey, spec: &ServiceSpec, pods: &[&Pod], ipv4: bool) -> 
             addresses: vec![ip.to_string()],
             conditions: Some(conditions(publish_all || is_ready(pod))),
             node_name: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            target_ref: Some(ObjectReference {
+                kind: Some("Pod".to_owned()),
+                namespace: pod.metadata.namespace.clone(),
+                name: pod.metadata.name.clone(),
+                ..ObjectReference::default()
+            }),
             ..Endpoint::default()
         };
         groups.entry(numbers).or_default().push(endpoint);
