@@ -75,6 +75,8 @@ pub(super) struct Session {
     standing: Vec<Standing>,
     lookalikes: Lookalikes,
     clients: Clients,
+    /// Nothing depends on what was before.
+    is_new: bool,
     pub(super) count: Count,
 }
 
@@ -95,7 +97,7 @@ impl Session {
     pub(super) fn new(site: Site) -> Result<Self> {
         let runner = Runner::enter(&site)?;
         let (standing, lookalikes, count) = (Vec::new(), Lookalikes::default(), Count::default());
-        Ok(Self { site, runner, standing, lookalikes, clients: Clients::default(), count })
+        Ok(Self { site, runner, standing, lookalikes, clients: Clients::default(), is_new: true, count })
     }
 
     fn again(&mut self, world: &World, standing: &mut Standing) -> Result<Option<String>> {
@@ -264,12 +266,17 @@ impl Ground for Session {
         self.standing.clear();
         self.lookalikes.clear();
         self.clients.clear();
+        self.is_new = true;
         self.runner.clear()
     }
 
     fn enter(&mut self, state: &State) -> Result<()> {
         let before = self.site.devices();
-        self.site.apply(&state.world)?;
+        if std::mem::take(&mut self.is_new) {
+            self.site.apply_anew(&state.world)
+        } else {
+            self.site.apply(&state.world)
+        }?;
         self.clients.enter(&state.world);
         if let Some(id) = &state.event.replug {
             self.site.plug_anew(id, &state.world)?;
