@@ -83,12 +83,18 @@ fn pod(pod: &Pod) -> Value {
 }
 
 fn service(service: &Service) -> Value {
+    let metadata =
+        json!({"namespace": service.namespace, "name": service.name, "creationTimestamp": time(service.created)});
+    if service.exposure.kind == ServiceKind::ExternalName {
+        let spec = json!({"type": "ExternalName", "externalName": "service.example"});
+        return json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec});
+    }
     let ports: Vec<Value> = service.ports.iter().map(service_port).collect();
     let none = json!("None");
     let first = service.addresses.first().map_or(none, |address| json!(address));
     let mut object = json!({
         "apiVersion": "v1", "kind": "Service",
-        "metadata": {"namespace": service.namespace, "name": service.name, "creationTimestamp": time(service.created)},
+        "metadata": metadata,
         "spec": {"type": "ClusterIP", "clusterIP": first, "ports": ports},
     });
     if !service.addresses.is_empty() {
@@ -120,12 +126,13 @@ fn service_port(port: &ServicePort) -> Value {
 }
 
 fn expose(service: &Service, object: &mut Value) {
-    let Exposure { kind, local, external_ips, ingress, ranges, distribution } = &service.exposure;
+    let Exposure { kind, local, external_ips, ingress, ranges, distribution, class } = &service.exposure;
     let spec = &mut object["spec"];
     spec["type"] = json!(match kind {
         ServiceKind::ClusterIp => "ClusterIP",
         ServiceKind::NodePort => "NodePort",
         ServiceKind::LoadBalancer => "LoadBalancer",
+        ServiceKind::ExternalName => "ExternalName",
     });
     if *local {
         spec["externalTrafficPolicy"] = json!("Local");
@@ -138,6 +145,9 @@ fn expose(service: &Service, object: &mut Value) {
     }
     if let Some(distribution) = distribution {
         spec["trafficDistribution"] = json!(distribution);
+    }
+    if let Some(class) = class {
+        spec["loadBalancerClass"] = json!(class);
     }
     if *kind == ServiceKind::LoadBalancer {
         if service.ports.iter().all(|port| port.node_port.is_none()) {

@@ -189,8 +189,8 @@ fn served(
 }
 
 /// What may become of the next packet of a connection that went to `backend` when it began, or was not translated. A
-/// connection keeps a backend that serves, whatever the protocol; a TCP connection keeps it in any case. One that does not begins anew,
-/// for a client that had `last`.
+/// connection keeps a backend that serves, whatever the protocol; a TCP connection keeps it in any case, and goes on without one that
+/// it had none. Others begin anew, for a client that had `last`.
 pub(super) fn answer_standing(
     world: &World,
     here: &str,
@@ -198,10 +198,16 @@ pub(super) fn answer_standing(
     (backend, last): (Option<Backend>, Option<Backend>),
     quirks: Quirks,
 ) -> Vec<Verdict> {
-    let Some(backend) = backend else { return answer(world, here, packet, last, quirks) };
     if !route::may_speak(world, here, packet) {
         return vec![Verdict::Dropped(Reason::Source)];
     }
+    let Some(backend) = backend else {
+        // What no Service led when it began is established somewhere else.
+        if packet.protocol == Protocol::Tcp {
+            return vec![onward(world, here, packet, (packet.destination, packet.dport), false, quirks)];
+        }
+        return answer(world, here, packet, last, quirks);
+    };
     let gone = route::place(world, here, backend.0) == Place::OwnUnused;
     if stands(world, here, packet, backend) && !(quirks.leaves_gone_pod && gone) {
         return vec![onward(world, here, packet, backend, true, quirks)];

@@ -122,7 +122,7 @@ impl Session {
         };
         self.book("standing", &verdict);
         let now = match &seen {
-            Seen::Sent(sent) => Some((sent.address, sent.port)),
+            Seen::Sent(sent) => backend_of(&packet, sent.address, sent.port),
             Seen::Dropped(_) | Seen::Kernel => None,
         };
         self.clients.note_standing((world, HERE, &packet), standing.backend, now, began);
@@ -141,9 +141,7 @@ impl Session {
         {
             return Ok(Some(text));
         }
-        if standing.backend.is_some() {
-            standing.backend = Some((sent.address, sent.port));
-        }
+        standing.backend = now;
         (standing.sent, standing.last) = (sent, Instant::now());
         self.standing.push(standing.clone());
         Ok(None)

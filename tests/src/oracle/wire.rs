@@ -421,7 +421,7 @@ impl Wire {
             Ok(arrival) => arrival,
             Err(text) => return Ok(Some(text)),
         };
-        let now = arrival.as_ref().map(|arrival| (arrival.address, arrival.port));
+        let now = arrival.as_ref().and_then(|arrival| backend_of(&packet, arrival.address, arrival.port));
         self.clients.note_standing((world, &here, &packet), standing.backend, now, began);
         let Some(arrival) = arrival else { return Ok(None) };
         let same = (&arrival.spot, arrival.address, arrival.port)
@@ -432,9 +432,7 @@ impl Wire {
         if same && let Some(text) = self.answer(&packet, &here, &arrival)? {
             return Ok(Some(text));
         }
-        if standing.backend.is_some() {
-            standing.backend = Some((arrival.address, arrival.port));
-        }
+        standing.backend = now;
         (standing.arrival, standing.last) = (arrival, Instant::now());
         self.standing.push(standing.clone());
         Ok(None)

@@ -138,6 +138,9 @@ pub(super) struct Exposure {
     pub(super) ranges: Vec<String>,
     /// `trafficDistribution`, which proxies do not read.
     pub(super) distribution: Option<String>,
+    /// `loadBalancerClass`, likewise.
+    #[serde(default)]
+    pub(super) class: Option<String>,
 }
 
 /// `type`.
@@ -147,6 +150,8 @@ pub(super) enum ServiceKind {
     ClusterIp,
     NodePort,
     LoadBalancer,
+    /// Its addresses and ports are none meanwhile.
+    ExternalName,
 }
 
 /// What a load balancer gave a Service.
@@ -328,6 +333,13 @@ impl Pod {
     /// Its address of a family.
     pub(super) fn address(&self, ipv4: bool) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4)
+    }
+}
+
+impl Service {
+    /// Whether nodes serve it, as far as it has addresses.
+    pub(super) fn is_served(&self) -> bool {
+        !self.foreign && self.exposure.kind != ServiceKind::ExternalName
     }
 }
 

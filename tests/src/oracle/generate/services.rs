@@ -101,9 +101,11 @@ pub(super) fn add(random: &mut Random, world: &mut World, number: usize, created
 pub(super) fn change_exposure(random: &mut Random, world: &mut World) {
     let at = random.below(world.services.len());
     let mut service = world.services[at].clone();
-    match random.below(4) {
-        0 => service.exposure.local = !service.exposure.local,
-        1 if service.exposure.kind == ServiceKind::LoadBalancer => service.exposure.ranges = ranges(random, world),
+    match random.below(8) {
+        0 => service.foreign = !service.foreign,
+        1 => service.exposure.kind = ServiceKind::ExternalName,
+        2 | 3 if service.exposure.kind != ServiceKind::ExternalName => service.exposure.local = !service.exposure.local,
+        4 | 5 if service.exposure.kind == ServiceKind::LoadBalancer => service.exposure.ranges = ranges(random, world),
         _ => expose(random, world, &mut service),
     }
     world.services[at] = service;
@@ -128,6 +130,7 @@ fn expose(random: &mut Random, world: &World, service: &mut Service) {
     if is_balanced {
         exposure.ingress = (0..1 + random.below(3)).map(|_| ingress(random)).collect();
         exposure.ranges = ranges(random, world);
+        exposure.class = random.chance(20).then(|| "example.com/balancer".to_owned());
     }
     if random.chance(35) {
         exposure.external_ips = (0..1 + random.below(2)).map(|_| external_ip(random, world)).collect();

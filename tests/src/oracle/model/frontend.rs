@@ -114,7 +114,7 @@ impl<'w> Frontend<'w> {
 
 /// All that anybody asks for at node `here`.
 pub(super) fn asked<'w>(world: &'w World, here: &str) -> Vec<(Key, Frontend<'w>)> {
-    let served = world.services.iter().filter(|service| !service.foreign);
+    let served = world.services.iter().filter(|service| service.is_served());
     let of_services = served.flat_map(|service| service.ports.iter().flat_map(move |port| of_port(service, port)));
     let pods = world.pods.iter().filter(|pod| pod.node == here && !pod.host_network);
     let of_pods = pods.flat_map(|pod| pod.host_ports.iter().flat_map(move |port| of_host_port(pod, port)));

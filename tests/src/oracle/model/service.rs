@@ -33,7 +33,7 @@ pub(super) fn client(frontend: &Frontend<'_>, here: &str, address: IpAddr) -> Op
 pub(super) fn keeps(world: &World, client: &Client) -> bool {
     let is_its = |service: &&Service| (&service.namespace, &service.name) == (&client.service.0, &client.service.1);
     let services = world.services.iter().filter(is_its);
-    let mut keeping = services.filter(|service| !service.foreign && time(service).is_some());
+    let mut keeping = services.filter(|service| service.is_served() && time(service).is_some());
     keeping.any(|service| {
         let serves = service.addresses.iter().any(|vip| vip.is_ipv4() == client.address.is_ipv4());
         serves && service.ports.iter().any(|port| (&port.name, port.protocol) == (&client.port.0, client.port.1))
@@ -50,7 +50,7 @@ const fn time(service: &Service) -> Option<Duration> {
 
 /// Whether some Service has this ClusterIP, and a port.
 pub(super) fn is_cluster_ip(world: &World, address: IpAddr) -> bool {
-    let mut served = world.services.iter().filter(|service| !service.foreign && !service.ports.is_empty());
+    let mut served = world.services.iter().filter(|service| service.is_served() && !service.ports.is_empty());
     served.any(|service| service.addresses.contains(&address))
 }
 

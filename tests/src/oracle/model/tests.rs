@@ -425,6 +425,22 @@ fn a_connection_keeps_a_backend_that_serves() {
     assert_eq!(standing(&as_udp(ended()), Protocol::Udp), [far]);
 }
 
+/// A Service that comes to have its address leads what begins, and what is not established.
+#[test]
+fn established_tcp_that_began_without_a_service_goes_on_without() {
+    let mut world = served(vec![endpoint(of_pod(1, 12), 1, READY)]);
+    let address = IpAddr::from([203, 0, 113, 20]);
+    world.services[0].exposure.external_ips = vec![address];
+    let mut udp = world.clone();
+    (udp.services[0].ports[0].protocol, udp.slices[0].ports[0].protocol) = (Protocol::Udp, Some(Protocol::Udp));
+    for (world, protocol, kept) in [(&world, Protocol::Tcp, true), (&udp, Protocol::Udp, false)] {
+        let packet = packet("red/a", address, protocol, 80);
+        let verdicts = answer_standing(world, HERE, &packet, (None, None), Quirks::default());
+        assert_eq!(delivered(&verdicts[0]).1 == address, kept, "{protocol:?}");
+        assert_ne!(delivered(&one(world, &packet)).1, address);
+    }
+}
+
 #[test]
 fn an_answer_arrives_where_the_question_came_from() {
     let world = world();

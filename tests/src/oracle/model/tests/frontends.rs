@@ -132,8 +132,14 @@ fn a_load_balancer_that_others_are_to_use_is_left_to_them() {
         world.services[0].ports[0].node_port = None;
         assert_eq!(all(&world, &to("wire", lb(), 80)) != [Verdict::Kernel], served);
         assert_eq!(one(&world, &to("wire", own(), NODE_PORT)), Verdict::Kernel);
-        world.services[0].foreign = true;
-        assert_eq!(one(&world, &to("wire", lb(), 80)), Verdict::Kernel);
+        let another = Service { foreign: true, ..world.services[0].clone() };
+        let mut name = world.services[0].clone();
+        name.exposure.kind = ServiceKind::ExternalName;
+        for unserved in [another, name] {
+            world.services[0] = unserved;
+            assert_eq!(one(&world, &to("wire", lb(), 80)), Verdict::Kernel);
+            assert_eq!(one(&world, &vip("red/a", 80)), Verdict::Dropped(Reason::NoService));
+        }
     }
 }
 
