@@ -23,7 +23,9 @@ use crate::random::Random;
 /// Services of a world at most.
 pub(super) const SERVICES: usize = 6;
 /// Addresses beyond the cluster, of each family: few, so that several Services ask for one.
-const EXTERNAL: u8 = 3;
+const EXTERNAL: u8 = 2;
+/// Ports that many Services have, so that they ask for the same ones there.
+const COMMON: [(Protocol, u16); 2] = [(Protocol::Tcp, 80), (Protocol::Udp, 53)];
 /// The first NodePort, and how many a Service may have.
 const FIRST_NODE_PORT: u16 = 30_000;
 const NODE_PORTS: u16 = 3;
@@ -67,7 +69,8 @@ pub(super) fn add(random: &mut Random, world: &mut World, number: usize, created
     }
     let mut ports: Vec<ServicePort> = Vec::new();
     for at in 0..1 + random.below(3) {
-        let (protocol, port) = (*random.pick(&TRANSPORTS), *random.pick(&PORTS));
+        let any = (*random.pick(&TRANSPORTS), *random.pick(&PORTS));
+        let (protocol, port) = if random.chance(40) { *random.pick(&COMMON) } else { any };
         if !ports.iter().any(|other| (other.protocol, other.port) == (protocol, port)) {
             ports.push(ServicePort { name: format!("p{at}"), protocol, port, node_port: None });
         }
@@ -235,7 +238,8 @@ pub(super) fn change_endpoint(random: &mut Random, world: &mut World) {
     let known = world.slices.iter().filter(|slice| slice.service == world.slices[at].service);
     let mut known = known.flat_map(|slice| &slice.endpoints);
     let hints = known.find(|known| known.addresses == new.addresses).map(|known| known.hints.clone());
-    new.hints = hints.unwrap_or_else(|| hints_of(random, 50));
+    let with_nodes = random.chance(50);
+    new.hints = hints.unwrap_or_else(|| hints_of(random, 50, with_nodes));
     let slice = &mut world.slices[at];
     match random.below(4) {
         0 => slice.endpoints.push(new),
@@ -256,20 +260,21 @@ pub(super) fn change_endpoint(random: &mut Random, world: &mut World) {
 
 /// Hints for the endpoints of a Service: for none of them, for all, or for some. One that stands twice has the same ones.
 fn hint(random: &mut Random, slices: &mut [Slice]) {
-    let percent = *random.pick(&[0, 0, 60, 100, 100]);
+    let percent = *random.pick(&[0, 0, 60, 100, 100, 100]);
+    let with_nodes = random.chance(50);
     let mut known = BTreeMap::<Vec<IpAddr>, Hints>::new();
     for endpoint in slices.iter_mut().flat_map(|slice| &mut slice.endpoints) {
-        let hints = known.entry(endpoint.addresses.clone()).or_insert_with(|| hints_of(random, percent));
+        let hints = known.entry(endpoint.addresses.clone()).or_insert_with(|| hints_of(random, percent, with_nodes));
         endpoint.hints = hints.clone();
     }
 }
 
-fn hints_of(random: &mut Random, percent: usize) -> Hints {
+fn hints_of(random: &mut Random, percent: usize, with_nodes: bool) -> Hints {
     let mut hints = Hints::default();
     if random.chance(percent) {
         let zones: &[&str] = [&ZONES[..1], &ZONES[1..], &ZONES[..]][random.below(3)];
         hints.zones = zones.iter().map(|zone| (*zone).to_owned()).collect();
-        if random.chance(50) {
+        if with_nodes {
             hints.nodes = (0..1 + random.below(2)).map(|_| node_name(1 + random.below(2) as u8)).collect();
             hints.nodes.dedup();
         }
