@@ -222,6 +222,12 @@ fn frontend(random: &mut Random, world: &World, here: &str, from: &From, ipv4: b
         From::Host => 30,
         From::Pod(_) => 45,
     };
+    let wanted = if *from == From::Host { Vec::new() } else { model::wanted_by_several(world, here, ipv4) };
+    if !wanted.is_empty() && random.chance(25) {
+        let own = world.node(here).and_then(|node| node.addresses.iter().find(|own| own.is_ipv4() == ipv4));
+        let (address, protocol, port) = *random.pick(&wanted);
+        return Some((address.or(own.copied())?, protocol, port));
+    }
     let (cluster, external) = (cluster_ips(world, ipv4), external(random, world, here, from, ipv4));
     let is_external = cluster.is_empty() || random.chance(beside) && !external.is_empty();
     let targets = if is_external { external } else { cluster };

@@ -425,3 +425,31 @@ fn policy_port(random: &mut Random) -> PolicyPort {
     };
     PolicyPort { protocol, port, end }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::{model, site::HERE};
+
+    /// A rule that no world is about would be checked by nothing.
+    #[test]
+    fn worlds_are_about_who_has_what_several_ask_for() {
+        let size =
+            Size { mode: Mode::Vxlan, real: vec![1], pods: 4, kinds: vec![PortKind::Veth], others: ELSEWHERE.into() };
+        let (mut contested, mut taken) = (0, 0);
+        for seed in 0..100 {
+            let mut random = Random::new(seed);
+            let mut world = world(&mut random, &size);
+            for _ in 0..10 {
+                let mut of_one_age = world.clone();
+                of_one_age.services.iter_mut().for_each(|service| service.created = 0);
+                contested += usize::from(model::is_contested(&world, HERE));
+                taken += usize::from(model::taken_from_holder(&world, &of_one_age, HERE).is_some());
+                let next = change(&mut random, &world, &size);
+                assert!(model::taken_from_holder(&world, &next, HERE).is_none(), "by an equal claim");
+                world = next;
+            }
+        }
+        assert!(contested > 100 && taken > 30, "{contested} of 1000 contested, {taken} decided by age");
+    }
+}

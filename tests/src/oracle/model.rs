@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{frontend::Frontend, route::Place};
 pub(super) use self::{
-    frontend::{Taken, hairpin, is_contested, taken_from_holder},
+    frontend::{Taken, hairpin, is_contested, taken_from_holder, wanted_by_several},
     route::is_service,
 };
 use super::world::{From, Packet, Protocol, World};

@@ -149,7 +149,7 @@ fn number_node_ports(random: &mut Random, service: &mut Service) {
     let mut taken = Vec::new();
     for (at, port) in service.ports.iter_mut().enumerate() {
         let own = first + if random.chance(30) { 0 } else { at as u16 };
-        let number = if random.chance(5) { FIRST_NODE_PORT } else { own };
+        let number = if random.chance(10) { FIRST_NODE_PORT } else { own };
         if !taken.contains(&(number, port.protocol)) {
             taken.push((number, port.protocol));
             port.node_port = Some(number);

@@ -198,3 +198,20 @@ pub(in crate::oracle) fn is_contested(world: &World, here: &str) -> bool {
     };
     all.iter().any(same)
 }
+
+/// What several ask for at node `here`, by whatever claims: the address, none for any of the node's, of this family, port and protocol.
+pub(in crate::oracle) fn wanted_by_several(
+    world: &World,
+    here: &str,
+    ipv4: bool,
+) -> Vec<(Option<IpAddr>, Protocol, u16)> {
+    let all = asked(world, here);
+    let is_wanted = |(at, frontend): &&(Key, Frontend<'_>)| {
+        all.iter().any(|(other, another)| other == at && another.name() != frontend.name())
+    };
+    let of_family = |((place, port, protocol), _): &(Key, Frontend<'_>)| match place {
+        Place::At(address) => (address.is_ipv4() == ipv4).then_some((Some(*address), *protocol, *port)),
+        Place::AnyOfNode { ipv4: family } => (*family == ipv4).then_some((None, *protocol, *port)),
+    };
+    all.iter().filter(is_wanted).filter_map(of_family).collect()
+}
