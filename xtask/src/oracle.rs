@@ -37,9 +37,9 @@ pub(crate) struct Arguments {
     /// Build each fault of this file into a copy of the sources, and see whether it is found.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "tests/mutants.json")]
     mutants: Option<PathBuf>,
-    /// Only mutants whose name has this in it.
-    #[arg(long, value_name = "TEXT", requires = "mutants")]
-    only: Option<String>,
+    /// Only mutants whose name has one of these in it.
+    #[arg(long, value_name = "TEXT,...", value_delimiter = ',', requires = "mutants")]
+    only: Vec<String>,
     /// Where the copy is made and built, by default `target/mutants`.
     #[arg(long, value_name = "DIR", requires = "mutants")]
     target_dir: Option<PathBuf>,

@@ -108,6 +108,9 @@ fn translate<T: Tables>(
     decision.target_port = question.key.dport;
     decision.translated = 0;
     decision.service = GenerationRef::default();
+    if began_without_service(question, standing) {
+        return Ok(());
+    }
     let frontend = frontend::find(tables, decision.net, &question.key);
     if let Some(frontend) = frontend {
         let generation = tables.service_generation(frontend.service);
@@ -182,6 +185,15 @@ fn keeps_backend<T: Tables>(tables: &T, question: &Question, standing: &Flow, fr
             let backend = BackendKey::new(frontend.service, standing.connection.dst, standing.connection.dport);
             tables.backend(&backend) & BackendFlags::SERVING != 0
         })
+}
+
+/// Established TCP that no Service led when it began is led by none that comes to have its address: a backend would not know it.
+#[inline(always)]
+const fn began_without_service(question: &Question, standing: &Flow) -> bool {
+    question.stands()
+        && question.answered != 0
+        && question.key.protocol == protocol::TCP as u32
+        && standing.connection.flags & ConnectionFlags::REWRITE_DST == 0
 }
 
 /// A port of a ClusterIP that no Service port defines is refused aloud, as by a host on whose port nobody listens; an address that no

@@ -5,13 +5,16 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use super::{
     generate::{PORTS, outside},
     model::{self, Quirks, Source, Verdict},
-    world::{From, Mode, NamedPort, Packet, Pod, Policy, PortRef, Protocol, World, node_addresses, pod_addresses},
+    world::{
+        From, Mode, NamedPort, Packet, Pod, Policy, PortRef, Protocol, Service, ServicePort, World, node_addresses,
+        pod_addresses,
+    },
 };
 use crate::random::Random;
 
@@ -58,7 +61,7 @@ pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut
         ports.clients.push_front((here.to_owned(), packet.clone()));
         ports.clients.truncate(CLIENTS);
     }
-    if matches!(packet.from, From::Pod(_)) && model::is_service(packet.destination) {
+    if matches!(packet.from, From::Pod(_)) && model::is_served(world, here, &packet) {
         ports.last = Some((here.to_owned(), packet.clone()));
     }
     packet
@@ -67,7 +70,10 @@ pub(super) fn packet(random: &mut Random, world: &World, here: &str, ports: &mut
 /// Another connection of somebody who is there still, or of another pod of the node to the same Service.
 fn again(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts) -> Option<Packet> {
     let is_here = |id: &String| world.pod(id).is_some_and(|pod| pod.node == here);
-    let is_there = |from: &From| matches!(from, From::Pod(id) if is_here(id)) || *from == From::Host;
+    let is_there = |from: &From| match from {
+        From::Pod(id) => is_here(id),
+        From::Host | From::Wire => true,
+    };
     let clients = ports.clients.iter().filter(|(node, packet)| node == here && is_there(&packet.from));
     let clients: Vec<&Packet> = clients.map(|(_, packet)| packet).collect();
     if clients.is_empty() || !random.chance(AGAIN) {
@@ -77,7 +83,8 @@ fn again(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts)
     let ipv4 = packet.destination.is_ipv4();
     let others = world.pods.iter().filter(|pod| pod.node == here && !pod.host_network);
     let others: Vec<(String, IpAddr)> = others.filter_map(|pod| Some((pod.id(), pod.address(ipv4)?))).collect();
-    if !others.is_empty() && random.chance(40) {
+    // What sockets of the node are led to is nobody else's.
+    if !others.is_empty() && packet.destination != model::hairpin(ipv4) && random.chance(40) {
         let (id, source) = random.pick(&others).clone();
         (packet.from, packet.source) = (From::Pod(id), source);
     }
@@ -100,7 +107,7 @@ fn fresh(random: &mut Random, world: &World, here: &str, ports: &mut FreshPorts)
     let ipv4 = random.chance(50);
     let from = match random.below(20) {
         0..3 => From::Host,
-        3..6 => From::Wire,
+        3..8 => From::Wire,
         _ if local.is_empty() => From::Host,
         _ => From::Pod(random.pick(&local).id()),
     };
@@ -135,40 +142,43 @@ fn source(random: &mut Random, world: &World, here: &str, from: &From, ipv4: boo
             2 => *random.pick(&others),
             3 if world.mode == Mode::Vxlan => pod_addresses(2, *random.pick(&[0, 1, 200]))[family],
             3..7 if world.mode == Mode::Native => *random.pick(&others),
+            7 => further(ipv4),
             _ => outside(ipv4),
         },
     }
 }
 
-fn target(random: &mut Random, world: &World, here: &str, from: &From, ipv4: bool) -> (IpAddr, Protocol, u16) {
+/// Another client beyond the cluster.
+fn further(ipv4: bool) -> IpAddr {
+    if ipv4 {
+        Ipv4Addr::new(203, 0, 113, 77).into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0x77).into()
+    }
+}
+
+fn target(random: &mut Random, world: &World, here: &str, from: &From, ipv4: bool) -> Target {
     let family = usize::from(!ipv4);
     let protocol =
         *random.pick(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Udp, Protocol::Sctp, Protocol::Echo]);
-    // What leads from the wire to a Service or to another node is nobody's promise.
-    let choice = if *from == From::Wire { 60 + random.below(35) } else { random.below(100) };
-    // The host's own stack reaches everything but pods and Services by itself.
-    let choice = if *from == From::Host { choice % 80 } else { choice };
+    let (to_services, choice) = match from {
+        From::Wire => (45, 60 + random.below(35)),
+        // The host's own stack reaches everything but pods and Services by itself.
+        From::Host => (60, 50 + random.below(30)),
+        From::Pod(_) => (50, 50 + random.below(50)),
+    };
+    if random.below(100) < to_services {
+        let Some((address, of_port, port)) = frontend(random, world, here, from, ipv4) else {
+            return (pod_addresses(1, 11)[family], protocol, near(random));
+        };
+        return match random.below(10) {
+            0 => (address, protocol, near(random)),
+            1 if random.chance(30) => (address, of_port, port.saturating_add(1)),
+            _ => (address, of_port, port),
+        };
+    }
     let local: Vec<_> = world.pods.iter().filter(|pod| pod.node == here || *from != From::Wire).collect();
     match choice {
-        0..50 => {
-            let frontends: Vec<_> = world
-                .services
-                .iter()
-                .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
-                .filter_map(|(service, port)| {
-                    let vip = service.addresses.iter().copied().find(|vip| vip.is_ipv4() == ipv4)?;
-                    Some((vip, port.protocol, port.port))
-                })
-                .collect();
-            if frontends.is_empty() {
-                return (pod_addresses(1, 11)[family], protocol, near(random));
-            }
-            let (vip, of_port, port) = *random.pick(&frontends);
-            match random.below(10) {
-                0 => (vip, protocol, near(random)),
-                _ => (vip, of_port, port),
-            }
-        }
         50..80 | 84..92 if !local.is_empty() => {
             let pod = random.pick(&local);
             let address_of = |pod: &Pod| match pod.address(ipv4) {
@@ -201,6 +211,63 @@ fn target(random: &mut Random, world: &World, here: &str, from: &From, ipv4: boo
             (address, protocol, near(random))
         }
     }
+}
+
+type Target = (IpAddr, Protocol, u16);
+
+/// One of what Services, and pods with ports of the node, are to be reached at.
+fn frontend(random: &mut Random, world: &World, here: &str, from: &From, ipv4: bool) -> Option<Target> {
+    let beside = match from {
+        From::Wire => 80,
+        From::Host => 30,
+        From::Pod(_) => 45,
+    };
+    let wanted = if *from == From::Host { Vec::new() } else { model::wanted_by_several(world, here, ipv4) };
+    if !wanted.is_empty() && random.chance(25) {
+        let own = world.node(here).and_then(|node| node.addresses.iter().find(|own| own.is_ipv4() == ipv4));
+        let (address, protocol, port) = *random.pick(&wanted);
+        return Some((address.or(own.copied())?, protocol, port));
+    }
+    let (cluster, external) = (cluster_ips(world, ipv4), external(random, world, here, from, ipv4));
+    let is_external = cluster.is_empty() || random.chance(beside) && !external.is_empty();
+    let targets = if is_external { external } else { cluster };
+    (!targets.is_empty()).then(|| *random.pick(&targets))
+}
+
+fn cluster_ips(world: &World, ipv4: bool) -> Vec<Target> {
+    let ports = world.services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
+    let at = |(service, port): (&Service, &ServicePort)| {
+        let vip = service.addresses.iter().copied().find(|vip| vip.is_ipv4() == ipv4)?;
+        Some((vip, port.protocol, port.port))
+    };
+    ports.filter_map(at).collect()
+}
+
+/// Whether they are served or not.
+fn external(random: &mut Random, world: &World, here: &str, from: &From, ipv4: bool) -> Vec<Target> {
+    let family = usize::from(!ipv4);
+    let own = world.node(here).map_or_else(|| outside(ipv4), |node| node.addresses[family]);
+    // Now and then at an address that is not for them.
+    let node = match random.below(20) {
+        _ if *from == From::Host => model::hairpin(ipv4),
+        0 => pod_addresses(1, 1)[family],
+        1 if *from != From::Wire => node_addresses(2)[family],
+        _ => own,
+    };
+    let mut targets = Vec::new();
+    for service in &world.services {
+        let ingress = service.exposure.ingress.iter().filter_map(|ingress| ingress.address);
+        let addresses: Vec<IpAddr> = ingress.chain(service.exposure.external_ips.iter().copied()).collect();
+        for port in &service.ports {
+            targets.extend(port.node_port.map(|number| (node, port.protocol, number)));
+            let addresses = addresses.iter().filter(|address| address.is_ipv4() == ipv4 && *from != From::Host);
+            targets.extend(addresses.map(|address| (*address, port.protocol, port.port)));
+        }
+    }
+    let ports = world.pods.iter().filter(|pod| pod.node == here).flat_map(|pod| &pod.host_ports);
+    // Sockets of the node are led to the pod itself.
+    targets.extend(ports.filter(|_| *from != From::Host).map(|port| (node, port.protocol, port.port)));
+    targets
 }
 
 /// A port of a pod that a policy of its namespace asks for by its name.

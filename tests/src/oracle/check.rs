@@ -2,13 +2,16 @@
 
 //! What was seen of a packet, beside what the oracle says of it.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::RangeInclusive};
 
 use super::{
     known::{KNOWN, Known},
-    model::{Quirks, Reason, Source, Target, Verdict},
+    model::{self, Quirks, Reason, Source, Target, Verdict},
     world::{Packet, World},
 };
+
+/// `masqueradePorts` by default, where the kernel gives the host's own connections the usual ports.
+const MASQUERADE_PORTS: RangeInclusive<u16> = 1024..=29_999;
 
 /// What a packet did.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -76,14 +79,23 @@ fn fits(seen: &Seen, verdict: &Verdict, packet: &Packet, world: &World, here: &s
         (Seen::Dropped(name), Verdict::Dropped(reason)) => class(name) == Some(*reason),
         (Seen::Kernel, Verdict::Kernel) => true,
         (Seen::Sent(sent), Verdict::Delivered { to, address, port, source }) => {
-            let source_fits = match source {
-                Source::Kept => (sent.source, sent.sport) == (packet.source, packet.sport),
-                Source::Masqueraded => world.node(here).is_some_and(|node| node.addresses.contains(&sent.source)),
-                Source::NotItself => sent.source != packet.source,
-            };
+            let source_fits = source_fits(*source, (sent.source, sent.sport), packet, world, here);
             (&sent.to, sent.address, sent.port) == (to, *address, *port) && source_fits
         }
         _ => false,
+    }
+}
+
+/// Whether a receiver may see this sender; `here`: the node that masquerades.
+pub(super) fn source_fits(source: Source, seen: (IpAddr, u16), packet: &Packet, world: &World, here: &str) -> bool {
+    let (address, port) = seen;
+    match source {
+        Source::Kept => seen == (packet.source, packet.sport),
+        Source::Masqueraded => {
+            world.node(here).is_some_and(|node| node.addresses.contains(&address)) && MASQUERADE_PORTS.contains(&port)
+        }
+        Source::Hairpin => address == model::hairpin(address.is_ipv4()),
+        Source::NotItself => address != packet.source,
     }
 }
 
@@ -95,6 +107,7 @@ pub(super) fn class(name: &str) -> Option<Reason> {
         "policy-ingress" => Reason::Ingress,
         "no-backend" => Reason::NoBackend,
         "no-local-backend" => Reason::NoLocalBackend,
+        "source-range" => Reason::SourceRange,
         "no-service" => Reason::NoService,
         "no-service-port" => Reason::NoServicePort,
         "no-endpoint" | "no-route" => Reason::Unreachable,

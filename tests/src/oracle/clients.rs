@@ -134,7 +134,7 @@ impl Clients {
         now: Option<Backend>,
         began: Instant,
     ) {
-        let kept = |before| now.is_none_or(|now| now == before) && model::stands(world, packet, before);
+        let kept = |before| now.is_none_or(|now| now == before) && model::stands(world, here, packet, before);
         if !before.is_some_and(kept) {
             let _is_no_case = self.note(world, here, packet, now, began);
         }
@@ -149,7 +149,9 @@ pub(super) fn backend_of(packet: &Packet, address: IpAddr, port: u16) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oracle::world::{Affinity, Endpoint, From, Protocol, Service, ServicePort, Slice, SlicePort};
+    use crate::oracle::world::{
+        Affinity, Endpoint, Exposure, From, Hints, Protocol, Service, ServicePort, Slice, SlicePort,
+    };
 
     const HERE: &str = "node1";
 
@@ -160,8 +162,9 @@ mod tests {
             ready: Some(true),
             serving: None,
             terminating: None,
+            hints: Hints::default(),
         };
-        let port = ServicePort { name: String::new(), protocol: Protocol::Udp, port: 53 };
+        let port = ServicePort { name: String::new(), protocol: Protocol::Udp, port: 53, node_port: None };
         let service = Service {
             namespace: "red".to_owned(),
             name: "dns".to_owned(),
@@ -170,6 +173,8 @@ mod tests {
             local: false,
             affinity,
             foreign: false,
+            created: 0,
+            exposure: Exposure::default(),
         };
         let slice = Slice {
             namespace: "red".to_owned(),

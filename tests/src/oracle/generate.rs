@@ -2,17 +2,16 @@
 
 //! Random worlds, made of few names, labels and numbers, so that objects meet each other.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod services;
+
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{
-    site::HERE,
-    world::{
-        Affinity, Direction, Endpoint, Expression, Labels, Mode, NamedPort, Namespace, Node, Operator, Peer, Pod,
-        Policy, PolicyPort, PortKind, PortRef, Protocol, Rule, Selector, Service, ServicePort, Slice, SlicePort, World,
-        node_addresses, pod_addresses, pod_cidrs,
-    },
+use self::services::{SERVICES, vips};
+use super::world::{
+    Direction, Expression, HostPort, Labels, Mode, NamedPort, Namespace, Node, Operator, Peer, Pod, Policy, PolicyPort,
+    PortKind, PortRef, Protocol, Rule, Selector, World, node_addresses, pod_addresses, pod_cidrs,
 };
 use crate::{OUTSIDE_V4, OUTSIDE_V6, random::Random};
 
@@ -25,8 +24,8 @@ const PORT_PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::S
 /// Numbers that objects name; packets aim at them and beside them.
 pub(super) const PORTS: [u16; 8] = [1, 53, 80, 443, 5000, 5010, 8080, 65535];
 const TRANSPORTS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-/// Services of a namespace at most.
-const SERVICES: usize = 6;
+/// Zones that nodes are in.
+const ZONES: [&str; 2] = ["east", "west"];
 
 /// How large worlds are.
 #[derive(Clone, Debug)]
@@ -53,7 +52,7 @@ pub(super) fn node_name(number: u8) -> String {
 /// A new world.
 pub(super) fn world(random: &mut Random, size: &Size) -> World {
     let mut world = World { mode: size.mode, ..World::default() };
-    world.nodes = size.real.iter().map(|number| node(*number)).collect();
+    world.nodes = size.real.iter().map(|number| node(random, *number)).collect();
     for name in NAMESPACES {
         world.namespaces.push(Namespace { name: name.to_owned(), labels: labels(random) });
     }
@@ -65,14 +64,16 @@ pub(super) fn world(random: &mut Random, size: &Size) -> World {
     }
     for number in &size.others {
         if random.chance(85) {
-            world.nodes.push(node(*number));
+            world.nodes.push(node(random, *number));
         }
         for index in 0..1 + random.below(3) {
             world.pods.push(remote_pod(random, *number, 11 + index as u8));
         }
     }
     for number in 0..1 + random.below(SERVICES) {
-        add_service(random, &mut world, number);
+        // Some are of one second.
+        let created = random.below(4) as u32;
+        services::add(random, &mut world, number, created);
     }
     for number in 0..random.below(7) {
         let policy = policy(random, &world, number);
@@ -87,11 +88,12 @@ pub(super) fn change(random: &mut Random, world: &World, size: &Size) -> World {
     for _ in 0..1 + random.below(3) {
         change_one(random, &mut next, size);
     }
+    services::settle(world, &mut next, size);
     next
 }
 
 fn change_one(random: &mut Random, world: &mut World, size: &Size) {
-    match random.below(13) {
+    match random.below(17) {
         0..3 => {
             let number = random.below(7);
             let policy = policy(random, world, number);
@@ -99,14 +101,8 @@ fn change_one(random: &mut Random, world: &mut World, size: &Size) {
             world.policies.push(policy);
         }
         3 => remove_one(random, &mut world.policies),
-        4 | 5 => {
-            let number = random.below(SERVICES);
-            remove_service(world, number);
-            if random.chance(80) {
-                add_service(random, world, number);
-            }
-        }
-        6 | 7 => change_endpoint(random, world),
+        4 | 5 => services::change(random, world),
+        6 | 7 => services::change_endpoint(random, world),
         8 => {
             let at = random.below(world.pods.len());
             world.pods[at].labels = labels(random);
@@ -119,7 +115,12 @@ fn change_one(random: &mut Random, world: &mut World, size: &Size) {
         10 => change_pod(random, world, size),
         11 if !world.services.is_empty() => {
             let at = random.below(world.services.len());
-            world.services[at].affinity = affinity(random);
+            world.services[at].affinity = services::affinity(random);
+        }
+        12..15 if !world.services.is_empty() => services::change_exposure(random, world),
+        15 => {
+            let at = random.below(size.real.len());
+            world.nodes[at].zone = zone(random);
         }
         _ => change_node(random, world, size),
     }
@@ -128,32 +129,6 @@ fn change_one(random: &mut Random, world: &mut World, size: &Size) {
 fn remove_one<T>(random: &mut Random, list: &mut Vec<T>) {
     if !list.is_empty() {
         list.remove(random.below(list.len()));
-    }
-}
-
-/// An endpoint comes, goes, or has other conditions.
-fn change_endpoint(random: &mut Random, world: &mut World) {
-    if world.slices.is_empty() {
-        return;
-    }
-    let at = random.below(world.slices.len());
-    let ipv4 = world.slices[at].ipv4;
-    let new = endpoint(random, world, ipv4);
-    let slice = &mut world.slices[at];
-    match random.below(4) {
-        0 => slice.endpoints.push(new),
-        1 => remove_one(random, &mut slice.endpoints),
-        _ if slice.endpoints.is_empty() => {}
-        _ => {
-            let at = random.below(slice.endpoints.len());
-            let old = slice.endpoints[at].clone();
-            // Often it is on its way out, and keeps whom it has.
-            let Endpoint { ready, serving, terminating, .. } = match random.below(2) {
-                0 => new,
-                _ => Endpoint { ready: Some(false), serving: Some(true), terminating: Some(random.chance(50)), ..new },
-            };
-            slice.endpoints[at] = Endpoint { ready, serving, terminating, ..old };
-        }
     }
 }
 
@@ -182,12 +157,17 @@ fn change_node(random: &mut Random, world: &mut World, size: &Size) {
     let before = world.nodes.len();
     world.nodes.retain(|node| node.name != name);
     if before == world.nodes.len() {
-        world.nodes.push(node(*number));
+        world.nodes.push(node(random, *number));
     }
 }
 
-fn node(number: u8) -> Node {
-    Node { name: node_name(number), addresses: node_addresses(number), pod_cidrs: pod_cidrs(number) }
+fn node(random: &mut Random, number: u8) -> Node {
+    let (name, addresses, pod_cidrs) = (node_name(number), node_addresses(number), pod_cidrs(number));
+    Node { name, addresses, pod_cidrs, zone: zone(random) }
+}
+
+fn zone(random: &mut Random) -> Option<String> {
+    random.chance(80).then(|| (*random.pick(&ZONES)).to_owned())
 }
 
 fn labels(random: &mut Random) -> Labels {
@@ -226,7 +206,25 @@ fn local_pod(random: &mut Random, node: u8, number: u8, kind: PortKind) -> Pod {
         kind,
         host_network: false,
         finished: false,
+        host_ports: if random.chance(25) { host_ports(random, node) } else { Vec::new() },
     }
+}
+
+/// Beside NodePorts, and some that are NodePorts.
+fn host_ports(random: &mut Random, node: u8) -> Vec<HostPort> {
+    let mut ports: Vec<HostPort> = Vec::new();
+    for _ in 0..1 + random.below(3) {
+        // One at an address comes before a NodePort of its number, which is nobody's promise.
+        let (address, numbers) = match random.below(5) {
+            0 | 1 => (Some(node_addresses(node)[random.below(2)]), &[8088, 8089][..]),
+            _ => (None, &[8088, 8089, 30_000, 30_003, 30_006][..]),
+        };
+        let (protocol, port) = (*random.pick(&TRANSPORTS), *random.pick(numbers));
+        if !ports.iter().any(|other| (other.protocol, other.port) == (protocol, port)) {
+            ports.push(HostPort { address, protocol, port, target: *random.pick(&PORTS) });
+        }
+    }
+    ports
 }
 
 fn pod_name(node: u8, number: u8) -> String {
@@ -235,6 +233,7 @@ fn pod_name(node: u8, number: u8) -> String {
 
 fn remote_pod(random: &mut Random, node: u8, number: u8) -> Pod {
     let mut pod = local_pod(random, node, number, PortKind::Veth);
+    pod.host_ports.clear();
     match random.below(10) {
         0 => drop(pod.addresses.remove(1)),
         1 => drop(pod.addresses.remove(0)),
@@ -246,104 +245,6 @@ fn remote_pod(random: &mut Random, node: u8, number: u8) -> Pod {
         _ => {}
     }
     pod
-}
-
-fn vips(number: usize) -> Vec<IpAddr> {
-    let last = 10 + number as u8;
-    vec![Ipv4Addr::new(10, 96, 0, last).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, last.into()).into()]
-}
-
-fn service_name(number: usize) -> String {
-    format!("service-{number}")
-}
-
-fn remove_service(world: &mut World, number: usize) {
-    let name = service_name(number);
-    world.services.retain(|service| service.name != name);
-    world.slices.retain(|slice| slice.service != name);
-}
-
-fn add_service(random: &mut Random, world: &mut World, number: usize) {
-    let namespace = NAMESPACES[number % NAMESPACES.len()].to_owned();
-    let name = service_name(number);
-    let mut addresses = vips(number);
-    match random.below(12) {
-        0 => drop(addresses.remove(1)),
-        1 => drop(addresses.remove(0)),
-        2 => addresses.clear(),
-        _ => {}
-    }
-    let mut ports: Vec<ServicePort> = Vec::new();
-    for at in 0..1 + random.below(3) {
-        let (protocol, port) = (*random.pick(&TRANSPORTS), *random.pick(&PORTS));
-        if !ports.iter().any(|other| (other.protocol, other.port) == (protocol, port)) {
-            ports.push(ServicePort { name: format!("p{at}"), protocol, port });
-        }
-    }
-    if ports.len() == 1 && random.chance(50) {
-        ports[0].name = String::new();
-    }
-    for ipv4 in [true, false] {
-        for at in 0..random.below(3) {
-            let slice = Slice {
-                namespace: namespace.clone(),
-                name: format!("{name}-{}-{at}", if ipv4 { "v4" } else { "v6" }),
-                service: name.clone(),
-                ipv4,
-                ports: ports.iter().filter_map(|port| slice_port(random, port)).collect(),
-                endpoints: (0..random.below(4)).map(|_| endpoint(random, world, ipv4)).collect(),
-            };
-            world.slices.push(slice);
-        }
-    }
-    let (local, foreign) = (random.chance(12), random.chance(6));
-    let affinity = affinity(random);
-    world.services.push(Service { namespace, name, addresses, ports, local, affinity, foreign });
-}
-
-/// For a moment, for as long as a chain of states, or not at all.
-fn affinity(random: &mut Random) -> Affinity {
-    match random.below(10) {
-        0..4 => Affinity::None,
-        4 | 5 => Affinity::ClientIp,
-        6 => Affinity::ClientIpFor(86_400),
-        _ => Affinity::ClientIpFor(1 + random.below(5) as u32),
-    }
-}
-
-/// Most slices have the port, with a number of their own.
-fn slice_port(random: &mut Random, port: &ServicePort) -> Option<SlicePort> {
-    if random.chance(8) {
-        return None;
-    }
-    let name = (!port.name.is_empty() || random.chance(50)).then(|| port.name.clone());
-    let protocol = if port.protocol == Protocol::Tcp && random.chance(30) { None } else { Some(port.protocol) };
-    let number = *random.pick(&PORTS);
-    Some(SlicePort { name, protocol, port: (!random.chance(4)).then_some(number) })
-}
-
-fn endpoint(random: &mut Random, world: &World, ipv4: bool) -> Endpoint {
-    let pods: Vec<(IpAddr, &str)> =
-        world.pods.iter().filter_map(|pod| Some((pod.address(ipv4)?, pod.node.as_str()))).collect();
-    let (address, node) = match random.below(16) {
-        0 => (outside(ipv4), None),
-        1 => (node_addresses(1)[usize::from(!ipv4)], Some(HERE)),
-        _ if pods.is_empty() => (outside(ipv4), None),
-        _ => {
-            let (address, node) = *random.pick(&pods);
-            (address, Some(node))
-        }
-    };
-    let (ready, serving, terminating) = match random.below(11) {
-        10 => (Some(false), None, Some(true)),
-        0 => (Some(false), Some(true), Some(true)),
-        1 => (Some(false), Some(false), Some(true)),
-        2 => (Some(false), Some(true), Some(false)),
-        3 => (Some(false), None, None),
-        4 => (None, None, None),
-        _ => (Some(true), Some(true), Some(false)),
-    };
-    Endpoint { addresses: vec![address], node: node.map(str::to_owned), ready, serving, terminating }
 }
 
 pub(super) fn outside(ipv4: bool) -> IpAddr {
@@ -523,4 +424,32 @@ fn policy_port(random: &mut Random) -> PolicyPort {
         _ => (Some(PortRef::Number(*random.pick(&PORTS))), None),
     };
     PolicyPort { protocol, port, end }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::{model, site::HERE};
+
+    /// A rule that no world is about would be checked by nothing.
+    #[test]
+    fn worlds_are_about_who_has_what_several_ask_for() {
+        let size =
+            Size { mode: Mode::Vxlan, real: vec![1], pods: 4, kinds: vec![PortKind::Veth], others: ELSEWHERE.into() };
+        let (mut contested, mut taken) = (0, 0);
+        for seed in 0..100 {
+            let mut random = Random::new(seed);
+            let mut world = world(&mut random, &size);
+            for _ in 0..10 {
+                let mut of_one_age = world.clone();
+                of_one_age.services.iter_mut().for_each(|service| service.created = 0);
+                contested += usize::from(model::is_contested(&world, HERE));
+                taken += usize::from(model::taken_from_holder(&world, &of_one_age, HERE).is_some());
+                let next = change(&mut random, &world, &size);
+                assert!(model::taken_from_holder(&world, &next, HERE).is_none(), "by an equal claim");
+                world = next;
+            }
+        }
+        assert!(contested > 100 && taken > 30, "{contested} of 1000 contested, {taken} decided by age");
+    }
 }

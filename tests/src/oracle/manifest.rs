@@ -8,21 +8,14 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::world::{
-    Affinity, Direction, Endpoint, Expression, Peer, Pod, Policy, PolicyPort, PortRef, Protocol, Rule, Selector,
-    Service, Slice, World,
+    Affinity, Direction, Endpoint, Exposure, Expression, Hints, Ingress, IpMode, Node, Peer, Pod, Policy, PolicyPort,
+    PortRef, Protocol, Rule, Selector, Service, ServiceKind, ServicePort, Slice, World,
 };
 
 /// The documents of `world` for agents on the nodes `real`, and a last one that says which state this is.
 pub(super) fn documents(world: &World, real: &[&str], generation: u32) -> Result<String> {
     let mut objects = Vec::new();
-    for node in world.nodes.iter().filter(|node| !real.contains(&node.name.as_str())) {
-        let addresses: Vec<Value> =
-            node.addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
-        objects.push(json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name},
-            "spec": {"podCIDRs": node.pod_cidrs}, "status": {"addresses": addresses},
-        }));
-    }
+    objects.extend(world.nodes.iter().map(|node| self::node(node, real.contains(&node.name.as_str()))));
     for namespace in &world.namespaces {
         let metadata = json!({"name": namespace.name, "labels": namespace.labels});
         objects.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}));
@@ -47,6 +40,20 @@ fn marker(generation: u32) -> Value {
         "metadata": {"namespace": "oracle", "name": marker_name(generation)},
         "spec": {"clusterIP": "10.96.255.254", "ports": [{"port": 1}]},
     })
+}
+
+/// What agents tell of themselves is left to them.
+fn node(node: &Node, is_real: bool) -> Value {
+    let mut object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}});
+    if let Some(zone) = &node.zone {
+        object["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": zone});
+    }
+    if !is_real {
+        let addresses = node.addresses.iter().map(|address| json!({"type": "InternalIP", "address": address}));
+        object["spec"] = json!({"podCIDRs": node.pod_cidrs});
+        object["status"] = json!({"addresses": addresses.collect::<Vec<_>>()});
+    }
+    object
 }
 
 fn pod(pod: &Pod) -> Value {
@@ -76,16 +83,18 @@ fn pod(pod: &Pod) -> Value {
 }
 
 fn service(service: &Service) -> Value {
-    let ports: Vec<Value> = service
-        .ports
-        .iter()
-        .map(|port| json!({"name": port.name, "protocol": protocol(port.protocol), "port": port.port}))
-        .collect();
+    let metadata =
+        json!({"namespace": service.namespace, "name": service.name, "creationTimestamp": time(service.created)});
+    if service.exposure.kind == ServiceKind::ExternalName {
+        let spec = json!({"type": "ExternalName", "externalName": "service.example"});
+        return json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec});
+    }
+    let ports: Vec<Value> = service.ports.iter().map(service_port).collect();
     let none = json!("None");
     let first = service.addresses.first().map_or(none, |address| json!(address));
     let mut object = json!({
         "apiVersion": "v1", "kind": "Service",
-        "metadata": {"namespace": service.namespace, "name": service.name},
+        "metadata": metadata,
         "spec": {"type": "ClusterIP", "clusterIP": first, "ports": ports},
     });
     if !service.addresses.is_empty() {
@@ -103,7 +112,63 @@ fn service(service: &Service) -> Value {
     if service.foreign {
         object["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "another"});
     }
+    expose(service, &mut object);
     object
+}
+
+fn service_port(port: &ServicePort) -> Value {
+    object([
+        ("name", Some(json!(port.name))),
+        ("protocol", Some(json!(protocol(port.protocol)))),
+        ("port", Some(json!(port.port))),
+        ("nodePort", port.node_port.map(|number| json!(number))),
+    ])
+}
+
+fn expose(service: &Service, object: &mut Value) {
+    let Exposure { kind, local, external_ips, ingress, ranges, distribution, class } = &service.exposure;
+    let spec = &mut object["spec"];
+    spec["type"] = json!(match kind {
+        ServiceKind::ClusterIp => "ClusterIP",
+        ServiceKind::NodePort => "NodePort",
+        ServiceKind::LoadBalancer => "LoadBalancer",
+        ServiceKind::ExternalName => "ExternalName",
+    });
+    if *local {
+        spec["externalTrafficPolicy"] = json!("Local");
+    }
+    if !external_ips.is_empty() {
+        spec["externalIPs"] = json!(external_ips);
+    }
+    if !ranges.is_empty() {
+        spec["loadBalancerSourceRanges"] = json!(ranges);
+    }
+    if let Some(distribution) = distribution {
+        spec["trafficDistribution"] = json!(distribution);
+    }
+    if let Some(class) = class {
+        spec["loadBalancerClass"] = json!(class);
+    }
+    if *kind == ServiceKind::LoadBalancer {
+        if service.ports.iter().all(|port| port.node_port.is_none()) {
+            spec["allocateLoadBalancerNodePorts"] = json!(false);
+        }
+        let ingress: Vec<Value> = ingress.iter().map(self::ingress).collect();
+        object["status"] = json!({"loadBalancer": {"ingress": ingress}});
+    }
+}
+
+fn ingress(ingress: &Ingress) -> Value {
+    let mode = ingress.mode.map(|mode| if mode == IpMode::Vip { "VIP" } else { "Proxy" });
+    match ingress.address {
+        Some(address) => object([("ip", Some(json!(address))), ("ipMode", mode.map(|mode| json!(mode)))]),
+        None => json!({"hostname": "balancer.example"}),
+    }
+}
+
+/// That second of some day.
+fn time(second: u32) -> String {
+    format!("2026-01-02T{:02}:{:02}:{:02}Z", second / 3600 % 24, second / 60 % 60, second % 60)
 }
 
 fn slice(slice: &Slice) -> Value {
@@ -139,7 +204,15 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         ("addresses", Some(json!(addresses))),
         ("nodeName", endpoint.node.as_ref().map(|node| json!(node))),
         ("conditions", Some(conditions)),
+        ("hints", (endpoint.hints != Hints::default()).then(|| hints(&endpoint.hints))),
     ])
+}
+
+fn hints(hints: &Hints) -> Value {
+    let named = |names: &[String]| -> Option<Value> {
+        (!names.is_empty()).then(|| names.iter().map(|name| json!({"name": name})).collect())
+    };
+    object([("forZones", named(&hints.zones)), ("forNodes", named(&hints.nodes))])
 }
 
 fn policy(policy: &Policy) -> Value {
@@ -199,7 +272,8 @@ fn selector(selector: &Selector) -> Value {
     json!({"matchLabels": selector.labels, "matchExpressions": expressions})
 }
 
-fn protocol(protocol: Protocol) -> &'static str {
+/// Its name.
+pub(super) fn protocol(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",

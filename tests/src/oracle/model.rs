@@ -3,6 +3,7 @@
 //! The oracle itself: what Kubernetes and Weft's own documentation promise for a packet. Pure, and written from their text; it
 //! shares nothing with planner and programs, so that a mistake has to be made twice to stay unseen.
 
+mod frontend;
 mod policy;
 mod route;
 mod service;
@@ -13,8 +14,11 @@ use std::{net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::route::is_service;
-use self::{route::Place, service::Frontend};
+use self::{frontend::Frontend, route::Place};
+pub(super) use self::{
+    frontend::{Taken, hairpin, is_contested, taken_from_holder, wanted_by_several},
+    route::is_service,
+};
 use super::world::{From, Packet, Protocol, World};
 
 /// What becomes of a packet.
@@ -52,8 +56,10 @@ pub(super) enum Target {
 pub(super) enum Source {
     /// Who it is.
     Kept,
-    /// The node.
+    /// The node, under a port of those that it masquerades with.
     Masqueraded,
+    /// What stands for clients from beyond, where the node itself serves: its answer has to come by.
+    Hairpin,
     /// Somebody else than the receiver itself, who is the sender: its answer has to leave it.
     NotItself,
 }
@@ -71,6 +77,8 @@ pub(super) enum Reason {
     NoBackend,
     /// It has some, and none on this node, where its traffic policy wants one.
     NoLocalBackend,
+    /// The client is in none of a load balancer's ranges.
+    SourceRange,
     /// No Service has this address.
     NoService,
     /// It is a Service's ClusterIP, and the Service has no such port.
@@ -97,8 +105,13 @@ pub(super) struct Client {
 
 /// The client that sends `packet` to a Service that keeps clients, and for how long after its last new connection.
 pub(super) fn client(world: &World, here: &str, packet: &Packet) -> Option<(Client, Duration)> {
-    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol)?;
+    let frontend = frontend::find(world, here, packet)?;
     service::client(&frontend, here, packet.source)
+}
+
+/// Whether the packet is for a frontend of a Service or a pod.
+pub(super) fn is_served(world: &World, here: &str, packet: &Packet) -> bool {
+    frontend::find(world, here, packet).is_some()
 }
 
 /// Whether the client's Service port is there and keeps clients.
@@ -108,8 +121,8 @@ pub(super) fn keeps(world: &World, client: &Client) -> bool {
 
 /// The backends that a new connection may have, whoever has had which.
 pub(super) fn may_be_chosen(world: &World, here: &str, packet: &Packet) -> Vec<Backend> {
-    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol);
-    frontend.map(|frontend| service::backends(world, here, &frontend, packet.destination.is_ipv4())).unwrap_or_default()
+    let frontend = frontend::find(world, here, packet);
+    frontend.map(|frontend| service::backends(world, here, &frontend, packet)).unwrap_or_default()
 }
 
 impl Quirks {
@@ -143,28 +156,41 @@ pub(super) fn answer(
     if !route::may_speak(world, here, packet) {
         return vec![Verdict::Dropped(Reason::Source)];
     }
-    match service::frontend(world, packet.destination, packet.dport, packet.protocol) {
+    match frontend::find(world, here, packet) {
         None => vec![onward(world, here, packet, (packet.destination, packet.dport), false, quirks)],
-        Some(frontend) => {
-            let mut backends = service::backends(world, here, &frontend, packet.destination.is_ipv4());
-            if let Some(last) = last.filter(|last| backends.contains(last)) {
-                backends = vec![last];
-            }
-            if backends.is_empty() {
-                return vec![Verdict::Dropped(service::without_backend(
-                    world,
-                    &frontend,
-                    packet.destination.is_ipv4(),
-                ))];
-            }
-            backends.iter().map(|backend| onward(world, here, packet, *backend, true, quirks)).collect()
-        }
+        Some(frontend) => served(world, here, packet, &frontend, last, quirks),
     }
 }
 
+/// The answers of a frontend. Where nobody serves, everybody hears that.
+fn served(
+    world: &World,
+    here: &str,
+    packet: &Packet,
+    frontend: &Frontend<'_>,
+    last: Option<Backend>,
+    quirks: Quirks,
+) -> Vec<Verdict> {
+    let mut backends = service::backends(world, here, frontend, packet);
+    let is_refused = service::refuses_source(frontend, packet.source);
+    if backends.is_empty() {
+        let reason = service::without_backend(world, here, frontend, packet.destination.is_ipv4());
+        // Both are silence.
+        let other = (is_refused && reason == Reason::NoLocalBackend).then_some(Reason::SourceRange);
+        return [Some(reason), other].into_iter().flatten().map(Verdict::Dropped).collect();
+    }
+    if is_refused {
+        return vec![Verdict::Dropped(Reason::SourceRange)];
+    }
+    if let Some(last) = last.filter(|last| backends.contains(last)) {
+        backends = vec![last];
+    }
+    backends.iter().map(|backend| onward(world, here, packet, *backend, true, quirks)).collect()
+}
+
 /// What may become of the next packet of a connection that went to `backend` when it began, or was not translated. A
-/// connection keeps a backend that serves, whatever the protocol; a TCP connection keeps it in any case. One that does not begins anew,
-/// for a client that had `last`.
+/// connection keeps a backend that serves, whatever the protocol; a TCP connection keeps it in any case, and goes on without one that
+/// it had none. Others begin anew, for a client that had `last`.
 pub(super) fn answer_standing(
     world: &World,
     here: &str,
@@ -172,20 +198,26 @@ pub(super) fn answer_standing(
     (backend, last): (Option<Backend>, Option<Backend>),
     quirks: Quirks,
 ) -> Vec<Verdict> {
-    let Some(backend) = backend else { return answer(world, here, packet, last, quirks) };
     if !route::may_speak(world, here, packet) {
         return vec![Verdict::Dropped(Reason::Source)];
     }
+    let Some(backend) = backend else {
+        // What no Service led when it began is established somewhere else.
+        if packet.protocol == Protocol::Tcp {
+            return vec![onward(world, here, packet, (packet.destination, packet.dport), false, quirks)];
+        }
+        return answer(world, here, packet, last, quirks);
+    };
     let gone = route::place(world, here, backend.0) == Place::OwnUnused;
-    if stands(world, packet, backend) && !(quirks.leaves_gone_pod && gone) {
+    if stands(world, here, packet, backend) && !(quirks.leaves_gone_pod && gone) {
         return vec![onward(world, here, packet, backend, true, quirks)];
     }
     answer(world, here, packet, last, quirks)
 }
 
 /// Whether a connection keeps the backend that it went to when it began.
-pub(super) fn stands(world: &World, packet: &Packet, backend: Backend) -> bool {
-    let frontend = service::frontend(world, packet.destination, packet.dport, packet.protocol);
+pub(super) fn stands(world: &World, here: &str, packet: &Packet, backend: Backend) -> bool {
+    let frontend = frontend::find(world, here, packet);
     let serves = |frontend: Frontend<'_>| service::serves(world, &frontend, backend, packet.destination.is_ipv4());
     packet.protocol == Protocol::Tcp || frontend.is_some_and(serves)
 }
@@ -245,13 +277,21 @@ fn ends(world: &World, here: &str, packet: &Packet, verdict: Verdict) -> Final {
         Target::Pod(id) => at(Spot::Pod(id)),
         Target::Host => at(Spot::Host(here.to_owned())),
         Target::Outside => match world.nodes.iter().find(|node| node.addresses.contains(&address)) {
-            Some(node) if source == Source::Masqueraded => at(Spot::Host(node.name.clone())),
+            Some(node) if source == Source::Masqueraded && packet.from != From::Wire => {
+                let arrived = Packet { from: From::Wire, destination: address, dport: port, ..packet.clone() };
+                // Where that one serves, two nodes have a say.
+                if is_served(world, &node.name, &arrived) { Final::Nowhere } else { at(Spot::Host(node.name.clone())) }
+            }
             Some(_) => Final::Nowhere,
             None if is_outside(address) => at(Spot::Outside),
             None => Final::Nowhere,
         },
         Target::Node(there) => {
-            let arrived = Packet { from: From::Wire, destination: address, dport: port, ..packet.clone() };
+            let own =
+                world.node(here).and_then(|node| node.addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4()));
+            let sender = own.filter(|_| source == Source::Masqueraded).copied().unwrap_or(packet.source);
+            let arrived =
+                Packet { from: From::Wire, source: sender, destination: address, dport: port, ..packet.clone() };
             match onward(world, &there, &arrived, (address, port), false, Quirks::default()) {
                 Verdict::Delivered { to: Target::Pod(id), .. } => at(Spot::Pod(id)),
                 Verdict::Dropped(reason) => Final::Dropped(reason),
@@ -281,8 +321,10 @@ fn onward(
         Place::Pod(id) => Target::Pod(id),
         Place::Host if packet.from == From::Wire && !translated => return Verdict::Kernel,
         Place::Host => Target::Host,
-        Place::OwnUnused if packet.from == From::Wire => return Verdict::Kernel,
+        Place::OwnUnused if packet.from == From::Wire && !translated => return Verdict::Kernel,
         Place::OwnUnused => return Verdict::Dropped(Reason::Unreachable),
+        // What comes from beyond goes where the host's routes say.
+        Place::Service if packet.from == From::Wire => return Verdict::Kernel,
         // As kube-proxy has it (nftables): connections to other ports of ClusterIPs are rejected, other addresses of Service CIDRs lead
         // nowhere.
         Place::Service if packet.protocol != Protocol::Echo && service::is_cluster_ip(world, address) => {
@@ -297,8 +339,12 @@ fn onward(
     if !itself && let Some(reason) = policy::refuses(world, here, packet, (address, port), quirks) {
         return Verdict::Dropped(reason);
     }
+    // What somebody beyond the node asks of it is answered by it.
+    let from_beyond = packet.from == From::Wire && translated;
     let source = match target {
         Target::Outside if from_pod => Source::Masqueraded,
+        Target::Outside | Target::Node(_) if from_beyond => Source::Masqueraded,
+        Target::Host if from_beyond => Source::Hairpin,
         _ if itself && translated => Source::NotItself,
         _ => Source::Kept,
     };

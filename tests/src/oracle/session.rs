@@ -75,6 +75,8 @@ pub(super) struct Session {
     standing: Vec<Standing>,
     lookalikes: Lookalikes,
     clients: Clients,
+    /// Nothing depends on what was before.
+    is_new: bool,
     pub(super) count: Count,
 }
 
@@ -95,7 +97,7 @@ impl Session {
     pub(super) fn new(site: Site) -> Result<Self> {
         let runner = Runner::enter(&site)?;
         let (standing, lookalikes, count) = (Vec::new(), Lookalikes::default(), Count::default());
-        Ok(Self { site, runner, standing, lookalikes, clients: Clients::default(), count })
+        Ok(Self { site, runner, standing, lookalikes, clients: Clients::default(), is_new: true, count })
     }
 
     fn again(&mut self, world: &World, standing: &mut Standing) -> Result<Option<String>> {
@@ -120,7 +122,7 @@ impl Session {
         };
         self.book("standing", &verdict);
         let now = match &seen {
-            Seen::Sent(sent) => Some((sent.address, sent.port)),
+            Seen::Sent(sent) => backend_of(&packet, sent.address, sent.port),
             Seen::Dropped(_) | Seen::Kernel => None,
         };
         self.clients.note_standing((world, HERE, &packet), standing.backend, now, began);
@@ -139,9 +141,7 @@ impl Session {
         {
             return Ok(Some(text));
         }
-        if standing.backend.is_some() {
-            standing.backend = Some((sent.address, sent.port));
-        }
+        standing.backend = now;
         (standing.sent, standing.last) = (sent, Instant::now());
         self.standing.push(standing.clone());
         Ok(None)
@@ -264,12 +264,17 @@ impl Ground for Session {
         self.standing.clear();
         self.lookalikes.clear();
         self.clients.clear();
+        self.is_new = true;
         self.runner.clear()
     }
 
     fn enter(&mut self, state: &State) -> Result<()> {
         let before = self.site.devices();
-        self.site.apply(&state.world)?;
+        if std::mem::take(&mut self.is_new) {
+            self.site.apply_anew(&state.world)
+        } else {
+            self.site.apply(&state.world)
+        }?;
         self.clients.enter(&state.world);
         if let Some(id) = &state.event.replug {
             self.site.plug_anew(id, &state.world)?;

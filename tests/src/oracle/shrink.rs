@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     OraclePath,
     session::{Count, Failure, State},
-    world::{From, Packet, World},
+    world::{Exposure, From, Hints, Packet, Service, World},
 };
 
 /// Attempts for one failure at most; each puts worlds into practice.
@@ -192,10 +192,19 @@ fn names(world: &World, path: OraclePath) -> Vec<String> {
     // On a wire every node has an agent.
     let nodes = world.nodes.iter().filter(|node| path == OraclePath::Run && node.name != super::site::HERE);
     names.extend(nodes.map(|node| format!("node {}", node.name)));
-    names.extend(world.services.iter().map(|service| format!("service {}", service.name)));
+    for service in &world.services {
+        names.push(format!("service {}", service.name));
+        names.extend(parts(service).into_iter().map(|part| format!("{part} {}", service.name)));
+    }
+    let zones = world.nodes.iter().filter(|node| node.zone.is_some());
+    names.extend(zones.map(|node| format!("zone {}", node.name)));
+    let with_ports = world.pods.iter().filter(|pod| !pod.host_ports.is_empty());
+    names.extend(with_ports.map(|pod| format!("host ports {}", pod.id())));
     for slice in &world.slices {
         names.push(format!("slice {}", slice.name));
         names.extend((0..slice.endpoints.len()).map(|at| format!("endpoint {} {at}", slice.name)));
+        let hinted = slice.endpoints.iter().any(|endpoint| endpoint.hints != Hints::default());
+        names.extend(hinted.then(|| format!("hints {}", slice.service)));
     }
     for policy in &world.policies {
         let name = format!("{}/{}", policy.namespace, policy.name);
@@ -204,6 +213,27 @@ fn names(world: &World, path: OraclePath) -> Vec<String> {
         names.extend((0..policy.egress.iter().flatten().count()).map(|at| format!("egress {name} {at}")));
     }
     names
+}
+
+const EXTERNAL_IPS: &str = "external IPs";
+const INGRESS: &str = "ingress";
+const RANGES: &str = "ranges";
+const DISTRIBUTION: &str = "distribution";
+const LOCAL: &str = "external local";
+const NODE_PORTS: &str = "node ports";
+
+/// What a Service may do without.
+fn parts(service: &Service) -> Vec<&'static str> {
+    let Exposure { external_ips, ingress, ranges, distribution, local, .. } = &service.exposure;
+    let parts = [
+        (EXTERNAL_IPS, !external_ips.is_empty()),
+        (INGRESS, !ingress.is_empty()),
+        (RANGES, !ranges.is_empty()),
+        (DISTRIBUTION, distribution.is_some()),
+        (LOCAL, *local),
+        (NODE_PORTS, service.ports.iter().any(|port| port.node_port.is_some())),
+    ];
+    parts.into_iter().filter(|(_, is_there)| *is_there).map(|(part, _)| part).collect()
 }
 
 fn remove(world: &mut World, group: &[String]) {
@@ -216,7 +246,26 @@ fn remove(world: &mut World, group: &[String]) {
     world.pods.retain(|pod| !goes(format!("pod {}", pod.id())));
     world.nodes.retain(|node| !goes(format!("node {}", node.name)));
     world.services.retain(|service| !goes(format!("service {}", service.name)));
+    for Service { name, exposure, ports, .. } in &mut world.services {
+        let Exposure { external_ips, ingress, ranges, distribution, local, .. } = exposure;
+        external_ips.retain(|_| !goes(format!("{EXTERNAL_IPS} {name}")));
+        ingress.retain(|_| !goes(format!("{INGRESS} {name}")));
+        ranges.retain(|_| !goes(format!("{RANGES} {name}")));
+        distribution.take_if(|_| goes(format!("{DISTRIBUTION} {name}")));
+        *local &= !goes(format!("{LOCAL} {name}"));
+        let ports = ports.iter_mut().filter(|_| goes(format!("{NODE_PORTS} {name}")));
+        ports.for_each(|port| port.node_port = None);
+    }
+    for node in &mut world.nodes {
+        node.zone.take_if(|_| goes(format!("zone {}", node.name)));
+    }
+    for pod in world.pods.iter_mut().filter(|pod| goes(format!("host ports {}", pod.id()))) {
+        pod.host_ports.clear();
+    }
     world.slices.retain(|slice| !goes(format!("slice {}", slice.name)));
+    for slice in world.slices.iter_mut().filter(|slice| goes(format!("hints {}", slice.service))) {
+        slice.endpoints.iter_mut().for_each(|endpoint| endpoint.hints = Hints::default());
+    }
     for slice in &mut world.slices {
         retain_at(&mut slice.endpoints, |at| !goes(format!("endpoint {} {at}", slice.name)));
     }

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 use weft_abi::RemoteKind;
 use weft_api::{Answer, Client, Request, StatusReport};
 use weft_dataplane::Maps;
@@ -20,8 +21,8 @@ use weft_probe::frames::index_of;
 
 use super::{
     generate::node_name,
-    manifest,
-    world::{Mode, Pod, PortKind, World},
+    manifest, model,
+    world::{HostPort, Mode, Pod, PortKind, World},
 };
 use crate::{
     bed::{self, Bed, Options},
@@ -51,6 +52,7 @@ pub(super) struct Plugged {
     pub(super) ifindex: u32,
     pub(super) mac: [u8; 6],
     addresses: Vec<IpAddr>,
+    host_ports: Vec<HostPort>,
     pub(super) kind: PortKind,
     pub(super) node: String,
 }
@@ -92,7 +94,8 @@ impl Site {
             .collect();
         self.plugged.retain(|id, plugged| {
             wanted.get(id).is_some_and(|pod| {
-                (&pod.node, &pod.addresses, pod.kind) == (&plugged.node, &plugged.addresses, plugged.kind)
+                (&pod.node, &pod.addresses, pod.kind, &pod.host_ports)
+                    == (&plugged.node, &plugged.addresses, plugged.kind, &plugged.host_ports)
             })
         });
         self.write(world)?;
@@ -103,6 +106,17 @@ impl Site {
             }
         }
         Ok(())
+    }
+
+    /// As [`Site::apply`], and whoever holds what several ask for got it in this world: the agents see one without Services first.
+    ///
+    /// # Errors
+    /// As [`Site::apply`].
+    pub(super) fn apply_anew(&mut self, world: &World) -> Result<()> {
+        if self.bed.nodes().iter().any(|node| model::is_contested(world, node.name())) {
+            self.apply(&World { services: Vec::new(), slices: Vec::new(), ..world.clone() })?;
+        }
+        self.apply(world)
     }
 
     /// The device of each pod's address.
@@ -203,6 +217,9 @@ impl Site {
         let mut attachment = Attachment::new(node, id, plug)?;
         let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
         attachment.args = format!("{};IP={}", attachment.args, addresses.join(","));
+        if !pod.host_ports.is_empty() {
+            attachment.config["runtimeConfig"] = json!({"portMappings": mappings(&pod.host_ports)});
+        }
         attachment.add()?;
         let name = text(&attachment.interface(false)?, "name")?;
         // The guest's address is the same behind a tap, whose own is the gateway's.
@@ -216,6 +233,7 @@ impl Site {
             ifindex,
             mac,
             addresses: pod.addresses.clone(),
+            host_ports: pod.host_ports.clone(),
             kind: pod.kind,
             node: pod.node.clone(),
         })
@@ -234,6 +252,16 @@ impl Site {
     }
 }
 
+/// `hostPort` of a pod as a runtime hands it over.
+fn mappings(ports: &[HostPort]) -> Value {
+    let mapping = |port: &HostPort| {
+        let address = port.address.map(|address| address.to_string()).unwrap_or_default();
+        let protocol = manifest::protocol(port.protocol).to_lowercase();
+        json!({"hostPort": port.port, "containerPort": port.target, "protocol": protocol, "hostIP": address})
+    };
+    ports.iter().map(mapping).collect()
+}
+
 /// Agents start one at a time: the verifier takes a CPU for seconds, and many at once would not be ready in time.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -244,9 +272,21 @@ fn text(interface: &serde_json::Value, key: &str) -> Result<String> {
     Ok(interface[key].as_str().with_context(|| format!("no {key} in {interface}"))?.to_owned())
 }
 
-/// What an agent refuses would be compared with an answer that knows it. Addresses that are not their pod's are named.
+/// Of what an agent names: addresses that are not their pod's; of Services what another one has, what they may not have, and ranges that
+/// are none or close only one family.
+const NAMED: [&str; 6] = [
+    "pod CIDR of",
+    "is taken by",
+    "is not served",
+    "it serves everybody",
+    "it admits nobody",
+    "is no address that a Service can have",
+];
+
+/// What an agent refuses would be compared with an answer that knows it.
 fn content(StatusReport { problems, .. }: StatusReport) -> Result<()> {
-    let unexpected: Vec<&String> = problems.iter().filter(|problem| !problem.contains("pod CIDR of")).collect();
+    let is_named = |problem: &&String| NAMED.iter().any(|text| problem.contains(text));
+    let unexpected: Vec<&String> = problems.iter().filter(|problem| !is_named(problem)).collect();
     ensure!(unexpected.is_empty(), "the agent finds: {unexpected:?}");
     Ok(())
 }

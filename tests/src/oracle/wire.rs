@@ -17,11 +17,11 @@ use weft_test_vmm::HeldGuest;
 
 use super::{
     bpf::Drops,
-    check::class,
+    check::{class, source_fits},
     clients::{Clients, backend_of},
     frame::{self, ACK, Frame, HOPS, SYN, SYN_ACK},
     known::{KNOWN, Known, Lookalikes},
-    model::{self, Final, Quirks, Reason, Source, Spot, Verdict},
+    model::{self, Final, Quirks, Reason, Spot, Verdict},
     session::{Count, Failure, State, may_be_over},
     shrink::Ground,
     site::{HERE, Plugged, Site, is_anew},
@@ -110,6 +110,8 @@ pub(super) struct Wire {
     standing: Vec<Standing>,
     lookalikes: Lookalikes,
     clients: Clients,
+    /// Nothing depends on what was before.
+    is_new: bool,
     pub(super) site: Site,
     pub(super) count: Count,
 }
@@ -138,6 +140,7 @@ impl Wire {
             standing: Vec::new(),
             lookalikes: Lookalikes::default(),
             clients: Clients::default(),
+            is_new: true,
             site,
             count: Count::default(),
         })
@@ -418,7 +421,7 @@ impl Wire {
             Ok(arrival) => arrival,
             Err(text) => return Ok(Some(text)),
         };
-        let now = arrival.as_ref().map(|arrival| (arrival.address, arrival.port));
+        let now = arrival.as_ref().and_then(|arrival| backend_of(&packet, arrival.address, arrival.port));
         self.clients.note_standing((world, &here, &packet), standing.backend, now, began);
         let Some(arrival) = arrival else { return Ok(None) };
         let same = (&arrival.spot, arrival.address, arrival.port)
@@ -429,9 +432,7 @@ impl Wire {
         if same && let Some(text) = self.answer(&packet, &here, &arrival)? {
             return Ok(Some(text));
         }
-        if standing.backend.is_some() {
-            standing.backend = Some((arrival.address, arrival.port));
-        }
+        standing.backend = now;
         (standing.arrival, standing.last) = (arrival, Instant::now());
         self.standing.push(standing.clone());
         Ok(None)
@@ -443,6 +444,7 @@ impl Ground for Wire {
         self.standing.clear();
         self.lookalikes.clear();
         self.clients.clear();
+        self.is_new = true;
         for maps in &self.maps {
             maps.flows4().retain(|_, _| false)?;
             maps.flows6().retain(|_, _| false)?;
@@ -456,7 +458,11 @@ impl Ground for Wire {
         // The ends of what goes are let go of first.
         let stays = |id: &String| state.world.pod(id).is_some() && state.event.replug.as_ref() != Some(id);
         self.taps.retain(|id, _| stays(id));
-        self.site.apply(&state.world)?;
+        if std::mem::take(&mut self.is_new) {
+            self.site.apply_anew(&state.world)
+        } else {
+            self.site.apply(&state.world)
+        }?;
         if let Some(id) = &state.event.replug {
             self.site.plug_anew(id, &state.world)?;
         }
@@ -551,11 +557,7 @@ fn fits(seen: &Seen, expected: &Final, packet: &Packet, world: &World) -> bool {
         (Seen::Dropped(_), Final::Nowhere) => true,
         (Seen::Arrived(arrivals), Final::At { spot, address, port, source, node }) => {
             let [arrival] = &arrivals[..] else { return false };
-            let source_fits = match source {
-                Source::Kept => (arrival.source, arrival.sport) == (packet.source, packet.sport),
-                Source::Masqueraded => world.node(node).is_some_and(|node| node.addresses.contains(&arrival.source)),
-                Source::NotItself => arrival.source != packet.source,
-            };
+            let source_fits = source_fits(*source, (arrival.source, arrival.sport), packet, world, node);
             (&arrival.spot, arrival.address, arrival.port) == (spot, *address, *port) && source_fits
         }
         _ => false,

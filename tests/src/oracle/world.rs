@@ -41,6 +41,9 @@ pub(super) struct Node {
     pub(super) name: String,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) pod_cidrs: Vec<IpNet>,
+    /// Its label `topology.kubernetes.io/zone`.
+    #[serde(default)]
+    pub(super) zone: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -63,6 +66,20 @@ pub(super) struct Pod {
     pub(super) host_network: bool,
     /// Its phase is Succeeded.
     pub(super) finished: bool,
+    /// `hostPort` of its containers: `portMappings` of CNI.
+    #[serde(default)]
+    pub(super) host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct HostPort {
+    /// `hostIP`; none: any address of the node.
+    pub(super) address: Option<IpAddr>,
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
+    /// The pod's own port.
+    pub(super) target: u16,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -101,6 +118,55 @@ pub(super) struct Service {
     pub(super) affinity: Affinity,
     /// Another proxy serves it: it has the label `service.kubernetes.io/service-proxy-name`.
     pub(super) foreign: bool,
+    /// `creationTimestamp`, in seconds of a day.
+    #[serde(default)]
+    pub(super) created: u32,
+    #[serde(default)]
+    pub(super) exposure: Exposure,
+}
+
+/// How a Service is reached beside its ClusterIPs. NodePorts are its ports'.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(super) struct Exposure {
+    pub(super) kind: ServiceKind,
+    /// `externalTrafficPolicy: Local`.
+    pub(super) local: bool,
+    pub(super) external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress`.
+    pub(super) ingress: Vec<Ingress>,
+    /// `loadBalancerSourceRanges`, which need not be any.
+    pub(super) ranges: Vec<String>,
+    /// `trafficDistribution`, which proxies do not read.
+    pub(super) distribution: Option<String>,
+    /// `loadBalancerClass`, likewise.
+    #[serde(default)]
+    pub(super) class: Option<String>,
+}
+
+/// `type`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum ServiceKind {
+    #[default]
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+    /// Its addresses and ports are none meanwhile.
+    ExternalName,
+}
+
+/// What a load balancer gave a Service.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct Ingress {
+    /// None: a host name.
+    pub(super) address: Option<IpAddr>,
+    pub(super) mode: Option<IpMode>,
+}
+
+/// `ipMode`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum IpMode {
+    Vip,
+    Proxy,
 }
 
 /// `sessionAffinity`.
@@ -119,6 +185,8 @@ pub(super) struct ServicePort {
     pub(super) name: String,
     pub(super) protocol: Protocol,
     pub(super) port: u16,
+    #[serde(default)]
+    pub(super) node_port: Option<u16>,
 }
 
 /// An EndpointSlice.
@@ -146,6 +214,17 @@ pub(super) struct Endpoint {
     pub(super) ready: Option<bool>,
     pub(super) serving: Option<bool>,
     pub(super) terminating: Option<bool>,
+    #[serde(default)]
+    pub(super) hints: Hints,
+}
+
+/// Whose clients an endpoint is for; empty: nothing is said.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct Hints {
+    /// Names of `forZones`.
+    pub(super) zones: Vec<String>,
+    /// Names of `forNodes`.
+    pub(super) nodes: Vec<String>,
 }
 
 /// A NetworkPolicy.
@@ -254,6 +333,13 @@ impl Pod {
     /// Its address of a family.
     pub(super) fn address(&self, ipv4: bool) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4)
+    }
+}
+
+impl Service {
+    /// Whether nodes serve it, as far as it has addresses.
+    pub(super) fn is_served(&self) -> bool {
+        !self.foreign && self.exposure.kind != ServiceKind::ExternalName
     }
 }
 

@@ -2,7 +2,9 @@
 //! Properties of decisions: both entries of a flow fit each other, whoever sends what to whom.
 
 use proptest::prelude::*;
-use weft_abi::{Addr, AddressKey, Connection, ConnectionFlags, Deliver, DropReason, Flow, FlowKey6, Way};
+use weft_abi::{
+    Addr, AddressKey, Connection, ConnectionFlags, Deliver, DropReason, Flow, FlowKey6, FrontendFlags, Way,
+};
 use weft_logic::{
     decide::moved,
     flow, masquerade, plan,
@@ -294,6 +296,25 @@ proptest! {
         let expected = if walk.question.key.protocol == 6 || stays { old } else { new };
         prop_assert_eq!(again.decision.target, expected);
     }
+
+    #[test]
+    fn established_tcp_goes_on_without_a_service_that_comes_to_have_its_address(mut walk in packets()) {
+        let mut world = World::new([[false; 2]; 3], true);
+        walk.question.key.dst = v4(80, 1);
+        prop_assume!(decided(&world, &mut walk).is_ok() && walk.decision.server.is_at(Place::Outside));
+        let (protocol, old) = (walk.question.key.protocol, walk.decision.target);
+        let mut frontend = *world.frontends.get(&(vip(1).v4_word(), 80, protocol as u8)).expect("a frontend");
+        frontend.flags = FrontendFlags::EXTERNAL | FrontendFlags::FURTHER;
+        world.frontends.insert((old.v4_word(), u16::from_be(walk.question.key.dport), protocol as u8), frontend);
+        for answered in [true, false] {
+            let mut again = standing(&walk);
+            again.question.answered = answered.into();
+            prop_assert_eq!(decided(&world, &mut again), Ok(()));
+            prop_assert_eq!(again.decision.translated == 0, protocol == 6 && answered);
+            prop_assert_eq!(again.decision.target == old, protocol == 6 && answered);
+        }
+    }
+
     #[test]
     fn a_set_that_goes_between_two_look_ups_refuses_nobody(world in worlds(), mut walk in packets()) {
         (walk.question.key.dst, walk.question.key.dport) = (vip(1), 80_u16.to_be());

@@ -6,9 +6,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::super::{
-    site::SERVICE_CIDRS,
-    world::{From, Mode, Packet, World},
+use super::{
+    super::{
+        site::SERVICE_CIDRS,
+        world::{From, Mode, Node, Packet, World},
+    },
+    frontend::hairpin,
 };
 
 /// Where an address is, seen from a node.
@@ -18,7 +21,7 @@ pub(super) enum Place {
     Pod(String),
     /// The node itself.
     Host,
-    /// In the node's prefix for pods, and no pod has it.
+    /// In the node's prefix for pods, and no pod has it; or of the node for itself, and nobody is there.
     OwnUnused,
     /// In another node's prefix for pods.
     OtherNode(String),
@@ -30,10 +33,10 @@ pub(super) enum Place {
 
 /// Where `address` is.
 pub(super) fn place(world: &World, here: &str, address: IpAddr) -> Place {
-    let has = |node: &&super::super::world::Node| {
-        node.addresses.contains(&address) || node.pod_cidrs.iter().any(|cidr| offset(cidr, address) == Some(1))
-    };
-    if world.node(here).as_ref().is_some_and(has) {
+    if address == hairpin(address.is_ipv4()) {
+        return Place::OwnUnused;
+    }
+    if world.node(here).is_some_and(|node| is_of_node(node, address)) {
         return Place::Host;
     }
     let owns = |node: &&super::super::world::Node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&address));
@@ -46,6 +49,11 @@ pub(super) fn place(world: &World, here: &str, address: IpAddr) -> Place {
         return pod.map_or(Place::OwnUnused, |pod| Place::Pod(pod.id()));
     }
     if is_service(address) { Place::Service } else { Place::Outside }
+}
+
+/// Whether an address is the node's own: one that others know it by, or the one that it speaks to pods with.
+pub(super) fn is_of_node(node: &Node, address: IpAddr) -> bool {
+    node.addresses.contains(&address) || node.pod_cidrs.iter().any(|cidr| offset(cidr, address) == Some(1))
 }
 
 /// The place of an address in a prefix; none: it is in another one. A node speaks to pods as the one at 1 of its pod CIDR.

@@ -4,9 +4,12 @@
 
 use super::*;
 use crate::oracle::world::{
-    Affinity, Direction, Endpoint, Labels, Mode, NamedPort, Namespace, Node, Peer, Pod, Policy, PolicyPort, PortKind,
-    PortRef, Rule, Selector, Service, ServicePort, Slice, SlicePort, node_addresses, pod_addresses, pod_cidrs,
+    Affinity, Direction, Endpoint, Exposure, Hints, Labels, Mode, NamedPort, Namespace, Node, Peer, Pod, Policy,
+    PolicyPort, PortKind, PortRef, Rule, Selector, Service, ServicePort, Slice, SlicePort, node_addresses,
+    pod_addresses, pod_cidrs,
 };
+
+mod frontends;
 
 const HERE: &str = "node1";
 
@@ -34,6 +37,7 @@ fn pod(namespace: &str, name: &str, node: u8, number: u8, ports: &[(&str, Protoc
         kind: PortKind::Veth,
         host_network: false,
         finished: false,
+        host_ports: Vec::new(),
     }
 }
 
@@ -43,6 +47,7 @@ fn world() -> World {
         name: format!("node{number}"),
         addresses: node_addresses(number),
         pod_cidrs: pod_cidrs(number),
+        zone: None,
     };
     let namespace = |name: &str| Namespace { name: name.to_owned(), labels: labels(&[("color", name)]) };
     World {
@@ -261,11 +266,18 @@ fn a_selector_means_only_addresses_that_are_the_pods_own() {
 
 fn endpoint(address: IpAddr, node: u8, conditions: [Option<bool>; 3]) -> Endpoint {
     let [ready, serving, terminating] = conditions;
-    Endpoint { addresses: vec![address], node: Some(format!("node{node}")), ready, serving, terminating }
+    Endpoint {
+        addresses: vec![address],
+        node: Some(format!("node{node}")),
+        ready,
+        serving,
+        terminating,
+        hints: Hints::default(),
+    }
 }
 
 fn served(endpoints: Vec<Endpoint>) -> World {
-    let port = ServicePort { name: "web".to_owned(), protocol: Protocol::Tcp, port: 80 };
+    let port = ServicePort { name: "web".to_owned(), protocol: Protocol::Tcp, port: 80, node_port: None };
     let slice_port =
         |port, name: &str| SlicePort { name: Some(name.to_owned()), protocol: Some(Protocol::Tcp), port: Some(port) };
     let slice = Slice {
@@ -284,6 +296,8 @@ fn served(endpoints: Vec<Endpoint>) -> World {
         local: false,
         affinity: Affinity::None,
         foreign: false,
+        created: 0,
+        exposure: Exposure::default(),
     };
     World { services: vec![service], slices: vec![slice], ..world() }
 }
@@ -355,7 +369,7 @@ fn clients_are_told_apart_by_address_port_and_node() {
     let mut world = served(vec![endpoint(of_pod(1, 12), 1, READY)]);
     assert_eq!(client(&world, HERE, &vip("red/a", 80)), None, "nobody asks for it");
     world.services[0].affinity = Affinity::ClientIp;
-    let more = ServicePort { name: "more".to_owned(), protocol: Protocol::Tcp, port: 81 };
+    let more = ServicePort { name: "more".to_owned(), protocol: Protocol::Tcp, port: 81, node_port: None };
     world.services[0].ports.push(more);
     let of = |node, packet: &Packet| client(&world, node, packet).map(|(client, _)| client);
     let own = of(HERE, &vip("red/a", 80)).unwrap();
@@ -409,6 +423,22 @@ fn a_connection_keeps_a_backend_that_serves() {
     assert_eq!(standing(&as_udp(grown()), Protocol::Udp), [b]);
     assert_eq!(standing(&as_udp(ending()), Protocol::Udp), [b]);
     assert_eq!(standing(&as_udp(ended()), Protocol::Udp), [far]);
+}
+
+/// A Service that comes to have its address leads what begins, and what is not established.
+#[test]
+fn established_tcp_that_began_without_a_service_goes_on_without() {
+    let mut world = served(vec![endpoint(of_pod(1, 12), 1, READY)]);
+    let address = IpAddr::from([203, 0, 113, 20]);
+    world.services[0].exposure.external_ips = vec![address];
+    let mut udp = world.clone();
+    (udp.services[0].ports[0].protocol, udp.slices[0].ports[0].protocol) = (Protocol::Udp, Some(Protocol::Udp));
+    for (world, protocol, kept) in [(&world, Protocol::Tcp, true), (&udp, Protocol::Udp, false)] {
+        let packet = packet("red/a", address, protocol, 80);
+        let verdicts = answer_standing(world, HERE, &packet, (None, None), Quirks::default());
+        assert_eq!(delivered(&verdicts[0]).1 == address, kept, "{protocol:?}");
+        assert_ne!(delivered(&one(world, &packet)).1, address);
+    }
 }
 
 #[test]
