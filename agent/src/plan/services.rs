@@ -62,6 +62,8 @@ pub(crate) enum Lead {
     Further {
         /// The first one.
         first: FrontendKey,
+        /// By what right it is had.
+        claim: Claim,
         /// Only clients among the balancer's sources are served.
         is_limited: bool,
     },
@@ -231,9 +233,10 @@ fn balancer_of(
 pub(crate) const fn entry(service: u32, lead: &Lead) -> Entry {
     let flags = match lead {
         Lead::First(_) => 0,
-        Lead::Further { is_limited, .. } => {
+        Lead::Further { claim, is_limited, .. } => {
             let limited = if *is_limited { FrontendFlags::LIMITED } else { 0 };
-            FrontendFlags::EXTERNAL | FrontendFlags::FURTHER | limited
+            let external_ip = if matches!(claim, Claim::ExternalIp) { FrontendFlags::EXTERNAL_IP } else { 0 };
+            FrontendFlags::EXTERNAL | FrontendFlags::FURTHER | limited | external_ip
         }
         Lead::HostPort(_) => FrontendFlags::EXTERNAL | FrontendFlags::HOST_PORT,
     };
@@ -322,7 +325,7 @@ impl<'a> Frontends<'a> {
                 }
                 for (claim, further) in named.further(ipv4, &external) {
                     let is_limited = claim == Claim::LoadBalancer && sources.limit(ipv4);
-                    let lead = Lead::Further { first: named.at(vip), is_limited };
+                    let lead = Lead::Further { first: named.at(vip), claim, is_limited };
                     self.add_frontend(key, &named, (claim, further, lead), taken);
                 }
             }

@@ -95,6 +95,14 @@ impl Frontend {
         self.flags & FrontendFlags::LIMITED != 0
     }
 
+    /// Whether it, of any address of the node ([`FrontendKey::of_node_port`]), comes before `exact`, at an address of the host alone and
+    /// no ClusterIP's: either before `externalIPs`, a NodePort before a port of the host. A load balancer's address comes before both.
+    #[inline(always)]
+    #[must_use]
+    pub const fn comes_before(&self, exact: &Self) -> bool {
+        exact.flags & FrontendFlags::EXTERNAL_IP != 0 || exact.is_host_port() && !self.is_host_port()
+    }
+
     /// Whether its Service port is numbered by it: no other frontend has the number before it does.
     #[inline(always)]
     #[must_use]
@@ -127,6 +135,8 @@ impl FrontendFlags {
     pub const HOST_PORT: u32 = 8;
     /// New flows only of clients in `SOURCES` (`loadBalancerSourceRanges`).
     pub const LIMITED: u32 = 16;
+    /// One of `externalIPs`: at an address of the node NodePorts and ports of the host come before it.
+    pub const EXTERNAL_IP: u32 = 32;
 }
 
 crate::layout! {

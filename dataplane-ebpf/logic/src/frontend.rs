@@ -6,7 +6,7 @@ use weft_abi::{Addr, CLUSTER_NET, Config, FlowKey6, Frontend, FrontendKey, HAIRP
 use crate::{Tables, admit, protocol};
 
 /// The frontend that a packet in the network `net` addresses: that of its destination, else, where the host has that, a port of the host
-/// or a NodePort.
+/// or a NodePort. At an address of the host either comes before `externalIPs`, and a NodePort before a port of the host.
 ///
 /// A frontend at an address that somebody has is none, at the one that others know the node by not even a ClusterIP's: who may write a
 /// Service must not be able to take the traffic of a pod, a node or another Service (CVE-2020-8554).
@@ -19,13 +19,9 @@ pub fn find<'t, T: Tables>(tables: &'t T, net: u32, key: &FlowKey6) -> Option<&'
         return None;
     }
     let exact = tables.frontend(&FrontendKey::new(net, key.dst, key.dport, protocol));
-    if let Some(frontend) = exact
-        && is_served(tables, config, (net, key), frontend)
-    {
-        return exact;
-    }
-    if net != CLUSTER_NET {
-        return None;
+    let served = exact.filter(|frontend| is_served(tables, config, (net, key), frontend));
+    if net != CLUSTER_NET || served.is_some_and(|frontend| !frontend.is_external()) {
+        return served;
     }
     // What nobody has is not the host's. A value in either case: of an `Option`, the compiler may copy what `None` left unset, which the
     // verifier refuses.
@@ -33,10 +29,15 @@ pub fn find<'t, T: Tables>(tables: &'t T, net: u32, key: &FlowKey6) -> Option<&'
     // What the host's sockets ask of the host itself comes by there (`crate::socket`).
     let is_by_socket = key.ifindex == config.host_ifindex && (key.dst == HAIRPIN_V4 || key.dst == HAIRPIN_V6);
     if !is_by_socket && !owner.is_host() {
-        return None;
+        return served;
     }
-    let of_any = tables.frontend(&FrontendKey::of_node_port(&key.dst, key.dport, protocol))?;
-    (is_by_socket || of_any.is_served_at(&owner)).then_some(of_any)
+    let of_any = tables.frontend(&FrontendKey::of_node_port(&key.dst, key.dport, protocol));
+    let of_any = of_any.filter(|of_any| is_by_socket || of_any.is_served_at(&owner));
+    match (served, of_any) {
+        (Some(exact), Some(of_any)) if !of_any.comes_before(exact) => served,
+        (_, Some(_)) => of_any,
+        (_, None) => served,
+    }
 }
 
 /// Whether a frontend at just this address counts.

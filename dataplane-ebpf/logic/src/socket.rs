@@ -36,18 +36,15 @@ pub fn lead<S: Sockets>(sockets: &S, asked: SocketEnd, protocol: u8) -> Option<S
         return None;
     }
     let exact = sockets.frontend(&FrontendKey::of_cluster(asked.addr, asked.port, protocol));
-    if let Some(frontend) = exact
-        && frontend.is_host_port()
-    {
-        return workload(sockets, frontend.service);
+    let of_any = sockets.frontend(&FrontendKey::of_node_port(&asked.addr, asked.port, protocol));
+    let serves_node_ports = is_loopback || owner.is_some_and(Owner::serves_node_ports);
+    if serves_node_ports && of_any.is_some_and(|of_any| !of_any.is_host_port()) {
+        let hairpin = if asked.addr.is_v4() { HAIRPIN_V4 } else { HAIRPIN_V6 };
+        return Some(SocketEnd::new(hairpin, asked.port));
     }
-    let of_any = sockets.frontend(&FrontendKey::of_node_port(&asked.addr, asked.port, protocol))?;
-    if of_any.is_host_port() {
-        return workload(sockets, of_any.service);
-    }
-    let is_served = is_loopback || owner.is_some_and(Owner::serves_node_ports);
-    let hairpin = if asked.addr.is_v4() { HAIRPIN_V4 } else { HAIRPIN_V6 };
-    is_served.then_some(SocketEnd::new(hairpin, asked.port))
+    let host_port = exact.filter(|frontend| frontend.is_host_port());
+    let host_port = host_port.or_else(|| of_any.filter(|of_any| of_any.is_host_port()))?;
+    workload(sockets, host_port.service)
 }
 
 /// The workload that has a port of the host.
@@ -127,6 +124,7 @@ mod tests {
         add("192.0.2.1", 8082, 6, further);
         add("198.51.100.1", 30_080, 6, further);
         add("192.0.2.1", 8083, 7, host_port);
+        add("192.0.2.1", 30_080, 4, host_port);
         for service in 3..=5_u16 {
             let member = Member::new(addr("10.1.0.2"), (service * 100).to_be());
             node.sets.insert(service.into(), MemberSet::even(service.into(), 1));
@@ -141,7 +139,7 @@ mod tests {
         let to = |text: &str, port| lead(&node, end(text, port), TCP);
         let (hairpin_v4, hairpin_v6) =
             (SocketEnd::new(HAIRPIN_V4, 30_080_u16.to_be()), SocketEnd::new(HAIRPIN_V6, 30_080_u16.to_be()));
-        assert_eq!(to("192.0.2.1", 30_080), Some(hairpin_v4), "a NodePort");
+        assert_eq!(to("192.0.2.1", 30_080), Some(hairpin_v4), "a NodePort, before a port of the host");
         assert_eq!(to("127.0.0.1", 30_080), Some(hairpin_v4));
         assert_eq!(to("127.9.9.9", 30_080), Some(hairpin_v4));
         assert_eq!(to("::1", 30_080), Some(hairpin_v6));

@@ -214,12 +214,8 @@ fn local_pod(random: &mut Random, node: u8, number: u8, kind: PortKind) -> Pod {
 fn host_ports(random: &mut Random, node: u8) -> Vec<HostPort> {
     let mut ports: Vec<HostPort> = Vec::new();
     for _ in 0..1 + random.below(3) {
-        // One at an address comes before a NodePort of its number, which is nobody's promise.
-        let (address, numbers) = match random.below(5) {
-            0 | 1 => (Some(node_addresses(node)[random.below(2)]), &[8088, 8089][..]),
-            _ => (None, &[8088, 8089, 30_000, 30_003, 30_006][..]),
-        };
-        let (protocol, port) = (*random.pick(&TRANSPORTS), *random.pick(numbers));
+        let address = random.chance(40).then(|| node_addresses(node)[random.below(2)]);
+        let (protocol, port) = (*random.pick(&TRANSPORTS), *random.pick(&[8088, 8089, 30_000, 30_003, 30_006]));
         if !ports.iter().any(|other| (other.protocol, other.port) == (protocol, port)) {
             ports.push(HostPort { address, protocol, port, target: *random.pick(&PORTS) });
         }

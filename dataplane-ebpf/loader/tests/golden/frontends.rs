@@ -268,6 +268,48 @@ fn an_address_of_a_load_balancer_is_served_wherever_it_is() {
     }
 }
 
+/// At an address of the node: a load balancer's, a NodePort, a port of the host, `externalIPs`.
+#[test]
+fn the_stronger_claim_to_a_port_of_the_node_wins_however_it_is_written() {
+    let node = with_node_port();
+    for family in 0..2 {
+        // The pod that has host ports, by a number of its own.
+        let (own, pod) = (service_number(600, 6, family), (VM_IP[family], 8080));
+        let set = node.set_members(own, 1, &[pod]);
+        let balancer = Balancer { internal: set, external: set, cluster: set, name: own.into(), ..Balancer::default() };
+        node.maps().balancers().insert(&own, &balancer).unwrap();
+        let (service, exact) = (service_number(500, 6, family), LOAD_BALANCER[family]);
+        let address = AddressKey::of_cluster(Addr::from(ip(exact)));
+        node.maps().addresses().insert(&address, &Owner::node_ports(HOST)).unwrap();
+        let host_port = Frontend { service: own, flags: EXTERNAL | FrontendFlags::HOST_PORT };
+        let external_ip = Frontend { service, flags: EXTERNAL | FrontendFlags::EXTERNAL_IP };
+        let balanced = Frontend { service, flags: EXTERNAL };
+        let any = ["0.0.0.0", "::"][family];
+        let mut sport = 5000;
+        let mut wins = |port: u16, backend: &str| {
+            sport += 1;
+            let seen = node.from_uplink(&outside(family, exact, L4::Tcp(sport, port, SYN))).redirected();
+            assert_eq!(seen.tuple.dst, ip(backend), "port {port}");
+        };
+        node.set_frontend((exact, NODE_PORT, 6), host_port);
+        wins(NODE_PORT, SERVER_IP[family]);
+        node.set_frontend((exact, NODE_PORT, 6), Frontend { service: own, ..external_ip });
+        wins(NODE_PORT, SERVER_IP[family]);
+        node.set_frontend((exact, NODE_PORT, 6), Frontend { service: own, ..balanced });
+        wins(NODE_PORT, VM_IP[family]);
+        node.set_frontend((any, 90, 6), host_port);
+        wins(90, VM_IP[family]);
+        node.set_frontend((exact, 90, 6), external_ip);
+        wins(90, VM_IP[family]);
+        node.set_frontend((exact, 90, 6), balanced);
+        wins(90, SERVER_IP[family]);
+        // Elsewhere none of that is a port of the node.
+        node.maps().addresses().remove(&address).unwrap();
+        node.set_frontend((exact, 90, 6), external_ip);
+        wins(90, SERVER_IP[family]);
+    }
+}
+
 /// `loadBalancerSourceRanges`.
 #[test]
 fn a_limited_address_serves_only_those_in_its_ranges() {
