@@ -329,6 +329,9 @@ pub struct DesiredBalancer {
     pub sources: Arc<[IpNet]>,
 }
 
+/// Arcs of a consistent ring at most, but for one of each member: about a thousand nodes, made in some milliseconds.
+pub(crate) const MOST_ARCS: usize = 1 << 15;
+
 /// How new flows of a Service port get their backends.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct DesiredChoice {
@@ -344,7 +347,10 @@ impl DesiredChoice {
         let even = members.windows(2).all(|pair| pair[0].weight == pair[1].weight);
         let mut level = match self.algorithm {
             _ if members.len() < 2 => return 0,
-            Algorithm::Consistent => members.iter().map(|member| usize::from(member.weight)).sum::<usize>() + 1,
+            Algorithm::Consistent => {
+                let total = members.iter().map(|member| usize::from(member.weight)).sum::<usize>();
+                total.min(MOST_ARCS + members.len()) + 1
+            }
             Algorithm::Random | Algorithm::LeastLoaded if even => return 0,
             Algorithm::Random | Algorithm::LeastLoaded => members.len(),
         };

@@ -47,7 +47,8 @@ struct Site {
 
 impl Site {
     fn new(mode: Mode) -> Result<Self> {
-        let bed = Bed::with(&Options { mode, ..Options::default() })?;
+        let config = json!({"services": {"externalFromNode": true}});
+        let bed = Bed::with(&Options { mode, config, ..Options::default() })?;
         let labels = [("app", "web")];
         let (guest, far) = (bed.vm(1, "default/guest", &labels)?, bed.container(2, "default/far", &labels)?);
         guest.serve("guest", PORT)?;
@@ -362,7 +363,7 @@ fn a_drained_backend_keeps_its_connections() -> Result<()> {
         Ok(connection)
     })?;
     let mut pod = pod("default/far", site.bed.node(2).name(), &[("app", "web")]);
-    pod["metadata"]["annotations"] = json!({"weft.dev/weight": "0"});
+    pod["metadata"]["labels"]["weft.dev/weight"] = json!("0");
     site.bed.apply(&pod)?;
     until_ok("it gets no more", SOON, || {
         let met = choices(&site, to)?;
@@ -371,7 +372,7 @@ fn a_drained_backend_keeps_its_connections() -> Result<()> {
     })
     .with_context(|| site.bed.node(1).agent_log())?;
     kept.goes_on()?;
-    pod["metadata"]["annotations"] = json!({});
+    pod["metadata"]["labels"] = json!({"app": "web"});
     site.bed.apply(&pod)?;
     until_ok("it is back", SOON, || {
         let met: BTreeSet<String> = choices(&site, to)?.into_iter().collect();

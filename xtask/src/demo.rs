@@ -73,7 +73,10 @@ impl Site {
     fn build() -> Result<Self> {
         step("two nodes, an agent on each");
         // What the end of it shows was told before anybody could follow.
-        let bed = Bed::with(&Options { config: json!({ "flowSample": 1 }), ..Options::default() })?;
+        let bed = Bed::with(&Options {
+            config: json!({ "flowSample": 1, "services": {"externalFromNode": true} }),
+            ..Options::default()
+        })?;
         bed.apply(&namespace("demo", &[]))?;
         bed.apply(&service("demo/web", SERVICE, 80, PORT, &[WEB]))?;
         bed.apply(&shop())?;
@@ -216,7 +219,7 @@ impl Site {
             Ok(connection)
         })?;
         let mut object = pod(&drained, self.bed.node(2).name(), &[SHOP]);
-        object["metadata"]["annotations"] = json!({"weft.dev/weight": "0"});
+        object["metadata"]["labels"]["weft.dev/weight"] = json!("0");
         self.bed.apply(&object)?;
         until_ok("the other has all new ones", SOON, || {
             for _ in 0..20 {

@@ -4,7 +4,7 @@
 use weft_abi::{Algorithm, Member, RING_FAN_OUT, RingNode};
 use weft_logic::ring;
 
-use crate::model::DesiredChoice;
+use crate::model::{DesiredChoice, MOST_ARCS};
 
 /// The end of an arc, and the index of the member that has it.
 type Arc = (u32, u32);
@@ -48,11 +48,14 @@ fn weighted(members: &[Member]) -> Vec<Arc> {
 }
 
 /// As many arcs for each member as its weight, that end at its hashes; those beyond the last end belong to whoever has the first. Of
-/// two that meet the member counts that comes first.
+/// two that meet the member counts that comes first. Where there would be more than [`MOST_ARCS`], each has its part of them.
 fn consistent(members: &[Member], seed: u64) -> Vec<Arc> {
+    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
     let of_member = |(member, index): (&Member, u32)| {
         let Member { addr, port, weight } = *member;
-        (0..u32::from(weight)).map(move |arc| (ring::end(seed, &addr, port, arc), index))
+        let part = u64::from(weight) * MOST_ARCS as u64 / total.max(MOST_ARCS as u64);
+        let arcs = u32::try_from(part).unwrap_or(u32::MAX).max(1);
+        (0..arcs).map(move |arc| (ring::end(seed, &addr, port, arc), index))
     };
     let mut arcs: Vec<Arc> = members.iter().zip(0..).flat_map(of_member).collect();
     arcs.sort_unstable();
@@ -155,7 +158,7 @@ mod tests {
     #[rstest]
     #[case::two(2)]
     #[case::ten(10)]
-    #[case::two_levels_full(400)]
+    #[case::two_levels_almost_full(320)]
     fn a_position_is_whose_end_comes_next(#[case] count: usize) {
         let members = members(&vec![100; count]);
         let nodes = nodes(&members, choice(Algorithm::Consistent));
@@ -207,8 +210,20 @@ mod tests {
         assert!((5300..8000).contains(&of_light), "{of_light}");
     }
 
+    /// What one change costs is bounded, whoever writes weights.
+    #[test]
+    fn many_members_share_the_arcs_that_there_are() {
+        let members = members(&[&[1000; 200][..], &[10; 200]].concat());
+        let arcs = consistent(&members, 1);
+        let of = |range: std::ops::Range<u32>| arcs.iter().filter(|(_, member)| range.contains(member)).count();
+        assert!(arcs.len() <= MOST_ARCS + 1, "{}", arcs.len());
+        assert!(of(0..200) > 98 * of(200..400), "{} and {}", of(0..200), of(200..400));
+        assert!((0..400).all(|member| arcs.iter().any(|(_, of)| *of == member)), "everybody has one");
+    }
+
     #[rstest]
     #[case(Algorithm::Random, 2, 150)]
+    #[case(Algorithm::Consistent, 1500, 1000)]
     #[case(Algorithm::Random, 1500, 99)]
     #[case(Algorithm::Consistent, 2, 100)]
     #[case(Algorithm::Consistent, 33, 1000)]

@@ -32,8 +32,11 @@ pub const ROUTE_PROTOCOL: u8 = 119;
 /// The table of routes for whatever the host sends or forwards.
 pub(super) const MAIN_TABLE: u8 = RouteHeader::RT_TABLE_MAIN;
 
-/// The table of routes for what the host itself sends, and the priority of the rule that names it: after `local`, before `main`.
+/// The table of routes for what the host itself sends.
 pub(super) const OWN_TABLE: u8 = ROUTE_PROTOCOL;
+
+/// Of the rule that names it: just before `main`, so that whatever else somebody has rules for comes first.
+const OWN_RULE_PRIORITY: u32 = 32_765;
 
 /// One route of ours, in kernel terms.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -126,7 +129,7 @@ async fn set_rule(netlink: &Netlink, version: IpVersion, is_needed: bool) -> Res
     }
     if is_needed && standing.is_empty() {
         tracing::info!(is_v4, "adding the rule for routes of the host itself");
-        let add = netlink.rule().add().input_interface("lo").table_id(OWN_TABLE.into()).priority(OWN_TABLE.into());
+        let add = netlink.rule().add().input_interface("lo").table_id(OWN_TABLE.into()).priority(OWN_RULE_PRIORITY);
         let mut add = add.action(RuleAction::ToTable);
         add.message_mut().attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)));
         let added = if is_v4 { add.v4().execute().await } else { add.v6().execute().await };

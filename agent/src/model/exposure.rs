@@ -25,6 +25,8 @@ pub struct ServiceExposure {
     /// another Service's.
     #[serde(rename = "allowedCIDRs")]
     pub allowed_cidrs: Vec<IpNet>,
+    /// Whether what the node itself sends to external addresses of Services is led to their backends, and does not leave the node.
+    pub external_from_node: bool,
     /// How Services that do not say give new connections to their backends.
     #[serde(with = "algorithm")]
     pub algorithm: Algorithm,
@@ -44,6 +46,7 @@ impl Default for ServiceExposure {
             node_port_addresses: vec![NodePortAddress::Primary],
             external_ips: true,
             allowed_cidrs: Vec::new(),
+            external_from_node: false,
             algorithm: Algorithm::Random,
             healthz_port: None,
             metrics_port: None,

@@ -41,16 +41,17 @@ fn write_labels<S: Serializer>(labels: &Option<Arc<Labels>>, serializer: S) -> R
 /// On a Service: how new connections get their backends.
 pub const ALGORITHM_ANNOTATION: &str = "weft.dev/algorithm";
 
-/// On a Pod: its part of new connections in relation to other backends.
-pub const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
+/// Label of a Pod: its part of new connections in relation to other backends. A label, since agents ask the API server for pods that
+/// have it.
+pub const WEIGHT_LABEL: &str = "weft.dev/weight";
 
-/// On the Pod of a VM that is being migrated: by how much it answers later than another one, see [`Pod::weight`].
+/// Annotation of a Pod with [`WEIGHT_LABEL`], of a VM that is being migrated: by how much it answers later than another one.
 pub const PENALTY_ANNOTATION: &str = "weft.dev/migration-penalty";
 
 /// Of the annotations only those that count.
 fn annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<Labels>>, D::Error> {
     let annotations = Option::<BTreeMap<String, String>>::deserialize(deserializer)?.unwrap_or_default();
-    const KEPT: [&str; 4] = [MIRROR_ANNOTATION, ALGORITHM_ANNOTATION, WEIGHT_ANNOTATION, PENALTY_ANNOTATION];
+    const KEPT: [&str; 3] = [MIRROR_ANNOTATION, ALGORITHM_ANNOTATION, PENALTY_ANNOTATION];
     let kept: Labels = annotations.into_iter().filter(|(key, _)| KEPT.contains(&key.as_str())).collect();
     Ok((!kept.is_empty()).then(|| Box::new(kept)))
 }

@@ -147,7 +147,8 @@ impl<'a> Serving<'a> {
         if local || best.iter().any(|endpoint| endpoint.readiness != Readiness::Ready) {
             return weighty(best);
         }
-        weighty(meant_for(best, here))
+        // Before hints: who is drained is nobody's only one.
+        meant_for(weighty(best), here)
     }
 
     /// All of them.
@@ -222,8 +223,8 @@ fn usable_endpoint<'a>(
     Some(Endpoint { addr, port, node, readiness: endpoint.readiness?, weight, hints })
 }
 
-/// An endpoint may stand in two slices while it moves between them: what takes more connections wins, and whoever tells the node. A VM's
-/// may be of two Pods while it is migrated.
+/// An endpoint may stand in two slices while it moves between them: what takes more connections wins, whoever tells the node, and the
+/// lesser weight. A VM's may be of two Pods while it is migrated.
 fn merge<'a>(usable: &mut BTreeMap<(IpAddr, u16), Endpoint<'a>>, new: Endpoint<'a>) {
     match usable.entry((new.addr, new.port)) {
         Entry::Vacant(vacant) => {

@@ -7,10 +7,10 @@ use weft_abi::{Algorithm, DEFAULT_WEIGHT};
 
 use crate::model::{
     DesiredChoice, HashKey, Name, ObjectKey, algorithm,
-    objects::{ALGORITHM_ANNOTATION, PENALTY_ANNOTATION, Pod, Service, Uid, WEIGHT_ANNOTATION},
+    objects::{ALGORITHM_ANNOTATION, PENALTY_ANNOTATION, Pod, Service, Uid, WEIGHT_LABEL},
 };
 
-/// The most that [`WEIGHT_ANNOTATION`] may be: a backend has so many arcs on a ring.
+/// The most that [`WEIGHT_LABEL`] may be: a backend has so many arcs on a ring.
 const MAX_WEIGHT: u16 = 1000;
 
 /// Of the hash of uids: no secret, since every node has to come to the same; the uids are.
@@ -52,26 +52,21 @@ impl Weight {
     /// Of a backend of which nobody tells anything.
     pub(crate) const USUAL: Self = Self { parts: DEFAULT_WEIGHT, is_migrating: false };
 
-    /// What the annotations of a Pod say; what of them is wrong is left out, and told. None: they say nothing.
+    /// What label and annotation of a Pod say; what of them is wrong is left out, and told. None: it has no weight.
     fn of(pod: &Pod, problems: &mut Vec<String>) -> Option<Self> {
-        let [weight, penalty] = [WEIGHT_ANNOTATION, PENALTY_ANNOTATION].map(|key| pod.metadata.annotation(key));
-        if (weight, penalty) == (None, None) {
-            return None;
-        }
-        let mut wrong = |key, text, what| {
-            problems.push(format!("Pod {}: metadata.annotations[{key}]: '{text}' is no {what}", pod.metadata.key()));
+        let weight = pod.metadata.labels.as_deref()?.get(WEIGHT_LABEL)?;
+        let mut wrong = |field, text, what| {
+            problems.push(format!("Pod {}: metadata.{field}: '{text}' is no {what}", pod.metadata.key()));
         };
-        let mut parts = DEFAULT_WEIGHT;
-        if let Some(text) = weight {
-            match text.parse::<u16>().ok().filter(|parts| *parts <= MAX_WEIGHT) {
-                Some(number) => parts = number,
-                None => wrong(WEIGHT_ANNOTATION, text, "number between 0 and 1000; 100 is used"),
-            }
-        }
+        let mut parts = weight.parse::<u16>().ok().filter(|parts| *parts <= MAX_WEIGHT).unwrap_or_else(|| {
+            wrong("labels[weft.dev/weight]", weight, "number between 0 and 1000; 100 is used");
+            DEFAULT_WEIGHT
+        });
+        let penalty = pod.metadata.annotation(PENALTY_ANNOTATION);
         let Some(text) = penalty else { return Some(Self { parts, is_migrating: false }) };
         match text.parse::<f64>().ok().filter(|penalty| penalty.is_finite() && *penalty >= 0.0) {
             Some(penalty) => parts = penalised(parts, penalty),
-            None => wrong(PENALTY_ANNOTATION, text, "number from 0 on; it does not count"),
+            None => wrong("annotations[weft.dev/migration-penalty]", text, "number from 0 on; it does not count"),
         }
         Some(Self { parts, is_migrating: true })
     }
@@ -139,26 +134,28 @@ mod tests {
     use super::*;
 
     #[rstest]
-    #[case::nothing(json!({}), None, &[])]
-    #[case::a_weight(json!({"weft.dev/weight": "250"}), Some((250, false)), &[])]
-    #[case::drained(json!({"weft.dev/weight": "0", "weft.dev/migration-penalty": "1"}), Some((0, true)), &[])]
-    #[case::a_penalty(json!({"weft.dev/migration-penalty": "3"}), Some((25, true)), &[])]
-    #[case::of_a_weight(json!({"weft.dev/weight": "10", "weft.dev/migration-penalty": "0.5"}), Some((7, true)), &[])]
-    #[case::little_is_left(json!({"weft.dev/migration-penalty": "1e9"}), Some((1, true)), &[])]
+    #[case::nothing(json!({}), json!({}), None, &[])]
+    #[case::a_weight(json!({"weft.dev/weight": "250"}), json!({}), Some((250, false)), &[])]
+    #[case::drained(json!({"weft.dev/weight": "0"}), json!({"weft.dev/migration-penalty": "1"}), Some((0, true)), &[])]
+    #[case::a_penalty(json!({"weft.dev/weight": "100"}), json!({"weft.dev/migration-penalty": "3"}), Some((25, true)), &[])]
+    #[case::a_part(json!({"weft.dev/weight": "10"}), json!({"weft.dev/migration-penalty": "0.5"}), Some((7, true)), &[])]
+    #[case::little(json!({"weft.dev/weight": "9"}), json!({"weft.dev/migration-penalty": "1e9"}), Some((1, true)), &[])]
+    #[case::a_penalty_alone(json!({}), json!({"weft.dev/migration-penalty": "3"}), None, &[])]
     #[case::too_much(
-        json!({"weft.dev/weight": "1001"}), Some((100, false)),
-        &["Pod x/a: metadata.annotations[weft.dev/weight]: '1001' is no number between 0 and 1000; 100 is used"]
+        json!({"weft.dev/weight": "1001"}), json!({}), Some((100, false)),
+        &["Pod x/a: metadata.labels[weft.dev/weight]: '1001' is no number between 0 and 1000; 100 is used"]
     )]
     #[case::no_penalty(
-        json!({"weft.dev/weight": "50", "weft.dev/migration-penalty": "-1"}), Some((50, true)),
+        json!({"weft.dev/weight": "50"}), json!({"weft.dev/migration-penalty": "-1"}), Some((50, true)),
         &["Pod x/a: metadata.annotations[weft.dev/migration-penalty]: '-1' is no number from 0 on; it does not count"]
     )]
-    fn annotations_are_weights(
+    fn labels_and_annotations_are_weights(
+        #[case] labels: serde_json::Value,
         #[case] annotations: serde_json::Value,
         #[case] expected: Option<(u16, bool)>,
         #[case] problems: &[&str],
     ) {
-        let pod = json!({"metadata": {"namespace": "x", "name": "a", "annotations": annotations}});
+        let pod = json!({"metadata": {"namespace": "x", "name": "a", "labels": labels, "annotations": annotations}});
         let pod = Arc::new(serde_json::from_value::<Pod>(pod).unwrap());
         let (mut weights, key) = (Weights::default(), pod.metadata.key());
         assert_eq!(weights.follow(&key, Some(&pod)), expected.is_some());

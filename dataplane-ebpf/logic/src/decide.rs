@@ -161,7 +161,9 @@ fn choose<T: Tables>(
         return Err(DropReason::NoLocalBackend);
     }
     decision.counts_load = (balancer.algorithm == Algorithm::LeastLoaded as u32).into();
+    // By its address alone a client has its place on the ring everywhere.
     if balancer.affinity != 0
+        && balancer.algorithm != Algorithm::Consistent as u32
         && set.count != 0
         && affinity::recall(tables, question, (frontend.service, clients), balancer, decision)
     {

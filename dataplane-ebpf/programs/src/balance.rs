@@ -57,7 +57,7 @@ pub extern "C" fn weft_count_closed(flow: *const Flow) -> u32 {
 #[inline(always)]
 fn count(walk: &Walk) {
     let backend = BackendKey::new(walk.decision.service.slot, walk.decision.target, walk.decision.target_port);
-    if add(&backend, 1) || LOADS.insert(&backend, 1, u64::from(BPF_NOEXIST)).is_ok() {
+    if add(&backend, 1) || LOADS.insert(backend, 1, u64::from(BPF_NOEXIST)).is_ok() {
         return;
     }
     // Another CPU was first.

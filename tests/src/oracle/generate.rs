@@ -31,7 +31,7 @@ const ZONES: [&str; 2] = ["east", "west"];
 #[derive(Clone, Debug)]
 pub(super) struct Size {
     pub(super) mode: Mode,
-    /// Numbers of the nodes that have agents; the first is [`HERE`].
+    /// Numbers of the nodes that have agents; the first is [`super::site::HERE`].
     pub(super) real: Vec<u8>,
     /// Pods of each of these.
     pub(super) pods: usize,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The addresses of Services that are in no prefix of Services: each is routed by itself, and follows its Services. One beyond the
-//! cluster is for what the host itself sends, which else would leave the node: its other ports go on from `weft0`.
+//! cluster is not, unless what the host itself sends is to be led there (`services.externalFromNode`): its other ports go on from `weft0`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -151,9 +151,10 @@ impl Base {
         };
         match whose {
             Some(whose) => Lead::Refused(format!("{address} {whose}, and is not served")),
-            // What the host sends to itself never leaves it.
-            None if facts.host_addresses.contains(&address) => Lead::Led,
-            None => Lead::FromHost,
+            // What the host sends to itself never leaves it, and what it sends to its routers is theirs.
+            None if facts.host_addresses.contains(&address) || self.reserved.contains_key(&address) => Lead::Led,
+            None if facts.exposure.external_from_node => Lead::FromHost,
+            None => Lead::Led,
         }
     }
 

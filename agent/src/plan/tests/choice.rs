@@ -10,14 +10,14 @@ use crate::plan::Planner;
 
 const VIP: &str = "172.30.0.1";
 
-/// A Service with an endpoint for each Pod that these annotations are of.
+/// A Service with an endpoint for each Pod that has these metadata.
 fn world(pods: &[Value]) -> World {
     let mut world = World::default();
     world.service("web", json!({"clusterIP": VIP, "clusterIPs": [VIP], "ports": [{"port": 80}]}));
     let mut endpoints = Vec::new();
-    for (number, annotations) in pods.iter().enumerate() {
+    for (number, metadata) in pods.iter().enumerate() {
         let (name, address) = (format!("p{number}"), format!("10.2.0.{number}"));
-        let more = json!({"metadata": {"annotations": annotations}});
+        let more = json!({"metadata": metadata});
         world.pod(("x", &name), json!({}), &[&address], more);
         endpoints.push(json!({"addresses": [address], "targetRef": {"kind": "Pod", "name": name}}));
     }
@@ -39,9 +39,9 @@ fn members(members: &[weft_abi::Member]) -> Vec<(u8, u16)> {
 fn weights_are_of_pods_and_migration_lessens_them() {
     let annotations = [
         json!({}),
-        json!({"weft.dev/weight": "300"}),
-        json!({"weft.dev/migration-penalty": "1"}),
-        json!({"weft.dev/weight": "x"}),
+        json!({"labels": {"weft.dev/weight": "300"}}),
+        json!({"labels": {"weft.dev/weight": "100"}, "annotations": {"weft.dev/migration-penalty": "1"}}),
+        json!({"labels": {"weft.dev/weight": "x"}}),
     ];
     let desired = world(&annotations).plan();
     assert_eq!(members(&balancer(&desired).internal), [(0, 100), (1, 300), (2, 50), (3, 100)]);
@@ -51,7 +51,7 @@ fn weights_are_of_pods_and_migration_lessens_them() {
         .map(|backend| (backend.state.as_str(), backend.weight))
         .collect();
     assert_eq!(told, [("ready", 100), ("ready", 300), ("migrating", 50), ("ready", 100)]);
-    let problem = "Pod x/p3: metadata.annotations[weft.dev/weight]: 'x' is no number between 0 and 1000; 100 is used";
+    let problem = "Pod x/p3: metadata.labels[weft.dev/weight]: 'x' is no number between 0 and 1000; 100 is used";
     assert_eq!(desired.problems, [problem]);
 }
 
@@ -63,7 +63,7 @@ fn who_has_no_part_keeps_what_it_has(
     #[case] chosen: &[(u8, u16)],
     #[case] keeping: &[(u8, u16)],
 ) {
-    let annotations: Vec<Value> = weights.iter().map(|weight| json!({"weft.dev/weight": weight})).collect();
+    let annotations: Vec<Value> = weights.iter().map(|weight| json!({"labels": {"weft.dev/weight": weight}})).collect();
     let desired = world(&annotations).plan();
     let balancer = balancer(&desired);
     assert_eq!(balancer.sets().map(|set| members(set)), [chosen, chosen, chosen]);
@@ -114,8 +114,8 @@ fn a_weight_that_changes_plans_its_services_alone() {
     planner.take(News { deltas: Deltas::default(), standing: standing(), since: None });
     planner.patch(&world.limits.room());
     let before = planner.single_services_planned();
-    let mut change = |annotations: Value| {
-        let more = json!({"metadata": {"annotations": annotations}});
+    let mut change = |labels: Value| {
+        let more = json!({"metadata": {"labels": labels}});
         world.pod(("x", "p1"), json!({}), &["10.2.0.1"], more);
         let key = ObjectKey::new("x", "p1");
         let mut deltas = Deltas::default();

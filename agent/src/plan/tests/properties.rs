@@ -179,7 +179,7 @@ pub(super) fn build(world: &mut World, (pods, namespaces, policies): &Parts) {
             "" => more,
             weight => {
                 let mut more = more;
-                more["metadata"] = json!({"annotations": {"weft.dev/weight": weight}});
+                more["metadata"] = json!({"labels": {"weft.dev/weight": weight}});
                 more
             }
         };

@@ -361,15 +361,20 @@ fn ports_and_locals() {
     assert_eq!(desired.workload_digests.len(), 3);
 }
 
-/// What the host sends to an external address would leave the node; one of its own never does, and what nobody may have is left out.
+/// What the host sends to an external address leaves the node, unless it is to be led; what it sends to itself or its routers is not, and
+/// what nobody may have is left out.
 #[test]
 fn external_addresses_are_routed_for_what_the_host_itself_sends() {
     let mut world = World::default();
     world.facts.host_addresses = vec!["192.0.2.7".parse().unwrap()];
-    let external = json!(["203.0.113.1", "2001:db8:77::1", "192.0.2.7", "10.2.0.1"]);
+    let external = json!(["203.0.113.1", "203.0.113.254", "2001:db8:77::1", "192.0.2.7", "10.2.0.1"]);
     let vips = json!(["172.30.0.1", "fd00:96::1"]);
     let spec = json!({"clusterIP": "172.30.0.1", "clusterIPs": vips, "externalIPs": external, "ports": [{"port": 80, "nodePort": 30_080}]});
     world.service("web", spec).node("there", &["10.2.0.0/24"]);
+    let for_own = |desired: &Desired| desired.host_routes.iter().filter(|route| route.for_own).count();
+    assert_eq!(for_own(&world.plan()), 0, "only where that is asked for");
+    world.facts.exposure.external_from_node = true;
+    world.facts.reserved = vec!["203.0.113.254".parse().unwrap()];
     let desired = world.plan();
     let own: Vec<String> =
         desired.host_routes.iter().filter(|route| route.for_own).map(|route| route.dst.to_string()).collect();

@@ -26,6 +26,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
+use crate::model::objects::WEIGHT_LABEL;
 use crate::{
     model::{
         Deltas, Standing,
@@ -49,7 +50,7 @@ pub(crate) use connect::client;
 use kind::{Changed, Fault, Kind};
 use object::{Object, Watched};
 use order::Order;
-use pods::{Orders, Pods, Scope, WatchId};
+use pods::{Orders, Pods, Scope, WEIGHTS, WatchId};
 
 /// How long to wait between tries to reach the API server.
 pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
@@ -164,6 +165,7 @@ impl Follower {
         if !self.pods.is_started() && self.state.tells_needs() {
             let orders = self.pods.start();
             self.order(orders, &mut deltas);
+            self.follow_weights();
         }
         let released = self.pods.release(now);
         let changed = if released.is_empty() { changed } else { changed.or_objects() };
@@ -182,10 +184,17 @@ impl Follower {
         for (watch, scope) in begin {
             tracing::debug!(watch, ?scope, "watching pods of other nodes");
             self.state.pods.begin(watch);
-            let (stream, handle) = abortable(pods_of(&self.client, &self.lists, watch, &scope));
+            let (stream, handle) = abortable(pods_of(&self.client, &self.lists, watch, Asked::of_scope(&scope)));
             self.ends.insert(watch, handle);
             self.changes.push(stream.boxed());
         }
+    }
+
+    /// Begins to watch pods with a weight: of Services that they serve, every node has to know it.
+    fn follow_weights(&mut self) {
+        let asked = Asked { labels: Some(WEIGHT_LABEL.to_owned()), ..Asked::default() };
+        self.state.pods.begin(WEIGHTS);
+        self.changes.push(pods_of(&self.client, &self.lists, WEIGHTS, asked));
     }
 
     fn tell(&mut self, fresh: Deltas, changed: Changed) {
@@ -303,9 +312,9 @@ fn read_aside(
     })
 }
 
-fn pods_of(client: &Client, lists: &Arc<Semaphore>, watch: WatchId, scope: &Scope) -> BoxStream<'static, Change> {
+fn pods_of(client: &Client, lists: &Arc<Semaphore>, watch: WatchId, asked: Asked<'_>) -> BoxStream<'static, Change> {
     let wrap = move |event| Change { watch, event: Told::Pod(event) };
-    events::<Pod, k8s_openapi::api::core::v1::Pod>(client, lists, Asked::of_scope(scope), wrap)
+    events::<Pod, k8s_openapi::api::core::v1::Pod>(client, lists, asked, wrap)
 }
 
 /// What a watch tells.

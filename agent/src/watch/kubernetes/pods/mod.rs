@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which pods are watched: those of this node, and those that peers of policies mean which select one of them. Pods of the rest
+//! Which pods are watched: those of this node, those with a weight, and those that peers of policies mean which select one of them. Pods of the rest
 //! of the cluster never come here: at 150,000 pods their changes alone are half a megabyte a second for every node.
 //!
 //! A policy, or a pod of this node, that is new and asks for more is told after the pods that it asks for: otherwise what is
@@ -23,11 +23,13 @@ use crate::model::{
     objects::{NetworkPolicy, Pod},
 };
 
-/// Number of a watch, below [`WATCHES`]; the pods of this node are watch 0.
+/// Number of a watch, [`WATCHES`] at most; the pods of this node are watch 0.
 pub(super) type WatchId = u8;
 
 /// Numbers of watches: while some take the place of others there are twice [`scope::MOST`] and one more.
-const WATCHES: WatchId = 128;
+const WATCHES: WatchId = 127;
+/// The watch of pods that tell their part of new connections, wherever they are and whoever means them.
+pub(super) const WEIGHTS: WatchId = WATCHES;
 
 /// How long something is held back for pods that do not come; a pod's ADD waits three seconds.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -8,7 +8,7 @@ use crate::plan::{Labels, Namespaces as Meant, PodPeer, Selector};
 
 /// Watches of pods at most: beyond that all pods are watched. A watch is a connection to the API server, which in a large cluster
 /// costs it less than to send every node every change of every pod.
-pub(super) const MOST: usize = 63;
+pub(super) const MOST: usize = 62;
 /// A peer of pods with some labels, in more namespaces than these, is one watch of all namespaces.
 const FEW: usize = 4;
 /// Bytes of a selector at most; a request's line has to pass every proxy.
