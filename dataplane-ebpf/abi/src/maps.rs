@@ -36,8 +36,8 @@ macro_rules! for_each_map {
             /// Rings of sets whose members have unequal parts, or are chosen consistently, by number of the node.
             RINGS rings: OnDemandHashMap<$crate::MemberKey, $crate::RingNode>, derived, sized(members);
             /// Connections of this node to backends of Services with `weft_abi::Algorithm::LeastLoaded`: the programs add new ones, the
-            /// agent's sweep counts anew. Who has no entry has none.
-            LOADS loads: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
+            /// agent's sweep counts anew. Who has no entry has none, or found no room.
+            LOADS loads: OnDemandHashMap<$crate::BackendKey, u32>, derived, fixed(16_384);
             /// Backends by their names; the value is `weft_abi::BackendFlags`.
             BACKENDS backends: OnDemandHashMap<$crate::BackendKey, u32>, derived, sized(members);
             /// Prefixes of clients whom Service ports serve at frontends with `weft_abi::FrontendFlags::LIMITED`: in the place of a

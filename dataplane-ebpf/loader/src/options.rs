@@ -90,7 +90,7 @@ impl MapSizes {
     /// Services).
     ///
     /// A workload is given 4 interfaces, 512 IPv4 connections and half as many IPv6 ones on average. With 110 workloads all
-    /// maps together take about 80 MiB, most of it flows.
+    /// maps together take about 87 MiB, most of it flows.
     #[must_use]
     pub const fn for_node(pods: u32) -> Self {
         let ports = power_of_two(pods.saturating_mul(4), 256, 1 << 16);

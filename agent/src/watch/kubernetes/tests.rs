@@ -216,6 +216,9 @@ async fn lists_then_follows() {
         let queries = bench.store.queries.lock().unwrap();
         assert!(selected(&queries, "services?") && selected(&queries, "endpointslices?"), "{queries:?}");
         assert!(!selected(&queries, "pods?"));
+        let with_weight =
+            |query: &String| query.starts_with("pods?") && query.contains("labelSelector=weft.dev%2Fweight");
+        assert!(queries.iter().any(with_weight), "of all nodes: {queries:?}");
     }
 
     // The watches may not have begun when the lists were done: an event until it is seen.
