@@ -6,6 +6,9 @@
 
 pub(crate) mod content;
 pub(crate) mod pool;
+#[path = "../../src/sys.rs"]
+#[expect(dead_code, reason = "the loader uses the rest of it")]
+mod sys;
 
 use std::{
     fs::{self, File},
