@@ -3,7 +3,7 @@
 //! verifier, as in `far`.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use weft_abi::{BackendKey, Flow, FlowState, MemberSet};
+use weft_abi::{BackendKey, ConnectionFlags, Flow, FlowState, MemberSet};
 use weft_logic::{affinity, ring, walk::Walk};
 
 use crate::{
@@ -38,19 +38,26 @@ pub extern "C" fn weft_remember_backend() -> u32 {
     0
 }
 
-/// Counts one connection less of the backend of the opener's entry `flow`, if that is closing: its next packets do not change that. What
-/// ends in another way the agent's sweep finds. Always 0.
+/// Counts one connection less of its backend where the opener's entry `flow` closes by this packet; `before`: the state that it had. What
+/// ends in another way the agent's sweep finds.
+#[inline(always)]
+pub fn follow_state(flow: &Flow, before: u8) {
+    let state = flow.connection.state;
+    if state != before && state == FlowState::Closing as u8 && flow.connection.flags & ConnectionFlags::COUNTED != 0 {
+        weft_count_closed(&raw const *flow);
+    }
+}
+
+/// One connection less of the backend of the opener's entry `flow`. Always 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weft_count_closed(flow: *const Flow) -> u32 {
+extern "C" fn weft_count_closed(flow: *const Flow) -> u32 {
     if flow.is_null() {
         return 0;
     }
     // SAFETY: the caller's reference; the verifier checked its size.
     let Flow { connection, way } = unsafe { &*flow };
-    if connection.state == FlowState::Closing as u8 {
-        add(&BackendKey::new(way.service, connection.dst, connection.dport), -1);
-    }
+    add(&BackendKey::new(way.service, connection.dst, connection.dport), -1);
     0
 }
 

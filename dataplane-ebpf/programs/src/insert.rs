@@ -19,9 +19,7 @@ pub extern "C" fn weft_insert(len: u32) -> u32 {
     let Some(walk) = maps::walk() else { return stop::code(Err(DropReason::Kernel)) };
     let before = walk.forward.connection.state;
     life::record(&mut walk.forward.connection, len, TcpFlags(walk.question.tcp_flags));
-    if walk.forward.connection.state != before && walk.forward.connection.flags & ConnectionFlags::COUNTED != 0 {
-        balance::weft_count_closed(&raw const walk.forward);
-    }
+    balance::follow_state(&walk.forward, before);
     stop::code(if walk.question.is_v6 == 0 { insert::<V4>(walk) } else { insert::<V6>(walk) })
 }
 

@@ -5,7 +5,7 @@
 //! Where no decision stands it ends, the decision has the stack to itself, and the packet passes again.
 
 use aya_ebpf::bindings::__sk_buff;
-use weft_abi::{ConnectionFlags, Counter, DropReason, Flow, Hook, OVERLAY, UPLINK, WayFlags, generation};
+use weft_abi::{Counter, DropReason, Flow, Hook, OVERLAY, UPLINK, WayFlags, generation};
 use weft_logic::{
     Frame as _, Tables as _,
     checksum::Summed,
@@ -297,9 +297,7 @@ fn established<F: Family, const HOOK: u8>(skb: &Skb, key: &F::Key, transport: &T
     }
     let before = found.flow.connection.state;
     found.flow.connection.state = life::next_state(before, transport.flags);
-    if found.flow.connection.state != before && found.flow.connection.flags & ConnectionFlags::COUNTED != 0 {
-        balance::weft_count_closed(&raw const found.flow);
-    }
+    balance::follow_state(&found.flow, before);
     F::touch(key, found, skb.len(), now);
     report::count(Counter::FlowHits);
     Entry::Stands(&found.flow)
