@@ -41,7 +41,7 @@ pub use container::Container;
 pub use conversation::{TcpConnection, UdpFlow};
 pub use equivalence::equivalence;
 pub use hostile::{Place, Selection, Tally, hostile, hostile_names};
-pub use manifest::{ingress_policy, namespace, pod, service, service_cidr};
+pub use manifest::{ingress_policy, namespace, pod, service, service_cidr, set_node_port};
 pub use namespace::Namespace;
 pub use network::Network;
 pub use node::{Mode, Node, detach_programs};

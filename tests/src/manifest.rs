@@ -52,6 +52,13 @@ pub fn service(name: &str, addresses: [&str; 2], port: u16, target: u16, selecto
     })
 }
 
+/// Gives all ports of a Service this NodePort.
+pub fn set_node_port(service: &mut Value, number: u16) {
+    for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        port["nodePort"] = json!(number);
+    }
+}
+
 /// A ServiceCIDR of these prefixes.
 #[must_use]
 pub fn service_cidr(name: &str, cidrs: &[&str]) -> Value {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
-use weft_testbed::{Bed, Mode, Options, Protocol, Shell, service, until_ok};
+use weft_testbed::{Bed, Mode, Options, Protocol, Shell, service, set_node_port, until_ok};
 
 const SOON: Duration = Duration::from_secs(20);
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -101,9 +101,7 @@ fn the_host_reaches_node_ports_at_its_own_addresses() -> Result<()> {
         let bed = Bed::with(&Options { mode, ..Options::default() })?;
         let mut object = service("default/web", ["10.96.0.10", "fd00:96::10"], 80, PORT, &[("app", "web")]);
         object["spec"]["type"] = json!("NodePort");
-        for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
-            port["nodePort"] = json!(NODE_PORT);
-        }
+        set_node_port(&mut object, NODE_PORT);
         bed.apply(&object)?;
         let web = bed.container(1, "default/web", &[("app", "web")])?;
         web.serve("web", PORT)?;

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{
     Bed, Container, Mode, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol, Shell, TcpConnection, Vm, pod, service,
-    until_ok,
+    set_node_port, until_ok,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -28,9 +28,7 @@ fn exposed(name: &str, vips: [&str; 2], node_port: u16, policy: &str) -> Value {
     let mut object = service(name, vips, 80, PORT, &[("app", name.trim_start_matches("default/"))]);
     object["spec"]["type"] = json!("LoadBalancer");
     object["spec"]["externalTrafficPolicy"] = json!(policy);
-    for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
-        port["nodePort"] = json!(node_port);
-    }
+    set_node_port(&mut object, node_port);
     object
 }
 

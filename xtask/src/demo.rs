@@ -10,7 +10,8 @@ use std::{collections::BTreeSet, net::SocketAddr, process::ExitCode, time::Durat
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{
-    Bed, Container, Options, Protocol, Shell, TcpConnection, Vm, ingress_policy, namespace, pod, service, until_ok,
+    Bed, Container, Options, Protocol, Shell, TcpConnection, Vm, ingress_policy, namespace, pod, service,
+    set_node_port, until_ok,
 };
 
 use crate::build;
@@ -290,12 +291,6 @@ fn closed() -> Value {
     object["spec"]["type"] = json!("NodePort");
     set_node_port(&mut object, CLOSED_NODE_PORT);
     object
-}
-
-fn set_node_port(object: &mut Value, number: u16) {
-    for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
-        port["nodePort"] = json!(number);
-    }
 }
 
 fn step(what: &str) {
