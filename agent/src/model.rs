@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_abi::{
     Addr, AddressKey, Algorithm, BackendFlags, BackendKey, BlockKey, CidrKey, Class, Config, Device, Frontend,
-    FrontendKey, List, Member, Owner, Port, RING_FAN_OUT, Remote, RuleKey, Run,
+    FrontendKey, List, Member, Owner, Port, Remote, RuleKey, Run,
 };
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
@@ -26,6 +26,7 @@ mod labels;
 mod name;
 pub mod objects;
 pub(crate) mod protocol;
+pub(crate) mod ring;
 mod text_hash;
 mod watched;
 
@@ -329,9 +330,6 @@ pub struct DesiredBalancer {
     pub sources: Arc<[IpNet]>,
 }
 
-/// Arcs of a consistent ring at most, but for one of each member: about a thousand nodes, made in some milliseconds.
-pub(crate) const MOST_ARCS: usize = 1 << 15;
-
 /// How new flows of a Service port get their backends.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct DesiredChoice {
@@ -339,28 +337,6 @@ pub struct DesiredChoice {
     pub algorithm: Algorithm,
     /// [`weft_abi::Balancer::seed`]; 0 where the choice is not consistent.
     pub seed: u64,
-}
-
-impl DesiredChoice {
-    /// How many nodes the ring of a set of these members has at most.
-    pub(crate) fn room(self, members: &[Member]) -> usize {
-        let even = members.windows(2).all(|pair| pair[0].weight == pair[1].weight);
-        let mut level = match self.algorithm {
-            _ if members.len() < 2 => return 0,
-            Algorithm::Consistent => {
-                let total = members.iter().map(|member| usize::from(member.weight)).sum::<usize>();
-                total.min(MOST_ARCS + members.len()) + 1
-            }
-            Algorithm::Random | Algorithm::LeastLoaded if even => return 0,
-            Algorithm::Random | Algorithm::LeastLoaded => members.len(),
-        };
-        let mut nodes = 0;
-        while level > 1 {
-            level = level.div_ceil(RING_FAN_OUT);
-            nodes += level;
-        }
-        nodes
-    }
 }
 
 /// The value of all entries of `SOURCES`.

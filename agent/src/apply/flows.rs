@@ -247,11 +247,13 @@ fn put_shares(maps: &Maps, before: &BTreeMap<u32, Share>, used: &Used) -> Result
 /// Writes the connections of backends; those that have none lose their entry. One that opens or closes between reading and writing is
 /// counted by the next sweep.
 fn put_loads(maps: &Maps, before: &BTreeMap<BackendKey, u32>, used: &Used) -> Result<(), Error> {
-    for (backend, before) in before {
-        let Some(now) = maps.loads().get(backend)? else { continue };
-        match used.load(backend, *before, now) {
-            0 => drop(maps.loads().remove(backend)?),
-            load if load != now => maps.loads().insert(backend, &load)?,
+    let now: BTreeMap<BackendKey, u32> = maps.loads().iter().collect::<Result<_, _>>()?;
+    for (backend, now) in now {
+        // What came meanwhile is right.
+        let Some(before) = before.get(&backend) else { continue };
+        match used.load(&backend, *before, now) {
+            0 => drop(maps.loads().remove(&backend)?),
+            load if load != now => maps.loads().insert(&backend, &load)?,
             _ => {}
         }
     }

@@ -21,7 +21,6 @@ mod digests;
 pub mod flows;
 mod patch;
 mod policy;
-mod ring;
 mod services;
 mod tables;
 #[cfg(test)]

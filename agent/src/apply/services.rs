@@ -16,10 +16,10 @@ use weft_abi::{
 use weft_dataplane::Error;
 
 use super::{
-    Observed, Pass, ring,
+    Observed, Pass,
     tables::{Failed, Known, Tables},
 };
-use crate::model::{DesiredAffinity, DesiredBalancer, DesiredChoice};
+use crate::model::{DesiredAffinity, DesiredBalancer, DesiredChoice, ring};
 
 /// How many Service ports there is room for. Each frontend may have its address beside it.
 pub(super) fn most(tables: &dyn Tables) -> usize {
@@ -93,18 +93,18 @@ impl Observed {
         (1..=u32::MAX).map(|step| highest.wrapping_add(step)).find(is_free).unwrap_or(1)
     }
 
-    /// Members that the balancer does not lead to.
-    fn stray_members(&self, service: u32) -> Vec<MemberKey> {
+    /// Members, and nodes of rings, that the balancer does not lead to.
+    fn stray(&self, service: u32) -> [Vec<MemberKey>; 2] {
         let sets = self.balancers.0.get(&service).map(Balancer::sets).unwrap_or_default();
-        let is_live = |key: &MemberKey| sets.iter().any(|set| set.set == key.set && key.index < set.count);
-        self.members.0.range(all_of(service)).map(|(key, _)| *key).filter(|key| !is_live(key)).collect()
-    }
-
-    /// Nodes of rings that no set has which the balancer leads to.
-    fn stray_nodes(&self, service: u32) -> Vec<MemberKey> {
-        let sets = self.balancers.0.get(&service).map(Balancer::sets).unwrap_or_default();
-        let is_live = |key: &MemberKey| sets.iter().any(|set| set.set == key.set && set.levels != 0);
-        self.rings.0.range(all_of(service)).map(|(key, _)| *key).filter(|key| !is_live(key)).collect()
+        let leads_to = |key: &MemberKey, is_of: fn(&MemberSet, u32) -> bool| {
+            sets.iter().any(|set| set.set == key.set && is_of(set, key.index))
+        };
+        let members = self.members.0.range(all_of(service)).map(|(key, _)| *key);
+        let nodes = self.rings.0.range(all_of(service)).map(|(key, _)| *key);
+        [
+            members.filter(|key| !leads_to(key, |set, index| index < set.count)).collect(),
+            nodes.filter(|key| !leads_to(key, |set, _| set.levels != 0)).collect(),
+        ]
     }
 }
 
@@ -119,7 +119,7 @@ struct WantedSet<'w> {
 impl<'w> WantedSet<'w> {
     /// Those of a balancer, in their order.
     fn all_of(balancer: &'w DesiredBalancer) -> [Self; 3] {
-        let of = |members: &'w [Member]| Self { members, ring: ring::nodes(members, balancer.choice).into() };
+        let of = |members: &'w [Member]| Self { members, ring: balancer.choice.ring(members).into() };
         let [internal, external, cluster] = balancer.sets();
         let cluster = of(cluster);
         // Most have one set for all.
@@ -325,7 +325,7 @@ impl Pass<'_> {
             self.put_value(service, value)
         });
         if put.is_err() {
-            self.take_stray_members(service)?;
+            self.take_stray(service, |_, taken| taken)?;
             return put;
         }
         if leaves {
@@ -452,23 +452,28 @@ impl Pass<'_> {
             self.left.clone()
         };
         for service in numbers {
-            for key in self.observed.stray_members(service) {
-                members.note(key, self.observed.members.take(self.tables.members(), key, &mut self.summary));
-            }
-            for key in self.observed.stray_nodes(service) {
-                members.note(key, self.observed.rings.take(self.tables.rings(), key, &mut self.summary));
-            }
+            let _all_tried = self.take_stray(service, |key, taken| {
+                members.note(key, taken);
+                Ok(())
+            });
         }
         balancers.tell("old Service ports", "they are still there", &mut self.summary);
         members.tell("old backends of Services", "they are still there", &mut self.summary);
     }
 
-    fn take_stray_members(&mut self, service: u32) -> Result<(), Error> {
-        let stray = self.observed.stray_members(service);
-        let known = &mut self.observed.members;
-        stray.into_iter().try_for_each(|key| known.take(self.tables.members(), key, &mut self.summary))?;
-        let stray = self.observed.stray_nodes(service);
-        let known = &mut self.observed.rings;
-        stray.into_iter().try_for_each(|key| known.take(self.tables.rings(), key, &mut self.summary))
+    /// Removes the members and nodes of rings that a Service port's balancer does not lead to; `done` says of each whether to go on.
+    fn take_stray(
+        &mut self,
+        service: u32,
+        mut done: impl FnMut(MemberKey, Result<(), Error>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let [members, nodes] = self.observed.stray(service);
+        for key in members {
+            done(key, self.observed.members.take(self.tables.members(), key, &mut self.summary))?;
+        }
+        for key in nodes {
+            done(key, self.observed.rings.take(self.tables.rings(), key, &mut self.summary))?;
+        }
+        Ok(())
     }
 }

@@ -73,6 +73,7 @@ fn starting_in(dst: &IpNet) -> RangeInclusive<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::routes::MAIN_TABLE;
 
     fn set(prefixes: &str) -> BTreeSet<IpNet> {
         prefixes.split_whitespace().map(|prefix| prefix.parse().unwrap()).collect()
@@ -81,9 +82,7 @@ mod tests {
     fn routes(prefixes: &str) -> BTreeMap<IpNet, Route> {
         set(prefixes)
             .into_iter()
-            .map(|dst| {
-                (dst, Route { table: super::super::routes::MAIN_TABLE, dst, via: None, ifindex: 7, source: None })
-            })
+            .map(|dst| (dst, Route { table: MAIN_TABLE, dst, via: None, ifindex: 7, source: None }))
             .collect()
     }
 

@@ -109,12 +109,16 @@ pub(super) async fn apply(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) 
             Err(error) => failure = failure.and(Err(error)),
         }
     }
-    let is_needed =
-        |is_v4: bool| wanted.values().any(|route| route.table == OWN_TABLE && route.dst.addr().is_ipv4() == is_v4);
-    for (version, is_v4) in [(IpVersion::V4, true), (IpVersion::V6, false)] {
-        failure = failure.and(set_rule(netlink, version, is_needed(is_v4)).await);
+    for (version, is_needed) in [IpVersion::V4, IpVersion::V6].into_iter().zip(need_rules(&wanted)) {
+        failure = failure.and(set_rule(netlink, version, is_needed).await);
     }
     (changes, failure)
+}
+
+/// Whether any of these routes is of [`OWN_TABLE`], which a rule of its family has to name: of IPv4, of IPv6.
+fn need_rules(routes: &BTreeMap<IpNet, Route>) -> [bool; 2] {
+    let own = |is_v4| routes.values().any(|route| route.table == OWN_TABLE && route.dst.addr().is_ipv4() == is_v4);
+    [own(true), own(false)]
 }
 
 /// Adds or removes the rule that has what the host itself sends routed by [`OWN_TABLE`].
@@ -164,14 +168,9 @@ pub(super) async fn follow(
         Some(other) => other != route,
         None => aggregated && may_merge(dst),
     };
-    // The rule goes with the last route of its table and family.
-    let rules = |routes: &BTreeMap<IpNet, Route>| {
-        let own = |is_v4| routes.values().any(|route| route.table == OWN_TABLE && route.dst.addr().is_ipv4() == is_v4);
-        [own(true), own(false)]
-    };
     if after.iter().any(|route| needs_look(route, before))
         || before.iter().any(|route| needs_look(route, after))
-        || rules(before) != rules(after)
+        || need_rules(before) != need_rules(after)
     {
         return None;
     }

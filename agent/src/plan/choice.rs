@@ -52,21 +52,22 @@ impl Weight {
     /// Of a backend of which nobody tells anything.
     pub(crate) const USUAL: Self = Self { parts: DEFAULT_WEIGHT, is_migrating: false };
 
-    /// What label and annotation of a Pod say; what of them is wrong is left out, and told. None: it has no weight.
+    /// What label and annotation of a Pod say; what of them is invalid is left out, and reported. None: it has no weight.
     fn of(pod: &Pod, problems: &mut Vec<String>) -> Option<Self> {
         let weight = pod.metadata.labels.as_deref()?.get(WEIGHT_LABEL)?;
-        let mut wrong = |field, text, what| {
-            problems.push(format!("Pod {}: metadata.{field}: '{text}' is no {what}", pod.metadata.key()));
+        let mut wrong = |field, key, text, what| {
+            problems.push(format!("Pod {}: metadata.{field}[{key}]: '{text}' is no {what}", pod.metadata.key()));
         };
         let mut parts = weight.parse::<u16>().ok().filter(|parts| *parts <= MAX_WEIGHT).unwrap_or_else(|| {
-            wrong("labels[weft.dev/weight]", weight, "number between 0 and 1000; 100 is used");
+            wrong("labels", WEIGHT_LABEL, weight, "number between 0 and 1000; 100 is used");
             DEFAULT_WEIGHT
         });
-        let penalty = pod.metadata.annotation(PENALTY_ANNOTATION);
-        let Some(text) = penalty else { return Some(Self { parts, is_migrating: false }) };
+        let Some(text) = pod.metadata.annotation(PENALTY_ANNOTATION) else {
+            return Some(Self { parts, is_migrating: false });
+        };
         match text.parse::<f64>().ok().filter(|penalty| penalty.is_finite() && *penalty >= 0.0) {
             Some(penalty) => parts = penalised(parts, penalty),
-            None => wrong("annotations[weft.dev/migration-penalty]", text, "number from 0 on; it does not count"),
+            None => wrong("annotations", PENALTY_ANNOTATION, text, "number from 0 on; it does not count"),
         }
         Some(Self { parts, is_migrating: true })
     }
@@ -78,12 +79,9 @@ fn penalised(parts: u16, penalty: f64) -> u16 {
     ((f64::from(parts) / (1.0 + penalty)).round() as u16).max(parts.min(1))
 }
 
-/// What Pods tell that tell anything: few do.
+/// The weights of Pods that have one, and what is wrong with each: few do.
 #[derive(Debug, Default)]
-pub(crate) struct Weights {
-    of_pods: BTreeMap<ObjectKey, Weight>,
-    problems: BTreeMap<ObjectKey, Vec<String>>,
-}
+pub(crate) struct Weights(BTreeMap<ObjectKey, (Weight, Vec<String>)>);
 
 impl Weights {
     /// Those of these Pods.
@@ -100,29 +98,24 @@ impl Weights {
     pub(crate) fn follow(&mut self, key: &ObjectKey, pod: Option<&Arc<Pod>>) -> bool {
         let mut problems = Vec::new();
         let weight = pod.and_then(|pod| Weight::of(pod, &mut problems));
-        if problems.is_empty() {
-            self.problems.remove(key);
-        } else {
-            self.problems.insert(key.clone(), problems);
-        }
         let before = match weight {
-            Some(weight) => self.of_pods.insert(key.clone(), weight),
-            None => self.of_pods.remove(key),
+            Some(weight) => self.0.insert(key.clone(), (weight, problems)),
+            None => self.0.remove(key),
         };
-        before != weight
+        before.map(|(weight, _)| weight) != weight
     }
 
     /// Of an endpoint that is this Pod.
     pub(crate) fn find(&self, namespace: &Name, pod: Option<&Name>) -> Weight {
-        let told = pod
-            .filter(|_| !self.of_pods.is_empty())
-            .and_then(|name| self.of_pods.get(&ObjectKey { namespace: namespace.clone(), name: name.clone() }));
-        told.copied().unwrap_or(Weight::USUAL)
+        let found = pod
+            .filter(|_| !self.0.is_empty())
+            .and_then(|name| self.0.get(&ObjectKey { namespace: namespace.clone(), name: name.clone() }));
+        found.map_or(Weight::USUAL, |(weight, _)| *weight)
     }
 
     /// What is wrong.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.problems.values().flatten()
+        self.0.values().flat_map(|(_, problems)| problems)
     }
 }
 
@@ -180,8 +173,8 @@ mod tests {
     ) {
         let service = json!({"metadata": {"namespace": "x", "name": "a", "annotations": annotations}});
         let service: Service = serde_json::from_value(service).unwrap();
-        let (choice, told) = of(&service.metadata.key(), &service, Algorithm::Random);
-        assert_eq!((choice, told.as_deref()), (DesiredChoice { algorithm, seed: 0 }, problem));
+        let (choice, why) = of(&service.metadata.key(), &service, Algorithm::Random);
+        assert_eq!((choice, why.as_deref()), (DesiredChoice { algorithm, seed: 0 }, problem));
     }
 
     #[test]

@@ -74,25 +74,19 @@ impl Routes {
         for addr in addresses {
             let serves = Serves::at(&desired.frontends, addr);
             let lead = serves.map(|serves| self.base.lead_to(addr.into(), serves, facts));
-            let ways = [matches!(lead, Some(Lead::Own)), matches!(lead, Some(Lead::FromHost))];
+            self.set(addr, lead.as_ref(), desired, &mut patch.remotes);
             self.refused.remove(&addr);
             if let Some(Lead::Refused(why)) = lead {
                 self.refused.insert(addr, why);
             }
-            self.set(addr, ways, desired, &mut patch.remotes);
         }
         if desired.routes_digest != before {
             patch.routes_digest = Some(desired.routes_digest);
         }
     }
 
-    fn set(
-        &self,
-        addr: Addr,
-        [is_own, is_from_host]: [bool; 2],
-        desired: &mut Desired,
-        changes: &mut Changes<CidrKey, Remote>,
-    ) {
+    fn set(&self, addr: Addr, lead: Option<&Lead>, desired: &mut Desired, changes: &mut Changes<CidrKey, Remote>) {
+        let [is_own, is_from_host] = [matches!(lead, Some(Lead::Own)), matches!(lead, Some(Lead::FromHost))];
         let key = cidr_key(IpAddr::from(addr).into());
         let remote = if is_own { Some(services_remote()) } else { self.base.remotes.get(&key).copied() };
         let old = desired.remotes.get(&key).copied();
@@ -103,13 +97,11 @@ impl Routes {
             crate::plan::planner::set(&mut desired.remotes, changes, key, remote);
         }
         let is_of_base = self.base.prefixes.all.contains_key(&host_route(addr, false).dst);
-        for (for_own, is_wanted) in [(false, is_own || is_of_base), (true, is_from_host)] {
+        for (for_own, is_wanted, stays) in [(false, is_own, is_of_base), (true, is_from_host, false)] {
             let route = host_route(addr, for_own);
             match desired.host_routes.binary_search(&route) {
-                Ok(place) if !is_wanted => drop(Arc::make_mut(&mut desired.host_routes).remove(place)),
-                Err(place) if is_wanted && !(is_of_base && !is_own && !for_own) => {
-                    Arc::make_mut(&mut desired.host_routes).insert(place, route);
-                }
+                Ok(place) if !is_wanted && !stays => drop(Arc::make_mut(&mut desired.host_routes).remove(place)),
+                Err(place) if is_wanted => Arc::make_mut(&mut desired.host_routes).insert(place, route),
                 _ => {}
             }
         }

@@ -22,6 +22,9 @@ use crate::{
     },
 };
 
+// What the agent does not tell is what the programs go by.
+const _: () = assert!(weft_api::USUAL_WEIGHT == weft_abi::DEFAULT_WEIGHT);
+
 /// The addresses and ports of one Service.
 pub(super) struct Shape<'a> {
     /// ClusterIPs.

@@ -45,12 +45,12 @@ fn weights_are_of_pods_and_migration_lessens_them() {
     ];
     let desired = world(&annotations).plan();
     assert_eq!(members(&balancer(&desired).internal), [(0, 100), (1, 300), (2, 50), (3, 100)]);
-    let told: Vec<_> = desired.service_reports[0].ports[0]
+    let shown: Vec<_> = desired.service_reports[0].ports[0]
         .backends
         .iter()
         .map(|backend| (backend.state.as_str(), backend.weight))
         .collect();
-    assert_eq!(told, [("ready", 100), ("ready", 300), ("migrating", 50), ("ready", 100)]);
+    assert_eq!(shown, [("ready", 100), ("ready", 300), ("migrating", 50), ("ready", 100)]);
     let problem = "Pod x/p3: metadata.labels[weft.dev/weight]: 'x' is no number between 0 and 1000; 100 is used";
     assert_eq!(desired.problems, [problem]);
 }

@@ -26,11 +26,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
-use crate::model::objects::WEIGHT_LABEL;
 use crate::{
     model::{
         Deltas, Standing,
-        objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, ServiceCidr},
+        objects::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, ServiceCidr, WEIGHT_LABEL},
         watched_kinds,
     },
     watch::{ApiServer, Teller},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which pods are watched: those of this node, those with a weight, and those that peers of policies mean which select one of them. Pods of the rest
-//! of the cluster never come here: at 150,000 pods their changes alone are half a megabyte a second for every node.
+//! Which pods are watched: those of this node, those with a weight, and those that peers of policies mean which select one of this
+//! node's. Pods of the rest of the cluster never come here: at 150,000 pods their changes alone are half a megabyte a second for every node.
 //!
 //! A policy, or a pod of this node, that is new and asks for more is told after the pods that it asks for: otherwise what is
 //! allowed would be closed for as long as they take to come.

@@ -4,26 +4,49 @@
 use weft_abi::{Algorithm, Member, RING_FAN_OUT, RingNode};
 use weft_logic::ring;
 
-use crate::model::{DesiredChoice, MOST_ARCS};
+use super::DesiredChoice;
+
+/// Arcs of a consistent ring at most, but for one of each member: about a thousand nodes, made in some milliseconds.
+const MOST_ARCS: usize = 1 << 15;
 
 /// The end of an arc, and the index of the member that has it.
 type Arc = (u32, u32);
 
-/// The ring of a set of these members; empty where the set has none. The root is the first node, and each level follows the one
-/// above it.
-pub(super) fn nodes(members: &[Member], choice: DesiredChoice) -> Vec<RingNode> {
-    if members.len() < 2 {
-        return Vec::new();
+impl DesiredChoice {
+    /// How many nodes the ring of a set of these members has at most.
+    pub(crate) fn room(self, members: &[Member]) -> usize {
+        if !self.needs_ring(members) {
+            return 0;
+        }
+        let arcs = match self.algorithm {
+            Algorithm::Consistent => (total(members) as usize).min(MOST_ARCS + members.len()) + 1,
+            Algorithm::Random | Algorithm::LeastLoaded => members.len(),
+        };
+        level_sizes(arcs).iter().sum()
     }
-    let arcs = match choice.algorithm {
-        Algorithm::Consistent => consistent(members, choice.seed),
-        Algorithm::Random | Algorithm::LeastLoaded => weighted(members),
-    };
-    if arcs.is_empty() { Vec::new() } else { tree(arcs) }
+
+    /// The ring of a set of these members; empty where the set has none. The root is the first node, and each level follows the one
+    /// above it.
+    pub(crate) fn ring(self, members: &[Member]) -> Vec<RingNode> {
+        if !self.needs_ring(members) {
+            return Vec::new();
+        }
+        tree(match self.algorithm {
+            Algorithm::Consistent => consistent(members, self.seed),
+            Algorithm::Random | Algorithm::LeastLoaded => weighted(members),
+        })
+    }
+
+    /// Whether members are found by more than their index: there are several, and they are unlike or chosen by a hash.
+    fn needs_ring(self, members: &[Member]) -> bool {
+        members.len() > 1
+            && (self.algorithm == Algorithm::Consistent
+                || members.windows(2).any(|pair| pair[0].weight != pair[1].weight))
+    }
 }
 
-/// How many levels the ring of so many nodes has: the reverse of what [`tree`] does.
-pub(super) fn levels(nodes: usize) -> u32 {
+/// How many levels a ring of so many nodes has: the reverse of [`level_sizes`].
+pub(crate) fn levels(nodes: usize) -> u32 {
     let (mut levels, mut known) = (0, 0);
     let mut of_level = 1;
     while known < nodes {
@@ -32,13 +55,23 @@ pub(super) fn levels(nodes: usize) -> u32 {
     levels
 }
 
-/// One arc for each member, as long as its weight; none where all have the same.
-fn weighted(members: &[Member]) -> Vec<Arc> {
-    if members.windows(2).all(|pair| pair[0].weight == pair[1].weight) {
-        return Vec::new();
+/// How many nodes each level of a tree over so many arcs has, the root's first.
+fn level_sizes(arcs: usize) -> Vec<usize> {
+    let mut sizes = vec![arcs.div_ceil(RING_FAN_OUT)];
+    while let Some(below) = sizes.last().copied().filter(|below| *below > 1) {
+        sizes.push(below.div_ceil(RING_FAN_OUT));
     }
-    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
-    let mut sum = 0;
+    sizes.reverse();
+    sizes
+}
+
+fn total(members: &[Member]) -> u64 {
+    members.iter().map(|member| u64::from(member.weight)).sum()
+}
+
+/// One arc for each member, as long as its weight.
+fn weighted(members: &[Member]) -> Vec<Arc> {
+    let (total, mut sum) = (total(members), 0);
     let ends = members.iter().map(|member| {
         sum += u64::from(member.weight);
         // The last position of which less than `sum` of `total` lies below.
@@ -50,7 +83,7 @@ fn weighted(members: &[Member]) -> Vec<Arc> {
 /// As many arcs for each member as its weight, that end at its hashes; those beyond the last end belong to whoever has the first. Of
 /// two that meet the member counts that comes first. Where there would be more than [`MOST_ARCS`], each has its part of them.
 fn consistent(members: &[Member], seed: u64) -> Vec<Arc> {
-    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
+    let total = total(members);
     let of_member = |(member, index): (&Member, u32)| {
         let Member { addr, port, weight } = *member;
         let part = u64::from(weight) * MOST_ARCS as u64 / total.max(MOST_ARCS as u64);
@@ -70,20 +103,19 @@ fn consistent(members: &[Member], seed: u64) -> Vec<Arc> {
 
 /// The search tree over arcs, which end in order.
 fn tree(arcs: Vec<Arc>) -> Vec<RingNode> {
+    let sizes = level_sizes(arcs.len());
     let mut levels = vec![arcs];
-    while let Some(below) = levels.last()
-        && below.len() > RING_FAN_OUT
-    {
+    for _ in 1..sizes.len() {
+        let below = levels.last().map_or(&[][..], Vec::as_slice);
         let ends = below.chunks(RING_FAN_OUT).filter_map(|node| node.last()).map(|(end, _)| *end);
         levels.push(ends.zip(0..).collect());
     }
-    levels.reverse();
-    let counts: Vec<usize> = levels.iter().map(|level| level.len().div_ceil(RING_FAN_OUT)).collect();
-    let mut nodes = Vec::with_capacity(counts.iter().sum());
-    for (depth, level) in levels.iter().enumerate() {
-        // What the entries of a level count from: members are numbered by themselves, nodes after all nodes above them.
-        let is_leaf = depth + 1 == levels.len();
-        let first = if is_leaf { 0 } else { u32::try_from(counts[..=depth].iter().sum::<usize>()).unwrap_or(u32::MAX) };
+    let mut nodes = Vec::with_capacity(sizes.iter().sum());
+    // Leaves lead to members, which are numbered by themselves; other nodes to those after all nodes above them.
+    let (mut known, mut depth) = (0, 0);
+    for level in levels.iter().rev() {
+        (known, depth) = (known + sizes[depth], depth + 1);
+        let first = if depth == sizes.len() { 0 } else { u32::try_from(known).unwrap_or(u32::MAX) };
         nodes.extend(level.chunks(RING_FAN_OUT).map(|entries| node(entries, first)));
     }
     nodes
@@ -131,10 +163,10 @@ mod tests {
     #[test]
     fn members_of_one_weight_need_no_ring() {
         for algorithm in [Algorithm::Random, Algorithm::LeastLoaded] {
-            assert!(nodes(&members(&[7; 40]), choice(algorithm)).is_empty());
+            assert!(choice(algorithm).ring(&members(&[7; 40])).is_empty());
         }
-        assert!(nodes(&members(&[7]), choice(Algorithm::Consistent)).is_empty(), "nobody else");
-        assert!(nodes(&[], choice(Algorithm::Consistent)).is_empty());
+        assert!(choice(Algorithm::Consistent).ring(&members(&[7])).is_empty(), "nobody else");
+        assert!(choice(Algorithm::Consistent).ring(&[]).is_empty());
     }
 
     #[rstest]
@@ -143,7 +175,7 @@ mod tests {
     #[case::two_levels(&[&[1; 32][..], &[2]].concat())]
     #[case::three_levels(&[&[1; 1024][..], &[500; 40]].concat())]
     fn a_weight_is_the_length_of_an_arc(#[case] weights: &[u16]) {
-        let nodes = nodes(&members(weights), choice(Algorithm::Random));
+        let nodes = choice(Algorithm::Random).ring(&members(weights));
         let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
         let mut sum = 0_u64;
         for (weight, index) in weights.iter().zip(0..) {
@@ -161,7 +193,7 @@ mod tests {
     #[case::two_levels_almost_full(320)]
     fn a_position_is_whose_end_comes_next(#[case] count: usize) {
         let members = members(&vec![100; count]);
-        let nodes = nodes(&members, choice(Algorithm::Consistent));
+        let nodes = choice(Algorithm::Consistent).ring(&members);
         let mut ends: Vec<(u32, u32)> = Vec::new();
         for (member, index) in members.iter().zip(0..) {
             ends.extend((0..100).map(|arc| (ring::end(0x5eed, &member.addr, member.port, arc), index)));
@@ -181,7 +213,7 @@ mod tests {
 
     /// The addresses of the members that clients have, in the order of the clients.
     fn chosen(members: &[Member]) -> Vec<Addr> {
-        let nodes = nodes(members, choice(Algorithm::Consistent));
+        let nodes = choice(Algorithm::Consistent).ring(members);
         let of = |port| members[find(&nodes, ring::position(0x5eed, &client(port), false)) as usize].addr;
         (0..20_000).map(of).collect()
     }
@@ -235,7 +267,7 @@ mod tests {
         let mut weights = vec![weight; count];
         weights[0] = 100;
         let members = members(&weights);
-        let nodes = nodes(&members, choice(algorithm));
+        let nodes = choice(algorithm).ring(&members);
         assert!(!nodes.is_empty() && nodes.len() <= choice(algorithm).room(&members), "{}", nodes.len());
     }
 }
