@@ -92,6 +92,27 @@ fn every_page_the_device_writes_is_marked_and_no_other() -> Result<()> {
 }
 
 #[test]
+fn a_frame_that_waits_for_buffers_when_the_ring_stops_is_marked() -> Result<()> {
+    let host = Host::new(1)?;
+    let _backend = host.backend(&[])?;
+    let wire = Wire::open(&host.tap, false)?;
+    let mut peer = Peer::start(&host.socket(), Options::default())?;
+    // The device now expects frames of this length, and has them written into the guest's buffers at once.
+    peer.fill_rx(RX, 2, 1000)?;
+    receive(&mut peer, &wire, 1, 1400)?;
+    let log = peer.start_log()?;
+    let page = peer.ram.buffers(RX) / PAGE + u64::from(peer.rings[RX].next_slot());
+    let before = snapshot(&peer, &[page]);
+    peer.fill_rx(RX, 1, 1000)?;
+    wire.send(&frame(1400, 77))?;
+    peer::host::eventually("a part of the frame", || Ok((snapshot(&peer, &[page]) != before).then_some(())))?;
+    peer.front.get_vring_base(RX)?;
+    ensure!(peer.rings[RX].used().is_none(), "the frame was delivered");
+    ensure!(marked(&log)?.contains(&page), "written and not marked");
+    Ok(())
+}
+
+#[test]
 fn logging_ends_with_its_feature_bit() -> Result<()> {
     let host = Host::new(1)?;
     let backend = host.backend(&[])?;

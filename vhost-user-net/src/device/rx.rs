@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use nix::errno::Errno;
 
 use super::vring::{Enable, MAX_FRAME, Moved, Queue, Turn, Vring};
+use crate::dirty_log::DirtyLog;
 use crate::metrics::{DropReason, count};
 use crate::port::Port;
 use crate::ring::{Access, MAX_SEGMENTS, Segments, Violation};
@@ -102,7 +103,10 @@ impl RxQueue {
             _ => (chain.pieces.into(), chain.bytes),
         };
         let direct = direct as usize;
-        match self.read_pieces(port, count) {
+        let read = self.read_pieces(port, count);
+        // A frame that never gets enough buffers has still been written into these.
+        self.mark_dirty(read.unwrap_or_default().min(direct));
+        match read {
             Ok(len) if len > self.header_len => {
                 self.expected = (len as u64).max(self.expected - self.expected / DECAY);
                 Ok(Ok(Frame { len, pieces: count, direct: direct.min(len) }))
@@ -222,9 +226,6 @@ impl RxQueue {
             let pieces = self.pieces.iov().get(self.first..).unwrap_or_default();
             self.vring.tracer.frame(Direction::ToGuest, pieces, frame.len, None);
         }
-        if self.vring.ring.dirty_log().is_some() {
-            self.mark_dirty(frame.len);
-        }
         let (mut left, mut chains, mut pieces, mut bytes) = (frame.len as u64, 0, 0, 0);
         for chain in self.chains.get(self.next..).unwrap_or_default() {
             chains += 1;
@@ -235,6 +236,7 @@ impl RxQueue {
                 if self.header_len == HEADER_WITH_NUM_BUFFERS {
                     write_num_buffers(self.pieces.iov().get(self.first..).unwrap_or_default(), chains);
                 }
+                self.mark_dirty(frame.len);
                 self.vring.ring.complete_frame(chain.head, left as u32);
                 break;
             }
@@ -248,8 +250,16 @@ impl RxQueue {
         self.compact();
     }
 
+    /// Marks the pages of the first `len` bytes of the buffers taken in advance, while there is a log.
+    #[inline]
     fn mark_dirty(&self, len: usize) {
-        let Some(log) = self.vring.ring.dirty_log() else { return };
+        if let Some(log) = self.vring.ring.dirty_log().filter(|_| len > 0) {
+            self.mark_pieces(log, len);
+        }
+    }
+
+    #[cold]
+    fn mark_pieces(&self, log: &DirtyLog, len: usize) {
         let mut left = len;
         let iov = self.pieces.iov().get(self.first..).unwrap_or_default();
         let guest = self.pieces.guest().get(self.first..).unwrap_or_default();
