@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_abi::{
     Addr, AddressKey, Algorithm, BackendFlags, BackendKey, BlockKey, CidrKey, Class, Config, Device, Frontend,
-    FrontendKey, List, Member, Owner, Port, Remote, RuleKey, Run,
+    FrontendKey, List, Member, Owner, Port, Remote, RuleKey, Run, SocketEnd,
 };
 use weft_api::{Allocation, AttachmentSpec, Mac, PolicyReport, PortLink, RouteReport, ServiceReport};
 
@@ -114,6 +114,8 @@ pub struct NodeFacts {
     pub checks_neighbours: bool,
     /// How Services are reached from beyond the cluster.
     pub exposure: ServiceExposure,
+    /// Addresses at which the node asks the API server: no Service takes them from the host.
+    pub api_servers: Vec<IpAddr>,
 }
 
 impl NodeFacts {
@@ -326,6 +328,8 @@ pub struct DesiredBalancer {
     pub affinity: DesiredAffinity,
     /// How one of a set is chosen.
     pub choice: DesiredChoice,
+    /// [`weft_abi::Balancer::first`].
+    pub first: SocketEnd,
     /// Prefixes of clients that its limited frontends serve; in order, none twice.
     pub sources: Arc<[IpNet]>,
 }
@@ -363,6 +367,7 @@ impl DesiredBalancer {
             keeping: keeping.into(),
             affinity: DesiredAffinity::default(),
             choice: DesiredChoice::default(),
+            first: SocketEnd::default(),
             sources: Arc::default(),
         }
     }
@@ -397,14 +402,11 @@ impl DesiredBalancer {
     }
 }
 
-/// A route of the host that Weft owns (route protocol 119).
+/// A route of the host's main table that Weft owns (route protocol 119).
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct HostRoute {
     /// Destination.
     pub dst: IpNet,
-    /// For what the host itself sends alone, in a table of its own: addresses of Services beyond the cluster, of which what the host
-    /// forwards goes on. Others are in the main table.
-    pub for_own: bool,
     /// Next hop through the uplink; none: on-link through `weft0`.
     pub via: Option<IpAddr>,
 }

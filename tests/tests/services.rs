@@ -45,8 +45,7 @@ struct Site {
 
 impl Site {
     fn new(mode: Mode) -> Result<Self> {
-        let config = json!({"services": {"externalFromNode": true}});
-        let bed = Bed::with(&Options { mode, config, ..Options::default() })?;
+        let bed = Bed::with(&Options { mode, ..Options::default() })?;
         let labels = [("app", "web")];
         let (guest, far) = (bed.vm(1, "default/guest", &labels)?, bed.container(2, "default/far", &labels)?);
         guest.serve("guest", PORT)?;

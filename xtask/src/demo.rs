@@ -74,10 +74,7 @@ impl Site {
     fn build() -> Result<Self> {
         step("two nodes, an agent on each");
         // What the end of it shows was told before anybody could follow.
-        let bed = Bed::with(&Options {
-            config: json!({ "flowSample": 1, "services": {"externalFromNode": true} }),
-            ..Options::default()
-        })?;
+        let bed = Bed::with(&Options { config: json!({ "flowSample": 1 }), ..Options::default() })?;
         bed.apply(&namespace("demo", &[]))?;
         bed.apply(&service("demo/web", SERVICE, 80, PORT, &[WEB]))?;
         bed.apply(&shop())?;

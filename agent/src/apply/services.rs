@@ -76,6 +76,7 @@ impl Observed {
         let mut sets = standing.sets().into_iter().zip(sets);
         (DesiredAffinity { ticks: standing.affinity, name: standing.name } == *affinity)
             && (standing.algorithm, standing.seed) == (choice.algorithm as u32, choice.seed)
+            && standing.first == wanted.first
             && sets.all(|(set, wanted)| self.is_set(service, set, wanted))
             && self.backends(service).eq(wanted.names(service))
     }
@@ -320,8 +321,9 @@ impl Pass<'_> {
         let put = sets.and_then(|[internal, external, cluster]| {
             let DesiredAffinity { ticks: affinity, name } = wanted.affinity;
             let DesiredChoice { algorithm, seed } = wanted.choice;
-            let algorithm = algorithm as u32;
-            let value = Balancer { internal, external, cluster, generation, affinity, algorithm, name, seed };
+            let (algorithm, first) = (algorithm as u32, wanted.first);
+            let value =
+                Balancer { internal, external, cluster, generation, affinity, algorithm, name, seed, first, pad: 0 };
             self.put_value(service, value)
         });
         if put.is_err() {

@@ -73,17 +73,13 @@ fn starting_in(dst: &IpNet) -> RangeInclusive<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::routes::MAIN_TABLE;
 
     fn set(prefixes: &str) -> BTreeSet<IpNet> {
         prefixes.split_whitespace().map(|prefix| prefix.parse().unwrap()).collect()
     }
 
     fn routes(prefixes: &str) -> BTreeMap<IpNet, Route> {
-        set(prefixes)
-            .into_iter()
-            .map(|dst| (dst, Route { table: MAIN_TABLE, dst, via: None, ifindex: 7, source: None }))
-            .collect()
+        set(prefixes).into_iter().map(|dst| (dst, Route { dst, via: None, ifindex: 7, source: None })).collect()
     }
 
     fn check(prefixes: &str, foreign: &str, expected: &str) {

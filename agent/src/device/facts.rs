@@ -10,11 +10,7 @@ use std::{
 use ipnet::IpNet;
 use weft_abi::{Addr, Config, ConfigFlags, HAIRPIN_V4, HAIRPIN_V6};
 
-use super::{
-    DeviceConfig, Error, Observation, Result,
-    links::Link,
-    routes::{self, Route},
-};
+use super::{DeviceConfig, Error, Observation, Result, links::Link, routes::Route};
 use crate::model::{HostRoute, Mode, NodeFacts};
 
 /// Outer headers of VXLAN: Ethernet 14, IPv4 20 or IPv6 40, UDP 8, VXLAN 8 (RFC 7348, section 5).
@@ -129,6 +125,7 @@ pub(super) fn facts(config: &DeviceConfig, devices: &Devices<'_>, ports: &RangeI
         next_hops: BTreeMap::new(),
         checks_neighbours: config.checks_neighbours,
         exposure: config.exposure.clone(),
+        api_servers: config.api_servers.clone(),
     };
     config.limits.put(&mut facts.config);
     facts
@@ -146,8 +143,8 @@ pub(super) fn host_routes(observation: &Observation, planned: &[HostRoute]) -> B
     let facts = &observation.facts;
     let hairpins = [HAIRPIN_V4, HAIRPIN_V6].map(|addr| IpNet::from(IpAddr::from(addr)));
     let own = facts.pod_cidrs.iter().chain(&facts.service_cidrs).chain(&hairpins);
-    let own = own.map(|dst| HostRoute { dst: dst.trunc(), for_own: false, via: None });
-    let all = own.chain(planned.iter().map(|route| HostRoute { dst: route.dst.trunc(), ..route.clone() }));
+    let own = own.map(|dst| HostRoute { dst: dst.trunc(), via: None });
+    let all = own.chain(planned.iter().map(|route| HostRoute { dst: route.dst.trunc(), via: route.via }));
     all.map(|route| (route.dst, kernel_route(observation, &route))).collect()
 }
 
@@ -158,7 +155,6 @@ fn kernel_route(observation: &Observation, route: &HostRoute) -> Route {
         IpNet::V6(_) => observation.node_v6.map(IpAddr::from),
     };
     Route {
-        table: if route.for_own { routes::OWN_TABLE } else { routes::MAIN_TABLE },
         dst: route.dst,
         via: route.via,
         ifindex: if route.via.is_some() { config.uplink_ifindex } else { config.host_ifindex },

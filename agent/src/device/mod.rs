@@ -99,6 +99,8 @@ pub struct DeviceConfig {
     pub service_cidrs: Vec<IpNet>,
     /// See [`NodeFacts::exposure`].
     pub exposure: ServiceExposure,
+    /// See [`NodeFacts::api_servers`].
+    pub api_servers: Vec<IpAddr>,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
     /// UDP port of VXLAN.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Routes of the host with protocol 119: what the host itself sends to workloads and Services. Those of the main table are for what it
-//! forwards as well; those of table 119, which a rule names while there are any, are not.
+//! Routes of the host's main table with protocol 119: what the host itself sends to workloads and Services.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +14,6 @@ use rtnetlink::{
     packet_route::route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
     },
-    packet_route::rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
 use super::{
@@ -29,19 +27,9 @@ use crate::plan::Digest;
 /// Marks routes as Weft's.
 pub const ROUTE_PROTOCOL: u8 = 119;
 
-/// The table of routes for whatever the host sends or forwards.
-pub(super) const MAIN_TABLE: u8 = RouteHeader::RT_TABLE_MAIN;
-
-/// The table of routes for what the host itself sends.
-pub(super) const OWN_TABLE: u8 = ROUTE_PROTOCOL;
-
-/// Of the rule that names it: just before `main`, so that whatever else somebody has rules for comes first.
-const OWN_RULE_PRIORITY: u32 = 32_765;
-
 /// One route of ours, in kernel terms.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Route {
-    pub(super) table: u8,
     pub(super) dst: IpNet,
     pub(super) via: Option<IpAddr>,
     pub(super) ifindex: u32,
@@ -78,12 +66,12 @@ pub(super) async fn apply(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) 
     let wanted = aggregate(prefixes, &covering);
     let mut changes = RouteChanges::default();
     let (mut failure, mut refused) = (Ok(()), Vec::new());
-    let mut by_place = BTreeMap::new();
+    let mut by_dst = BTreeMap::new();
     for (route, _) in &found {
-        by_place.entry((route.table, route.dst)).or_insert(route);
+        by_dst.entry(route.dst).or_insert(route);
     }
     for route in wanted.values() {
-        let ours = by_place.get(&(route.table, route.dst));
+        let ours = by_dst.get(&route.dst);
         if ours.is_some_and(|found| *found == route) {
             continue;
         }
@@ -101,59 +89,14 @@ pub(super) async fn apply(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) 
     }
     // What stands goes once the route that takes its place does.
     let is_needed = |dst: &IpNet| refused.iter().any(|refused| refused.contains(dst) || dst.contains(refused));
-    let stands = |found: &Route| wanted.get(&found.dst).is_some_and(|wanted| wanted.table == found.table);
-    let stale = |found: &Route| !stands(found) && !is_needed(&found.dst);
-    for (stale, message) in found.into_iter().filter(|(found, _)| stale(found)) {
+    let stale = |dst: &IpNet| !wanted.contains_key(dst) && !is_needed(dst);
+    for (stale, message) in found.into_iter().filter(|(found, _)| stale(&found.dst)) {
         match delete(netlink, &stale, message).await {
             Ok(()) => changes.removed += 1,
             Err(error) => failure = failure.and(Err(error)),
         }
     }
-    for (version, is_needed) in [IpVersion::V4, IpVersion::V6].into_iter().zip(need_rules(&wanted)) {
-        failure = failure.and(set_rule(netlink, version, is_needed).await);
-    }
     (changes, failure)
-}
-
-/// Whether any of these routes is of [`OWN_TABLE`], which a rule of its family has to name: of IPv4, of IPv6.
-fn need_rules(routes: &BTreeMap<IpNet, Route>) -> [bool; 2] {
-    let own = |is_v4| routes.values().any(|route| route.table == OWN_TABLE && route.dst.addr().is_ipv4() == is_v4);
-    [own(true), own(false)]
-}
-
-/// Adds or removes the rule that has what the host itself sends routed by [`OWN_TABLE`].
-async fn set_rule(netlink: &Netlink, version: IpVersion, is_needed: bool) -> Result<()> {
-    let is_v4 = matches!(version, IpVersion::V4);
-    let mut standing = Vec::new();
-    let mut answers = netlink.rule().get(version).execute();
-    while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "rules"))? {
-        if is_own_rule(&message) {
-            standing.push(message);
-        }
-    }
-    if is_needed && standing.is_empty() {
-        tracing::info!(is_v4, "adding the rule for routes of the host itself");
-        let add = netlink.rule().add().input_interface("lo").table_id(OWN_TABLE.into()).priority(OWN_RULE_PRIORITY);
-        let mut add = add.action(RuleAction::ToTable);
-        add.message_mut().attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)));
-        let added = if is_v4 { add.v4().execute().await } else { add.v6().execute().await };
-        return added.map_err(Error::netlink("add", "rule for routes of the host itself"));
-    }
-    for message in standing.into_iter().skip(usize::from(is_needed)) {
-        tracing::info!(is_v4, "removing the rule for routes of the host itself");
-        netlink
-            .rule()
-            .del(message)
-            .execute()
-            .await
-            .map_err(Error::netlink("remove", "rule for routes of the host itself"))?;
-    }
-    Ok(())
-}
-
-/// Whether a rule is that of [`set_rule`].
-fn is_own_rule(message: &RuleMessage) -> bool {
-    message.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)))
 }
 
 /// As [`apply`], where the routes `before` stand: asks the kernel for nothing but what is different. None: a route leads elsewhere
@@ -168,10 +111,7 @@ pub(super) async fn follow(
         Some(other) => other != route,
         None => aggregated && may_merge(dst),
     };
-    if after.iter().any(|route| needs_look(route, before))
-        || before.iter().any(|route| needs_look(route, after))
-        || need_rules(before) != need_rules(after)
-    {
+    if after.iter().any(|route| needs_look(route, before)) || before.iter().any(|route| needs_look(route, after)) {
         return None;
     }
     let mut changes = RouteChanges::default();
@@ -192,7 +132,7 @@ pub(super) async fn follow(
     Some((changes, failure))
 }
 
-/// Routes of the main table, and of our own.
+/// Routes of the main table.
 #[derive(Default)]
 struct Found {
     /// Of protocol 119, with the message that deletes it.
@@ -207,10 +147,9 @@ async fn list(netlink: &Netlink, prefixes: &BTreeMap<IpNet, Route>) -> Result<Fo
     for request in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
         let mut answers = netlink.route().get(request).execute();
         while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "routes"))? {
-            let is_ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
-            let is_seen = message.header.table == MAIN_TABLE || (is_ours && message.header.table == OWN_TABLE);
-            let Some(route) = is_seen.then(|| Route::read(&message)).flatten() else { continue };
-            if is_ours {
+            let is_main = message.header.table == RouteHeader::RT_TABLE_MAIN;
+            let Some(route) = is_main.then(|| Route::read(&message)).flatten() else { continue };
+            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
                 found.ours.push((route, message));
             } else if cover(&route.dst, prefixes) {
                 found.covering.insert(route.dst);
@@ -319,9 +258,6 @@ pub(super) async fn rules_digest(netlink: &Netlink) -> Result<u64> {
     for family in [IpVersion::V4, IpVersion::V6] {
         let mut answers = netlink.rule().get(family).execute();
         while let Some(message) = answers.try_next().await.map_err(Error::netlink("list", "rules"))? {
-            if is_own_rule(&message) {
-                continue;
-            }
             let mut bytes = vec![0; message.buffer_len()];
             message.emit(&mut bytes);
             digest = digest.wrapping_add(Digest::spread(&bytes));
@@ -396,7 +332,7 @@ impl Route {
         };
         let dst = IpNet::new(dst.unwrap_or(unspecified), message.header.destination_prefix_length).ok()?;
         let (via, ifindex, source) = route;
-        Some(Self { table: message.header.table, dst, via, ifindex, source })
+        Some(Self { dst, via, ifindex, source })
     }
 
     fn message(&self) -> std::result::Result<RouteMessage, String> {
@@ -404,8 +340,7 @@ impl Route {
             .destination_prefix(self.dst.network(), self.dst.prefix_len())
             .map_err(|error| error.to_string())?
             .output_interface(self.ifindex)
-            .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
-            .table_id(self.table.into());
+            .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
         if let Some(via) = self.via {
             builder = builder.gateway(via).map_err(|error| error.to_string())?;
         } else if self.dst.addr().is_ipv4() {

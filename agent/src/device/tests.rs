@@ -58,7 +58,7 @@ fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Links, addresses, routes and rules of the namespace as lines, without what the kernel changes in its own time when a carrier comes
+/// Links, addresses and routes of the namespace as lines, without what the kernel changes in its own time when a carrier comes
 /// (operational state, queueing, the local table); the order of routes says nothing.
 fn everything() -> Vec<String> {
     let links = ["-d link", "addr"].map(ip).concat();
@@ -69,7 +69,7 @@ fn everything() -> Vec<String> {
         let kept = words.iter().enumerate().filter(|(index, _)| !follows("state", *index) && !follows("qdisc", *index));
         kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
     });
-    let routes = ["route show", "-6 route show", "rule show", "-6 rule show"].map(ip).concat();
+    let routes = ["route show", "-6 route show"].map(ip).concat();
     let routes = routes.lines().map(|line| line.replace(" linkdown", ""));
     let mut routes: Vec<_> = routes.collect();
     routes.sort_unstable();
@@ -99,6 +99,7 @@ fn config(mode: Mode) -> DeviceConfig {
         pool_devices: super::PoolDevices::new(),
         plain_cidrs: Vec::new(),
         exposure: ServiceExposure::default(),
+        api_servers: Vec::new(),
         masquerade_ports: Some(61000..=65535),
         mss_clamp: 0,
         timeouts: weft_abi::Timeouts::DEFAULT,
@@ -108,11 +109,11 @@ fn config(mode: Mode) -> DeviceConfig {
 }
 
 fn to_host(dst: &str) -> HostRoute {
-    HostRoute { dst: net(dst), for_own: false, via: None }
+    HostRoute { dst: net(dst), via: None }
 }
 
 fn via(dst: &str, hop: &str) -> HostRoute {
-    HostRoute { dst: net(dst), for_own: false, via: Some(hop.parse().unwrap()) }
+    HostRoute { dst: net(dst), via: Some(hop.parse().unwrap()) }
 }
 
 #[test]
@@ -215,8 +216,7 @@ fn removal_is_exact() {
         ip("link add weftpod0 type veth peer name inside");
         let before = everything();
         let observation = super::apply(&config(Mode::Vxlan)).await.unwrap();
-        let external = HostRoute { for_own: true, ..to_host("203.0.113.1/32") };
-        super::apply_routes(&observation, &[via("10.1.2.0/24", "192.0.2.2"), external]).await.unwrap();
+        super::apply_routes(&observation, &[via("10.1.2.0/24", "192.0.2.2")]).await.unwrap();
         assert_ne!(everything(), before);
         super::remove().await.unwrap();
         assert_eq!(everything(), before);

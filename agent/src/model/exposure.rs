@@ -25,7 +25,7 @@ pub struct ServiceExposure {
     /// another Service's.
     #[serde(rename = "allowedCIDRs")]
     pub allowed_cidrs: Vec<IpNet>,
-    /// Whether what the node itself sends to external addresses of Services is led to their backends, and does not leave the node.
+    /// Whether processes of the node itself that ask for external addresses of Services are led to their backends.
     pub external_from_node: bool,
     /// How Services that do not say give new connections to their backends.
     #[serde(with = "algorithm")]
@@ -46,7 +46,7 @@ impl Default for ServiceExposure {
             node_port_addresses: vec![NodePortAddress::Primary],
             external_ips: true,
             allowed_cidrs: Vec::new(),
-            external_from_node: false,
+            external_from_node: true,
             algorithm: Algorithm::Random,
             healthz_port: None,
             metrics_port: None,

@@ -145,7 +145,7 @@ impl Base {
             return;
         }
         if self.add(net, Remote::new(Addr::UNSPECIFIED, RemoteKind::Services), owner, Some(Use::Services)) {
-            self.host_routes.push(HostRoute { dst: net.trunc(), for_own: false, via: None });
+            self.host_routes.push(HostRoute { dst: net.trunc(), via: None });
         }
     }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_abi::{Addr, CLUSTER_NET, Frontend as Entry, FrontendFlags, FrontendKey, Member};
+use weft_abi::{Addr, CLUSTER_NET, Frontend as Entry, FrontendFlags, FrontendKey, Member, SocketEnd};
 use weft_api::ServiceReport;
 
 use self::{
@@ -66,6 +66,8 @@ pub(crate) enum Lead {
         claim: Claim,
         /// Only clients among the balancer's sources are served.
         is_limited: bool,
+        /// See [`FrontendFlags::FOR_HOST`].
+        for_host: bool,
     },
     /// A port of the host: to a workload of this node.
     HostPort(DesiredBalancer),
@@ -212,11 +214,23 @@ impl<'n> Policies<'n> {
         let (internal, external) = (&spec.internal_traffic_policy, &spec.external_traffic_policy);
         Self { internal: is_local(internal.as_deref()), external: is_local(external.as_deref()), here }
     }
+
+    /// Whether sockets of the host that ask for an external address are led to the ClusterIP: where its clients get whom those of the
+    /// address get, and where the node does not lose its router or its API server to whoever may write a Service.
+    fn lead_host(self, claim: Claim, address: IpAddr) -> bool {
+        let facts = self.here.facts;
+        matches!(claim, Claim::LoadBalancer | Claim::ExternalIp)
+            && facts.exposure.external_from_node
+            && !self.internal
+            && !facts.reserved.contains(&address)
+            && !facts.api_servers.contains(&address)
+    }
 }
 
 fn balancer_of(
     serving: &Serving<'_>,
     policies: Policies<'_>,
+    first: &FrontendKey,
     (affinity, choice): (DesiredAffinity, DesiredChoice),
     sources: Arc<[IpNet]>,
 ) -> DesiredBalancer {
@@ -226,17 +240,19 @@ fn balancer_of(
     let (internal, external) = (of(policies.internal), of(policies.external));
     let is_chosen = |member: &Member| [&internal, &external, &cluster].iter().any(|set| set.contains(member));
     let keeping = serving.all().iter().map(member_of).filter(|member| !is_chosen(member)).collect();
-    DesiredBalancer { internal, external, cluster, keeping, affinity, choice, sources }
+    let first = SocketEnd::new(first.addr, first.port);
+    DesiredBalancer { internal, external, cluster, keeping, affinity, choice, first, sources }
 }
 
 /// The entry of a frontend, under the number of its Service port.
 pub(crate) const fn entry(service: u32, lead: &Lead) -> Entry {
     let flags = match lead {
         Lead::First(_) => 0,
-        Lead::Further { claim, is_limited, .. } => {
+        Lead::Further { claim, is_limited, for_host, .. } => {
             let limited = if *is_limited { FrontendFlags::LIMITED } else { 0 };
             let external_ip = if matches!(claim, Claim::ExternalIp) { FrontendFlags::EXTERNAL_IP } else { 0 };
-            FrontendFlags::EXTERNAL | FrontendFlags::FURTHER | limited | external_ip
+            let for_host = if *for_host { FrontendFlags::FOR_HOST } else { 0 };
+            FrontendFlags::EXTERNAL | FrontendFlags::FURTHER | limited | external_ip | for_host
         }
         Lead::HostPort(_) => FrontendFlags::EXTERNAL | FrontendFlags::HOST_PORT,
     };
@@ -319,13 +335,15 @@ impl<'a> Frontends<'a> {
                 let ipv4 = vip.is_ipv4();
                 let affinity = affinity::of_port(seconds, key, (named.name, named.protocol), ipv4);
                 let sources_of = Arc::clone(&ranges[usize::from(!ipv4)]);
-                let first = Lead::First(balancer_of(&serving, policies, (affinity, choice), sources_of));
-                if !self.add_frontend(key, &named, (Claim::ClusterIp, named.at(vip), first), taken) {
+                let at_vip = named.at(vip);
+                let first = Lead::First(balancer_of(&serving, policies, &at_vip, (affinity, choice), sources_of));
+                if !self.add_frontend(key, &named, (Claim::ClusterIp, at_vip, first), taken) {
                     continue;
                 }
                 for (claim, further) in named.further(ipv4, &external) {
                     let is_limited = claim == Claim::LoadBalancer && sources.limit(ipv4);
-                    let lead = Lead::Further { first: named.at(vip), claim, is_limited };
+                    let for_host = policies.lead_host(claim, further.addr.into());
+                    let lead = Lead::Further { first: at_vip, claim, is_limited, for_host };
                     self.add_frontend(key, &named, (claim, further, lead), taken);
                 }
             }

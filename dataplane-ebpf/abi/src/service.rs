@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{Addr, CLUSTER_NET};
+use crate::{Addr, CLUSTER_NET, SocketEnd};
 
 crate::layout! {
     /// What a client addresses.
@@ -137,6 +137,8 @@ impl FrontendFlags {
     pub const LIMITED: u32 = 16;
     /// One of `externalIPs`: at an address of the node NodePorts and ports of the host come before it.
     pub const EXTERNAL_IP: u32 = 32;
+    /// Sockets of the host that ask for it are led to its Service port's ClusterIP ([`Balancer::first`]).
+    pub const FOR_HOST: u32 = 64;
 }
 
 crate::layout! {
@@ -232,6 +234,10 @@ crate::layout! {
         pub name: u64,
         /// What clients are hashed with where they are chosen for consistently: every node has the same, and clients do not know it.
         pub seed: u64,
+        /// The frontend that the Service port is numbered by: a port of a ClusterIP. Unspecified: a port of the host.
+        pub first: SocketEnd,
+        /// Reserved, zero.
+        pub pad: u32,
     }
 }
 
@@ -424,8 +430,9 @@ crate::layout! {
 crate::pod!(FrontendKey, Frontend, MemberSet, Balancer, MemberKey, Member, RingNode, BackendKey, AffinityKey, Affinity);
 
 const _: () = assert!(size_of::<FrontendKey>() == 24);
-// One cache line.
-const _: () = assert!(size_of::<Balancer>() == 64);
+// What new flows read is one cache line.
+const _: () = assert!(core::mem::offset_of!(Balancer, first) == 64);
+const _: () = assert!(size_of::<Balancer>() == 88);
 const _: () = assert!(size_of::<Member>() == 20);
 const _: () = assert!(size_of::<RingNode>() == 256);
 const _: () = assert!(size_of::<AffinityKey>() == 32);

@@ -9,14 +9,18 @@ use core::ptr;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, bpf_sock_addr},
+    btf_maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
-use weft_abi::{Addr, AddressKey, Frontend, FrontendKey, Member, MemberKey, MemberSet, Owner, SocketEnd, SocketKey};
+use weft_abi::{
+    Addr, AddressKey, Balancer, CLUSTER_NET, CidrKey, Config, Frontend, FrontendKey, Member, MemberKey, Owner, Remote,
+    SocketEnd, SocketKey,
+};
 use weft_logic::socket::{self, Sockets};
 
 use crate::{
     helpers,
-    maps::{ADDRESSES, BALANCERS, FRONTENDS, MEMBERS, SOCKETS},
+    maps::{ADDRESSES, BALANCERS, CONFIG, FRONTENDS, MEMBERS, REMOTES, SOCKETS, SOURCES},
 };
 
 /// Of the node's network namespace; 0, which none has: not known. Set by the loader.
@@ -148,9 +152,9 @@ impl Sockets for Maps {
     }
 
     #[inline(always)]
-    fn set(&self, service: u32) -> Option<&MemberSet> {
+    fn balancer(&self, service: u32) -> Option<&Balancer> {
         // SAFETY: as for `owner`.
-        unsafe { BALANCERS.get(service) }.map(|balancer| &balancer.cluster)
+        unsafe { BALANCERS.get(service) }
     }
 
     #[inline(always)]
@@ -158,4 +162,25 @@ impl Sockets for Maps {
         // SAFETY: as for `owner`.
         unsafe { MEMBERS.get(key) }
     }
+
+    #[inline(always)]
+    fn remote(&self, addr: &Addr) -> Option<&Remote> {
+        REMOTES.get(&whole(CLUSTER_NET, addr))
+    }
+
+    #[inline(always)]
+    fn admits(&self, service: u32, client: &Addr) -> bool {
+        SOURCES.get(&whole(service, client)).is_some()
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        CONFIG.get(0)
+    }
+}
+
+/// An address of a network as a key that counts whole.
+#[inline(always)]
+const fn whole(net: u32, addr: &Addr) -> Key<AddressKey> {
+    Key { prefix_len: CidrKey::ALL_BITS, data: AddressKey { net, addr: *addr } }
 }

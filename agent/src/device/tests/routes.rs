@@ -4,7 +4,7 @@
 use super::{config, ip, on_a_node, to_host, via};
 use crate::{
     device::{self, RouteChanges},
-    model::{HostRoute, Mode},
+    model::Mode,
 };
 
 #[test]
@@ -161,39 +161,5 @@ fn routes_of_services_come_and_go_one_by_one() {
         device::follow_routes(&observation, &many[1..], &[]).await.unwrap();
         assert!(!ip("route show proto 119").contains("10.97"));
         assert_eq!(device::apply_routes(&observation, &[]).await.unwrap(), RouteChanges::default(), "as a look has it");
-    });
-}
-
-/// Only what the host itself sends, and only as long as there is something to lead.
-#[test]
-fn routes_for_the_host_itself_are_in_a_table_of_their_own() {
-    on_a_node(|| async {
-        let observation = device::apply(&config(Mode::Vxlan)).await.unwrap();
-        let own = |dst: &str| HostRoute { for_own: true, ..to_host(dst) };
-        let rules = || ["rule show", "-6 rule show"].map(|rules| ip(rules).matches("iif lo lookup 119").count());
-        device::apply_routes(&observation, &[]).await.unwrap();
-        assert_eq!(rules(), [0, 0]);
-        let foreign = ip("rule show");
-        let planned = [own("203.0.113.1/32"), own("2001:db8:77::1/128")];
-        let first = device::follow_routes(&observation, &[], &planned).await.unwrap();
-        assert_eq!((first.added, first.removed), (2, 0));
-        assert_eq!(rules(), [1, 1]);
-        assert!(ip("route get 203.0.113.1").contains("dev weft0 table 119 src 192.0.2.10"));
-        assert!(ip("-6 route get 2001:db8:77::1").contains("dev weft0 table 119"));
-        assert!(ip("route show table main 203.0.113.1").is_empty(), "what it forwards goes on");
-        assert_eq!(device::apply_routes(&observation, &planned).await.unwrap(), RouteChanges::default());
-        assert_eq!(rules(), [1, 1], "once");
-
-        // One that becomes a ClusterIP is for everybody.
-        let moved = [to_host("203.0.113.1/32"), own("2001:db8:77::1/128")];
-        let second = device::follow_routes(&observation, &planned, &moved).await.unwrap();
-        assert_eq!((second.added, second.replaced, second.removed), (1, 0, 1));
-        assert_eq!(rules(), [0, 1], "the rule of a family goes with its last route");
-        assert!(ip("route get 203.0.113.1").contains("dev weft0 src"));
-        assert!(ip("route show table all proto 119 203.0.113.1").lines().count() == 1);
-        let last = device::follow_routes(&observation, &moved, &[]).await.unwrap();
-        assert_eq!((last.added, last.removed), (0, 2));
-        assert_eq!(rules(), [0, 0]);
-        assert_eq!(ip("rule show"), foreign, "nothing of others was touched");
     });
 }

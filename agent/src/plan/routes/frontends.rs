@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The addresses of Services that are in no prefix of Services: each is routed by itself, and follows its Services. One beyond the
-//! cluster is not, unless what the host itself sends is to be led there (`services.externalFromNode`): its other ports go on from `weft0`.
+//! cluster is not: all of its ports would lead here, also those that are no Service's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,8 +31,6 @@ enum Lead {
     Led,
     /// A way of its own.
     Own,
-    /// A way of its own from the host itself.
-    FromHost,
     Refused(String),
 }
 
@@ -50,9 +48,8 @@ impl Routes {
                 Lead::Led => {}
                 Lead::Own => {
                     remotes.insert(cidr_key(IpAddr::from(addr).into()), services_remote());
-                    host_routes.push(host_route(addr, false));
+                    host_routes.push(host_route(addr));
                 }
-                Lead::FromHost => host_routes.push(host_route(addr, true)),
                 Lead::Refused(why) => drop(routes.refused.insert(addr, why)),
             }
         }
@@ -74,19 +71,19 @@ impl Routes {
         for addr in addresses {
             let serves = Serves::at(&desired.frontends, addr);
             let lead = serves.map(|serves| self.base.lead_to(addr.into(), serves, facts));
-            self.set(addr, lead.as_ref(), desired, &mut patch.remotes);
+            let is_own = matches!(lead, Some(Lead::Own));
             self.refused.remove(&addr);
             if let Some(Lead::Refused(why)) = lead {
                 self.refused.insert(addr, why);
             }
+            self.set(addr, is_own, desired, &mut patch.remotes);
         }
         if desired.routes_digest != before {
             patch.routes_digest = Some(desired.routes_digest);
         }
     }
 
-    fn set(&self, addr: Addr, lead: Option<&Lead>, desired: &mut Desired, changes: &mut Changes<CidrKey, Remote>) {
-        let [is_own, is_from_host] = [matches!(lead, Some(Lead::Own)), matches!(lead, Some(Lead::FromHost))];
+    fn set(&self, addr: Addr, is_own: bool, desired: &mut Desired, changes: &mut Changes<CidrKey, Remote>) {
         let key = cidr_key(IpAddr::from(addr).into());
         let remote = if is_own { Some(services_remote()) } else { self.base.remotes.get(&key).copied() };
         let old = desired.remotes.get(&key).copied();
@@ -96,14 +93,12 @@ impl Routes {
             desired.routes_digest = digest;
             crate::plan::planner::set(&mut desired.remotes, changes, key, remote);
         }
-        let is_of_base = self.base.prefixes.all.contains_key(&host_route(addr, false).dst);
-        for (for_own, is_wanted, stays) in [(false, is_own, is_of_base), (true, is_from_host, false)] {
-            let route = host_route(addr, for_own);
-            match desired.host_routes.binary_search(&route) {
-                Ok(place) if !is_wanted && !stays => drop(Arc::make_mut(&mut desired.host_routes).remove(place)),
-                Err(place) if is_wanted => Arc::make_mut(&mut desired.host_routes).insert(place, route),
-                _ => {}
-            }
+        let route = host_route(addr);
+        let is_of_base = self.base.prefixes.all.contains_key(&route.dst);
+        match desired.host_routes.binary_search(&route) {
+            Ok(place) if !is_own && !is_of_base => drop(Arc::make_mut(&mut desired.host_routes).remove(place)),
+            Err(place) if is_own => Arc::make_mut(&mut desired.host_routes).insert(place, route),
+            _ => {}
         }
     }
 
@@ -126,7 +121,7 @@ impl Routes {
 }
 
 impl Base {
-    /// Where somebody has an external address it is not served (`weft_logic::frontend`).
+    /// What is external leads nowhere, and where somebody has the address it is not served (`weft_logic::frontend`).
     fn lead_to(&self, address: IpAddr, serves: Serves, facts: &NodeFacts) -> Lead {
         if serves == Serves::ClusterIp {
             return self.lead(address, facts);
@@ -141,13 +136,7 @@ impl Base {
                 is_nodes.then(|| "is an address of another node".to_owned())
             }
         };
-        match whose {
-            Some(whose) => Lead::Refused(format!("{address} {whose}, and is not served")),
-            // What the host sends to itself never leaves it, and what it sends to its routers is theirs.
-            None if facts.host_addresses.contains(&address) || self.reserved.contains_key(&address) => Lead::Led,
-            None if facts.exposure.external_from_node => Lead::FromHost,
-            None => Lead::Led,
-        }
+        whose.map_or(Lead::Led, |whose| Lead::Refused(format!("{address} {whose}, and is not served")))
     }
 
     fn lead(&self, address: IpAddr, facts: &NodeFacts) -> Lead {
@@ -177,8 +166,8 @@ fn services_remote() -> Remote {
     Remote::new(Addr::UNSPECIFIED, RemoteKind::Services)
 }
 
-fn host_route(addr: Addr, for_own: bool) -> HostRoute {
-    HostRoute { dst: IpAddr::from(addr).into(), for_own, via: None }
+fn host_route(addr: Addr) -> HostRoute {
+    HostRoute { dst: IpAddr::from(addr).into(), via: None }
 }
 
 /// What Services serve at an address.

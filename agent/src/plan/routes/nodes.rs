@@ -45,7 +45,7 @@ impl Base {
             self.reserved.entry(via).or_insert_with(|| format!("Node {name}"));
             let route = (facts.mode == Mode::Native).then_some(via);
             if self.add(net, remote, &format!("Node {name}"), Some(Use::Pods)) {
-                self.host_routes.push(HostRoute { dst: net, for_own: false, via: route });
+                self.host_routes.push(HostRoute { dst: net, via: route });
                 self.reports.push(RouteReport { node: name.to_owned(), pod_cidr: net, via });
             }
         }

@@ -87,6 +87,7 @@ impl Default for World {
             devices: BTreeMap::new(),
             plain_cidrs: Vec::new(),
             exposure: Default::default(),
+            api_servers: vec![],
             host_addresses: vec![],
             reserved: vec![],
             service_cidrs: vec![],

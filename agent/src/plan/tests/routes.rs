@@ -40,7 +40,6 @@ fn remote(desired: &Desired, text: &str) -> (u32, Addr) {
 fn host_routes(routes: &[(&str, Option<&str>)]) -> Arc<Vec<HostRoute>> {
     let route = |(dst, via): &(&str, Option<&str>)| HostRoute {
         dst: dst.parse().unwrap(),
-        for_own: false,
         via: via.map(|via| via.parse().unwrap()),
     };
     Arc::new(routes.iter().map(route).collect())
@@ -246,7 +245,7 @@ fn prefixes_of_services_follow_service_cidrs_and_other_services_are_led_to_one_b
     let all = ["10.96.0.0/16", "10.96.0.0/15", "10.97.0.0/16", "172.20.0.1/32", "fd00:97::/112", "fd00:96::1/128"];
     for prefix in all {
         assert_eq!(remote(&desired, prefix), services, "{prefix}");
-        let route = HostRoute { dst: prefix.parse().unwrap(), for_own: false, via: None };
+        let route = HostRoute { dst: prefix.parse().unwrap(), via: None };
         assert_eq!(desired.host_routes.iter().filter(|found| **found == route).count(), 1, "{prefix}");
     }
     assert!(
@@ -359,26 +358,4 @@ fn ports_and_locals() {
     assert_eq!(desired.names[&addr("10.1.0.5")], "x/p");
     assert_eq!(desired.problems.len(), 1, "{:?}", desired.problems);
     assert_eq!(desired.workload_digests.len(), 3);
-}
-
-/// What the host sends to an external address leaves the node, unless it is to be led; what it sends to itself or its routers is not, and
-/// what nobody may have is left out.
-#[test]
-fn external_addresses_are_routed_for_what_the_host_itself_sends() {
-    let mut world = World::default();
-    world.facts.host_addresses = vec!["192.0.2.7".parse().unwrap()];
-    let external = json!(["203.0.113.1", "203.0.113.254", "2001:db8:77::1", "192.0.2.7", "10.2.0.1"]);
-    let vips = json!(["172.30.0.1", "fd00:96::1"]);
-    let spec = json!({"clusterIP": "172.30.0.1", "clusterIPs": vips, "externalIPs": external, "ports": [{"port": 80, "nodePort": 30_080}]});
-    world.service("web", spec).node("there", &["10.2.0.0/24"]);
-    let for_own = |desired: &Desired| desired.host_routes.iter().filter(|route| route.for_own).count();
-    assert_eq!(for_own(&world.plan()), 0, "only where that is asked for");
-    world.facts.exposure.external_from_node = true;
-    world.facts.reserved = vec!["203.0.113.254".parse().unwrap()];
-    let desired = world.plan();
-    let own: Vec<String> =
-        desired.host_routes.iter().filter(|route| route.for_own).map(|route| route.dst.to_string()).collect();
-    assert_eq!(own, ["203.0.113.1/32", "2001:db8:77::1/128"]);
-    assert!(desired.host_routes.iter().filter(|route| route.for_own).all(|route| route.via.is_none()));
-    assert!(!desired.remotes.contains_key(&cidr("203.0.113.1/32")), "others' packets are led by nobody");
 }

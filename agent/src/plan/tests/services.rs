@@ -2,7 +2,7 @@
 //! Services and endpoint choice (reference: kube-proxy's contract).
 
 use rstest::rstest;
-use weft_abi::{CLUSTER_NET, CidrKey, Frontend, FrontendFlags, FrontendKey};
+use weft_abi::{CLUSTER_NET, CidrKey, Frontend, FrontendFlags, FrontendKey, SocketEnd};
 
 use super::*;
 
@@ -269,7 +269,7 @@ fn further(desired: &Desired, vip: &str, port: u16) -> Vec<String> {
         frontend.service == service && !key.is_address() && frontend.flags & FrontendFlags::FURTHER != 0
     });
     let text = |(key, frontend): (&FrontendKey, &Frontend)| {
-        let flags = frontend.flags & !FrontendFlags::EXTERNAL_IP;
+        let flags = frontend.flags & !(FrontendFlags::EXTERNAL_IP | FrontendFlags::FOR_HOST);
         assert_eq!(flags, FrontendFlags::EXTERNAL | FrontendFlags::FURTHER);
         std::net::SocketAddr::new(key.addr.into(), u16::from_be(key.port)).to_string()
     };
@@ -341,9 +341,8 @@ fn node_ports_external_ips_and_load_balancers_lead_where_the_cluster_ip_does() {
     };
     assert_eq!(sorted(further(&desired, "10.96.0.1", 80)), sorted(four.map(str::to_owned).into()));
     assert_eq!(sorted(further(&desired, "fd00:96::1", 80)), sorted(six.map(str::to_owned).into()));
-    // Other ports of addresses beyond the cluster are no Service's: no route leads all of them here, but of the host itself.
-    let for_all = desired.host_routes.iter().filter(|route| !route.for_own);
-    let routes: Vec<_> = for_all.map(|route| route.dst.to_string()).collect();
+    // Other ports of addresses beyond the cluster are no Service's: no route leads all of them here.
+    let routes: Vec<_> = desired.host_routes.iter().map(|route| route.dst.to_string()).collect();
     assert!(!routes.iter().any(|dst| dst.starts_with("203.0.113.") || dst.starts_with("0.0.0.0")), "{routes:?}");
     let external: IpAddr = "203.0.113.9".parse().unwrap();
     assert!(!desired.remotes.contains_key(&crate::plan::address::cidr_key(external.into())));
@@ -351,6 +350,34 @@ fn node_ports_external_ips_and_load_balancers_lead_where_the_cluster_ip_does() {
     world.service("web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
     world.load_balancer("web", json!([{"ip": "203.0.113.9"}]));
     assert_eq!(further(&world.plan(), "10.96.0.1", 80), [""; 0]);
+}
+
+/// Not where the ClusterIP's clients get other endpoints, and not where the node would lose its router or its API server.
+#[test]
+fn external_addresses_lead_sockets_of_the_host_to_the_cluster_ip() {
+    let mut world = World::default();
+    let spec = |policy: &str| {
+        json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "internalTrafficPolicy": policy,
+            "externalIPs": ["203.0.113.1", "203.0.113.2", "203.0.113.3"], "ports": [{"port": 80, "nodePort": 30_080}]})
+    };
+    world.service("web", spec("Cluster"));
+    world.load_balancer("web", json!([{"ip": "203.0.113.9"}]));
+    world.facts.reserved = vec!["203.0.113.2".parse().unwrap()];
+    world.facts.api_servers = vec!["203.0.113.3".parse().unwrap()];
+    let for_host = |desired: &Desired| {
+        let led = desired.frontends.iter().filter(|(_, frontend)| frontend.flags & FrontendFlags::FOR_HOST != 0);
+        led.map(|(key, _)| IpAddr::from(key.addr).to_string()).collect::<Vec<_>>()
+    };
+    let desired = world.plan();
+    assert_eq!(for_host(&desired), ["203.0.113.1", "203.0.113.9"]);
+    let firsts: Vec<SocketEnd> = desired.balancers.values().map(|balancer| balancer.first).collect();
+    let vip: IpAddr = "10.96.0.1".parse().unwrap();
+    assert_eq!(firsts, [SocketEnd::new(vip.into(), 80_u16.to_be())]);
+    world.service("web", spec("Local"));
+    assert_eq!(for_host(&world.plan()), [""; 0]);
+    world.service("web", spec("Cluster"));
+    world.facts.exposure.external_from_node = false;
+    assert_eq!(for_host(&world.plan()), [""; 0]);
 }
 
 #[rstest]

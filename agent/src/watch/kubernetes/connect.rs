@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A client of the API server.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use kube::{
@@ -16,6 +19,18 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// A client with the credentials and the address that the configuration names.
 pub(crate) async fn client(server: &ApiServer) -> anyhow::Result<Client> {
+    Client::try_from(config(server).await?).context("build the client")
+}
+
+/// The addresses that the API server's name or address stands for now.
+pub(crate) async fn addresses(server: &ApiServer) -> anyhow::Result<Vec<IpAddr>> {
+    let url = config(server).await?.cluster_url;
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let found = tokio::net::lookup_host((host, 0)).await.with_context(|| format!("look up '{host}'"))?;
+    Ok(found.map(|address| address.ip()).collect())
+}
+
+async fn config(server: &ApiServer) -> anyhow::Result<Config> {
     let mut config = match (&server.kubeconfig, &server.server) {
         (Some(path), _) => from_kubeconfig(path).await?,
         (None, Some(url)) => service_account(url)?,
@@ -26,7 +41,7 @@ pub(crate) async fn client(server: &ApiServer) -> anyhow::Result<Client> {
     if let Some(url) = &server.server {
         config.cluster_url = parse_url(url)?;
     }
-    Client::try_from(config).context("build the client")
+    Ok(config)
 }
 
 async fn from_kubeconfig(path: &Path) -> anyhow::Result<Config> {

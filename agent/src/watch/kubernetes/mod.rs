@@ -45,7 +45,7 @@ mod pods;
 mod tests;
 
 use backoff::Backoff;
-pub(crate) use connect::client;
+pub(crate) use connect::{addresses, client};
 use kind::{Changed, Fault, Kind};
 use object::{Object, Watched};
 use order::Order;
