@@ -11,30 +11,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{
-    Bed, Container, Mode, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol, Shell, TcpConnection, Vm, pod, service,
-    set_node_port, until_ok,
+    Bed, Container, LOAD_BALANCER, Mode, NODE_PORT, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol,
+    SERVICE_PORT as PORT, Shell, TcpConnection, VIPS, Vm, balanced, exposed, hairpin, meets, node_ports, pod, until_ok,
 };
 
 const SOON: Duration = Duration::from_secs(20);
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
-const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
-/// Of a load balancer, beyond the cluster.
-const LOAD_BALANCER: [&str; 2] = ["198.18.7.7", "2001:db8:18::7"];
-const NODE_PORT: u16 = 30_080;
-const PORT: u16 = 8080;
-
-/// A Service of type `LoadBalancer` with everything that such a one has.
-fn exposed(name: &str, vips: [&str; 2], node_port: u16, policy: &str) -> Value {
-    let mut object = service(name, vips, 80, PORT, &[("app", name.trim_start_matches("default/"))]);
-    object["spec"]["type"] = json!("LoadBalancer");
-    object["spec"]["externalTrafficPolicy"] = json!(policy);
-    set_node_port(&mut object, node_port);
-    object
-}
-
-fn node_ports(node: &Node, port: u16) -> [SocketAddr; 2] {
-    [node.v4().into(), node.v6().into()].map(|address: IpAddr| SocketAddr::new(address, port))
-}
 
 /// A guest on the first node and a container on the second one serve the same Service.
 struct Site {
@@ -64,37 +46,6 @@ impl Site {
         );
         self.bed.outside().sh(&routes)?.ok().map(drop)
     }
-
-    /// `client` meets exactly these servers at `to`, each of which sees one of its addresses.
-    fn meets(&self, client: &dyn Shell, to: SocketAddr, wanted: &[(&str, &[IpAddr])]) -> Result<()> {
-        let all: BTreeSet<&str> = wanted.iter().map(|(name, _)| *name).collect();
-        for protocol in BOTH {
-            let what = format!("{} meets {all:?} at {protocol} {to}", client.label());
-            until_ok(&what, SOON, || client.ask(protocol, to).map(drop))?;
-            let mut met = BTreeSet::new();
-            for _ in 0..60 {
-                let answer = client.ask(protocol, to).with_context(|| what.clone())?;
-                let known = wanted.iter().find(|(name, _)| *name == answer.server);
-                let (name, addresses) = known.with_context(|| format!("{what}: answered by {}", answer.server))?;
-                let seen = answer.client;
-                ensure!(addresses.contains(&seen), "{what}: {name} sees {seen} instead of one of {addresses:?}");
-                met.insert(*name);
-                if met == all {
-                    break;
-                }
-            }
-            ensure!(met == all, "{what}: met {met:?}");
-        }
-        Ok(())
-    }
-}
-
-/// With addresses of a load balancer, one of which serves by itself.
-fn balanced() -> Value {
-    let mut object = exposed("default/web", VIPS, NODE_PORT, "Cluster");
-    object["status"] = json!({"loadBalancer": {"ingress": [
-        {"ip": LOAD_BALANCER[0]}, {"ip": LOAD_BALANCER[1]}, {"ip": "198.18.7.8", "ipMode": "Proxy"}]}});
-    object
 }
 
 /// Whoever asks whichever node: outside, pods and guests of both nodes, the other node's host. A backend here sees who asks; one of
@@ -115,31 +66,25 @@ fn a_node_port_leads_to_all_backends_from_everywhere() -> Result<()> {
                 };
                 let (near, far) = (("guest", "far"), ("far", "guest"));
                 let (local, remote) = if index == 0 { near } else { far };
-                site.meets(site.bed.outside(), to, &[(local, &[outside]), (remote, &[of_node])])
+                meets(site.bed.outside(), to, &[(local, &[outside]), (remote, &[of_node])])
                     .with_context(|| here.agent_log())?;
                 let host = there.address_for(to.ip());
-                site.meets(&**there, to, &[(local, &[host]), (remote, &[of_node])])?;
+                meets(&**there, to, &[(local, &[host]), (remote, &[of_node])])?;
                 let own = of_family(pod.addresses());
                 if index == 0 {
                     // Of the node that it asks.
-                    site.meets(&pod, to, &[(local, &own), (remote, &own)])?;
+                    meets(&pod, to, &[(local, &own), (remote, &own)])?;
                     let guests = of_family(site.guest.addresses());
-                    site.meets(&site.guest, to, &[(remote, &guests), (local, &[guests[0], hairpin(to.ip())])])?;
+                    meets(&site.guest, to, &[(remote, &guests), (local, &[guests[0], hairpin(to.ip())])])?;
                 } else {
                     let masqueraded = there.address_for(to.ip());
-                    site.meets(&pod, to, &[(local, &[masqueraded, own[0]]), (remote, &[of_node])])?;
+                    meets(&pod, to, &[(local, &[masqueraded, own[0]]), (remote, &[of_node])])?;
                 }
             }
         }
         ensure!(site.far.addresses().len() == 2, "both families were asked");
     }
     Ok(())
-}
-
-/// What a workload that reaches itself through a Service is seen as.
-fn hairpin(like: IpAddr) -> IpAddr {
-    let text = if like.is_ipv4() { "169.254.119.101" } else { "fd77:6566:7400::1" };
-    text.parse().expect("an address")
 }
 
 /// `externalTrafficPolicy: Local`: from elsewhere only what is on the node is met, which sees who asks; a node without it is silent.
@@ -157,16 +102,16 @@ fn a_local_policy_is_for_those_from_elsewhere() -> Result<()> {
     for family in 0..2 {
         let (here, there) = (node_ports(first, NODE_PORT)[family], node_ports(second, NODE_PORT)[family]);
         let outside = site.bed.outside().address_for(here.ip());
-        site.meets(site.bed.outside(), here, &[("guest", &[outside])])?;
-        site.meets(site.bed.outside(), there, &[("far", &[outside])])?;
+        meets(site.bed.outside(), here, &[("guest", &[outside])])?;
+        meets(site.bed.outside(), there, &[("far", &[outside])])?;
         let own: Vec<IpAddr> = pod.addresses().iter().filter(|own| own.is_ipv4() == here.is_ipv4()).copied().collect();
-        site.meets(&pod, here, &[("guest", &own), ("far", &own)])?;
+        meets(&pod, here, &[("guest", &own), ("far", &own)])?;
         let (silent, heard) = (node_ports(first, NODE_PORT + 1)[family], node_ports(second, NODE_PORT + 1)[family]);
-        site.meets(site.bed.outside(), heard, &[("other", &[outside])])?;
+        meets(site.bed.outside(), heard, &[("other", &[outside])])?;
         for protocol in BOTH {
             site.bed.outside().is_kept_out(protocol, silent)?;
         }
-        site.meets(&pod, silent, &[("other", &own)])?;
+        meets(&pod, silent, &[("other", &own)])?;
     }
     ensure!(first.drops("no-local-backend")? > 0, "it is counted");
     Ok(())
@@ -177,7 +122,7 @@ fn a_local_policy_is_for_those_from_elsewhere() -> Result<()> {
 #[test]
 fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
     let site = Site::new(Mode::Vxlan)?;
-    site.bed.apply(&balanced())?;
+    site.bed.apply(&balanced("default/web"))?;
     let node = site.bed.node(1);
     site.route_to_load_balancer(node)?;
     let pod = site.bed.container(1, "default/pod", &[])?;
@@ -185,15 +130,15 @@ fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
         let to = SocketAddr::new(address.parse()?, 80);
         let of_node = node.address_for(to.ip());
         let outside = site.bed.outside().address_for(to.ip());
-        site.meets(site.bed.outside(), to, &[("guest", &[outside]), ("far", &[of_node])])
+        meets(site.bed.outside(), to, &[("guest", &[outside]), ("far", &[of_node])])
             .with_context(|| node.agent_log())?;
         let own: Vec<IpAddr> = pod.addresses().iter().filter(|own| own.is_ipv4() == to.is_ipv4()).copied().collect();
-        site.meets(&pod, to, &[("guest", &own), ("far", &own)])?;
+        meets(&pod, to, &[("guest", &own), ("far", &own)])?;
     }
     for address in LOAD_BALANCER {
         let to = SocketAddr::new(address.parse()?, 80);
         let known = node_ports(node, 0)[usize::from(to.is_ipv6())].ip();
-        site.meets(&**node, to, &[("guest", &[known]), ("far", &[known])]).with_context(|| node.agent_log())?;
+        meets(&**node, to, &[("guest", &[known]), ("far", &[known])]).with_context(|| node.agent_log())?;
         let length = if to.is_ipv4() { 32 } else { 128 };
         let outside = site.bed.outside();
         outside
@@ -222,7 +167,7 @@ fn a_load_balancer_serves_those_in_its_source_ranges_alone() -> Result<()> {
     let node = site.bed.node(1);
     site.route_to_load_balancer(node)?;
     let pod = site.bed.container(1, "default/pod", &[])?;
-    let mut object = balanced();
+    let mut object = balanced("default/web");
     let mut limit = |ranges: [String; 2]| {
         object["spec"]["loadBalancerSourceRanges"] = json!(ranges);
         site.bed.apply(&object)
@@ -322,7 +267,7 @@ fn choices(site: &Site, to: SocketAddr) -> Result<Vec<String>> {
 #[test]
 fn a_consistent_choice_is_the_same_on_every_node_and_frontend() -> Result<()> {
     let site = Site::new(Mode::Vxlan)?;
-    let mut object = balanced();
+    let mut object = balanced("default/web");
     object["metadata"]["annotations"] = json!({"weft.dev/algorithm": "consistent"});
     object["metadata"]["uid"] = json!("0a1b2c3d-0000-4000-8000-000000000001");
     site.bed.apply(&object)?;

@@ -41,6 +41,9 @@ enum Part {
     Bed,
     /// Agents killed under running TCP and UDP streams: nothing may be lost.
     Restart,
+    /// Services by every kind of frontend, with containers, guests on a tap and on a vhost-user socket, hosts and the outside as clients
+    /// and as backends.
+    Services,
     /// Flow tables of another layout and the way back, and of other sizes, under streams and while connections are opened: nothing
     /// may be lost or moved.
     Upgrade,
@@ -106,6 +109,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(Part::Crates) => crates().map(|()| ExitCode::SUCCESS),
         Some(Part::Bed) => bed("*").map(|()| ExitCode::SUCCESS),
         Some(Part::Restart) => bed("restart").map(|()| ExitCode::SUCCESS),
+        Some(Part::Services) => {
+            ["services", "guest_services", "host_ports"].into_iter().try_for_each(bed).map(|()| ExitCode::SUCCESS)
+        }
         Some(Part::Upgrade) => bed("upgrade").map(|()| ExitCode::SUCCESS),
         Some(Part::Churn { ops, seed }) => churning(ops, seed).map(|()| ExitCode::SUCCESS),
         Some(Part::Equivalence { cases, seed }) => equivalent(cases, seed).map(|()| ExitCode::SUCCESS),
