@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Events on objects that do not fit, and on the node, for those who own them: `kubectl describe` shows them.
+//! Events on objects that do not fit or are not served as they are written, and on the node, for those who own them: `kubectl describe`
+//! shows them.
 //!
 //! They are posted in the background, each object once and then hourly while it lasts, a few at a time: a pass never waits
 //! for the API server, and an agent whose node is full of refused objects is no burden to it. A folder has no Events.
@@ -21,6 +22,7 @@ use tokio::{
 
 use crate::{
     model::{ObjectKey, Refusal, RefusedKind},
+    plan::Digest,
     watch::{Source, kubernetes},
 };
 
@@ -34,13 +36,22 @@ const RETRY: Duration = Duration::from_secs(30);
 const LONGEST_NOTE: usize = 1024;
 /// Objects that are remembered as told, at most.
 const REMEMBERED: usize = 10_000;
+/// From so many on there is nothing told of how Services are written: whoever edits many keeps nobody from what does not fit.
+const REMEMBERED_WITH_WRITTEN: usize = REMEMBERED / 2;
 
 /// Posts Events.
 #[derive(Debug)]
 pub(crate) struct Events(Option<watch::Sender<BTreeSet<Refusal>>>);
 
-/// Whose Event it is.
-type Subject = (RefusedKind, ObjectKey);
+/// Whose Event it is, and a digest of what it says where that is told anew when it changes: what an author of a Service reads. What does
+/// not fit has numbers in it that come and go.
+type Subject = (RefusedKind, ObjectKey, u64);
+
+fn subject(refusal: &Refusal) -> Subject {
+    let is_written = refusal.kind == RefusedKind::WrittenService;
+    let text = if is_written { Digest::spread(refusal.why.as_bytes()) } else { 0 };
+    (refusal.kind, refusal.key.clone(), text)
+}
 
 impl Events {
     /// Starts the background task, where the source is an API server; must be called within a tokio runtime.
@@ -81,7 +92,7 @@ impl Events {
 
 /// Posts until nobody tells anything any more.
 async fn post(client: Client, node: String, mut refusals: watch::Receiver<BTreeSet<Refusal>>) {
-    let recorder = Recorder::new(client, Reporter { controller: "weft-agent".to_owned(), instance: Some(node) });
+    let reporter = Reporter { controller: "weft-agent".to_owned(), instance: Some(node) };
     let mut told: BTreeMap<Subject, Instant> = BTreeMap::new();
     let mut refused: BTreeMap<Subject, Instant> = BTreeMap::new();
     loop {
@@ -98,15 +109,17 @@ async fn post(client: Client, node: String, mut refusals: watch::Receiver<BTreeS
             }
             continue;
         };
+        // One that has published before counts an Event that says something else up.
+        let recorder = Recorder::new(client.clone(), reporter.clone());
         match recorder.publish(&event(&refusal), &reference(&refusal)).await {
             Ok(()) => {
-                told.insert((refusal.kind, refusal.key), Instant::now());
+                told.insert(subject(&refusal), Instant::now());
                 sleep(PAUSE).await;
             }
             Err(error) => {
                 // Once round before it is tried again: one that is refused for good holds up no other.
                 tracing::debug!(object = %refusal.key, %error, "cannot post an Event");
-                refused.insert((refusal.kind, refusal.key), Instant::now());
+                refused.insert(subject(&refusal), Instant::now());
                 sleep(PAUSE).await;
             }
         }
@@ -118,8 +131,12 @@ fn untold(refusals: &BTreeSet<Refusal>, lately: &[&BTreeMap<Subject, Instant>]) 
     if lately.iter().any(|subjects| subjects.len() >= REMEMBERED) {
         return None;
     }
+    let is_full = lately.iter().any(|subjects| subjects.len() >= REMEMBERED_WITH_WRITTEN);
     let is_new = |refusal: &&Refusal| {
-        let subject = (refusal.kind, refusal.key.clone());
+        if is_full && refusal.kind == RefusedKind::WrittenService {
+            return false;
+        }
+        let subject = subject(refusal);
         lately.iter().all(|subjects| !subjects.contains_key(&subject))
     };
     refusals.iter().find(is_new).cloned()
@@ -135,6 +152,7 @@ fn event(refusal: &Refusal) -> Event {
         RefusedKind::Service => ("ServiceDoesNotFit", "RefuseFlows"),
         // As kube-proxy has it.
         RefusedKind::HealthCheck => ("FailedToStartServiceHealthcheck", "Listen"),
+        RefusedKind::WrittenService => ("ServiceNotAsWritten", "LeaveOut"),
         RefusedKind::Node => ("NoMasqueradeAddress", "RefuseFlows"),
     };
     Event {
@@ -151,7 +169,7 @@ fn reference(refusal: &Refusal) -> ObjectReference {
         RefusedKind::Policy => ("networking.k8s.io/v1", "NetworkPolicy"),
         RefusedKind::Pod => ("v1", "Pod"),
         RefusedKind::Namespace => ("v1", "Namespace"),
-        RefusedKind::Service | RefusedKind::HealthCheck => ("v1", "Service"),
+        RefusedKind::Service | RefusedKind::HealthCheck | RefusedKind::WrittenService => ("v1", "Service"),
         RefusedKind::Node => ("v1", "Node"),
     };
     let namespace = Some(refusal.key.namespace.to_string()).filter(|namespace| !namespace.is_empty());

@@ -223,6 +223,8 @@ pub enum RefusedKind {
     Service,
     /// A Service: load balancers cannot ask for it at this node.
     HealthCheck,
+    /// A Service that is served otherwise than it is written, wherever.
+    WrittenService,
     /// The node itself: workloads do not leave it.
     Node,
 }

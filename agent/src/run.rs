@@ -27,6 +27,7 @@ mod node;
 mod passes;
 mod ports;
 mod remembered;
+mod tellers;
 mod told;
 
 use std::{

@@ -101,6 +101,15 @@ async fn each_object_is_told_of_once_with_its_kind_and_why() {
     assert_eq!((&next["regarding"]["kind"], &next["regarding"]["name"]), (&json!("Service"), &json!("s")));
     assert_eq!((&next["reason"], &next["type"]), (&json!("FailedToStartServiceHealthcheck"), &json!("Warning")));
     assert!(taken.try_recv().is_err());
+
+    // Of a Service that is edited, whenever it is.
+    for why in ["spec.clusterIPs: 'x' is not an IP address", "spec.clusterIPs: 'y' is not an IP address"] {
+        events.tell(&refusals, [refusal(RefusedKind::WrittenService, "s", why)]);
+        let (_, _, next) = taken.recv().await.unwrap();
+        assert_eq!((&next["reason"], &next["note"]), (&json!("ServiceNotAsWritten"), &json!(why)));
+        events.tell(&refusals, [refusal(RefusedKind::WrittenService, "s", why)]);
+        assert!(taken.try_recv().is_err());
+    }
 }
 
 #[tokio::test]

@@ -178,7 +178,7 @@ impl Engine {
         self.publish();
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let goes_on = self.interim.as_ref().is_some_and(|interim| interim.is_on(Instant::now()));
         let behind_since = self.read.into_iter().chain(self.failing_since).min();
         self.node.publish(&self.shared, goes_on, behind_since);

@@ -257,7 +257,7 @@ impl Node {
     }
 
     /// Publishes what readers see.
-    pub(super) fn publish(&self, shared: &Shared, goes_on: bool, behind_since: Option<std::time::Instant>) {
+    pub(super) fn publish(&mut self, shared: &Shared, goes_on: bool, behind_since: Option<std::time::Instant>) {
         let Self { config, dataplane, ports, host, passes, told, .. } = self;
         told.publish(&Parts { config, dataplane, ports, host, passes, goes_on, behind_since }, shared);
     }

@@ -10,12 +10,14 @@ use super::{
     host::Host,
     passes::Passes,
     ports::{Broken, Ports},
+    tellers::Tellers,
 };
 use crate::{
     attachment::Pool,
     config::Config,
     event::Events,
-    model::{ObjectKey, Standing},
+    model::{ObjectKey, Refusal, RefusedKind, Standing},
+    plan::Planner,
     serve::{
         Shared,
         metrics::{Mended, Work},
@@ -29,6 +31,7 @@ pub(super) struct Told {
     broken: Vec<Broken>,
     /// Those of them that were logged.
     logged: BTreeSet<String>,
+    tellers: Tellers,
 }
 
 /// What there is to tell of.
@@ -44,9 +47,25 @@ pub(super) struct Parts<'a> {
     pub(super) behind_since: Option<Instant>,
 }
 
+/// What this node tells of Services that all nodes see.
+fn complaints(planner: &Planner, tellers: &mut Tellers, own: &str) -> Vec<Refusal> {
+    let complaints = planner.service_complaints();
+    if complaints.is_empty() {
+        return Vec::new();
+    }
+    let snapshot = planner.snapshot();
+    let told = tellers.own(own, snapshot.nodes.keys().map(|node| &*node.name), complaints.keys().copied());
+    let refusal = |key: &ObjectKey| {
+        let service = snapshot.services.get(key);
+        let uid = service.and_then(|service| service.metadata.uid.as_ref()).map(ToString::to_string);
+        Refusal { kind: RefusedKind::WrittenService, key: key.clone(), uid, why: complaints[key].clone() }
+    };
+    told.into_iter().map(refusal).collect()
+}
+
 impl Told {
-    pub(super) const fn new(events: Events) -> Self {
-        Self { events, broken: Vec::new(), logged: BTreeSet::new() }
+    pub(super) fn new(events: Events) -> Self {
+        Self { events, broken: Vec::new(), logged: BTreeSet::new(), tellers: Tellers::default() }
     }
 
     /// Keeps what could not be mended, and logs each problem once: a port's when it is seen for the second time, because a pod
@@ -63,12 +82,14 @@ impl Told {
     }
 
     /// Publishes what readers see.
-    pub(super) fn publish(&self, parts: &Parts<'_>, shared: &Shared) {
+    pub(super) fn publish(&mut self, parts: &Parts<'_>, shared: &Shared) {
         let Parts { config, ports, host, passes, .. } = parts;
         let pools = ports.pools();
         let (standing, leaving) = {
             let planner = shared.planner();
-            self.events.tell(&planner.desired().refusals, host.refusal().into_iter().chain(shared.missing.refusals()));
+            let complaints = complaints(&planner, &mut self.tellers, &config.node_name);
+            let others = host.refusal().into_iter().chain(shared.missing.refusals()).chain(complaints);
+            self.events.tell(&planner.desired().refusals, others);
             let own = planner.snapshot().nodes.get(&ObjectKey::new("", &config.node_name));
             (planner.snapshot().standing(), own.is_some_and(|node| node.is_leaving()))
         };

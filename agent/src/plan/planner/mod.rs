@@ -49,6 +49,10 @@ use crate::{
     },
 };
 
+/// Of how many Services [`Planner::service_complaints`] tells, and of how many of one namespace.
+const COMPLAINTS: usize = 1000;
+const COMPLAINTS_OF_NAMESPACE: usize = 20;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Planner {
@@ -495,6 +499,25 @@ impl Planner {
     #[must_use]
     pub fn policy_count(&self) -> usize {
         self.forms.len().max(self.desired.policy_reports.len())
+    }
+
+    /// Services that are served otherwise than they are written, and how: some of each namespace, as this is asked after every pass.
+    pub(crate) fn service_complaints(&self) -> BTreeMap<&ObjectKey, String> {
+        let name = |frontend: &FrontendKey| self.services.holder(frontend);
+        let of_routes = self.routes.complaints(&self.desired.frontends, name).take(COMPLAINTS);
+        let own = self.services.complaints(COMPLAINTS_OF_NAMESPACE).map(|(key, problems)| {
+            let prefix = format!("Service {key}: ");
+            (key, problems.iter().map(|problem| problem.trim_start_matches(&prefix)).collect::<Vec<_>>().join("; "))
+        });
+        let mut complaints: BTreeMap<&ObjectKey, String> = BTreeMap::new();
+        for (key, why) in own.take(COMPLAINTS).chain(of_routes) {
+            if self.snapshot.services.contains_key(key) {
+                let all = complaints.entry(key).or_default();
+                all.push_str(if all.is_empty() { "" } else { "; " });
+                all.push_str(&why);
+            }
+        }
+        complaints
     }
 
     /// Objects that could not be planned, and why.

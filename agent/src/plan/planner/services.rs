@@ -56,6 +56,8 @@ pub(super) struct Services {
     room: Option<[usize; 2]>,
     /// Of the last whole plan.
     refused: (Vec<String>, BTreeSet<Refusal>),
+    /// Those of `planned` that have problems.
+    complaining: BTreeSet<ObjectKey>,
     /// How often all were planned at once.
     #[cfg(test)]
     pub(super) planned_whole: usize,
@@ -172,6 +174,9 @@ impl Services {
             let old = self.withdraw(&key, &mut found);
             let standing = self.stand(&key, planned, snapshot, &mut found);
             self.touch_weaker(&key, &old, &standing.frontends);
+            if !standing.problems.is_empty() {
+                self.complaining.insert(key.clone());
+            }
             if !standing.wanted.is_empty() || !standing.problems.is_empty() {
                 self.planned.insert(key, standing);
             }
@@ -262,6 +267,7 @@ impl Services {
     /// Takes what somebody had away from it; tells its frontends.
     fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> BTreeMap<FrontendKey, Rank> {
         let Some(Standing { wanted, frontends, room, .. }) = self.planned.remove(key) else { return BTreeMap::new() };
+        self.complaining.remove(key);
         for (rank, want) in wanted {
             if let Some(wanting) = self.wanting.get_mut(&want) {
                 wanting.remove(&rank);
@@ -359,8 +365,19 @@ impl Services {
 
     /// What is wrong.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
-        let of_services = self.planned.values().flat_map(|standing| &standing.problems);
+        let of_services = self.complaints(usize::MAX).flat_map(|(_, problems)| problems);
         of_services.chain(&self.refused.0).chain(self.weights.problems())
+    }
+
+    /// What is wrong with single Services, and with ports of the host of single workloads: of so many of each namespace.
+    pub(super) fn complaints(&self, of_namespace: usize) -> impl Iterator<Item = (&ObjectKey, &Vec<String>)> {
+        let by_namespace = self.complaining.iter().scan((None, 0), |(namespace, count), key| {
+            *count = if *namespace == Some(&key.namespace) { *count + 1 } else { 0 };
+            *namespace = Some(&key.namespace);
+            Some((key, *count))
+        });
+        let some = by_namespace.filter(move |(_, before)| *before < of_namespace);
+        some.filter_map(|(key, _)| Some((key, &self.planned.get(key)?.problems)))
     }
 
     /// Whose a frontend is.

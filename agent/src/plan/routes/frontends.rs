@@ -13,7 +13,7 @@ use weft_abi::{Addr, CidrKey, Frontend, FrontendFlags, FrontendKey, Remote, Remo
 use super::{Base, Use, special};
 use crate::{
     apply::{Changes, Patch},
-    model::{Desired, HostRoute, NodeFacts, Snapshot},
+    model::{Desired, HostRoute, NodeFacts, ObjectKey, Snapshot},
     plan::{address::cidr_key, digest::Digest, services::ports_of},
 };
 
@@ -108,15 +108,29 @@ impl Routes {
         frontends: &Frontends,
         name: impl Fn(&FrontendKey) -> String,
     ) -> Vec<String> {
-        let refused = self.refused.iter().filter_map(|(addr, why)| {
+        let refused = self.refused_of(frontends).map(|(frontend, why)| format!("Service {}: {why}", name(frontend)));
+        self.base.problems.iter().cloned().chain(refused).collect()
+    }
+
+    /// What is wrong with addresses of Services; `holder`: whose a frontend is.
+    pub(in crate::plan) fn complaints<'s>(
+        &self,
+        frontends: &Frontends,
+        holder: impl Fn(&FrontendKey) -> Option<&'s ObjectKey>,
+    ) -> impl Iterator<Item = (&'s ObjectKey, String)> {
+        self.refused_of(frontends).filter_map(move |(frontend, why)| Some((holder(frontend)?, why)))
+    }
+
+    /// Addresses that are refused, each by one of its frontends, and why.
+    fn refused_of<'f>(&self, frontends: &'f Frontends) -> impl Iterator<Item = (&'f FrontendKey, String)> {
+        self.refused.iter().filter_map(|(addr, why)| {
             let (frontend, _) = frontends.range(ports_of(*addr)).next()?;
             let what = match Serves::at(frontends, *addr)? {
                 Serves::ClusterIp => "spec.clusterIPs",
                 Serves::External => "external address",
             };
-            Some(format!("Service {}: {what}: {why}", name(frontend)))
-        });
-        self.base.problems.iter().cloned().chain(refused).collect()
+            Some((frontend, format!("{what}: {why}")))
+        })
     }
 }
 
