@@ -155,7 +155,7 @@ fn main() {
     let facts = NodeFacts {
         plain_cidrs: Vec::new(),
         exposure: Default::default(),
-        api_servers: vec![],
+        api_servers: Some(vec![]),
         name: "n0".into(),
         mode: Mode::Vxlan,
         config: weft_abi::Config { host_ifindex: 2, ..weft_abi::Config::default() },

@@ -114,11 +114,31 @@ pub struct NodeFacts {
     pub checks_neighbours: bool,
     /// How Services are reached from beyond the cluster.
     pub exposure: ServiceExposure,
-    /// Addresses at which the node asks the API server: no Service takes them from the host.
-    pub api_servers: Vec<IpAddr>,
+    /// Addresses at which the node asks the API server: no Service takes them from the host. None: they are not known, and no Service
+    /// takes any from it.
+    pub api_servers: Option<Vec<IpAddr>>,
 }
 
 impl NodeFacts {
+    /// Routers between this node and others.
+    fn routers(&self) -> BTreeSet<IpAddr> {
+        let routers =
+            self.next_hops.values().filter_map(|hop| if let NextHop::Router(via) = hop { Some(*via) } else { None });
+        routers.collect()
+    }
+
+    /// Whether an address is this node's or one of its routers'.
+    pub(crate) fn is_of_network(&self, address: IpAddr) -> bool {
+        self.reserved.contains(&address) || self.next_hops.values().any(|hop| *hop == NextHop::Router(address))
+    }
+
+    /// Whether what Services come to is another than by `other`.
+    pub(crate) fn serve_otherwise(&self, other: &Self) -> bool {
+        (&self.service_cidrs, &self.reserved, &self.api_servers, &self.exposure)
+            != (&other.service_cidrs, &other.reserved, &other.api_servers, &other.exposure)
+            || self.routers() != other.routers()
+    }
+
     /// Whether other nodes know this one by an address.
     pub(crate) fn is_known_by(&self, address: IpAddr) -> bool {
         [self.config.node_v4, self.config.node_v6].contains(&address.into())

@@ -35,7 +35,6 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -49,7 +48,13 @@ use tokio::{
 use weft_dataplane::{Dataplane, Maps, Options};
 
 use self::{
-    engine::Engine, host::Host, interim::Interim, memory::NodeMemory, node::Node, passes::Passes, ports::Ports,
+    engine::Engine,
+    host::{ApiServers, Host},
+    interim::Interim,
+    memory::NodeMemory,
+    node::Node,
+    passes::Passes,
+    ports::Ports,
     remembered::Keeper,
 };
 use crate::{
@@ -64,9 +69,6 @@ use crate::{
     vhost::{self, Cgroups, Devices},
     watch::{self as cluster, ApiServer, Feed},
 };
-
-/// How long a node waits for the addresses of its API server, where that has a name.
-const LOOK_UP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs the agent until it is told to end.
 ///
@@ -183,7 +185,8 @@ async fn start(
     let began = Instant::now();
     let host::First { memory, is_assumed } = host::first_pod_cidrs(&config, &shared, &mut feed).await?;
     let mut device_config = device_config(&config, memory);
-    spare_api_server(&config, &mut device_config).await;
+    let api_servers = ApiServers::start(source(&config)).await;
+    device_config.api_servers = api_servers.addresses();
     // First: what changes from here on is looked at.
     let changes = Changes::open()?;
     let mut observation = device::apply(&device_config).await.context("cannot prepare the node's devices")?;
@@ -200,7 +203,7 @@ async fn start(
     let numbers = memory::recover(&**dataplane.maps(), &records);
     shared.planner_mut().resume(numbers.context("cannot read the numbers in the dataplane's maps")?);
     let ports = Ports::new(attachments, devices, shared.work.guests.clone());
-    let host = Host::new(device_config, observation);
+    let host = Host::new(device_config, observation, api_servers);
     let passes = Passes::default();
     let events = Events::start(&source(&config), &config.node_name);
     let mut node = Node::new(config, dataplane, ports, host, passes, events);
@@ -215,20 +218,6 @@ async fn start(
     Engine::new(shared, commands, feed, changes, node, interim).run().await;
     reader.abort();
     bail!("the object source has ended; this is a bug of weft-agent")
-}
-
-/// No Service takes from the host what it asks of the API server; where its addresses are not known, nothing.
-async fn spare_api_server(config: &Config, device_config: &mut DeviceConfig) {
-    let cluster::Source::Kubernetes(server) = source(config) else { return };
-    let found = tokio::time::timeout(LOOK_UP_PATIENCE, cluster::kubernetes::addresses(&server)).await;
-    match found.map_err(anyhow::Error::from).flatten() {
-        Ok(addresses) => device_config.api_servers = addresses,
-        Err(error) => {
-            let error = format!("{error:#}");
-            tracing::warn!(error, "services.externalFromNode is off until a restart: where is the API server?");
-            device_config.exposure.external_from_node = false;
-        }
-    }
 }
 
 fn device_config(config: &Config, NodeMemory { pod_cidrs, retired, addresses }: NodeMemory) -> DeviceConfig {
@@ -253,7 +242,7 @@ fn device_config(config: &Config, NodeMemory { pod_cidrs, retired, addresses }: 
         pool_devices: device::PoolDevices::new(),
         plain_cidrs: config.non_masquerade_cidrs.clone(),
         exposure: config.services.clone(),
-        api_servers: Vec::new(),
+        api_servers: None,
         masquerade_ports: config.masquerade_ports.map(|ports| ports.first..=ports.last),
         // Once the maps are there.
         limits: Limits::default(),

@@ -139,6 +139,7 @@ fn an_address_of_a_load_balancer_leads_to_the_service() -> Result<()> {
         let to = SocketAddr::new(address.parse()?, 80);
         let known = node_ports(node, 0)[usize::from(to.is_ipv6())].ip();
         meets(&**node, to, &[("guest", &[known]), ("far", &[known])]).with_context(|| node.agent_log())?;
+        node.sh(&format!("weft-probe connect udp-unconnected {to}"))?.ok().context("a socket that is not connected")?;
         let length = if to.is_ipv4() { 32 } else { 128 };
         let outside = site.bed.outside();
         outside

@@ -375,7 +375,8 @@ impl Pass<'_> {
     fn refuse(&mut self, service: u32) -> Result<(), Error> {
         self.leave(service)?;
         let generation = self.moved.services.get(&service).copied().unwrap_or_default();
-        if self.put_value(service, Balancer { generation, ..Balancer::default() }).is_err() {
+        let first = self.observed.balancers.0.get(&service).map(|standing| standing.first).unwrap_or_default();
+        if self.put_value(service, Balancer { generation, first, ..Balancer::default() }).is_err() {
             let leading: Vec<FrontendKey> = self.observed.leading_to(service).collect();
             leading.into_iter().try_for_each(|key| self.take_frontend(key))?;
         }

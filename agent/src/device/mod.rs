@@ -16,7 +16,6 @@
 //! | `weft_vxlan` | external mode, no learning, gateway MAC, pod MTU | remote and VNI come with each packet |
 //! | neighbours of protocol 119 (native mode) | the uplink | from which Ethernet address another node's pods are heard |
 //! | routes of protocol 119 | main table, `src` = the node's address | the host's own traffic, and reverse path checks at `weft0` |
-//! | the same, and a rule of protocol 119 | table 119, `iif lo`, just before `main` | what the host itself sends to external addresses of Services, where it is to |
 //!
 //! IP forwarding is not needed, the programs forward; it is on for `weft0`, so that they may ask for the host's routes. Nothing
 //! outside of these objects is changed, and [`remove`] deletes exactly them. A pass that finds everything right sends no change to the kernel, so a restarted agent disturbs nothing.
@@ -100,7 +99,7 @@ pub struct DeviceConfig {
     /// See [`NodeFacts::exposure`].
     pub exposure: ServiceExposure,
     /// See [`NodeFacts::api_servers`].
-    pub api_servers: Vec<IpAddr>,
+    pub api_servers: Option<Vec<IpAddr>>,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
     /// UDP port of VXLAN.

@@ -29,8 +29,6 @@ const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 /// `IFF_UP`, `IFF_RUNNING`, `IFF_LOWER_UP`.
 const CARRIES: u32 = 0x1 | 0x40 | 0x1_0000;
-/// Who made a rule, `linux/fib_rules.h`.
-const FRA_PROTOCOL: u16 = 21;
 /// A copy that the kernel made of a route for one destination.
 const RTM_F_CLONED: u32 = 0x200;
 
@@ -55,11 +53,7 @@ impl Moves {
             Some(libc::RTM_NEWNETCONF | libc::RTM_DELNETCONF) => {
                 !number(body, 4, NETCONFA_IFINDEX).is_some_and(|index| self.is_own(index))
             }
-            // Weft's own rule names no table that the programs' look-ups ask.
-            Some(libc::RTM_NEWRULE | libc::RTM_DELRULE) => {
-                body.get(12..).and_then(|attributes| attribute(attributes, FRA_PROTOCOL)) != Some(&[ROUTE_PROTOCOL])
-            }
-            Some(RTM_NEWNEXTHOP | RTM_DELNEXTHOP) => true,
+            Some(libc::RTM_NEWRULE | libc::RTM_DELRULE | RTM_NEWNEXTHOP | RTM_DELNEXTHOP) => true,
             _ => false,
         }
     }

@@ -58,7 +58,7 @@ fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Links, addresses and routes of the namespace as lines, without what the kernel changes in its own time when a carrier comes
+/// Links, addresses, routes and rules of the namespace as lines, without what the kernel changes in its own time when a carrier comes
 /// (operational state, queueing, the local table); the order of routes says nothing.
 fn everything() -> Vec<String> {
     let links = ["-d link", "addr"].map(ip).concat();
@@ -69,7 +69,7 @@ fn everything() -> Vec<String> {
         let kept = words.iter().enumerate().filter(|(index, _)| !follows("state", *index) && !follows("qdisc", *index));
         kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
     });
-    let routes = ["route show", "-6 route show"].map(ip).concat();
+    let routes = ["route show", "-6 route show", "rule show", "-6 rule show"].map(ip).concat();
     let routes = routes.lines().map(|line| line.replace(" linkdown", ""));
     let mut routes: Vec<_> = routes.collect();
     routes.sort_unstable();
@@ -99,7 +99,7 @@ fn config(mode: Mode) -> DeviceConfig {
         pool_devices: super::PoolDevices::new(),
         plain_cidrs: Vec::new(),
         exposure: ServiceExposure::default(),
-        api_servers: Vec::new(),
+        api_servers: Some(Vec::new()),
         masquerade_ports: Some(61000..=65535),
         mss_clamp: 0,
         timeouts: weft_abi::Timeouts::DEFAULT,

@@ -222,8 +222,8 @@ impl<'n> Policies<'n> {
         matches!(claim, Claim::LoadBalancer | Claim::ExternalIp)
             && facts.exposure.external_from_node
             && !self.internal
-            && !facts.reserved.contains(&address)
-            && !facts.api_servers.contains(&address)
+            && !facts.is_of_network(address)
+            && facts.api_servers.as_ref().is_some_and(|known| !known.contains(&address))
     }
 }
 
@@ -476,8 +476,8 @@ impl<'a> Frontends<'a> {
             desired.frontends.insert(frontend.key, entry(service, &frontend.leads));
             desired.service_names.insert(frontend.key, host_ports::shown(frontend.service));
             if let Some(balancer) = frontend.leads.into_balancer() {
-                let DesiredBalancer { affinity, choice, .. } = balancer;
-                let nobody = || DesiredBalancer { affinity, choice, ..DesiredBalancer::of([], []) };
+                let DesiredBalancer { affinity, choice, first, .. } = balancer;
+                let nobody = || DesiredBalancer { affinity, choice, first, ..DesiredBalancer::of([], []) };
                 let balancer = if refused.is_some() { nobody() } else { balancer };
                 desired.sources.extend(balancer.source_entries(service));
                 desired.balancers.insert(service, balancer);

@@ -6,6 +6,7 @@
 //! | `cidrs` | the node's pod CIDRs, at a start and when they change |
 //! | `repair` | puts back what others change |
 
+mod api_servers;
 mod cidrs;
 mod repair;
 
@@ -18,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use weft_dataplane::{Dataplane, Program};
 
+pub(super) use self::api_servers::ApiServers;
 pub(super) use self::cidrs::{First, first as first_pod_cidrs};
 pub(super) use self::repair::{has_moved_unseen, state_path};
 use crate::{
@@ -31,6 +33,7 @@ use crate::{
 /// See the module.
 pub(super) struct Host {
     config: DeviceConfig,
+    api_servers: ApiServers,
     observation: Observation,
     ways: Ways,
     routes: Routes,
@@ -61,10 +64,11 @@ struct Routes {
 }
 
 impl Host {
-    pub(super) fn new(config: DeviceConfig, observation: Observation) -> Self {
+    pub(super) fn new(config: DeviceConfig, observation: Observation, api_servers: ApiServers) -> Self {
         repair::warn_of(observation.problems.iter());
         Self {
             config: DeviceConfig { pool_devices: observation.pool_devices.clone(), ..config },
+            api_servers,
             observation,
             ways: Ways::default(),
             routes: Routes::default(),
@@ -73,6 +77,11 @@ impl Host {
             announced: false,
             contradiction: None,
         }
+    }
+
+    /// Why external addresses of Services are not served for the host.
+    pub(super) fn api_server_problem(&self) -> Option<String> {
+        self.api_servers.problem()
     }
 
     pub(super) const fn facts(&self) -> &NodeFacts {

@@ -126,12 +126,13 @@ impl Told {
             None
         };
         let sockets = dataplane.report().sockets.as_ref().map(|why| {
-            format!("processes of the host do not reach hostPorts and NodePorts at its own addresses: {why}; see docs/services.md")
+            format!("processes of the host do not reach hostPorts, NodePorts at its own addresses, and external addresses of Services: {why}; see docs/services.md")
         });
+        let api_server = host.api_server_problem();
         let old = host.old_addresses(ports);
         let broken_off = passes.broken_off().problem();
         let all = broken_off.iter().chain(host.problems()).chain(passes.problems());
-        let all = all.chain(broken).chain(&guests).chain(&unchecked).chain(&sockets).chain(&old);
+        let all = all.chain(broken).chain(&guests).chain(&unchecked).chain(&sockets).chain(&api_server).chain(&old);
         let mut seen = BTreeSet::new();
         all.filter(|problem| seen.insert(*problem)).cloned().collect()
     }

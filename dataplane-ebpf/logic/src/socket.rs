@@ -75,7 +75,8 @@ fn service<S: Sockets>(sockets: &S, asked: &Addr, frontend: &Frontend) -> Option
     if frontend.is_limited() && !sockets.admits(number, admit::known_address(sockets.config()?, !asked.is_v4())) {
         return None;
     }
-    sockets.balancer(number).map(|balancer| balancer.first)
+    let first = sockets.balancer(number)?.first;
+    if first.port == 0 { None } else { Some(first) }
 }
 
 #[cfg(test)]

@@ -33,13 +33,19 @@ const GO_ON: i32 = 1;
 /// Before a socket connects or sends: leads it to who serves what it asks for.
 #[inline(always)]
 pub fn lead<A: Name>(ctx: &SockAddrContext) -> i32 {
-    if is_of_host(ctx) {
-        let asked = A::read(ctx.sock_addr);
+    if is_of_host(ctx) && !is_bound_to_device(ctx) {
+        let (asked, cookie) = (A::read(ctx.sock_addr), helpers::socket_cookie(ctx.as_ptr()));
         if let Some(end) = socket::lead(&Maps, asked, protocol(ctx)) {
-            let key = SocketKey::new(helpers::socket_cookie(ctx.as_ptr()), end);
             // Without an entry it is told where it was led, and nothing worse.
-            SOCKETS.insert(key, asked, BPF_ANY.into()).ok();
+            SOCKETS.insert(SocketKey::new(cookie, end), asked, BPF_ANY.into()).ok();
             A::write(ctx.sock_addr, end);
+        } else {
+            let key = SocketKey::new(cookie, asked);
+            // SAFETY: it is asked only whether there is one.
+            if unsafe { SOCKETS.get(&key) }.is_some() {
+                // It asks for whom it was led to before: that one answers by its own name.
+                SOCKETS.remove(&key).ok();
+            }
         }
     }
     GO_ON
@@ -64,6 +70,16 @@ fn is_of_host(ctx: &SockAddrContext) -> bool {
     // SAFETY: a valid static; volatile, as the loader sets another value than the compiler sees.
     let host = unsafe { ptr::read_volatile(&raw const NETNS_COOKIE) };
     helpers::netns_cookie(ctx.as_ptr()) == host
+}
+
+/// What a device leads elsewhere than `weft0` would not come by there.
+#[inline(always)]
+fn is_bound_to_device(ctx: &SockAddrContext) -> bool {
+    // SAFETY: fields of the context and of its socket, each read whole.
+    unsafe {
+        let socket = ptr::read_volatile(&raw const (*ctx.sock_addr).__bindgen_anon_1.sk);
+        !socket.is_null() && ptr::read_volatile(&raw const (*socket).bound_dev_if) != 0
+    }
 }
 
 #[inline(always)]

@@ -23,7 +23,7 @@ const USAGE: &str = "\
 usage:
   weft-probe serve --name NAME [--bind ADDR] [--tcp PORT]... [--udp PORT]...
       answers every TCP connection and every datagram with `NAME CLIENT-ADDRESS`, then echoes
-  weft-probe connect tcp|udp ADDR:PORT [--timeout MS] [--count N]
+  weft-probe connect tcp|udp|udp-unconnected ADDR:PORT [--timeout MS] [--count N]
       prints one answer a line; exit status 0 if all N came
   weft-probe stream tcp|udp ADDR:PORT [--rate PER-SECOND] [--seconds S] [--timeout MS]
       numbered records there and back; prints a tally; exit status 0 if none was lost

@@ -103,17 +103,20 @@ impl RxQueue {
             _ => (chain.pieces.into(), chain.bytes),
         };
         let direct = direct as usize;
-        let read = self.read_pieces(port, count);
-        // A frame that never gets enough buffers has still been written into these.
-        self.mark_dirty(read.unwrap_or_default().min(direct));
-        match read {
+        match self.read_pieces(port, count) {
             Ok(len) if len > self.header_len => {
                 self.expected = (len as u64).max(self.expected - self.expected / DECAY);
                 Ok(Ok(Frame { len, pieces: count, direct: direct.min(len) }))
             }
-            Ok(_) => Ok(Err(Moved::Dropped(DropReason::Short))),
+            Ok(len) => {
+                self.mark_dirty(len.min(direct));
+                Ok(Err(Moved::Dropped(DropReason::Short)))
+            }
             Err(Errno::EAGAIN) => Ok(Err(Moved::Nothing(Turn::PortWait))),
-            Err(Errno::EFAULT) => Err(Violation::MemoryLost),
+            Err(Errno::EFAULT) => {
+                self.mark_dirty(direct);
+                Err(Violation::MemoryLost)
+            }
             Err(Errno::EIO | Errno::EBADFD) => Ok(Err(Moved::Nothing(Turn::PortWait))),
             Err(_) => {
                 self.vring.counters.count_drop(DropReason::Port);
@@ -210,6 +213,8 @@ impl RxQueue {
 
     /// Keeps a frame until there are more buffers, or gives it up when there can never be enough.
     fn postpone(&mut self, frame: Frame) -> Moved {
+        // It may never be delivered, and has been written this far.
+        self.mark_dirty(frame.direct);
         let full = self.taken() >= self.vring.ring.size();
         let segments = self.pieces.len() - self.first >= MAX_SEGMENTS;
         if !self.mergeable || full || segments {

@@ -241,8 +241,6 @@ fn routes_addresses_links_and_rules_of_others_move_decisions_and_nothing_else_do
             "link set weft0123456789 up",
             "route add 10.1.1.7/32 dev weft0123456789",
             "route add 10.1.1.8/32 via 192.0.2.1 proto 119",
-            "rule add iif lo table 119 pref 32765 protocol 119",
-            "rule del iif lo table 119 pref 32765 protocol 119",
             "link del weft0123456789",
         ] {
             ip(command);

@@ -232,7 +232,7 @@ impl Planner {
     /// Takes what the node is, and what is plugged into it.
     pub fn observe(&mut self, facts: &NodeFacts, attachments: Vec<Arc<Attachment>>) {
         if self.facts.as_ref() != Some(facts) {
-            if self.facts.as_ref().is_some_and(|known| known.service_cidrs != facts.service_cidrs) {
+            if self.facts.as_ref().is_some_and(|known| known.serve_otherwise(facts)) {
                 self.services.touch_all(&self.snapshot);
             }
             self.facts = Some(facts.clone());

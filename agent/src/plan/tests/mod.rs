@@ -87,7 +87,7 @@ impl Default for World {
             devices: BTreeMap::new(),
             plain_cidrs: Vec::new(),
             exposure: Default::default(),
-            api_servers: vec![],
+            api_servers: Some(vec![]),
             host_addresses: vec![],
             reserved: vec![],
             service_cidrs: vec![],

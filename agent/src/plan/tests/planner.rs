@@ -164,7 +164,10 @@ fn build_all(world: &mut World, parts: &Parts, more: &More) {
         world.service_cidr(&format!("c{number}"), cidrs);
     }
     world.facts.service_cidrs = if more.configured { vec!["10.96.0.0/16".parse().unwrap()] } else { vec![] };
-    world.facts.reserved = if more.configured { vec!["192.0.2.254".parse().unwrap()] } else { vec![] };
+    let router = |is_there: bool, address: &str| is_there.then(|| address.parse::<IpAddr>().unwrap());
+    world.facts.reserved =
+        router(more.configured, "192.0.2.254").into_iter().chain(router(more.attached[8], "203.0.113.2")).collect();
+    world.facts.api_servers = more.attached[7].then(Vec::new);
     let mut kept = more.attached.iter();
     world.attachments.retain(|_| *kept.next().unwrap_or(&true));
     // Each has one of few host ports, some a NodePort.

@@ -5,6 +5,7 @@ use rstest::rstest;
 use weft_abi::{CLUSTER_NET, CidrKey, Frontend, FrontendFlags, FrontendKey, SocketEnd};
 
 use super::*;
+use crate::model::NextHop;
 
 fn key(vip: &str, port: u16, protocol: u8) -> FrontendKey {
     FrontendKey::of_cluster(addr(vip), port.to_be(), protocol)
@@ -358,12 +359,15 @@ fn external_addresses_lead_sockets_of_the_host_to_the_cluster_ip() {
     let mut world = World::default();
     let spec = |policy: &str| {
         json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "internalTrafficPolicy": policy,
-            "externalIPs": ["203.0.113.1", "203.0.113.2", "203.0.113.3"], "ports": [{"port": 80, "nodePort": 30_080}]})
+            "externalIPs": ["203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4"], "ports": [{"port": 80, "nodePort": 30_080}]})
     };
     world.service("web", spec("Cluster"));
     world.load_balancer("web", json!([{"ip": "203.0.113.9"}]));
     world.facts.reserved = vec!["203.0.113.2".parse().unwrap()];
-    world.facts.api_servers = vec!["203.0.113.3".parse().unwrap()];
+    world.facts.next_hops = [("192.0.2.9", "203.0.113.4")]
+        .map(|(node, via)| (node.parse().unwrap(), NextHop::Router(via.parse().unwrap())))
+        .into();
+    world.facts.api_servers = Some(vec!["203.0.113.3".parse().unwrap()]);
     let for_host = |desired: &Desired| {
         let led = desired.frontends.iter().filter(|(_, frontend)| frontend.flags & FrontendFlags::FOR_HOST != 0);
         led.map(|(key, _)| IpAddr::from(key.addr).to_string()).collect::<Vec<_>>()
@@ -376,6 +380,9 @@ fn external_addresses_lead_sockets_of_the_host_to_the_cluster_ip() {
     world.service("web", spec("Local"));
     assert_eq!(for_host(&world.plan()), [""; 0]);
     world.service("web", spec("Cluster"));
+    world.facts.api_servers = None;
+    assert_eq!(for_host(&world.plan()), [""; 0], "nobody knows where the node asks");
+    world.facts.api_servers = Some(vec![]);
     world.facts.exposure.external_from_node = false;
     assert_eq!(for_host(&world.plan()), [""; 0]);
 }

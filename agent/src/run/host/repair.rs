@@ -56,6 +56,7 @@ impl Host {
         planned: bool,
         work: &Work,
     ) -> (Vec<Broken>, bool) {
+        self.config.api_servers = self.api_servers.addresses();
         let (mut changed, devices) = self.repair_devices(work).await;
         let hops = self.repair_next_hops().await;
         changed |= *hops.as_ref().unwrap_or(&false);

@@ -29,7 +29,7 @@ fn facts() -> NodeFacts {
         devices: BTreeMap::new(),
         plain_cidrs: Vec::new(),
         exposure: Default::default(),
-        api_servers: vec![],
+        api_servers: Some(vec![]),
         host_addresses: vec![],
         reserved: vec![],
         service_cidrs: vec![],

@@ -2,6 +2,7 @@
 //! A client of the API server.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -22,11 +23,16 @@ pub(crate) async fn client(server: &ApiServer) -> anyhow::Result<Client> {
     Client::try_from(config(server).await?).context("build the client")
 }
 
-/// The addresses that the API server's name or address stands for now.
-pub(crate) async fn addresses(server: &ApiServer) -> anyhow::Result<Vec<IpAddr>> {
+/// The API server's address, or its name.
+pub(crate) async fn address(server: &ApiServer) -> anyhow::Result<Result<IpAddr, String>> {
     let url = config(server).await?.cluster_url;
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    let found = tokio::net::lookup_host((host, 0)).await.with_context(|| format!("look up '{host}'"))?;
+    Ok(host.parse().map_err(|_| host.to_owned()))
+}
+
+/// The addresses that a name stands for now.
+pub(crate) async fn look_up(name: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
+    let found = tokio::net::lookup_host((name, 0)).await.with_context(|| format!("look up '{name}'"))?;
     Ok(found.map(|address| address.ip()).collect())
 }
 
