@@ -214,7 +214,7 @@ fn switch_script(binaries: &Binaries) -> String {
 }
 
 /// Plugs `machine` into the switch; its side is called `eth0`.
-fn connect(switch: &Namespace, machine: &Namespace, port: &str) -> Result<()> {
+pub(crate) fn connect(switch: &Namespace, machine: &Namespace, port: &str) -> Result<()> {
     link(switch, port, machine, &format!("ip link set {port} master br0 up"))
 }
 

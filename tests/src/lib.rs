@@ -43,7 +43,7 @@ pub use conversation::{TcpConnection, UdpFlow};
 pub use equivalence::equivalence;
 pub use hostile::{Place, Selection, Tally, hostile, hostile_names};
 pub use manifest::{ingress_policy, namespace, pod, service, service_cidr, set_node_port};
-pub use namespace::Namespace;
+pub use namespace::{Namespace, in_network};
 pub use network::Network;
 pub use node::{Mode, Node, detach_programs};
 pub use oracle::{OracleOptions, OraclePath, OracleReport, oracle, oracle_replay, oracle_wire};

@@ -4,13 +4,18 @@
 //! ends with the process that made it, since it waits for the end of a pipe.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use nix::unistd::Pid;
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::{
+    sched::{CloneFlags, setns},
+    unistd::Pid,
+};
 
 use crate::process::{Outcome, Process, only_child, run};
 
@@ -128,6 +133,19 @@ impl Namespace {
         configure(&mut command);
         Process::start_entered(command, name)
     }
+}
+
+/// Runs `work` in the network namespace `network` (a file of this machine), on a thread of its own, since that stays inside.
+///
+/// # Errors
+/// There is no such namespace, or those of `work`.
+pub fn in_network<T: Send>(network: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let file = File::open(network).with_context(|| format!("open {}", network.display()))?;
+    let inside = || -> Result<T> {
+        setns(&file, CloneFlags::CLONE_NEWNET).context("enter the network namespace")?;
+        work()
+    };
+    thread::scope(|scope| scope.spawn(inside).join()).map_err(|_| anyhow!("the thread in the namespace panicked"))?
 }
 
 impl Drop for Namespace {

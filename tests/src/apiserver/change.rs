@@ -37,7 +37,7 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) enum Told {
     /// What the object was and is to selectors.
-    Change { old: Option<Head>, new: Option<Head> },
+    Change { old: Option<Box<Head>>, new: Option<Box<Head>> },
     /// An event as it is, to every watch.
     Verbatim(&'static str),
 }

@@ -134,7 +134,8 @@ impl Collection {
         let text = object.to_string();
         inner.hide(&new.key);
         inner.replaced.objects.insert(new.key.clone(), (new.clone(), text.as_str().into()));
-        let change = inner.record(Entry::new(version, Told::Change { old, new: Some(new) }, text));
+        let change =
+            inner.record(Entry::new(version, Told::Change { old: old.map(Box::new), new: Some(Box::new(new)) }, text));
         drop(inner);
         self.wake();
         Ok(change)
@@ -148,7 +149,7 @@ impl Collection {
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         inner.hide(key);
         inner.replaced.objects.remove(key);
-        let told = Told::Change { old: Some(old), new: None };
+        let told = Told::Change { old: Some(Box::new(old)), new: None };
         let change = inner.record(Entry::new(version, told, object.to_string()));
         drop(inner);
         self.wake();

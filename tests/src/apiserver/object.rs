@@ -31,6 +31,8 @@ pub struct Head {
     pub labels: Vec<(String, String)>,
     /// `spec.nodeName`.
     pub node: Option<String>,
+    /// `spec.clusterIP`.
+    pub cluster_ip: Option<String>,
 }
 
 impl Head {
@@ -48,6 +50,7 @@ impl Head {
             key: Key::new(namespace, name),
             labels: labels.map(|(key, value)| (key.clone(), text(value))).collect(),
             node: object["spec"]["nodeName"].as_str().map(str::to_owned),
+            cluster_ip: object["spec"]["clusterIP"].as_str().map(str::to_owned),
         })
     }
 }

@@ -89,6 +89,7 @@ impl Selection {
         let field = |key: &str| match key {
             "metadata.name" => head.key.name.as_str(),
             "metadata.namespace" => head.key.namespace.as_str(),
+            "spec.clusterIP" => head.cluster_ip.as_deref().unwrap_or_default(),
             _ => head.node.as_deref().unwrap_or_default(),
         };
         self.namespace.as_ref().is_none_or(|namespace| *namespace == head.key.namespace)
@@ -98,7 +99,7 @@ impl Selection {
 }
 
 /// Fields that can be selected by here.
-const FIELDS: [&str; 3] = ["metadata.name", "metadata.namespace", "spec.nodeName"];
+const FIELDS: [&str; 4] = ["metadata.name", "metadata.namespace", "spec.clusterIP", "spec.nodeName"];
 
 #[cfg(test)]
 mod tests {
@@ -111,6 +112,7 @@ mod tests {
             key: Key::new("shop", "web-1"),
             labels: vec![("app".into(), "web".into()), ("tier".into(), String::new())],
             node: Some("node1".into()),
+            cluster_ip: Some("None".into()),
         };
         let allows = |labels, fields| Selection::new(None, labels, fields).unwrap().allows(&head);
         for (labels, expected) in [
@@ -130,6 +132,7 @@ mod tests {
         }
         assert!(allows("", "spec.nodeName=node1,metadata.name=web-1"));
         assert!(!allows("", "spec.nodeName!=node1"));
+        assert!(!allows("", "spec.clusterIP!=None"));
         assert!(!Selection::new(Some("other"), "", "").unwrap().allows(&head));
         Selection::new(None, "", "spec.hostName=x").unwrap_err();
         Selection::new(None, "app in web", "").unwrap_err();

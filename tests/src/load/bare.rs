@@ -96,7 +96,7 @@ impl BarePair {
 
 impl Machine {
     /// A veth pair from the device `name` here to `eth0` of `other`.
-    fn wire(&self, name: &str, other: &Self, mtu: u32) -> Result<()> {
+    pub(super) fn wire(&self, name: &str, other: &Self, mtu: u32) -> Result<()> {
         let script = format!(
             "ip link add {name} address {NODE_MAC} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
             other.0.init()

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Load for the benchmarks: `weft-probe load` between two places, CNI plugins called at a rate, and the bare links that
-//! Weft is compared with.
+//! Load for the benchmarks: `weft-probe load` between two places, CNI plugins called at a rate, and the bare links and the
+//! kube-proxy that Weft is compared with.
 
 mod bare;
 mod calls;
+mod proxy;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,6 +15,7 @@ use crate::shell::Shell;
 
 pub use bare::{BareNode, BarePair, BareTap, Machine};
 pub use calls::{Call, Caller, Pace, percentile};
+pub use proxy::{ProxyMode, ProxyNode, ProxyPod};
 
 /// How long a load server may take to listen; in a guest everything is slow.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -9,6 +9,7 @@ mod cni;
 mod datapath;
 mod net;
 mod scale;
+mod services;
 mod statistic;
 mod table;
 mod vm;
@@ -30,11 +31,13 @@ pub(crate) struct Arguments {
     /// Measure the programs that are in `target/release` already.
     #[arg(long)]
     no_build: bool,
-    /// datapath, policy, net, vm, cni: how often each path is measured beside its baseline.
+    /// datapath, policy, net, services, vm, cni: how often each path is measured beside its baseline.
     #[arg(long, value_name = "N", default_value_t = statistic::ROUNDS, value_parser = parse_rounds)]
     rounds: usize,
     #[command(flatten)]
     scale: scale::Options,
+    #[command(flatten)]
+    services: services::Parts,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -45,6 +48,8 @@ enum Name {
     Policy,
     /// TCP between pods, beside a bare veth pair.
     Net,
+    /// Services beside kube-proxy in nftables and in iptables mode.
+    Services,
     /// TCP between a pod and a guest, beside the same guest on a bare tap.
     Vm,
     /// ADD and DEL at 1 and 20 per second, beside the bridge plugin with host-local.
@@ -69,6 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Name::Datapath => ("datapath", datapath::rows(rounds)?),
         Name::Policy => ("policy", datapath::policy::rows(rounds)?),
         Name::Net => ("net", net::rows(rounds)?),
+        Name::Services => ("services", services::rows(rounds, &arguments.services)?),
         Name::Vm => ("vm", vm::rows(rounds)?),
         Name::Cni => ("cni", cni::rows(rounds)?),
         Name::Scale => ("scale", scale::rows(&arguments.scale)?),

@@ -11,18 +11,15 @@
 //! `veth` is the baseline beside itself: how far rounds of equals are apart. `peer_alone` is what no path of pods can beat: two
 //! namespaces joined by a third, with a program that does nothing but `bpf_redirect_peer`. Some 5 minutes.
 
-use std::{fs::File, net::SocketAddr, thread, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use nix::{
-    net::if_::if_nametoindex,
-    sched::{CloneFlags, setns},
-};
+use anyhow::{Context as _, Result, ensure};
+use nix::net::if_::if_nametoindex;
 use serde_json::{Value, json};
 use weft_dataplane::bench::join_by_peer_alone;
 use weft_testbed::{
-    Bed, Binaries, Container, Job, Mode, Options, Protocol, Shell,
-    load::{self, BareNode, BarePair, Kind, Machine},
+    Bed, Binaries, Container, Job, Mode, Options, Protocol, Shell, in_network,
+    load::{self, BareNode, BarePair, Kind},
     service, until_ok,
 };
 
@@ -161,7 +158,7 @@ impl Site {
 }
 
 /// Pods of the namespace hear, and speak to, each other only.
-fn a_rule_each_way() -> Value {
+pub(super) fn a_rule_each_way() -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "default", "name": "a-rule-each-way"},
@@ -177,22 +174,12 @@ fn a_rule_each_way() -> Value {
 /// Two machines that `bpf_redirect_peer` alone joins.
 fn peer_alone(bed: &Bed, mtu: u32) -> Result<BareNode> {
     let bare = BareNode::new(bed, mtu)?;
-    in_network(&bare.node, || {
+    in_network(&bare.node.namespace().proc("ns/net"), || {
         let [left, right] = BareNode::PORTS.map(if_nametoindex);
         Ok(join_by_peer_alone([left?, right?])?)
     })?;
     load::serve(&bare.right, PORT, TURNS)?;
     Ok(bare)
-}
-
-/// Runs `work` in the machine's network namespace, on a thread of its own.
-fn in_network(machine: &Machine, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
-    let network = File::open(machine.namespace().proc("ns/net")).context("open the network namespace")?;
-    let work = || -> Result<()> {
-        setns(&network, CloneFlags::CLONE_NEWNET).context("enter the network namespace")?;
-        work()
-    };
-    thread::scope(|scope| scope.spawn(work).join()).map_err(|_| anyhow!("the thread in the namespace panicked"))?
 }
 
 /// Measures all paths, round by round.

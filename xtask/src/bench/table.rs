@@ -33,6 +33,9 @@ pub(crate) struct Row {
     pub(crate) runs: usize,
     /// Distance of the smallest value from the greatest, as a part of the median.
     pub(crate) spread: f64,
+    /// What is to be reached, where that is more than a value to divide by: `ratio <= 1.12`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reach: Option<&'static str>,
 }
 
 impl Row {
@@ -57,7 +60,13 @@ impl Row {
             ratio_q3: ratio.third,
             runs: rounds.len(),
             spread: part(most - least, value),
+            reach: None,
         })
+    }
+
+    /// The same with what is to be reached.
+    pub(crate) fn with_reach(self, reach: &'static str) -> Self {
+        Self { reach: Some(reach), ..self }
     }
 }
 
@@ -162,6 +171,10 @@ impl Report {
                 format!("{:.3} to {:.3}", row.ratio_q1, row.ratio_q3),
                 row.runs,
             );
+            if let Some(reach) = row.reach {
+                text.truncate(text.trim_end().len());
+                text += &format!("  to reach: {reach}\n");
+            }
         }
         text
     }
@@ -236,5 +249,13 @@ mod tests {
         let table = report.table();
         let line = table.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(line, "pod 3.000 ns bare 2.000 1.500 1.250 to 1.750 3");
+    }
+
+    #[test]
+    fn what_is_to_be_reached_is_in_the_table_and_the_file() {
+        let row = Row::new("a", "us", "b", &rounds(&[(3.0, 2.0)])).unwrap().with_reach("ratio <= 1.12");
+        assert_eq!(serde_json::to_value(&row).unwrap()["reach"], "ratio <= 1.12");
+        let report = Report { name: "services".to_owned(), commit: String::new(), rows: vec![row] };
+        assert!(report.table().ends_with("1  to reach: ratio <= 1.12\n"));
     }
 }

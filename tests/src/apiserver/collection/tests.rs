@@ -15,7 +15,7 @@ impl Generate for Ten {
 
     fn head(&self, index: usize) -> Head {
         let labels = vec![("even".to_owned(), index.is_multiple_of(2).to_string())];
-        Head { key: Key::new("a", &format!("g{index}")), labels, node: None }
+        Head { key: Key::new("a", &format!("g{index}")), labels, node: None, cluster_ip: None }
     }
 
     fn text(&self, index: usize) -> String {

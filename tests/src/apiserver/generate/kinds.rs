@@ -20,7 +20,9 @@ macro_rules! generate {
             }
 
             fn head(&self, index: usize) -> Head {
-                Head { key: self.key(index), labels: labels(&self.object(index)), node: None }
+                let object = self.object(index);
+                let cluster_ip = object["spec"]["clusterIP"].as_str().map(str::to_owned);
+                Head { key: self.key(index), labels: labels(&object), node: None, cluster_ip }
             }
 
             fn text(&self, index: usize) -> String {
@@ -277,6 +279,7 @@ impl Generate for Pods {
             key: self.key(index),
             labels: labels.map(|(key, value)| (key.to_owned(), value)).collect(),
             node: Some(node),
+            cluster_ip: None,
         }
     }
 

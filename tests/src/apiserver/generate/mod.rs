@@ -59,6 +59,16 @@ impl Population {
         }
     }
 
+    /// Makes `server` serve Service `number` and its slice, which the watches are told of.
+    ///
+    /// # Errors
+    /// Never, for objects that are generated.
+    pub fn put_service(&self, server: &ApiServer, number: usize) -> Result<()> {
+        let (service, slice) = (kinds::Services(self.clone()).text(number), kinds::Slices(self.clone()).text(number));
+        server.put(Kind::Services, serde_json::from_str(&service)?)?;
+        server.put(Kind::EndpointSlices, serde_json::from_str(&slice)?).map(drop)
+    }
+
     /// Puts all of it into the folder that the agents of `bed` read, but for this node, of which they tell themselves.
     ///
     /// # Errors
