@@ -204,7 +204,8 @@ pub struct Room {
     /// Service frontends (`FRONTENDS`, half of it: the other half is for their addresses), and as many Service ports (`BALANCERS`,
     /// `SERVICE_GENERATIONS`).
     pub services: usize,
-    /// Backends, nodes of rings and `loadBalancerSourceRanges` of all Service ports (`MEMBERS`, `RINGS`, `BACKENDS`, `SOURCES`).
+    /// Backends, rings and `loadBalancerSourceRanges` of all Service ports (`MEMBERS`, `RINGS`, `BACKENDS`, `SOURCES`); a node of a ring
+    /// takes [`weft_abi::RingNode::MEMBERS`].
     pub members: usize,
     /// Addresses of pods (`PEERS`).
     pub peers: usize,
@@ -399,7 +400,7 @@ impl DesiredBalancer {
         [&self.internal, &self.external, &self.cluster]
     }
 
-    /// How many members and nodes of rings its sets have, each set counted once, with those that keep flows and its sources.
+    /// What it takes of [`Room::members`]: its sets with their rings, each set once, those that keep flows, and its sources.
     pub(crate) fn room(&self) -> usize {
         let sets = self.sets();
         let is_first = |place: &usize| !sets[..*place].contains(&sets[*place]);

@@ -115,7 +115,7 @@ impl Applier {
     pub fn room(tables: &dyn Tables) -> Room {
         Room {
             services: services::most(tables),
-            members: tables.members().capacity().min(tables.rings().capacity()).min(tables.backends().capacity()),
+            members: services::most_members(tables),
             peers: tables.peers().capacity(),
             classes: tables.classes().capacity() / 2,
             terms: TERMS_PER_CLASS,

@@ -27,6 +27,12 @@ pub(super) fn most(tables: &dyn Tables) -> usize {
     numbers.min(tables.balancers().capacity()).min(tables.frontends().capacity() / 2)
 }
 
+/// See [`Room::members`](crate::model::Room::members).
+pub(super) fn most_members(tables: &dyn Tables) -> usize {
+    let rings = tables.rings().capacity().saturating_mul(RingNode::MEMBERS as usize);
+    tables.members().capacity().min(rings).min(tables.backends().capacity())
+}
+
 /// Frontends of Service ports by their numbers.
 pub(super) fn numbered(frontends: &Known<FrontendKey, Frontend>) -> BTreeSet<(u32, FrontendKey)> {
     frontends.0.iter().map(|(key, frontend)| (frontend.service, *key)).filter(|(service, _)| *service != 0).collect()

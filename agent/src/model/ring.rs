@@ -13,7 +13,7 @@ const MOST_ARCS: usize = 1 << 15;
 type Arc = (u32, u32);
 
 impl DesiredChoice {
-    /// How many nodes the ring of a set of these members has at most.
+    /// What the ring of a set of these members takes of [`Room::members`](super::Room::members), at most.
     pub(crate) fn room(self, members: &[Member]) -> usize {
         if !self.needs_ring(members) {
             return 0;
@@ -22,7 +22,7 @@ impl DesiredChoice {
             Algorithm::Consistent => (total(members) as usize).min(MOST_ARCS + members.len()) + 1,
             Algorithm::Random | Algorithm::LeastLoaded => members.len(),
         };
-        level_sizes(arcs).iter().sum()
+        level_sizes(arcs).iter().sum::<usize>() * RingNode::MEMBERS as usize
     }
 
     /// The ring of a set of these members; empty where the set has none. The root is the first node, and each level follows the one
@@ -268,6 +268,10 @@ mod tests {
         weights[0] = 100;
         let members = members(&weights);
         let nodes = choice(algorithm).ring(&members);
-        assert!(!nodes.is_empty() && nodes.len() <= choice(algorithm).room(&members), "{}", nodes.len());
+        assert!(
+            !nodes.is_empty() && nodes.len() * RingNode::MEMBERS as usize <= choice(algorithm).room(&members),
+            "{}",
+            nodes.len()
+        );
     }
 }

@@ -11,7 +11,7 @@ use crate::{ABI_VERSION, Digest, Layout};
 /// ```
 ///
 /// where `Kind` is a [`MapKind`], `role` is `derived`, `carried`, `flows4`, `flows6` or `passing` (see [`MapRole`]), and `size` is `fixed(entries)`, or of
-/// the loader's sizes `sized(field)`, `per(field, factor, more)`, `sets(field)` or `lines(field)`, of a flow table.
+/// the loader's sizes `sized(field)`, `per(field, factor, more)`, `part(field, divisor)`, `sets(field)` or `lines(field)`, of a flow table.
 #[macro_export]
 macro_rules! for_each_map {
     ($name:ident) => {
@@ -34,7 +34,7 @@ macro_rules! for_each_map {
             /// Members of sets.
             MEMBERS members: OnDemandHashMap<$crate::MemberKey, $crate::Member>, derived, sized(members);
             /// Rings of sets whose members have unequal parts, or are chosen consistently, by number of the node.
-            RINGS rings: OnDemandHashMap<$crate::MemberKey, $crate::RingNode>, derived, sized(members);
+            RINGS rings: OnDemandHashMap<$crate::MemberKey, $crate::RingNode>, derived, part(members, $crate::RingNode::MEMBERS);
             /// Connections of this node to backends of Services with `weft_abi::Algorithm::LeastLoaded`: the programs add new ones, the
             /// agent's sweep counts anew. Who has no entry has none, or found no room.
             LOADS loads: OnDemandHashMap<$crate::BackendKey, u32>, derived, fixed(16_384);

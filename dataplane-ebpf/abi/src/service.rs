@@ -208,6 +208,11 @@ crate::layout! {
     }
 }
 
+impl RingNode {
+    /// As many members of sets take as much memory.
+    pub const MEMBERS: u32 = (size_of::<Self>() / (size_of::<MemberKey>() + size_of::<Member>())) as u32;
+}
+
 crate::layout! {
     /// A Service port of one family: whom its clients get. Equal sets are one set.
     ///

@@ -165,6 +165,9 @@ macro_rules! entries {
     ($sizes:ident, sized, $field:ident) => {
         $sizes.$field
     };
+    ($sizes:ident, part, $field:ident, $divisor:expr) => {
+        $sizes.$field.div_ceil($divisor)
+    };
     ($sizes:ident, sets, $field:ident) => {
         $sizes.$field.div_ceil(ENTRIES_OF_A_SET)
     };

@@ -42,9 +42,9 @@ pub fn lead<A: Name>(ctx: &SockAddrContext) -> i32 {
         } else {
             let key = SocketKey::new(cookie, asked);
             // SAFETY: it is asked only whether there is one.
-            if unsafe { SOCKETS.get(&key) }.is_some() {
+            if unsafe { SOCKETS.get(key) }.is_some() {
                 // It asks for whom it was led to before: that one answers by its own name.
-                SOCKETS.remove(&key).ok();
+                SOCKETS.remove(key).ok();
             }
         }
     }
