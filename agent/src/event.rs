@@ -33,24 +33,28 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// After one that could not be posted.
 const RETRY: Duration = Duration::from_secs(30);
 /// Longest note that the API server takes, in bytes.
-const LONGEST_NOTE: usize = 1024;
+pub(crate) const LONGEST_NOTE: usize = 1024;
 /// Objects that are remembered as told, at most.
 const REMEMBERED: usize = 10_000;
-/// From so many on there is nothing told of how Services are written: whoever edits many keeps nobody from what does not fit.
+/// From so many on nothing is told of how Services are written.
 const REMEMBERED_WITH_WRITTEN: usize = REMEMBERED / 2;
+/// So often a namespace is told of how its Services are written, in the time of [`REPEAT`]: who edits them again and again silences nobody
+/// else.
+const WRITTEN_OF_NAMESPACE: usize = 60;
 
 /// Posts Events.
 #[derive(Debug)]
 pub(crate) struct Events(Option<watch::Sender<BTreeSet<Refusal>>>);
 
-/// Whose Event it is, and a digest of what it says where that is told anew when it changes: what an author of a Service reads. What does
-/// not fit has numbers in it that come and go.
+/// Whose Event it is, and a digest of uid and text where that is told anew when either changes: what the author of a Service reads. What
+/// does not fit has numbers in it that come and go.
 type Subject = (RefusedKind, ObjectKey, u64);
 
 fn subject(refusal: &Refusal) -> Subject {
+    let text = |refusal: &Refusal| [refusal.uid.as_deref().unwrap_or_default(), &refusal.why].join(" ");
     let is_written = refusal.kind == RefusedKind::WrittenService;
-    let text = if is_written { Digest::spread(refusal.why.as_bytes()) } else { 0 };
-    (refusal.kind, refusal.key.clone(), text)
+    let digest = if is_written { Digest::spread(text(refusal).as_bytes()) } else { 0 };
+    (refusal.kind, refusal.key.clone(), digest)
 }
 
 impl Events {
@@ -72,6 +76,11 @@ impl Events {
             }
         });
         Self(Some(sender))
+    }
+
+    /// Whether anybody hears of them.
+    pub(crate) const fn are_posted(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Tells what does not fit now, and what else is refused, of the node itself and of its ports. Returns at once.
@@ -131,9 +140,15 @@ fn untold(refusals: &BTreeSet<Refusal>, lately: &[&BTreeMap<Subject, Instant>]) 
     if lately.iter().any(|subjects| subjects.len() >= REMEMBERED) {
         return None;
     }
+    let written = |subject: &&Subject| subject.0 == RefusedKind::WrittenService;
+    let mut written_of: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, key, _) in lately.iter().flat_map(|subjects| subjects.keys()).filter(written) {
+        *written_of.entry(&key.namespace).or_default() += 1;
+    }
     let is_full = lately.iter().any(|subjects| subjects.len() >= REMEMBERED_WITH_WRITTEN);
     let is_new = |refusal: &&Refusal| {
-        if is_full && refusal.kind == RefusedKind::WrittenService {
+        let of_namespace = || written_of.get(&*refusal.key.namespace).copied().unwrap_or_default();
+        if refusal.kind == RefusedKind::WrittenService && (is_full || of_namespace() >= WRITTEN_OF_NAMESPACE) {
             return false;
         }
         let subject = subject(refusal);

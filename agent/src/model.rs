@@ -244,10 +244,10 @@ pub enum RefusedKind {
     Service,
     /// A Service: load balancers cannot ask for it at this node.
     HealthCheck,
-    /// A Service that is served otherwise than it is written, wherever.
-    WrittenService,
     /// The node itself: workloads do not leave it.
     Node,
+    /// A Service that is served otherwise than it is written, wherever. The last kind: whoever writes these waits for what does not fit.
+    WrittenService,
 }
 
 /// An object that does not fit into the maps: closed for its owner alone.

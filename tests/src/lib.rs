@@ -49,7 +49,9 @@ pub use node::{Mode, Node, detach_programs};
 pub use oracle::{OracleOptions, OraclePath, OracleReport, oracle, oracle_replay, oracle_wire};
 pub use process::{Outcome, Process};
 pub use random::Random;
-pub use services::{LOAD_BALANCER, NODE_PORT, SERVICE_PORT, VIPS, balanced, exposed, hairpin, meets, node_ports};
+pub use services::{
+    LOAD_BALANCER, NODE_PORT, SERVICE_PORT, VIPS, balanced, exposed, hairpin, is_refused, meets, node_ports,
+};
 pub use shell::{Answer, Job, Protocol, Shell};
 pub use tables::{Frontend, Tables};
 pub use tun::PointToPoint;

@@ -88,3 +88,19 @@ pub fn meets(client: &dyn Shell, to: SocketAddr, wanted: &[(&str, &[IpAddr])]) -
     }
     Ok(())
 }
+
+/// `client` is told, and soon, that nobody serves `to`.
+///
+/// # Errors
+/// Somebody does, or it is told otherwise.
+pub fn is_refused(client: &dyn Shell, to: SocketAddr) -> Result<()> {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        until_ok(&format!("{} is refused at {protocol} {to}", client.label()), SOON, || {
+            let error = client.ask_within(protocol, to, Duration::from_secs(1)).err().context("answered")?;
+            let why = format!("{error:#}");
+            ensure!(why.ends_with("refused"), "{why}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{
     Bed, Container, LOAD_BALANCER, NODE_PORT, Node, Protocol, SERVICE_PORT, Shell, VIPS, Vm, balanced, exposed,
-    hairpin, meets, node_ports, pod, until_ok,
+    hairpin, is_refused, meets, node_ports, pod, until_ok,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -103,17 +103,6 @@ fn guests_meet_all_at_the_other_nodes_node_port() -> Result<()> {
 fn guests_are_refused_as_containers_are() -> Result<()> {
     let site = Site::new(&[("app", "client")])?;
     site.bed.apply(&exposed("default/web", VIPS, NODE_PORT, "Cluster"))?;
-    let is_refused = |guest: &Vm, to: SocketAddr| {
-        for protocol in BOTH {
-            until_ok(&format!("{} is refused at {protocol} {to}", guest.label()), SOON, || {
-                let error = guest.ask_within(protocol, to, Duration::from_secs(1)).err().context("answered")?;
-                let why = format!("{error:#}");
-                ensure!(why.ends_with("refused"), "{why}");
-                Ok(())
-            })?;
-        }
-        Ok::<_, anyhow::Error>(())
-    };
     for (_, guest, node) in site.guests() {
         for family in 0..2 {
             let [vip, node_port, _] = frontends(node, family)?;

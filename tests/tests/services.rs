@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weft_testbed::{
     Bed, Container, LOAD_BALANCER, Mode, NODE_PORT, Node, OUTSIDE_V4, OUTSIDE_V6, Options, Protocol,
-    SERVICE_PORT as PORT, Shell, TcpConnection, VIPS, Vm, balanced, exposed, hairpin, meets, node_ports, pod, until_ok,
+    SERVICE_PORT as PORT, Shell, TcpConnection, VIPS, Vm, balanced, exposed, hairpin, is_refused, meets, node_ports,
+    pod, until_ok,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -204,15 +205,7 @@ fn a_node_port_that_nobody_serves_is_refused_aloud() -> Result<()> {
     let ends: [&dyn Shell; 3] = [bed.outside(), &pod, &**bed.node(2)];
     for to in node_ports(bed.node(1), NODE_PORT) {
         for client in ends {
-            for protocol in BOTH {
-                until_ok(&format!("{} is refused at {protocol} {to}", client.label()), SOON, || {
-                    let error = client.ask_within(protocol, to, Duration::from_secs(1)).err().context("answered")?;
-                    let why = format!("{error:#}");
-                    ensure!(why.ends_with("refused"), "{why}");
-                    Ok(())
-                })
-                .with_context(|| bed.node(1).agent_log())?;
-            }
+            is_refused(client, to).with_context(|| bed.node(1).agent_log())?;
         }
     }
     let web = bed.container(2, "default/web", &[("app", "web")])?;

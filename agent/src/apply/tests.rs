@@ -47,7 +47,7 @@ fn check_room(fake: &Fake, desired: &Desired) {
         let stand = fake.rings.all().keys().filter(|key| key.service == *service).count();
         let others = balancer.keeping.len() + balancer.sources.len();
         let members = fake.members.all().keys().filter(|key| key.service == *service).count();
-        (*service, stand + members + others, balancer.room())
+        (*service, stand * weft_abi::RingNode::MEMBERS as usize + members + others, balancer.room())
     });
     for (service, taken, planned) in rooms {
         assert!(taken <= planned, "Service number {service} takes {taken}, planned are {planned}");

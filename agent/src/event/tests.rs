@@ -118,3 +118,22 @@ async fn a_folder_has_no_events() {
     events.tell(&[refusal(RefusedKind::Pod, "web", "why")].into(), None);
     assert!(events.0.is_none());
 }
+
+/// Whoever writes Services again and again keeps nobody else from being told, and no kind but this one.
+#[tokio::test]
+async fn a_namespace_that_edits_without_end_silences_itself_alone() {
+    let now = Instant::now();
+    let edits = (0..WRITTEN_OF_NAMESPACE).map(|number| refusal(RefusedKind::WrittenService, "s", &number.to_string()));
+    let told: BTreeMap<Subject, Instant> = edits.map(|edit| (subject(&edit), now)).collect();
+    let again = refusal(RefusedKind::WrittenService, "s", "again");
+    let of_node = Refusal { key: ObjectKey::new("", "node1"), ..refusal(RefusedKind::Node, "node1", "no address") };
+    let of_other = Refusal { key: ObjectKey::new("zz", "s"), ..again.clone() };
+    let next = |refusals: &[&Refusal]| untold(&refusals.iter().copied().cloned().collect(), &[&told]);
+    assert_eq!(next(&[&again]), None);
+    assert_eq!(next(&[&again, &of_other]), Some(of_other.clone()));
+    assert_eq!(next(&[&again, &of_other, &of_node]), Some(of_node));
+    assert_eq!(next(&[&refusal(RefusedKind::Service, "s", "does not fit")]).unwrap().kind, RefusedKind::Service);
+    // One of the same name that is made anew has an Event of its own.
+    let anew = Refusal { uid: Some("another".to_owned()), ..of_other.clone() };
+    assert_ne!(subject(&anew), subject(&of_other));
+}

@@ -418,7 +418,7 @@ impl<'a> Frontends<'a> {
         for key in self.without_room(room.members, serves, |_, balancer| balancer.room() as u64) {
             let most = room.members;
             let why = format!(
-                "more than {most} backends, source ranges and ring nodes of all Services: use fewer or raise mapSizes.members"
+                "more than {most} backends, source ranges and nodes of rings, which count as eight, of all Services: use fewer or raise mapSizes.members"
             );
             self.refused.insert(key, why);
         }

@@ -81,7 +81,7 @@ impl Host {
 
     /// Why external addresses of Services are not served for the host.
     pub(super) fn api_server_problem(&self) -> Option<String> {
-        self.api_servers.problem()
+        self.api_servers.problem().filter(|_| self.config.exposure.external_from_node)
     }
 
     pub(super) const fn facts(&self) -> &NodeFacts {

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is told of the node: to readers, to the log, and as Events to those whose objects do not fit.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Instant, SystemTime},
+};
 
 use weft_api::SourceState;
 use weft_dataplane::{Dataplane, OffloadCheck};
@@ -15,7 +18,7 @@ use super::{
 use crate::{
     attachment::Pool,
     config::Config,
-    event::Events,
+    event::{Events, LONGEST_NOTE},
     model::{ObjectKey, Refusal, RefusedKind, Standing},
     plan::Planner,
     serve::{
@@ -32,6 +35,8 @@ pub(super) struct Told {
     /// Those of them that were logged.
     logged: BTreeSet<String>,
     tellers: Tellers,
+    /// See [`complaints`], as of the pass that ended then.
+    complaints: (Option<SystemTime>, Vec<Refusal>),
 }
 
 /// What there is to tell of.
@@ -49,23 +54,30 @@ pub(super) struct Parts<'a> {
 
 /// What this node tells of Services that all nodes see.
 fn complaints(planner: &Planner, tellers: &mut Tellers, own: &str) -> Vec<Refusal> {
-    let complaints = planner.service_complaints();
-    if complaints.is_empty() {
+    let complaining = planner.complaining_services();
+    if complaining.is_empty() {
         return Vec::new();
     }
     let snapshot = planner.snapshot();
-    let told = tellers.own(own, snapshot.nodes.keys().map(|node| &*node.name), complaints.keys().copied());
+    let told = tellers.own(own, snapshot.nodes.keys().map(|node| &*node.name), complaining.into_iter());
     let refusal = |key: &ObjectKey| {
         let service = snapshot.services.get(key);
         let uid = service.and_then(|service| service.metadata.uid.as_ref()).map(ToString::to_string);
-        Refusal { kind: RefusedKind::WrittenService, key: key.clone(), uid, why: complaints[key].clone() }
+        let why = planner.complaint(key, LONGEST_NOTE);
+        Refusal { kind: RefusedKind::WrittenService, key: key.clone(), uid, why }
     };
     told.into_iter().map(refusal).collect()
 }
 
 impl Told {
     pub(super) fn new(events: Events) -> Self {
-        Self { events, broken: Vec::new(), logged: BTreeSet::new(), tellers: Tellers::default() }
+        Self {
+            events,
+            broken: Vec::new(),
+            logged: BTreeSet::new(),
+            tellers: Tellers::default(),
+            complaints: (None, Vec::new()),
+        }
     }
 
     /// Keeps what could not be mended, and logs each problem once: a port's when it is seen for the second time, because a pod
@@ -87,7 +99,10 @@ impl Told {
         let pools = ports.pools();
         let (standing, leaving) = {
             let planner = shared.planner();
-            let complaints = complaints(&planner, &mut self.tellers, &config.node_name);
+            if self.events.are_posted() && self.complaints.0 != passes.updated() {
+                self.complaints = (passes.updated(), complaints(&planner, &mut self.tellers, &config.node_name));
+            }
+            let complaints = self.complaints.1.iter().cloned();
             let others = host.refusal().into_iter().chain(shared.missing.refusals()).chain(complaints);
             self.events.tell(&planner.desired().refusals, others);
             let own = planner.snapshot().nodes.get(&ObjectKey::new("", &config.node_name));

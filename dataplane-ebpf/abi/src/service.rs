@@ -209,7 +209,7 @@ crate::layout! {
 }
 
 impl RingNode {
-    /// As many members of sets take as much memory.
+    /// As how many members of sets a node counts: keys and values of so many have as many bytes as it has.
     pub const MEMBERS: u32 = (size_of::<Self>() / (size_of::<MemberKey>() + size_of::<Member>())) as u32;
 }
 

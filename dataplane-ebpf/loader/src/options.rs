@@ -237,6 +237,15 @@ mod tests {
     }
 
     #[test]
+    fn rings_have_room_for_an_eighth_of_the_members() {
+        let rings = |members| {
+            let entries = MapSizes { members, ..MapSizes::default() }.entries();
+            entries[weft_abi::map::ALL.iter().position(|name| *name == weft_abi::map::RINGS).unwrap()]
+        };
+        assert_eq!([1, 7, 8, 9, 1 << 18].map(rings), [1, 1, 1, 2, 1 << 15]);
+    }
+
+    #[test]
     fn settings_may_name_some_fields_and_no_other() {
         let sizes: MapSizes = serde_json::from_str(r#"{"flows4": 4096, "eventsBytes": 65536}"#).unwrap();
         assert_eq!(sizes, MapSizes { flows4: 4096, events_bytes: 65536, ..MapSizes::default() });

@@ -221,7 +221,15 @@ fn has_written(log: &str, ports: usize) -> bool {
     let all = format!("numServices={ports} ");
     let of_v4 = |line: &&str| line.contains("ipFamily=\"IPv4\"");
     let rest = log.lines().filter(of_v4).skip_while(|line| !line.contains(&all));
-    rest.skip(1).any(|line| line.contains("SyncProxyRules complete"))
+    // The end of a sync that has failed is told as well.
+    let mut has_failed = false;
+    rest.skip(1).any(|line| {
+        has_failed |= line.contains("Sync failed");
+        let has_ended = line.contains("SyncProxyRules complete");
+        let is_written = has_ended && !has_failed;
+        has_failed &= !has_ended;
+        is_written
+    })
 }
 
 fn kubeconfig() -> Value {
@@ -294,5 +302,8 @@ mod tests {
         assert!(!has_written(&[ended, begun, other].concat(), 20));
         assert!(has_written(&[begun, other, ended].concat(), 20));
         assert!(!has_written(&[begun, ended].concat(), 2));
+        let failed = "proxier.go:1100] \"Sync failed\" ipFamily=\"IPv4\" retryingTime=\"30s\"\n";
+        assert!(!has_written(&[begun, failed, ended].concat(), 20));
+        assert!(has_written(&[begun, failed, ended, begun, ended].concat(), 20));
     }
 }

@@ -49,7 +49,7 @@ use crate::{
     },
 };
 
-/// Of how many Services [`Planner::service_complaints`] tells, and of how many of one namespace.
+/// How many Services [`Planner::complaining_services`] has, and how many of one namespace.
 const COMPLAINTS: usize = 1000;
 const COMPLAINTS_OF_NAMESPACE: usize = 20;
 
@@ -501,23 +501,39 @@ impl Planner {
         self.forms.len().max(self.desired.policy_reports.len())
     }
 
-    /// Services that are served otherwise than they are written, and how: some of each namespace, as this is asked after every pass.
-    pub(crate) fn service_complaints(&self) -> BTreeMap<&ObjectKey, String> {
-        let name = |frontend: &FrontendKey| self.services.holder(frontend);
-        let of_routes = self.routes.complaints(&self.desired.frontends, name).take(COMPLAINTS);
-        let own = self.services.complaints(COMPLAINTS_OF_NAMESPACE).map(|(key, problems)| {
-            let prefix = format!("Service {key}: ");
-            (key, problems.iter().map(|problem| problem.trim_start_matches(&prefix)).collect::<Vec<_>>().join("; "))
-        });
-        let mut complaints: BTreeMap<&ObjectKey, String> = BTreeMap::new();
-        for (key, why) in own.take(COMPLAINTS).chain(of_routes) {
-            if self.snapshot.services.contains_key(key) {
-                let all = complaints.entry(key).or_default();
-                all.push_str(if all.is_empty() { "" } else { "; " });
-                all.push_str(&why);
+    /// Services that are served otherwise than they are written: so many of each namespace, and of all, the first of every namespace first.
+    pub(crate) fn complaining_services(&self) -> Vec<&ObjectKey> {
+        let of_routes = self.routes.refused(&self.desired.frontends).filter_map(|(key, _)| self.services.holder(key));
+        let all: BTreeSet<&ObjectKey> = self.services.complaining().chain(of_routes).collect();
+        let mut ranked = Vec::new();
+        let (mut namespace, mut rank) = ("", 0);
+        for key in all.into_iter().filter(|key| self.snapshot.services.contains_key(*key)) {
+            rank = if *namespace == *key.namespace { rank + 1 } else { 0 };
+            namespace = &key.namespace;
+            if rank < COMPLAINTS_OF_NAMESPACE {
+                ranked.push((rank, key));
             }
         }
-        complaints
+        ranked.sort_unstable();
+        ranked.into_iter().take(COMPLAINTS).map(|(_, key)| key).collect()
+    }
+
+    /// How one of these is served otherwise; cut off beyond `most` bytes.
+    pub(crate) fn complaint(&self, service: &ObjectKey, most: usize) -> String {
+        let prefix = format!("Service {service}: ");
+        let (own, addresses) = self.services.complaint(service);
+        let own = own.iter().map(|problem| problem.trim_start_matches(&prefix).to_owned());
+        let of_routes = addresses.into_iter().filter_map(|addr| self.routes.refusal(&self.desired.frontends, addr));
+        let mut all = String::new();
+        for why in own.chain(of_routes) {
+            if all.len() > most {
+                break;
+            }
+            all.push_str(if all.is_empty() { "" } else { "; " });
+            all.push_str(&why);
+        }
+        all.truncate(all.floor_char_boundary(most));
+        all
     }
 
     /// Objects that could not be planned, and why.

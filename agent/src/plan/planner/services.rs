@@ -365,19 +365,20 @@ impl Services {
 
     /// What is wrong.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
-        let of_services = self.complaints(usize::MAX).flat_map(|(_, problems)| problems);
+        let complaining = self.complaining.iter().filter_map(|key| self.planned.get(key));
+        let of_services = complaining.flat_map(|standing| &standing.problems);
         of_services.chain(&self.refused.0).chain(self.weights.problems())
     }
 
-    /// What is wrong with single Services, and with ports of the host of single workloads: of so many of each namespace.
-    pub(super) fn complaints(&self, of_namespace: usize) -> impl Iterator<Item = (&ObjectKey, &Vec<String>)> {
-        let by_namespace = self.complaining.iter().scan((None, 0), |(namespace, count), key| {
-            *count = if *namespace == Some(&key.namespace) { *count + 1 } else { 0 };
-            *namespace = Some(&key.namespace);
-            Some((key, *count))
-        });
-        let some = by_namespace.filter(move |(_, before)| *before < of_namespace);
-        some.filter_map(|(key, _)| Some((key, &self.planned.get(key)?.problems)))
+    /// Services, and workloads with ports of the host, that something is wrong with.
+    pub(super) fn complaining(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.complaining.iter()
+    }
+
+    /// What is wrong with one of them, and the addresses that it has.
+    pub(super) fn complaint(&self, key: &ObjectKey) -> (&[String], BTreeSet<Addr>) {
+        let Some(standing) = self.planned.get(key) else { return (&[], BTreeSet::new()) };
+        (&standing.problems, standing.frontends.keys().map(|frontend| frontend.addr).collect())
     }
 
     /// Whose a frontend is.

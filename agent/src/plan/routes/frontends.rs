@@ -13,7 +13,7 @@ use weft_abi::{Addr, CidrKey, Frontend, FrontendFlags, FrontendKey, Remote, Remo
 use super::{Base, Use, special};
 use crate::{
     apply::{Changes, Patch},
-    model::{Desired, HostRoute, NodeFacts, ObjectKey, Snapshot},
+    model::{Desired, HostRoute, NodeFacts, Snapshot},
     plan::{address::cidr_key, digest::Digest, services::ports_of},
 };
 
@@ -108,29 +108,29 @@ impl Routes {
         frontends: &Frontends,
         name: impl Fn(&FrontendKey) -> String,
     ) -> Vec<String> {
-        let refused = self.refused_of(frontends).map(|(frontend, why)| format!("Service {}: {why}", name(frontend)));
+        let refused = self.refused(frontends).filter_map(|(frontend, addr)| {
+            Some(format!("Service {}: {}", name(frontend), self.refusal(frontends, addr)?))
+        });
         self.base.problems.iter().cloned().chain(refused).collect()
     }
 
-    /// What is wrong with addresses of Services; `holder`: whose a frontend is.
-    pub(in crate::plan) fn complaints<'s>(
+    /// Frontends at addresses that are refused.
+    pub(in crate::plan) fn refused<'f>(
         &self,
-        frontends: &Frontends,
-        holder: impl Fn(&FrontendKey) -> Option<&'s ObjectKey>,
-    ) -> impl Iterator<Item = (&'s ObjectKey, String)> {
-        self.refused_of(frontends).filter_map(move |(frontend, why)| Some((holder(frontend)?, why)))
+        frontends: &'f Frontends,
+    ) -> impl Iterator<Item = (&'f FrontendKey, Addr)> {
+        let at = |addr: &Addr| frontends.range(ports_of(*addr)).map(|(frontend, _)| (frontend, frontend.addr));
+        self.refused.keys().flat_map(at)
     }
 
-    /// Addresses that are refused, each by one of its frontends, and why.
-    fn refused_of<'f>(&self, frontends: &'f Frontends) -> impl Iterator<Item = (&'f FrontendKey, String)> {
-        self.refused.iter().filter_map(|(addr, why)| {
-            let (frontend, _) = frontends.range(ports_of(*addr)).next()?;
-            let what = match Serves::at(frontends, *addr)? {
-                Serves::ClusterIp => "spec.clusterIPs",
-                Serves::External => "external address",
-            };
-            Some((frontend, format!("{what}: {why}")))
-        })
+    /// Why an address of Services is refused; none: it is not.
+    pub(in crate::plan) fn refusal(&self, frontends: &Frontends, addr: Addr) -> Option<String> {
+        let why = self.refused.get(&addr)?;
+        let what = match Serves::at(frontends, addr)? {
+            Serves::ClusterIp => "spec.clusterIPs",
+            Serves::External => "external address",
+        };
+        Some(format!("{what}: {why}"))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::watch::{Source, kubernetes};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A name is looked up again after this long.
 const AGAIN: Duration = Duration::from_secs(30);
-/// Of a name that has more addresses in turn only the last ones count.
+/// Of a name that has more addresses in turn some older ones do not count any more.
 const MOST: usize = 64;
 
 /// What is known of them.
@@ -39,7 +39,8 @@ impl ApiServers {
             let nobody = Known { addresses: Some(BTreeSet::new()), problem: None };
             return Self(watch::channel(nobody).1);
         };
-        let (sender, mut receiver) = watch::channel(Known::default());
+        let unknown = Known { addresses: None, problem: Some("they are being looked up".to_owned()) };
+        let (sender, mut receiver) = watch::channel(unknown);
         tokio::spawn(async move {
             loop {
                 let (found, is_name) = match kubernetes::address(&server).await {
@@ -81,7 +82,8 @@ impl Known {
         match found {
             Ok(found) => {
                 let all: BTreeSet<IpAddr> = self.addresses.iter().flatten().chain(&found).copied().collect();
-                *self = Self { addresses: Some(if all.len() > MOST { found } else { all }), problem: None };
+                let older = all.difference(&found).take(MOST.saturating_sub(found.len()));
+                *self = Self { addresses: Some(older.chain(&found).copied().collect()), problem: None };
             }
             Err(error) => self.problem = Some(format!("{error:#}")),
         }
@@ -109,6 +111,8 @@ mod tests {
         assert_eq!(known.addresses, Some(addresses(0..2)));
         assert!(known.follow(Ok(addresses(100..200))));
         assert_eq!(known.addresses, Some(addresses(100..200)), "not without bound");
+        known.follow(Ok(addresses(0..1)));
+        assert_eq!(known.addresses.map(|all| all.len()), Some(MOST));
     }
 
     #[tokio::test]

@@ -56,8 +56,8 @@ impl Host {
         planned: bool,
         work: &Work,
     ) -> (Vec<Broken>, bool) {
-        self.config.api_servers = self.api_servers.addresses();
         let (mut changed, devices) = self.repair_devices(work).await;
+        changed |= self.follow_api_servers();
         let hops = self.repair_next_hops().await;
         changed |= *hops.as_ref().unwrap_or(&false);
         // Before the first plan those of an earlier run stay as they are.
@@ -66,6 +66,15 @@ impl Host {
         let results = [devices, hops.map(drop), routes, programs];
         let broken = results.into_iter().filter_map(|result| Some((None, format!("{:#}", result.err()?))));
         (broken.collect(), changed)
+    }
+
+    /// Whether the API server has other addresses than at the last look: nothing of the node's own has changed by that.
+    fn follow_api_servers(&mut self) -> bool {
+        let known = self.api_servers.addresses();
+        let is_new = self.observation.facts.api_servers != known;
+        self.config.api_servers.clone_from(&known);
+        self.observation.facts.api_servers = known;
+        is_new
     }
 
     /// The node's own devices and their addresses; whether the node is another now.

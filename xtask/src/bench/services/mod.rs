@@ -89,6 +89,7 @@ pub(super) fn rows(rounds: usize, options: &Parts) -> Result<Vec<Row>> {
     }
     if wanted(Part::Nodeport) {
         nodeport::measure(rounds, &mut found).context("by a NodePort")?;
+        found.leave_out("xdp_nodeport_*: there is no XDP path and no direct server return yet".to_owned());
     }
     let patience = Duration::from_secs(options.patience);
     let of_clusters = crr::Wanted { crr: wanted(Part::Crr), endpoint: wanted(Part::Endpoint), patience };
@@ -96,7 +97,6 @@ pub(super) fn rows(rounds: usize, options: &Parts) -> Result<Vec<Row>> {
     if wanted(Part::Cold) {
         cold::measure(rounds, &mut found).context("a start")?;
     }
-    found.left_out.push("xdp_nodeport_*: there is no XDP path and no direct server return yet".to_owned());
     for what in &found.left_out {
         println!("left out: {what}");
     }
