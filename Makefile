@@ -24,5 +24,5 @@ test: setup ## the whole suite, a real two-node Kubernetes included
 check: setup ## formatting, lints, layouts, docs
 	@$(XTASK) check
 
-bench: setup ## the measurements
-	@for name in datapath net vm cni vhost; do $(XTASK) bench $$name || exit 1; done
+bench: setup ## the measurements that need neither a large cluster (cargo xtask bench scale) nor kube-proxy (bench services)
+	@for name in datapath policy net vm cni vhost; do $(XTASK) bench $$name || exit 1; done
