@@ -36,24 +36,27 @@ const RETRY: Duration = Duration::from_secs(30);
 pub(crate) const LONGEST_NOTE: usize = 1024;
 /// Objects that are remembered as told, at most.
 const REMEMBERED: usize = 10_000;
-/// From so many on nothing is told of how Services are written.
+/// With so many remembered no more Events are posted on how Services are written.
 const REMEMBERED_WITH_WRITTEN: usize = REMEMBERED / 2;
-/// So often a namespace is told of how its Services are written, in the time of [`REPEAT`]: who edits them again and again silences nobody
-/// else.
+/// Events on how its Services are written that a namespace has within [`REPEAT`] at most: a tenant that edits without end keeps nobody else
+/// from theirs.
 const WRITTEN_OF_NAMESPACE: usize = 60;
 
 /// Posts Events.
 #[derive(Debug)]
 pub(crate) struct Events(Option<watch::Sender<BTreeSet<Refusal>>>);
 
-/// Whose Event it is, and a digest of uid and text where that is told anew when either changes: what the author of a Service reads. What
-/// does not fit has numbers in it that come and go.
+/// The object of an Event, and a digest of its uid and of the text where one is posted anew when either changes: of how a Service is
+/// written. Texts on what does not fit have numbers in them that come and go.
 type Subject = (RefusedKind, ObjectKey, u64);
 
 fn subject(refusal: &Refusal) -> Subject {
-    let text = |refusal: &Refusal| [refusal.uid.as_deref().unwrap_or_default(), &refusal.why].join(" ");
-    let is_written = refusal.kind == RefusedKind::WrittenService;
-    let digest = if is_written { Digest::spread(text(refusal).as_bytes()) } else { 0 };
+    let digest = match refusal.kind {
+        RefusedKind::WrittenService => {
+            Digest::spread([refusal.uid.as_deref().unwrap_or_default(), &refusal.why].join(" ").as_bytes())
+        }
+        _ => 0,
+    };
     (refusal.kind, refusal.key.clone(), digest)
 }
 
@@ -118,7 +121,7 @@ async fn post(client: Client, node: String, mut refusals: watch::Receiver<BTreeS
             }
             continue;
         };
-        // One that has published before counts an Event that says something else up.
+        // A recorder that is kept would count an earlier Event up, in the place of posting one with another text.
         let recorder = Recorder::new(client.clone(), reporter.clone());
         match recorder.publish(&event(&refusal), &reference(&refusal)).await {
             Ok(()) => {

@@ -121,22 +121,20 @@ pub struct NodeFacts {
 
 impl NodeFacts {
     /// Routers between this node and others.
-    fn routers(&self) -> BTreeSet<IpAddr> {
-        let routers =
-            self.next_hops.values().filter_map(|hop| if let NextHop::Router(via) = hop { Some(*via) } else { None });
-        routers.collect()
+    fn routers(&self) -> impl Iterator<Item = IpAddr> {
+        self.next_hops.values().filter_map(|hop| if let NextHop::Router(via) = hop { Some(*via) } else { None })
     }
 
     /// Whether an address is this node's or one of its routers'.
     pub(crate) fn is_of_network(&self, address: IpAddr) -> bool {
-        self.reserved.contains(&address) || self.next_hops.values().any(|hop| *hop == NextHop::Router(address))
+        self.reserved.contains(&address) || self.routers().any(|router| router == address)
     }
 
     /// Whether what Services come to is another than by `other`.
     pub(crate) fn serve_otherwise(&self, other: &Self) -> bool {
         (&self.service_cidrs, &self.reserved, &self.api_servers, &self.exposure)
             != (&other.service_cidrs, &other.reserved, &other.api_servers, &other.exposure)
-            || self.routers() != other.routers()
+            || self.routers().collect::<BTreeSet<_>>() != other.routers().collect()
     }
 
     /// Whether other nodes know this one by an address.

@@ -27,7 +27,7 @@ mod node;
 mod passes;
 mod ports;
 mod remembered;
-mod tellers;
+mod reporters;
 mod told;
 
 use std::{

@@ -119,7 +119,7 @@ async fn a_folder_has_no_events() {
     assert!(events.0.is_none());
 }
 
-/// Whoever writes Services again and again keeps nobody else from being told, and no kind but this one.
+/// A tenant that edits Services again and again keeps nobody else from an Event, and nothing that does not fit.
 #[tokio::test]
 async fn a_namespace_that_edits_without_end_silences_itself_alone() {
     let now = Instant::now();

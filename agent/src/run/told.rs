@@ -13,7 +13,7 @@ use super::{
     host::Host,
     passes::Passes,
     ports::{Broken, Ports},
-    tellers::Tellers,
+    reporters::Reporters,
 };
 use crate::{
     attachment::Pool,
@@ -34,9 +34,9 @@ pub(super) struct Told {
     broken: Vec<Broken>,
     /// Those of them that were logged.
     logged: BTreeSet<String>,
-    tellers: Tellers,
-    /// See [`complaints`], as of the pass that ended then.
-    complaints: (Option<SystemTime>, Vec<Refusal>),
+    reporters: Reporters,
+    /// See [`service_problems`], as of the pass that ended then.
+    service_problems: (Option<SystemTime>, Vec<Refusal>),
 }
 
 /// What there is to tell of.
@@ -53,17 +53,17 @@ pub(super) struct Parts<'a> {
 }
 
 /// What this node tells of Services that all nodes see.
-fn complaints(planner: &Planner, tellers: &mut Tellers, own: &str) -> Vec<Refusal> {
-    let complaining = planner.complaining_services();
-    if complaining.is_empty() {
+fn service_problems(planner: &Planner, reporters: &mut Reporters, own: &str) -> Vec<Refusal> {
+    let named = planner.services_with_problems();
+    if named.is_empty() {
         return Vec::new();
     }
     let snapshot = planner.snapshot();
-    let told = tellers.own(own, snapshot.nodes.keys().map(|node| &*node.name), complaining.into_iter());
+    let told = reporters.own(own, snapshot.nodes.keys().map(|node| &*node.name), named.into_iter());
     let refusal = |key: &ObjectKey| {
         let service = snapshot.services.get(key);
         let uid = service.and_then(|service| service.metadata.uid.as_ref()).map(ToString::to_string);
-        let why = planner.complaint(key, LONGEST_NOTE);
+        let why = planner.problems_of(key, LONGEST_NOTE);
         Refusal { kind: RefusedKind::WrittenService, key: key.clone(), uid, why }
     };
     told.into_iter().map(refusal).collect()
@@ -75,8 +75,8 @@ impl Told {
             events,
             broken: Vec::new(),
             logged: BTreeSet::new(),
-            tellers: Tellers::default(),
-            complaints: (None, Vec::new()),
+            reporters: Reporters::default(),
+            service_problems: (None, Vec::new()),
         }
     }
 
@@ -99,11 +99,12 @@ impl Told {
         let pools = ports.pools();
         let (standing, leaving) = {
             let planner = shared.planner();
-            if self.events.are_posted() && self.complaints.0 != passes.updated() {
-                self.complaints = (passes.updated(), complaints(&planner, &mut self.tellers, &config.node_name));
+            if self.events.are_posted() && self.service_problems.0 != passes.updated() {
+                let problems = service_problems(&planner, &mut self.reporters, &config.node_name);
+                self.service_problems = (passes.updated(), problems);
             }
-            let complaints = self.complaints.1.iter().cloned();
-            let others = host.refusal().into_iter().chain(shared.missing.refusals()).chain(complaints);
+            let of_services = self.service_problems.1.iter().cloned();
+            let others = host.refusal().into_iter().chain(shared.missing.refusals()).chain(of_services);
             self.events.tell(&planner.desired().refusals, others);
             let own = planner.snapshot().nodes.get(&ObjectKey::new("", &config.node_name));
             (planner.snapshot().standing(), own.is_some_and(|node| node.is_leaving()))

@@ -122,7 +122,7 @@ impl Site {
         let bed = Bed::of(&Options { nodes: 2, mode, ..Options::default() }, binaries)?;
         bed.apply(&service("default/load", SERVICE, PORT, PORT, &[("app", "load")]))?;
         bed.apply(&service("default/check", ["10.96.0.21", "fd00:96::21"], CHECK, CHECK, &[("app", "load")]))?;
-        bed.apply(&a_rule_each_way())?;
+        bed.apply(&a_rule_each_way(&pods(), &pods()))?;
         let client = bed.container(1, "default/client", &[])?;
         let here = bed.container(1, "default/here", &[("app", "load")])?;
         let there = bed.container(2, "default/there", &[])?;
@@ -157,18 +157,28 @@ impl Site {
     }
 }
 
-/// Pods of the namespace hear, and speak to, each other only.
-pub(super) fn a_rule_each_way() -> Value {
+/// Pods hear these peers and speak to those, by a rule each way.
+pub(super) fn a_rule_each_way(from: &Value, to: &Value) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "default", "name": "a-rule-each-way"},
         "spec": {
             "podSelector": {},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [{"podSelector": {}}]}],
-            "egress": [{"to": [{"podSelector": {}}]}],
+            "ingress": [{"from": [from]}],
+            "egress": [{"to": [to]}],
         },
     })
+}
+
+/// All pods of the namespace, as a peer.
+pub(super) fn pods() -> Value {
+    json!({"podSelector": {}})
+}
+
+/// The addresses of a prefix, as a peer.
+pub(super) fn block(cidr: &str) -> Value {
+    json!({"ipBlock": {"cidr": cidr}})
 }
 
 /// Two machines that `bpf_redirect_peer` alone joins.

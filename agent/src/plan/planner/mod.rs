@@ -49,9 +49,9 @@ use crate::{
     },
 };
 
-/// How many Services [`Planner::complaining_services`] has, and how many of one namespace.
-const COMPLAINTS: usize = 1000;
-const COMPLAINTS_OF_NAMESPACE: usize = 20;
+/// How many Services [`Planner::services_with_problems`] names at most, and how many of one namespace.
+const NAMED: usize = 1000;
+const NAMED_OF_NAMESPACE: usize = 20;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -502,26 +502,26 @@ impl Planner {
     }
 
     /// Services that are served otherwise than they are written: so many of each namespace, and of all, the first of every namespace first.
-    pub(crate) fn complaining_services(&self) -> Vec<&ObjectKey> {
+    pub(crate) fn services_with_problems(&self) -> Vec<&ObjectKey> {
         let of_routes = self.routes.refused(&self.desired.frontends).filter_map(|(key, _)| self.services.holder(key));
-        let all: BTreeSet<&ObjectKey> = self.services.complaining().chain(of_routes).collect();
+        let all: BTreeSet<&ObjectKey> = self.services.with_problems().chain(of_routes).collect();
         let mut ranked = Vec::new();
         let (mut namespace, mut rank) = ("", 0);
         for key in all.into_iter().filter(|key| self.snapshot.services.contains_key(*key)) {
             rank = if *namespace == *key.namespace { rank + 1 } else { 0 };
             namespace = &key.namespace;
-            if rank < COMPLAINTS_OF_NAMESPACE {
+            if rank < NAMED_OF_NAMESPACE {
                 ranked.push((rank, key));
             }
         }
         ranked.sort_unstable();
-        ranked.into_iter().take(COMPLAINTS).map(|(_, key)| key).collect()
+        ranked.into_iter().take(NAMED).map(|(_, key)| key).collect()
     }
 
-    /// How one of these is served otherwise; cut off beyond `most` bytes.
-    pub(crate) fn complaint(&self, service: &ObjectKey, most: usize) -> String {
+    /// What is wrong with one of these; cut off beyond `most` bytes.
+    pub(crate) fn problems_of(&self, service: &ObjectKey, most: usize) -> String {
         let prefix = format!("Service {service}: ");
-        let (own, addresses) = self.services.complaint(service);
+        let (own, addresses) = self.services.problems_of(service);
         let own = own.iter().map(|problem| problem.trim_start_matches(&prefix).to_owned());
         let of_routes = addresses.into_iter().filter_map(|addr| self.routes.refusal(&self.desired.frontends, addr));
         let mut all = String::new();

@@ -57,7 +57,7 @@ pub(super) struct Services {
     /// Of the last whole plan.
     refused: (Vec<String>, BTreeSet<Refusal>),
     /// Those of `planned` that have problems.
-    complaining: BTreeSet<ObjectKey>,
+    with_problems: BTreeSet<ObjectKey>,
     /// How often all were planned at once.
     #[cfg(test)]
     pub(super) planned_whole: usize,
@@ -175,7 +175,7 @@ impl Services {
             let standing = self.stand(&key, planned, snapshot, &mut found);
             self.touch_weaker(&key, &old, &standing.frontends);
             if !standing.problems.is_empty() {
-                self.complaining.insert(key.clone());
+                self.with_problems.insert(key.clone());
             }
             if !standing.wanted.is_empty() || !standing.problems.is_empty() {
                 self.planned.insert(key, standing);
@@ -267,7 +267,7 @@ impl Services {
     /// Takes what somebody had away from it; tells its frontends.
     fn withdraw(&mut self, key: &ObjectKey, found: &mut Found) -> BTreeMap<FrontendKey, Rank> {
         let Some(Standing { wanted, frontends, room, .. }) = self.planned.remove(key) else { return BTreeMap::new() };
-        self.complaining.remove(key);
+        self.with_problems.remove(key);
         for (rank, want) in wanted {
             if let Some(wanting) = self.wanting.get_mut(&want) {
                 wanting.remove(&rank);
@@ -365,18 +365,18 @@ impl Services {
 
     /// What is wrong.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
-        let complaining = self.complaining.iter().filter_map(|key| self.planned.get(key));
-        let of_services = complaining.flat_map(|standing| &standing.problems);
+        let standing = self.with_problems.iter().filter_map(|key| self.planned.get(key));
+        let of_services = standing.flat_map(|standing| &standing.problems);
         of_services.chain(&self.refused.0).chain(self.weights.problems())
     }
 
     /// Services, and workloads with ports of the host, that something is wrong with.
-    pub(super) fn complaining(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.complaining.iter()
+    pub(super) fn with_problems(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.with_problems.iter()
     }
 
     /// What is wrong with one of them, and the addresses that it has.
-    pub(super) fn complaint(&self, key: &ObjectKey) -> (&[String], BTreeSet<Addr>) {
+    pub(super) fn problems_of(&self, key: &ObjectKey) -> (&[String], BTreeSet<Addr>) {
         let Some(standing) = self.planned.get(key) else { return (&[], BTreeSet::new()) };
         (&standing.problems, standing.frontends.keys().map(|frontend| frontend.addr).collect())
     }

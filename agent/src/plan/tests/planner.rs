@@ -219,8 +219,8 @@ fn with_reports(planner: &Planner, whole: &Desired) -> Desired {
     desired.problems = planner.problems();
     desired.isolation = whole.isolation.keys().map(|id| (id.clone(), planner.isolated_by(id))).collect();
     desired.names = whole.names.keys().filter_map(|addr| Some((*addr, planner.name(*addr)?))).collect();
-    for key in planner.complaining_services() {
-        let (all, prefix) = (planner.complaint(key, usize::MAX), format!("Service {key}: "));
+    for key in planner.services_with_problems() {
+        let (all, prefix) = (planner.problems_of(key, usize::MAX), format!("Service {key}: "));
         let problems: Vec<&str> = desired.problems.iter().filter_map(|problem| problem.strip_prefix(&prefix)).collect();
         assert!(!problems.is_empty() && !all.is_empty(), "{key}: {all}");
         // What has no room is named among problems alone, and of its addresses nothing else is.
@@ -483,9 +483,9 @@ fn many_that_ask_for_one_address_are_planned_in_proportion() {
     assert_eq!(planner.single_services_planned(), MANY);
     let holders = planner.desired().frontends.keys().filter(|key| key.addr == addr("203.0.113.1"));
     assert_eq!(holders.count(), 1);
-    let complaining = planner.complaining_services();
-    assert_eq!(complaining.len(), 20, "of one namespace not all: {MANY}");
-    let why = planner.complaint(complaining[0], 60);
+    let named = planner.services_with_problems();
+    assert_eq!(named.len(), 20, "of one namespace not all: {MANY}");
+    let why = planner.problems_of(named[0], 60);
     assert_eq!(why, "203.0.113.1 port 80/TCP is taken by Service x/s059; give one");
     // The oldest one lets it go.
     let name = ObjectKey::new("x", &format!("s{:03}", MANY - 1));

@@ -4,8 +4,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tokio::{
+    net::lookup_host,
     sync::watch,
     time::{sleep, timeout},
 };
@@ -43,13 +44,12 @@ impl ApiServers {
         let (sender, mut receiver) = watch::channel(unknown);
         tokio::spawn(async move {
             loop {
-                let (found, is_name) = match kubernetes::address(&server).await {
-                    Ok(Ok(address)) => (Ok([address].into()), false),
-                    Ok(Err(name)) => (kubernetes::look_up(&name).await, true),
-                    Err(error) => (Err(error), true),
-                };
+                let host = kubernetes::host(&server).await;
+                // Nothing else is to be found out of an address.
+                let is_address = host.as_ref().is_ok_and(|host| host.parse::<IpAddr>().is_ok());
+                let found = look_up(host).await;
                 sender.send_if_modified(|known| known.follow(found));
-                if !is_name || sender.is_closed() {
+                if is_address || sender.is_closed() {
                     return;
                 }
                 sleep(AGAIN).await;
@@ -73,6 +73,13 @@ impl ApiServers {
             "external addresses of Services are not served for processes of the node until the API server's own addresses are known: {why}"
         ))
     }
+}
+
+/// The addresses that a name stands for now, or the address that it is.
+async fn look_up(host: Result<String>) -> Result<BTreeSet<IpAddr>> {
+    let host = host?;
+    let found = lookup_host((&*host, 0)).await.with_context(|| format!("look up '{host}'"))?;
+    Ok(found.map(|address| address.ip()).collect())
 }
 
 impl Known {

@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A client of the API server.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use kube::{
@@ -24,16 +20,9 @@ pub(crate) async fn client(server: &ApiServer) -> anyhow::Result<Client> {
 }
 
 /// The API server's address, or its name.
-pub(crate) async fn address(server: &ApiServer) -> anyhow::Result<Result<IpAddr, String>> {
+pub(crate) async fn host(server: &ApiServer) -> anyhow::Result<String> {
     let url = config(server).await?.cluster_url;
-    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    Ok(host.parse().map_err(|_| host.to_owned()))
-}
-
-/// The addresses that a name stands for now.
-pub(crate) async fn look_up(name: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
-    let found = tokio::net::lookup_host((name, 0)).await.with_context(|| format!("look up '{name}'"))?;
-    Ok(found.map(|address| address.ip()).collect())
+    Ok(url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned())
 }
 
 async fn config(server: &ApiServer) -> anyhow::Result<Config> {

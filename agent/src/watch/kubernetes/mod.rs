@@ -45,7 +45,7 @@ mod pods;
 mod tests;
 
 use backoff::Backoff;
-pub(crate) use connect::{address, client, look_up};
+pub(crate) use connect::{client, host};
 use kind::{Changed, Fault, Kind};
 use object::{Object, Watched};
 use order::Order;

@@ -13,11 +13,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use weft_api::Mac;
 use weft_dataplane::{Arrival, Dataplane, MapSizes, Options as Loading, Program};
 use weft_testbed::{Bed, Binaries, Container, Options, Shell as _, Tables, in_network, pod, until};
 
 use super::{
-    super::{statistic::Pair, table::Row},
+    super::{
+        net::{a_rule_each_way, block, pods},
+        statistic::Pair,
+        table::Row,
+    },
     Found,
     objects::Front,
 };
@@ -104,7 +109,8 @@ impl Site {
         let sizes = MapSizes { flows4: 1 << 19, ..MapSizes::default() };
         let config = json!({"mapSizes": sizes});
         let bed = Bed::of(&Options { nodes: 2, config, ..Options::default() }, &Binaries::released()?)?;
-        bed.apply(&a_rule_each_way())?;
+        // Pods speak to the range that the backends are of, and hear each other.
+        bed.apply(&a_rule_each_way(&pods(), &block("10.244.0.0/16")))?;
         for chosen in [&CONSISTENT, &RANDOM, &WEIGHTED, &LEAST] {
             for (number, weight) in chosen.weights.iter().enumerate().filter(|(_, weight)| **weight != 100) {
                 let name = format!("default/{}", chosen.pod_name(number));
@@ -181,9 +187,7 @@ impl Client {
         let index = bed.node(1).sh(&format!("cat /sys/class/net/{name}/ifindex"))?.ok()?;
         let own = pod.attachment().interface(true)?;
         let text = own["mac"].as_str().context("the interface has no Ethernet address")?;
-        let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16));
-        let octets: Vec<u8> = octets.collect::<Result<_, _>>()?;
-        let mac = octets.try_into().map_err(|_| anyhow::anyhow!("no Ethernet address: {text}"))?;
+        let Mac(mac) = text.parse()?;
         Ok(Self { ifindex: index.trim().parse()?, address, mac })
     }
 
@@ -200,19 +204,6 @@ impl Client {
         let at = report.packet.get(30..34).context("a short packet")?;
         Ok(Ipv4Addr::from(<[u8; 4]>::try_from(at)?))
     }
-}
-
-/// Pods speak to the range that the backends are of, and hear each other.
-fn a_rule_each_way() -> Value {
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": {"namespace": "default", "name": "a-rule-each-way"},
-        "spec": {
-            "podSelector": {}, "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [{"podSelector": {}}]}],
-            "egress": [{"to": [{"ipBlock": {"cidr": "10.244.0.0/16"}}]}],
-        },
-    })
 }
 
 /// The part of the flows that get another backend once one of the hundred is gone, another one in each round.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A start from nothing with 10,000 Services of 20 endpoints: from the program's start until everything is in force.
+//! A start from nothing with 10,000 Services of 20 endpoints: from the program's start until all of them are written.
 //!
 //! Of Weft that is read from the maps: each Service port is there, and the last one's backends. kube-proxy writes all of its rules in
 //! one transaction, so that a client that meets one Service could meet them all.

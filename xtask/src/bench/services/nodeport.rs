@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::{Value, json};
 use weft_testbed::{
     Bed, Binaries, Container, Mode, Options,
     apiserver::{ApiServer, Kind},
@@ -19,7 +18,11 @@ use weft_testbed::{
 };
 
 use super::{
-    super::{statistic::Pair, table::Row},
+    super::{
+        net::{a_rule_each_way, block},
+        statistic::Pair,
+        table::Row,
+    },
     Found,
     objects::LOAD,
     wire::{End, TURNS, await_served, short_connections},
@@ -56,23 +59,12 @@ impl Proxies {
     }
 }
 
-/// Weft's pod hears and speaks to everybody, by a rule each way.
-fn a_rule_for_all() -> Value {
-    let all = json!([{"ipBlock": {"cidr": "0.0.0.0/0"}}]);
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": {"namespace": "default", "name": "a-rule-for-all"},
-        "spec": {
-            "podSelector": {}, "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": all}], "egress": [{"to": all}],
-        },
-    })
-}
-
 /// Measures both, round by round.
 pub(super) fn measure(rounds: usize, found: &mut Found) -> Result<()> {
     let bed = Bed::of(&Options { nodes: 2, mode: Mode::Native, ..Options::default() }, &Binaries::released()?)?;
-    bed.apply(&a_rule_for_all())?;
+    // Weft's pod hears and speaks to everybody.
+    let all = block("0.0.0.0/0");
+    bed.apply(&a_rule_each_way(&all, &all))?;
     let pod: Container = bed.container(2, "default/far", &[])?;
     let IpAddr::V4(address) = pod.v4()? else { bail!("no IPv4 address") };
     load::serve(&pod, LOAD.port, TURNS)?;

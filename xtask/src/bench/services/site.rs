@@ -17,7 +17,7 @@ use weft_testbed::{
     load, pod,
 };
 
-use super::super::net::a_rule_each_way;
+use super::super::net::{a_rule_each_way, pods};
 use super::{
     objects::{LOAD, Size, put},
     wire::{self, TURNS},
@@ -48,7 +48,7 @@ impl Site {
         population.install(&server);
         let config = serde_json::json!({"mapSizes": sizes(size)});
         let bed = server.site(&Options { nodes: 1, config, ..Options::default() }, &Binaries::released()?)?;
-        server.put(Kind::NetworkPolicies, a_rule_each_way())?;
+        server.put(Kind::NetworkPolicies, a_rule_each_way(&pods(), &pods()))?;
         for name in ["default/client", "default/one", "default/two", "elsewhere/stranger"] {
             server.put(Kind::Pods, pod(name, "node1", &[]))?;
         }
